@@ -1,0 +1,60 @@
+"""Install music_ssl_fairseq: `pip install -e .`, with extras `[quickstart]`, `[probing]`, `[test]`."""
+
+from pathlib import Path
+
+from setuptools import find_namespace_packages, find_packages, setup
+
+# One import name, three distributions. No single one installs on every Python and platform:
+# ve-fairseq has wheels for Python 3.11 and 3.12 on 64-bit Linux, fairseq-fixed compiles anywhere
+# from 3.11 on, and the official release cannot be imported by Python 3.11 or newer.
+WHEELS = (
+    "python_version >= '3.11' and python_version < '3.13' "
+    "and platform_system == 'Linux' and platform_machine == 'x86_64'"
+)
+SOURCE = (
+    "python_version >= '3.13' or python_version >= '3.11' "
+    "and (platform_system != 'Linux' or platform_machine != 'x86_64')"
+)
+
+PLOT = ["matplotlib>=3.7"]
+QUICKSTART = [*PLOT, "music21>=9", "pretty_midi>=0.2.10", "midirenderer>=0.1"]
+PROBING = ["mir_eval>=0.8", "torchmetrics>=1.4", "scikit-learn>=1.3", *PLOT]
+TEST = ["pytest>=8", "pytest-xdist>=3", "ruff>=0.8", "mypy>=1.13", *PROBING]
+
+setup(
+    name="music_ssl_fairseq",
+    version="0.1.0",
+    description="music2vec and musicHuBERT: self-supervised pre-training on music, with fairseq",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=[
+        *find_packages(include=["music_ssl_fairseq*", "manifests_tools*"]),
+        # No __init__.py: hydra finds plugins of several distributions in this one namespace.
+        *find_namespace_packages(include=["hydra_plugins*"]),
+    ],
+    install_requires=[
+        f"ve-fairseq==0.12.3; {WHEELS}",
+        f"fairseq-fixed==0.12.3.1; {SOURCE}",
+        "fairseq==0.12.2; python_version < '3.11'",
+        # fairseq needs torch older than 2.12; torchaudio must be of torch's minor version, which
+        # its own requirement ensures from 2.6 on.
+        "torch>=2.6,<2.12",
+        "torchaudio>=2.6,<2.12",
+        "numpy>=1.26",
+        "scipy>=1.11",
+        "faiss-cpu>=1.12",
+        "soundfile>=0.13",
+        "librosa>=0.10.2",
+        "tensorboard>=2.14",
+        "tqdm>=4.65",
+    ],
+    extras_require={
+        "plot": PLOT,
+        "quickstart": QUICKSTART,
+        "probing": PROBING,
+        "test": TEST,
+    },
+    zip_safe=False,
+)
