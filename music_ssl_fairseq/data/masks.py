@@ -1,0 +1,108 @@
+"""Span masks with a fixed number of masked frames.
+
+fairseq draws spans for each crop and then, because the masked frames of a batch are to form one
+tensor, unmasks random frames until every crop has as few as the least masked one (`require_same_
+masks` of `compute_mask_indices`). So its masking ratio falls with the batch size: at 249 frames,
+probability 0.8 and length 10 it is 57 % for a batch of one and 45 % for a batch of 100, and single
+frames inside the spans are left to copy from.
+
+Here each crop gets the number of frames that fairseq's spans cover on average, whatever its batch:
+spans are drawn in the same way, until that number is reached. As a bonus, shapes are fixed.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from music_ssl_fairseq.errors import InputError
+
+
+@dataclass(frozen=True)
+class SpanMask:
+    """Draws masks of overlapping spans; `count(T)` frames of a crop of `T` are masked, always.
+
+    Attributes:
+        prob: `mask_prob`, in [0, 1]: spans times their length, as a share of the frames. Spans
+            overlap, so fewer frames are masked: 0.65 masks 49 % of 5 s, and 0.8 masks 57 %.
+        length: `mask_length`: frames of a span.
+        min_spans: fewest spans of a crop, as fairseq's `mask_min_masks`.
+    """
+
+    prob: float
+    length: int
+    min_spans: int = 2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.prob <= 1:
+            raise InputError(f"mask_prob is {self.prob:g}: it must lie in [0, 1]")
+        if self.length < 1:
+            raise InputError(f"mask_length is {self.length}: it must be at least 1 frame")
+
+    def count(self, num_frames: int) -> int:
+        """Frames that are masked in a crop of `num_frames`: never all, and 0 only for `prob` 0.
+
+        The expected number for fairseq's distribution, rounded.
+        """
+        return _count(num_frames, self.prob, self.length, self.min_spans)
+
+    def mask(self, num_frames: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw a mask.
+
+        Returns:
+            `[num_frames]` bool, true at exactly `count(num_frames)` frames.
+        """
+        count = self.count(num_frames)
+        if count == 0:
+            return np.zeros(num_frames, bool)
+        length = _span_length(num_frames, self.length)
+        starts = num_frames - length
+        # Spans come in the random order of their starts. A frame is covered when the first span
+        # that holds it comes: at the least rank among the starts of the `length` frames up to it.
+        rank = np.full(num_frames + length - 1, num_frames)
+        rank[length - 1 : length - 1 + starts] = rng.permutation(starts)
+        covered_at = sliding_window_view(rank, length).min(axis=1)
+        last = np.partition(covered_at, count - 1)[count - 1]
+        mask = covered_at < last
+        # All spans being equally long, what the last one adds is one run of frames.
+        added = np.flatnonzero(covered_at == last)
+        needed = count - np.count_nonzero(mask)
+        joins_next = added[-1] + 1 < num_frames and mask[added[-1] + 1]
+        mask[added[-needed:] if joins_next else added[:needed]] = True
+        return mask
+
+
+def _span_length(num_frames: int, length: int) -> int:
+    # A crop of less than two spans gets shorter ones, or they would have no room to vary.
+    return min(length, num_frames // 2)
+
+
+@lru_cache(maxsize=4096)
+def _count(num_frames: int, prob: float, length: int, min_spans: int) -> int:
+    if num_frames < 2 or prob == 0:
+        return 0
+    length = _span_length(num_frames, length)
+    spans = prob * num_frames / length
+    # fairseq adds a uniform number in [0, 1) and truncates: one of the two neighbours.
+    few, many = (max(min_spans, int(spans) + more) for more in (0, 1))
+    share = spans - int(spans)
+    covered = (1 - share) * expected_coverage(num_frames, length, few)
+    covered += share * expected_coverage(num_frames, length, many)
+    return min(max(1, round(covered)), num_frames - 1)
+
+
+def expected_coverage(num_frames: int, length: int, spans: int) -> float:
+    """Mean number of frames under `spans` spans of `length` frames, overlaps counted once.
+
+    Their starts are drawn without replacement from [0, num_frames - length), as fairseq draws
+    them. A frame that `a` of the `S` starts would cover stays free if all spans start elsewhere:
+    with the hypergeometric probability C(S - a, spans) / C(S, spans).
+    """
+    starts = num_frames - length
+    drawn = np.arange(min(spans, starts))
+    frame = np.arange(num_frames)
+    covering = np.minimum(frame, starts - 1) - np.maximum(frame - length + 1, 0) + 1
+    others = starts - np.maximum(covering, 0)
+    free = np.maximum(others[:, None] - drawn, 0) / (starts - drawn)
+    return float(np.sum(1 - free.prod(axis=1)))
