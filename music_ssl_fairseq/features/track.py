@@ -1,0 +1,55 @@
+"""Features of a file, or of some frames of it, without ever holding a long file whole."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from music_ssl_fairseq import audio
+from music_ssl_fairseq.errors import AudioError
+from music_ssl_fairseq.features import FrontEnd
+from music_ssl_fairseq.frames import LENGTH_TOLERANCE, SAMPLE_RATE
+
+
+class Track(NamedTuple):
+    """One line of a manifest: the file, and its length in samples at 16 kHz."""
+
+    path: str
+    num_samples: int
+
+
+def check_length(track: Track) -> None:
+    """Compare a file's length with the manifest's.
+
+    Raises:
+        AudioError: if the file is missing, not audio, or differs by more than `LENGTH_TOLERANCE`.
+    """
+    length = audio.probe(track.path).length_at(SAMPLE_RATE)
+    if abs(length - track.num_samples) > LENGTH_TOLERANCE * SAMPLE_RATE:
+        raise AudioError(
+            track.path,
+            f"lasts {length / SAMPLE_RATE:.2f} s, but its manifest says "
+            f"{track.num_samples / SAMPLE_RATE:.2f} s; rebuild the manifest",
+        )
+
+
+def track_features(front_end: FrontEnd, track: Track, first: int, last: int) -> np.ndarray:
+    """Frames `[first, last)` of a track, equal to those frames of the whole track's features.
+
+    Only their audio is decoded, and what the front end's context asks for around it. A file that
+    ends before the manifest says (`check_length` bounds by how much) is filled up with zeros, so
+    that frames and manifest always agree.
+
+    Returns:
+        `[last - first, dimension]` float32.
+
+    Raises:
+        AudioError: if the file cannot be read.
+    """
+    grid = front_end.grid
+    start = max(0, first - front_end.context)
+    stop = min(grid.num_frames(track.num_samples), last + front_end.context)
+    length = grid.num_samples(stop - start)
+    waveform = audio.read(track.path, start * grid.hop, length)
+    if len(waveform) < length:
+        waveform = np.pad(waveform, (0, length - len(waveform)))
+    return front_end.features(waveform)[first - start : last - start]
