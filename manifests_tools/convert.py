@@ -1,0 +1,109 @@
+"""16 kHz mono FLAC copies: what training reads fastest after WAV, in half the space."""
+
+import errno
+import os
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import soundfile
+
+from manifests_tools.examine import Track, blocks
+from manifests_tools.left_out import LeftOut
+from manifests_tools.parallel import parallel_map
+from music_ssl_fairseq import audio
+from music_ssl_fairseq.errors import AudioError, InputError
+from music_ssl_fairseq.files import atomic_path
+from music_ssl_fairseq.frames import SAMPLE_RATE
+
+
+def target_names(names: list[str]) -> dict[str, str]:
+    """The copy's name for each source: suffix `.flac`, in the same tree.
+
+    Where several sources would have one copy (`a.wav` and `a.mp3`), all of them keep their own
+    suffix before it (`a.wav.flac`).
+    """
+    targets = {name: os.path.splitext(name)[0] + ".flac" for name in names}
+    while clashing := _clashing(targets):
+        for name in clashing:
+            targets[name] = name + ".flac"
+    return targets
+
+
+def _clashing(targets: dict[str, str]) -> list[str]:
+    """Sources whose target is another's as well, but for those that already keep their suffix."""
+    sources: dict[str, list[str]] = {}
+    for name, target in targets.items():
+        sources.setdefault(target, []).append(name)
+    shared = [name for group in sources.values() if len(group) > 1 for name in group]
+    return [name for name in shared if targets[name] != name + ".flac"]
+
+
+def convert_tracks(
+    root: str, folder: str, tracks: list[Track], workers: int
+) -> tuple[dict[str, str], list[LeftOut]]:
+    """Write a copy of each track below `folder`, in parallel; keep those already there.
+
+    Returns:
+        Source name -> name of its copy, and the tracks found to be damaged.
+
+    Raises:
+        InputError: if a copy cannot be written.
+    """
+    targets = target_names([track.name for track in tracks])
+    function = partial(_convert_track, root=root, folder=folder, targets=targets)
+    results = parallel_map(function, tracks, workers, "writing flac", chunk=1)
+    left_out = [result for result in results if result is not None]
+    for item in left_out:
+        del targets[item.name]
+    return targets, left_out
+
+
+def _convert_track(track: Track, root: str, folder: str, targets: dict[str, str]) -> LeftOut | None:
+    source = os.path.join(root, track.name)
+    target = os.path.join(folder, targets[track.name])
+    try:
+        if not is_copy(target, track.num_samples):
+            write_flac(target, _pieces(source, track.num_samples))
+    except AudioError as error:
+        return LeftOut(track.name, error.reason)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return LeftOut(track.name, "its name is too long for a copy with the suffix .flac")
+        raise InputError(f"{target}: cannot be written ({error.strerror})") from None
+    return None
+
+
+def is_copy(path: str, num_samples: int) -> bool:
+    """Whether `path` is 16 kHz mono audio of that length, so that an earlier run finished it."""
+    try:
+        info = audio.probe(path)
+    except AudioError:
+        return False
+    return (info.num_samples, info.sample_rate, info.channels) == (num_samples, SAMPLE_RATE, 1)
+
+
+def _pieces(path: str, num_samples: int) -> Iterator[np.ndarray]:
+    for start, stop in blocks(num_samples, SAMPLE_RATE):
+        yield audio.read(path, start, stop - start)
+
+
+def write_flac(path: str, pieces: Iterator[np.ndarray]) -> None:
+    """Write consecutive pieces (`[T]` float32 at 16 kHz) as 16-bit FLAC, atomically.
+
+    Values are rounded to 1/32768 and clipped to [-1, 1): 16-bit audio of 16 kHz stays bit for bit
+    what it was, and a peak beyond full scale (MP3, resampling) does not wrap.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        try:
+            with soundfile.SoundFile(
+                os.fsencode(temporary), "w", SAMPLE_RATE, 1, "PCM_16", format="FLAC"
+            ) as file:
+                for piece in pieces:
+                    file.write(np.clip(np.rint(piece * 32768), -32768, 32767).astype(np.int16))
+        except (soundfile.LibsndfileError, AssertionError) as error:
+            # soundfile asserts that all frames were written: they are not on a full disk.
+            raise OSError(errno.EIO, f"{error or 'disk full?'}") from None

@@ -1,0 +1,83 @@
+"""Whether an audio file can be used, found out without decoding all of it."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from manifests_tools.left_out import LeftOut
+from manifests_tools.parallel import parallel_map
+from music_ssl_fairseq import audio
+from music_ssl_fairseq.audio import AudioInfo
+from music_ssl_fairseq.errors import AudioError
+
+EDGE_SECONDS = 0.25
+"""Decoded at the start and at the end of each file."""
+
+BLOCK_SECONDS = 120
+"""Decoded at a time where a file is decoded whole, so that memory does not grow with length."""
+
+_LONGEST = 2**40  # samples; libsndfile gives 2**63 - 1 for a FLAC stream that states no length
+
+
+@dataclass(frozen=True)
+class Track:
+    """A usable file: name relative to the root, samples at 16 kHz, and the file's own rate."""
+
+    name: str
+    num_samples: int
+    sample_rate: int
+
+
+def examine(path: str, thorough: bool = False) -> AudioInfo:
+    """Read the header and decode the start and the end, or with `thorough` all of the file.
+
+    Damage and NaN in the middle are found only by the latter; a truncated file by either.
+
+    Raises:
+        AudioError: if the file is not audio, or damaged in what was read.
+    """
+    info = audio.probe(path)
+    if info.num_samples > _LONGEST:
+        raise AudioError(path, "its header states no length: encode it again")
+    # At the file's own rate: the very last sample, and no resampling.
+    if thorough:
+        for start, stop in blocks(info.num_samples, info.sample_rate):
+            audio.read(path, start, stop - start, info.sample_rate)
+    else:
+        edge = int(EDGE_SECONDS * info.sample_rate)
+        audio.read(path, 0, edge, info.sample_rate)
+        audio.read(path, max(0, info.num_samples - edge), edge, info.sample_rate)
+    return info
+
+
+def blocks(num_samples: int, sample_rate: int) -> Iterator[tuple[int, int]]:
+    """Bounds `[start, stop)` of consecutive parts of `BLOCK_SECONDS`; the last one is shorter."""
+    size = BLOCK_SECONDS * sample_rate
+    for start in range(0, num_samples, size):
+        yield start, min(num_samples, start + size)
+
+
+def examine_tracks(
+    root: str, names: list[str], min_seconds: float, thorough: bool, workers: int
+) -> tuple[list[Track], list[LeftOut]]:
+    """Examine files in parallel: the usable ones in the order of `names`, and the others."""
+    function = partial(_examine_track, root=root, min_seconds=min_seconds, thorough=thorough)
+    tracks, left_out = [], []
+    for result in parallel_map(function, names, workers, "reading audio"):
+        if isinstance(result, Track):
+            tracks.append(result)
+        else:
+            left_out.append(result)
+    return tracks, left_out
+
+
+def _examine_track(name: str, root: str, min_seconds: float, thorough: bool) -> Track | LeftOut:
+    try:
+        info = examine(os.path.join(root, name), thorough)
+    except AudioError as error:
+        return LeftOut(name, error.reason)
+    seconds = info.num_samples / info.sample_rate
+    if info.num_samples == 0 or seconds < min_seconds:
+        return LeftOut(name, f"too short: {seconds:.3f} s, at least {min_seconds:g} s are needed")
+    return Track(name, info.length_at(), info.sample_rate)

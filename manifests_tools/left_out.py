@@ -1,0 +1,47 @@
+"""What a manifest leaves out, and why: `left_out.tsv` and the counts of the summary."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from music_ssl_fairseq.files import atomic_path
+
+REPORT = "left_out.tsv"
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file that cannot be used. `reason` is `kind`, or `kind: details`, or `kind (details)`."""
+
+    name: str
+    reason: str
+
+    @property
+    def kind(self) -> str:
+        """The reason without what differs from file to file."""
+        return self.reason.partition(":")[0].partition(" (")[0]
+
+
+def write_left_out(file: str | os.PathLike, left_out: Iterable[LeftOut]) -> None:
+    """Write a line `name<TAB>reason` each, sorted by name, atomically.
+
+    Tabs and line breaks in a name are written as `\\t`, `\\n` and `\\r`; bytes that are not UTF-8
+    stay as they are in the file system.
+    """
+    with atomic_path(file) as temporary, temporary.open("wb") as handle:
+        for item in sorted(left_out, key=lambda item: os.fsencode(item.name)):
+            handle.write(b"%s\t%s\n" % (_one_line(item.name), _one_line(item.reason)))
+
+
+def _one_line(text: str) -> bytes:
+    return os.fsencode(text.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r"))
+
+
+def count_kinds(left_out: Iterable[LeftOut]) -> str:
+    """For example `3 (too short 2, the file is empty 1)`, the most frequent first."""
+    kinds = Counter(item.kind for item in left_out)
+    if not kinds:
+        return "none"
+    parts = [f"{kind} {count}" for kind, count in sorted(kinds.items(), key=lambda x: (-x[1], x))]
+    return f"{sum(kinds.values())} ({', '.join(parts)})"

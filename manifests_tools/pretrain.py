@@ -1,0 +1,190 @@
+"""`python -m manifests_tools pretrain`: train.tsv and valid.tsv from a folder of music."""
+
+import argparse
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+
+from manifests_tools.convert import convert_tracks
+from manifests_tools.examine import Track, examine_tracks
+from manifests_tools.find import find_audio, is_within
+from manifests_tools.left_out import REPORT, LeftOut, count_kinds, write_left_out
+from manifests_tools.parallel import default_workers
+from manifests_tools.split import GroupBy, choose_valid, group_tracks
+from music_ssl_fairseq.data.manifest import write_manifest
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.frames import SAMPLE_RATE
+
+Groups = dict[str, list[Track]]
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m manifests_tools pretrain",
+        description="List the audio below a folder (wav, flac, ogg, opus, mp3; any sample rate and "
+        "number of channels) in OUT/train.tsv and OUT/valid.tsv. What cannot be used is left out, "
+        "and named with its reason in OUT/left_out.tsv. The same folder gives the same manifests.",
+        epilog="example: python -m manifests_tools pretrain --root ~/Music --group-by 1",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--root", required=True, metavar="DIR", help="folder with audio, searched to any depth")
+    add("--out", default="manifests", metavar="DIR", help="where to write (default: manifests)")
+    add(
+        "--valid-share",
+        type=_share,
+        default=0.05,
+        metavar="X",
+        help="share of the total duration for validation, between 0 and 1 (default: 0.05)",
+    )
+    add(
+        "--group-by",
+        type=_group_by,
+        default="folder",
+        metavar="WHAT",
+        help="what is never torn between the splits: `folder`, the folder a file is in (default); "
+        "a number n, the first n folders below the root (1: the artist in artist/album/track); "
+        "or `file`, nothing",
+    )
+    add(
+        "--min-seconds",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="leave out files shorter than this (default: 1)",
+    )
+    add("--seed", type=int, default=0, help="chooses the groups that validate (default: 0)")
+    add(
+        "--thorough",
+        action="store_true",
+        help="decode every file whole, which finds damage and NaN in the middle; without it the "
+        "header, the start and the end are read",
+    )
+    add(
+        "--convert",
+        metavar="DIR",
+        help="also write 16 kHz mono 16-bit FLAC copies below DIR, and list those: smaller, and "
+        "quicker to train from; a run that was interrupted goes on where it stopped",
+    )
+    add(
+        "--workers",
+        type=int,
+        default=default_workers(),
+        metavar="N",
+        help="processes (default: one for each CPU, here %(default)s)",
+    )
+    add("--force", action="store_true", help="replace existing manifests")
+    return parser
+
+
+def run(
+    root: str,
+    out: str = "manifests",
+    valid_share: float = 0.05,
+    group_by: GroupBy = "folder",
+    min_seconds: float = 1.0,
+    seed: int = 0,
+    thorough: bool = False,
+    convert: str | None = None,
+    workers: int = 1,
+    force: bool = False,
+) -> None:
+    """Write the manifests, and a summary to stdout; see `get_parser` for the arguments.
+
+    Raises:
+        InputError: if the root holds no usable audio, too little to split, or the output exists.
+    """
+    root = os.path.abspath(root)
+    _refuse_overwriting(Path(out), force)
+    if convert is not None:
+        convert = os.path.abspath(convert)
+        _refuse_mixing(root, convert)
+    names, unlisted = find_audio(root)
+    tracks, unusable = examine_tracks(root, names, min_seconds, thorough, workers)
+    left_out = [*unlisted, *unusable]
+    listed = {track.name: track.name for track in tracks}
+    if convert is not None:
+        listed, damaged = convert_tracks(root, convert, tracks, workers)
+        left_out += damaged
+        tracks = [track for track in tracks if track.name in listed]
+    report = Path(out, REPORT)
+    write_left_out(report, left_out)
+    groups = _groups(tracks, group_by, left_out, report)
+    lengths = {group: sum(track.num_samples for track in groups[group]) for group in groups}
+    chosen = choose_valid(lengths, valid_share, seed)
+    splits = {
+        "train": {group: groups[group] for group in groups if group not in chosen},
+        "valid": {group: groups[group] for group in groups if group in chosen},
+    }
+    for split, members in splits.items():
+        lines = [(listed[t.name], t.num_samples) for group in members.values() for t in group]
+        lines.sort(key=lambda line: os.fsencode(line[0]))
+        write_manifest(Path(out, f"{split}.tsv"), convert or root, lines)
+    _summarise(out, splits, left_out, report)
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return share
+
+
+def _group_by(text: str) -> GroupBy:
+    if text in ("folder", "file"):
+        return text
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is neither `folder`, `file` nor a positive number")
+
+
+def _refuse_overwriting(out: Path, force: bool) -> None:
+    existing = [f"{split}.tsv" for split in ("train", "valid") if (out / f"{split}.tsv").exists()]
+    if existing and not force:
+        raise InputError(
+            f"{out}: {' and '.join(existing)} exist already; "
+            "--force replaces them, --out writes elsewhere"
+        )
+
+
+def _refuse_mixing(root: str, convert: str) -> None:
+    """Copies among their sources would be listed as music the next time, or replace it."""
+    if is_within(convert, root) or is_within(root, convert):
+        raise InputError(
+            f"--convert {convert} and --root {root} lie within each other: "
+            "choose a folder for the copies beside the root"
+        )
+
+
+def _groups(
+    tracks: list[Track], group_by: GroupBy, left_out: list[LeftOut], report: Path
+) -> Groups:
+    """Tracks by group, at least two groups; files where there is but one folder."""
+    if len(tracks) < 2:
+        raise InputError(
+            f"{len(tracks) or 'no'} usable file{'s' if not tracks else ''}, but training and "
+            f"validation need one each; left out: {count_kinds(left_out)}, see {report}"
+        )
+    groups = group_tracks(tracks, group_by)
+    if len(groups) == 1:
+        print(
+            f"warning: all files are in one group ({group_by}): splitting by file instead, so an "
+            "album may be in both splits",
+            file=sys.stderr,
+        )
+        groups = group_tracks(tracks, "file")
+    return groups
+
+
+def _summarise(out: str, splits: dict[str, Groups], left_out: list[LeftOut], report: Path) -> None:
+    rates: Counter[int] = Counter()
+    for split, groups in splits.items():
+        tracks = [track for group in groups.values() for track in group]
+        rates.update(track.sample_rate for track in tracks)
+        hours = sum(track.num_samples for track in tracks) / SAMPLE_RATE / 3600
+        print(f"{split}: {len(tracks)} tracks, {hours:.2f} h, {len(groups)} groups")
+    print("sample rates:", ", ".join(f"{rate} Hz {rates[rate]}" for rate in sorted(rates)))
+    print(f"left out: {count_kinds(left_out)}" + (f", listed in {report}" if left_out else ""))
+    where = "" if Path(out) == Path("manifests") else f" --manifests {out}"
+    print(f"next: python -m music_ssl_fairseq.label --k 2000{where}")

@@ -1,0 +1,62 @@
+"""Which tracks validate: whole folders, chosen by a hash of the seed and of their names."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from hashlib import blake2b
+
+from manifests_tools.examine import Track
+
+GroupBy = str | int
+"""`folder`: the folder a file is in; n: the first n folders of its name; `file`: the file alone."""
+
+_OVERSHOOT = 1.5  # times the share: a group that would take the split beyond this is passed over
+
+
+def group_of(name: str, group_by: GroupBy) -> str:
+    """The group of a track by its name; the root itself is `""`."""
+    if group_by == "file":
+        return name
+    folder = os.path.dirname(name)
+    if group_by == "folder":
+        return folder
+    return os.sep.join(folder.split(os.sep)[: int(group_by)])
+
+
+def group_tracks(tracks: Iterable[Track], group_by: GroupBy) -> dict[str, list[Track]]:
+    """Tracks of each group, in the order given."""
+    groups = defaultdict(list)
+    for track in tracks:
+        groups[group_of(track.name, group_by)].append(track)
+    return dict(groups)
+
+
+def choose_valid(lengths: Mapping[str, int], share: float, seed: int) -> set[str]:
+    """Choose the groups that validate: about `share` of the total length.
+
+    Groups come in the order of a hash of seed and name, which folders added later do not change:
+    most of a validation split stays when the corpus grows. A group too large for the share is
+    passed over; if all are, the smallest is taken.
+
+    Args:
+        lengths: length of each group (at least two), in any unit.
+        share: of the total, in (0, 1).
+
+    Returns:
+        At least one group, and never all.
+    """
+    order = sorted(lengths, key=lambda group: _hash(seed, group))
+    wanted = share * sum(lengths.values())
+    chosen: set[str] = set()
+    taken = 0
+    for group in order[:-1]:
+        if taken >= wanted:
+            break
+        if taken + lengths[group] <= _OVERSHOOT * wanted:
+            chosen.add(group)
+            taken += lengths[group]
+    return chosen or {min(order, key=lengths.__getitem__)}
+
+
+def _hash(seed: int, group: str) -> bytes:
+    return blake2b(b"%d\0%s" % (seed, os.fsencode(group)), digest_size=16).digest()
