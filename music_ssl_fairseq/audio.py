@@ -22,6 +22,8 @@ _ZERO_CROSSINGS = 16  # of the sinc, each side: 90 dB stop band with the window 
 _KAISER_BETA = 9.0
 _ROLLOFF = 0.945  # cut-off as a share of the lower Nyquist frequency
 
+_LOST_TAIL = 0.02  # seconds at most by which encoders (Opus) state more than can be decoded
+
 
 @dataclass(frozen=True)
 class AudioInfo:
@@ -75,7 +77,7 @@ def read(
         `[T]` float32.
 
     Raises:
-        AudioError: if the file is missing, not audio, shorter than its header says (truncated),
+        AudioError: if the file is missing, not audio, over 20 ms shorter than its header says,
             or holds NaN or infinite samples.
     """
     name = os.fspath(path)
@@ -116,10 +118,12 @@ def _decode(file: soundfile.SoundFile, name: str, start: int, stop: int) -> np.n
     except soundfile.LibsndfileError as error:
         raise AudioError(name, f"damaged or truncated ({error.error_string})") from None
     if len(block) < stop - start:
-        raise AudioError(
-            name,
-            f"truncated: its header says {file.frames} samples, but it ends at {start + len(block)}",
-        )
+        end = start + len(block)
+        if file.frames - end > _LOST_TAIL * file.samplerate:
+            raise AudioError(
+                name, f"truncated: its header says {file.frames} samples, but it ends at {end}"
+            )
+        block = np.pad(block, ((0, stop - end), (0, 0)))
     return block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
 
 

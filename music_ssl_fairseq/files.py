@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from hashlib import blake2b
 from pathlib import Path
 
 
@@ -16,7 +17,9 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
+    # Not the target's own name with something added: that may be as long as a name can be.
+    name = blake2b(os.fsencode(target.name), digest_size=8).hexdigest()
+    temporary = target.with_name(f".{name}.{os.getpid()}.tmp{target.suffix}")
     try:
         yield temporary
         os.replace(temporary, target)
