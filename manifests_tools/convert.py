@@ -51,17 +51,18 @@ def convert_tracks(
         InputError: if a copy cannot be written.
     """
     targets = target_names([track.name for track in tracks])
-    function = partial(_convert_track, root=root, folder=folder, targets=targets)
-    results = parallel_map(function, tracks, workers, "writing flac", chunk=1)
+    jobs = [(track, targets[track.name]) for track in tracks]
+    function = partial(_convert_track, root=root, folder=folder)
+    results = parallel_map(function, jobs, workers, "writing flac", chunk=1)
     left_out = [result for result in results if result is not None]
     for item in left_out:
         del targets[item.name]
     return targets, left_out
 
 
-def _convert_track(track: Track, root: str, folder: str, targets: dict[str, str]) -> LeftOut | None:
-    source = os.path.join(root, track.name)
-    target = os.path.join(folder, targets[track.name])
+def _convert_track(job: tuple[Track, str], root: str, folder: str) -> LeftOut | None:
+    track, name = job
+    source, target = os.path.join(root, track.name), os.path.join(folder, name)
     try:
         if not is_copy(target, track.num_samples):
             write_flac(target, _pieces(source, track.num_samples))
