@@ -1,0 +1,83 @@
+# Sourced by examples/quickstart.sh, tests/run.sh and .ci/run: a Python with this package in it.
+# shellcheck shell=bash
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+fail() {
+  echo "error: $*" >&2
+  exit 1
+}
+
+supported() { # python: whether it runs, and is a version that fairseq has wheels for
+  "$1" -c 'import sys; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])' 2> /dev/null
+}
+
+# Print a Python 3.11 or 3.12 of this machine.
+find_python() {
+  local python
+  for python in python3.12 python3.11 python3 python; do
+    # A command may be there and not work: pyenv leaves such behind.
+    if supported "$python"; then
+      command -v "$python"
+      return
+    fi
+  done
+  fail "needs Python 3.11 or 3.12, and finds none under python3.12, python3.11, python3 or" \
+    "python. Install one (Debian: apt-get install python3 python3-venv; anywhere: uv python" \
+    "install 3.12), or activate a virtual environment that has it"
+}
+
+make_venv() { # folder
+  local python
+  python=$(find_python) || exit 1
+  "$python" -m venv "$1" > /dev/null \
+    || fail "$python cannot make a virtual environment: install its venv module (Debian: apt-get" \
+      "install python3-venv), and run this again"
+}
+
+# Put the active virtual environment, or else .venv of the repository, first on PATH.
+use_venv() {
+  if [ -z "${VIRTUAL_ENV:-}" ]; then
+    export VIRTUAL_ENV="$ROOT/.venv"
+    if [ ! -x "$VIRTUAL_ENV/bin/python" ]; then
+      echo "making a virtual environment in $VIRTUAL_ENV"
+      make_venv "$VIRTUAL_ENV"
+    fi
+  fi
+  supported "$VIRTUAL_ENV/bin/python" \
+    || fail "$VIRTUAL_ENV has no Python 3.11 or 3.12: deactivate or remove it, and one is made in" \
+      "$ROOT/.venv"
+  export PATH="$VIRTUAL_ENV/bin:$PATH"
+}
+
+# Whether this repository, and what it needs first, can be imported.
+importable() {
+  python -P - "$ROOT" << 'EOF'
+import importlib.util, sys
+specs = {name: importlib.util.find_spec(name) for name in ("fairseq", "torch", "music_ssl_fairseq")}
+ours = specs["music_ssl_fairseq"]
+sys.exit(not (all(specs.values()) and ours.origin.startswith(sys.argv[1])))
+EOF
+}
+
+# environment EXTRAS: an environment with this repository and those of its extras, installed if
+# the same setup.py has not been installed there before.
+environment() {
+  local stamp state log
+  use_venv
+  stamp="$VIRTUAL_ENV/.music_ssl_fairseq-$1"
+  state="$ROOT $(cksum < "$ROOT/setup.py")"
+  if [ "$(cat "$stamp" 2> /dev/null)" = "$state" ] && importable; then
+    return
+  fi
+  echo "installing music_ssl_fairseq[$1] into $VIRTUAL_ENV (with torch: minutes, and 6 GB of disk)"
+  log=$(mktemp)
+  # An environment made by uv, or whose making was interrupted, has no pip.
+  python -m pip --version > /dev/null 2>&1 || python -m ensurepip > "$log" 2>&1 || true
+  if ! python -m pip install --disable-pip-version-check -e "${ROOT}[$1]" < /dev/null > "$log" 2>&1; then
+    tail -n 20 "$log" >&2
+    fail "pip could not install the package; all it said is in $log"
+  fi
+  rm -f "$log"
+  echo "$state" > "$stamp"
+}

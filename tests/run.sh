@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Run the tests on two processes; arguments go to pytest.
+#
+#   bash tests/run.sh [-k frames] [tests/test_frames.py] ...
+#
+# Uses the active virtual environment, or makes .venv in the repository.
+set -euo pipefail
+# shellcheck source=examples/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../examples/environment.sh"
+
+environment test,quickstart
+cd "$ROOT"
+# Small tensors: a second thread costs more than it brings.
+export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+exec python -m pytest -n 2 "$@"

@@ -1,0 +1,78 @@
+"""The direction of imports: who may know whom."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("music_ssl_fairseq", "manifests_tools")
+FOUNDATION = {"errors", "files", "frames", "audio"}
+
+# Room -> the rooms of ours that it may import, itself aside. A room is a module or a folder of the
+# package. Nothing that trains knows label or manifests_tools, and only tasks know several rooms:
+# importing them registers all there is.
+ALLOWED = {
+    "errors": set(),
+    "files": set(),
+    "frames": {"errors"},
+    "audio": {"errors", "frames"},
+    "compat": {"errors", "files"},
+    "data": FOUNDATION | {"compat"},
+    "features": FOUNDATION | {"data"},
+    "label": FOUNDATION | {"data", "features"},
+    "manifests_tools": FOUNDATION | {"data"},
+    "modules": FOUNDATION | {"compat"},
+    "models": FOUNDATION | {"compat", "modules"},
+    "criterions": FOUNDATION | {"compat"},
+    "tasks": FOUNDATION | {"compat", "data", "models", "criterions"},
+}
+
+# Library -> the only modules, or rooms, that use it. convert writes audio, and reads none.
+USERS = {
+    "soundfile": ("music_ssl_fairseq.audio", "manifests_tools.convert"),
+    "faiss": ("music_ssl_fairseq.label",),
+}
+
+
+def name(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def room(module: str) -> str:
+    """`music_ssl_fairseq.data.crops` -> `data`, `manifests_tools.find` -> `manifests_tools`."""
+    package, _, rest = module.partition(".")
+    return rest.partition(".")[0] if package == "music_ssl_fairseq" else package
+
+
+def imports(file: Path) -> set[str]:
+    """Every module imported anywhere in a file, in functions too; `from a import b` gives a.b."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}, line {node.lineno}: import it by its full name"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+MODULES = {
+    name(file): imports(file) for package in PACKAGES for file in (ROOT / package).rglob("*.py")
+}
+
+
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - {"music_ssl_fairseq"}))
+def test_a_module_imports_only_the_rooms_below_its_own(module: str):
+    used = {room(imported) for imported in MODULES[module] if imported.startswith(PACKAGES)}
+    assert used <= ALLOWED[room(module)] | {room(module)}
+
+
+@pytest.mark.parametrize("library", USERS)
+def test_one_place_knows_a_library(library: str):
+    users = {
+        module
+        for module, imported in MODULES.items()
+        if any(other.partition(".")[0] == library for other in imported)
+    }
+    assert [user for user in sorted(users) if not user.startswith(USERS[library])] == []
