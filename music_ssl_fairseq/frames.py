@@ -78,8 +78,13 @@ def frame_labels(num_frames: int, frame_hop: int, hop: int) -> np.ndarray:
     return np.arange(num_frames, dtype=np.int64) * frame_hop // hop
 
 
-def labels_fit(num_labels: int, num_samples: int, hop: int, sample_rate: int = SAMPLE_RATE) -> bool:
-    """Whether labels and audio end within `LENGTH_TOLERANCE` of each other."""
+def labels_fit(
+    num_labels: int | np.ndarray,
+    num_samples: int | np.ndarray,
+    hop: int,
+    sample_rate: int = SAMPLE_RATE,
+) -> bool | np.ndarray:
+    """Whether labels and audio end within `LENGTH_TOLERANCE` of each other, element-wise."""
     return abs(num_labels * hop - num_samples) <= LENGTH_TOLERANCE * sample_rate
 
 

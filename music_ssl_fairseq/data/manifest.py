@@ -5,15 +5,17 @@ of samples *at 16 kHz*. For a 16 kHz file that is its own length, so stock fairs
 manifest; a file of another rate is resampled when read, and its length here is the one after that.
 """
 
-import mmap
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from music_ssl_fairseq.data.mapped import MappedFile
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.files import atomic_path
+
+_MAX_DIGITS = 15  # of a length: what certainly fits 64 bits
 
 
 class Manifest:
@@ -40,40 +42,46 @@ class Manifest:
                 f"{self.file}: no such manifest; make it with "
                 f"`python -m manifests_tools pretrain --root MUSIC_DIR --out {self.file.parent}`"
             )
-        self._text = self._map()
-        ends = np.flatnonzero(np.frombuffer(self._text, np.uint8) == ord("\n"))
+        self._text = MappedFile(self.file)
+        ends = self._text.positions("\n")
         if len(self._text) and (not len(ends) or ends[-1] != len(self._text) - 1):
             ends = np.append(ends, len(self._text))
         if len(ends) < 2:
             raise InputError(f"{self.file}: lists no track; make it again from a folder with audio")
         self.root = os.fsdecode(self._text[: ends[0]].rstrip(b"\r"))
         self._starts = ends[:-1] + 1
-        tabs = np.empty(len(self._starts), np.int64)
-        self.num_samples = np.empty(len(self._starts), np.int64)
-        for i, (start, end) in enumerate(zip(self._starts.tolist(), ends[1:].tolist())):
-            name, tab, samples = self._text[start:end].partition(b"\t")
-            if not tab or not samples.strip().isdigit():
-                raise InputError(
-                    f"{self.file}, line {i + 2}: expected `name<TAB>samples`, "
-                    f"found {self._text[start:end][:80]!r}"
-                )
-            tabs[i] = start + len(name)
-            self.num_samples[i] = int(samples)
-        self._tabs = tabs
+        self._tabs = self._one_tab_a_line(ends[1:])
+        self.num_samples = self._numbers(ends[1:])
 
-    def _map(self) -> mmap.mmap | bytes:
-        with self.file.open("rb") as handle:
-            if os.fstat(handle.fileno()).st_size == 0:
-                return b""
-            return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+    def _one_tab_a_line(self, ends: np.ndarray) -> np.ndarray:
+        tabs = self._text.positions("\t")
+        tabs = tabs[np.searchsorted(tabs, self._starts[0]) :]
+        in_line = np.searchsorted(tabs, ends) - np.searchsorted(tabs, self._starts)
+        self._refuse_where(in_line != 1, ends)
+        return tabs
 
-    def __getstate__(self) -> dict:
-        # A map cannot be pickled: a spawned worker maps the file again.
-        return {**self.__dict__, "_text": None}
+    def _numbers(self, ends: np.ndarray) -> np.ndarray:
+        """What stands between the tabs and the ends of the lines, parsed for all lines at once."""
+        text = self._text.array()
+        last = ends - (text[ends - 1] == ord("\r"))
+        digits = last - self._tabs - 1
+        self._refuse_where((digits < 1) | (digits > _MAX_DIGITS), ends)
+        numbers = np.zeros(len(ends), np.int64)
+        for place in range(int(digits.max())):
+            rows = np.flatnonzero(digits > place)
+            digit = text[last[rows] - 1 - place] - np.uint8(ord("0"))
+            if (digit > 9).any():
+                self._refuse_where(np.isin(np.arange(len(ends)), rows[digit > 9]), ends)
+            numbers[rows] += digit.astype(np.int64) * 10**place
+        return numbers
 
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._text = self._map()
+    def _refuse_where(self, wrong: np.ndarray, ends: np.ndarray) -> None:
+        if wrong.any():
+            line = int(wrong.argmax())
+            found = self._text[self._starts[line] : ends[line]][:80]
+            raise InputError(
+                f"{self.file}, line {line + 2}: expected `name<TAB>samples`, found {found!r}"
+            )
 
     def __len__(self) -> int:
         return len(self._starts)

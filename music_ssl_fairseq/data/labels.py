@@ -1,0 +1,126 @@
+"""Pseudo-labels: their store, their units, and whether they belong to the audio.
+
+`check_labels` is asked before training. fairseq itself warns once a track, which drowns in its log,
+and turns units that it does not know into UNK without a word: a model then trains for days on
+nothing.
+"""
+
+import numpy as np
+
+from music_ssl_fairseq.data.label_store import LabelStore
+from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.data.units import METADATA, UnitDictionary, read_label_rate, read_metadata
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.frames import LENGTH_TOLERANCE, SAMPLE_RATE, label_hop, labels_fit
+
+__all__ = ["LabelStore", "UnitDictionary", "check_labels", "read_label_rate"]
+
+EXHAUSTIVE_BYTES = 64 << 20
+"""Label files up to this size are checked whole (seconds); of larger ones, this many bytes."""
+
+_USUAL_RATES = {
+    100: ": were these MFCC labels?",
+    50: ": were these labels of deep features?",
+    25: "",
+    200: "",
+}
+
+
+def check_labels(
+    manifest: Manifest,
+    store: LabelStore,
+    units: UnitDictionary,
+    label_rate: float,
+    sample_rate: int = SAMPLE_RATE,
+) -> None:
+    """Say what does not fit, and what the likely mistake is, before the first update.
+
+    Args:
+        label_rate: labels a second.
+
+    Raises:
+        InputError: one line, if labels and manifest differ in their number of tracks, labels end
+            more than 0.1 s before or after their audio, or the dictionary lacks units in use.
+    """
+    _check_tracks(manifest, store, units)
+    _check_rate(manifest, store, label_rate, sample_rate)
+    _check_units(manifest, store, units)
+
+
+def _check_tracks(manifest: Manifest, store: LabelStore, units: UnitDictionary) -> None:
+    if len(store) != len(manifest):
+        raise InputError(
+            f"{store.file}: {len(store)} lines of labels, but {manifest.file} lists "
+            f"{len(manifest)} tracks: the manifest was made again after the labels, or labelling "
+            f"did not finish; run `python -m music_ssl_fairseq.label --k {units.num_units} "
+            "--force`"
+        )
+
+
+def _check_rate(manifest: Manifest, store: LabelStore, label_rate: float, sample_rate: int) -> None:
+    fit = _fit(manifest, store, label_rate, sample_rate)
+    num_wrong = len(fit) - np.count_nonzero(fit)
+    if not num_wrong:
+        return
+    first = int(np.argmin(fit))
+    where = f"{num_wrong} of {len(fit)} tracks, first line {first + 1} ({_name(manifest, first)})"
+    for rate, question in _USUAL_RATES.items():
+        if rate != label_rate and _fit(manifest, store, rate, sample_rate).mean() > 0.9:
+            raise InputError(
+                f"{store.file}: label_rate is {label_rate:g} but the labels fit {rate}{question} "
+                f"(At {label_rate:g}, labels and audio differ in length in {where})"
+            )
+    raise InputError(
+        f"{store.file}: labels and audio differ by more than {LENGTH_TOLERANCE:g} s in {where}: "
+        f"{store.counts[first]} labels at label_rate {label_rate:g} are "
+        f"{store.counts[first] / label_rate:.2f} s, the audio has "
+        f"{manifest.num_samples[first] / sample_rate:.2f} s; were audio or manifest changed after "
+        "labelling? Label again"
+    )
+
+
+def _fit(manifest: Manifest, store: LabelStore, label_rate: float, sample_rate: int) -> np.ndarray:
+    hop = label_hop(label_rate, sample_rate)
+    return np.asarray(labels_fit(store.counts, manifest.num_samples, hop, sample_rate))
+
+
+def _check_units(manifest: Manifest, store: LabelStore, units: UnitDictionary) -> None:
+    stated = read_metadata(units.file.parent).get("k", units.num_units)
+    if stated != units.num_units:
+        raise InputError(
+            f"{units.file}: lists {units.num_units} units, but {METADATA} beside it says "
+            f"k={stated}: they are from different runs; label again"
+        )
+    num_labels = num_outside = largest = 0
+    example = ""
+    for track in _tracks_to_check(store):
+        labels = store.units(track)
+        outside = units.outside(labels)
+        num_labels += len(labels)
+        largest = max(largest, int(labels.max(initial=0)))
+        if outside.any():
+            num_outside += int(np.count_nonzero(outside))
+            example = example or (
+                f"unit {labels[outside.argmax()]} in line {track + 1} ({_name(manifest, track)})"
+            )
+    if num_outside:
+        share = f"{100 * num_outside / num_labels:.3g} % of the labels"
+        fate = "every label" if num_outside == num_labels else share
+        raise InputError(
+            f"{units.file}: {fate} would become UNK: this dict has k={units.num_units}, labels in "
+            f"{store.file} go up to {largest} (first {example}); take dict and labels from the "
+            "same run of `python -m music_ssl_fairseq.label`"
+        )
+
+
+def _tracks_to_check(store: LabelStore) -> np.ndarray:
+    """All tracks, or for a large file a sample of them that is the same each time."""
+    tracks = np.arange(len(store))
+    if store.num_bytes <= EXHAUSTIVE_BYTES:
+        return tracks
+    number = max(1, len(store) * EXHAUSTIVE_BYTES // store.num_bytes)
+    return np.sort(np.random.default_rng(0).choice(tracks, number, replace=False))
+
+
+def _name(manifest: Manifest, track: int) -> str:
+    return manifest.name(track).encode("utf-8", "backslashreplace").decode("utf-8")

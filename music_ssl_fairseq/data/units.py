@@ -1,0 +1,117 @@
+"""From units to classes, and what the labeler says about the labels.
+
+A *unit* is a cluster's number, as written in the `.km`. A *class* is the unit's index in fairseq's
+dictionary, which is what a model predicts: the dictionary begins with four special symbols, so
+class and unit differ.
+"""
+
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from music_ssl_fairseq.errors import InputError
+
+METADATA = "metadata.json"
+"""The labeler's note beside the labels: features, k, label_rate, sample_rate, seed and more."""
+
+
+class UnitDictionary:
+    """fairseq's `dict.km.txt` (a line `unit count` for each unit) with a fast way to encode.
+
+    Attributes:
+        file: the dictionary file.
+        dictionary: fairseq's `Dictionary`: its length is the number of units plus 4.
+        num_units: k, if the dictionary is the labels' own.
+    """
+
+    def __init__(self, dict_file: str | os.PathLike):
+        """Read a dictionary.
+
+        Raises:
+            InputError: if it is missing, lists nothing, or its symbols are not cluster numbers.
+        """
+        from fairseq.data import Dictionary
+
+        self.file = Path(dict_file)
+        if not self.file.is_file():
+            raise InputError(
+                f"{self.file}: no such dictionary of units; `python -m music_ssl_fairseq.label "
+                "--k 2000` writes it together with the labels"
+            )
+        self.dictionary = Dictionary()
+        try:
+            self.dictionary.add_from_file(io.StringIO(self.file.read_text(encoding="utf-8")))
+        except (ValueError, RuntimeError) as error:
+            raise InputError(f"{self.file}: not a dictionary of units: {error}") from None
+        self._classes = self._table(self.dictionary.symbols[self.dictionary.nspecial :])
+
+    def _table(self, symbols: list[str]) -> np.ndarray:
+        """`[largest unit + 1]` int64 class of each unit, -1 where there is none."""
+        if not symbols:
+            raise InputError(f"{self.file}: lists no unit, so every label would become UNK")
+        for symbol in symbols:
+            # So many clusters there cannot be: a table of them would fill the memory.
+            if not symbol.isascii() or not symbol.isdigit() or len(symbol) > 7:
+                raise InputError(f"{self.file}: {symbol!r} is not a cluster number")
+        units = np.array([int(symbol) for symbol in symbols])
+        classes = np.full(units.max() + 1, -1, np.int64)
+        classes[units] = self.dictionary.nspecial + np.arange(len(units))
+        return classes
+
+    @property
+    def num_units(self) -> int:
+        return len(self.dictionary) - self.dictionary.nspecial
+
+    def outside(self, units: np.ndarray) -> np.ndarray:
+        """Which units the dictionary lacks: bool, of the same shape."""
+        known = (units >= 0) & (units < len(self._classes))
+        return ~known | (self._classes[np.where(known, units, 0)] < 0)
+
+    def encode(self, units: np.ndarray) -> np.ndarray:
+        """Units to classes: int64, of the same shape.
+
+        Raises:
+            InputError: if a unit is not in the dictionary.
+        """
+        outside = self.outside(units)
+        if outside.any():
+            raise InputError(
+                f"{self.file}: has no unit {units[outside][0]}, which the labels use: labels and "
+                "dictionary are not from the same run of `python -m music_ssl_fairseq.label`"
+            )
+        return self._classes[units]
+
+
+def read_metadata(label_dir: str | os.PathLike) -> dict:
+    """What the labeler noted beside the labels; empty if there is no such file.
+
+    Raises:
+        InputError: if the file is not a JSON object.
+    """
+    file = Path(label_dir) / METADATA
+    try:
+        metadata = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise InputError(f"{file}: not JSON ({error}); label again") from None
+    if not isinstance(metadata, dict):
+        raise InputError(f"{file}: expected a JSON object; label again")
+    return metadata
+
+
+def read_label_rate(label_dir: str | os.PathLike) -> float | None:
+    """The labels' rate (labels a second) according to the labeler, None if it left no word.
+
+    Raises:
+        InputError: if the metadata cannot be read, or its rate is not a positive number.
+    """
+    rate = read_metadata(label_dir).get("label_rate")
+    if rate is None:
+        return None
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or rate <= 0:
+        raise InputError(f"{Path(label_dir) / METADATA}: label_rate {rate!r} is not a rate in Hz")
+    return float(rate)
