@@ -25,7 +25,7 @@ ALLOWED = {
     "modules": FOUNDATION | {"compat"},
     "models": FOUNDATION | {"compat", "modules"},
     "criterions": FOUNDATION | {"compat"},
-    "tasks": FOUNDATION | {"compat", "data", "models", "criterions"},
+    "tasks": FOUNDATION | {"compat", "data", "modules", "models", "criterions"},
 }
 
 # Library -> the only modules, or rooms, that use it. convert writes audio, and reads none.

@@ -1,0 +1,157 @@
+#!/usr/bin/env bash
+# From music to two trained models, in one command:
+#
+#   bash examples/quickstart.sh [MUSIC_DIR]
+#
+# Installs the package (into the active virtual environment, or .venv of the repository), takes the
+# music of MUSIC_DIR or renders a small corpus of chorales, makes manifests and labels, trains
+# music2vec and music_hubert, resumes one of them, validates both, and draws their curves. On a CPU
+# the models are tiny and the whole takes some five minutes: it shows that everything works, not
+# good music models. On a GPU they are those of the paper, trained for minutes.
+#
+# Everything goes to quickstart/ in the repository, or to $QUICKSTART_DIR. Steps that finished are
+# not done again, so an interrupted run goes on where it stopped.
+set -euo pipefail
+# shellcheck source=examples/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+case "${1:-}" in
+  -h | --help)
+    sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"
+    exit
+    ;;
+esac
+[ $# -le 1 ] || fail "usage: bash $0 [MUSIC_DIR]"
+[ $# -eq 0 ] || [ -d "$1" ] || fail "$1: no such folder"
+mkdir -p "${QUICKSTART_DIR:-$ROOT/quickstart}"
+out=$(cd "${QUICKSTART_DIR:-$ROOT/quickstart}" && pwd)
+music="$out/music"
+[ $# -eq 0 ] || music=$(cd "$1" && pwd)
+cd "$ROOT"
+mkdir -p "$out/.done" "$out/logs"
+
+number=0
+steps=10
+watcher=
+trap '[ -z "$watcher" ] || kill "$watcher" 2> /dev/null' EXIT
+
+heading() { # title
+  number=$((number + 1))
+  printf '\n[%d/%d] %s\n' "$number" "$steps" "$1"
+}
+
+# Show the last line of a log, until killed.
+watch_log() { # log
+  while sleep 1; do
+    printf '\r\033[K  %s' "$(tail -c 400 "$1" | tr '\r' '\n' | sed '/^ *$/d' | tail -n 1 | cut -c 1-110)"
+  done
+}
+
+# Run a command once, with its output in a log. An earlier run that finished counts.
+step() { # name title pattern-of-lines-to-show command...
+  local name=$1 title=$2 pattern=$3 log="$out/logs/$1.log" began=$SECONDS status=0
+  shift 3
+  heading "$title"
+  printf '  $'
+  printf ' %q' "$@"
+  echo
+  if [ -e "$out/.done/$name" ]; then
+    echo "  already done; its log is $log"
+  else
+    : > "$log"
+    if [ -t 1 ]; then
+      watch_log "$log" &
+      watcher=$!
+    fi
+    "$@" < /dev/null > "$log" 2>&1 || status=$?
+    if [ -n "$watcher" ]; then
+      kill "$watcher" 2> /dev/null || true
+      wait "$watcher" 2> /dev/null || true
+      watcher=
+      printf '\r\033[K'
+    fi
+    if [ "$status" -ne 0 ]; then
+      tr '\r' '\n' < "$log" | tail -n 20 >&2
+      fail "step $number ended with status $status; its log is $log, and what came before is kept"
+    fi
+    touch "$out/.done/$name"
+    echo "  took $((SECONDS - began)) s"
+  fi
+  tr '\r' '\n' < "$log" | grep -E "$pattern" | tail -n 8 | cut -c 1-160 | sed 's/^/  /' || true
+}
+
+heading "Python environment"
+environment quickstart
+echo "  $(python --version), in $VIRTUAL_ENV; $SECONDS s"
+
+# Two threads wait for each other more than they work on layers this small.
+export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}"
+if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> /dev/null; then
+  config=config tracks=240 updates=600 resume_at=300 device="a GPU: base models"
+else
+  config=tiny tracks=60 updates=120 resume_at=60 device="the CPU: tiny models"
+fi
+echo "  training on $device"
+
+settings="music: $music, config: $config"
+if [ "$(cat "$out/settings" 2> /dev/null || echo "$settings")" != "$settings" ]; then
+  fail "$out holds a quickstart with other settings ($(cat "$out/settings")): remove that folder," \
+    "or choose another with QUICKSTART_DIR=..."
+fi
+echo "$settings" > "$out/settings"
+
+if [ "$music" = "$out/music" ]; then
+  step music "Render a corpus: $tracks chorales" ' tracks in ' \
+    python examples/open_music/render_scores.py --out "$music" --tracks "$tracks"
+else
+  heading "Your music: $music"
+fi
+
+step manifests "Manifests: which audio trains, which validates" '^(train|valid|left out):' \
+  python -m manifests_tools pretrain --root "$music" --out "$out/manifests" --force
+
+step labels "Labels: MFCC, K-means with 100 clusters" 'quality|warning|perplexity|wrote' \
+  python -m music_ssl_fairseq.label --k 100 --manifests "$out/manifests" --out "$out/labels" --force
+
+quoted() { # text: as hydra takes it whatever it holds
+  printf "'%s'" "${1//\'/\\\'}"
+}
+
+train() { # model updates title
+  local overrides=()
+  [ "$1" = music2vec ] || overrides=("task.label_dir=$(quoted "$out/labels")")
+  step "train-$1-$2" "$3" 'Loaded checkpoint|\]\[valid\]|done training' \
+    fairseq-hydra-train --config-dir "examples/$1" --config-name "$config" \
+    "task.data=$(quoted "$out/manifests")" "${overrides[@]}" \
+    "hydra.run.dir=$(quoted "$out/runs/$1")" \
+    "optimization.max_update=$2"
+}
+
+train music2vec "$updates" "Train music2vec for $updates updates"
+train music_hubert "$resume_at" "Train music_hubert for $resume_at updates"
+train music_hubert "$updates" "Resume music_hubert, up to $updates updates"
+
+for model in music2vec music_hubert; do
+  step "validate-$model" "Validate $model" "valid on 'valid' subset \| .*loss" \
+    fairseq-validate "$out/manifests" --path "$out/runs/$model/checkpoints/checkpoint_last.pt" \
+    --user-dir "$ROOT/music_ssl_fairseq" --task "${model}_pretraining" --valid-subset valid \
+    --batch-size 16 --log-format simple
+done
+
+heading "Table and curves"
+python examples/plot_training.py "$out/runs/music2vec" "$out/runs/music_hubert" \
+  --out "$out/curves.png" --table | tee "$out/table.md"
+
+cat << EOF
+
+Done in $((SECONDS / 60)) min $((SECONDS % 60)) s. In $out:
+  curves.png              loss, accuracy or spread, learning rate of both models
+  table.md                the table above
+  manifests/, labels/     which audio, and its units
+  runs/MODEL/             hydra_train.log, checkpoints/checkpoint_{best,last}.pt
+  logs/                   all that each step said
+
+On your own music:        bash examples/quickstart.sh ~/music   (with QUICKSTART_DIR=another folder)
+For longer:               the commands above with a larger optimization.max_update, see README.md
+EOF
