@@ -1,0 +1,19 @@
+"""Self-supervised pre-training on music: music2vec and musicHuBERT as a fairseq plugin.
+
+With fairseq's command lines, `common.user_dir` (or `--user-dir`) is all it takes: fairseq imports
+`tasks/` and `models/`, and these register
+
+    tasks       music2vec_pretraining, music_hubert_pretraining
+    models      music2vec, music_hubert
+    criterions  music2vec, music_hubert
+
+Importing the package alone registers nothing and costs nothing, so that command lines such as
+`python -m music_ssl_fairseq.label` start at once. In Python, call `register()` first.
+"""
+
+__version__ = "0.1.0"
+
+
+def register() -> None:
+    """Make fairseq know everything above, for instance before loading a checkpoint in Python."""
+    from music_ssl_fairseq.tasks import music2vec_pretraining, music_hubert_pretraining  # noqa: F401

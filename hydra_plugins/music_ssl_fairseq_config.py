@@ -1,0 +1,50 @@
+"""Lets `fairseq-hydra-train --config-dir DIR` find DIR/config.yaml and this package.
+
+fairseq ships a `config.yaml` of its own, and hydra looks there before it looks in `--config-dir`:
+without this plugin DIR/config.yaml is never read and training ends in "Must specify batch size".
+hydra loads the plugin in every program of the environment, so it imports nothing of the package,
+and it acts only if DIR/config.yaml names this package.
+"""
+
+import importlib.util
+import os
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import OmegaConf
+
+PACKAGE = "music_ssl_fairseq"
+
+
+def _package_dir() -> str:
+    """The package's folder, for `common.user_dir`, without importing it.
+
+    fairseq imports tasks and models of a user_dir only if the package is not yet imported.
+    """
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(f"{PACKAGE} is not installed: run `pip install -e .`")
+    return spec.submodule_search_locations[0]
+
+
+OmegaConf.register_new_resolver(f"{PACKAGE}_dir", _package_dir, replace=True)
+
+
+def _is_ours(config: str) -> bool:
+    try:
+        with open(config, encoding="utf-8") as handle:
+            return PACKAGE in handle.read(65536)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+class MusicSSLConfigPlugin(SearchPathPlugin):
+    """Puts a `--config-dir` of ours ahead of fairseq's own configuration folder."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        from hydra._internal.utils import get_args_parser
+
+        args, _ = get_args_parser().parse_known_args()
+        if args.config_dir and _is_ours(os.path.join(args.config_dir, "config.yaml")):
+            path = f"file://{os.path.abspath(args.config_dir)}"
+            search_path.prepend(provider=PACKAGE, path=path, anchor="main")

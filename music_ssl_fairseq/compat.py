@@ -1,0 +1,111 @@
+"""The only place that knows versions of fairseq, torch, torchaudio and hydra.
+
+Importing it makes fairseq checkpoints loadable with torch's safe unpickler; it changes nothing
+else.
+"""
+
+import argparse
+import collections
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from music_ssl_fairseq.errors import InputError
+
+
+def check_versions() -> None:
+    """Fail with one clear line if torchaudio was built for another torch.
+
+    torchaudio's wheels do not require their torch any more, so pip lets the two drift apart.
+
+    Raises:
+        InputError: with the command that mends it.
+    """
+    wanted = ".".join(version("torch").split(".")[:2])
+    try:
+        found = ".".join(version("torchaudio").split(".")[:2])
+    except PackageNotFoundError:
+        found = "none"
+    if found != wanted:
+        raise InputError(
+            f"torchaudio {found} does not fit torch {version('torch')}: "
+            f'run `pip install "torchaudio=={wanted}.*"`'
+        )
+
+
+def allow_fairseq_checkpoints() -> None:
+    """Let `torch.load(..., weights_only=True)` read the plain data that fairseq checkpoints hold.
+
+    torch >= 2.6 refuses every class it does not know. These hold settings and dictionaries and run
+    no code when unpickled; anything else in a file is still refused.
+    """
+    from fairseq.data.dictionary import Dictionary
+    from omegaconf.base import ContainerMetadata, Metadata
+    from omegaconf.dictconfig import DictConfig
+    from omegaconf.listconfig import ListConfig
+    from omegaconf.nodes import AnyNode
+
+    torch.serialization.add_safe_globals(
+        [
+            Dictionary,
+            argparse.Namespace,
+            collections.defaultdict,
+            collections.OrderedDict,
+            ContainerMetadata,
+            Metadata,
+            DictConfig,
+            ListConfig,
+            AnyNode,
+            Any,
+            dict,
+            list,
+            int,
+        ]
+    )
+
+
+def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a checkpoint on the CPU without executing anything in it.
+
+    Raises:
+        InputError: if the file is missing, damaged, or wants to run code.
+    """
+    import pickle
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such checkpoint") from None
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{path}: refused, because it is not a checkpoint or would run code when loaded "
+            f"({reason})"
+        ) from None
+    except (RuntimeError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: not readable as a checkpoint ({reason})") from None
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Under fairseq-hydra-train, end with an InputError's one line instead of a traceback.
+
+    Elsewhere (fairseq-validate, Python) the exception passes as it is, for callers to catch.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    try:
+        yield
+    except InputError as error:
+        if HydraConfig.initialized():
+            sys.exit(f"error: {error}")
+        raise
+
+
+allow_fairseq_checkpoints()

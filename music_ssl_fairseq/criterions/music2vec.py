@@ -1,0 +1,123 @@
+"""Loss and statistics of music2vec."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+import torch
+from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.dataclass import FairseqDataclass
+from fairseq.logging import metrics
+from torch import Tensor
+from torch.nn import functional as F
+
+from music_ssl_fairseq.errors import InputError
+
+_GRACE_UPDATES = 5000  # data2vec's: variances are small before the teacher has learned anything
+_CHECK_EVERY = 100  # updates; a check waits for the GPU
+
+
+@dataclass
+class Music2VecCriterionConfig(FairseqDataclass):
+    loss_beta: float = field(
+        default=0.0,
+        metadata={"help": "beta of the smooth L1 loss; 0 for the L2 loss. In fairseq: model.*"},
+    )
+    loss_scale: Optional[float] = field(  # noqa: UP045 (fairseq's parser needs Optional)
+        default=None,
+        metadata={"help": "factor on the loss; by default 1 / sqrt(width). In fairseq: model.*"},
+    )
+    min_target_var: float = field(
+        default=0.1,
+        metadata={"help": "stop once target_var is below this after 5000 updates: collapse"},
+    )
+    min_pred_var: float = field(
+        default=0.01,
+        metadata={"help": "stop once pred_var is below this after 5000 updates: collapse"},
+    )
+
+
+@register_criterion("music2vec", dataclass=Music2VecCriterionConfig)
+class Music2VecCriterion(FairseqCriterion):
+    """Regression of the teacher's representation of masked frames (data2vec, section 3.4).
+
+    Logged: `loss`, a frame's; `target_var` and `pred_var`, the standard deviation over frames,
+    averaged over channels, of targets and predictions (fairseq calls it var); `ema_decay` times
+    1000. A target_var that falls towards 0 is collapse: every frame looks alike to the teacher.
+    """
+
+    def __init__(
+        self,
+        task: Any,
+        loss_beta: float,
+        loss_scale: float | None,
+        min_target_var: float,
+        min_pred_var: float,
+    ):
+        super().__init__(task)
+        self.loss_beta = loss_beta
+        self.loss_scale = loss_scale
+        self.minimum = {"target": min_target_var, "pred": min_pred_var}
+
+    def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True):
+        """Return the summed loss, the number of masked frames, and what to log."""
+        output = model(**sample["net_input"])
+        prediction, target = output["prediction"], output["target"]
+        frames, width = prediction.shape
+        scale = 1 / math.sqrt(width) if self.loss_scale is None else self.loss_scale
+        if self.loss_beta > 0:
+            loss = F.smooth_l1_loss(prediction, target, reduction="sum", beta=self.loss_beta)
+        else:
+            loss = F.mse_loss(prediction, target, reduction="sum")
+        loss = loss * scale
+        logs: dict[str, Any] = {
+            "loss": loss.detach(),
+            "ntokens": sample["ntokens"],
+            "nsentences": sample["nsentences"],
+            "sample_size": frames,
+            "workers": 1,
+            "ema_decay": model.teacher_decay,
+        }
+        for name, y in (("target", target), ("pred", prediction.detach())):
+            logs[f"{name}_sum"] = y.sum(0)
+            logs[f"{name}_squares"] = y.square().sum(0)
+        self._stop_if_collapsed(model, logs)
+        return loss, frames, logs
+
+    def _stop_if_collapsed(self, model: Any, logs: dict[str, Any]) -> None:
+        update = model.num_updates
+        if not model.training or update <= _GRACE_UPDATES or update % _CHECK_EVERY:
+            return
+        for name, minimum in self.minimum.items():
+            deviation = _deviation(
+                logs[f"{name}_sum"], logs[f"{name}_squares"], logs["sample_size"]
+            )
+            if deviation < minimum:
+                raise InputError(
+                    f"collapsed at update {update}: {name}_var is {deviation:.4f}, below "
+                    f"criterion.min_{name}_var {minimum:g}; start again with a lower "
+                    "optimization.lr or a longer warm-up"
+                )
+
+    @staticmethod
+    def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:
+        """Log means and deviations over all frames of all workers."""
+        totals = {key: sum(log[key] for log in logging_outputs) for key in logging_outputs[0]}
+        size = totals["sample_size"]
+        metrics.log_scalar("loss", totals["loss"] / size, size, round=4)
+        for name in ("target", "pred"):
+            value = _deviation(totals[f"{name}_sum"], totals[f"{name}_squares"], size)
+            metrics.log_scalar(f"{name}_var", value, round=4)
+        metrics.log_scalar("ema_decay", 1000 * totals["ema_decay"] / totals["workers"], round=3)
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        """Yes: everything logged is a sum, so that workers exchange one small tensor."""
+        return True
+
+
+def _deviation(total: Tensor, squares: Tensor, count: int | Tensor) -> float:
+    """Standard deviation over frames, mean over channels, from sums over frames `[D]`."""
+    total, squares = total.double(), squares.double()
+    variance = (squares - total.square() / count) / (count - 1)
+    return torch.sqrt(variance.clamp(min=0) + 1e-6).mean().item()

@@ -1,0 +1,152 @@
+"""music2vec: data2vec 1.0 on music (Baevski et al. 2022; Ma et al., arXiv 2307.05161)."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from fairseq.models import register_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.modules.audio_encoder import AudioEncoder, AudioEncoderConfig
+from music_ssl_fairseq.modules.ema_teacher import EMATeacher, annealed_decay
+
+
+@dataclass
+class Music2VecConfig(AudioEncoderConfig):
+    extractor_mode: str = field(
+        default="layer_norm",
+        metadata={"help": "default or layer_norm; data2vec's base model has layer_norm"},
+    )
+    conv_pos: int = field(default=95, metadata={"help": "frames seen by all positional convolutions"})
+    pos_conv_depth: int = field(default=5, metadata={"help": "stacked positional convolutions"})
+    encoder_layerdrop: float = field(
+        default=0.05, metadata={"help": "probability of leaving out a Transformer layer"}
+    )
+    average_top_k_layers: int = field(
+        default=8,
+        metadata={"help": "the teacher's last layers whose mean is the target (paper: 8 and 12)"},
+    )
+    ema_decay: float = field(default=0.999, metadata={"help": "decay of the teacher at the start"})
+    ema_end_decay: float = field(default=0.9999, metadata={"help": "its decay after annealing"})
+    ema_anneal_end_step: int = field(
+        default=30000,
+        metadata={"help": "updates over which the decay grows; fairseq's default is max_update"},
+    )
+    ema_layers_only: bool = field(
+        default=True,
+        metadata={"help": "the teacher shares the student's positional convolution"},
+    )
+
+
+@register_model("music2vec", dataclass=Music2VecConfig)
+class Music2VecModel(AudioEncoder):
+    """Predicts, for masked frames, what a slowly moving copy of itself makes of the whole crop.
+
+    Tensors have the names of fairseq's Data2VecAudioModel, the teacher's under `_ema`.
+    """
+
+    def __init__(self, cfg: Music2VecConfig):
+        super().__init__(cfg)
+        if not 1 <= cfg.average_top_k_layers <= cfg.encoder_layers:
+            raise InputError(
+                f"average_top_k_layers {cfg.average_top_k_layers}: the encoder has "
+                f"{cfg.encoder_layers} layers"
+            )
+        self.final_proj = nn.Linear(cfg.encoder_embed_dim, cfg.encoder_embed_dim)
+        self.teacher: EMATeacher | None = None
+        self.teacher_decay = cfg.ema_decay
+        self.num_updates = 0
+        self._stepped_at = 0
+
+    @classmethod
+    def build_model(cls, cfg: Music2VecConfig, task: Any = None) -> "Music2VecModel":
+        """fairseq's entry point."""
+        return cls(cfg)
+
+    def set_num_updates(self, num_updates: int) -> None:
+        """Move the teacher, once an update.
+
+        fairseq calls this before every forward pass, so with `update_freq` n its own data2vec
+        moves the teacher n times an update, and its average reaches n times less far.
+        """
+        super().set_num_updates(num_updates)
+        self.num_updates = num_updates
+        if self.teacher is None:
+            self.make_teacher()
+        elif self.training and num_updates != self._stepped_at and num_updates > 0:
+            cfg = self.cfg
+            self.teacher_decay = annealed_decay(
+                cfg.ema_decay, cfg.ema_end_decay, num_updates, cfg.ema_anneal_end_step
+            )
+            self.teacher.step(self.encoder, self.teacher_decay)
+            self._stepped_at = num_updates
+
+    def make_teacher(self) -> EMATeacher:
+        """Start the teacher as a copy of the student."""
+        self.teacher = EMATeacher(self.encoder, "pos_conv." if self.cfg.ema_layers_only else "")
+        return self.teacher
+
+    def forward(
+        self, source: Tensor, mask_indices: Tensor, padding_mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Predict the teacher's representation of the masked frames.
+
+        Args:
+            source: `[B, T]` waveforms.
+            mask_indices: `[B, frames]` bool, True for masked frames (never for padding).
+            padding_mask: `[B, T]` bool, True for padding, or None.
+
+        Returns:
+            `prediction` and `target`, both `[masked frames, D]` float32; the target has no
+            gradient.
+        """
+        with self.autocast(source.device):
+            projected = self.project(self.extract(source))
+            padding = self.frame_padding(padding_mask, projected.size(1))
+            x = self.mask(self.dropout_input(projected), mask_indices)
+            x, _, _ = self.encoder(x, padding)
+            prediction = self.final_proj(x[mask_indices])
+            target = self.targets(projected.detach(), padding)[mask_indices]
+        return {"prediction": prediction.float(), "target": target}
+
+    @torch.no_grad()
+    def targets(self, projected: Tensor, padding: Tensor | None) -> Tensor:
+        """Mean over the teacher's last layers of their instance-normed feed-forward outputs.
+
+        Instance norm makes each channel of each crop zero-mean and unit-variance over time
+        (data2vec, section 3.3). `[B, frames, D]` float32.
+        """
+        teacher = self.teacher or self.make_teacher()
+        _, _, feed_forwards = teacher.model(projected, padding)
+        total: Tensor | None = None
+        for y in feed_forwards[-self.cfg.average_top_k_layers :]:
+            y = F.instance_norm(y.float().transpose(1, 2))
+            total = y if total is None else total + y
+        assert total is not None
+        return total.transpose(1, 2) / self.cfg.average_top_k_layers
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """The tensors of fairseq's Data2VecAudioModel, with the teacher's as a dict in `_ema`."""
+        state = super().state_dict(*args, **kwargs)
+        if self.teacher is not None:
+            prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
+            state[f"{prefix}_ema"] = self.teacher.state_dict()
+        return state
+
+    def _load_from_state_dict(self, state_dict, prefix, *args: Any) -> None:
+        # Without `_ema` (a model stored for fine-tuning) the teacher starts as the student again,
+        # at the next set_num_updates.
+        teacher_state = state_dict.pop(f"{prefix}_ema", None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.teacher = None
+        if teacher_state is not None:
+            self.make_teacher().load_state_dict(teacher_state)
+
+    def _apply(self, fn, *args: Any, **kwargs: Any):
+        # .cuda() and .to(): the teacher is no submodule, but has to come along. It stays fp32
+        # under .half(), as in fairseq.
+        if self.teacher is not None:
+            self.teacher.model._apply(lambda t: fn(t).to(t.dtype))
+        return super()._apply(fn, *args, **kwargs)

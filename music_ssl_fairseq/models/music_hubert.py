@@ -1,0 +1,102 @@
+"""musicHuBERT: HuBERT on music (Hsu et al. 2021; Ma et al., arXiv 2307.05161)."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from fairseq.models import register_model
+from torch import Tensor, nn
+
+from music_ssl_fairseq.modules.audio_encoder import AudioEncoder, AudioEncoderConfig
+from music_ssl_fairseq.modules.unit_head import UnitHead
+
+
+@dataclass
+class MusicHubertConfig(AudioEncoderConfig):
+    mask_prob: float = field(
+        default=0.80,
+        metadata={
+            "help": "share of frames covered by mask spans if spans did not overlap; fairseq's "
+            "field has 0.65, its HuBERT recipe 0.80"
+        },
+    )
+    final_dim: int = field(
+        default=256, metadata={"help": "dimension in which frames and units are compared"}
+    )
+    logit_temp: float = field(
+        default=0.1, metadata={"help": "temperature: cosine similarities are divided by it"}
+    )
+    skip_nomask: bool = field(
+        default=False,
+        metadata={"help": "compute nothing for unmasked frames: their accuracy is not logged"},
+    )
+
+
+@register_model("music_hubert", dataclass=MusicHubertConfig)
+class MusicHubertModel(AudioEncoder):
+    """Predicts the unit of each masked frame. Tensors have fairseq's HubertModel's names.
+
+    There is one set of units; fairseq's multi-target heads (`untie_final_proj`, `target_glu`) and
+    `dropout_features`, which changes nothing in its pre-training loss, are not offered.
+    """
+
+    def __init__(self, cfg: MusicHubertConfig, num_classes: int):
+        """`num_classes`: the dictionary's length, fairseq's four special symbols included."""
+        super().__init__(cfg)
+        self.final_proj = nn.Linear(cfg.encoder_embed_dim, cfg.final_dim)
+        self.label_embs_concat = nn.Parameter(torch.empty(num_classes, cfg.final_dim).uniform_())
+        self.head = UnitHead(cfg.logit_temp)
+
+    @classmethod
+    def build_model(cls, cfg: MusicHubertConfig, task: Any) -> "MusicHubertModel":
+        """fairseq's entry point."""
+        return cls(cfg, task.num_classes)
+
+    def _projection(self, channels: int, dim: int) -> nn.Linear | None:
+        return nn.Linear(channels, dim) if channels != dim else None
+
+    def forward(
+        self,
+        source: Tensor,
+        target: Tensor,
+        mask_indices: Tensor,
+        padding_mask: Tensor | None = None,
+    ) -> dict[str, Tensor | None]:
+        """Score every unit for every frame.
+
+        Args:
+            source: `[B, T]` waveforms.
+            target: `[B, frames]` class of each frame, -1 where there is none.
+            mask_indices: `[B, frames]` bool, True for masked frames.
+            padding_mask: `[B, T]` bool, True for padding, or None.
+
+        Returns:
+            `logits_m` `[masked, classes]` and `target_m` `[masked]`; the same for unmasked frames
+            as `logits_u`, `target_u`, or None with `skip_nomask`; and `features_pen`, the mean
+            square of the extractor's features.
+        """
+        with self.autocast(source.device):
+            features = self.extract(source)
+            penalty = features.float().square().mean()
+            padding = self.frame_padding(padding_mask, features.size(1))
+            x = self.mask(self.dropout_input(self.project(features)), mask_indices)
+            x, _, _ = self.encoder(x, padding)
+        known = target >= 0
+        masked, unmasked = mask_indices & known, ~mask_indices & known
+        output: dict[str, Tensor | None] = {
+            "logits_m": self.logits(x[masked]),
+            "target_m": target[masked],
+            "logits_u": None,
+            "target_u": None,
+            "features_pen": penalty,
+        }
+        if not self.cfg.skip_nomask:
+            output["logits_u"] = self.logits(x[unmasked])
+            output["target_u"] = target[unmasked]
+        return output
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Encoder frames `[N, D]` to scores `[N, classes]`, float32."""
+        with self.autocast(x.device):
+            projected = self.final_proj(x)
+        return self.head(projected, self.label_embs_concat)

@@ -1,0 +1,196 @@
+"""What music2vec and musicHuBERT have in common: waveform in, encoded frames out."""
+
+import contextlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.models import BaseFairseqModel
+from torch import Tensor, nn
+
+from music_ssl_fairseq.frames import conv_grid
+from music_ssl_fairseq.modules.conv_extractor import (
+    DEFAULT_CONV_LAYERS,
+    ConvExtractor,
+    ScaleGradient,
+    parse_conv_layers,
+)
+from music_ssl_fairseq.modules.positional_conv import PositionalConv
+from music_ssl_fairseq.modules.transformer import TransformerEncoder, TransformerLayer
+
+
+@dataclass
+class AudioEncoderConfig(FairseqDataclass):
+    """fairseq's names and defaults, except where a help text says otherwise."""
+
+    extractor_mode: ChoiceEnum(["default", "layer_norm"]) = field(  # type: ignore[valid-type]
+        default="default",
+        metadata={
+            "help": "normalisation in the extractor: default has one group norm after the first "
+            "convolution; layer_norm has one after each, and goes with task.normalize=true"
+        },
+    )
+    conv_feature_layers: str = field(
+        default=DEFAULT_CONV_LAYERS,
+        metadata={
+            "help": "extractor: list of (channels, kernel, stride). Unlike fairseq's, it is parsed "
+            "and not evaluated, because checkpoints carry it"
+        },
+    )
+    conv_bias: bool = field(default=False, metadata={"help": "biases in the extractor"})
+    encoder_layers: int = field(default=12, metadata={"help": "Transformer layers"})
+    encoder_embed_dim: int = field(default=768, metadata={"help": "width of the Transformer"})
+    encoder_ffn_embed_dim: int = field(
+        default=3072, metadata={"help": "inner width of the feed-forward networks"}
+    )
+    encoder_attention_heads: int = field(default=12, metadata={"help": "attention heads"})
+    layer_norm_first: bool = field(
+        default=False, metadata={"help": "normalise before attention and feed-forward, not after"}
+    )
+    conv_pos: int = field(
+        default=128, metadata={"help": "frames seen by the positional convolution"}
+    )
+    conv_pos_groups: int = field(
+        default=16, metadata={"help": "groups of the positional convolution"}
+    )
+    pos_conv_depth: int = field(
+        default=1,
+        metadata={"help": "positional convolutions; more than 1 share conv_pos frames (data2vec)"},
+    )
+    dropout: float = field(default=0.1, metadata={"help": "dropout in the Transformer"})
+    attention_dropout: float = field(default=0.1, metadata={"help": "dropout of attention weights"})
+    activation_dropout: float = field(
+        default=0.0, metadata={"help": "dropout after the feed-forward activation"}
+    )
+    encoder_layerdrop: float = field(
+        default=0.0, metadata={"help": "probability of leaving out a Transformer layer"}
+    )
+    dropout_input: float = field(
+        default=0.0, metadata={"help": "dropout of the projected extractor output"}
+    )
+    feature_grad_mult: float = field(
+        default=1.0,
+        metadata={"help": "factor on the extractor's gradients; 0 freezes it"},
+    )
+    mask_prob: float = field(
+        default=0.65,
+        metadata={
+            "help": "share of frames covered by mask spans if spans did not overlap. Spans do, so "
+            "fewer frames are masked. Unlike fairseq's, the number of masked frames depends only "
+            "on the crop's length, not on the rest of the batch"
+        },
+    )
+    mask_length: int = field(default=10, metadata={"help": "frames in a mask span"})
+    precision: ChoiceEnum(["auto", "fp32", "bf16"]) = field(  # type: ignore[valid-type]
+        default="auto",
+        metadata={
+            "help": "arithmetic of the forward and backward pass; weights stay fp32. auto: bf16 "
+            "on GPUs that have it, else fp32. Not in fairseq, whose common.fp16 still works"
+        },
+    )
+
+
+class AudioEncoder(BaseFairseqModel):
+    """Convolutional extractor, projection and Transformer, under fairseq's parameter names."""
+
+    def __init__(self, cfg: AudioEncoderConfig):
+        super().__init__()
+        self.cfg = cfg
+        conv_layers = parse_conv_layers(cfg.conv_feature_layers)
+        self.grid = conv_grid(conv_layers)
+        channels = conv_layers[-1][0]
+        dim = cfg.encoder_embed_dim
+        self.feature_extractor = ConvExtractor(conv_layers, cfg.extractor_mode, cfg.conv_bias)
+        self.layer_norm = nn.LayerNorm(channels)
+        self.post_extract_proj = self._projection(channels, dim)
+        self.dropout_input = nn.Dropout(cfg.dropout_input)
+        self.mask_emb = nn.Parameter(torch.empty(dim).uniform_())
+        self.encoder = TransformerEncoder(
+            [
+                TransformerLayer(
+                    dim,
+                    cfg.encoder_ffn_embed_dim,
+                    cfg.encoder_attention_heads,
+                    cfg.dropout,
+                    cfg.attention_dropout,
+                    cfg.activation_dropout,
+                    cfg.layer_norm_first,
+                )
+                for _ in range(cfg.encoder_layers)
+            ],
+            PositionalConv(dim, cfg.conv_pos, cfg.conv_pos_groups, cfg.pos_conv_depth),
+            dim,
+            cfg.dropout,
+            cfg.encoder_layerdrop,
+            cfg.layer_norm_first,
+        )
+
+    def _projection(self, channels: int, dim: int) -> nn.Linear | None:
+        return nn.Linear(channels, dim)
+
+    def max_positions(self) -> None:
+        """No limit: crops are cut by the task."""
+
+    def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        """The configured precision, for a forward pass on `device`."""
+        wanted = self.cfg.precision
+        if wanted == "auto":
+            good = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+            wanted = "bf16" if good and self.mask_emb.dtype == torch.float32 else "fp32"
+        if wanted == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, torch.bfloat16)
+
+    def extract(self, waveform: Tensor) -> Tensor:
+        """`[B, T]` to the extractor's features `[B, frames, channels]`, gradient scaled."""
+        scale = self.cfg.feature_grad_mult
+        with torch.set_grad_enabled(torch.is_grad_enabled() and scale > 0):
+            features = self.feature_extractor(waveform)
+        if scale not in (0.0, 1.0) and features.requires_grad:
+            features = ScaleGradient.apply(features, scale)
+        return features
+
+    def project(self, features: Tensor) -> Tensor:
+        """Normalise the extractor's features and bring them to the encoder's width."""
+        features = self.layer_norm(features)
+        return features if self.post_extract_proj is None else self.post_extract_proj(features)
+
+    def frame_padding(self, padding_mask: Tensor | None, num_frames: int) -> Tensor | None:
+        """From padded samples `[B, T]` to padded frames `[B, frames]`, both True for padding.
+
+        A frame is real if the convolutions computed it from real samples alone, as in data2vec and
+        Hugging Face. (fairseq's HuBERT keeps the one frame that is partly padding.)
+        """
+        if padding_mask is None:
+            return None
+        real = (~padding_mask).sum(-1, keepdim=True)
+        frames = torch.div(real - self.grid.window, self.grid.hop, rounding_mode="floor") + 1
+        return torch.arange(num_frames, device=padding_mask.device) >= frames
+
+    def mask(self, x: Tensor, mask_indices: Tensor) -> Tensor:
+        """Replace the masked frames (`[B, frames]` bool) by the learned mask embedding."""
+        return torch.where(mask_indices.unsqueeze(-1), self.mask_emb.to(x.dtype), x)
+
+    @torch.no_grad()
+    def layers(self, waveform: Tensor, padding_mask: Tensor | None = None) -> list[Tensor]:
+        """Hidden states without masking, in evaluation mode: layer 0, then each Transformer layer.
+
+        Args:
+            waveform: `[B, T]` float, normalised as in training.
+            padding_mask: `[B, T]` bool, True for padding, or None.
+
+        Returns:
+            `encoder_layers + 1` tensors `[B, frames, D]`. Layer 0 is the projected output of the
+            extractor, before the positional convolution.
+        """
+        was_training = self.training
+        self.eval()
+        try:
+            with self.autocast(waveform.device):
+                projected = self.project(self.extract(waveform))
+                padding = self.frame_padding(padding_mask, projected.size(1))
+                _, hidden_states, _ = self.encoder(projected, padding)
+            return [projected, *hidden_states]
+        finally:
+            self.train(was_training)

@@ -1,0 +1,136 @@
+"""The Transformer encoder that both families share (fairseq's names and mathematics)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from music_ssl_fairseq.modules.positional_conv import PositionalConv
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention; three projections in the checkpoint, one product at work."""
+
+    def __init__(self, dim: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.q_proj = nn.Linear(dim, dim)
+        self.k_proj = nn.Linear(dim, dim)
+        self.v_proj = nn.Linear(dim, dim)
+        self.out_proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, attend: Tensor | None) -> Tensor:
+        """`[B, T, D]` to `[B, T, D]`; `attend`: `[B, 1, 1, T]` bool, True where a key is real."""
+        batch, frames, dim = x.shape
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        weight = torch.cat([p.weight for p in projections])
+        bias = torch.cat([p.bias for p in projections])
+        qkv = F.linear(x, weight, bias).view(batch, frames, 3, self.heads, dim // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(
+            query, key, value, attend, self.dropout if self.training else 0.0
+        )
+        return self.out_proj(y.transpose(1, 2).reshape(batch, frames, dim))
+
+
+class TransformerLayer(nn.Module):
+    """Self-attention and a feed-forward network, normalised before or after each."""
+
+    def __init__(
+        self,
+        dim: int,
+        ffn_dim: int,
+        heads: int,
+        dropout: float,
+        attention_dropout: float,
+        activation_dropout: float,
+        layer_norm_first: bool,
+    ):
+        super().__init__()
+        self.layer_norm_first = layer_norm_first
+        self.self_attn = SelfAttention(dim, heads, attention_dropout)
+        self.self_attn_layer_norm = nn.LayerNorm(dim)
+        self.fc1 = nn.Linear(dim, ffn_dim)
+        self.fc2 = nn.Linear(ffn_dim, dim)
+        self.final_layer_norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+        self.activation_dropout = nn.Dropout(activation_dropout)
+
+    def forward(self, x: Tensor, attend: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the layer's output and, before dropout and residual, its feed-forward output.
+
+        The second is what data2vec averages into its targets (section 3.3). Both `[B, T, D]`.
+        """
+        if self.layer_norm_first:
+            x = x + self.dropout(self.self_attn(self.self_attn_layer_norm(x), attend))
+            feed_forward = self._feed_forward(self.final_layer_norm(x))
+            return x + self.dropout(feed_forward), feed_forward
+        x = self.self_attn_layer_norm(x + self.dropout(self.self_attn(x, attend)))
+        feed_forward = self._feed_forward(x)
+        return self.final_layer_norm(x + self.dropout(feed_forward)), feed_forward
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.activation_dropout(F.gelu(self.fc1(x))))
+
+
+class TransformerEncoder(nn.Module):
+    """Positional convolution, then Transformer layers.
+
+    Differences from fairseq's, none of which changes a result:
+    frames are not padded to an even number (`required_seq_len_multiple`), because the padding mask
+    that this needs keeps attention off its fast kernels; and LayerDrop draws from torch's generator
+    instead of numpy's, which fairseq never seeds or restores, so that a resumed run repeats.
+    """
+
+    def __init__(
+        self,
+        layers: list[TransformerLayer],
+        pos_conv: PositionalConv,
+        dim: int,
+        dropout: float,
+        layerdrop: float,
+        layer_norm_first: bool,
+    ):
+        super().__init__()
+        self.pos_conv = pos_conv
+        self.layers = nn.ModuleList(layers)
+        self.layer_norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+        self.layerdrop = layerdrop
+        self.layer_norm_first = layer_norm_first
+        for module in self.layers.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(
+        self, x: Tensor, padding_mask: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Encode frames.
+
+        Args:
+            x: `[B, T, D]`.
+            padding_mask: `[B, T]` bool, True where a frame is padding; None if there is none.
+
+        Returns:
+            The encoder's output `[B, T, D]`; the output of each layer that ran, first to last; and
+            the feed-forward output of each layer that ran. In training, LayerDrop leaves some out.
+        """
+        attend = None
+        if padding_mask is not None:
+            x = x.masked_fill(padding_mask.unsqueeze(-1), 0)
+            attend = ~padding_mask[:, None, None, :]
+        x = x + self.pos_conv(x)
+        if not self.layer_norm_first:
+            x = self.layer_norm(x)
+        x = self.dropout(x)
+        hidden_states, feed_forwards = [], []
+        for layer in self.layers:
+            if self.training and self.layerdrop > 0 and torch.rand(()).item() < self.layerdrop:
+                continue
+            x, feed_forward = layer(x, attend)
+            hidden_states.append(x)
+            feed_forwards.append(feed_forward)
+        if self.layer_norm_first:
+            x = self.layer_norm(x)
+        return x, hidden_states, feed_forwards

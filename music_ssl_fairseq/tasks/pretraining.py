@@ -1,0 +1,119 @@
+"""What both pre-training tasks do: manifests to crops with masks."""
+
+import logging
+import os
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from fairseq.dataclass import FairseqDataclass
+from fairseq.tasks import FairseqTask
+from omegaconf import II, MISSING
+
+from music_ssl_fairseq.compat import one_line_errors
+from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.data.masks import SpanMask
+from music_ssl_fairseq.data.pretraining import PretrainingDataset
+from music_ssl_fairseq.frames import SAMPLE_RATE, conv_grid
+from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class PretrainingConfig(FairseqDataclass):
+    data: str = field(
+        default=MISSING, metadata={"help": "folder with train.tsv and valid.tsv (manifests)"}
+    )
+    crop_seconds: float = field(
+        default=5.0,
+        metadata={"help": "length of a training crop; fairseq: max_sample_size, in samples"},
+    )
+    min_seconds: float = field(
+        default=2.0, metadata={"help": "shorter tracks are left out; fairseq: min_sample_size"}
+    )
+    crops_per_track: Optional[int] = field(  # noqa: UP045 (fairseq's parser needs Optional)
+        default=None,
+        metadata={
+            "help": "crops of each track in an epoch; by default as many as its length holds. "
+            "fairseq takes one, whatever the length"
+        },
+    )
+    normalize: bool = field(
+        default=False,
+        metadata={"help": "bring each crop to zero mean and unit variance"},
+    )
+    max_unreadable: float = field(
+        default=0.1,
+        metadata={
+            "help": "share of tracks that may turn out to be unreadable, and be replaced by crops "
+            "of others, before training stops"
+        },
+    )
+    seed: int = field(
+        default=II("common.seed"),
+        metadata={"help": "crops and masks follow from this, the epoch and the crop's index alone"},
+    )
+    mask_prob: float = field(
+        default=II("model.mask_prob"), metadata={"help": "the model's; set it there"}
+    )
+    mask_length: int = field(
+        default=II("model.mask_length"), metadata={"help": "the model's; set it there"}
+    )
+    conv_feature_layers: str = field(
+        default=II("model.conv_feature_layers"), metadata={"help": "the model's; set it there"}
+    )
+
+
+class PretrainingTask(FairseqTask):
+    """Loads splits as crops. Subclasses say whether there are labels."""
+
+    min_mask_spans = 1
+
+    @classmethod
+    def setup_task(cls, cfg: Any, **kwargs: Any) -> "PretrainingTask":
+        """fairseq's entry point: fails in one line if something needed is not there."""
+        with one_line_errors():
+            return cls(cfg)
+
+    def labels(self, split: str, manifest: Manifest) -> dict[str, Any]:
+        """The label arguments of PretrainingDataset, checked against the manifest."""
+        return {}
+
+    def load_dataset(self, split: str, **kwargs: Any) -> None:
+        """Load `<data>/<split>.tsv`; other arguments are fairseq's and not needed."""
+        cfg = self.cfg
+        with one_line_errors():
+            manifest = Manifest(os.path.join(cfg.data, f"{split}.tsv"))
+            self.datasets[split] = PretrainingDataset(
+                manifest,
+                crop_seconds=cfg.crop_seconds,
+                min_seconds=cfg.min_seconds,
+                grid=conv_grid(parse_conv_layers(cfg.conv_feature_layers)),
+                normalise=cfg.normalize,
+                mask=SpanMask(cfg.mask_prob, cfg.mask_length, self.min_mask_spans),
+                crops_per_track=cfg.crops_per_track,
+                seed=cfg.seed,
+                training=split == "train",
+                max_unreadable=cfg.max_unreadable,
+                **self.labels(split, manifest),
+            )
+        hours = manifest.num_samples.sum() / SAMPLE_RATE / 3600
+        logger.info(
+            "%s: %d tracks, %.2f hours, %d crops an epoch",
+            split,
+            len(manifest),
+            hours,
+            len(self.datasets[split]),
+        )
+
+    def max_positions(self) -> None:
+        """No limit: crops are cut to size."""
+
+    @property
+    def source_dictionary(self) -> None:
+        """Audio has none."""
+
+    @property
+    def target_dictionary(self) -> None:
+        """fairseq's generation tools ask for it; pre-training generates nothing."""
+

@@ -1,0 +1,146 @@
+"""music2vec computes what fairseq's Data2VecAudioModel computes."""
+
+import pytest
+import torch
+
+from music_ssl_fairseq.criterions.music2vec import Music2VecCriterion
+from tests import tiny
+
+VARIANTS = [
+    {},
+    {"layer_norm_first": True, "average_top_k_layers": 3},
+    # (fairseq cannot copy its own single weight-normed convolution into a teacher any more.)
+    {"pos_conv_depth": 2, "conv_pos": 64, "extractor_mode": "default", "feature_grad_mult": 0.5},
+]
+
+
+def _pair(**fields):
+    torch.manual_seed(1)
+    theirs, ours = tiny.fairseq_data2vec(**fields), tiny.music2vec(**fields)
+    theirs.set_num_updates(0)
+    # A teacher that differs from its student, as after some training.
+    for parameter in theirs.ema.model.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    theirs.ema.fp32_params.clear()
+    theirs.ema.build_fp32_params()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    return ours, theirs
+
+
+def _our_loss(model, batch, beta=0.0, scale=None):
+    criterion = Music2VecCriterion(None, beta, scale, 0.1, 0.01)
+    sample = {
+        "net_input": {"source": batch["source"], "mask_indices": batch["mask_indices"]},
+        "ntokens": batch["source"].numel(),
+        "nsentences": len(batch["source"]),
+    }
+    return criterion(model, sample)
+
+
+@pytest.mark.parametrize("fields", VARIANTS)
+@pytest.mark.parametrize("beta", [0.0, 0.25])
+def test_loss_gradients_and_variances_equal_fairseqs(fields, beta):
+    batch = tiny.batch()
+    ours, theirs = _pair(**fields)
+    theirs.loss_beta = beta
+    loss, size, logs = _our_loss(ours, batch, beta)
+    result = theirs(batch["source"], mask_indices=batch["mask_indices"])
+    assert size == result["sample_size"]
+    assert loss.item() == pytest.approx(result["losses"]["regression"].item(), rel=1e-5)
+    with _logged() as values:
+        Music2VecCriterion.reduce_metrics([logs])
+    assert values()["target_var"] == pytest.approx(result["target_var"].item(), abs=2e-4)
+    assert values()["pred_var"] == pytest.approx(result["pred_var"].item(), abs=2e-4)
+    loss.backward()
+    result["losses"]["regression"].backward()
+    theirs_by_name = dict(theirs.named_parameters())
+    assert set(theirs_by_name) == {name for name, _ in ours.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        expected = theirs_by_name[name].grad
+        if expected is None:  # layer_norm_first: the last norm is not in the loss's way
+            assert parameter.grad is None
+            continue
+        difference = (parameter.grad - expected).norm()
+        assert difference <= 1e-4 * expected.norm() + 1e-4, name
+
+
+def _logged():
+    import contextlib
+
+    from fairseq.logging import metrics
+
+    @contextlib.contextmanager
+    def aggregate():
+        with metrics.aggregate(new_root=True) as meters:
+            yield meters.get_smoothed_values
+
+    return aggregate()
+
+
+def test_teacher_follows_as_fairseqs_does():
+    fields = {"ema_decay": 0.9, "ema_end_decay": 0.99, "ema_anneal_end_step": 4}
+    ours, theirs = _pair(**fields)
+    generator = torch.Generator().manual_seed(5)
+    for update in range(1, 7):
+        theirs_by_name = dict(theirs.named_parameters())
+        for name, parameter in ours.named_parameters():
+            noise = 0.05 * torch.randn(parameter.shape, generator=generator)
+            parameter.data += noise
+            theirs_by_name[name].data += noise
+        ours.set_num_updates(update)
+        theirs.set_num_updates(update)
+        assert ours.teacher_decay == pytest.approx(theirs.ema.get_decay())
+    expected = theirs.ema.model.state_dict()
+    for name, tensor in ours.teacher.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_teacher_moves_once_an_update_whatever_update_freq():
+    model, _ = _pair()
+    model.encoder.layers[0].fc1.weight.data += 1.0
+    model.set_num_updates(1)
+    once = model.teacher.state_dict()["layers.0.fc1.weight"].clone()
+    model.set_num_updates(1)
+    assert torch.equal(model.teacher.state_dict()["layers.0.fc1.weight"], once)
+    model.set_num_updates(2)
+    assert not torch.equal(model.teacher.state_dict()["layers.0.fc1.weight"], once)
+
+
+def test_teacher_rests_in_evaluation():
+    model, _ = _pair()
+    before = model.teacher.state_dict()["layers.0.fc1.weight"].clone()
+    model.eval().set_num_updates(10)
+    assert torch.equal(model.teacher.state_dict()["layers.0.fc1.weight"], before)
+
+
+def test_state_dict_goes_both_ways():
+    ours = tiny.music2vec()
+    ours.set_num_updates(0)
+    ours.teacher.model.layers[0].fc1.weight.data += 1.0
+    theirs = tiny.fairseq_data2vec()
+    theirs.set_num_updates(0)
+    state = ours.state_dict()
+    theirs.load_state_dict(dict(state), strict=True)
+    for name, tensor in state["_ema"].items():
+        assert torch.equal(theirs.ema.model.state_dict()[name], tensor)
+    again = tiny.music2vec()
+    again.load_state_dict(dict(state), strict=True)
+    assert set(again.state_dict()["_ema"]) == set(state["_ema"])
+
+
+def test_teacher_is_no_parameter_and_moves_with_the_model():
+    model = tiny.music2vec()
+    count = sum(p.numel() for p in model.parameters())
+    model.set_num_updates(0)
+    assert sum(p.numel() for p in model.parameters()) == count
+    model.to(torch.float64)
+    assert model.mask_emb.dtype == torch.float64
+    model.to("meta")
+    assert all(p.is_meta for p in model.teacher.model.parameters())
+
+
+def test_wrong_top_k_is_one_line():
+    from music_ssl_fairseq.errors import InputError
+
+    with pytest.raises(InputError, match="average_top_k_layers 9"):
+        tiny.music2vec(average_top_k_layers=9)

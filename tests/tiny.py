@@ -1,0 +1,92 @@
+"""Tiny models, ours and fairseq's, with the same weights."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from fairseq.data.dictionary import Dictionary
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from music_ssl_fairseq.models.music2vec import Music2VecConfig, Music2VecModel
+from music_ssl_fairseq.models.music_hubert import MusicHubertConfig, MusicHubertModel
+
+SIZES: dict[str, Any] = {
+    "conv_feature_layers": "[(24,10,5)] + [(24,3,2)] * 4 + [(24,2,2)] * 2",
+    "encoder_layers": 3,
+    "encoder_embed_dim": 32,
+    "encoder_ffn_embed_dim": 64,
+    "encoder_attention_heads": 4,
+    "conv_pos_groups": 4,
+}
+NO_DROPOUT = {
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "dropout_input": 0.0,
+    "encoder_layerdrop": 0.0,
+}
+
+
+def config(dataclass: type, **fields: Any) -> Any:
+    """A fairseq dataclass as the model gets it at work: an OmegaConf node, resolved."""
+    return OmegaConf.merge(OmegaConf.structured(dataclass()), fields)
+
+
+def dictionary(k: int) -> Dictionary:
+    """Units 0..k-1."""
+    units = Dictionary()
+    for unit in range(k):
+        units.add_symbol(str(unit))
+    return units
+
+
+def music_hubert(k: int = 20, **fields: Any) -> MusicHubertModel:
+    cfg = config(MusicHubertConfig, **{**SIZES, **NO_DROPOUT, "final_dim": 16, **fields})
+    return MusicHubertModel(cfg, k + 4)
+
+
+def fairseq_hubert(k: int = 20, **fields: Any):
+    from fairseq.models.hubert.hubert import HubertConfig, HubertModel
+
+    fields = {**SIZES, **NO_DROPOUT, "final_dim": 16, "label_rate": 50.0, **fields}
+    # untie_final_proj: as in fairseq's recipe; with one set of units it changes no shape.
+    cfg = config(HubertConfig, **fields, untie_final_proj=True)
+    return HubertModel(cfg, SimpleNamespace(sample_rate=16000), [dictionary(k)])
+
+
+def music2vec(**fields: Any) -> Music2VecModel:
+    return Music2VecModel(
+        config(Music2VecConfig, **{**SIZES, **NO_DROPOUT, "average_top_k_layers": 2, **fields})
+    )
+
+
+def fairseq_data2vec(**fields: Any):
+    from fairseq.examples.data2vec.models.data2vec_audio import (
+        Data2VecAudioConfig,
+        Data2VecAudioModel,
+    )
+
+    recipe = {
+        "extractor_mode": "layer_norm",
+        "conv_pos": 95,
+        "pos_conv_depth": 5,
+        "average_top_k_layers": 2,
+        "instance_norm_target_layer": True,
+        "ema_anneal_end_step": 30000,
+        "max_update": 1000,
+    }
+    cfg = config(Data2VecAudioConfig, **{**SIZES, **NO_DROPOUT, **recipe, **fields})
+    return Data2VecAudioModel(cfg)
+
+
+def batch(crops: int = 3, seconds: float = 0.6, k: int = 20, seed: int = 0) -> dict[str, Tensor]:
+    """Random waveforms with units and masks, for 50 frames a second."""
+    generator = torch.Generator().manual_seed(seed)
+    samples = int(16000 * seconds)
+    frames = 1 + (samples - 400) // 320
+    source = torch.randn(crops, samples, generator=generator)
+    mask = torch.rand(crops, frames, generator=generator) < 0.5
+    mask[:, 0], mask[:, 1] = True, False
+    units = torch.randint(0, k, (crops, frames), generator=generator)
+    return {"source": source, "mask_indices": mask, "units": units}
