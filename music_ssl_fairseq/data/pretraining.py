@@ -1,0 +1,265 @@
+"""Crops with masks, and units if there are labels: the data of both pre-training tasks."""
+
+import logging
+
+import numpy as np
+import torch
+from fairseq.data import FairseqDataset
+
+from music_ssl_fairseq import audio
+from music_ssl_fairseq.data.crops import MASKS, REPLACEMENT, CropPlan, generator
+from music_ssl_fairseq.data.labels import LabelStore, UnitDictionary
+from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.data.masks import SpanMask
+from music_ssl_fairseq.data.targets import FrameTargets
+from music_ssl_fairseq.data.unreadable import UnreadableTracks
+from music_ssl_fairseq.errors import AudioError, InputError
+from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid, common_hop
+
+logger = logging.getLogger(__name__)
+
+TARGET_PAD = -1
+"""Stands in `target` where a crop has no frame."""
+
+_START_HOP = 160  # samples: starts on MFCC's grid, with labels or without
+_REPLACEMENT_DRAWS = 100
+
+
+class PretrainingDataset(FairseqDataset):
+    """Crops of the tracks of a manifest; an item depends on (seed, epoch, index) and nothing else.
+
+    Only the crop is decoded, and only its labels are parsed. A file that cannot be read is
+    replaced by another crop, named in a warning once, and not tried again.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        crop_seconds: float,
+        min_seconds: float,
+        grid: FrameGrid,
+        normalise: bool,
+        mask: SpanMask | None,
+        training: bool,
+        labels: LabelStore | None = None,
+        units: UnitDictionary | None = None,
+        label_rate: float | None = None,
+        crops_per_track: int | None = None,
+        seed: int = 0,
+        max_unreadable: float = 0.1,
+        sample_rate: int = SAMPLE_RATE,
+    ):
+        """Plan the crops.
+
+        Args:
+            crop_seconds: of a crop; shorter tracks give one crop of their own length.
+            min_seconds: shorter tracks are left out (as are those of less than two frames).
+            grid: frames of the model's extractor.
+            normalise: give each crop zero mean and unit variance.
+            mask: draws the frames to mask; None to leave that out of the batches.
+            training: crops and masks differ from epoch to epoch, and come in random order.
+            labels: of the manifest's tracks, in its order (see `check_labels`).
+            units: needed with labels.
+            label_rate: labels a second, needed with labels.
+            crops_per_track: an epoch; None for as many as fit.
+            max_unreadable: share of the tracks that may turn out to be unreadable.
+
+        Raises:
+            InputError: if no track is long enough.
+        """
+        self._manifest = manifest
+        self._grid = grid
+        self._normalise = normalise
+        self._mask = mask
+        self._training = training
+        self._seed = seed
+        self._sample_rate = sample_rate
+        self._targets = None
+        usable, start_hop = manifest.num_samples, _START_HOP
+        if labels is not None:
+            if units is None or label_rate is None:
+                raise TypeError("labels need units and label_rate")
+            self._targets = FrameTargets(labels, units, label_rate, grid, sample_rate)
+            usable = np.minimum(usable, self._targets.num_samples)
+            start_hop = common_hop(start_hop, self._targets.hop)
+        crop_samples = round(crop_seconds * sample_rate)
+        min_samples = max(round(min_seconds * sample_rate), grid.num_samples(2))
+        if crop_samples < grid.num_samples(2):
+            raise InputError(f"crop_seconds is {crop_seconds:g}: too short for two frames")
+        self._plan = CropPlan(usable, crop_samples, start_hop, min_samples, crops_per_track, seed)
+        if not len(self._plan):
+            raise InputError(
+                f"{manifest.file}: none of its {len(manifest)} tracks is as long as min_seconds "
+                f"({min_seconds:g} s)"
+            )
+        self._unreadable = UnreadableTracks(len(manifest), self._plan.num_tracks, max_unreadable)
+        # Shared, because workers that outlive an epoch hold their own copy of everything else.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        logger.info(
+            "%s: %d crops of %g s an epoch from %d tracks; %d shorter than %g s left out",
+            *(manifest.file, len(self._plan), crop_seconds, self._plan.num_tracks),
+            *(self._plan.num_too_short, min_seconds),
+        )
+
+    @property
+    def num_too_short(self) -> int:
+        """Tracks left out because they are too short."""
+        return self._plan.num_too_short
+
+    @property
+    def num_unreadable(self) -> int:
+        """Tracks that could not be read so far, by any worker of this process."""
+        return len(self._unreadable)
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def __getitem__(self, index: int) -> dict:
+        """One crop.
+
+        Returns:
+            `id`, `source` (`[T]` float32), and as configured `mask_indices` (`[F]` bool) and
+            `target` (`[F]` int64 classes).
+
+        Raises:
+            InputError: if too many tracks are unreadable.
+        """
+        index = int(index)
+        epoch = int(self._epoch)
+        track, start, length = self._plan.crop(index, epoch)
+        waveform = self._read(track, start, length)
+        if waveform is None:
+            track, start, waveform = self._replacement(index, epoch, length)
+        if self._normalise:
+            waveform = audio.normalise(waveform)
+        item: dict = {"id": index, "source": torch.from_numpy(waveform)}
+        num_frames = self._grid.num_frames(len(waveform))
+        if self._mask is not None:
+            mask = self._mask.mask(num_frames, generator(self._seed, epoch, index, MASKS))
+            item["mask_indices"] = torch.from_numpy(mask)
+        if self._targets is not None:
+            classes = self._targets.classes(track, start, num_frames)
+            item["target"] = torch.from_numpy(classes)
+        return item
+
+    def _read(self, track: int, start: int, length: int) -> np.ndarray | None:
+        """A crop's samples; None if the track is unreadable."""
+        if track in self._unreadable:
+            return None
+        path = self._manifest.path(track)
+        try:
+            waveform = audio.read(path, start, length, self._sample_rate)
+            if len(waveform) < length:
+                raise AudioError(
+                    path,
+                    f"ends at sample {start + len(waveform)}, but {self._manifest.file} says "
+                    f"{self._manifest.num_samples[track]}: rebuild the manifest",
+                )
+        except AudioError as error:
+            self._unreadable.add(track, error)
+            return None
+        return waveform
+
+    def _replacement(self, index: int, epoch: int, length: int) -> tuple[int, int, np.ndarray]:
+        """Another crop, of the same length if there is one: track, start and samples.
+
+        Candidates are drawn in an order that is fixed, and those that fail are skipped whether
+        they are known to fail or not: so it is the same crop for every worker and run.
+        """
+        rng = generator(self._seed, epoch, index, REPLACEMENT)
+        for draw in range(_REPLACEMENT_DRAWS):
+            track, start, available = self._plan.crop(int(rng.integers(len(self))), epoch)
+            if available < length and draw < _REPLACEMENT_DRAWS // 2:
+                continue
+            waveform = self._read(track, start, min(length, available))
+            if waveform is not None:
+                return track, start, waveform
+        raise InputError(
+            f"{self._manifest.file}: no readable track found to take the place of an unreadable "
+            "one; run `python -m manifests_tools check`"
+        )
+
+    def collater(self, samples: list[dict]) -> dict:
+        """Batch some crops, padded at the end to the longest; never cut to the shortest.
+
+        Returns:
+            `id` `[B]`, `nsentences`, `ntokens` (samples without padding), `target` (`[B, F]` int64
+            classes, -1 beyond a crop's frames; with labels only) and `net_input`: `source`
+            (`[B, T]` float32), `padding_mask` (`[B, T]` bool, or None if there is no padding) and
+            `mask_indices` (`[B, F]` bool; with a mask only). Empty for no samples, which is how
+            fairseq fills up the ranks that have run out of batches.
+        """
+        if not samples:
+            return {}
+        sources = [sample["source"] for sample in samples]
+        lengths = torch.tensor([len(source) for source in sources])
+        longest = int(lengths.max())
+        padding_mask = None
+        if int(lengths.min()) < longest:
+            padding_mask = torch.arange(longest) >= lengths[:, None]
+        net_input = {"source": _padded(sources, 0.0), "padding_mask": padding_mask}
+        if self._mask is not None:
+            net_input["mask_indices"] = _padded([s["mask_indices"] for s in samples], False)
+        batch = {
+            "id": torch.tensor([sample["id"] for sample in samples]),
+            "nsentences": len(samples),
+            "ntokens": int(lengths.sum()),
+            "net_input": net_input,
+        }
+        if self._targets is not None:
+            batch["target"] = _padded([s["target"] for s in samples], TARGET_PAD)
+        return batch
+
+    def size(self, index: int) -> int:
+        """Samples of a crop."""
+        return self._plan.length(index)
+
+    def num_tokens(self, index: int) -> int:
+        """The same: `max_tokens` counts samples."""
+        return self._plan.length(index)
+
+    def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
+        return self._plan.lengths[indices]
+
+    def ordered_indices(self) -> np.ndarray:
+        return self._plan.order(int(self._epoch), shuffle=self._training)
+
+    def filter_indices_by_size(
+        self, indices: np.ndarray, max_sizes: object
+    ) -> tuple[np.ndarray, list[int]]:
+        """Leaves everything in: no crop is longer than `crop_seconds`."""
+        return indices, []
+
+    def batch_by_size(
+        self,
+        indices: np.ndarray,
+        max_tokens: int | None = None,
+        max_sentences: int | None = None,
+        required_batch_size_multiple: int = 1,
+    ) -> list[np.ndarray]:
+        """Batches of all crops, where fairseq drops a last one that is no multiple of 8.
+
+        In evaluation that changes the result; in training it would be the shortest tracks, the
+        same ones in every epoch.
+        """
+        batches = list(
+            super().batch_by_size(indices, max_tokens, max_sentences, required_batch_size_multiple)
+        )
+        rest = indices[sum(map(len, batches)) :]
+        return [*batches, rest] if len(rest) else batches
+
+    def set_epoch(self, epoch: int) -> None:
+        """Crops and masks of this epoch from now on, in all workers; evaluation stays at 0."""
+        if self._training:
+            self._epoch.fill_(epoch)
+
+    @property
+    def can_reuse_epoch_itr_across_epochs(self) -> bool:
+        """No: batches differ from epoch to epoch."""
+        return False
+
+
+def _padded(rows: list[torch.Tensor], value: float) -> torch.Tensor:
+    """Rows of `[n]` with different n to `[rows, max n]`."""
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)

@@ -1,0 +1,48 @@
+"""Tracks that turned out to be unreadable during training: remembered, named once, counted."""
+
+import logging
+
+import torch
+
+from music_ssl_fairseq.errors import AudioError, InputError
+
+logger = logging.getLogger(__name__)
+
+
+class UnreadableTracks:
+    """Flags in shared memory, so that what one data-loading worker finds, all others know."""
+
+    def __init__(self, num_tracks: int, num_used: int, max_share: float):
+        """Begin with no track flagged.
+
+        Args:
+            num_tracks: tracks of the manifest.
+            num_used: those of them that crops are taken from.
+            max_share: of those used, in [0, 1]: more than this end the training.
+        """
+        self._flags = torch.zeros(num_tracks, dtype=torch.bool).share_memory_()
+        self._num_used = num_used
+        self._max_share = max_share
+
+    def __contains__(self, track: int) -> bool:
+        return bool(self._flags[track])
+
+    def __len__(self) -> int:
+        return int(self._flags.sum())
+
+    def add(self, track: int, error: AudioError) -> None:
+        """Flag a track, and warn if it was not flagged already.
+
+        Raises:
+            InputError: if that makes too many.
+        """
+        if track in self:
+            return
+        self._flags[track] = True
+        so_far = f"{len(self)} of {self._num_used} tracks"
+        if len(self) > self._max_share * self._num_used:
+            raise InputError(
+                f"{so_far} cannot be read, more than max_unreadable={self._max_share:g} allows; "
+                f"the last one is {error}. `python -m manifests_tools check` lists them all"
+            )
+        logger.warning("%s; using other crops instead (%s so far)", error, so_far)
