@@ -70,7 +70,7 @@ def _walk(root: str) -> tuple[list[tuple[bool, bytes, str, FileId]], list[LeftOu
             # Links wait until all real folders are known, and then come in order of their names.
             folder = folders.pop() if folders else heappop(links)[1]
             try:
-                identity = _identity(os.stat(os.path.join(root, folder)))
+                identity = identify(os.stat(os.path.join(root, folder)))
                 if identity in visited:
                     continue
                 visited.add(identity)
@@ -94,7 +94,7 @@ def _walk(root: str) -> tuple[list[tuple[bool, bytes, str, FileId]], list[LeftOu
                     else:
                         folders.append(name)
                 elif is_audio and stat.S_ISREG(status.st_mode):
-                    key = (entry.is_symlink(), os.fsencode(name), name, _identity(status))
+                    key = (entry.is_symlink(), os.fsencode(name), name, identify(status))
                     files.append(key)
                     progress.update()
                 elif is_audio:
@@ -102,7 +102,8 @@ def _walk(root: str) -> tuple[list[tuple[bool, bytes, str, FileId]], list[LeftOu
     return files, left_out
 
 
-def _identity(status: os.stat_result) -> FileId:
+def identify(status: os.stat_result) -> FileId:
+    """Which file or folder `os.stat` looked at."""
     return status.st_dev, status.st_ino
 
 

@@ -12,15 +12,19 @@ REPORT = "left_out.tsv"
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A file that cannot be used. `reason` is `kind`, or `kind: details`, or `kind (details)`."""
+    """A file that cannot be used; `reason` is its kind, `kind: details` or `kind (details)`."""
 
     name: str
     reason: str
 
     @property
     def kind(self) -> str:
-        """The reason without what differs from file to file."""
-        return self.reason.partition(":")[0].partition(" (")[0]
+        return kind_of(self.reason)
+
+
+def kind_of(reason: str) -> str:
+    """A reason without what differs from file to file."""
+    return reason.partition(":")[0].partition(" (")[0]
 
 
 def write_left_out(file: str | os.PathLike, left_out: Iterable[LeftOut]) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from collections import Counter
 from pathlib import Path
@@ -186,5 +187,5 @@ def _summarise(out: str, splits: dict[str, Groups], left_out: list[LeftOut], rep
         print(f"{split}: {len(tracks)} tracks, {hours:.2f} h, {len(groups)} groups")
     print("sample rates:", ", ".join(f"{rate} Hz {rates[rate]}" for rate in sorted(rates)))
     print(f"left out: {count_kinds(left_out)}" + (f", listed in {report}" if left_out else ""))
-    where = "" if Path(out) == Path("manifests") else f" --manifests {out}"
+    where = "" if Path(out) == Path("manifests") else f" --manifests {shlex.quote(out)}"
     print(f"next: python -m music_ssl_fairseq.label --k 2000{where}")

@@ -1,0 +1,244 @@
+"""`python -m manifests_tools check`: re-read manifests, their audio and their labels."""
+
+import argparse
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from manifests_tools.examine import examine
+from manifests_tools.find import FileId, identify
+from manifests_tools.findings import Findings
+from manifests_tools.left_out import kind_of
+from manifests_tools.parallel import default_workers, parallel_map
+from music_ssl_fairseq.data.labels import (
+    LabelStore,
+    UnitDictionary,
+    check_labels,
+    read_label_rate,
+)
+from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.errors import AudioError, InputError
+from music_ssl_fairseq.frames import SAMPLE_RATE, label_hop, labels_fit
+
+SPLITS = ("valid", "test", "train")
+"""Smallest first: the files of the earlier ones are remembered, and looked for in the later."""
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m manifests_tools check",
+        description="Re-read the manifests of a folder: is every file there, can it be decoded, is "
+        "it as long as stated, is none in two splits; and do the labels fit: a line for each "
+        "track, as many labels as its length asks for, each of them in the dict. Prints a line for "
+        "each problem, and exits with status 1 if there is any.",
+        epilog="example: python -m manifests_tools check manifests",
+    )
+    add = parser.add_argument
+    add("manifests", metavar="DIR", help="folder with train.tsv and valid.tsv, perhaps test.tsv")
+    add(
+        "--labels",
+        metavar="DIR",
+        help="folder with a .km for each split and dict.km.txt (default: `labels` beside DIR, if "
+        "there is one)",
+    )
+    add(
+        "--label-rate",
+        type=float,
+        metavar="HZ",
+        help="labels a second (default: what metadata.json in the labels' folder says)",
+    )
+    add(
+        "--thorough",
+        action="store_true",
+        help="decode every file whole, which finds damage and NaN in the middle; without it the "
+        "header, the start and the end are read",
+    )
+    add(
+        "--workers",
+        type=int,
+        default=default_workers(),
+        metavar="N",
+        help="processes (default: one for each CPU, here %(default)s)",
+    )
+    return parser
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Where the labels are, and how many there are a second."""
+
+    folder: Path
+    rate: float
+
+
+def run(
+    manifests: str,
+    labels: str | None = None,
+    label_rate: float | None = None,
+    thorough: bool = False,
+    workers: int = 1,
+) -> int:
+    """Print each problem on a line of its own, or that all is well; see `get_parser`.
+
+    Returns:
+        Exit status: 0 if nothing is wrong, 1 otherwise.
+
+    Raises:
+        InputError: if there is no such folder, or no word of the labels' rate.
+    """
+    folder = Path(manifests)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give the one that holds train.tsv")
+    its_labels = _find_labels(folder, labels, label_rate)
+    findings = Findings()
+    splits = _open_manifests(folder, findings)
+    _check_audio(splits, thorough, workers, findings)
+    totals = dict.fromkeys(splits, "")
+    if its_labels is not None:
+        totals = _check_labels(splits, its_labels, findings)
+    if findings:
+        findings.finish()
+        return 1
+    for split, manifest in reversed(splits.items()):
+        hours = manifest.num_samples.sum() / SAMPLE_RATE / 3600
+        print(f"{split}: {len(manifest)} tracks, {hours:.2f} h{totals[split]}: all well")
+    return 0
+
+
+def _find_labels(folder: Path, labels: str | None, rate: float | None) -> Labels | None:
+    if labels is None:
+        where = Path(os.path.normpath(folder / ".." / "labels"))
+        if not where.is_dir():
+            return None
+    else:
+        where = Path(labels)
+    if not where.is_dir():
+        raise InputError(f"{where}: no such folder; --labels takes the one that holds train.km")
+    if rate is None:
+        rate = read_label_rate(where)
+    if rate is None:
+        raise InputError(
+            f"{where}: no metadata.json that tells the label rate; "
+            "give it: --label-rate 100 for MFCC labels, 50 for those of deep features"
+        )
+    label_hop(rate)
+    return Labels(where, rate)
+
+
+def _open_manifests(folder: Path, findings: Findings) -> dict[str, Manifest]:
+    manifests = {}
+    for split in SPLITS:
+        file = folder / f"{split}.tsv"
+        if split == "test" and not file.exists():
+            continue
+        try:
+            manifests[split] = Manifest(file)
+        except InputError as error:
+            findings.add("manifest", str(error))
+    return manifests
+
+
+def _check_audio(
+    splits: dict[str, Manifest], thorough: bool, workers: int, findings: Findings
+) -> None:
+    seen: dict[FileId, str] = {}
+    for split, manifest in splits.items():
+        if not os.path.isdir(manifest.root):
+            findings.add(
+                "root",
+                f"{manifest.file}: its root {manifest.root} does not exist; was the music moved? "
+                "Make the manifests again, or correct the first line",
+            )
+            continue
+        tracks = [(manifest.name(i), int(n)) for i, n in enumerate(manifest.num_samples)]
+        function = partial(_check_track, root=manifest.root, thorough=thorough)
+        results = parallel_map(function, tracks, workers, f"reading {split}")
+        here: dict[FileId, str] = {}
+        for (name, _), (reason, identity) in zip(tracks, results, strict=True):
+            if reason is not None:
+                findings.add(f"{split}, {kind_of(reason)}", f"{split}: {name}: {reason}")
+            if identity in seen:
+                findings.add("in two splits", f"{split}: {name}: also in {seen[identity]}")
+            elif identity is not None and split != SPLITS[-1]:
+                here[identity] = split
+        seen |= here
+
+
+def _check_track(
+    track: tuple[str, int], root: str, thorough: bool
+) -> tuple[str | None, FileId | None]:
+    """What is wrong with a track, if anything, and which file it is, if there."""
+    name, stated = track
+    path = os.path.join(root, name)
+    identity = None
+    try:
+        identity = identify(os.stat(path))
+        info = examine(path, thorough)
+    except AudioError as error:
+        return error.reason, identity
+    except OSError as error:
+        return f"cannot be opened: {error.strerror}", None
+    length = info.length_at()
+    if abs(length - stated) <= 1:
+        return None, identity
+    reason = f"wrong length: {stated} samples stated, at {SAMPLE_RATE} Hz it has {length}"
+    if stated == info.num_samples:
+        reason += f" (stated at its own rate, {info.sample_rate} Hz: make the manifest again)"
+    return reason, identity
+
+
+def _check_labels(
+    splits: dict[str, Manifest], labels: Labels, findings: Findings
+) -> dict[str, str]:
+    """Check the labels of all splits; returns how many each has, in words."""
+    totals = {}
+    try:
+        units = UnitDictionary(labels.folder / "dict.km.txt")
+    except InputError as error:
+        findings.add("dict", str(error))
+        return {}
+    for split, manifest in splits.items():
+        try:
+            store = LabelStore(labels.folder / f"{split}.km")
+        except InputError as error:
+            findings.add("labels", str(error))
+            continue
+        totals[split] = f", {store.counts.sum()} labels"
+        try:
+            check_labels(manifest, store, units, labels.rate)
+        except InputError as error:
+            findings.add("labels", str(error))
+        if len(store) == len(manifest):
+            _check_lines(split, manifest, store, units, labels.rate, findings)
+    return totals
+
+
+def _check_lines(
+    split: str,
+    manifest: Manifest,
+    store: LabelStore,
+    units: UnitDictionary,
+    rate: float,
+    findings: Findings,
+) -> None:
+    """Each track's labels, where `check_labels` names the first and samples a large file."""
+    hop = label_hop(rate)
+    for i, num_samples in enumerate(tqdm(manifest.num_samples, f"labels of {split}")):
+        count = int(store.counts[i])
+        if not labels_fit(count, int(num_samples), hop):
+            findings.add(
+                f"{split}, labels of another length",
+                f"{split}: {manifest.name(i)}: {count} labels, {count / rate:.2f} s at "
+                f"{rate:g} Hz, but {num_samples / SAMPLE_RATE:.2f} s of audio",
+            )
+        labels = store.units(i)
+        outside = units.outside(labels)
+        if outside.any():
+            findings.add(
+                f"{split}, units not in the dict",
+                f"{split}: {manifest.name(i)}: {outside.sum()} of its {count} labels are not in "
+                f"{units.file}, the first is {labels[outside.argmax()]}",
+            )
