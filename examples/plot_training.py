@@ -105,15 +105,21 @@ def line(axes: "Axes", points: Points, key: str, label: str, colour: str, style:
         axes.plot(updates, values, style, color=colour, label=label, marker=marker, markersize=3.5)
 
 
+def loss_key(curves: Curves) -> str:
+    """musicHuBERT's `loss` holds a penalty on the features as well; `loss_m` can be compared."""
+    return "loss_m" if series(curves.train, "loss_m")[1] else "loss"
+
+
 def draw_loss(axes: "Axes", curves: Curves) -> None:
-    axes.set_ylabel("loss")
-    line(axes, curves.train, "loss", "train", BLUE)
-    line(axes, curves.valid, "loss", "valid", VERMILION, "--")
+    key = loss_key(curves)
+    axes.set_ylabel("loss, bits a masked frame" if key == "loss_m" else "loss a masked frame")
+    line(axes, curves.train, key, "train", BLUE)
+    line(axes, curves.valid, key, "valid", VERMILION, "--")
 
 
 def draw_health(axes: "Axes", curves: Curves) -> None:
     """The curve that shows a collapse: accuracy on the baseline, or spread at zero."""
-    if "accuracy_m" in next(iter(curves.train.values())):
+    if series(curves.train, "accuracy_m")[1]:
         axes.set_ylabel("accuracy on masked frames")
         line(axes, curves.train, "accuracy_m", "train", BLUE)
         line(axes, curves.valid, "accuracy_m", "valid", VERMILION, "--")
@@ -168,14 +174,15 @@ def table(runs: Sequence[Curves]) -> str:
 
 def row(curves: Curves) -> str:
     train, valid = curves.train, curves.valid
-    _, losses = series(train, "loss")
+    key = loss_key(curves)
+    _, losses = series(train, key)
     # The first interval holds the start of the workers and, on a GPU, the choice of kernels.
     speeds = [speed / SAMPLE_RATE for speed in series(train, "wps")[1][1:]]
     cells = [
         curves.name,
         str(max([*train, *valid])),
         f"{losses[0]:.3f} → {losses[-1]:.3f}" if losses else "",
-        f"{last(valid, 'loss'):.3f}" if valid else "",
+        f"{last(valid, key):.3f}" if valid else "",
         health(train),
         f"{statistics.median(speeds):.0f}" if speeds else "",
         checkpoint(curves.folder),

@@ -29,6 +29,11 @@ music="$out/music"
 [ $# -eq 0 ] || music=$(cd "$1" && pwd)
 cd "$ROOT"
 mkdir -p "$out/.done" "$out/logs"
+# Labels and checkpoints of one corpus must not be continued with another.
+[ -e "$out/music_dir" ] || echo "$music" > "$out/music_dir"
+[ "$(cat "$out/music_dir")" = "$music" ] \
+  || fail "$out holds a quickstart with other music, $(cat "$out/music_dir"): remove that folder, or" \
+    "set QUICKSTART_DIR to another one"
 
 number=0
 steps=10
@@ -88,18 +93,13 @@ echo "  $(python --version), in $VIRTUAL_ENV; $SECONDS s"
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}"
 if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> /dev/null; then
-  config=config tracks=240 updates=600 resume_at=300 device="a GPU: base models"
+  config=short tracks=240 updates=600 resume_at=300
+  echo "  there is a GPU: base models, configs examples/*/short.yaml"
 else
-  config=tiny tracks=60 updates=120 resume_at=60 device="the CPU: tiny models"
+  config=tiny tracks=60 updates=60 resume_at=30
+  echo "  no GPU: tiny models on the CPU, configs examples/*/tiny.yaml"
 fi
-echo "  training on $device"
-
-settings="music: $music, config: $config"
-if [ "$(cat "$out/settings" 2> /dev/null || echo "$settings")" != "$settings" ]; then
-  fail "$out holds a quickstart with other settings ($(cat "$out/settings")): remove that folder," \
-    "or choose another with QUICKSTART_DIR=..."
-fi
-echo "$settings" > "$out/settings"
+runs="$out/runs/$config"
 
 if [ "$music" = "$out/music" ]; then
   step music "Render a corpus: $tracks chorales" ' tracks in ' \
@@ -121,10 +121,10 @@ quoted() { # text: as hydra takes it whatever it holds
 train() { # model updates title
   local overrides=()
   [ "$1" = music2vec ] || overrides=("task.label_dir=$(quoted "$out/labels")")
-  step "train-$1-$2" "$3" 'Loaded checkpoint|\]\[valid\]|done training' \
+  step "train-$config-$1-$2" "$3" 'Loaded checkpoint|\]\[valid\]|done training' \
     fairseq-hydra-train --config-dir "examples/$1" --config-name "$config" \
     "task.data=$(quoted "$out/manifests")" "${overrides[@]}" \
-    "hydra.run.dir=$(quoted "$out/runs/$1")" \
+    "hydra.run.dir=$(quoted "$runs/$1")" \
     "optimization.max_update=$2"
 }
 
@@ -133,14 +133,14 @@ train music_hubert "$resume_at" "Train music_hubert for $resume_at updates"
 train music_hubert "$updates" "Resume music_hubert, up to $updates updates"
 
 for model in music2vec music_hubert; do
-  step "validate-$model" "Validate $model" "valid on 'valid' subset \| .*loss" \
-    fairseq-validate "$out/manifests" --path "$out/runs/$model/checkpoints/checkpoint_last.pt" \
+  step "validate-$config-$model" "Validate $model" "valid on 'valid' subset \| .*loss" \
+    fairseq-validate "$out/manifests" --path "$runs/$model/checkpoints/checkpoint_last.pt" \
     --user-dir "$ROOT/music_ssl_fairseq" --task "${model}_pretraining" --valid-subset valid \
     --batch-size 16 --log-format simple
 done
 
 heading "Table and curves"
-python examples/plot_training.py "$out/runs/music2vec" "$out/runs/music_hubert" \
+python examples/plot_training.py "$runs/music2vec" "$runs/music_hubert" \
   --out "$out/curves.png" --table | tee "$out/table.md"
 
 cat << EOF
@@ -149,7 +149,7 @@ Done in $((SECONDS / 60)) min $((SECONDS % 60)) s. In $out:
   curves.png              loss, accuracy or spread, learning rate of both models
   table.md                the table above
   manifests/, labels/     which audio, and its units
-  runs/MODEL/             hydra_train.log, checkpoints/checkpoint_{best,last}.pt
+  runs/$config/MODEL/       hydra_train.log, checkpoints/checkpoint_{best,last}.pt
   logs/                   all that each step said
 
 On your own music:        bash examples/quickstart.sh ~/music   (with QUICKSTART_DIR=another folder)

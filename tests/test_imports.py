@@ -25,7 +25,8 @@ ALLOWED = {
     "modules": FOUNDATION | {"compat"},
     "models": FOUNDATION | {"compat", "modules"},
     "criterions": FOUNDATION | {"compat"},
-    "tasks": FOUNDATION | {"compat", "data", "modules", "models", "criterions"},
+    "optim": set(),
+    "tasks": FOUNDATION | {"compat", "data", "modules", "models", "criterions", "optim"},
 }
 
 # Library -> the only modules, or rooms, that use it. convert writes audio, and reads none.
