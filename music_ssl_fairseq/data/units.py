@@ -45,7 +45,9 @@ class UnitDictionary:
         try:
             self.dictionary.add_from_file(io.StringIO(self.file.read_text(encoding="utf-8")))
         except (ValueError, RuntimeError) as error:
-            raise InputError(f"{self.file}: not a dictionary of units: {error}") from None
+            # fairseq quotes the line with its end, or goes on about models of its own.
+            reason = " ".join(str(error).split()).partition(". ")[0]
+            raise InputError(f"{self.file}: not a dictionary of units: {reason}") from None
         self._classes = self._table(self.dictionary.symbols[self.dictionary.nspecial :])
 
     def _table(self, symbols: list[str]) -> np.ndarray:
