@@ -30,9 +30,10 @@ def find_audio(root: str | os.PathLike) -> tuple[list[str], list[LeftOut]]:
     """
     root = os.fspath(root)
     _require_folder(root)
-    files, left_out = _walk(root)
+    walk = _Walk(root)
+    left_out = walk.left_out
     names: dict[FileId, str] = {}
-    for _, _, name, identity in sorted(files):
+    for _, _, name, identity in sorted(walk.files):
         if identity in names:
             left_out.append(LeftOut(name, f"the same file as another: {names[identity]}"))
         elif any(character in name for character in "\t\n\r"):
@@ -58,48 +59,59 @@ def _require_folder(root: str) -> None:
         raise InputError(f"{root}: cannot be listed ({error.strerror})") from None
 
 
-def _walk(root: str) -> tuple[list[tuple[bool, bytes, str, FileId]], list[LeftOut]]:
-    """Audio files as (is a link, name as bytes, name, identity), in any order."""
-    files: list[tuple[bool, bytes, str, FileId]] = []
-    left_out: list[LeftOut] = []
-    visited: set[FileId] = set()
-    folders = [""]
-    links: list[tuple[bytes, str]] = []
-    with tqdm(desc="looking for audio", unit=" files") as progress:
-        while folders or links:
-            # Links wait until all real folders are known, and then come in order of their names.
-            folder = folders.pop() if folders else heappop(links)[1]
-            try:
-                identity = identify(os.stat(os.path.join(root, folder)))
-                if identity in visited:
-                    continue
-                visited.add(identity)
-                with os.scandir(os.path.join(root, folder)) as entries:
-                    listing = [entry for entry in entries if not entry.name.startswith(".")]
-            except OSError as error:
-                left_out.append(LeftOut(folder, f"folder cannot be read: {error.strerror}"))
-                continue
-            for entry in listing:
-                name = os.path.join(folder, entry.name)
-                is_audio = os.path.splitext(entry.name)[1].lower() in EXTENSIONS
-                try:
-                    status = entry.stat()
-                except OSError as error:
-                    if is_audio:
-                        left_out.append(LeftOut(name, f"cannot be opened: {error.strerror}"))
-                    continue
-                if stat.S_ISDIR(status.st_mode):
-                    if entry.is_symlink():
-                        heappush(links, (os.fsencode(name), name))
-                    else:
-                        folders.append(name)
-                elif is_audio and stat.S_ISREG(status.st_mode):
-                    key = (entry.is_symlink(), os.fsencode(name), name, identify(status))
-                    files.append(key)
-                    progress.update()
-                elif is_audio:
-                    left_out.append(LeftOut(name, "not a regular file"))
-    return files, left_out
+class _Walk:
+    """A walk over a tree, each folder once; no recursion, so it may be of any depth.
+
+    Attributes:
+        files: audio files as (is a link, name as bytes, name, identity), in any order.
+        left_out: what could be audio but cannot be opened.
+    """
+
+    def __init__(self, root: str):
+        self.root = root
+        self.files: list[tuple[bool, bytes, str, FileId]] = []
+        self.left_out: list[LeftOut] = []
+        self._visited: set[FileId] = set()
+        self._folders = [""]
+        self._links: list[tuple[bytes, str]] = []
+        with tqdm(desc="looking for audio", unit=" files") as progress:
+            while self._folders or self._links:
+                # Links wait until all real folders are known, then come in order of their names.
+                folder = self._folders.pop() if self._folders else heappop(self._links)[1]
+                for entry in self._list(folder):
+                    self._sort_in(entry, os.path.join(folder, entry.name))
+                progress.update(len(self.files) - progress.n)
+
+    def _list(self, folder: str) -> list[os.DirEntry[str]]:
+        path = os.path.join(self.root, folder)
+        try:
+            identity = identify(os.stat(path))
+            if identity in self._visited:
+                return []
+            self._visited.add(identity)
+            with os.scandir(path) as entries:
+                return [entry for entry in entries if not entry.name.startswith(".")]
+        except OSError as error:
+            self.left_out.append(LeftOut(folder, f"folder cannot be read: {error.strerror}"))
+            return []
+
+    def _sort_in(self, entry: os.DirEntry[str], name: str) -> None:
+        is_audio = os.path.splitext(name)[1].lower() in EXTENSIONS
+        try:
+            status = entry.stat()
+        except OSError as error:
+            if is_audio or entry.is_dir(follow_symlinks=False):
+                self.left_out.append(LeftOut(name, f"cannot be opened: {error.strerror}"))
+            return
+        if stat.S_ISDIR(status.st_mode) and entry.is_symlink():
+            heappush(self._links, (os.fsencode(name), name))
+        elif stat.S_ISDIR(status.st_mode):
+            self._folders.append(name)
+        elif is_audio and stat.S_ISREG(status.st_mode):
+            key = (entry.is_symlink(), os.fsencode(name), name, identify(status))
+            self.files.append(key)
+        elif is_audio:
+            self.left_out.append(LeftOut(name, "not a regular file"))
 
 
 def identify(status: os.stat_result) -> FileId:

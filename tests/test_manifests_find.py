@@ -118,7 +118,7 @@ def test_trees_deeper_than_python_recurses_and_than_paths_may_be(deep):
     touch(deep, "a.wav")
     names, left_out = find_audio(deep)
     assert names == ["a.wav", "d/" * 1200 + "deep.wav"]
-    assert [item.reason for item in left_out] == ["folder cannot be read: File name too long"]
+    assert [item.reason for item in left_out] == ["cannot be opened: File name too long"]
 
 
 def test_roots_that_cannot_be_searched_are_one_clear_line(tmp_path):
