@@ -2,6 +2,9 @@
 
 fairseq ships a `config.yaml` of its own, and hydra looks there before it looks in `--config-dir`:
 without this plugin DIR/config.yaml is never read and training ends in "Must specify batch size".
+And fairseq registers its defaults under the name given with `--config-name`, so that hydra lays
+them over everything that a config builds on: a variant of config.yaml would lose most of it.
+
 hydra loads the plugin in every program of the environment, so it imports nothing of the package,
 and it acts only if DIR/config.yaml names this package.
 """
@@ -10,6 +13,7 @@ import importlib.util
 import os
 
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
@@ -48,3 +52,6 @@ class MusicSSLConfigPlugin(SearchPathPlugin):
         if args.config_dir and _is_ours(os.path.join(args.config_dir, "config.yaml")):
             path = f"file://{os.path.abspath(args.config_dir)}"
             search_path.prepend(provider=PACKAGE, path=path, anchor="main")
+            if args.config_name and args.config_name not in ("config", "config.yaml"):
+                # The defaults that fairseq has for "config" as well are laid under all of it.
+                ConfigStore.instance().repo.pop(f"{args.config_name}.yaml", None)

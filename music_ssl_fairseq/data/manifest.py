@@ -38,10 +38,7 @@ class Manifest:
         """
         self.file = Path(file)
         if not self.file.is_file():
-            raise InputError(
-                f"{self.file}: no such manifest; make it with "
-                f"`python -m manifests_tools pretrain --root MUSIC_DIR --out {self.file.parent}`"
-            )
+            raise missing_manifest(self.file)
         self._text = MappedFile(self.file)
         ends = self._text.positions("\n")
         if len(self._text) and (not len(ends) or ends[-1] != len(self._text) - 1):
@@ -108,3 +105,11 @@ def write_manifest(
         handle.write(os.fsencode(root) + b"\n")
         for name, num_samples in tracks:
             handle.write(b"%s\t%d\n" % (os.fsencode(name), num_samples))
+
+
+def missing_manifest(file: str | os.PathLike) -> InputError:
+    """What to raise if `file` does not exist: names the command that makes it."""
+    return InputError(
+        f"{file}: no such manifest; make it with "
+        f"`python -m manifests_tools pretrain --root MUSIC_DIR --out {Path(file).parent}`"
+    )

@@ -10,11 +10,14 @@ from fairseq.tasks import FairseqTask
 from omegaconf import II, MISSING
 
 from music_ssl_fairseq.compat import one_line_errors
-from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.data.manifest import Manifest, missing_manifest
 from music_ssl_fairseq.data.masks import SpanMask
 from music_ssl_fairseq.data.pretraining import PretrainingDataset
 from music_ssl_fairseq.frames import SAMPLE_RATE, conv_grid
 from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
+
+# fairseq imports tasks/ and models/ of a user_dir, and nothing else.
+from music_ssl_fairseq.optim import tri_stage as _lr_scheduler  # noqa: F401
 
 logger = logging.getLogger(__name__)
 
@@ -53,13 +56,14 @@ class PretrainingConfig(FairseqDataclass):
         default=II("common.seed"),
         metadata={"help": "crops and masks follow from this, the epoch and the crop's index alone"},
     )
-    mask_prob: float = field(
+    # Optional, because fairseq-validate passes null for what its command line does not name.
+    mask_prob: Optional[float] = field(  # noqa: UP045
         default=II("model.mask_prob"), metadata={"help": "the model's; set it there"}
     )
-    mask_length: int = field(
+    mask_length: Optional[int] = field(  # noqa: UP045
         default=II("model.mask_length"), metadata={"help": "the model's; set it there"}
     )
-    conv_feature_layers: str = field(
+    conv_feature_layers: Optional[str] = field(  # noqa: UP045
         default=II("model.conv_feature_layers"), metadata={"help": "the model's; set it there"}
     )
 
@@ -69,11 +73,21 @@ class PretrainingTask(FairseqTask):
 
     min_mask_spans = 1
 
+    def __init__(self, cfg: PretrainingConfig):
+        super().__init__(cfg)
+        if not os.path.isdir(cfg.data):
+            raise missing_manifest(os.path.join(cfg.data, "train.tsv"))
+
     @classmethod
     def setup_task(cls, cfg: Any, **kwargs: Any) -> "PretrainingTask":
         """fairseq's entry point: fails in one line if something needed is not there."""
         with one_line_errors():
             return cls(cfg)
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """Build the model; settings that do not fit together are one line."""
+        with one_line_errors():
+            return super().build_model(cfg, from_checkpoint)
 
     def labels(self, split: str, manifest: Manifest) -> dict[str, Any]:
         """The label arguments of PretrainingDataset, checked against the manifest."""
