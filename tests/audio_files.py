@@ -7,9 +7,7 @@ import numpy as np
 import soundfile
 
 
-def tone(
-    seconds: float, sample_rate: int = 16_000, channels: int = 1, seed: int = 0
-) -> np.ndarray:
+def tone(seconds: float, sample_rate: int = 16_000, channels: int = 1, seed: int = 0) -> np.ndarray:
     """Decaying notes of six harmonics, two a second, over faint noise.
 
     Returns:
