@@ -1,7 +1,7 @@
 """Front ends: a waveform becomes `[frames, dimension]` float32 at a stated frame rate.
 
-A front end is looked up by name (`front_end("mfcc")`) and its module imported only then. What all of
-them share is the shape of `FrontEnd`; `features.track` applies one to a file, however long.
+A front end is looked up by name (`front_end("mfcc")`), and its module imported only then. What all
+share is `FrontEnd`; `features.track` applies one to a file, however long.
 """
 
 from importlib import import_module

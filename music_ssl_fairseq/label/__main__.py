@@ -1,0 +1,285 @@
+"""`python -m music_ssl_fairseq.label`: from manifests to pseudo-labels."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.features import FRONT_ENDS, FrontEnd, front_end
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from music_ssl_fairseq.data.manifest import Manifest
+    from music_ssl_fairseq.label.recipe import LabelFolder
+
+DESCRIPTION = """\
+Give every frame of every track a unit: the number of the nearest of k centroids, which K-means
+fits on a sample of the train manifest's frames. Reads train.tsv and, if it is there, valid.tsv;
+writes train.km, valid.km (a line a track, as fairseq reads them), dict.km.txt, centroids.npy
+([k, dimension] float32) and metadata.json (recipe, label_rate, inertia, versions, usage of units).
+
+Equal options and manifests give equal labels, whatever the number of workers. A run that was
+interrupted is continued by the same command; one that has finished is left as it is.
+"""
+
+EXAMPLES = """\
+examples:
+  python -m music_ssl_fairseq.label --k 2000
+  python -m music_ssl_fairseq.label --k 500 --manifests manifests/jazz --labels labels/jazz --seed 1
+
+The manifests come from `python -m manifests_tools pretrain --root MUSIC_DIR`, and the labels go to
+`fairseq-hydra-train --config-dir examples/music_hubert`.
+"""
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m music_ssl_fairseq.label",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "--k",
+        type=_positive,
+        default=500,
+        metavar="K",
+        help="clusters, that is different units (default: %(default)s, as HuBERT's first "
+        "iteration; some 40 frames each are the least, 250 and more are good)",
+    )
+    add(
+        "--features",
+        choices=sorted(FRONT_ENDS),
+        default="mfcc",
+        help="what is clustered; mfcc: Kaldi's 13 MFCC with deltas, 100 frames a second, as in "
+        "HuBERT (default: %(default)s)",
+    )
+    add(
+        "--manifests",
+        type=Path,
+        default=Path("manifests"),
+        metavar="DIR",
+        help="folder with train.tsv and valid.tsv (default: %(default)s)",
+    )
+    add(
+        "--labels",
+        type=Path,
+        default=Path("labels"),
+        metavar="DIR",
+        help="folder to write to (default: %(default)s)",
+    )
+    add(
+        "--max-frames",
+        type=_positive,
+        default=1_000_000,
+        metavar="N",
+        help="frames to fit K-means on, a sample over all train tracks, each in proportion to its "
+        "length; bounds memory (156 bytes an MFCC frame) and time, and is enough for k = 2000: "
+        "more lower the inertia on other frames by less than 1 %% (default: %(default)s)",
+    )
+    add(
+        "--iterations",
+        type=_positive,
+        default=30,
+        metavar="N",
+        help="K-means iterations at most; fewer if the centroids come to rest (default: "
+        "%(default)s)",
+    )
+    add(
+        "--seed",
+        type=_seed,
+        default=0,
+        metavar="N",
+        help="of the sample and of K-means (default: %(default)s)",
+    )
+    add(
+        "--workers",
+        type=_positive,
+        default=_available_cpus(),
+        metavar="N",
+        help="processes that decode, compute features and assign units, and threads of K-means "
+        "(default: the CPUs this process may use, here %(default)s)",
+    )
+    add("--force", action="store_true", help="start over, and overwrite other labels")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**31:
+        raise argparse.ArgumentTypeError("must be from 0 to 2147483647")
+    return value
+
+
+def _available_cpus() -> int:
+    # A job scheduler often allows fewer than the machine has.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def run(
+    k: int,
+    features: str,
+    manifests: Path,
+    labels: Path,
+    max_frames: int,
+    iterations: int,
+    seed: int,
+    workers: int,
+    force: bool,
+) -> None:
+    """Do what the command line says; see `get_parser`.
+
+    Raises:
+        InputError: about anything wrong with the manifests, the audio or existing labels.
+    """
+    from music_ssl_fairseq.label.recipe import LabelFolder, Recipe, fingerprint
+
+    splits = _manifests(manifests)
+    recipe = Recipe(features, k, seed, iterations, max_frames, fingerprint(splits["train"]))
+    folder = LabelFolder(labels, recipe, force)
+    todo = {s: m for s, m in splits.items() if not folder.is_finished(s, m)}
+    if not todo:
+        print(f"{labels}: finished already, by the same recipe from the same manifests")
+    else:
+        front = front_end(features)
+        centroids = folder.centroids()
+        if centroids is None:
+            centroids = _fit(folder, front, splits["train"], workers)
+        else:
+            _say(f"{labels}: going on with the centroids that are there")
+        for split, manifest in todo.items():
+            _label(folder, centroids, split, manifest, workers)
+    _summarise(folder, splits)
+
+
+def _manifests(where: Path) -> dict[str, "Manifest"]:
+    from music_ssl_fairseq.data.manifest import Manifest
+
+    splits = {"train": Manifest(where / "train.tsv")}
+    if (where / "valid.tsv").exists():
+        splits["valid"] = Manifest(where / "valid.tsv")
+    else:
+        _say(f"{where / 'valid.tsv'}: none, so train is labelled alone")
+    return splits
+
+
+def _fit(
+    folder: "LabelFolder", front: FrontEnd, manifest: "Manifest", workers: int
+) -> "np.ndarray":
+    """Sample frames, cluster them, and save the centroids before anything else can go wrong."""
+    from music_ssl_fairseq.label import kmeans
+
+    recipe = folder.recipe
+    num_frames = sum(front.grid.num_frames(n) for n in manifest.num_samples.tolist())
+    if warning := kmeans.check_enough(min(recipe.max_frames, num_frames), recipe.k):
+        _say(f"warning: {warning}")
+    frames = _sample(folder, front, manifest, workers)
+    with tqdm(total=recipe.iterations, desc="K-means", unit="it") as bar:
+
+        def watch(inertia: float) -> None:
+            bar.set_postfix_str(f"inertia {inertia:.4g}", refresh=False)
+            bar.update()
+
+        fit = kmeans.fit(frames, recipe.k, recipe.iterations, recipe.seed, workers, watch)
+    folder.save_fit(fit, len(frames), front)
+    return fit.centroids
+
+
+def _sample(
+    folder: "LabelFolder", front: FrontEnd, manifest: "Manifest", workers: int
+) -> "np.ndarray":
+    """`[n, dimension]` float32, n at most `max_frames`."""
+    from music_ssl_fairseq.label.parallel import ordered
+    from music_ssl_fairseq.label.sample import Reader, Sample
+
+    sample = Sample(manifest, front.grid, folder.recipe.max_frames, folder.recipe.seed)
+    frames = sample.empty(front.dimension)
+    filled = 0
+    with _audio_bar("sampling", len(frames) / front.frame_rate) as bar:
+        for block in ordered(Reader(folder.recipe.features), sample.parts(), workers):
+            frames[filled : filled + len(block)] = block
+            filled += len(block)
+            bar.update(len(block) / front.frame_rate)
+    return frames
+
+
+def _label(
+    folder: "LabelFolder", centroids: "np.ndarray", split: str, manifest: "Manifest", workers: int
+) -> None:
+    from music_ssl_fairseq.frames import SAMPLE_RATE
+    from music_ssl_fairseq.label.assign import Labeller, label_split
+    from music_ssl_fairseq.label.recipe import fingerprint
+
+    labeller = Labeller(folder.recipe.features, centroids)
+    partial = folder.partial(split, fingerprint(manifest))
+    ends = [0.0, *(manifest.num_samples.cumsum() / SAMPLE_RATE).tolist()]
+    progress = label_split(manifest, labeller, partial, folder.target(split), workers)
+    usage = next(progress)  # what an interrupted run has left
+    with _audio_bar(split, ends[-1], ends[usage.tracks]) as bar:
+        for _ in progress:
+            bar.update(ends[usage.tracks] - bar.n)
+    folder.finish(split, manifest, usage)
+
+
+def _audio_bar(what: str, seconds: float, done: float = 0.0) -> tqdm:
+    return tqdm(
+        desc=what,
+        total=round(seconds),
+        initial=round(done),
+        unit=" audio-s",
+        unit_scale=True,
+    )
+
+
+def _summarise(folder: "LabelFolder", splits: dict[str, "Manifest"]) -> None:
+    metadata = folder.metadata
+    rate = metadata["label_rate"]
+    print(
+        f"{folder.path}: k = {metadata['k']} units of {metadata['features']}, {rate:g} a second, "
+        f"fitted on {metadata['frames_fitted']} frames, inertia {metadata['train_inertia']:.4g}"
+    )
+    for split in splits:
+        record = metadata["splits"][split]
+        run = record["mean_run_length"]
+        print(
+            f"  {split}: {record['tracks']} tracks, {record['labels'] / rate / 3600:.2f} h; "
+            f"{record['used_clusters']} units used, perplexity {record['perplexity']:.0f}; "
+            f"guessing the commonest unit is right in {100 * record['majority_share']:.2f} %; "
+            f"a unit lasts {run:.1f} frames ({1000 * run / rate:.0f} ms)"
+        )
+    print("next: fairseq-hydra-train --config-dir examples/music_hubert")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point: the exit status."""
+    arguments = get_parser().parse_args(argv)
+    try:
+        run(**vars(arguments))
+    except InputError as error:
+        _say(f"error: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

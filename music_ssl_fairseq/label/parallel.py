@@ -1,0 +1,91 @@
+"""One job over many tracks, in worker processes, with results in order."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from music_ssl_fairseq.errors import InputError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_AHEAD = 16  # items a worker that may be started before the oldest one is done
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+_job: Callable[[Any], Any]
+
+
+def ordered(job: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """Yield `job(item)` for each item, in the items' order.
+
+    Workers are always processes of one thread each, even a single one, so that every number is
+    computed the same way however many there are. They are spawned: a fork after faiss or another
+    user of OpenMP has run can hang.
+
+    Args:
+        job: sent to each worker once, so it may hold arrays. Defined in an importable module.
+        items: taken as they are needed; small things, sent one by one.
+
+    Raises:
+        InputError: if a worker is killed, as the system does when memory runs out. What `job`
+            raises is raised here when that item's turn comes, after all earlier results.
+    """
+    pending: deque[Future[Result]] = deque()
+    context = multiprocessing.get_context("spawn")
+    with _one_thread(), ProcessPoolExecutor(workers, context, _adopt, (job,)) as executor:
+        try:
+            for item in items:
+                pending.append(executor.submit(_run, item))
+                if len(pending) == _AHEAD * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        except BrokenProcessPool:
+            raise InputError(
+                "a worker process was killed, most likely because memory ran out; "
+                "the same command continues where it stopped, with fewer --workers"
+            ) from None
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Processes started meanwhile get one thread; numerical libraries read this as they load."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _adopt(job: Callable[[Any], Any]) -> None:
+    global _job
+    _job = job
+    # Ctrl-C reaches every process of the terminal; the parent decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A worker of a killed parent would wait for items for ever: it holds its own queue open.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _run(item: Any) -> Any:
+    return _job(item)

@@ -1,0 +1,201 @@
+"""What made a set of labels, and the folder they are in.
+
+`metadata.json` holds the recipe, the fit and a record of each finished split. Files are written in
+an order in which a run that dies at any moment can be taken up: a fit counts only once centroids
+are there whose checksum is the recorded one, a split only once it is recorded.
+"""
+
+import dataclasses
+import hashlib
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from music_ssl_fairseq import __version__
+from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.features import FrontEnd
+from music_ssl_fairseq.files import atomic_path
+from music_ssl_fairseq.frames import SAMPLE_RATE
+from music_ssl_fairseq.label.kmeans import INIT, Fit
+from music_ssl_fairseq.label.usage import Usage
+
+SPLITS = ("train", "valid")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All that decides the centroids. Labels of equal recipes are equal.
+
+    Attributes:
+        train_manifest: SHA-256 of the manifest that frames are sampled from.
+        max_frames: frames fitted on at most.
+        iterations: of K-means, at most.
+    """
+
+    features: str
+    k: int
+    seed: int
+    iterations: int
+    max_frames: int
+    train_manifest: str
+
+    def differences(self, metadata: dict[str, Any]) -> str:
+        """In words, what another run's metadata have otherwise: empty if nothing."""
+        words = []
+        for name, value in dataclasses.asdict(self).items():
+            if metadata.get(name) == value:
+                continue
+            if name == "train_manifest":
+                words.append("another train manifest")
+            else:
+                words.append(f"{name.replace('_', '-')} {metadata.get(name)} instead of {value}")
+        return ", ".join(words)
+
+
+def fingerprint(manifest: Manifest) -> str:
+    """SHA-256 of a manifest: its root, names, lengths and their order."""
+    checksum = hashlib.sha256()
+    with manifest.file.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            checksum.update(block)
+    return checksum.hexdigest()
+
+
+class LabelFolder:
+    """`labels/`: what is there of a recipe, and what is written next.
+
+    Args:
+        path: made when the first file is written.
+        force: forget what is there. It is removed only when there are new centroids.
+
+    Raises:
+        InputError: if labels are there that this recipe did not make, unless `force`.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe, force: bool):
+        self.path = path
+        self.recipe = recipe
+        self.metadata: dict[str, Any] = {} if force else self._read()
+
+    def _read(self) -> dict[str, Any]:
+        file = self.path / "metadata.json"
+        way_out = "give --force to overwrite, or --labels for another folder"
+        if not file.exists():
+            for found in self._outputs():
+                raise InputError(
+                    f"{found}: there already, with no {file.name} beside it; {way_out}"
+                )
+            return {}
+        try:
+            metadata = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{file}: not readable as JSON ({error}); {way_out}") from None
+        if different := self.recipe.differences(metadata):
+            raise InputError(f"{self.path}: holds labels made with {different}; {way_out}")
+        return metadata
+
+    def _outputs(self) -> list[Path]:
+        names = [*(f"{split}.km" for split in SPLITS), "dict.km.txt", "centroids.npy"]
+        return [self.path / name for name in names if (self.path / name).exists()]
+
+    def centroids(self) -> np.ndarray | None:
+        """`[k, D]` of an earlier run of this recipe, if there are any."""
+        file = self.path / "centroids.npy"
+        if not self.metadata or not file.exists():
+            return None
+        if hashlib.sha256(file.read_bytes()).hexdigest() != self.metadata["centroids_sha256"]:
+            if self.metadata["splits"]:
+                raise InputError(f"{file}: changed since labels were made with it; give --force")
+            return None
+        return np.load(file, allow_pickle=False)
+
+    def save_fit(self, fit: Fit, num_frames: int, front_end: FrontEnd) -> None:
+        """Write the centroids and what goes with them; remove labels made with others."""
+        for outdated in [*self._outputs(), *self.path.glob(".*.partial")]:
+            outdated.unlink()
+        with atomic_path(self.path / "centroids.npy") as centroids:
+            np.save(centroids, fit.centroids)
+            checksum = hashlib.sha256(centroids.read_bytes()).hexdigest()
+            self.metadata = self._describe(fit, num_frames, front_end, checksum)
+            self._write_metadata()
+            with atomic_path(self.path / "dict.km.txt") as dictionary:
+                dictionary.write_text("".join(f"{unit} 1\n" for unit in range(self.recipe.k)))
+
+    def _describe(
+        self, fit: Fit, num_frames: int, front_end: FrontEnd, checksum: str
+    ) -> dict[str, Any]:
+        return {
+            **dataclasses.asdict(self.recipe),
+            "label_rate": front_end.frame_rate,
+            "sample_rate": SAMPLE_RATE,
+            "frame_window": front_end.grid.window,
+            "frame_hop": front_end.grid.hop,
+            "dimension": front_end.dimension,
+            "init": INIT,
+            "frames_fitted": num_frames,
+            "train_inertia": fit.curve[-1],
+            "inertia_curve": fit.curve,
+            "centroids_sha256": checksum,
+            "versions": _versions(),
+            "splits": {},
+        }
+
+    def _write_metadata(self) -> None:
+        with atomic_path(self.path / "metadata.json") as temporary:
+            temporary.write_text(json.dumps(self.metadata, indent=2) + "\n", encoding="utf-8")
+
+    def target(self, split: str) -> Path:
+        """Where a split's labels are once all are there."""
+        return self.path / f"{split}.km"
+
+    def partial(self, split: str, manifest: str) -> Path:
+        """Where they are until then: a name of its own for each manifest and centroids."""
+        both = hashlib.sha256((manifest + self.metadata["centroids_sha256"]).encode())
+        return self.path / f".{split}.{both.hexdigest()[:12]}.partial"
+
+    def is_finished(self, split: str, manifest: Manifest) -> bool:
+        """Whether a split is labelled.
+
+        Raises:
+            InputError: if it is, but its manifest has changed since.
+        """
+        record = self.metadata.get("splits", {}).get(split)
+        if record is None or not self.target(split).exists():
+            return False
+        if record["manifest_sha256"] != fingerprint(manifest):
+            raise InputError(
+                f"{manifest.file}: changed since {self.target(split)} was made from it; "
+                "give --force to label again"
+            )
+        return True
+
+    def finish(self, split: str, manifest: Manifest, usage: Usage) -> None:
+        """Record that a split's labels are all there."""
+        self.metadata["splits"][split] = {
+            "manifest": str(manifest.file),
+            "manifest_sha256": fingerprint(manifest),
+            **usage.summary(),
+        }
+        self._write_metadata()
+        for outdated in self.path.glob(f".{split}.*.partial"):
+            outdated.unlink()
+
+
+def _versions() -> dict[str, str]:
+    import faiss
+    import scipy
+    import soundfile
+
+    return {
+        "music_ssl_fairseq": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "faiss": faiss.__version__,
+        "soundfile": soundfile.__version__,
+        "libsndfile": soundfile.__libsndfile_version__,
+    }

@@ -1,0 +1,69 @@
+"""How units are used: what a training run can gain over guessing, and how fast they change."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass
+class Usage:
+    """Counts over all tracks of a split.
+
+    Attributes:
+        k: units there are.
+        counts: `[k]` labels of each unit.
+        runs: stretches of equal labels, none longer than a track.
+        tracks: lines counted, empty ones included.
+    """
+
+    k: int
+    runs: int = 0
+    tracks: int = 0
+    counts: np.ndarray = field(init=False)
+
+    def __post_init__(self):
+        self.counts = np.zeros(self.k, np.int64)
+
+    def add(self, units: np.ndarray) -> None:
+        """Count one track: `[frames]` integers in [0, k)."""
+        self.counts += np.bincount(units, minlength=self.k)
+        self.tracks += 1
+        if len(units):
+            self.runs += 1 + int(np.count_nonzero(np.diff(units)))
+
+    @property
+    def labels(self) -> int:
+        """Labels counted."""
+        return int(self.counts.sum())
+
+    @property
+    def used(self) -> int:
+        """Units that occur at all."""
+        return int(np.count_nonzero(self.counts))
+
+    @property
+    def perplexity(self) -> float:
+        """Exponential of the units' entropy: as many equally frequent ones would carry as much."""
+        shares = self.counts[self.counts > 0] / max(1, self.labels)
+        return float(np.exp(-(shares * np.log(shares)).sum()))
+
+    @property
+    def majority_share(self) -> float:
+        """Share of the most frequent unit: the accuracy of always guessing it."""
+        return float(self.counts.max() / max(1, self.labels))
+
+    @property
+    def mean_run_length(self) -> float:
+        """Frames until the unit changes, on average."""
+        return self.labels / max(1, self.runs)
+
+    def summary(self) -> dict[str, float]:
+        """All of it, for metadata.json."""
+        return {
+            "tracks": self.tracks,
+            "labels": self.labels,
+            "used_clusters": self.used,
+            "perplexity": round(self.perplexity, 3),
+            "majority_share": round(self.majority_share, 6),
+            "mean_run_length": round(self.mean_run_length, 3),
+        }
