@@ -57,6 +57,15 @@ def test_linked_folders_and_files_are_followed(tmp_path):
     assert find_audio(root) == (["album/a.wav", "song.wav"], [])
 
 
+def test_of_several_links_the_first_by_name_counts(tmp_path):
+    touch(tmp_path / "store", "inner/a.wav")
+    root = tmp_path / "root"
+    root.mkdir()
+    for name in ("n", "b", "c", "é", "a"):
+        (root / name).symlink_to(tmp_path / "store" / ("" if name == "c" else "inner"))
+    assert find_audio(root) == (["a/a.wav"], [])
+
+
 def test_links_that_lead_back_end(tmp_path):
     touch(tmp_path, "x/a.wav")
     (tmp_path / "x" / "up").symlink_to("..")

@@ -130,6 +130,15 @@ def test_what_cannot_be_used_is_left_out_and_named_with_its_reason(music, tmp_pa
     assert str(tmp_path / "out" / "left_out.tsv") in summary
 
 
+def test_lines_are_sorted_by_name_not_by_group(tmp_path):
+    for name in ("a/a.wav", "a/b/x.wav", "a/c.wav", "z/z.wav"):
+        write_tone(tmp_path / "music" / name, 10.0 if name == "z/z.wav" else 1.0)
+    for seed in range(5):
+        run(str(tmp_path / "music"), str(tmp_path / "out"), 0.99, seed=seed, force=True)
+        for split in ("train", "valid"):
+            assert names(tmp_path / "out", split) == sorted(names(tmp_path / "out", split))
+
+
 def test_damage_in_the_middle_is_found_by_thorough(music, tmp_path):
     waveform = tone(3.0)
     waveform[24_000] = np.inf
