@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -166,6 +167,7 @@ def run(
         for split, manifest in todo.items():
             _label(folder, centroids, split, manifest, workers)
     _summarise(folder, splits)
+    _say_next(manifests, labels)
 
 
 def _manifests(where: Path) -> dict[str, "Manifest"]:
@@ -263,7 +265,16 @@ def _summarise(folder: "LabelFolder", splits: dict[str, "Manifest"]) -> None:
             f"guessing the commonest unit is right in {100 * record['majority_share']:.2f} %; "
             f"a unit lasts {run:.1f} frames ({1000 * run / rate:.0f} ms)"
         )
-    print("next: fairseq-hydra-train --config-dir examples/music_hubert")
+
+
+def _say_next(manifests: Path, labels: Path) -> None:
+    command = "fairseq-hydra-train --config-dir examples/music_hubert"
+    # These two are where the configuration looks by itself.
+    if manifests.resolve() != Path("manifests").resolve():
+        command += f" task.data={shlex.quote(str(manifests.resolve()))}"
+    if labels.resolve() != Path("labels").resolve():
+        command += f" task.label_dir={shlex.quote(str(labels.resolve()))}"
+    print(f"next: {command}")
 
 
 def _say(line: str) -> None:

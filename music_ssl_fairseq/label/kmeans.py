@@ -92,7 +92,7 @@ def fit(
             break
     distances, _ = step.assign(frames)
     curve.append(float(distances.mean(dtype=np.float64)))
-    return Fit(centroids, curve)
+    return Fit(np.asarray(centroids), curve)
 
 
 def _faiss():

@@ -137,8 +137,9 @@ class LabelFolder:
             "dimension": front_end.dimension,
             "init": INIT,
             "frames_fitted": num_frames,
-            "train_inertia": fit.curve[-1],
-            "inertia_curve": fit.curve,
+            # Six digits: the sum's last ones depend on the number of threads.
+            "train_inertia": float(f"{fit.curve[-1]:.6g}"),
+            "inertia_curve": [float(f"{inertia:.6g}") for inertia in fit.curve],
             "centroids_sha256": checksum,
             "versions": _versions(),
             "splits": {},

