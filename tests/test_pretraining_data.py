@@ -296,6 +296,14 @@ def test_unreadable_tracks_are_replaced_and_named_once(folder, caplog):
         assert_equal(items[index], items[index + len(data)])
 
 
+def test_replacements_are_as_long_if_there_is_one(folder):
+    (folder / "music" / "b/44k stereo.wav").unlink()
+    data = dataset(folder, crops_per_track=1)
+    for epoch in range(10):
+        data.set_epoch(epoch)
+        assert len(data[1]["source"]) == 24_000
+
+
 def test_an_unreadable_track_is_not_opened_again(folder, monkeypatch):
     path = folder / "music" / "long.flac"
     path.write_bytes(path.read_bytes()[:5_000])
