@@ -3,8 +3,8 @@
 fairseq draws spans for each crop and then, because the masked frames of a batch are to form one
 tensor, unmasks random frames until every crop has as few as the least masked one (`require_same_
 masks` of `compute_mask_indices`). So its masking ratio falls with the batch size: at 249 frames,
-probability 0.8 and length 10 it is 57 % for a batch of one and 45 % for a batch of 100, and single
-frames inside the spans are left to copy from.
+probability 0.8 and length 10 it is 57 % for a batch of one and about 45 % for a batch of 100, and
+single frames inside the spans are left to copy from.
 
 Here each crop gets the number of frames that fairseq's spans cover on average, whatever its batch:
 spans are drawn in the same way, until that number is reached. As a bonus, shapes are fixed.
