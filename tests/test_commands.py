@@ -93,7 +93,7 @@ def test_each_model_composes_and_trains(here, family, name):
     text = (EXAMPLES / family / f"{name}.yaml").read_text()
     assert "Audio per update" in text
     assert state["cfg"]["model"]["_name"] == family
-    assert state["cfg"]["optimizer"]["_name"] == "adam"  # of config.yaml, not fairseq's defaults
+    assert state["cfg"]["optimizer"]["_name"] == "fused_adamw"  # config.yaml's, no default
 
 
 def test_the_paper_s_music2vec_variants_differ_as_they_say(here):

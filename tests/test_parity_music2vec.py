@@ -14,9 +14,9 @@ VARIANTS = [
 ]
 
 
-def _pair(**fields):
+def _pair(fast="off", **fields):
     torch.manual_seed(1)
-    theirs, ours = tiny.fairseq_data2vec(**fields), tiny.music2vec(**fields)
+    theirs, ours = tiny.fairseq_data2vec(**fields), tiny.music2vec(fast=fast, **fields)
     theirs.set_num_updates(0)
     # A teacher that differs from its student, as after some training.
     for parameter in theirs.ema.model.parameters():
@@ -37,11 +37,12 @@ def _our_loss(model, batch, beta=0.0, scale=None):
     return criterion(model, sample)
 
 
+@pytest.mark.parametrize("fast", ["off", "on"])
 @pytest.mark.parametrize("fields", VARIANTS)
 @pytest.mark.parametrize("beta", [0.0, 0.25])
-def test_loss_gradients_and_variances_equal_fairseqs(fields, beta):
+def test_loss_gradients_and_variances_equal_fairseqs(fields, beta, fast):
     batch = tiny.batch()
-    ours, theirs = _pair(**fields)
+    ours, theirs = _pair(fast, **fields)
     theirs.loss_beta = beta
     loss, size, logs = _our_loss(ours, batch, beta)
     result = theirs(batch["source"], mask_indices=batch["mask_indices"])

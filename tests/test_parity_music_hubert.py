@@ -13,11 +13,11 @@ VARIANTS = [
 ]
 
 
-def _pair(monkeypatch, batch, **fields):
+def _pair(monkeypatch, batch, fast="off", **fields):
     """Our model and fairseq's with the same weights, and the same mask in fairseq's."""
     torch.manual_seed(1)
     theirs = tiny.fairseq_hubert(**fields)
-    ours = tiny.music_hubert(**fields)
+    ours = tiny.music_hubert(fast=fast, **fields)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     monkeypatch.setattr(
         "fairseq.models.hubert.hubert.compute_mask_indices",
@@ -52,11 +52,12 @@ def _their_loss(model, batch, **weights):
     return criterion(model, sample)
 
 
+@pytest.mark.parametrize("fast", ["off", "on"])
 @pytest.mark.parametrize("fields", VARIANTS)
 @pytest.mark.parametrize("weights", [{}, {"pred_nomask_weight": 0.5}])
-def test_loss_and_gradients_equal_fairseqs(monkeypatch, fields, weights):
+def test_loss_and_gradients_equal_fairseqs(monkeypatch, fields, weights, fast):
     batch = tiny.batch()
-    ours, theirs = _pair(monkeypatch, batch, **fields)
+    ours, theirs = _pair(monkeypatch, batch, fast, **fields)
     loss, size, logs = _our_loss(ours, batch, **weights)
     their_loss, their_size, their_logs = _their_loss(theirs, batch, **weights)
     assert size == their_size

@@ -93,8 +93,8 @@ class MusicHubertCriterion(FairseqCriterion):
             logs[f"count_{kind}"] = target.numel()
             if kind == "m":
                 classes = logits.size(-1)
-                logs["units_target"] = torch.bincount(target, minlength=classes)
-                logs["units_pred"] = torch.bincount(predicted, minlength=classes)
+                logs["units_target"] = _histogram(target, classes)
+                logs["units_pred"] = _histogram(predicted, classes)
         return loss
 
     @staticmethod
@@ -131,6 +131,12 @@ class MusicHubertCriterion(FairseqCriterion):
     def logging_outputs_can_be_summed() -> bool:
         """Yes: everything logged is a sum, so that workers exchange one small tensor."""
         return True
+
+
+def _histogram(units: Tensor, classes: int) -> Tensor:
+    # bincount looks for the largest unit, and waits for the GPU to do so.
+    counts = torch.zeros(classes, dtype=torch.float64, device=units.device)
+    return counts.index_add_(0, units, torch.ones_like(units, dtype=torch.float64))
 
 
 def _perplexity(counts: Tensor) -> float:

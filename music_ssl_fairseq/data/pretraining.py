@@ -186,8 +186,9 @@ class PretrainingDataset(FairseqDataset):
         Returns:
             `id` `[B]`, `nsentences`, `ntokens` (samples without padding), `target` (`[B, F]` int64
             classes, -1 beyond a crop's frames; with labels only) and `net_input`: `source`
-            (`[B, T]` float32), `padding_mask` (`[B, T]` bool, or None if there is no padding) and
-            `mask_indices` (`[B, F]` bool; with a mask only). Empty for no samples, which is how
+            (`[B, T]` float32), `padding_mask` (`[B, T]` bool, or None if there is no padding) and,
+            with a mask, `mask_indices` (`[B, F]` bool), `masked` and, with labels, `unmasked`: the
+            masked and the other frames that are not padding, as indices into `B * F`. Empty for no samples, which is how
             fairseq fills up the ranks that have run out of batches.
         """
         if not samples:
@@ -200,7 +201,14 @@ class PretrainingDataset(FairseqDataset):
             padding_mask = torch.arange(longest) >= lengths[:, None]
         net_input = {"source": _padded(sources, 0.0), "padding_mask": padding_mask}
         if self._mask is not None:
-            net_input["mask_indices"] = _padded([s["mask_indices"] for s in samples], False)
+            masks = [sample["mask_indices"] for sample in samples]
+            mask_indices = _padded(masks, False)
+            real = _padded([torch.ones_like(mask) for mask in masks], False)
+            net_input["mask_indices"] = mask_indices
+            # As indices too: on a GPU, finding them would wait for all that was asked of it.
+            net_input["masked"] = mask_indices.flatten().nonzero().squeeze(1)
+            if self._targets is not None:
+                net_input["unmasked"] = (real & ~mask_indices).flatten().nonzero().squeeze(1)
         batch = {
             "id": torch.tensor([sample["id"] for sample in samples]),
             "nsentences": len(samples),

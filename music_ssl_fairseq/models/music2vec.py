@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from fairseq.models import register_model
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder, AudioEncoderConfig
 from music_ssl_fairseq.modules.ema_teacher import EMATeacher, annealed_decay
+from music_ssl_fairseq.modules.fast import compiled
 
 
 @dataclass
@@ -89,43 +89,47 @@ class Music2VecModel(AudioEncoder):
         return self.teacher
 
     def forward(
-        self, source: Tensor, mask_indices: Tensor, padding_mask: Tensor | None = None
+        self,
+        source: Tensor,
+        mask_indices: Tensor,
+        masked: Tensor | None = None,
+        padding_mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Predict the teacher's representation of the masked frames.
 
         Args:
             source: `[B, T]` waveforms.
             mask_indices: `[B, frames]` bool, True for masked frames (never for padding).
+            masked: the same as indices into `B * frames`; finding them here waits for the GPU.
             padding_mask: `[B, T]` bool, True for padding, or None.
 
         Returns:
             `prediction` and `target`, both `[masked frames, D]` float32; the target has no
             gradient.
         """
+        compile = self.compiles(source, padding_mask)
+        if masked is None:
+            masked = mask_indices.flatten().nonzero().squeeze(1)
         with self.autocast(source.device):
-            projected = self.project(self.extract(source))
+            projected = self.project(self.extract(source, compile))
             padding = self.frame_padding(padding_mask, projected.size(1))
             x = self.mask(self.dropout_input(projected), mask_indices)
-            x, _, _ = self.encoder(x, padding)
-            prediction = self.final_proj(x[mask_indices])
-            target = self.targets(projected.detach(), padding)[mask_indices]
+            x, _, _ = self.encoder(x, padding, compile)
+            prediction = self.final_proj(x.flatten(0, 1)[masked])
+            target = self.targets(projected.detach(), padding, compile).flatten(0, 1)[masked]
         return {"prediction": prediction.float(), "target": target}
 
     @torch.no_grad()
-    def targets(self, projected: Tensor, padding: Tensor | None) -> Tensor:
+    def targets(self, projected: Tensor, padding: Tensor | None, compile: bool = False) -> Tensor:
         """Mean over the teacher's last layers of their instance-normed feed-forward outputs.
 
         Instance norm makes each channel of each crop zero-mean and unit-variance over time
         (data2vec, section 3.3). `[B, frames, D]` float32.
         """
         teacher = self.teacher or self.make_teacher()
-        _, _, feed_forwards = teacher.model(projected, padding)
-        total: Tensor | None = None
-        for y in feed_forwards[-self.cfg.average_top_k_layers :]:
-            y = F.instance_norm(y.float().transpose(1, 2))
-            total = y if total is None else total + y
-        assert total is not None
-        return total.transpose(1, 2) / self.cfg.average_top_k_layers
+        _, _, feed_forwards = teacher.model(projected, padding, compile)
+        average = compiled(_instance_norm_mean) if compile else _instance_norm_mean
+        return average(feed_forwards[-self.cfg.average_top_k_layers :])
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The tensors of fairseq's Data2VecAudioModel, with the teacher's as a dict in `_ema`."""
@@ -150,3 +154,12 @@ class Music2VecModel(AudioEncoder):
         if self.teacher is not None:
             self.teacher.model._apply(lambda t: fn(t).to(t.dtype))
         return super()._apply(fn, *args, **kwargs)
+
+
+def _instance_norm_mean(layers: list[Tensor]) -> Tensor:
+    total: Tensor | float = 0.0
+    for y in layers:
+        variance, mean = torch.var_mean(y.float(), dim=1, keepdim=True, correction=0)
+        total = total + (y.float() - mean) * torch.rsqrt(variance + 1e-5)
+    assert isinstance(total, Tensor)
+    return total / len(layers)

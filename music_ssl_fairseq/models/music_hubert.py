@@ -60,6 +60,8 @@ class MusicHubertModel(AudioEncoder):
         source: Tensor,
         target: Tensor,
         mask_indices: Tensor,
+        masked: Tensor | None = None,
+        unmasked: Tensor | None = None,
         padding_mask: Tensor | None = None,
     ) -> dict[str, Tensor | None]:
         """Score every unit for every frame.
@@ -68,6 +70,9 @@ class MusicHubertModel(AudioEncoder):
             source: `[B, T]` waveforms.
             target: `[B, frames]` class of each frame, -1 where there is none.
             mask_indices: `[B, frames]` bool, True for masked frames.
+            masked: indices into `B * frames` of masked frames that have a target; finding them
+                here waits for the GPU.
+            unmasked: the same for unmasked frames.
             padding_mask: `[B, T]` bool, True for padding, or None.
 
         Returns:
@@ -75,14 +80,18 @@ class MusicHubertModel(AudioEncoder):
             as `logits_u`, `target_u`, or None with `skip_nomask`; and `features_pen`, the mean
             square of the extractor's features.
         """
+        compile = self.compiles(source, padding_mask)
+        if masked is None:
+            masked = (mask_indices & (target >= 0)).flatten().nonzero().squeeze(1)
+        if unmasked is None:
+            unmasked = (~mask_indices & (target >= 0)).flatten().nonzero().squeeze(1)
         with self.autocast(source.device):
-            features = self.extract(source)
+            features = self.extract(source, compile)
             penalty = features.float().square().mean()
             padding = self.frame_padding(padding_mask, features.size(1))
             x = self.mask(self.dropout_input(self.project(features)), mask_indices)
-            x, _, _ = self.encoder(x, padding)
-        known = target >= 0
-        masked, unmasked = mask_indices & known, ~mask_indices & known
+            x, _, _ = self.encoder(x, padding, compile)
+        x, target = x.flatten(0, 1), target.flatten()
         output: dict[str, Tensor | None] = {
             "logits_m": self.logits(x[masked]),
             "target_m": target[masked],

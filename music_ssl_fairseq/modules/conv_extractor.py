@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.modules.fast import use_fast, working_dtype
 
 DEFAULT_CONV_LAYERS = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
 
@@ -55,13 +56,21 @@ class ConvExtractor(nn.Module):
         mode: "default" has one group norm, with a group a channel, after the first convolution;
             "layer_norm" normalises the channels of each frame after every one.
         bias: whether the convolutions have biases.
+        fast: `model.fast`.
     """
 
-    def __init__(self, layers: Sequence[tuple[int, int, int]], mode: str, bias: bool):
+    def __init__(
+        self,
+        layers: Sequence[tuple[int, int, int]],
+        mode: str,
+        bias: bool,
+        fast: str = "auto",
+    ):
         super().__init__()
         if mode not in ("default", "layer_norm"):
             raise InputError(f"extractor_mode {mode!r}: choose 'default' or 'layer_norm'")
         self.mode = mode
+        self.fast = fast
         self.conv_layers = nn.ModuleList()
         channels = 1
         for i, (dim, kernel, stride) in enumerate(layers):
@@ -78,29 +87,66 @@ class ConvExtractor(nn.Module):
 
     def forward(self, waveform: Tensor) -> Tensor:
         """Map `[B, T]` to features `[B, frames, channels]`."""
-        x = waveform.unsqueeze(1)
+        # Channels last: norms and products run along them, and nothing has to be transposed.
+        x = waveform.unsqueeze(-1)
+        convolve = conv_channels_last if use_fast(self.fast, waveform) else _conv
         for parts in self.conv_layers:
-            x = parts["0"](x)
+            conv = parts["0"]
+            x = convolve(x, conv.weight, conv.bias, conv.stride[0])
             if "2" in parts:
                 x = self._normalise(parts["2"], x)
             x = F.gelu(x)
-        return x.transpose(1, 2)
+        return x
 
     def _normalise(self, norm: nn.Module, x: Tensor) -> Tensor:
         # fp32 whatever the precision: the statistics of half a million samples need it.
+        y = x.float()
         if self.mode == "layer_norm":
-            layer_norm = norm["1"]  # type: ignore[index]
-            normed = F.layer_norm(
-                x.transpose(1, 2).float(),
-                layer_norm.normalized_shape,
-                layer_norm.weight.float(),
-                layer_norm.bias.float(),
-                layer_norm.eps,
-            )
-            return normed.transpose(1, 2).to(x.dtype)
-        return F.group_norm(
-            x.float(), norm.num_groups, norm.weight.float(), norm.bias.float(), norm.eps  # type: ignore[arg-type,union-attr,operator]
-        ).to(x.dtype)
+            layer = norm.get_submodule("1")
+            y = F.layer_norm(y, y.shape[-1:], layer.weight.float(), layer.bias.float(), layer.eps)  # type: ignore[operator,arg-type]
+            return y.to(x.dtype)
+        variance, mean = torch.var_mean(y, dim=1, keepdim=True, correction=0)
+        scale = norm.weight.float() * torch.rsqrt(variance + norm.eps)  # type: ignore[operator]
+        return ((y - mean) * scale + norm.bias.float()).to(x.dtype)  # type: ignore[operator]
+
+
+def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+    return F.conv1d(x.transpose(1, 2), weight, bias, stride).transpose(1, 2)
+
+
+def conv_channels_last(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+    """Unpadded convolution as matrix products, without a copy for the extractor's strides.
+
+    With kernel = stride, windows are a reshaped view of the input. With a kernel of 3 and a stride
+    of 2 they overlap in one frame: the first two taps are such a view, the third is every second
+    frame. A single input channel is unfolded.
+
+    Args:
+        x: `[B, T, C]`.
+        weight: `[channels, C, kernel]`.
+
+    Returns:
+        `[B, (T - kernel) // stride + 1, channels]`.
+    """
+    dtype = working_dtype(x)
+    x, weight = x.to(dtype), weight.to(dtype)
+    batch, length, in_channels = x.shape
+    kernel = weight.size(-1)
+    frames = (length - kernel) // stride + 1
+    taps = weight.permute(2, 1, 0)  # [kernel, C, channels]
+    if in_channels == 1:
+        # Tensor cores want a multiple of 8 numbers in a row.
+        extra = -kernel % 8
+        windows = F.pad(x.squeeze(-1), (0, extra)).unfold(-1, kernel + extra, stride)[:, :frames]
+        y = windows @ F.pad(taps.squeeze(1), (0, 0, 0, extra))
+    elif kernel < stride:
+        return _conv(x, weight, bias, stride)
+    else:
+        first = x[:, : frames * stride].reshape(batch, frames, stride * in_channels)
+        y = first @ taps[:stride].reshape(stride * in_channels, -1)
+        for tap in range(stride, kernel):
+            y = y + x[:, tap : tap + (frames - 1) * stride + 1 : stride] @ taps[tap]
+    return y if bias is None else y + bias.to(dtype)
 
 
 class ScaleGradient(torch.autograd.Function):

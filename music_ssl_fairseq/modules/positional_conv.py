@@ -6,6 +6,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from music_ssl_fairseq.modules.block_conv import block_conv
+from music_ssl_fairseq.modules.fast import use_fast, working_dtype
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor, groups: int, fast: str) -> Tensor:
+    """Grouped convolution that keeps the length: `[B, T, D]` to `[B, T, D]`."""
+    if use_fast(fast, x):
+        dtype = working_dtype(x)
+        return block_conv(x.to(dtype), weight.to(dtype), bias.to(dtype), groups)
+    y = F.conv1d(x.transpose(1, 2), weight, bias, padding=weight.size(-1) // 2, groups=groups)
+    return y[..., : x.size(1)].transpose(1, 2)
+
 
 class _WeightNormConv(nn.Module):
     """Grouped convolution whose weight is `g * v / |v|`, the norm taken for each tap.
@@ -14,10 +26,10 @@ class _WeightNormConv(nn.Module):
     checkpoints of every age.
     """
 
-    def __init__(self, dim: int, kernel: int, groups: int):
+    def __init__(self, dim: int, kernel: int, groups: int, fast: str):
         super().__init__()
         self.groups = groups
-        self.kernel = kernel
+        self.fast = fast
         weight = torch.empty(dim, dim // groups, kernel)
         nn.init.normal_(weight, std=math.sqrt(4.0 / (kernel * dim)))
         self.weight_g = nn.Parameter(weight.norm(dim=(0, 1), keepdim=True))
@@ -25,27 +37,26 @@ class _WeightNormConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, D, T]` to `[B, D, T]`."""
+        """`[B, T, D]` to `[B, T, D]`."""
         norm = self.weight_v.norm(dim=(0, 1), keepdim=True)
         weight = self.weight_v * (self.weight_g / norm)
-        y = F.conv1d(x, weight, self.bias, padding=self.kernel // 2, groups=self.groups)
-        return y[..., : x.size(-1)]
+        return F.gelu(_convolve(x, weight, self.bias, self.groups, self.fast))
 
 
 class _ConvBlock(nn.Module):
     """One of data2vec's stacked convolutions: convolve, normalise without parameters, GELU."""
 
-    def __init__(self, dim: int, kernel: int, groups: int):
+    def __init__(self, dim: int, kernel: int, groups: int, fast: str):
         super().__init__()
-        self.kernel = kernel
+        self.fast = fast
         # "0": the convolution's position in fairseq's nn.Sequential.
-        self.add_module("0", nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=groups))
+        self.add_module("0", nn.Conv1d(dim, dim, kernel, groups=groups))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, D, T]` to `[B, D, T]`."""
-        y = self.get_submodule("0")(x)[..., : x.size(-1)]
-        y = F.layer_norm(y.transpose(1, 2).float(), (y.size(1),)).transpose(1, 2)
-        return F.gelu(y.to(x.dtype))
+        """`[B, T, D]` to `[B, T, D]`."""
+        conv = self.get_submodule("0")
+        y = _convolve(x, conv.weight, conv.bias, conv.groups, self.fast)  # type: ignore[arg-type]
+        return F.gelu(F.layer_norm(y.float(), y.shape[-1:]).to(y.dtype))
 
 
 class PositionalConv(nn.Sequential):
@@ -58,15 +69,14 @@ class PositionalConv(nn.Sequential):
         groups: of each convolution.
         depth: 1 for wav2vec 2.0's and HuBERT's single weight-normed convolution, more for
             data2vec's stack.
+        fast: `model.fast`.
+
+    Maps `[B, T, D]` to `[B, T, D]`.
     """
 
-    def __init__(self, dim: int, kernel: int, groups: int, depth: int):
+    def __init__(self, dim: int, kernel: int, groups: int, depth: int, fast: str = "auto"):
         if depth > 1:
             width = max(3, kernel // depth)
-            super().__init__(*[_ConvBlock(dim, width, groups) for _ in range(depth)])
+            super().__init__(*[_ConvBlock(dim, width, groups, fast) for _ in range(depth)])
         else:
-            super().__init__(_WeightNormConv(dim, kernel, groups), nn.GELU())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, T, D]` to `[B, T, D]`."""
-        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+            super().__init__(_WeightNormConv(dim, kernel, groups, fast))

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from music_ssl_fairseq.modules.fast import compiled
 from music_ssl_fairseq.modules.positional_conv import PositionalConv
 
 
@@ -104,13 +105,15 @@ class TransformerEncoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(
-        self, x: Tensor, padding_mask: Tensor | None = None
+        self, x: Tensor, padding_mask: Tensor | None = None, compile: bool = False
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Encode frames.
 
         Args:
             x: `[B, T, D]`.
             padding_mask: `[B, T]` bool, True where a frame is padding; None if there is none.
+            compile: run each layer as compiled kernels. (Layer by layer: LayerDrop chooses among
+                them, and one compilation serves all.)
 
         Returns:
             The encoder's output `[B, T, D]`; the output of each layer that ran, first to last; and
@@ -120,17 +123,29 @@ class TransformerEncoder(nn.Module):
         if padding_mask is not None:
             x = x.masked_fill(padding_mask.unsqueeze(-1), 0)
             attend = ~padding_mask[:, None, None, :]
-        x = x + self.pos_conv(x)
-        if not self.layer_norm_first:
-            x = self.layer_norm(x)
-        x = self.dropout(x)
+        run = compiled(_run_layer) if compile else _run_layer
+        x = (compiled(_embed) if compile else _embed)(self, x)
         hidden_states, feed_forwards = [], []
         for layer in self.layers:
             if self.training and self.layerdrop > 0 and torch.rand(()).item() < self.layerdrop:
                 continue
-            x, feed_forward = layer(x, attend)
+            x, feed_forward = run(layer, x, attend)
             hidden_states.append(x)
             feed_forwards.append(feed_forward)
         if self.layer_norm_first:
             x = self.layer_norm(x)
         return x, hidden_states, feed_forwards
+
+
+def _embed(encoder: TransformerEncoder, x: Tensor) -> Tensor:
+    """Add positions; normalise and drop."""
+    x = x + encoder.pos_conv(x)
+    if not encoder.layer_norm_first:
+        x = encoder.layer_norm(x)
+    return encoder.dropout(x)
+
+
+def _run_layer(
+    layer: TransformerLayer, x: Tensor, attend: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return layer(x, attend)

@@ -17,6 +17,7 @@ from music_ssl_fairseq.frames import SAMPLE_RATE, conv_grid
 from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
 
 # fairseq imports tasks/ and models/ of a user_dir, and nothing else.
+from music_ssl_fairseq.optim import fused_adamw as _optimizer  # noqa: F401
 from music_ssl_fairseq.optim import tri_stage as _lr_scheduler  # noqa: F401
 
 logger = logging.getLogger(__name__)

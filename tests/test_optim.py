@@ -1,0 +1,69 @@
+"""The optimiser and the learning rate schedule against fairseq's own."""
+
+import pytest
+import torch
+from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
+from fairseq.optim.lr_scheduler.tri_stage_lr_scheduler import TriStageLRSchedule
+from omegaconf import OmegaConf
+
+from music_ssl_fairseq.optim.fused_adamw import FusedAdamW, FusedAdamWConfig
+from music_ssl_fairseq.optim.tri_stage import TriStageAnyLength, TriStageAnyLengthConfig
+
+
+def _optimiser(cls, dataclass, parameters, **fields):
+    cfg = OmegaConf.merge(OmegaConf.structured(dataclass()), {"lr": [0.01], **fields})
+    return cls(cfg, parameters)
+
+
+def test_fused_adamw_updates_as_fairseqs_adam():
+    start = torch.randn(7, 5)
+    fields = {"adam_betas": "(0.9,0.98)", "adam_eps": 1e-12, "weight_decay": 0.01}
+    results = []
+    for cls, dataclass in ((FusedAdamW, FusedAdamWConfig), (FairseqAdam, FairseqAdamConfig)):
+        parameter = torch.nn.Parameter(start.clone())
+        optimiser = _optimiser(cls, dataclass, [parameter], **fields)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(5):
+            parameter.grad = torch.randn(7, 5, generator=generator)
+            optimiser.multiply_grads(0.5)
+            norm = optimiser.clip_grad_norm(1.0)
+            optimiser.step()
+        results.append((parameter.detach(), norm))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(results[0][1], results[1][1])
+
+
+def test_clipping_leaves_small_gradients_and_0_means_never():
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    optimiser = _optimiser(FusedAdamW, FusedAdamWConfig, [parameter])
+    parameter.grad = torch.tensor([3.0, 0.0, 4.0])
+    assert optimiser.clip_grad_norm(0.0).item() == 5.0
+    assert parameter.grad.norm().item() == 5.0
+    optimiser.clip_grad_norm(10.0)
+    assert parameter.grad.norm().item() == 5.0
+    optimiser.clip_grad_norm(2.0)
+    assert parameter.grad.norm().item() == pytest.approx(2.0, rel=1e-5)
+
+
+def _rates(cls, updates, ratio):
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimiser = _optimiser(FusedAdamW, FusedAdamWConfig, [parameter])
+    cfg = OmegaConf.merge(
+        OmegaConf.structured(TriStageAnyLengthConfig()),
+        {"phase_ratio": ratio, "max_update": updates, "lr": [0.01]},
+    )
+    schedule = cls(cfg, optimiser)
+    assert list(cfg.phase_ratio) == ratio
+    return [schedule.step_update(update) for update in range(updates)]
+
+
+def test_tri_stage_is_fairseqs():
+    ratio = [0.25, 0.5, 0.25]
+    assert _rates(TriStageAnyLength, 40, ratio) == _rates(TriStageLRSchedule, 40, ratio)
+
+
+def test_tri_stage_of_two_updates():
+    with pytest.raises(ZeroDivisionError):
+        _rates(TriStageLRSchedule, 2, [0.5, 0.25, 0.25])
+    rates = _rates(TriStageAnyLength, 2, [0.5, 0.25, 0.25])
+    assert 0 < rates[0] <= rates[1] <= 0.01
