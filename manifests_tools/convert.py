@@ -107,4 +107,4 @@ def write_flac(path: str, pieces: Iterator[np.ndarray]) -> None:
                     file.write(np.clip(np.rint(piece * 32768), -32768, 32767).astype(np.int16))
         except (soundfile.LibsndfileError, AssertionError) as error:
             # soundfile asserts that all frames were written: they are not on a full disk.
-            raise OSError(errno.EIO, f"{error or 'disk full?'}") from None
+            raise OSError(errno.EIO, f"is the disk full? {error}".strip()) from None

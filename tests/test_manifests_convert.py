@@ -201,7 +201,7 @@ def test_a_full_disk_is_one_line(music, tmp_path, monkeypatch):
             raise soundfile.LibsndfileError(2)
 
     monkeypatch.setattr(convert.soundfile, "SoundFile", Full)
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match=r"a\.flac: cannot be written \(is the disk full\?"):
         convert._convert_track(
             (examine.Track("A/a.wav", 19_200, 16_000), "a.flac"), str(music), str(tmp_path / "16k")
         )
