@@ -3,6 +3,7 @@
 `python -m music_ssl_fairseq.label --help`. In the order data passes through them:
 
     sample   which frames of which tracks K-means is fitted on
+    start    the frames that K-means begins with
     kmeans   fitting, and the unit nearest to a frame
     assign   every track's units, as lines of a .km file
     usage    how the units are used: perplexity, majority share, run length

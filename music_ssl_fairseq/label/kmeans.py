@@ -7,9 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from music_ssl_fairseq.errors import InputError
-
-INIT = "k-means++"
-"""How the centroids start, in metadata. See `fit`."""
+from music_ssl_fairseq.label.start import start_centroids
 
 FRAMES_PER_CENTROID = 39
 """Below this many frames a centroid, the units are more noise than structure (faiss's bound)."""
@@ -60,10 +58,8 @@ def fit(
 ) -> Fit:
     """Cluster frames.
 
-    Starts from k-means++: after 20 iterations on 600,000 MFCC frames of music, k = 2000, faiss's
-    random start ends 1.2 % higher in inertia, AFK-MC2 0.2 %, and both leave clusters that die.
-    All frames are used: faiss alone would silently take 256 a centroid. The result depends on the
-    frames' order and `seed`, not on `threads`.
+    Starts from `start_centroids`. All frames are used: faiss by itself would silently take 256 a
+    centroid. The result depends on the frames' order and `seed`, not on `threads`.
 
     Args:
         frames: `[n, D]` float32, C-contiguous; at least `k`, see `check_enough`.
@@ -76,23 +72,21 @@ def fit(
         frames.shape[1],
         k,
         niter=1,  # many calls of one iteration equal one of many, but can be watched
-        seed=seed,
-        init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
         max_points_per_centroid=len(frames),
         min_points_per_centroid=1,
     )
     curve: list[float] = []
-    centroids: np.ndarray | None = None
+    centroids = start_centroids(frames, k, seed)
     for _ in range(iterations):
         before = centroids
         curve.append(float(step.train(frames, init_centroids=before)) / len(frames))
         watch(curve[-1])
-        centroids = step.centroids
-        if before is not None and np.array_equal(before, centroids):
+        centroids = np.asarray(step.centroids)
+        if np.array_equal(before, centroids):
             break
     distances, _ = step.assign(frames)
     curve.append(float(distances.mean(dtype=np.float64)))
-    return Fit(np.asarray(centroids), curve)
+    return Fit(centroids, curve)
 
 
 def _faiss():

@@ -20,7 +20,7 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features import FrontEnd
 from music_ssl_fairseq.files import atomic_path
 from music_ssl_fairseq.frames import SAMPLE_RATE
-from music_ssl_fairseq.label.kmeans import INIT, Fit
+from music_ssl_fairseq.label.kmeans import Fit
 from music_ssl_fairseq.label.usage import Usage
 
 SPLITS = ("train", "valid")
@@ -135,7 +135,7 @@ class LabelFolder:
             "frame_window": front_end.grid.window,
             "frame_hop": front_end.grid.hop,
             "dimension": front_end.dimension,
-            "init": INIT,
+            "init": "greedy k-means++",
             "frames_fitted": num_frames,
             # Six digits: the sum's last ones depend on the number of threads.
             "train_inertia": float(f"{fit.curve[-1]:.6g}"),

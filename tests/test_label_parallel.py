@@ -1,0 +1,42 @@
+import os
+import signal
+import time
+
+import pytest
+
+from music_ssl_fairseq.errors import AudioError, InputError
+from music_ssl_fairseq.label.parallel import ordered
+
+
+def slow_first(item: int) -> tuple[int, str | None]:
+    time.sleep(0.3 if item == 0 else 0)
+    return item, os.environ.get("OMP_NUM_THREADS")
+
+
+def fails_at_five(item: int) -> int:
+    if item == 5:
+        raise AudioError("five.wav", "is bad")
+    return item
+
+
+def killed(item: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_results_in_order_from_workers_of_one_thread(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    results = list(ordered(slow_first, range(100), workers=2))
+    assert results == [(i, "1") for i in range(100)]
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+
+
+def test_results_before_an_error_arrive():
+    results = []
+    with pytest.raises(AudioError, match=r"five\.wav: is bad"):
+        results.extend(ordered(fails_at_five, iter(range(200)), workers=2))
+    assert results == [0, 1, 2, 3, 4]
+
+
+def test_a_killed_worker_is_an_error_and_no_wait_for_ever():
+    with pytest.raises(InputError, match="worker process was killed"):
+        list(ordered(killed, range(3), workers=1))
