@@ -18,10 +18,14 @@ def _optimiser(cls, dataclass, parameters, **fields):
 def test_fused_adamw_updates_as_fairseqs_adam():
     start = torch.randn(7, 5)
     fields = {"adam_betas": "(0.9,0.98)", "adam_eps": 1e-12, "weight_decay": 0.01}
+    theirs = {"tpu": False, "fp16_adam_stats": False}
     results = []
-    for cls, dataclass in ((FusedAdamW, FusedAdamWConfig), (FairseqAdam, FairseqAdamConfig)):
+    for cls, dataclass, more in (
+        (FusedAdamW, FusedAdamWConfig, {}),
+        (FairseqAdam, FairseqAdamConfig, theirs),
+    ):
         parameter = torch.nn.Parameter(start.clone())
-        optimiser = _optimiser(cls, dataclass, [parameter], **fields)
+        optimiser = _optimiser(cls, dataclass, [parameter], **fields, **more)
         generator = torch.Generator().manual_seed(0)
         for _ in range(5):
             parameter.grad = torch.randn(7, 5, generator=generator)

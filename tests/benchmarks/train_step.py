@@ -1,0 +1,367 @@
+"""Time a training step of our models and of stock fairseq's, on the same device in one process.
+
+    python -m tests.benchmarks.train_step                     # both families
+    python -m tests.benchmarks.train_step --model music_hubert --k 2000 --crops 100
+    python -m tests.benchmarks.train_step --baseline minimal-hubert
+
+A step is forward, backward, gradient scaling, clipping and the optimiser's update, on synthetic
+crops that already lie on the device. On a GPU the models are those of the paper (base, 95M); on a
+CPU they are tiny, and the figures only show that the command works. The arithmetic ceiling counts
+three forward passes' worth of floating-point operations a step (plus the teacher's), at the rate at
+which this device multiplies large bf16 matrices, measured here.
+"""
+
+import argparse
+import gc
+import logging
+import os
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from fairseq import optim
+from fairseq.optim.adam import FairseqAdam
+from omegaconf import OmegaConf
+
+from music_ssl_fairseq import frames
+from music_ssl_fairseq.criterions.music2vec import Music2VecCriterion
+from music_ssl_fairseq.criterions.music_hubert import MusicHubertCriterion
+from music_ssl_fairseq.data.masks import SpanMask
+from music_ssl_fairseq.modules.conv_extractor import DEFAULT_CONV_LAYERS, parse_conv_layers
+from music_ssl_fairseq.optim.fused_adamw import FusedAdamW, FusedAdamWConfig
+from tests import tiny
+
+logging.disable(logging.INFO)  # fairseq prints every configuration
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "cpu")
+BASE = {
+    "conv_feature_layers": DEFAULT_CONV_LAYERS,
+    "encoder_layers": 12,
+    "encoder_embed_dim": 768,
+    "encoder_ffn_embed_dim": 3072,
+    "encoder_attention_heads": 12,
+    "conv_pos_groups": 16,
+    "dropout": 0.1,
+    "attention_dropout": 0.1,
+}
+SIZES = BASE if GPU else tiny.SIZES
+HUBERT = {"final_dim": 256, "mask_prob": 0.8, "dropout_input": 0.1, "feature_grad_mult": 0.1}
+TOP_K = {"average_top_k_layers": 8 if GPU else 2}
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", choices=["music_hubert", "music2vec"], action="append")
+    parser.add_argument("--k", type=int, nargs="+", default=[500, 2000], help="units")
+    parser.add_argument("--crops", type=int, default=100 if GPU else 4, help="crops a batch")
+    parser.add_argument("--seconds", type=float, default=5.0 if GPU else 1.0, help="of a crop")
+    parser.add_argument(
+        "--stock-crops",
+        type=int,
+        nargs="+",
+        default=[100, 50, 25] if GPU else [4],
+        help="crops a batch for fairseq, the first that fits its memory",
+    )
+    parser.add_argument("--layerdrop", type=float, default=0.05, help="for ours and fairseq's")
+    parser.add_argument("--fast", choices=["auto", "off"], default="auto", help="model.fast")
+    parser.add_argument("--no-stock", action="store_true", help="time ours alone")
+    parser.add_argument("--baseline", choices=["minimal-hubert"], help="one more, if installed")
+    parser.add_argument("--steps", type=int, default=20 if GPU else 2, help="timed")
+    parser.add_argument("--profile", metavar="FILE", help="write where our step's time goes")
+    return parser.parse_args()
+
+
+def batch(crops: int, seconds: float, k: int, mask_prob: float) -> dict[str, Any]:
+    """Crops of noise with masks and units; frames at 50 Hz."""
+    rng = np.random.default_rng(0)
+    samples = round(seconds * 16000)
+    grid = frames.conv_grid(parse_conv_layers(SIZES["conv_feature_layers"]))
+    span = SpanMask(mask_prob, 10)
+    masks = np.stack([span.mask(grid.num_frames(samples), rng) for _ in range(crops)])
+    mask = torch.from_numpy(masks)
+    return {
+        "source": torch.randn(crops, samples, device=DEVICE),
+        "mask": mask.to(DEVICE),
+        "masked": mask.flatten().nonzero().squeeze(1).to(DEVICE),
+        "unmasked": (~mask).flatten().nonzero().squeeze(1).to(DEVICE),
+        "target": torch.randint(4, k + 4, mask.shape, device=DEVICE),
+    }
+
+
+def our_step(model_name: str, data: dict[str, Any], k: int, args: Any) -> Callable[[], None]:
+    """A closure that trains one of our models for one update."""
+    fields = SIZES | {"encoder_layerdrop": args.layerdrop, "fast": args.fast}
+    net_input = {key: data[key] for key in ("source", "masked")} | {"mask_indices": data["mask"]}
+    sample = {"ntokens": data["source"].numel(), "nsentences": len(data["source"])}
+    if model_name == "music_hubert":
+        model: Any = tiny.music_hubert(k=k, **(tiny.NO_DROPOUT | fields | HUBERT))
+        criterion: Any = MusicHubertCriterion(None, 1.0, 0.0, 10.0)
+        net_input["unmasked"] = data["unmasked"]
+        sample["target"] = data["target"]
+    else:
+        model = tiny.music2vec(**(tiny.NO_DROPOUT | fields | TOP_K))
+        criterion = Music2VecCriterion(None, 0.0, None, 0.0, 0.0)
+    model.to(DEVICE).train()
+    cfg = OmegaConf.merge(OmegaConf.structured(FusedAdamWConfig()), {"lr": [1e-4]})
+    optimiser = FusedAdamW(cfg, model.parameters())
+    update = 0
+
+    def step() -> None:
+        nonlocal update
+        model.set_num_updates(update)
+        optimiser.zero_grad()
+        loss, size, _ = criterion(model, sample | {"net_input": net_input})
+        optimiser.backward(loss)
+        optimiser.multiply_grads(1 / size)
+        optimiser.clip_grad_norm(10.0)
+        optimiser.step()
+        update += 1
+
+    return step
+
+
+def stock_step(model_name: str, data: dict[str, Any], k: int, args: Any) -> Callable[[], None]:
+    """The same for stock fairseq: its model, criterion, fp16 and adam (fp32 on a CPU)."""
+    from fairseq.criterions.hubert_criterion import HubertCriterion
+
+    fields = SIZES | {"encoder_layerdrop": args.layerdrop}
+    source = data["source"].half() if GPU else data["source"]
+    padding = torch.zeros(source.shape, dtype=torch.bool, device=DEVICE)
+    if model_name == "music_hubert":
+        model: Any = tiny.fairseq_hubert(
+            k=k, **(tiny.NO_DROPOUT | fields | HUBERT | {"dropout_features": 0.1})
+        )
+        criterion = HubertCriterion(None, 1.0, 0.0, [10.0])
+        sample = {
+            "id": torch.arange(len(source)),
+            "net_input": {"source": source, "padding_mask": padding},
+            "target_list": [data["target"]],
+        }
+
+        def loss_and_size() -> tuple[Any, Any]:
+            loss, size, _ = criterion(model, sample)
+            return loss, size
+    else:
+        model = tiny.fairseq_data2vec(
+            **(tiny.NO_DROPOUT | fields | TOP_K | {"require_same_masks": True})
+        )
+
+        def loss_and_size() -> tuple[Any, Any]:
+            result = model(source)
+            return result["losses"]["regression"], result["sample_size"]
+
+    model = (model.half() if GPU else model).to(DEVICE).train()
+    adam = {"adam_betas": "(0.9,0.98)", "adam_eps": 1e-6, "weight_decay": 0.01, "lr": [1e-4]}
+    adam |= {"tpu": False, "fp16_adam_stats": False, "use_old_adam": False, "_name": "adam"}
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if GPU:
+        cfg = OmegaConf.create(
+            {
+                "common": {
+                    **{"fp16_init_scale": 1, "fp16_scale_window": 1000, "bf16": False},
+                    **{"fp16_scale_tolerance": 0.0, "min_loss_scale": 1e-4, "fp16": True},
+                    **{"threshold_loss_scale": None, "fp16_no_flatten_grads": False},
+                    **{"on_cpu_convert_precision": False, "model_parallel_size": 1},
+                },
+                "optimization": {"update_freq": [1], "lr": [1e-4]},
+                "distributed_training": {"distributed_world_size": 1, "pipeline_model_parallel": 0},
+                "optimizer": adam,
+                "bmuf": {},
+            }
+        )
+        optimiser = optim.FP16Optimizer.build_optimizer(cfg, parameters)
+    else:
+        optimiser = FairseqAdam(OmegaConf.create(adam), parameters)
+    update = 0
+
+    def step() -> None:
+        nonlocal update
+        model.set_num_updates(update)
+        optimiser.zero_grad()
+        loss, size = loss_and_size()
+        optimiser.backward(loss)
+        optimiser.multiply_grads(1 / size)
+        optimiser.clip_grad_norm(10.0)
+        optimiser.step()
+        update += 1
+
+    return step
+
+
+def minimal_hubert_step(data: dict[str, Any], k: int, args: Any) -> Callable[[], None]:
+    """The same for the separate package minimal-hubert, in bf16 autocast as its training does."""
+    from minimal_hubert.model import HuBERTPretrain
+
+    model = HuBERTPretrain(num_classes=k).to(DEVICE).train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    labels = data["target"] - 4
+
+    def step() -> None:
+        optimiser.zero_grad()
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            loss, _ = model(data["source"], labels, mask=data["mask"], attention_mask=None)
+        loss.mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        optimiser.step()
+
+    return step
+
+
+def timed(step: Callable[[], None], steps: int) -> SimpleNamespace:
+    """First step's seconds, then the median of `steps`, and the peak of memory in GB."""
+    first = time.perf_counter()
+    for _ in range(2):  # the second compiles
+        step()
+    synchronise()
+    first = time.perf_counter() - first
+    for _ in range(3 if GPU else 1):
+        step()
+    if GPU:
+        torch.cuda.reset_peak_memory_stats()
+    durations = []
+    for _ in range(steps):
+        synchronise()
+        began = time.perf_counter()
+        step()
+        synchronise()
+        durations.append(time.perf_counter() - began)
+    memory = torch.cuda.max_memory_allocated() / 1e9 if GPU else 0.0
+    return SimpleNamespace(start=first, seconds=float(np.median(durations)), memory=memory)
+
+
+def synchronise() -> None:
+    if GPU:
+        torch.cuda.synchronize()
+
+
+def attempt(make: Callable[[], Callable[[], None]], steps: int) -> SimpleNamespace | None:
+    """`timed`, or None if the device's memory does not suffice."""
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 (fairseq masks with the global generator)
+    try:
+        return timed(make(), steps)
+    except torch.OutOfMemoryError:
+        return None
+    finally:
+        gc.collect()
+        if GPU:
+            torch.cuda.empty_cache()
+
+
+def matrix_rate() -> float:
+    """Floating-point operations a second of a large bf16 product on this device."""
+    size = 8192 if GPU else 512
+    a, b = torch.randn(2, size, size, device=DEVICE, dtype=torch.bfloat16)
+    for _ in range(3):
+        a @ b
+    synchronise()
+    began = time.perf_counter()
+    for _ in range(10):
+        a @ b
+    synchronise()
+    return 10 * 2 * size**3 / (time.perf_counter() - began)
+
+
+def operations(model_name: str, seconds: float, k: int) -> float:
+    """Multiplications and additions that a second of audio needs in one update.
+
+    Forward once and backward twice that; the extractor's first layer needs no gradient of its
+    input; music2vec's teacher runs the encoder forward once more.
+    """
+    length = round(seconds * 16000)
+    extractor, channels = 0.0, 1
+    for dim, kernel, stride in parse_conv_layers(SIZES["conv_feature_layers"]):
+        length = (length - kernel) // stride + 1
+        extractor += 2 * length * dim * kernel * channels
+        channels = dim
+    dim, layers = SIZES["encoder_embed_dim"], SIZES["encoder_layers"]
+    ffn, groups = SIZES["encoder_ffn_embed_dim"], SIZES["conv_pos_groups"]
+    positions = 2 * length * dim * dim // groups * (128 if model_name == "music_hubert" else 95)
+    layer = 2 * length * (4 * dim * dim + 2 * dim * ffn) + 4 * length * length * dim
+    encoder = positions + layers * layer
+    projection = 2 * length * channels * dim
+    head = 0.57 * 2 * length * (dim * 256 + 256 * k) if model_name == "music_hubert" else 0.0
+    total = 3 * (extractor + projection + encoder + head)
+    if model_name == "music2vec":
+        total += encoder
+    return total / seconds
+
+
+def report(name: str, crops: int, seconds: float, result: Any, ceiling: float) -> float:
+    """Print a row; return seconds of audio a second."""
+    if result is None:
+        print(f"| {name} | {crops} | out of memory | | | |")
+        return 0.0
+    speed = crops * seconds / result.seconds
+    print(
+        f"| {name} | {crops} | {result.seconds * 1e3:.1f} | {speed:,.0f} | {result.memory:.1f} "
+        f"| {speed / ceiling:.0%} |",
+        flush=True,
+    )
+    return speed
+
+
+def profile(step: Callable[[], None], file: str) -> None:
+    """Write a table of the kernels that take longest."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    for _ in range(4):
+        step()
+    with profiler(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as run:
+        for _ in range(3):
+            step()
+        synchronise()
+    with open(file, "a") as handle:
+        order = "self_cuda_time_total" if GPU else "self_cpu_time_total"
+        averages = run.key_averages()
+        handle.write(averages.table(sort_by=order, row_limit=45, max_name_column_width=100))
+
+
+def main() -> None:
+    args = parse()
+    rate = matrix_rate()
+    device = torch.cuda.get_device_name() if GPU else "CPU (tiny models)"
+    print(f"{device}, torch {torch.__version__}, bf16 products at {rate / 1e12:.1f} TFLOP/s")
+    runs = [(name, k) for name in args.model or ["music_hubert", "music2vec"] for k in args.k]
+    runs = [run for run in runs if run[0] == "music_hubert" or run[1] == args.k[0]]
+    for name, k in runs:
+        ceiling = rate / operations(name, args.seconds, k)
+        what = f"{name}, k = {k}" if name == "music_hubert" else name
+        print(f"\n{what}: {args.seconds:g} s crops, ceiling {ceiling:,.0f} audio-s/s")
+        print("| | crops | ms a step | audio-s/s | GB | of the ceiling |")
+        print("|---|---|---|---|---|---|")
+        mask_prob = 0.8 if name == "music_hubert" else 0.65
+        data = batch(args.crops, args.seconds, k, mask_prob)
+        result = attempt(lambda: our_step(name, data, k, args), args.steps)  # noqa: B023
+        ours = report("ours", args.crops, args.seconds, result, ceiling)
+        if args.profile:
+            profile(our_step(name, data, k, args), args.profile)
+        if args.baseline and name == "music_hubert":
+            compare(args, lambda d: minimal_hubert_step(d, k, args), args.baseline, ours, k, ceiling)  # noqa: B023
+        if not args.no_stock:
+            compare(args, lambda d: stock_step(name, d, k, args), "fairseq", ours, k, ceiling)  # noqa: B023
+        if result is not None:
+            print(f"ours: the first two steps, with compilation, took {result.start:.1f} s")
+
+
+def compare(args: Any, make: Any, name: str, ours: float, k: int, ceiling: float) -> None:
+    """Time another implementation at the largest batch that fits, and print the ratio."""
+    for crops in args.stock_crops:
+        data = batch(crops, args.seconds, k, 0.8)
+        result = attempt(lambda: make(data), max(2, args.steps // 2))  # noqa: B023
+        theirs = report(name, crops, args.seconds, result, ceiling)
+        if theirs:
+            print(f"ratio to {name}: {ours / theirs:.1f}")
+            return
+
+
+if __name__ == "__main__":
+    main()
