@@ -4,6 +4,7 @@ import argparse
 import os
 import shlex
 import sys
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -242,8 +243,8 @@ def _label(
 def _audio_bar(what: str, seconds: float, done: float = 0.0) -> tqdm:
     return tqdm(
         desc=what,
-        total=round(seconds),
-        initial=round(done),
+        total=ceil(seconds),
+        initial=int(done),
         unit=" audio-s",
         unit_scale=True,
     )

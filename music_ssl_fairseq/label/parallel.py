@@ -26,8 +26,9 @@ def ordered(job: Callable[[Item], Result], items: Iterable[Item], workers: int) 
     """Yield `job(item)` for each item, in the items' order.
 
     Workers are always processes of one thread each, even a single one, so that every number is
-    computed the same way however many there are. They are spawned: a fork after faiss or another
-    user of OpenMP has run can hang.
+    computed the same way however many there are. They are not forked from this process, which may
+    hang once faiss or another user of OpenMP has run in it, but from a server that has imported
+    what they need and nothing else.
 
     Args:
         job: sent to each worker once, so it may hold arrays. Defined in an importable module.
@@ -38,7 +39,8 @@ def ordered(job: Callable[[Item], Result], items: Iterable[Item], workers: int) 
             raises is raised here when that item's turn comes, after all earlier results.
     """
     pending: deque[Future[Result]] = deque()
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([type(job).__module__, "scipy.signal"])
     with _one_thread(), ProcessPoolExecutor(workers, context, _adopt, (job,)) as executor:
         try:
             for item in items:
