@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 import time
@@ -16,6 +17,11 @@ def slow_first(item: int) -> tuple[int, str | None]:
 def fails_at_five(item: int) -> int:
     if item == 5:
         raise AudioError("five.wav", "is bad")
+    return item
+
+
+def first_is_quick(item: int) -> int:
+    time.sleep(60 if item else 0)
     return item
 
 
@@ -40,3 +46,12 @@ def test_results_before_an_error_arrive():
 def test_a_killed_worker_is_an_error_and_no_wait_for_ever():
     with pytest.raises(InputError, match="worker process was killed"):
         list(ordered(killed, range(3), workers=1))
+
+
+def test_stopping_early_does_not_wait_for_what_is_being_done():
+    start = time.monotonic()
+    results = ordered(first_is_quick, range(40), workers=2)
+    assert next(results) == 0
+    results.close()
+    assert time.monotonic() - start < 30
+    assert not multiprocessing.active_children()

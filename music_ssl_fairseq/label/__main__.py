@@ -290,6 +290,9 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         _say(f"error: {error}")
         return 1
+    except KeyboardInterrupt:
+        _say("interrupted; the same command, without --force, goes on from here")
+        return 130
     return 0
 
 

@@ -39,6 +39,7 @@ def ordered(job: Callable[[Item], Result], items: Iterable[Item], workers: int) 
             raises is raised here when that item's turn comes, after all earlier results.
     """
     pending: deque[Future[Result]] = deque()
+    others = multiprocessing.active_children()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([type(job).__module__, "scipy.signal"])
     with _one_thread(), ProcessPoolExecutor(workers, context, _adopt, (job,)) as executor:
@@ -54,8 +55,15 @@ def ordered(job: Callable[[Item], Result], items: Iterable[Item], workers: int) 
                 "a worker process was killed, most likely because memory ran out; "
                 "the same command continues where it stopped, with fewer --workers"
             ) from None
-        finally:
+        except BaseException:
+            # Nobody waits for what is being worked on, which may take as long as a track is long.
             executor.shutdown(wait=False, cancel_futures=True)
+            ours = [p for p in multiprocessing.active_children() if p not in others]
+            for process in ours:
+                process.terminate()
+            for process in ours:
+                process.join()
+            raise
 
 
 @contextlib.contextmanager
