@@ -1,5 +1,9 @@
 """The fast path's pieces equal the plain operations they replace."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -7,6 +11,7 @@ from torch.nn import functional as F
 from music_ssl_fairseq.modules.block_conv import block_conv
 from music_ssl_fairseq.modules.conv_extractor import conv_channels_last
 from music_ssl_fairseq.modules.fast import ShapeGate
+from music_ssl_fairseq.modules.first_layer import fold_group_norm
 from tests import tiny
 
 
@@ -54,3 +59,81 @@ def test_state_dicts_do_not_depend_on_the_path():
     assert set(tiny.music_hubert(fast="on").state_dict()) == set(
         tiny.music_hubert(fast="off").state_dict()
     )
+
+
+def test_fold_group_norm_is_the_group_norm():
+    waveform = torch.randn(2, 800).cumsum(-1)  # mostly low frequencies, as music
+    weight = torch.randn(6, 1, 10)
+    scale, shift = torch.randn(6), torch.randn(6)
+    filters, shifts = fold_group_norm(waveform, weight, scale, shift, 1e-5, 5)
+    plain = F.group_norm(
+        F.conv1d(waveform.double().unsqueeze(1), weight.double(), stride=5),
+        *(6, scale.double(), shift.double()),
+    )
+    windows = waveform.unfold(-1, 10, 5)
+    folded = torch.einsum("btk,bck->bct", windows, filters) + shifts.unsqueeze(-1)
+    torch.testing.assert_close(folded.double(), plain, rtol=1e-4, atol=1e-4)
+
+
+KERNELS = """
+import torch
+from torch.nn import functional as F
+from music_ssl_fairseq.modules.first_layer import fused_first_layer
+
+torch.manual_seed(0)
+for group in (True, False):
+    x = torch.randn(3, 333)
+    w = torch.randn(32, 1, 10).mul(0.3).requires_grad_()
+    g, b = torch.randn(2, 32).requires_grad_().unbind()
+    ours = fused_first_layer(x, w, (g, b, 1e-5), group, 5)
+    z = F.conv1d(x.unsqueeze(1), w, stride=5)
+    if group:
+        plain = F.group_norm(z, 32, g, b).transpose(1, 2)
+    else:
+        plain = F.layer_norm(z.transpose(1, 2), (32,), g, b)
+    plain = F.gelu(plain)
+    torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
+    grad = torch.randn_like(plain)
+    gradients = [torch.autograd.grad(y, (w, g, b), grad) for y in (ours, plain)]
+    for a, c in zip(*gradients):
+        torch.testing.assert_close(a, c, rtol=1e-4, atol=1e-4)
+print("equal")
+"""
+
+
+def test_first_layer_kernels_in_triton_s_interpreter():
+    """In a process of its own: triton decides at import whether to interpret."""
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", KERNELS], env=environment, capture_output=True, text=True
+    )
+    assert run.stdout.strip() == "equal", run.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("family", ["music_hubert", "music2vec"])
+def test_compiled_steps_equal_plain_ones_on_a_gpu(family):
+    """Losses and gradients of the fast path, compiled, against the plain one, both fp32."""
+    sizes = {"conv_feature_layers": "[(32,10,5)] + [(32,3,2)] * 4 + [(32,2,2)] * 2"}
+    gradients = []
+    for fast in ("off", "on"):
+        torch.manual_seed(0)
+        model = getattr(tiny, family)(fast=fast, precision="fp32", **sizes).cuda()
+        model.set_num_updates(0)
+        data = {name: tensor.cuda() for name, tensor in tiny.batch().items()}
+        units = data.pop("units")
+        if family == "music_hubert":
+            data["target"] = units + 4
+        for _ in range(3):  # the second is compiled
+            model.zero_grad()
+            output = model(**data)
+            if family == "music_hubert":
+                loss = F.cross_entropy(output["logits_m"], output["target_m"])
+                loss = loss + output["features_pen"]
+            else:
+                loss = F.mse_loss(output["prediction"], output["target"])
+            loss.backward()
+        gradients.append([loss.detach(), *[p.grad for p in model.parameters()]])
+    for plain, fast in zip(*gradients, strict=True):
+        assert (fast - plain).norm() <= 2e-3 * plain.norm() + 1e-5

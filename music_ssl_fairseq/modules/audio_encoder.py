@@ -16,7 +16,7 @@ from music_ssl_fairseq.modules.conv_extractor import (
     ScaleGradient,
     parse_conv_layers,
 )
-from music_ssl_fairseq.modules.fast import ShapeGate, can_compile, compiled
+from music_ssl_fairseq.modules.fast import ShapeGate, can_compile
 from music_ssl_fairseq.modules.positional_conv import PositionalConv
 from music_ssl_fairseq.modules.transformer import TransformerEncoder, TransformerLayer
 
@@ -146,7 +146,7 @@ class AudioEncoder(BaseFairseqModel):
 
     def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
         """The configured precision, for a forward pass on `device`."""
-        wanted = self.cfg.precision
+        wanted = str(self.cfg.precision)
         if wanted == "auto":
             good = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
             wanted = "bf16" if good and self.mask_emb.dtype == torch.float32 else "fp32"
@@ -156,7 +156,7 @@ class AudioEncoder(BaseFairseqModel):
 
     def compiles(self, waveform: Tensor, padding_mask: Tensor | None) -> bool:
         """Whether a forward pass of this batch is to run as compiled kernels."""
-        if self.cfg.fast == "off" or not waveform.is_cuda or not can_compile():
+        if str(self.cfg.fast) == "off" or not waveform.is_cuda or not can_compile():
             return False
         mode = (self.training, torch.is_grad_enabled(), padding_mask is None)
         return self._gate(mode, tuple(waveform.shape))
@@ -164,9 +164,8 @@ class AudioEncoder(BaseFairseqModel):
     def extract(self, waveform: Tensor, compile: bool = False) -> Tensor:
         """`[B, T]` to the extractor's features `[B, frames, channels]`, gradient scaled."""
         scale = self.cfg.feature_grad_mult
-        run = compiled(_run_extractor) if compile else _run_extractor
         with torch.set_grad_enabled(torch.is_grad_enabled() and scale > 0):
-            features = run(self.feature_extractor, waveform)
+            features = self.feature_extractor(waveform, compile)
         if scale not in (0.0, 1.0) and features.requires_grad:
             features = ScaleGradient.apply(features, scale)
         return features
@@ -215,6 +214,3 @@ class AudioEncoder(BaseFairseqModel):
         finally:
             self.train(was_training)
 
-
-def _run_extractor(extractor: ConvExtractor, waveform: Tensor) -> Tensor:
-    return extractor(waveform)

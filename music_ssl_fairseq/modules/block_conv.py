@@ -7,6 +7,9 @@ block's `block + kernel - 1` input frames times a matrix that holds the kernel o
 frame, shifted by one (a Toeplitz matrix). That has 12 % more arithmetic and runs at full speed.
 """
 
+from typing import Any
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,31 +28,82 @@ def block_conv(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
     Returns:
         `[B, T, D]`.
     """
+    return _BlockConv.apply(x, weight, groups) + bias
+
+
+class _BlockConv(torch.autograd.Function):
+    """Its gradients are such products too, where autograd's own would scatter through the views."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, groups: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.groups = groups
+        return _correlate(x, weight, groups, weight.size(-1) // 2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight = ctx.saved_tensors
+        groups, kernel = ctx.groups, weight.size(-1)
+        # The gradient of the input: the same with taps reversed, and inputs for outputs.
+        mirrored = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).flip(-1)
+        d_x = _correlate(grad, mirrored, groups, kernel - 1 - kernel // 2)
+        return d_x, _weight_gradient(x, grad, groups, kernel), None
+
+
+def _windows(x: Tensor, groups: int, kernel: int, before: int) -> Tensor:
+    """The input frames of each block: `[groups, B * blocks, (BLOCK + kernel - 1) * width]`."""
+    blocks = -(-x.size(1) // BLOCK)
+    after = blocks * BLOCK - x.size(1) + kernel - 1 - before
+    return (
+        F.pad(x, (0, 0, before, after))
+        .unfold(1, BLOCK + kernel - 1, BLOCK)  # [B, blocks, D, window]
+        .unflatten(2, (groups, -1))
+        .permute(2, 0, 1, 4, 3)
+        .reshape(groups, x.size(0) * blocks, -1)
+    )
+
+
+def _correlate(x: Tensor, weight: Tensor, groups: int, before: int) -> Tensor:
+    """Frame t of the result is the sum over taps k of `weight[k] @ x[t + k - before]`."""
     batch, frames, dim = x.shape
     width, kernel = weight.shape[1:]
-    blocks = -(-frames // BLOCK)
-    window = BLOCK + kernel - 1
-    before = kernel // 2
-    after = blocks * BLOCK - frames + kernel - 1 - before
-    inputs = (
-        F.pad(x, (0, 0, before, after))
-        .unfold(1, window, BLOCK)  # [B, blocks, D, window]
-        .unflatten(2, (groups, width))
-        .permute(2, 0, 1, 4, 3)
-        .reshape(groups, batch * blocks, window * width)
-    )
+    inputs = _windows(x, groups, kernel, before)
     shifted = (
         F.pad(weight, (BLOCK - 1, BLOCK - 1))
         .unfold(-1, BLOCK, 1)  # [D, width, window, BLOCK]: the last axis runs backwards
         .flip(-1)
         .unflatten(0, (groups, width))
         .permute(0, 3, 2, 4, 1)
-        .reshape(groups, window * width, BLOCK * width)
+        .reshape(groups, -1, BLOCK * width)
     )
-    outputs = (
-        (inputs @ shifted)
-        .view(groups, batch, blocks, BLOCK, width)
+    return (
+        torch.bmm(inputs, shifted)
+        .view(groups, batch, -1, BLOCK, width)
         .permute(1, 2, 3, 0, 4)
-        .reshape(batch, blocks * BLOCK, dim)
+        .reshape(batch, -1, dim)[:, :frames]
     )
-    return outputs[:, :frames] + bias
+
+
+def _weight_gradient(x: Tensor, grad: Tensor, groups: int, kernel: int) -> Tensor:
+    """The gradient of the Toeplitz matrix, summed along the diagonals that hold the same weight."""
+    batch, frames, dim = x.shape
+    width = dim // groups
+    blocks = -(-frames // BLOCK)
+    inputs = _windows(x, groups, kernel, kernel // 2)
+    outputs = (
+        F.pad(grad, (0, 0, 0, blocks * BLOCK - frames))
+        .view(batch, blocks, BLOCK, groups, width)
+        .permute(3, 0, 1, 2, 4)
+        .reshape(groups, batch * blocks, BLOCK * width)
+    )
+    product = torch.bmm(inputs.transpose(1, 2), outputs)
+    # [groups, window, width in, BLOCK, width out]; output frame r of a block meets tap k at input
+    # frame k + r: one step in k is one in the window, one in r is one in both.
+    row, column = BLOCK * width * width, width
+    diagonals = product.as_strided(
+        (groups, kernel, width, BLOCK, width),
+        ((BLOCK + kernel - 1) * row, row, BLOCK * width, row + column, 1),
+    )
+    wide = torch.promote_types(product.dtype, torch.float32)
+    taps = diagonals.sum(3, dtype=wide)  # [groups, kernel, width in, width out]
+    return taps.permute(0, 3, 2, 1).reshape(dim, width, kernel).to(grad.dtype)

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.modules.fast import use_fast, working_dtype
+from music_ssl_fairseq.modules.fast import compiled, use_fast, working_dtype
+from music_ssl_fairseq.modules.first_layer import can_fuse, fused_first_layer
 
 DEFAULT_CONV_LAYERS = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
 
@@ -69,8 +70,9 @@ class ConvExtractor(nn.Module):
         super().__init__()
         if mode not in ("default", "layer_norm"):
             raise InputError(f"extractor_mode {mode!r}: choose 'default' or 'layer_norm'")
-        self.mode = mode
-        self.fast = fast
+        # Plain strings: a compiler does not see that an Enum of fairseq's equals its name.
+        self.mode = str(mode)
+        self.fast = str(fast)
         self.conv_layers = nn.ModuleList()
         channels = 1
         for i, (dim, kernel, stride) in enumerate(layers):
@@ -85,17 +87,26 @@ class ConvExtractor(nn.Module):
             self.conv_layers.append(parts)
             channels = dim
 
-    def forward(self, waveform: Tensor) -> Tensor:
-        """Map `[B, T]` to features `[B, frames, channels]`."""
+    def forward(self, waveform: Tensor, compile: bool = False) -> Tensor:
+        """Map `[B, T]` to features `[B, frames, channels]`; `compile`: as compiled kernels."""
+        fast = use_fast(self.fast, waveform)
         # Channels last: norms and products run along them, and nothing has to be transposed.
         x = waveform.unsqueeze(-1)
-        convolve = conv_channels_last if use_fast(self.fast, waveform) else _conv
-        for parts in self.conv_layers:
-            conv = parts["0"]
-            x = convolve(x, conv.weight, conv.bias, conv.stride[0])
-            if "2" in parts:
-                x = self._normalise(parts["2"], x)
-            x = F.gelu(x)
+        layers = list(self.conv_layers)
+        conv = layers[0]["0"]
+        if fast and "2" in layers[0] and can_fuse(waveform, conv.weight, conv.bias):
+            norm = layers[0]["2"]
+            norm = norm if isinstance(norm, nn.GroupNorm) else norm["1"]
+            x = fused_first_layer(
+                waveform,
+                conv.weight,
+                (norm.weight, norm.bias, norm.eps),
+                isinstance(norm, nn.GroupNorm),
+                conv.stride[0],
+            )
+            layers = layers[1:]
+        for layer in layers:
+            x = (compiled(_run_layer) if compile else _run_layer)(self, layer, x, fast)
         return x
 
     def _normalise(self, norm: nn.Module, x: Tensor) -> Tensor:
@@ -110,16 +121,24 @@ class ConvExtractor(nn.Module):
         return ((y - mean) * scale + norm.bias.float()).to(x.dtype)  # type: ignore[operator]
 
 
+def _run_layer(extractor: ConvExtractor, layer: nn.ModuleDict, x: Tensor, fast: bool) -> Tensor:
+    conv = layer["0"]
+    convolve = conv_channels_last if fast else _conv
+    x = convolve(x, conv.weight, conv.bias, conv.stride[0])
+    if "2" in layer:
+        x = extractor._normalise(layer["2"], x)
+    return F.gelu(x)
+
+
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
     return F.conv1d(x.transpose(1, 2), weight, bias, stride).transpose(1, 2)
 
 
 def conv_channels_last(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-    """Unpadded convolution as matrix products, without a copy for the extractor's strides.
+    """Unpadded convolution that reads and writes channels last, and copies nothing.
 
-    With kernel = stride, windows are a reshaped view of the input. With a kernel of 3 and a stride
-    of 2 they overlap in one frame: the first two taps are such a view, the third is every second
-    frame. A single input channel is unfolded.
+    With kernel = stride, windows are a reshaped view of the input and one matrix product does it.
+    A single input channel is unfolded. Else it is cuDNN's convolution in its channels-last layout.
 
     Args:
         x: `[B, T, C]`.
@@ -139,13 +158,12 @@ def conv_channels_last(x: Tensor, weight: Tensor, bias: Tensor | None, stride: i
         extra = -kernel % 8
         windows = F.pad(x.squeeze(-1), (0, extra)).unfold(-1, kernel + extra, stride)[:, :frames]
         y = windows @ F.pad(taps.squeeze(1), (0, 0, 0, extra))
-    elif kernel < stride:
-        return _conv(x, weight, bias, stride)
+    elif kernel == stride:
+        y = x[:, : frames * stride].reshape(batch, frames, -1) @ taps.flatten(0, 1)
     else:
-        first = x[:, : frames * stride].reshape(batch, frames, stride * in_channels)
-        y = first @ taps[:stride].reshape(stride * in_channels, -1)
-        for tap in range(stride, kernel):
-            y = y + x[:, tap : tap + (frames - 1) * stride + 1 : stride] @ taps[tap]
+        image = x.transpose(1, 2).unsqueeze(2)  # [B, C, 1, T], laid out as [B, 1, T, C]
+        filters = weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+        y = F.conv2d(image, filters, None, (1, stride)).squeeze(2).transpose(1, 2)
     return y if bias is None else y + bias.to(dtype)
 
 

@@ -29,7 +29,7 @@ class _WeightNormConv(nn.Module):
     def __init__(self, dim: int, kernel: int, groups: int, fast: str):
         super().__init__()
         self.groups = groups
-        self.fast = fast
+        self.fast = str(fast)  # no Enum: see ConvExtractor
         weight = torch.empty(dim, dim // groups, kernel)
         nn.init.normal_(weight, std=math.sqrt(4.0 / (kernel * dim)))
         self.weight_g = nn.Parameter(weight.norm(dim=(0, 1), keepdim=True))
@@ -48,7 +48,7 @@ class _ConvBlock(nn.Module):
 
     def __init__(self, dim: int, kernel: int, groups: int, fast: str):
         super().__init__()
-        self.fast = fast
+        self.fast = str(fast)
         # "0": the convolution's position in fairseq's nn.Sequential.
         self.add_module("0", nn.Conv1d(dim, dim, kernel, groups=groups))
 

@@ -1,0 +1,126 @@
+"""The extractor's first layer - convolve, normalise, GELU - as one pass over its output.
+
+The first layer turns 80,000 samples into 16,000 frames of 512 channels: for 100 crops that is
+1.6 GB, which the plain operations write and read a dozen times, forward and backward. Its window of
+10 samples is so small that everything is better computed again from the waveform: the kernels here
+write the output once, read its gradient once, and keep nothing in between.
+
+A group norm with one channel a group needs mean and variance over time of `w . frame`. Both follow
+from the mean and the second moments of the frames, ten by ten numbers a crop, so the norm becomes a
+weight and a shift of its own for each crop (`fold_group_norm`), and autograd works on those.
+"""
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+TAPS = 16
+"""Weights are padded to this many taps: the least that a matrix unit multiplies."""
+
+
+def can_fuse(waveform: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether `fused_first_layer` takes these: on a GPU, in the shapes that its kernels know."""
+    channels, _, kernel = weight.shape
+    return (
+        waveform.is_cuda
+        and bias is None
+        and kernel <= TAPS
+        and channels >= 16
+        and channels & (channels - 1) == 0
+        and importlib.util.find_spec("triton") is not None
+    )
+
+
+def fold_group_norm(
+    waveform: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, eps: float, stride: int
+) -> tuple[Tensor, Tensor]:
+    """The group norm after a convolution of one input channel, as part of that convolution.
+
+    Args:
+        waveform: `[B, T]`.
+        weight: `[C, 1, kernel]` of the convolution.
+        scale: `[C]`, the norm's weight.
+        shift: `[C]`, the norm's bias.
+        eps: of the norm.
+        stride: of the convolution.
+
+    Returns:
+        Weights `[B, C, kernel]` and shifts `[B, C]` with which the convolution's output comes out
+        normalised over time. Computed in float64: music is mostly low frequencies, which many
+        channels all but cancel.
+    """
+    filters = weight.squeeze(1).double()
+    windows = waveform.double().unfold(-1, filters.size(1), stride)
+    moments = windows.transpose(1, 2) @ windows / windows.size(1)
+    mean = windows.mean(1) @ filters.t()
+    square = ((filters @ moments) * filters).sum(-1)
+    factor = scale.double() * torch.rsqrt((square - mean.square()).clamp(min=0) + eps)
+    return (filters * factor.unsqueeze(-1)).float(), (shift.double() - mean * factor).float()
+
+
+def fused_first_layer(
+    waveform: Tensor, weight: Tensor, norm: tuple[Tensor, Tensor, float], group: bool, stride: int
+) -> Tensor:
+    """`gelu(norm(conv1d(waveform, weight, stride)))`, channels last.
+
+    Args:
+        waveform: `[B, T]` float32. It gets no gradient.
+        weight: `[C, 1, kernel]`.
+        norm: weight `[C]`, bias `[C]` and epsilon of the norm.
+        group: True for a group norm with a group a channel, False for a layer norm over channels.
+        stride: of the convolution.
+
+    Returns:
+        `[B, frames, C]` in autocast's type.
+    """
+    scale, shift, eps = norm
+    if group:
+        filters, shifts = fold_group_norm(waveform, weight, scale, shift, eps, stride)
+        gains = shifts.detach()
+    else:
+        filters = weight.squeeze(1).unsqueeze(0)
+        gains, shifts = scale.unsqueeze(0), shift.unsqueeze(0)
+    kernel = weight.size(-1)
+    frames = (waveform.size(-1) - kernel) // stride + 1
+    filters = F.pad(filters, (0, TAPS - kernel)).transpose(1, 2).contiguous()
+    kind = waveform.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+    return _FirstLayer.apply(
+        waveform.float(), filters.float(), gains.float(), shifts.float(), eps, group, stride,
+        frames, dtype,
+    )  # fmt: skip
+
+
+class _FirstLayer(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        waveform: Tensor,
+        filters: Tensor,
+        gains: Tensor,
+        shifts: Tensor,
+        eps: float,
+        group: bool,
+        stride: int,
+        frames: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        from music_ssl_fairseq.modules import first_layer_kernels as kernels
+
+        ctx.save_for_backward(waveform, filters, gains, shifts)
+        ctx.settings = (eps, group, stride, frames)
+        return kernels.forward(
+            waveform, filters, gains, shifts, eps, group, stride, frames, dtype
+        )
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        from music_ssl_fairseq.modules import first_layer_kernels as kernels
+
+        d_filters, d_gains, d_shifts = kernels.backward(
+            grad.contiguous(), *ctx.saved_tensors, *ctx.settings
+        )
+        return (None, d_filters, d_gains, d_shifts, None, None, None, None, None)
