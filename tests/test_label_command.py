@@ -177,7 +177,7 @@ def test_other_labels_are_not_overwritten(corpus, capsys):
     error = error_of(["--k", "21"], capsys)
     assert error.startswith("labels: holds labels made with k 20 instead of 21; give --force")
     (corpus / "labels" / "metadata.json").unlink()
-    assert "train.km: there already, with no metadata.json" in error_of(["--k", str(K)], capsys)
+    assert "train.km: there already, without metadata.json" in error_of(["--k", str(K)], capsys)
     del before["metadata.json"]
     assert contents(corpus / "labels") == before
 
@@ -300,8 +300,9 @@ def test_a_track_of_another_length(finished, corpus, capsys):
 
 def test_a_track_without_a_frame_has_an_empty_line(finished, corpus):
     manifest = Manifest(corpus / "manifests" / "valid.tsv")
-    write_tone(corpus / "music" / "short.wav", 0.02)
-    name = os.path.relpath(corpus / "music" / "short.wav", manifest.root)
+    short = os.fsdecode(b"not UTF-8 \xff.wav")
+    write_tone(corpus / "music" / short, 0.02)
+    name = os.path.relpath(corpus / "music" / short, manifest.root)
     tracks = [(name, 320), (manifest.name(0), int(manifest.num_samples[0])), (name, 320)]
     write_manifest(corpus / "manifests" / "valid.tsv", manifest.root, tracks)
     assert main(["--k", str(K), "--labels", "others"]) == 0
@@ -316,6 +317,13 @@ def test_centroids_that_were_changed(corpus, capsys):
     Path("labels/metadata.json").write_text(json.dumps(metadata))
     np.save("labels/centroids.npy", np.zeros((K, 39), np.float32))
     assert "centroids.npy: changed since" in error_of(["--k", str(K)], capsys)
+
+
+def test_a_folder_that_cannot_be_written(corpus, capsys, monkeypatch):
+    (corpus / "file").touch()
+    monkeypatch.setattr(kmeans, "fit", None)
+    error = error_of(["--k", str(K), "--labels", "file/labels"], capsys)
+    assert error.startswith("file/labels: Not a directory")
 
 
 def test_help_is_quick():

@@ -7,5 +7,6 @@
     kmeans   fitting, and the unit nearest to a frame
     assign   every track's units, as lines of a .km file
     usage    how the units are used: perplexity, majority share, run length
+    stages   the above in order, with progress
     recipe   what made a set of labels (metadata.json), and whether it is finished
 """

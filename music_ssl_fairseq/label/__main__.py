@@ -4,18 +4,13 @@ import argparse
 import os
 import shlex
 import sys
-from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.features import FRONT_ENDS, FrontEnd, front_end
+from music_ssl_fairseq.features import FRONT_ENDS, front_end
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from music_ssl_fairseq.data.manifest import Manifest
     from music_ssl_fairseq.label.recipe import LabelFolder
 
@@ -151,6 +146,7 @@ def run(
         InputError: about anything wrong with the manifests, the audio or existing labels.
     """
     from music_ssl_fairseq.label.recipe import LabelFolder, Recipe, fingerprint
+    from music_ssl_fairseq.label.stages import fit_centroids, label
 
     splits = _manifests(manifests)
     recipe = Recipe(features, k, seed, iterations, max_frames, fingerprint(splits["train"]))
@@ -162,11 +158,11 @@ def run(
         front = front_end(features)
         centroids = folder.centroids()
         if centroids is None:
-            centroids = _fit(folder, front, splits["train"], workers)
+            centroids = fit_centroids(folder, front, splits["train"], workers)
         else:
             _say(f"{labels}: going on with the centroids that are there")
         for split, manifest in todo.items():
-            _label(folder, centroids, split, manifest, workers)
+            label(folder, centroids, split, manifest, workers)
     _summarise(folder, splits)
     _say_next(manifests, labels)
 
@@ -180,74 +176,6 @@ def _manifests(where: Path) -> dict[str, "Manifest"]:
     else:
         _say(f"{where / 'valid.tsv'}: none, so train is labelled alone")
     return splits
-
-
-def _fit(
-    folder: "LabelFolder", front: FrontEnd, manifest: "Manifest", workers: int
-) -> "np.ndarray":
-    """Sample frames, cluster them, and save the centroids before anything else can go wrong."""
-    from music_ssl_fairseq.label import kmeans
-
-    recipe = folder.recipe
-    num_frames = sum(front.grid.num_frames(n) for n in manifest.num_samples.tolist())
-    if warning := kmeans.check_enough(min(recipe.max_frames, num_frames), recipe.k):
-        _say(f"warning: {warning}")
-    frames = _sample(folder, front, manifest, workers)
-    with tqdm(total=recipe.iterations, desc="K-means", unit="it") as bar:
-
-        def watch(inertia: float) -> None:
-            bar.set_postfix_str(f"inertia {inertia:.4g}", refresh=False)
-            bar.update()
-
-        fit = kmeans.fit(frames, recipe.k, recipe.iterations, recipe.seed, workers, watch)
-    folder.save_fit(fit, len(frames), front)
-    return fit.centroids
-
-
-def _sample(
-    folder: "LabelFolder", front: FrontEnd, manifest: "Manifest", workers: int
-) -> "np.ndarray":
-    """`[n, dimension]` float32, n at most `max_frames`."""
-    from music_ssl_fairseq.label.parallel import ordered
-    from music_ssl_fairseq.label.sample import Reader, Sample
-
-    sample = Sample(manifest, front.grid, folder.recipe.max_frames, folder.recipe.seed)
-    frames = sample.empty(front.dimension)
-    filled = 0
-    with _audio_bar("sampling", len(frames) / front.frame_rate) as bar:
-        for block in ordered(Reader(folder.recipe.features), sample.parts(), workers):
-            frames[filled : filled + len(block)] = block
-            filled += len(block)
-            bar.update(len(block) / front.frame_rate)
-    return frames
-
-
-def _label(
-    folder: "LabelFolder", centroids: "np.ndarray", split: str, manifest: "Manifest", workers: int
-) -> None:
-    from music_ssl_fairseq.frames import SAMPLE_RATE
-    from music_ssl_fairseq.label.assign import Labeller, label_split
-    from music_ssl_fairseq.label.recipe import fingerprint
-
-    labeller = Labeller(folder.recipe.features, centroids)
-    partial = folder.partial(split, fingerprint(manifest))
-    ends = [0.0, *(manifest.num_samples.cumsum() / SAMPLE_RATE).tolist()]
-    progress = label_split(manifest, labeller, partial, folder.target(split), workers)
-    usage = next(progress)  # what an interrupted run has left
-    with _audio_bar(split, ends[-1], ends[usage.tracks]) as bar:
-        for _ in progress:
-            bar.update(ends[usage.tracks] - bar.n)
-    folder.finish(split, manifest, usage)
-
-
-def _audio_bar(what: str, seconds: float, done: float = 0.0) -> tqdm:
-    return tqdm(
-        desc=what,
-        total=ceil(seconds),
-        initial=int(done),
-        unit=" audio-s",
-        unit_scale=True,
-    )
 
 
 def _summarise(folder: "LabelFolder", splits: dict[str, "Manifest"]) -> None:
@@ -289,6 +217,9 @@ def main(argv: list[str] | None = None) -> int:
         run(**vars(arguments))
     except InputError as error:
         _say(f"error: {error}")
+        return 1
+    except OSError as error:  # of audio it is an InputError: this is a full disk or the like
+        _say(f"error: {error.filename or arguments.labels}: {error.strerror or error}")
         return 1
     except KeyboardInterrupt:
         _say("interrupted; the same command, without --force, goes on from here")

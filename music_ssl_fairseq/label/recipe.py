@@ -7,14 +7,15 @@ are there whose checksum is the recorded one, a split only once it is recorded.
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
+import os
 import platform
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from music_ssl_fairseq import __version__
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features import FrontEnd
@@ -69,7 +70,7 @@ class LabelFolder:
     """`labels/`: what is there of a recipe, and what is written next.
 
     Args:
-        path: made when the first file is written.
+        path: see `make`.
         force: forget what is there. It is removed only when there are new centroids.
 
     Raises:
@@ -85,10 +86,8 @@ class LabelFolder:
         file = self.path / "metadata.json"
         way_out = "give --force to overwrite, or --labels for another folder"
         if not file.exists():
-            for found in self._outputs():
-                raise InputError(
-                    f"{found}: there already, with no {file.name} beside it; {way_out}"
-                )
+            if found := self._outputs():
+                raise InputError(f"{found[0]}: there already, without {file.name}; {way_out}")
             return {}
         try:
             metadata = json.loads(file.read_text(encoding="utf-8"))
@@ -101,6 +100,12 @@ class LabelFolder:
     def _outputs(self) -> list[Path]:
         names = [*(f"{split}.km" for split in SPLITS), "dict.km.txt", "centroids.npy"]
         return [self.path / name for name in names if (self.path / name).exists()]
+
+    def make(self) -> None:
+        """Make the folder, so that one that cannot be written is found before any work is done."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not os.access(self.path, os.W_OK):
+            raise InputError(f"{self.path}: not writable; give --labels another folder")
 
     def centroids(self) -> np.ndarray | None:
         """`[k, D]` of an earlier run of this recipe, if there are any."""
@@ -188,15 +193,17 @@ class LabelFolder:
 
 def _versions() -> dict[str, str]:
     import faiss
-    import scipy
-    import soundfile
 
+    distributions = ("music_ssl_fairseq", "numpy", "scipy", "soundfile")
     return {
-        "music_ssl_fairseq": __version__,
         "python": platform.python_version(),
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
         "faiss": faiss.__version__,
-        "soundfile": soundfile.__version__,
-        "libsndfile": soundfile.__libsndfile_version__,
+        **{distribution: _version(distribution) for distribution in distributions},
     }
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed as a package"
