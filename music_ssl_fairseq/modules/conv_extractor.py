@@ -105,9 +105,7 @@ class ConvExtractor(nn.Module):
                 conv.stride[0],
             )
             layers = layers[1:]
-        for layer in layers:
-            x = (compiled(_run_layer) if compile else _run_layer)(self, layer, x, fast)
-        return x
+        return (compiled(_run_layers) if compile else _run_layers)(self, layers, x, fast)
 
     def _normalise(self, norm: nn.Module, x: Tensor) -> Tensor:
         # fp32 whatever the precision: the statistics of half a million samples need it.
@@ -121,13 +119,17 @@ class ConvExtractor(nn.Module):
         return ((y - mean) * scale + norm.bias.float()).to(x.dtype)  # type: ignore[operator]
 
 
-def _run_layer(extractor: ConvExtractor, layer: nn.ModuleDict, x: Tensor, fast: bool) -> Tensor:
-    conv = layer["0"]
+def _run_layers(
+    extractor: ConvExtractor, layers: list[nn.Module], x: Tensor, fast: bool
+) -> Tensor:
     convolve = conv_channels_last if fast else _conv
-    x = convolve(x, conv.weight, conv.bias, conv.stride[0])
-    if "2" in layer:
-        x = extractor._normalise(layer["2"], x)
-    return F.gelu(x)
+    for layer in layers:
+        conv = layer["0"]  # type: ignore[index]
+        x = convolve(x, conv.weight, conv.bias, conv.stride[0])
+        if "2" in layer:  # type: ignore[operator]
+            x = extractor._normalise(layer["2"], x)  # type: ignore[index]
+        x = F.gelu(x)
+    return x
 
 
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:

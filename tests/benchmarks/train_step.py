@@ -322,7 +322,7 @@ def profile(step: Callable[[], None], file: str) -> None:
     with open(file, "a") as handle:
         order = "self_cuda_time_total" if GPU else "self_cpu_time_total"
         averages = run.key_averages()
-        handle.write(averages.table(sort_by=order, row_limit=45, max_name_column_width=100))
+        handle.write(averages.table(sort_by=order, row_limit=150, max_name_column_width=100))
 
 
 def main() -> None:
