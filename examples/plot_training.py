@@ -128,6 +128,8 @@ def draw_health(axes: "Axes", curves: Curves) -> None:
         axes.set_ylabel("standard deviation over frames")
         line(axes, curves.train, "target_var", "targets", BLUE)
         line(axes, curves.train, "pred_var", "predictions", VERMILION, "--")
+        # Without dropout's noise: what the model itself tells apart.
+        line(axes, curves.valid, "pred_var", "predictions (valid)", GREY, ":")
     axes.set_ylim(bottom=0)
 
 

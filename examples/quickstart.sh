@@ -93,10 +93,10 @@ echo "  $(python --version), in $VIRTUAL_ENV; $SECONDS s"
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}"
 if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> /dev/null; then
-  config=short tracks=240 updates=600 resume_at=300
+  config=short tracks=240
   echo "  there is a GPU: base models, configs examples/*/short.yaml"
 else
-  config=tiny tracks=60 updates=60 resume_at=30
+  config=tiny tracks=60
   echo "  no GPU: tiny models on the CPU, configs examples/*/tiny.yaml"
 fi
 runs="$out/runs/$config"
@@ -111,29 +111,32 @@ fi
 step manifests "Manifests: which audio trains, which validates" '^(train|valid|left out):' \
   python -m manifests_tools pretrain --root "$music" --out "$out/manifests" --force
 
-step labels "Labels: MFCC, K-means with 100 clusters" 'quality|warning|perplexity|wrote' \
-  python -m music_ssl_fairseq.label --k 100 --manifests "$out/manifests" --out "$out/labels" --force
+step labels "Labels: MFCC, K-means with 100 clusters" 'k = |tracks, |warning' \
+  python -m music_ssl_fairseq.label --k 100 --manifests "$out/manifests" --labels "$out/labels"
 
 quoted() { # text: as hydra takes it whatever it holds
   printf "'%s'" "${1//\'/\\\'}"
 }
 
-train() { # model updates title
-  local overrides=()
-  [ "$1" = music2vec ] || overrides=("task.label_dir=$(quoted "$out/labels")")
-  step "train-$config-$1-$2" "$3" 'Loaded checkpoint|\]\[valid\]|done training' \
-    fairseq-hydra-train --config-dir "examples/$1" --config-name "$config" \
-    "task.data=$(quoted "$out/manifests")" "${overrides[@]}" \
-    "hydra.run.dir=$(quoted "$runs/$1")" \
-    "optimization.max_update=$2"
+train() { # name title model override...
+  local name=$1 title=$2 model=$3
+  shift 3
+  step "$name-$config" "$title" 'Loaded checkpoint|\]\[valid\]|done training' \
+    fairseq-hydra-train --config-dir "examples/$model" --config-name "$config" \
+    "task.data=$(quoted "$out/manifests")" "hydra.run.dir=$(quoted "$runs/$model")" "$@"
 }
 
-train music2vec "$updates" "Train music2vec for $updates updates"
-train music_hubert "$resume_at" "Train music_hubert for $resume_at updates"
-train music_hubert "$updates" "Resume music_hubert, up to $updates updates"
+updates=$(sed -n 's/^ *max_update: *//p' "examples/music_hubert/$config.yaml")
+labels="task.label_dir=$(quoted "$out/labels")"
+
+train music2vec "Train music2vec" music2vec
+# Ended at half its way, with the learning rate of the whole way.
+train music_hubert-half "Train music_hubert for $((updates / 2)) of $updates updates" music_hubert \
+  "$labels" "optimization.max_update=$((updates / 2))" "lr_scheduler.total_num_update=$updates"
+train music_hubert "Resume music_hubert: the same command again, to its end" music_hubert "$labels"
 
 for model in music2vec music_hubert; do
-  step "validate-$config-$model" "Validate $model" "valid on 'valid' subset \| .*loss" \
+  step "validate-$model-$config" "Validate $model" "valid on 'valid' subset \| .*loss" \
     fairseq-validate "$out/manifests" --path "$runs/$model/checkpoints/checkpoint_last.pt" \
     --user-dir "$ROOT/music_ssl_fairseq" --task "${model}_pretraining" --valid-subset valid \
     --batch-size 16 --log-format simple
