@@ -93,10 +93,10 @@ echo "  $(python --version), in $VIRTUAL_ENV; $SECONDS s"
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}"
 if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> /dev/null; then
-  config=short tracks=240
+  config=short tracks=240 k=500
   echo "  there is a GPU: base models, configs examples/*/short.yaml"
 else
-  config=tiny tracks=60
+  config=tiny tracks=60 k=100
   echo "  no GPU: tiny models on the CPU, configs examples/*/tiny.yaml"
 fi
 runs="$out/runs/$config"
@@ -111,8 +111,8 @@ fi
 step manifests "Manifests: which audio trains, which validates" '^(train|valid|left out):' \
   python -m manifests_tools pretrain --root "$music" --out "$out/manifests" --force
 
-step labels "Labels: MFCC, K-means with 100 clusters" 'k = |tracks, |warning' \
-  python -m music_ssl_fairseq.label --k 100 --manifests "$out/manifests" --labels "$out/labels"
+step labels "Labels: MFCC, K-means with $k clusters" 'k = |tracks, |warning' \
+  python -m music_ssl_fairseq.label --k "$k" --manifests "$out/manifests" --labels "$out/labels"
 
 quoted() { # text: as hydra takes it whatever it holds
   printf "'%s'" "${1//\'/\\\'}"
