@@ -57,7 +57,7 @@ def test_crops_and_losses_do_not_depend_on_workers(here):
         train(
             "music_hubert",
             *TINY,
-            "optimization.max_update=3",
+            "optimization.max_update=14",  # three epochs
             f"dataset.num_workers={workers}",
             f"hydra.run.dir=run{workers}",
         )

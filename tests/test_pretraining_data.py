@@ -158,7 +158,7 @@ def test_epochs_differ_in_training_only(folder):
     assert (data.ordered_indices() != order).any()
     assert not torch.equal(data[0]["source"], first[0]["source"])
     assert not torch.equal(data[0]["mask_indices"], first[0]["mask_indices"])
-    assert not data.can_reuse_epoch_itr_across_epochs
+    assert data.can_reuse_epoch_itr_across_epochs  # the same workers: the epoch is shared
 
     valid = dataset(folder, training=False)
     before = [valid[i] for i in range(len(valid))]
@@ -281,6 +281,7 @@ def test_unreadable_tracks_are_replaced_and_named_once(folder, caplog):
     expected = [data[i] for i in range(len(data))]
     (folder / "music" / "b/44k stereo.wav").write_text("lyrics")
     data = dataset(folder)
+    caplog.clear()
     with caplog.at_level(logging.WARNING):
         items = [data[i] for i in range(len(data))]
         items += [data[i] for i in range(len(data))]
@@ -328,6 +329,7 @@ def test_workers_share_what_is_unreadable(folder):
 def test_a_file_shorter_than_the_manifest_says(folder, caplog):
     write_tone(folder / "music" / "long.flac", 3.0)
     data = dataset(folder)
+    caplog.clear()
     for index in range(len(data)):
         data[index]
     (message,) = caplog.messages

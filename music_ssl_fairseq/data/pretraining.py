@@ -264,8 +264,12 @@ class PretrainingDataset(FairseqDataset):
 
     @property
     def can_reuse_epoch_itr_across_epochs(self) -> bool:
-        """No: batches differ from epoch to epoch."""
-        return False
+        """Yes: the task makes new batches, and workers read the epoch from shared memory.
+
+        A new iterator for each epoch would start new workers and, half a minute each time, wait for
+        the old ones, which inherit each other's queues.
+        """
+        return True
 
 
 def _padded(rows: list[torch.Tensor], value: float) -> torch.Tensor:

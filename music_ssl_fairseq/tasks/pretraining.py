@@ -57,6 +57,13 @@ class PretrainingConfig(FairseqDataclass):
         default=II("common.seed"),
         metadata={"help": "crops and masks follow from this, the epoch and the crop's index alone"},
     )
+    rebuild_batches: bool = field(
+        default=True,
+        metadata={
+            "help": "fairseq's: make new batches for each epoch in the data loader that there is. "
+            "false starts new workers each epoch, and waits for the old ones"
+        },
+    )
     # Optional, because fairseq-validate passes null for what its command line does not name.
     mask_prob: Optional[float] = field(  # noqa: UP045
         default=II("model.mask_prob"), metadata={"help": "the model's; set it there"}
