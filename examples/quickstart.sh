@@ -39,6 +39,8 @@ number=0
 steps=10
 watcher=
 trap '[ -z "$watcher" ] || kill "$watcher" 2> /dev/null' EXIT
+# Ctrl-C ends the whole, also where the step it interrupts catches it.
+trap 'exit 130' INT
 
 heading() { # title
   number=$((number + 1))
@@ -82,7 +84,8 @@ step() { # name title pattern-of-lines-to-show command...
     touch "$out/.done/$name"
     echo "  took $((SECONDS - began)) s"
   fi
-  tr '\r' '\n' < "$log" | grep -E "$pattern" | tail -n 8 | cut -c 1-160 | sed 's/^/  /' || true
+  tr '\r' '\n' < "$log" | grep -E "$pattern" | tail -n 8 |
+    sed -E 's/^(\[[^]]*\])+ - //; s/^/  /' | cut -c 1-160 || true
 }
 
 heading "Python environment"
@@ -101,21 +104,28 @@ else
 fi
 runs="$out/runs/$config"
 
+valid_share=0.05
 if [ "$music" = "$out/music" ]; then
+  valid_share=0.15 # two of the twelve folders
   step music "Render a corpus: $tracks chorales" ' tracks in ' \
     python examples/open_music/render_scores.py --out "$music" --tracks "$tracks"
 else
   heading "Your music: $music"
 fi
 
-step manifests "Manifests: which audio trains, which validates" '^(train|valid|left out):' \
-  python -m manifests_tools pretrain --root "$music" --out "$out/manifests" --force
+step manifests "Manifests: which audio trains, which validates" '^(train|valid|left out|warning):' \
+  python -m manifests_tools pretrain --root "$music" --out "$out/manifests" \
+  --valid-share "$valid_share" --force
 
 step labels "Labels: MFCC, K-means with $k clusters" 'k = |tracks, |warning' \
   python -m music_ssl_fairseq.label --k "$k" --manifests "$out/manifests" --labels "$out/labels"
 
-quoted() { # text: as hydra takes it whatever it holds
-  printf "'%s'" "${1//\'/\\\'}"
+quoted() { # path: as hydra takes it, whatever it holds
+  if [[ $1 =~ ^[A-Za-z0-9_./-]+$ ]]; then
+    printf '%s' "$1"
+  else
+    printf "'%s'" "${1//\'/\\\'}"
+  fi
 }
 
 train() { # name title model override...
@@ -132,7 +142,7 @@ labels="task.label_dir=$(quoted "$out/labels")"
 train music2vec "Train music2vec" music2vec
 # Ended at half its way, with the learning rate of the whole way.
 train music_hubert-half "Train music_hubert for $((updates / 2)) of $updates updates" music_hubert \
-  "$labels" "optimization.max_update=$((updates / 2))" "lr_scheduler.total_num_update=$updates"
+  "$labels" "optimization.max_update=$((updates / 2))" "+lr_scheduler.total_num_update=$updates"
 train music_hubert "Resume music_hubert: the same command again, to its end" music_hubert "$labels"
 
 for model in music2vec music_hubert; do
@@ -152,7 +162,7 @@ Done in $((SECONDS / 60)) min $((SECONDS % 60)) s. In $out:
   curves.png              loss, accuracy or spread, learning rate of both models
   table.md                the table above
   manifests/, labels/     which audio, and its units
-  runs/$config/MODEL/       hydra_train.log, checkpoints/checkpoint_{best,last}.pt
+  runs/$config/MODEL/        hydra_train.log, checkpoints/checkpoint_{best,last}.pt
   logs/                   all that each step said
 
 On your own music:        bash examples/quickstart.sh ~/music   (with QUICKSTART_DIR=another folder)
