@@ -38,7 +38,7 @@ mkdir -p "$out/.done" "$out/logs"
 number=0
 steps=10
 watcher=
-trap '[ -z "$watcher" ] || kill "$watcher" 2> /dev/null' EXIT
+trap '[ -z "$watcher" ] || kill "$watcher" 2> /dev/null || true' EXIT
 # Ctrl-C ends the whole, also where the step it interrupts catches it.
 trap 'exit 130' INT
 
