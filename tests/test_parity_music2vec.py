@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from music_ssl_fairseq.criterions.music2vec import Music2VecCriterion
+from music_ssl_fairseq.models.music2vec import position_share
 from tests import tiny
 
 VARIANTS = [
@@ -145,3 +146,13 @@ def test_wrong_top_k_is_one_line():
 
     with pytest.raises(InputError, match="average_top_k_layers 9"):
         tiny.music2vec(average_top_k_layers=9)
+
+
+def test_position_share():
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(8, 50, 4, generator=generator)
+    clock = torch.randn(1, 50, 4, generator=generator).expand(8, -1, -1)
+    assert abs(position_share(noise)) < 0.05
+    assert position_share(clock) == pytest.approx(1.0)
+    assert position_share(clock + noise) == pytest.approx(0.5, abs=0.1)
+    assert position_share(noise[:1]) == 0

@@ -1,5 +1,6 @@
 """Loss and statistics of music2vec."""
 
+import logging
 import math
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -13,8 +14,11 @@ from torch.nn import functional as F
 
 from music_ssl_fairseq.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 _GRACE_UPDATES = 5000  # data2vec's: variances are small before the teacher has learned anything
 _CHECK_EVERY = 100  # updates; a check waits for the GPU
+_MUCH_POSITION = 0.7
 
 
 @dataclass
@@ -42,8 +46,10 @@ class Music2VecCriterion(FairseqCriterion):
     """Regression of the teacher's representation of masked frames (data2vec, section 3.4).
 
     Logged: `loss`, a frame's; `target_var` and `pred_var`, the standard deviation over frames,
-    averaged over channels, of targets and predictions (fairseq calls it var); `ema_decay` times
-    1000. A target_var that falls towards 0 is collapse: every frame looks alike to the teacher.
+    averaged over channels, of targets and predictions (fairseq calls it var); `target_position`,
+    the share of the targets' variance that a frame's position in the crop explains; `ema_decay`
+    times 1000. A target_var that falls towards 0 is collapse: every frame looks alike to the
+    teacher. So is a target_position that rises towards 1: it tells frames apart by the clock alone.
     """
 
     def __init__(
@@ -77,6 +83,7 @@ class Music2VecCriterion(FairseqCriterion):
             "sample_size": frames,
             "workers": 1,
             "ema_decay": model.teacher_decay,
+            "target_position": output["target_position"],
         }
         for name, y in (("target", target), ("pred", prediction.detach())):
             logs[f"{name}_sum"] = y.sum(0)
@@ -86,7 +93,18 @@ class Music2VecCriterion(FairseqCriterion):
 
     def _stop_if_collapsed(self, model: Any, logs: dict[str, Any]) -> None:
         update = model.num_updates
-        if not model.training or update <= _GRACE_UPDATES or update % _CHECK_EVERY:
+        if not model.training or update == 0 or update % _CHECK_EVERY:
+            return
+        share = float(logs["target_position"])
+        if share > _MUCH_POSITION:
+            logger.warning(
+                "collapsing? at update %d a frame's position explains %.0f %% of the targets' "
+                "variance, and the music next to nothing: try a slower teacher "
+                "(model.ema_decay), longer crops or a lower optimization.lr",
+                update,
+                100 * share,
+            )
+        if update <= _GRACE_UPDATES:
             return
         for name, minimum in self.minimum.items():
             deviation = _deviation(
@@ -108,6 +126,8 @@ class Music2VecCriterion(FairseqCriterion):
         for name in ("target", "pred"):
             value = _deviation(totals[f"{name}_sum"], totals[f"{name}_squares"], size)
             metrics.log_scalar(f"{name}_var", value, round=4)
+        position = totals["target_position"] / totals["workers"]
+        metrics.log_scalar("target_position", position, round=4)
         metrics.log_scalar("ema_decay", 1000 * totals["ema_decay"] / totals["workers"], round=3)
 
     @staticmethod

@@ -104,8 +104,8 @@ class Music2VecModel(AudioEncoder):
             padding_mask: `[B, T]` bool, True for padding, or None.
 
         Returns:
-            `prediction` and `target`, both `[masked frames, D]` float32; the target has no
-            gradient.
+            `prediction` and `target`, both `[masked frames, D]` float32, the target without
+            gradient; and `target_position`, see `position_share`.
         """
         compile = self.compiles(source, padding_mask)
         if masked is None:
@@ -116,8 +116,12 @@ class Music2VecModel(AudioEncoder):
             x = self.mask(self.dropout_input(projected), mask_indices)
             x, _, _ = self.encoder(x, padding, compile)
             prediction = self.final_proj(x.flatten(0, 1)[masked])
-            target = self.targets(projected.detach(), padding, compile).flatten(0, 1)[masked]
-        return {"prediction": prediction.float(), "target": target}
+            target = self.targets(projected.detach(), padding, compile)
+        return {
+            "prediction": prediction.float(),
+            "target": target.flatten(0, 1)[masked],
+            "target_position": position_share(target),
+        }
 
     @torch.no_grad()
     def targets(self, projected: Tensor, padding: Tensor | None, compile: bool = False) -> Tensor:
@@ -154,6 +158,28 @@ class Music2VecModel(AudioEncoder):
         if self.teacher is not None:
             self.teacher.model._apply(lambda t: fn(t).to(t.dtype))
         return super()._apply(fn, *args, **kwargs)
+
+
+@torch.no_grad()
+def position_share(target: Tensor) -> Tensor:
+    """How much of the targets' variance a frame's position in its crop explains.
+
+    A teacher can keep its variance and yet say nothing of the music, only where in the crop a frame
+    lies: an easy thing to agree on with the student. The variance over time of the mean over crops,
+    less what it has by chance, as a share of the whole.
+
+    Args:
+        target: `[B, frames, D]`.
+
+    Returns:
+        A scalar: about 0 if position explains nothing, 1 if it explains all (0 for a single crop).
+    """
+    crops = target.size(0)
+    if crops < 2:
+        return target.new_zeros(())
+    by_position = target.mean(0).var(0, correction=0).mean()
+    whole = target.flatten(0, 1).var(0, correction=0).mean()
+    return (crops * by_position / whole.clamp(min=1e-12) - 1) / (crops - 1)
 
 
 def _instance_norm_mean(layers: list[Tensor]) -> Tensor:

@@ -152,6 +152,9 @@ class AudioEncoder(BaseFairseqModel):
             wanted = "bf16" if good and self.mask_emb.dtype == torch.float32 else "fp32"
         if wanted == "fp32":
             return contextlib.nullcontext()
+        if device.type == "cuda":
+            # What stays fp32, above all the unit head: TF32 is finer than all around it.
+            torch.backends.cuda.matmul.allow_tf32 = True
         return torch.autocast(device.type, torch.bfloat16)
 
     def compiles(self, waveform: Tensor, padding_mask: Tensor | None) -> bool:
