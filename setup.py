@@ -1,4 +1,4 @@
-"""Install music_ssl_fairseq: `pip install -e .`, with extras `[quickstart]`, `[probing]`, `[test]`."""
+"""Install with `pip install -e .`; extras: `[plot]`, `[quickstart]`, `[probing]`, `[test]`."""
 
 from pathlib import Path
 

@@ -16,4 +16,7 @@ __version__ = "0.1.0"
 
 def register() -> None:
     """Make fairseq know everything above, for instance before loading a checkpoint in Python."""
-    from music_ssl_fairseq.tasks import music2vec_pretraining, music_hubert_pretraining  # noqa: F401
+    from importlib import import_module
+
+    for task in ("music2vec_pretraining", "music_hubert_pretraining"):
+        import_module(f"{__name__}.tasks.{task}")

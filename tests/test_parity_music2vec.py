@@ -10,6 +10,8 @@ from tests import tiny
 VARIANTS = [
     {},
     {"layer_norm_first": True, "average_top_k_layers": 3},
+    # (fairseq then averages all layers, whatever average_top_k_layers.)
+    {"ema_transformer_only": False, "ema_layers_only": False, "average_top_k_layers": 3},
     # (fairseq cannot copy its own single weight-normed convolution into a teacher any more.)
     {"pos_conv_depth": 2, "conv_pos": 64, "extractor_mode": "default", "feature_grad_mult": 0.5},
 ]
@@ -79,8 +81,11 @@ def _logged():
     return aggregate()
 
 
-def test_teacher_follows_as_fairseqs_does():
+@pytest.mark.parametrize("whole", [False, True])
+def test_teacher_follows_as_fairseqs_does(whole):
     fields = {"ema_decay": 0.9, "ema_end_decay": 0.99, "ema_anneal_end_step": 4}
+    if whole:
+        fields |= {"ema_transformer_only": False, "ema_layers_only": False}
     ours, theirs = _pair(**fields)
     generator = torch.Generator().manual_seed(5)
     for update in range(1, 7):
@@ -93,6 +98,7 @@ def test_teacher_follows_as_fairseqs_does():
         theirs.set_num_updates(update)
         assert ours.teacher_decay == pytest.approx(theirs.ema.get_decay())
     expected = theirs.ema.model.state_dict()
+    assert set(expected) == set(ours.teacher.state_dict())
     for name, tensor in ours.teacher.state_dict().items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
 

@@ -25,7 +25,7 @@ class MusicHubertCriterionConfig(FairseqDataclass):
     features_pen_weight: float = field(
         default=10.0,
         metadata={
-            "help": "weight of the mean square of the extractor's features, which keeps them small; "
+            "help": "weight of the mean square of the extractor's features, to keep them small; "
             "fairseq's loss_weights: [10]"
         },
     )

@@ -188,8 +188,8 @@ class PretrainingDataset(FairseqDataset):
             classes, -1 beyond a crop's frames; with labels only) and `net_input`: `source`
             (`[B, T]` float32), `padding_mask` (`[B, T]` bool, or None if there is no padding) and,
             with a mask, `mask_indices` (`[B, F]` bool), `masked` and, with labels, `unmasked`: the
-            masked and the other frames that are not padding, as indices into `B * F`. Empty for no samples, which is how
-            fairseq fills up the ranks that have run out of batches.
+            masked and the other frames that are not padding, as indices into `B * F`. Empty for no
+            samples, which is how fairseq fills up the ranks that have run out of batches.
         """
         if not samples:
             return {}

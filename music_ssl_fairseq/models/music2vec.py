@@ -19,7 +19,9 @@ class Music2VecConfig(AudioEncoderConfig):
         default="layer_norm",
         metadata={"help": "default or layer_norm; data2vec's base model has layer_norm"},
     )
-    conv_pos: int = field(default=95, metadata={"help": "frames seen by all positional convolutions"})
+    conv_pos: int = field(
+        default=95, metadata={"help": "frames seen by all positional convolutions"}
+    )
     pos_conv_depth: int = field(default=5, metadata={"help": "stacked positional convolutions"})
     encoder_layerdrop: float = field(
         default=0.05, metadata={"help": "probability of leaving out a Transformer layer"}
@@ -37,6 +39,13 @@ class Music2VecConfig(AudioEncoderConfig):
     ema_layers_only: bool = field(
         default=True,
         metadata={"help": "the teacher shares the student's positional convolution"},
+    )
+    ema_transformer_only: bool = field(
+        default=True,
+        metadata={
+            "help": "the teacher shares the student's extractor and projection. false: it has its "
+            "own, so that the student cannot make the task easy by taking the music out of them"
+        },
     )
 
 
@@ -80,13 +89,18 @@ class Music2VecModel(AudioEncoder):
             self.teacher_decay = annealed_decay(
                 cfg.ema_decay, cfg.ema_end_decay, num_updates, cfg.ema_anneal_end_step
             )
-            self.teacher.step(self.encoder, self.teacher_decay)
+            self.teacher.step(self._taught(), self.teacher_decay)
             self._stepped_at = num_updates
 
     def make_teacher(self) -> EMATeacher:
         """Start the teacher as a copy of the student."""
-        self.teacher = EMATeacher(self.encoder, "pos_conv." if self.cfg.ema_layers_only else "")
+        shared = self.cfg.ema_transformer_only and self.cfg.ema_layers_only
+        self.teacher = EMATeacher(self._taught(), "pos_conv." if shared else "")
         return self.teacher
+
+    def _taught(self) -> nn.Module:
+        """The part of the student that the teacher follows."""
+        return self.encoder if self.cfg.ema_transformer_only else self
 
     def forward(
         self,
@@ -116,7 +130,7 @@ class Music2VecModel(AudioEncoder):
             x = self.mask(self.dropout_input(projected), mask_indices)
             x, _, _ = self.encoder(x, padding, compile)
             prediction = self.final_proj(x.flatten(0, 1)[masked])
-            target = self.targets(projected.detach(), padding, compile)
+            target = self.targets(source, projected.detach(), padding, compile)
         return {
             "prediction": prediction.float(),
             "target": target.flatten(0, 1)[masked],
@@ -124,18 +138,31 @@ class Music2VecModel(AudioEncoder):
         }
 
     @torch.no_grad()
-    def targets(self, projected: Tensor, padding: Tensor | None, compile: bool = False) -> Tensor:
+    def targets(
+        self, source: Tensor, projected: Tensor, padding: Tensor | None, compile: bool = False
+    ) -> Tensor:
         """Mean over the teacher's last layers of their instance-normed feed-forward outputs.
 
         Instance norm makes each channel of each crop zero-mean and unit-variance over time
-        (data2vec, section 3.3). `[B, frames, D]` float32.
+        (data2vec, section 3.3).
+
+        Args:
+            source: `[B, T]` waveforms, for a teacher with an extractor of its own.
+            projected: `[B, frames, D]`, what the student's extractor made of them.
+            padding: `[B, frames]` bool, True for padding, or None.
+
+        Returns:
+            `[B, frames, D]` float32.
         """
-        teacher = self.teacher or self.make_teacher()
-        _, _, feed_forwards = teacher.model(projected, padding, compile)
+        model: Any = (self.teacher or self.make_teacher()).model
+        if not self.cfg.ema_transformer_only:
+            projected = model.project(model.extract(source, compile))
+            model = model.encoder
+        _, _, feed_forwards = model(projected, padding, compile)
         average = compiled(_instance_norm_mean) if compile else _instance_norm_mean
         return average(feed_forwards[-self.cfg.average_top_k_layers :])
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The tensors of fairseq's Data2VecAudioModel, with the teacher's as a dict in `_ema`."""
         state = super().state_dict(*args, **kwargs)
         if self.teacher is not None:

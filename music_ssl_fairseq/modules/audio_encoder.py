@@ -216,4 +216,3 @@ class AudioEncoder(BaseFairseqModel):
             return [projected, *hidden_states]
         finally:
             self.train(was_training)
-

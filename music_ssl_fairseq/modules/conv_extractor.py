@@ -40,13 +40,45 @@ def parse_conv_layers(text: str) -> list[tuple[int, int, int]]:
 
     try:
         layers = value(ast.parse(text.strip(), mode="eval").body)
-        assert isinstance(layers, list) and layers
+        if not isinstance(layers, list) or not layers:
+            raise ValueError
         return [(int(dim), int(kernel), int(stride)) for dim, kernel, stride in layers]
-    except (ValueError, TypeError, SyntaxError, AssertionError):
+    except (ValueError, TypeError, SyntaxError):
         raise InputError(
             f"conv_feature_layers {text!r}: expected a list of (channels, kernel, stride), "
             f"like {DEFAULT_CONV_LAYERS!r}"
         ) from None
+
+
+Norm = nn.GroupNorm | nn.LayerNorm
+
+
+class ConvLayer(nn.Module):
+    """A convolution and, if it has one, its norm, under fairseq's names.
+
+    Those are positions in an nn.Sequential: 0 convolution, 2 norm, where a layer norm stands
+    between two transpositions.
+    """
+
+    def __init__(self, conv: nn.Conv1d, norm: Norm | None):
+        super().__init__()
+        nn.init.kaiming_normal_(conv.weight)
+        self.add_module("0", conv)
+        if isinstance(norm, nn.LayerNorm):
+            self.add_module("2", nn.ModuleDict({"1": norm}))
+        elif norm is not None:
+            self.add_module("2", norm)
+
+    @property
+    def conv(self) -> nn.Conv1d:
+        """The convolution."""
+        return self._modules["0"]  # type: ignore[return-value]
+
+    @property
+    def norm(self) -> Norm | None:
+        """The norm after it."""
+        norm = self._modules.get("2")
+        return norm["1"] if isinstance(norm, nn.ModuleDict) else norm  # type: ignore[return-value]
 
 
 class ConvExtractor(nn.Module):
@@ -76,15 +108,13 @@ class ConvExtractor(nn.Module):
         self.conv_layers = nn.ModuleList()
         channels = 1
         for i, (dim, kernel, stride) in enumerate(layers):
-            conv = nn.Conv1d(channels, dim, kernel, stride, bias=bias)
-            nn.init.kaiming_normal_(conv.weight)
-            # The keys are the positions in fairseq's nn.Sequential: 0 convolution, 2 norm.
-            parts = nn.ModuleDict({"0": conv})
-            if mode == "layer_norm":
-                parts["2"] = nn.ModuleDict({"1": nn.LayerNorm(dim)})
+            norm: Norm | None = None
+            if self.mode == "layer_norm":
+                norm = nn.LayerNorm(dim)
             elif i == 0:
-                parts["2"] = nn.GroupNorm(dim, dim)
-            self.conv_layers.append(parts)
+                norm = nn.GroupNorm(dim, dim)
+            conv = nn.Conv1d(channels, dim, kernel, stride, bias=bias)
+            self.conv_layers.append(ConvLayer(conv, norm))
             channels = dim
 
     def forward(self, waveform: Tensor, compile: bool = False) -> Tensor:
@@ -92,11 +122,9 @@ class ConvExtractor(nn.Module):
         fast = use_fast(self.fast, waveform)
         # Channels last: norms and products run along them, and nothing has to be transposed.
         x = waveform.unsqueeze(-1)
-        layers = list(self.conv_layers)
-        conv = layers[0]["0"]
-        if fast and "2" in layers[0] and can_fuse(waveform, conv.weight, conv.bias):
-            norm = layers[0]["2"]
-            norm = norm if isinstance(norm, nn.GroupNorm) else norm["1"]
+        layers: list[ConvLayer] = list(self.conv_layers)  # type: ignore[arg-type]
+        conv, norm = layers[0].conv, layers[0].norm
+        if fast and norm is not None and can_fuse(waveform, conv.weight, conv.bias):
             x = fused_first_layer(
                 waveform,
                 conv.weight,
@@ -105,31 +133,25 @@ class ConvExtractor(nn.Module):
                 conv.stride[0],
             )
             layers = layers[1:]
-        return (compiled(_run_layers) if compile else _run_layers)(self, layers, x, fast)
-
-    def _normalise(self, norm: nn.Module, x: Tensor) -> Tensor:
-        # fp32 whatever the precision: the statistics of half a million samples need it.
-        y = x.float()
-        if self.mode == "layer_norm":
-            layer = norm.get_submodule("1")
-            y = F.layer_norm(y, y.shape[-1:], layer.weight.float(), layer.bias.float(), layer.eps)  # type: ignore[operator,arg-type]
-            return y.to(x.dtype)
-        variance, mean = torch.var_mean(y, dim=1, keepdim=True, correction=0)
-        scale = norm.weight.float() * torch.rsqrt(variance + norm.eps)  # type: ignore[operator]
-        return ((y - mean) * scale + norm.bias.float()).to(x.dtype)  # type: ignore[operator]
+        return (compiled(_run_layers) if compile else _run_layers)(layers, x, fast)
 
 
-def _run_layers(
-    extractor: ConvExtractor, layers: list[nn.Module], x: Tensor, fast: bool
-) -> Tensor:
+def _run_layers(layers: list[ConvLayer], x: Tensor, fast: bool) -> Tensor:
     convolve = conv_channels_last if fast else _conv
     for layer in layers:
-        conv = layer["0"]  # type: ignore[index]
+        conv, norm = layer.conv, layer.norm
         x = convolve(x, conv.weight, conv.bias, conv.stride[0])
-        if "2" in layer:  # type: ignore[operator]
-            x = extractor._normalise(layer["2"], x)  # type: ignore[index]
-        x = F.gelu(x)
+        x = F.gelu(x if norm is None else _normalise(norm, x))
     return x
+
+
+def _normalise(norm: Norm, x: Tensor) -> Tensor:
+    # fp32 whatever the precision: the statistics of half a million samples need it.
+    y, weight, bias = x.float(), norm.weight.float(), norm.bias.float()
+    if isinstance(norm, nn.LayerNorm):
+        return F.layer_norm(y, norm.normalized_shape, weight, bias, norm.eps).to(x.dtype)
+    variance, mean = torch.var_mean(y, dim=1, keepdim=True, correction=0)
+    return ((y - mean) * (weight * torch.rsqrt(variance + norm.eps)) + bias).to(x.dtype)
 
 
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def annealed_decay(start: float, end: float, update: int, anneal_updates: int) -> float:
-    """The decay at `update`: linear from `start` to `end`, then constant (data2vec, section 3.2)."""
+    """The decay at `update`: linear from `start` to `end`, then constant (data2vec, 3.2)."""
     if update >= anneal_updates:
         return end
     return start + (end - start) * update / anneal_updates

@@ -112,9 +112,7 @@ class _FirstLayer(torch.autograd.Function):
 
         ctx.save_for_backward(waveform, filters, gains, shifts)
         ctx.settings = (eps, group, stride, frames)
-        return kernels.forward(
-            waveform, filters, gains, shifts, eps, group, stride, frames, dtype
-        )
+        return kernels.forward(waveform, filters, gains, shifts, eps, group, stride, frames, dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -1,8 +1,8 @@
 """Triton kernels of the extractor's first layer; `first_layer.py` says what they are for.
 
-Each program holds a few frames, and with a layer norm all their channels. `filters` are `[1 or B, TAPS, C]`, `gains`
-and `shifts` `[1 or B, C]`: one for all crops, or one for each. With a group norm folded into them,
-`gains` are not used.
+Each program holds a few frames, and with a layer norm all their channels. `filters` are
+`[1 or B, TAPS, C]`, `gains` and `shifts` `[1 or B, C]`: one for all crops, or one for each. With a
+group norm folded into them, `gains` are not used.
 """
 
 import torch
@@ -34,9 +34,7 @@ def _gelu_parts(u):
 
 
 @triton.jit
-def _convolve(
-    waveform, filters, crop, length, t, stride: tl.constexpr, TAPS: tl.constexpr
-):
+def _convolve(waveform, filters, crop, length, t, stride: tl.constexpr, TAPS: tl.constexpr):
     """Frames `[BLOCK, TAPS]` at `t`, and their product with the filters `[BLOCK, C]`."""
     k = tl.arange(0, TAPS)
     position = t[:, None] * stride + k[None, :]
@@ -171,4 +169,3 @@ def backward(
         total.sum(1) if like.size(0) > 1 else total.sum((0, 1)).unsqueeze(0)
         for total, like in zip(sums, (filters, gains, shifts), strict=True)
     )
-

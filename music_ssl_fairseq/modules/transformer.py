@@ -129,7 +129,7 @@ class TransformerEncoder(nn.Module):
         for layer in self.layers:
             if self.training and self.layerdrop > 0 and torch.rand(()).item() < self.layerdrop:
                 continue
-            x, feed_forward = run(layer, x, attend)
+            x, feed_forward = run(layer, x, attend)  # type: ignore[arg-type]
             hidden_states.append(x)
             feed_forwards.append(feed_forward)
         if self.layer_norm_first:
@@ -145,7 +145,5 @@ def _embed(encoder: TransformerEncoder, x: Tensor) -> Tensor:
     return encoder.dropout(x)
 
 
-def _run_layer(
-    layer: TransformerLayer, x: Tensor, attend: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _run_layer(layer: TransformerLayer, x: Tensor, attend: Tensor | None) -> tuple[Tensor, Tensor]:
     return layer(x, attend)

@@ -29,7 +29,7 @@ class FusedAdamWConfig(FairseqDataclass):
     weight_decay: float = field(
         default=0.01, metadata={"help": "times the learning rate, as in fairseq's adam"}
     )
-    lr: List[float] = II("optimization.lr")  # noqa: UP006
+    lr: List[float] = II("optimization.lr")  # noqa: UP006, RUF009
 
 
 @register_optimizer("fused_adamw", dataclass=FusedAdamWConfig)

@@ -25,7 +25,9 @@ from music_ssl_fairseq.tasks.pretraining import PretrainingConfig, PretrainingTa
 class MusicHubertPretrainingConfig(PretrainingConfig):
     label_dir: str = field(
         default=MISSING,
-        metadata={"help": "folder with train.km, valid.km and dict.km.txt (music_ssl_fairseq.label)"},
+        metadata={
+            "help": "folder with train.km, valid.km and dict.km.txt (music_ssl_fairseq.label)"
+        },
     )
     label_rate: Optional[float] = field(  # noqa: UP045 (fairseq's parser needs Optional)
         default=None,
@@ -46,13 +48,13 @@ class MusicHubertPretrainingTask(PretrainingTask):
         super().__init__(cfg)
         self.units = UnitDictionary(os.path.join(cfg.label_dir, "dict.km.txt"))
         self.num_classes = len(self.units.dictionary)
-        recorded = read_label_rate(cfg.label_dir)
-        if cfg.label_rate is None and recorded is None:
+        rate = read_label_rate(cfg.label_dir) if cfg.label_rate is None else cfg.label_rate
+        if rate is None:
             raise InputError(
                 f"{cfg.label_dir}: metadata.json does not say how many labels a second there are; "
                 "set task.label_rate (100 for MFCC labels, 50 for deep features)"
             )
-        self.label_rate = cfg.label_rate if cfg.label_rate is not None else recorded
+        self.label_rate = rate
 
     def labels(self, split: str, manifest: Manifest) -> dict[str, Any]:
         """Open and check the split's labels."""

@@ -138,4 +138,3 @@ class PretrainingTask(FairseqTask):
     @property
     def target_dictionary(self) -> None:
         """fairseq's generation tools ask for it; pre-training generates nothing."""
-

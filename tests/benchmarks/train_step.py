@@ -17,6 +17,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -340,14 +341,14 @@ def main() -> None:
         print("|---|---|---|---|---|---|")
         mask_prob = 0.8 if name == "music_hubert" else 0.65
         data = batch(args.crops, args.seconds, k, mask_prob)
-        result = attempt(lambda: our_step(name, data, k, args), args.steps)  # noqa: B023
+        result = attempt(partial(our_step, name, data, k, args), args.steps)
         ours = report("ours", args.crops, args.seconds, result, ceiling)
         if args.profile:
             profile(our_step(name, data, k, args), args.profile)
         if args.baseline and name == "music_hubert":
-            compare(args, lambda d: minimal_hubert_step(d, k, args), args.baseline, ours, k, ceiling)  # noqa: B023
+            compare(args, minimal_hubert_step, args.baseline, ours, k, ceiling)
         if not args.no_stock:
-            compare(args, lambda d: stock_step(name, d, k, args), "fairseq", ours, k, ceiling)  # noqa: B023
+            compare(args, partial(stock_step, name), "fairseq", ours, k, ceiling)
         if result is not None:
             print(f"ours: the first two steps, with compilation, took {result.start:.1f} s")
 
@@ -356,7 +357,7 @@ def compare(args: Any, make: Any, name: str, ours: float, k: int, ceiling: float
     """Time another implementation at the largest batch that fits, and print the ratio."""
     for crops in args.stock_crops:
         data = batch(crops, args.seconds, k, 0.8)
-        result = attempt(lambda: make(data), max(2, args.steps // 2))  # noqa: B023
+        result = attempt(partial(make, data, k, args), max(2, args.steps // 2))
         theirs = report(name, crops, args.seconds, result, ceiling)
         if theirs:
             print(f"ratio to {name}: {ours / theirs:.1f}")
