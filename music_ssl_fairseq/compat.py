@@ -7,7 +7,6 @@ else.
 import argparse
 import collections
 import contextlib
-import os
 import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -39,9 +38,9 @@ def check_versions() -> None:
 
 
 def allow_fairseq_checkpoints() -> None:
-    """Let `torch.load(..., weights_only=True)` read the plain data that fairseq checkpoints hold.
+    """Let `torch.load` with `weights_only` read the plain data that fairseq checkpoints hold.
 
-    torch >= 2.6 refuses every class it does not know. These hold settings and dictionaries and run
+    From torch 2.6 on that is how fairseq loads: every class that torch does not know is refused. These hold settings and dictionaries and run
     no code when unpickled; anything else in a file is still refused.
     """
     from fairseq.data.dictionary import Dictionary
@@ -67,29 +66,6 @@ def allow_fairseq_checkpoints() -> None:
             int,
         ]
     )
-
-
-def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a checkpoint on the CPU without executing anything in it.
-
-    Raises:
-        InputError: if the file is missing, damaged, or wants to run code.
-    """
-    import pickle
-
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such checkpoint") from None
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"{path}: refused, because it is not a checkpoint or would run code when loaded "
-            f"({reason})"
-        ) from None
-    except (RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: not readable as a checkpoint ({reason})") from None
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask
 from omegaconf import II, MISSING
 
-from music_ssl_fairseq.compat import one_line_errors
+from music_ssl_fairseq.compat import check_versions, one_line_errors
 from music_ssl_fairseq.data.manifest import Manifest, missing_manifest
 from music_ssl_fairseq.data.masks import SpanMask
 from music_ssl_fairseq.data.pretraining import PretrainingDataset
@@ -90,6 +90,7 @@ class PretrainingTask(FairseqTask):
     def setup_task(cls, cfg: Any, **kwargs: Any) -> "PretrainingTask":
         """fairseq's entry point: fails in one line if something needed is not there."""
         with one_line_errors():
+            check_versions()
             return cls(cfg)
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
