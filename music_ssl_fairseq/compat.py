@@ -40,8 +40,9 @@ def check_versions() -> None:
 def allow_fairseq_checkpoints() -> None:
     """Let `torch.load` with `weights_only` read the plain data that fairseq checkpoints hold.
 
-    From torch 2.6 on that is how fairseq loads: every class that torch does not know is refused. These hold settings and dictionaries and run
-    no code when unpickled; anything else in a file is still refused.
+    From torch 2.6 on that is how fairseq loads: every class that torch does not know is refused.
+    These hold settings and dictionaries and run no code when unpickled; anything else in a file is
+    still refused.
     """
     from fairseq.data.dictionary import Dictionary
     from omegaconf.base import ContainerMetadata, Metadata
