@@ -1,17 +1,19 @@
 """One function over many items, in several processes, with a progress bar."""
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -19,6 +21,8 @@ from music_ssl_fairseq.errors import InputError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_SECONDS_TO_LEAVE = 5.0
 
 
 def default_workers() -> int:
@@ -67,12 +71,27 @@ def parallel_map(
             "--workers 1 shows after how many files"
         ) from None
     except BaseException:
-        for process in multiprocessing.active_children():
-            if process not in others:
-                process.terminate()
+        _end([process for process in multiprocessing.active_children() if process not in others])
         raise
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _end(processes: list[Any]) -> None:
+    """Ask workers to clean up and leave; kill those that have not after a few seconds.
+
+    One that is asked at the moment when it takes the lock of the queue for results can leave that
+    lock behind, and then the others wait for it for ever.
+    """
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + _SECONDS_TO_LEAVE
+    waiting = {process.sentinel: process for process in processes}
+    while waiting and (left := deadline - time.monotonic()) > 0:
+        for sentinel in multiprocessing.connection.wait(list(waiting), left):
+            del waiting[sentinel]
+    for process in waiting.values():
+        process.kill()
 
 
 def _in_order(

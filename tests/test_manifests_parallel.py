@@ -52,6 +52,20 @@ def test_a_killed_worker_is_one_line_and_no_endless_wait():
         list(parallel_map(crash_at_seven, range(20), 2, "counting"))
 
 
+def fail_or_refuse_to_leave(number):
+    if number == 0:
+        raise ValueError("no")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(3600)
+
+
+def test_workers_that_do_not_leave_are_killed(monkeypatch):
+    monkeypatch.setattr("manifests_tools.parallel._SECONDS_TO_LEAVE", 0.5)
+    with pytest.raises(ValueError, match="no"):
+        list(parallel_map(fail_or_refuse_to_leave, range(2), 2, "waiting", chunk=1))
+    assert not active_children()
+
+
 def test_a_caller_that_stops_early_leaves_no_worker():
     results = parallel_map(slow_square, range(10_000), 2, "squaring")
     assert next(results) == 0
