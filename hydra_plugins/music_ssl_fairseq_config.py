@@ -52,6 +52,7 @@ class MusicSSLConfigPlugin(SearchPathPlugin):
         if args.config_dir and _is_ours(os.path.join(args.config_dir, "config.yaml")):
             path = f"file://{os.path.abspath(args.config_dir)}"
             search_path.prepend(provider=PACKAGE, path=path, anchor="main")
-            if args.config_name and args.config_name not in ("config", "config.yaml"):
+            name = (args.config_name or "config").removesuffix(".yaml")
+            if name != "config":
                 # The defaults that fairseq has for "config" as well are laid under all of it.
-                ConfigStore.instance().repo.pop(f"{args.config_name}.yaml", None)
+                ConfigStore.instance().repo.pop(f"{name}.yaml", None)

@@ -1,5 +1,7 @@
 """What this package raises when the input, not the program, is at fault."""
 
+import os
+
 
 class InputError(ValueError):
     """A file, label or setting is wrong.
@@ -13,8 +15,8 @@ class AudioError(InputError):
     """An audio file cannot be used; `reason` is the part of the message after the file's name."""
 
     def __init__(self, path: str, reason: str):
-        # A name that is not UTF-8 arrives with surrogate escapes, which could not be printed.
-        printable = path.encode("utf-8", "backslashreplace").decode("utf-8")
+        # A name that is not UTF-8 arrives with surrogate escapes, which cannot be printed.
+        printable = os.fsencode(path).decode("utf-8", "backslashreplace")
         super().__init__(f"{printable}: {reason}")
         self.path = path
         self.reason = reason
