@@ -8,11 +8,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from manifests_tools.examine import examine
+from manifests_tools.examine import add_reading_options, examine
 from manifests_tools.find import FileId, identify
 from manifests_tools.findings import Findings
 from manifests_tools.left_out import kind_of
-from manifests_tools.parallel import default_workers, parallel_map
+from manifests_tools.parallel import parallel_map
 from music_ssl_fairseq.data.labels import (
     LabelStore,
     UnitDictionary,
@@ -50,19 +50,7 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="HZ",
         help="labels a second (default: what metadata.json in the labels' folder says)",
     )
-    add(
-        "--thorough",
-        action="store_true",
-        help="decode every file whole, which finds damage and NaN in the middle; without it the "
-        "header, the start and the end are read",
-    )
-    add(
-        "--workers",
-        type=int,
-        default=default_workers(),
-        metavar="N",
-        help="processes (default: one for each CPU, here %(default)s)",
-    )
+    add_reading_options(parser)
     return parser
 
 

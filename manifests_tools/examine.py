@@ -1,5 +1,6 @@
 """Whether an audio file can be used, found out without decoding all of it."""
 
+import argparse
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from manifests_tools.left_out import LeftOut
 from manifests_tools.parallel import parallel_map
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.audio import AudioInfo
+from music_ssl_fairseq.cpus import available_cpus
 from music_ssl_fairseq.errors import AudioError
 
 EDGE_SECONDS = 0.25
@@ -27,6 +29,23 @@ class Track:
     name: str
     num_samples: int
     sample_rate: int
+
+
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """The options of every command that examines files: `--thorough` and `--workers`."""
+    parser.add_argument(
+        "--thorough",
+        action="store_true",
+        help="decode every file whole, which finds damage and NaN in the middle; without it the "
+        "header, the start and the end are read",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=available_cpus(),
+        metavar="N",
+        help="processes (default: one for each CPU, here %(default)s)",
+    )
 
 
 def examine(path: str, thorough: bool = False) -> AudioInfo:

@@ -25,13 +25,6 @@ Result = TypeVar("Result")
 _SECONDS_TO_LEAVE = 5.0
 
 
-def default_workers() -> int:
-    """CPUs this process may use: under a job scheduler often fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def parallel_map(
     function: Callable[[Item], Result],
     items: Sequence[Item],

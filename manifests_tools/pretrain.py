@@ -8,10 +8,9 @@ from collections import Counter
 from pathlib import Path
 
 from manifests_tools.convert import convert_tracks
-from manifests_tools.examine import Track, examine_tracks
+from manifests_tools.examine import Track, add_reading_options, examine_tracks
 from manifests_tools.find import find_audio, is_within
 from manifests_tools.left_out import REPORT, LeftOut, count_kinds, write_left_out
-from manifests_tools.parallel import default_workers
 from manifests_tools.split import GroupBy, choose_valid, group_tracks
 from music_ssl_fairseq.data.manifest import write_manifest
 from music_ssl_fairseq.errors import InputError
@@ -57,24 +56,12 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add("--seed", type=int, default=0, help="chooses the groups that validate (default: 0)")
     add(
-        "--thorough",
-        action="store_true",
-        help="decode every file whole, which finds damage and NaN in the middle; without it the "
-        "header, the start and the end are read",
-    )
-    add(
         "--convert",
         metavar="DIR",
         help="also write 16 kHz mono 16-bit FLAC copies below DIR, and list those: smaller, and "
         "quicker to train from; a run that was interrupted goes on where it stopped",
     )
-    add(
-        "--workers",
-        type=int,
-        default=default_workers(),
-        metavar="N",
-        help="processes (default: one for each CPU, here %(default)s)",
-    )
+    add_reading_options(parser)
     add("--force", action="store_true", help="replace existing manifests")
     return parser
 

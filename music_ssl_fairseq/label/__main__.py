@@ -1,12 +1,12 @@
 """`python -m music_ssl_fairseq.label`: from manifests to pseudo-labels."""
 
 import argparse
-import os
 import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from music_ssl_fairseq.cpus import available_cpus
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features import FRONT_ENDS, front_end
 
@@ -99,7 +99,7 @@ def get_parser() -> argparse.ArgumentParser:
     add(
         "--workers",
         type=_positive,
-        default=_available_cpus(),
+        default=available_cpus(),
         metavar="N",
         help="processes that decode, compute features and assign units, and threads of K-means "
         "(default: the CPUs this process may use, here %(default)s)",
@@ -120,13 +120,6 @@ def _seed(text: str) -> int:
     if not 0 <= value < 2**31:
         raise argparse.ArgumentTypeError("must be from 0 to 2147483647")
     return value
-
-
-def _available_cpus() -> int:
-    # A job scheduler often allows fewer than the machine has.
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def run(

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from music_ssl_fairseq.modules.fast import working_dtype
+
 TAPS = 16
 """Weights are padded to this many taps: the least that a matrix unit multiplies."""
 
@@ -86,11 +88,10 @@ def fused_first_layer(
     kernel = weight.size(-1)
     frames = (waveform.size(-1) - kernel) // stride + 1
     filters = F.pad(filters, (0, TAPS - kernel)).transpose(1, 2).contiguous()
-    kind = waveform.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+    waveform = waveform.float()
     return _FirstLayer.apply(
-        waveform.float(), filters.float(), gains.float(), shifts.float(), eps, group, stride,
-        frames, dtype,
+        waveform, filters.float(), gains.float(), shifts.float(), eps, group, stride, frames,
+        working_dtype(waveform),
     )  # fmt: skip
 
 

@@ -114,6 +114,11 @@ def _backward(
     tl.store(d_gains + program * C + c, sum_gains)
 
 
+def _shape(channels: int, group: bool) -> tuple[int, int]:
+    """Channels that a program holds, and its warps: a layer norm needs all channels at once."""
+    return (min(_CHANNELS, channels), 4) if group else (channels, 8)
+
+
 def forward(
     waveform: Tensor,
     filters: Tensor,
@@ -129,12 +134,12 @@ def forward(
     batch, length = waveform.shape
     channels = filters.size(-1)
     output = torch.empty(batch, frames, channels, dtype=dtype, device=waveform.device)
-    held = min(_CHANNELS, channels) if group else channels
+    held, warps = _shape(channels, group)
     grid = (triton.cdiv(frames, _FRAMES), batch, channels // held)
     _forward[grid](
         waveform, filters, gains, shifts, output, length, frames, int(filters.size(0) > 1), eps,
         stride=stride, TAPS=TAPS, C=channels,
-        BLOCK=_FRAMES, HELD=held, GROUP=group, num_warps=4 if group else 8,
+        BLOCK=_FRAMES, HELD=held, GROUP=group, num_warps=warps,
     )  # fmt: skip
     return output
 
@@ -153,7 +158,7 @@ def backward(
     """Gradients of filters, gains and shifts, in their shapes."""
     batch, length = waveform.shape
     channels = filters.size(-1)
-    held = min(_CHANNELS, channels) if group else channels
+    held, warps = _shape(channels, group)
     parts = triton.cdiv(frames, _FRAMES * _BACKWARD_BLOCKS)
     sums = [
         torch.empty(batch, parts, *shape, device=grad.device)
@@ -162,8 +167,7 @@ def backward(
     _backward[(parts, batch, channels // held)](
         grad, waveform, filters, gains, shifts, *sums, length, frames, int(filters.size(0) > 1),
         eps, stride=stride, TAPS=TAPS, C=channels,
-        BLOCK=_FRAMES, BLOCKS=_BACKWARD_BLOCKS, HELD=held, GROUP=group,
-        num_warps=4 if group else 8,
+        BLOCK=_FRAMES, BLOCKS=_BACKWARD_BLOCKS, HELD=held, GROUP=group, num_warps=warps,
     )  # fmt: skip
     return tuple(  # type: ignore[return-value]
         total.sum(1) if like.size(0) > 1 else total.sum((0, 1)).unsqueeze(0)

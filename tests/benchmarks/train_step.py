@@ -96,6 +96,26 @@ def batch(crops: int, seconds: float, k: int, mask_prob: float) -> dict[str, Any
     }
 
 
+def update_step(
+    model: Any, optimiser: Any, loss_and_size: Callable[[], tuple[Any, Any]]
+) -> Callable[[], None]:
+    """A closure that trains a fairseq model for one update, as fairseq's trainer does."""
+    update = 0
+
+    def step() -> None:
+        nonlocal update
+        model.set_num_updates(update)
+        optimiser.zero_grad()
+        loss, size = loss_and_size()
+        optimiser.backward(loss)
+        optimiser.multiply_grads(1 / size)
+        optimiser.clip_grad_norm(10.0)
+        optimiser.step()
+        update += 1
+
+    return step
+
+
 def our_step(model_name: str, data: dict[str, Any], k: int, args: Any) -> Callable[[], None]:
     """A closure that trains one of our models for one update."""
     fields = SIZES | {"encoder_layerdrop": args.layerdrop, "fast": args.fast}
@@ -112,20 +132,9 @@ def our_step(model_name: str, data: dict[str, Any], k: int, args: Any) -> Callab
     model.to(DEVICE).train()
     cfg = OmegaConf.merge(OmegaConf.structured(FusedAdamWConfig()), {"lr": [1e-4]})
     optimiser = FusedAdamW(cfg, model.parameters())
-    update = 0
-
-    def step() -> None:
-        nonlocal update
-        model.set_num_updates(update)
-        optimiser.zero_grad()
-        loss, size, _ = criterion(model, sample | {"net_input": net_input})
-        optimiser.backward(loss)
-        optimiser.multiply_grads(1 / size)
-        optimiser.clip_grad_norm(10.0)
-        optimiser.step()
-        update += 1
-
-    return step
+    return update_step(
+        model, optimiser, lambda: criterion(model, sample | {"net_input": net_input})[:2]
+    )
 
 
 def stock_step(model_name: str, data: dict[str, Any], k: int, args: Any) -> Callable[[], None]:
@@ -180,20 +189,7 @@ def stock_step(model_name: str, data: dict[str, Any], k: int, args: Any) -> Call
         optimiser = optim.FP16Optimizer.build_optimizer(cfg, parameters)
     else:
         optimiser = FairseqAdam(OmegaConf.create(adam), parameters)
-    update = 0
-
-    def step() -> None:
-        nonlocal update
-        model.set_num_updates(update)
-        optimiser.zero_grad()
-        loss, size = loss_and_size()
-        optimiser.backward(loss)
-        optimiser.multiply_grads(1 / size)
-        optimiser.clip_grad_norm(10.0)
-        optimiser.step()
-        update += 1
-
-    return step
+    return update_step(model, optimiser, loss_and_size)
 
 
 def minimal_hubert_step(data: dict[str, Any], k: int, args: Any) -> Callable[[], None]:
