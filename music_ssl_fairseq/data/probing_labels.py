@@ -1,0 +1,190 @@
+"""Labels of a probing task, as plain text beside its manifests.
+
+For each split, `train`, `valid` and `test`, the folder holds
+- `{split}.tsv`: the manifest (`manifest`). Lines may repeat a file, with other segments.
+- `{split}.labels`: UTF-8, one line for each line of the manifest. By the kind of the task:
+  multi-class and key: one class; multi-label: classes separated by tabs, perhaps none; regression:
+  numbers separated by tabs, in the order of the task's targets; beats: seconds separated by tabs,
+  ascending, each perhaps with its position in the bar (`1.25/1` is a downbeat).
+- optionally `{split}.segments`: `start<TAB>stop` in seconds, the part of the file that counts.
+- optionally `{split}.groups`: the name of the song that the line is a part of. Scores per file are
+  taken over it.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.data.probing_task import ProbingTask, parse_number
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.frames import LENGTH_TOLERANCE, SAMPLE_RATE
+
+
+@dataclass(frozen=True)
+class Beats:
+    """Beats of a track.
+
+    Attributes:
+        times: `[beats]` float64, seconds, ascending.
+        positions: `[beats]` int64 position in the bar from 1 (a downbeat); 0 where not stated.
+    """
+
+    times: np.ndarray
+    positions: np.ndarray
+
+
+class ProbingSplit:
+    """One split of a task, read and checked.
+
+    Attributes:
+        task: what `task.json` says.
+        manifest: files and their lengths.
+        targets: multi-class and key: `[lines]` int64 index of the class; multi-label:
+            `[lines, classes]` bool; regression: `[lines, targets]` float64, as written, not
+            normalised; beats: `[lines, 0]`.
+        beats: for the kind beats, one `Beats` a line; otherwise empty.
+        segments: `[lines, 2]` int64, start and stop in samples at 16 kHz.
+        groups: the song of each line; without `.groups`, the file's name.
+        group_index: `[lines]` int64, which song, in the order of their first lines.
+    """
+
+    def __init__(self, folder: str | os.PathLike, split: str, task: ProbingTask):
+        """Read a split.
+
+        Raises:
+            InputError: naming file and line, if labels are missing, are more or fewer than the
+                manifest's lines, are not in the class list or not numbers; if a segment is not
+                within its file or a beat after its end.
+        """
+        self.task = task
+        self.manifest = Manifest(Path(folder, f"{split}.tsv"))
+        self.labels_file = Path(folder, f"{split}.labels")
+        rows = read_rows(self.labels_file, self.manifest)
+        self.beats: list[Beats] = []
+        self.targets = np.zeros((len(rows), 0), np.float64)
+        if task.kind == "beats":
+            self.beats = [self._beats(i, row) for i, row in enumerate(rows)]
+        elif task.kind == "regression":
+            self.targets = np.array([self._numbers(i, row) for i, row in enumerate(rows)])
+        elif task.kind == "multi-label":
+            self.targets = self._multi_hot(rows)
+        else:
+            self.targets = self._class_indices(rows)
+        self.segments = self._read_segments(Path(folder, f"{split}.segments"))
+        self.groups = self._read_groups(Path(folder, f"{split}.groups"))
+        order = {group: i for i, group in enumerate(dict.fromkeys(self.groups))}
+        self.group_index = np.array([order[group] for group in self.groups], np.int64)
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def _class_indices(self, rows: list[list[str]]) -> np.ndarray:
+        index = {name: i for i, name in enumerate(self.task.classes)}
+        for line, row in enumerate(rows):
+            if len(row) != 1:
+                found = f"{len(row)} labels" if row else "no label"
+                raise self._wrong(line, f"{found}, but the task is {self.task.kind}: one a line")
+            if row[0] not in index:
+                raise self._unknown(line, row[0])
+        return np.array([index[row[0]] for row in rows], np.int64)
+
+    def _multi_hot(self, rows: list[list[str]]) -> np.ndarray:
+        index = {name: i for i, name in enumerate(self.task.classes)}
+        targets = np.zeros((len(rows), len(index)), bool)
+        for line, row in enumerate(rows):
+            for name in row:
+                if name not in index:
+                    raise self._unknown(line, name)
+                targets[line, index[name]] = True
+        return targets
+
+    def _unknown(self, line: int, name: str) -> InputError:
+        return self._wrong(
+            line,
+            f"{name!r} is not one of the {len(self.task.classes)} classes in task.json "
+            f"({', '.join(self.task.classes[:3])}, ...): correct the label, or make both again",
+        )
+
+    def _numbers(self, line: int, row: list[str]) -> list[float]:
+        if len(row) != len(self.task.targets):
+            raise self._wrong(
+                line, f"{len(row)} numbers, the targets are {', '.join(self.task.targets)}"
+            )
+        try:
+            return [parse_number(cell) for cell in row]
+        except ValueError as error:
+            raise self._wrong(line, f"not a finite number ({error})") from None
+
+    def _beats(self, line: int, row: list[str]) -> Beats:
+        try:
+            cells = [cell.partition("/") for cell in row]
+            times = np.array([parse_number(time) for time, _, _ in cells], np.float64)
+            positions = np.array([int(position or 0) for _, _, position in cells], np.int64)
+        except ValueError as error:
+            raise self._wrong(
+                line, f"not a beat, `seconds` or `seconds/position in the bar` ({error})"
+            ) from None
+        seconds = self.manifest.num_samples[line] / SAMPLE_RATE
+        if not len(times):
+            raise self._wrong(line, "no beat")
+        if times[0] < 0 or (np.diff(times) <= 0).any():
+            raise self._wrong(line, "beats are not ascending from 0 on")
+        if times[-1] > seconds + LENGTH_TOLERANCE:
+            raise self._wrong(
+                line,
+                f"a beat at {times[-1]:g}, but the file has {seconds:.2f} s: are these seconds?",
+            )
+        return Beats(times, positions)
+
+    def _read_segments(self, file: Path) -> np.ndarray:
+        segments = np.stack(
+            [np.zeros(len(self.manifest), np.int64), self.manifest.num_samples], axis=1
+        )
+        if not file.exists():
+            return segments
+        tolerance = round(LENGTH_TOLERANCE * SAMPLE_RATE)
+        for line, row in enumerate(read_rows(file, self.manifest)):
+            try:
+                start, stop = (round(parse_number(cell) * SAMPLE_RATE) for cell in row)
+            except ValueError:
+                raise self._wrong(line, "expected `start<TAB>stop` in seconds", file) from None
+            length = int(self.manifest.num_samples[line])
+            if not 0 <= start < min(stop, length) or stop > length + tolerance:
+                reason = f"{row} is not within the file, {length / SAMPLE_RATE:.2f} s"
+                raise self._wrong(line, reason, file)
+            segments[line] = start, min(stop, length)
+        return segments
+
+    def _read_groups(self, file: Path) -> list[str]:
+        if not file.exists():
+            return [self.manifest.name(i) for i in range(len(self.manifest))]
+        return ["\t".join(row) for row in read_rows(file, self.manifest)]
+
+    def _wrong(self, line: int, reason: str, file: Path | None = None) -> InputError:
+        name = self.manifest.name(line).encode("utf-8", "backslashreplace").decode("utf-8")
+        return InputError(f"{file or self.labels_file}, line {line + 1} ({name}): {reason}")
+
+
+def read_rows(file: Path, manifest: Manifest) -> list[list[str]]:
+    """The cells of each line; an empty line has none.
+
+    Raises:
+        InputError: if there is no such file, or it has another number of lines than the manifest.
+    """
+    try:
+        text = file.read_bytes().decode("utf-8", "surrogateescape")
+    except OSError:
+        raise InputError(
+            f"{file}: no such file, so {manifest.file} has no labels; make the folder again with "
+            "`python -m manifests_tools`"
+        ) from None
+    lines = text.removesuffix("\n").split("\n") if text else []
+    if len(lines) != len(manifest):
+        raise InputError(
+            f"{file}: {len(lines)} lines, but {manifest.file} lists {len(manifest)} files: "
+            "make both again with `python -m manifests_tools`"
+        )
+    return [line.split("\t") if line else [] for line in (line.rstrip("\r") for line in lines)]

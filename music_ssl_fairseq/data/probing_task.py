@@ -1,0 +1,142 @@
+"""What a probing task asks for: `task.json` in the folder that also holds its manifests and labels.
+
+The folder is written by `python -m manifests_tools NAME` and read by the task `music_probing`. It
+holds, for each split of `SPLITS`, what `probing_labels` describes, and this one file.
+"""
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.files import atomic_path
+
+SPLITS = ("train", "valid", "test")
+
+FILE = "task.json"
+
+METRICS = {
+    "multi-class": ("accuracy", "group_accuracy"),
+    "multi-label": ("macro_roc_auc", "macro_average_precision"),
+    "key": ("weighted_key_score", "accuracy"),
+    "regression": ("r2",),
+    "beats": ("f_measure",),
+}
+"""Kind of task -> the metrics that may decide on validation, the usual one first."""
+
+
+@dataclass(frozen=True)
+class ProbingTask:
+    """The contents of `task.json`.
+
+    Attributes:
+        name: for example `gtzan-genre`.
+        kind: a key of `METRICS`.
+        classes: names in the order of the outputs, sorted; empty for regression and beats.
+        targets: names of the numbers of a regression; empty otherwise.
+        metric: decides on validation (for regression, its mean over the targets).
+        counts: split -> lines of the manifest.
+        published: split -> the published count of what `counted` says, or None.
+        counted: what the published counts count, for example `songs` or `clips`.
+        missing: labelled files whose audio was not found.
+        skipped: files left out by name, because they are known to be damaged.
+        source: where audio and labels come from.
+    """
+
+    name: str
+    kind: str
+    metric: str
+    classes: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    counts: dict[str, int] = field(default_factory=dict)
+    published: dict[str, int | None] = field(default_factory=dict)
+    counted: str = "files"
+    missing: int = 0
+    skipped: tuple[str, ...] = ()
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in METRICS:
+            raise InputError(f"unknown kind of task {self.kind!r}: one of {', '.join(METRICS)}")
+        if self.metric not in METRICS[self.kind]:
+            raise InputError(
+                f"metric {self.metric!r} does not fit the kind {self.kind}: "
+                f"one of {', '.join(METRICS[self.kind])}"
+            )
+        wanted = {"regression": "targets", "beats": None}.get(self.kind, "classes")
+        for name in ("classes", "targets"):
+            values = getattr(self, name)
+            if bool(values) != (name == wanted):
+                state = "needs" if name == wanted else "has no"
+                raise InputError(f"a task of kind {self.kind} {state} `{name}`")
+            repeated = sorted({value for value in values if values.count(value) > 1})
+            if repeated:
+                raise InputError(f"`{name}` lists {repeated[0]!r} twice")
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of a head: classes, targets, or 1 (how much a frame is a beat)."""
+        return len(self.classes) or len(self.targets) or 1
+
+
+def read_task(folder: str | os.PathLike) -> ProbingTask:
+    """Read `task.json` of a folder.
+
+    Raises:
+        InputError: if it is missing, not JSON, or describes no task that can be probed.
+    """
+    file = Path(folder, FILE)
+    try:
+        contents = json.loads(file.read_text(encoding="utf-8"))
+    except OSError:
+        raise InputError(
+            f"{file}: no such file; write it with "
+            f"`python -m manifests_tools NAME --root AUDIO_DIR --out {folder}`"
+        ) from None
+    except ValueError as error:
+        raise InputError(f"{file}: not JSON ({error}); make it again") from None
+    try:
+        return _task(contents)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+
+
+def write_task(folder: str | os.PathLike, task: ProbingTask) -> None:
+    """Write `task.json` of a folder, atomically."""
+    with atomic_path(Path(folder, FILE)) as temporary:
+        text = json.dumps(asdict(task), indent=2, ensure_ascii=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _task(contents: Any) -> ProbingTask:
+    if not isinstance(contents, dict):
+        raise InputError("is not an object with name, kind and metric")
+    known = {entry.name for entry in fields(ProbingTask)}
+    values = {key: value for key, value in contents.items() if key in known}
+    for key in ("name", "kind", "metric"):
+        if not isinstance(values.get(key), str):
+            raise InputError(f"`{key}` is missing, or is not a text")
+    for key in ("classes", "targets", "skipped"):
+        listed = values.get(key) or []
+        if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
+            raise InputError(f"`{key}` is not a list of texts")
+        values[key] = tuple(listed)
+    for key in ("counts", "published"):
+        if not isinstance(values.setdefault(key, {}), dict):
+            raise InputError(f"`{key}` does not give a number for each split")
+    return ProbingTask(**values)
+
+
+def parse_number(text: str) -> float:
+    """A finite number.
+
+    Raises:
+        ValueError: if `text` is not one.
+    """
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number

@@ -1,0 +1,100 @@
+"""Writing the splits of a probing task, and seeing that they share nothing."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from music_ssl_fairseq.data.manifest import Manifest, write_manifest
+from music_ssl_fairseq.data.probing_labels import read_rows
+from music_ssl_fairseq.data.probing_task import SPLITS
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.files import atomic_path
+from music_ssl_fairseq.frames import SAMPLE_RATE
+
+
+@dataclass(frozen=True)
+class Example:
+    """One line of a split.
+
+    Attributes:
+        name: the file, relative to the manifest's root.
+        num_samples: of the whole file, at 16 kHz.
+        label: the cells of its line of labels.
+        segment: (start, stop) in seconds, or None for the whole file.
+        group: the song it is a part of, or None for the file itself.
+    """
+
+    name: str
+    num_samples: int
+    label: tuple[str, ...]
+    segment: tuple[float, float] | None = None
+    group: str | None = None
+
+
+def write_split(
+    folder: str | os.PathLike, split: str, root: str | os.PathLike, examples: Sequence[Example]
+) -> None:
+    """Write manifest, labels and, if any example has them, segments and groups, atomically."""
+    folder = Path(folder)
+    _write_rows(folder / f"{split}.labels", (example.label for example in examples))
+    segments, groups = folder / f"{split}.segments", folder / f"{split}.groups"
+    if any(example.segment for example in examples):
+        _write_rows(segments, (_segment(example) for example in examples))
+    else:
+        segments.unlink(missing_ok=True)
+    if any(example.group is not None for example in examples):
+        _write_rows(groups, ((example.group or example.name,) for example in examples))
+    else:
+        groups.unlink(missing_ok=True)
+    write_manifest(
+        folder / f"{split}.tsv", root, [(item.name, item.num_samples) for item in examples]
+    )
+
+
+def _segment(example: Example) -> tuple[str, str]:
+    start, stop = example.segment or (0.0, example.num_samples / SAMPLE_RATE)
+    return f"{start:.10g}", f"{stop:.10g}"
+
+
+def _write_rows(file: Path, rows: Iterable[Sequence[str]]) -> None:
+    with atomic_path(file) as temporary, temporary.open("wb") as handle:
+        for row in rows:
+            handle.write("\t".join(row).encode("utf-8", "surrogateescape") + b"\n")
+
+
+def check_leakage(folder: str | os.PathLike) -> None:
+    """See that no file, and no song where `.groups` name them, is in two splits of a folder.
+
+    Raises:
+        InputError: naming the first one, or if a manifest cannot be read.
+    """
+    files: dict[str, str] = {}
+    songs: dict[str, str] = {}
+    for split in SPLITS:
+        file = Path(folder, f"{split}.tsv")
+        if not file.exists():
+            continue
+        manifest = Manifest(file)
+        names = {os.path.normpath(manifest.path(i)) for i in range(len(manifest))}
+        refuse_shared(files, split, names, f"{file}: ")
+        groups = file.with_suffix(".groups")
+        if groups.exists():
+            names = {"\t".join(row) for row in read_rows(groups, manifest)}
+            refuse_shared(songs, split, names, f"{groups}: group ")
+
+
+def refuse_shared(seen: dict[str, str], split: str, names: Iterable[str], where: str) -> None:
+    """Note the split of each name in `seen`.
+
+    Raises:
+        InputError: if a name is in another split already; the message begins with `where`.
+    """
+    shared = sorted(name for name in names if seen.setdefault(name, split) != split)
+    if shared:
+        shown = shared[0].encode("utf-8", "backslashreplace").decode("utf-8")
+        more = f" (and {len(shared) - 1} more)" if len(shared) > 1 else ""
+        raise InputError(
+            f"{where}{shown} is in {seen[shared[0]]} and in {split}{more}: leakage, the probe "
+            "would be scored on what it learned from; keep it in one split"
+        )
