@@ -31,6 +31,7 @@ class Mfcc:
     num_ceps = 13
     dimension = 3 * num_ceps
     context = 2 * _DELTA_REACH
+    fingerprint = None
 
     def features(self, waveform: np.ndarray) -> np.ndarray:
         """`[T]` float32, nominally in [-1, 1], 16 kHz, to `[frames, 39]` float32."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from music_ssl_fairseq.cpus import available_cpus
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.features import FRONT_ENDS, front_end
+from music_ssl_fairseq.features import Features, front_end
 
 if TYPE_CHECKING:
     from music_ssl_fairseq.data.manifest import Manifest
@@ -53,10 +53,29 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add(
         "--features",
-        choices=sorted(FRONT_ENDS),
         default="mfcc",
+        metavar="NAME",
         help="what is clustered; mfcc: Kaldi's 13 MFCC with deltas, 100 frames a second, as in "
         "HuBERT (default: %(default)s)",
+    )
+    add(
+        "--checkpoint",
+        metavar="FILE",
+        help="for --features deep: the model, of this package, of fairseq (HuBERT, data2vec, "
+        "wav2vec 2.0) or a Hugging Face folder",
+    )
+    add(
+        "--layer",
+        type=int,
+        metavar="L",
+        help="for --features deep: 0 for the projected output of the convolutions, 1 for the first "
+        "Transformer layer and so on; HuBERT's second iteration takes 6 of 12",
+    )
+    add(
+        "--device",
+        default="cpu",
+        metavar="DEVICE",
+        help="for --features deep: where the model runs, cpu or cuda (default: %(default)s)",
     )
     add(
         "--manifests",
@@ -125,6 +144,9 @@ def _seed(text: str) -> int:
 def run(
     k: int,
     features: str,
+    checkpoint: str | None,
+    layer: int | None,
+    device: str,
     manifests: Path,
     labels: Path,
     max_frames: int,
@@ -141,21 +163,30 @@ def run(
     from music_ssl_fairseq.label.recipe import LabelFolder, Recipe, fingerprint
     from music_ssl_fairseq.label.stages import fit_centroids, label
 
+    chosen = Features(features, checkpoint, layer, device)
     splits = _manifests(manifests)
-    recipe = Recipe(features, k, seed, iterations, max_frames, fingerprint(splits["train"]))
+    recipe = Recipe(
+        features,
+        k,
+        seed,
+        iterations,
+        max_frames,
+        fingerprint(splits["train"]),
+        front_end(chosen).fingerprint,
+        layer,
+    )
     folder = LabelFolder(labels, recipe, force)
     todo = {s: m for s, m in splits.items() if not folder.is_finished(s, m)}
     if not todo:
         print(f"{labels}: finished already, by the same recipe from the same manifests")
     else:
-        front = front_end(features)
         centroids = folder.centroids()
         if centroids is None:
-            centroids = fit_centroids(folder, front, splits["train"], workers)
+            centroids = fit_centroids(folder, chosen, splits["train"], workers)
         else:
             _say(f"{labels}: going on with the centroids that are there")
         for split, manifest in todo.items():
-            label(folder, centroids, split, manifest, workers)
+            label(folder, chosen, centroids, split, manifest, workers)
     _summarise(folder, splits)
     _say_next(manifests, labels)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.features import FrontEnd, front_end
+from music_ssl_fairseq.features import Features, FrontEnd, front_end
 from music_ssl_fairseq.features.track import Track, check_length, track_features
 from music_ssl_fairseq.label.kmeans import Nearest
 from music_ssl_fairseq.label.parallel import ordered
@@ -27,7 +27,7 @@ class Labeller:
     work was shared out.
     """
 
-    features: str
+    features: Features
     centroids: np.ndarray
 
     @cached_property

@@ -33,6 +33,8 @@ class Recipe:
 
     Attributes:
         train_manifest: SHA-256 of the manifest that frames are sampled from.
+        checkpoint: fingerprint of the model of deep features.
+        layer: of that model.
         max_frames: frames fitted on at most.
         iterations: of K-means, at most.
     """
@@ -43,6 +45,8 @@ class Recipe:
     iterations: int
     max_frames: int
     train_manifest: str
+    checkpoint: str | None = None
+    layer: int | None = None
 
     def differences(self, metadata: dict[str, Any]) -> str:
         """In words, what another run's metadata have otherwise: empty if nothing."""

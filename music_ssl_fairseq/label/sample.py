@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.features import front_end
+from music_ssl_fairseq.features import Features, front_end
 from music_ssl_fairseq.features.track import Track, check_length, track_features
 from music_ssl_fairseq.frames import FrameGrid
 
@@ -86,7 +86,7 @@ class Sample:
 class Reader:
     """The job of a worker: a part to its features, `[frames, dimension]` float32."""
 
-    features: str
+    features: Features
 
     def __call__(self, part: Part) -> np.ndarray:
         check_length(part.track)
