@@ -108,6 +108,22 @@ def normalise(waveform: np.ndarray) -> np.ndarray:
     return centred * np.float32(1.0 / np.sqrt(variance + 1e-5))
 
 
+def resample(waveform: np.ndarray, rate: int, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """`[..., T]` float32 at `rate` to `sample_rate`, with the filter that `read` has for files."""
+    import scipy.signal
+
+    if rate == sample_rate:
+        return waveform
+    common = gcd(sample_rate, rate)
+    up, down = sample_rate // common, rate // common
+    taps, half = _resampling_filter(up, down)
+    length = resampled_length(waveform.shape[-1], rate, sample_rate)
+    # Zeros, so that the filter runs out after the last sample that is wanted.
+    padded = np.pad(waveform, [(0, 0)] * (waveform.ndim - 1) + [(0, half // up + 1)])
+    output = scipy.signal.upfirdn(taps, padded, up, down, axis=-1)
+    return np.ascontiguousarray(output[..., half // down :][..., :length], np.float32)
+
+
 def _decode(file: soundfile.SoundFile, name: str, start: int, stop: int) -> np.ndarray:
     """Samples [start, stop) at the file's own rate, mono."""
     try:

@@ -24,6 +24,7 @@ ALLOWED = {
     "label": FOUNDATION | {"data", "features"},
     "manifests_tools": FOUNDATION | {"data"},
     "modules": FOUNDATION | {"compat"},
+    "upstream": FOUNDATION | {"compat", "modules"},
     "models": FOUNDATION | {"compat", "modules"},
     "criterions": FOUNDATION | {"compat"},
     "optim": set(),

@@ -1,0 +1,79 @@
+"""Pre-trained encoders, whatever wrote them, behind one interface.
+
+    from music_ssl_fairseq.upstream import load
+
+    upstream = load("runs/music_hubert/config/checkpoints/checkpoint_best.pt")
+    layers = upstream.features(waveform, sample_rate)  # [layers, B, frames, D]
+
+A file format is a module with `read(path) -> Contents`: `checkpoint` (fairseq), `hugging_face`,
+`torchaudio`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from music_ssl_fairseq.upstream.contents import Contents
+    from music_ssl_fairseq.upstream.model import Upstream
+
+
+def load(
+    path: str | os.PathLike, device: str | torch.device = "cpu", precision: str = "auto"
+) -> Upstream:
+    """Load a pre-trained encoder. Nothing in the file is executed.
+
+    Args:
+        path: a fairseq checkpoint (music_hubert, music2vec, HuBERT, data2vec_audio, wav2vec 2.0),
+            a Hugging Face folder of HubertModel, Data2VecAudioModel or Wav2Vec2Model, or
+            torchaudio's state dict of a HuBERT.
+        device: where to put it.
+        precision: "fp32", "bf16", or "auto": bf16 on GPUs that have it, else fp32.
+
+    Raises:
+        InputError: if it is none of these, damaged, or would have to run code to be read.
+    """
+    from music_ssl_fairseq.upstream.model import Upstream
+
+    return Upstream(read(path), device, precision)
+
+
+def random(
+    path: str | os.PathLike | Contents,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    precision: str = "auto",
+) -> Upstream:
+    """The architecture of a checkpoint with random weights: what a probe has to beat.
+
+    Args:
+        path: as for `load`, or contents already read.
+        seed: of the weights.
+    """
+    from music_ssl_fairseq.upstream.contents import Contents
+    from music_ssl_fairseq.upstream.model import Upstream, random_contents
+
+    contents = path if isinstance(path, Contents) else read(path)
+    return Upstream(random_contents(contents, seed), device, precision)
+
+
+def read(path: str | os.PathLike) -> Contents:
+    """Read a checkpoint of any of the formats, by what it looks like."""
+    from music_ssl_fairseq.upstream import checkpoint
+    from music_ssl_fairseq.upstream.safe_load import safe_load
+
+    path = Path(path)
+    if path.is_dir():
+        from music_ssl_fairseq.upstream import hugging_face
+
+        return hugging_face.read(path)
+    loaded = safe_load(path)
+    if checkpoint.is_checkpoint(loaded):
+        return checkpoint.from_checkpoint(loaded, path)
+    from music_ssl_fairseq.upstream import torchaudio
+
+    return torchaudio.read(path)

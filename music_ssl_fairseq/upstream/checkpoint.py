@@ -1,0 +1,106 @@
+"""fairseq checkpoints, ours and stock, old and new."""
+
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.frames import SAMPLE_RATE
+from music_ssl_fairseq.upstream.contents import FAMILIES, Contents, architecture, encoder_state
+from music_ssl_fairseq.upstream.safe_load import safe_load
+
+_REQUIRED = {
+    "layer_type": ("transformer", "its layers are {}"),
+    "activation_fn": ("gelu", "its activation is {}"),
+    "conv_pos_batch_norm": (False, "its positional convolution has a batch norm"),
+    "quantize_input": (False, "its encoder reads quantised input"),
+}
+"""Settings that change what fairseq's encoder computes, and the only value that ours knows."""
+
+
+def read(path: str | Path) -> Contents:
+    """Read a fairseq checkpoint.
+
+    music_hubert and music2vec; stock HubertModel, Data2VecAudioModel and Wav2Vec2Model, with
+    settings in `cfg` (a dict or OmegaConf) or, in old files, in `args` (argparse.Namespace).
+
+    Raises:
+        InputError: if the file is not such a checkpoint, or holds another architecture.
+    """
+    path = Path(path)
+    return from_checkpoint(safe_load(path), path)
+
+
+def is_checkpoint(loaded: Any) -> bool:
+    """Whether what a file holds has a fairseq checkpoint's shape."""
+    return isinstance(loaded, Mapping) and isinstance(loaded.get("model"), Mapping)
+
+
+def from_checkpoint(loaded: Any, path: Path) -> Contents:
+    """The contents of a fairseq checkpoint that `safe_load` has read from `path`."""
+    if not is_checkpoint(loaded):
+        raise InputError(f"{path}: not a fairseq checkpoint: it has no `model`")
+    model, task = _settings(loaded, path)
+    family = _family(model, path)
+    for name, (known, reason) in _REQUIRED.items():
+        value = model.get(name)
+        if value is not None and value != known:
+            raise InputError(
+                f"{path}: another architecture than music_hubert's and music2vec's: "
+                f"{reason.format(value)}"
+            )
+    return Contents(
+        family=family,
+        config=architecture(model, str(path)),
+        state=encoder_state(loaded["model"]),
+        normalise=bool(task.get("normalize") or False),
+        sample_rate=int(task.get("sample_rate") or SAMPLE_RATE),
+        origin=str(path),
+    )
+
+
+def _settings(loaded: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The model's and the task's settings, wherever this age of fairseq kept them."""
+    if loaded.get("cfg") is not None:
+        cfg = _plain(loaded["cfg"])
+        model = _plain(cfg.get("model"))
+        return model, _plain(cfg.get("task"))
+    if loaded.get("args") is not None:
+        args = _plain(loaded["args"])
+        return {**args, "_name": args.get("arch")}, args
+    raise InputError(
+        f"{path}: has a model but no settings (neither `cfg` nor `args`), so its architecture is "
+        "not known"
+    )
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    if isinstance(settings, DictConfig):
+        # Interpolations (label_rate: ${task.label_rate}) may point outside of what was kept.
+        settings = OmegaConf.to_container(settings, resolve=False)
+    if isinstance(settings, Namespace):
+        settings = vars(settings)
+    return dict(settings) if isinstance(settings, Mapping) else {}
+
+
+def _family(model: Mapping[str, Any], path: Path) -> str:
+    name = str(model.get("_name") or model.get("arch") or "")
+    if name not in FAMILIES:
+        found = f"a model called {name!r}" if name else "a model without a name"
+        hint = "; give the checkpoint it was fine-tuned from" if "ctc" in name else ""
+        raise InputError(
+            f"{path}: holds {found}, another architecture than {', '.join(FAMILIES)}{hint}"
+        )
+    return name
+
+
+def state_of(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of a fairseq checkpoint's model, heads included, as they are stored."""
+    loaded = safe_load(Path(path))
+    if not is_checkpoint(loaded):
+        raise InputError(f"{path}: not a fairseq checkpoint: it has no `model`")
+    return {name: t for name, t in loaded["model"].items() if isinstance(t, Tensor)}

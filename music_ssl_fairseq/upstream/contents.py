@@ -1,0 +1,93 @@
+"""What a checkpoint holds, whatever wrote it: the same names for fairseq, Hugging Face, torchaudio.
+
+Each file format is one module with `read(path) -> Contents`; `upstream.model` makes a model of it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.frames import SAMPLE_RATE
+
+ARCHITECTURE = {
+    "extractor_mode": "default",
+    "conv_feature_layers": "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2",
+    "conv_bias": False,
+    "encoder_layers": 12,
+    "encoder_embed_dim": 768,
+    "encoder_ffn_embed_dim": 3072,
+    "encoder_attention_heads": 12,
+    "layer_norm_first": False,
+    "conv_pos": 128,
+    "conv_pos_groups": 16,
+    "pos_conv_depth": 1,
+}
+"""The fields of AudioEncoderConfig that decide what an encoder computes, with fairseq's defaults
+(what an old checkpoint means that does not name them)."""
+
+FAMILIES = ("music_hubert", "music2vec", "hubert", "data2vec_audio", "wav2vec2")
+"""Registered names of the models whose encoder ours is."""
+
+PREFIXES = ("feature_extractor.", "layer_norm.", "post_extract_proj.", "encoder.")
+"""Where fairseq keeps an encoder's tensors, apart from `mask_emb`; the rest is heads."""
+
+
+@dataclass
+class Contents:
+    """A pre-trained encoder as data.
+
+    Attributes:
+        family: one of FAMILIES.
+        config: a value for each field of ARCHITECTURE.
+        state: encoder tensors under fairseq's names (`feature_extractor.conv_layers.0.0.weight`,
+            `encoder.pos_conv.0.weight_g`, ...), without heads. `mask_emb` may be missing: it is
+            only needed for training. `post_extract_proj` is missing where extractor and encoder
+            have the same width and the family then has no projection.
+        normalise: whether waveforms were brought to zero mean and unit variance in training.
+        sample_rate: Hz.
+        origin: the file, for messages and reports.
+    """
+
+    family: str
+    config: dict[str, Any]
+    state: dict[str, Tensor]
+    normalise: bool
+    sample_rate: int = SAMPLE_RATE
+    origin: str = field(default="", compare=False)
+
+
+def architecture(fields: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """Pick ARCHITECTURE out of a model's settings, as plain values of the right type.
+
+    Raises:
+        InputError: if a setting has no sensible value.
+    """
+    config: dict[str, Any] = {}
+    for name, default in ARCHITECTURE.items():
+        value = fields.get(name)
+        try:
+            kind: Callable[[Any], Any] = type(default)
+            config[name] = kind(default if value is None else value)
+        except (TypeError, ValueError):
+            raise InputError(f"{origin}: {name} is {value!r}, which no encoder can have") from None
+    return config
+
+
+def encoder_state(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The encoder's tensors of a fairseq model's, in float32, weight norm under its old name."""
+    renamed = {
+        ".parametrizations.weight.original0": ".weight_g",
+        ".parametrizations.weight.original1": ".weight_v",
+    }
+    found: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            continue
+        if name == "mask_emb" or name.startswith(PREFIXES):
+            for new, old in renamed.items():
+                name = name.replace(new, old)
+            found[name] = tensor.float()
+    return found

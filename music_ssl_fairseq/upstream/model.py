@@ -1,0 +1,254 @@
+"""A frozen pre-trained encoder with what is needed to use it as it was trained."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from music_ssl_fairseq import audio
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
+from music_ssl_fairseq.modules.audio_encoder import AudioEncoder, AudioEncoderConfig
+from music_ssl_fairseq.upstream.contents import ARCHITECTURE, PREFIXES, Contents
+
+
+class Upstream:
+    """A frozen encoder. Layers count from 0: the extractor's projected output, before positions
+    are added; layer n is the output of the n-th Transformer layer.
+
+    Attributes:
+        model: the encoder, in evaluation mode, without gradients.
+        family: what trained it: music_hubert, music2vec, hubert, data2vec_audio or wav2vec2.
+        name: of the file, for reports.
+        config: the fields of `contents.ARCHITECTURE`.
+        normalise: whether waveforms are brought to zero mean and unit variance first.
+        sample_rate: Hz, of the waveforms that `layers` takes.
+        grid: which samples each frame covers.
+        frame_rate: frames a second.
+        num_layers: Transformer layers; there is one layer more, layer 0.
+        dimension: values a frame.
+    """
+
+    def __init__(
+        self, contents: Contents, device: str | torch.device = "cpu", precision: str = "auto"
+    ):
+        """Build the encoder and move it to `device`.
+
+        Args:
+            precision: arithmetic: "fp32", "bf16", or "auto" (bf16 on GPUs that have it).
+
+        Raises:
+            InputError: if tensors are missing, left over or of another shape.
+        """
+        if contents.sample_rate != SAMPLE_RATE:
+            raise InputError(
+                f"{contents.origin}: was trained at {contents.sample_rate} Hz; models here hear "
+                f"{SAMPLE_RATE} Hz"
+            )
+        self.family = contents.family
+        self.name = Path(contents.origin).stem
+        self.config = dict(contents.config)
+        self.normalise = contents.normalise
+        self.sample_rate = contents.sample_rate
+        self.model = build_encoder(contents, precision).eval().requires_grad_(False).to(device)
+        self.grid: FrameGrid = self.model.grid
+        self.frame_rate = self.sample_rate / self.grid.hop
+        self.num_layers = int(self.config["encoder_layers"])
+        self.dimension = int(self.config["encoder_embed_dim"])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder is."""
+        return self.model.mask_emb.device
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 over what decides the features: settings and tensors."""
+        settings = {"normalise": self.normalise, "sample_rate": self.sample_rate, **self.config}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            if name != "mask_emb":
+                digest.update(f"{name} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    @torch.no_grad()
+    def layers(self, waveform: Tensor, padding_mask: Tensor | None = None) -> list[Tensor]:
+        """Every layer's hidden states.
+
+        Args:
+            waveform: `[B, T]` float at `sample_rate`, as read; normalised here if the model was
+                trained so.
+            padding_mask: `[B, T]` bool, True for padding, or None.
+
+        Returns:
+            `num_layers + 1` tensors `[B, frames, D]` float32, on the model's device.
+
+        Raises:
+            InputError: if there are fewer samples than one frame needs.
+        """
+        return [layer.float() for layer in self.hidden_states(waveform, padding_mask)]
+
+    @torch.no_grad()
+    def hidden_states(
+        self, waveform: Tensor, padding_mask: Tensor | None = None, compile: bool = False
+    ) -> list[Tensor]:
+        """`layers` in the precision in which they were computed; `compile`: as compiled kernels."""
+        if waveform.ndim != 2:
+            raise InputError(f"waveform has shape {tuple(waveform.shape)}; expected [B, T]")
+        if waveform.size(1) < self.grid.window:
+            raise InputError(too_short(waveform.size(1), self.sample_rate, self.grid))
+        waveform = waveform.to(self.device, torch.float32)
+        if padding_mask is not None:
+            padding_mask = padding_mask.to(self.device)
+        if self.normalise:
+            waveform = normalise(waveform, padding_mask)
+        model = self.model
+        with model.autocast(waveform.device):
+            projected = model.project(model.extract(waveform, compile))
+            padding = model.frame_padding(padding_mask, projected.size(1))
+            _, hidden, _ = model.encoder(projected, padding, compile)
+        return [projected, *hidden]
+
+    def features(
+        self,
+        waveform: Tensor | np.ndarray | Sequence[float],
+        sample_rate: int,
+        layers: Iterable[int] | None = None,
+    ) -> Tensor:
+        """Features of music at any sample rate and of any length.
+
+        Resampled and normalised as the model was trained. What is longer than a window goes through
+        the model in overlapping windows (see `upstream.windows`).
+
+        Args:
+            waveform: `[T]` or `[B, T]`, mono, nominally in [-1, 1].
+            sample_rate: Hz.
+            layers: which ones, counted from 0; all by default. A long track's layers are large:
+                12 of 768 values are 140 MB a minute.
+
+        Returns:
+            `[layers, B, frames, D]` float32 on the CPU.
+
+        Raises:
+            InputError: if a layer does not exist, or there is too little audio for one frame.
+        """
+        chosen = self.check_layers(range(self.num_layers + 1) if layers is None else layers)
+        samples = np.atleast_2d(np.asarray(waveform, np.float32))
+        if samples.ndim != 2:
+            raise InputError(f"waveform has shape {samples.shape}; expected [T] or [B, T]")
+        resampled = audio.resample(samples, int(sample_rate), self.sample_rate)
+        return self._in_windows(torch.from_numpy(resampled), chosen)
+
+    def _in_windows(self, waveform: Tensor, layers: list[int]) -> Tensor:
+        hidden = self.hidden_states(waveform)
+        return torch.stack([hidden[layer].float().cpu() for layer in layers])
+
+    def check_layers(self, layers: Iterable[int]) -> list[int]:
+        """The layers as a list.
+
+        Raises:
+            InputError: if there is none, or one that the model does not have.
+        """
+        chosen = list(layers)
+        for layer in chosen:
+            if not 0 <= layer <= self.num_layers:
+                raise InputError(
+                    f"no layer {layer}: {self.name} has layers 0 to {self.num_layers} "
+                    "(0 is the extractor's projected output)"
+                )
+        if not chosen:
+            raise InputError("no layer chosen")
+        return chosen
+
+
+def build_encoder(contents: Contents, precision: str = "auto") -> AudioEncoder:
+    """The encoder with the checkpoint's weights, on the CPU.
+
+    Raises:
+        InputError: if tensors are missing, left over or of another shape.
+    """
+    config: dict[str, Any] = {name: contents.config[name] for name in ARCHITECTURE}
+    with torch.random.fork_rng(devices=[]):
+        model = AudioEncoder(AudioEncoderConfig(**config, precision=precision))
+    projects = "post_extract_proj.weight" in contents.state
+    if not projects and model.layer_norm.weight.numel() == config["encoder_embed_dim"]:
+        # HuBERT and wav2vec 2.0 have no projection where extractor and encoder are equally wide.
+        model.post_extract_proj = None
+    load_encoder(model, contents)
+    return model
+
+
+def random_contents(contents: Contents, seed: int) -> Contents:
+    """The same architecture, with weights as before training.
+
+    Convolutions and projections are drawn as at the start of pre-training, from `seed` alone.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AudioEncoder(AudioEncoderConfig(**contents.config))
+    state = {
+        name: tensor.detach().clone()
+        for name, tensor in model.state_dict().items()
+        if name in contents.state
+    }
+    origin = str(Path(contents.origin).with_name(f"{Path(contents.origin).stem} random.pt"))
+    return replace(contents, state=state, origin=origin)
+
+
+def load_encoder(model: AudioEncoder, contents: Contents) -> None:
+    """Copy a checkpoint's tensors into an encoder, or a model that is one; heads stay.
+
+    Raises:
+        InputError: if tensors are missing, left over or of another shape.
+    """
+    state = contents.state
+    own = {
+        name: tensor
+        for name, tensor in model.named_parameters()
+        if name.startswith(PREFIXES) or (name == "mask_emb" and name in state)
+    }
+    missing = [name for name in own if name not in state]
+    extra = [name for name in state if name not in own]
+    shapes = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    problems = [
+        f"{what} {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+        for what, names in (("lacks", missing), ("has no place for", extra), ("has", shapes))
+        if names
+    ]
+    if problems:
+        raise InputError(f"{contents.origin}: another architecture: {'; '.join(problems)}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+
+def normalise(waveform: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+    """Zero mean and unit variance for each waveform `[B, T]`, padding aside (it becomes 0)."""
+    if padding_mask is None:
+        return F.layer_norm(waveform, waveform.shape[-1:])
+    real = (~padding_mask).float()
+    count = real.sum(-1, keepdim=True).clamp(min=1)
+    centred = (waveform - (waveform * real).sum(-1, keepdim=True) / count) * real
+    variance = centred.square().sum(-1, keepdim=True) / count
+    return centred * torch.rsqrt(variance + 1e-5)
+
+
+def too_short(num_samples: int, sample_rate: int, grid: FrameGrid) -> str:
+    """The reason why so few samples have no features."""
+    return (
+        f"{num_samples / sample_rate:.3f} s of audio is less than one frame "
+        f"({grid.window / sample_rate:.3f} s)"
+    )
