@@ -1,11 +1,13 @@
 """Parts of a track have the same features as the whole."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.errors import AudioError
-from music_ssl_fairseq.features import front_end
+from music_ssl_fairseq.features import FRONT_ENDS, front_end
 from music_ssl_fairseq.features.track import Track, check_length, track_features
 from tests.audio_files import write_tone
 
@@ -26,6 +28,22 @@ def test_windows_equal_the_whole_track(tmp_path, suffix, rate, channels):
             for first in range(0, len(whole), width)
         ]
         np.testing.assert_allclose(np.concatenate(windows), whole, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", [*FRONT_ENDS, "mfcc+chroma", "cqt+mfcc60+logmel"])
+def test_windows_of_any_features_equal_the_whole_track(tmp_path, name):
+    # 100 samples after the last frame: no window sees them, so the whole must not either.
+    path = write_tone(tmp_path / "a.flac", 4.05)
+    waveform = audio.read(path)[: 400 + 400 * 160 + 100]
+    front = front_end(name)
+    whole = front.features(waveform)
+    track = Track(str(path), len(waveform))
+    bounds = [0, 1, 30, 180, 400, len(whole)]
+    parts = [track_features(front, track, *part) for part in pairwise(bounds)]
+    # Powers of ten and more below the loudest, the spectrum's rounding shows.
+    error = np.abs(np.concatenate(parts) - whole)
+    assert len(whole) == 401
+    assert error.max() <= 0.02 * whole.std()
 
 
 def test_only_the_part_is_decoded(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ ALLOWED = {
     "audio": {"errors", "frames"},
     "compat": {"errors", "files"},
     "data": FOUNDATION | {"compat"},
-    "features": FOUNDATION | {"data"},
+    "features": FOUNDATION | {"data", "upstream"},
     "label": FOUNDATION | {"data", "features"},
     "manifests_tools": FOUNDATION | {"data"},
     "modules": FOUNDATION | {"compat"},

@@ -7,15 +7,21 @@ names, and imports that module only then. `features.track` applies one to a file
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import FrameGrid
 
-FRONT_ENDS = {"mfcc": ("music_ssl_fairseq.features.mfcc", "Mfcc")}
-"""Name on the command line: (module, class)."""
+FRONT_ENDS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "mfcc": ("mfcc", "Mfcc", {}),
+    "mfcc60": ("mfcc", "Mfcc", {"num_ceps": 20}),
+    "logmel": ("logmel", "LogMel", {}),
+    "chroma": ("chroma", "Chroma", {}),
+    "cqt": ("cqt", "Cqt", {}),
+}
+"""Name on the command line: module of this package, class, arguments. `a+b` joins several."""
 
 DEEP = "deep"
 """The name of a model's layer, which needs a checkpoint as well."""
@@ -64,20 +70,57 @@ class Features:
     device: str = "cpu"
 
     def __post_init__(self):
-        if self.name not in FRONT_ENDS:
+        parts = self.parts
+        unknown = [part for part in parts if part not in FRONT_ENDS and part != DEEP]
+        if unknown:
             raise InputError(
-                f"no features called {self.name!r}; there are: {', '.join(FRONT_ENDS)}"
+                f"no features called {unknown[0]!r}; there are: {', '.join(FRONT_ENDS)}, "
+                f"several of these joined by +, and {DEEP}"
             )
+        if DEEP in parts and len(parts) > 1:
+            raise InputError(
+                f"{self.name}: {DEEP} cannot be joined with others, because the frame rate is its "
+                "model's (50 a second in HuBERT, the others 100), and so is the scale"
+            )
+        if len(set(parts)) < len(parts):
+            raise InputError(f"{self.name}: names the same features twice")
+        self._check_model()
+
+    def _check_model(self) -> None:
+        given = {"--checkpoint": self.checkpoint, "--layer": self.layer}
+        for option, value in given.items():
+            if self.name == DEEP and value is None:
+                raise InputError(f"--features {DEEP} needs {option}")
+            if self.name != DEEP and value is not None:
+                raise InputError(f"{option} goes with --features {DEEP}, not with {self.name}")
+
+    @property
+    def parts(self) -> list[str]:
+        """The names that are joined: mostly one."""
+        return self.name.split("+")
 
 
 @lru_cache(maxsize=1)
 def front_end(features: Features | str) -> FrontEnd:
     """Make a front end, or take the one made before, as a checkpoint takes seconds to load.
 
+    Args:
+        features: which; a name alone is enough for all but `deep`.
+
     Raises:
-        InputError: if there are no such features.
+        InputError: if there are no such features, or the checkpoint or its layer is none.
     """
     if isinstance(features, str):
         features = Features(features)
-    module, attribute = FRONT_ENDS[features.name]
-    return getattr(import_module(module), attribute)()
+    if features.checkpoint is not None and features.layer is not None:
+        deep = import_module(f"{__name__}.deep")
+        return deep.Deep(features.checkpoint, features.layer, features.device)
+    parts = {part: _front_end(part) for part in features.parts}
+    if len(parts) == 1:
+        return parts[features.name]
+    return import_module(f"{__name__}.concatenation").Concatenation(parts)
+
+
+def _front_end(name: str) -> FrontEnd:
+    module, attribute, arguments = FRONT_ENDS[name]
+    return getattr(import_module(f"{__name__}.{module}"), attribute)(**arguments)

@@ -28,6 +28,9 @@ EXAMPLES = """\
 examples:
   python -m music_ssl_fairseq.label --k 2000
   python -m music_ssl_fairseq.label --k 500 --manifests manifests/jazz --labels labels/jazz --seed 1
+  python -m music_ssl_fairseq.label --k 500 --features mfcc+chroma --labels labels/mfcc+chroma
+  python -m music_ssl_fairseq.label --k 2000 --labels labels/deep --features deep --layer 6 \\
+      --checkpoint runs/music_hubert/config/checkpoints/checkpoint_best.pt
 
 The manifests come from `python -m manifests_tools pretrain --root MUSIC_DIR`, and the labels go to
 `fairseq-hydra-train --config-dir examples/music_hubert`.
@@ -55,8 +58,10 @@ def get_parser() -> argparse.ArgumentParser:
         "--features",
         default="mfcc",
         metavar="NAME",
-        help="what is clustered; mfcc: Kaldi's 13 MFCC with deltas, 100 frames a second, as in "
-        "HuBERT (default: %(default)s)",
+        help="what is clustered: mfcc (Kaldi's 13 MFCC with deltas, as in HuBERT), mfcc60 (20 with "
+        "deltas), logmel (80 bands), chroma (12 pitch classes), cqt (84 semitones), all 100 frames "
+        "a second; several joined as in mfcc+chroma, each scaled to the same scatter; or deep, a "
+        "layer of a model, mostly 50 frames a second (default: %(default)s)",
     )
     add(
         "--checkpoint",
