@@ -18,6 +18,7 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder, AudioEncoderConfig
 from music_ssl_fairseq.upstream.contents import ARCHITECTURE, PREFIXES, Contents
+from music_ssl_fairseq.upstream.windows import plan
 
 
 class Upstream:
@@ -149,8 +150,18 @@ class Upstream:
         return self._in_windows(torch.from_numpy(resampled), chosen)
 
     def _in_windows(self, waveform: Tensor, layers: list[int]) -> Tensor:
-        hidden = self.hidden_states(waveform)
-        return torch.stack([hidden[layer].float().cpu() for layer in layers])
+        batch, num_samples = waveform.shape
+        frames = self.grid.num_frames(num_samples)
+        if not frames:
+            raise InputError(too_short(num_samples, self.sample_rate, self.grid))
+        output = torch.zeros(len(layers), batch, frames, self.dimension)
+        for window in plan(num_samples, self.grid):
+            part = waveform[:, window.start : window.start + window.num_samples]
+            hidden = self.hidden_states(part)
+            weights = torch.from_numpy(window.weights).unsqueeze(-1)
+            for values, layer in zip(output, layers, strict=True):
+                values[:, window.first : window.last] += weights * hidden[layer].float().cpu()
+        return output
 
     def check_layers(self, layers: Iterable[int]) -> list[int]:
         """The layers as a list.
@@ -178,7 +189,7 @@ def build_encoder(contents: Contents, precision: str = "auto") -> AudioEncoder:
     """
     config: dict[str, Any] = {name: contents.config[name] for name in ARCHITECTURE}
     with torch.random.fork_rng(devices=[]):
-        model = AudioEncoder(AudioEncoderConfig(**config, precision=precision))
+        model = AudioEncoder(AudioEncoderConfig(**config, precision=precision, fast="on"))
     projects = "post_extract_proj.weight" in contents.state
     if not projects and model.layer_norm.weight.numel() == config["encoder_embed_dim"]:
         # HuBERT and wav2vec 2.0 have no projection where extractor and encoder are equally wide.

@@ -1,0 +1,154 @@
+"""Long tracks in overlapping windows, put together again so that no seam shows.
+
+What a frame becomes depends on its whole window: a group norm takes statistics over it, attention
+sees all of it, and the positional convolution meets zeros at its ends. So neighbouring windows
+overlap by at least `Windowing.overlap` seconds. In the middle of each overlap one fades into the
+other, linearly, over FADE seconds; what is nearer to a window's end, 1.3 s or more, is not used.
+
+Only a track's length decides where its windows lie. Any part of it can therefore be computed
+alone, and comes out as it does in the whole track (`covering`).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
+
+FADE = 1.4
+"""Seconds over which one window's frames turn into the next one's."""
+
+
+@dataclass(frozen=True)
+class Windowing:
+    """How tracks are cut.
+
+    Attributes:
+        seconds: length of a window.
+        overlap: the least that neighbours share, in seconds. 4 s leave 1.3 s at each window's end
+            unused, which is what the positional convolutions of all these models reach.
+        whole: tracks up to this many seconds are one window: 1.5 windows cost less than two.
+    """
+
+    seconds: float = 30.0
+    overlap: float = 4.0
+    whole: float = 45.0
+
+    def __post_init__(self) -> None:
+        if not 2 * FADE <= self.overlap <= self.seconds / 2:
+            raise InputError(
+                f"windows of {self.seconds:g} s that overlap by {self.overlap:g} s: the overlap "
+                f"must be between {2 * FADE:g} s and half a window"
+            )
+        if self.whole < self.seconds:
+            raise InputError(
+                f"tracks up to {self.whole:g} s whole, longer ones in windows of "
+                f"{self.seconds:g} s: a window must not be longer than that"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """Part of a track that goes through the model together.
+
+    Attributes:
+        start: its first sample in the track, at 16 kHz.
+        num_samples: how many there are. All of them, in a track that is one window: norms hear
+            the last ones too, though they make no frame.
+        first: its first frame in the track.
+        num_frames: how many there are.
+        weights: `[num_frames]` float32: the share that each frame has in the result. Over all
+            windows of a track, the shares of a frame sum to 1.
+        done: how many of its frames, from `first` on, no later window changes.
+    """
+
+    start: int
+    num_samples: int
+    first: int
+    num_frames: int
+    weights: np.ndarray
+    done: int
+
+    @property
+    def last(self) -> int:
+        """The frame after its last one."""
+        return self.first + self.num_frames
+
+
+def plan(num_samples: int, grid: FrameGrid, windowing: Windowing | None = None) -> list[Window]:
+    """The windows of a track, first to last: one, or several of the same length.
+
+    Args:
+        num_samples: of the whole track, at 16 kHz.
+    """
+    windowing = windowing or Windowing()
+    num_frames = grid.num_frames(num_samples)
+    if num_frames <= grid.num_frames(round(windowing.whole * SAMPLE_RATE)):
+        weights = np.ones(num_frames, np.float32)
+        return [Window(0, num_samples, 0, num_frames, weights, num_frames)]
+    size = grid.num_frames(round(windowing.seconds * SAMPLE_RATE))
+    overlap = ceil(windowing.overlap * SAMPLE_RATE / grid.hop)
+    count = ceil((num_frames - overlap) / (size - overlap))
+    # Evenly spread, so that every seam has as much of both sides as the last one.
+    starts = [i * (num_frames - size) // (count - 1) for i in range(count)]
+    return list(_weighted(starts, size, grid))
+
+
+def _weighted(starts: list[int], size: int, grid: FrameGrid) -> Iterator[Window]:
+    fade = round(FADE * SAMPLE_RATE / grid.hop)
+    # The middle of a cell, so that a fade of n frames has no weight of exactly 0 or 1.
+    rising = (np.arange(fade, dtype=np.float32) + np.float32(0.5)) / np.float32(fade)
+    for i, start in enumerate(starts):
+        weights = np.ones(size, np.float32)
+        done = size
+        if i > 0:
+            seam = (starts[i - 1] + size - start - fade) // 2
+            weights[:seam] = 0
+            weights[seam : seam + fade] = rising
+        if i + 1 < len(starts):
+            overlap = start + size - starts[i + 1]
+            seam = size - overlap + (overlap - fade) // 2
+            weights[seam : seam + fade] *= 1 - rising
+            weights[seam + fade :] = 0
+            done = size - overlap
+        yield Window(start * grid.hop, grid.num_samples(size), start, size, weights, done)
+
+
+def covering(windows: list[Window], first: int, last: int) -> list[Window]:
+    """Those windows of a track that have a share in its frames `[first, last)`."""
+    return [
+        window
+        for window in windows
+        if window.weights[max(0, first - window.first) : max(0, last - window.first)].any()
+    ]
+
+
+class Stitcher:
+    """Puts the windows of one track together, as they come, first to last."""
+
+    def __init__(self) -> None:
+        self._open: Tensor | None = None
+
+    def add(self, window: Window, values: Tensor) -> Tensor:
+        """Take the next window's frames; return those that are now final.
+
+        Args:
+            values: `[..., num_frames, D]`.
+
+        Returns:
+            `[..., done, D]`: the track's frames `[window.first, window.first + window.done)`.
+        """
+        follows = window.done < window.num_frames
+        if self._open is not None or follows:
+            weights = torch.from_numpy(window.weights).to(values.device)
+            values = values * weights.unsqueeze(-1)
+        if self._open is not None:
+            shared = self._open.size(-2)
+            values[..., :shared, :] += self._open
+        self._open = values[..., window.done :, :].clone() if follows else None
+        return values[..., : window.done, :]
