@@ -9,11 +9,23 @@ import numpy as np
 
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.data.units import METADATA, UnitDictionary, read_label_rate, read_metadata
+from music_ssl_fairseq.data.units import (
+    METADATA,
+    UnitDictionary,
+    choose_label_rate,
+    read_label_rate,
+    read_metadata,
+)
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import LENGTH_TOLERANCE, SAMPLE_RATE, label_hop, labels_fit
 
-__all__ = ["LabelStore", "UnitDictionary", "check_labels", "read_label_rate"]
+__all__ = [
+    "LabelStore",
+    "UnitDictionary",
+    "check_labels",
+    "choose_label_rate",
+    "read_label_rate",
+]
 
 EXHAUSTIVE_BYTES = 64 << 20
 """Label files up to this size are checked whole (seconds); of larger ones, this many bytes."""

@@ -117,3 +117,29 @@ def read_label_rate(label_dir: str | os.PathLike) -> float | None:
     if isinstance(rate, bool) or not isinstance(rate, int | float) or rate <= 0:
         raise InputError(f"{Path(label_dir) / METADATA}: label_rate {rate!r} is not a rate in Hz")
     return float(rate)
+
+
+def choose_label_rate(label_dir: str | os.PathLike, given: float | None) -> float:
+    """The labels' rate: the labeler's word, or what the user says of labels from elsewhere.
+
+    Args:
+        given: labels a second that the user states, if any.
+
+    Raises:
+        InputError: if nobody says, or the two differ.
+    """
+    stated = read_label_rate(label_dir)
+    file = Path(label_dir) / METADATA
+    if stated is None:
+        if given is None:
+            reason = "has no label_rate" if file.exists() else "no such file"
+            raise InputError(
+                f"{file}: {reason}, so how many labels a second there are is not known; set "
+                "task.label_rate (100 for MFCC labels, 50 for deep features)"
+            )
+        return given
+    if given is not None and given != stated:
+        raise InputError(
+            f"task.label_rate is {given:g}, but {file} says {stated:g}; leave task.label_rate out"
+        )
+    return stated

@@ -13,10 +13,9 @@ from music_ssl_fairseq.data.labels import (
     LabelStore,
     UnitDictionary,
     check_labels,
-    read_label_rate,
+    choose_label_rate,
 )
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.models import music_hubert as _model  # noqa: F401
 from music_ssl_fairseq.tasks.pretraining import PretrainingConfig, PretrainingTask
 
@@ -32,8 +31,8 @@ class MusicHubertPretrainingConfig(PretrainingConfig):
     label_rate: Optional[float] = field(  # noqa: UP045 (fairseq's parser needs Optional)
         default=None,
         metadata={
-            "help": "labels a second: 100 for MFCC, 50 for deep features. By default what the "
-            "labeler wrote into metadata.json; fairseq has it in the model as well"
+            "help": "labels a second: 100 for MFCC, 50 for deep features. Only for labels without "
+            "the labeler's metadata.json, which says it; fairseq has it in the model as well"
         },
     )
 
@@ -48,13 +47,7 @@ class MusicHubertPretrainingTask(PretrainingTask):
         super().__init__(cfg)
         self.units = UnitDictionary(os.path.join(cfg.label_dir, "dict.km.txt"))
         self.num_classes = len(self.units.dictionary)
-        rate = read_label_rate(cfg.label_dir) if cfg.label_rate is None else cfg.label_rate
-        if rate is None:
-            raise InputError(
-                f"{cfg.label_dir}: metadata.json does not say how many labels a second there are; "
-                "set task.label_rate (100 for MFCC labels, 50 for deep features)"
-            )
-        self.label_rate = rate
+        self.label_rate = choose_label_rate(cfg.label_dir, cfg.label_rate)
 
     def labels(self, split: str, manifest: Manifest) -> dict[str, Any]:
         """Open and check the split's labels."""
