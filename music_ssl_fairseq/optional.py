@@ -1,0 +1,21 @@
+"""Packages that only some commands need: imported when they are used."""
+
+from importlib import import_module
+from types import ModuleType
+
+from music_ssl_fairseq.errors import InputError
+
+
+def optional(module: str, extra: str) -> ModuleType:
+    """Import `module`, which the extra called `extra` in setup.py installs.
+
+    Raises:
+        InputError: if it is not installed, with the command that installs it.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"the package {error.name} is not installed: run `pip install -e '.[{extra}]'` in the "
+            "folder of music_ssl_fairseq"
+        ) from None

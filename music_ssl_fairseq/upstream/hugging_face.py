@@ -1,0 +1,123 @@
+"""Folders of transformers' HubertModel, Data2VecAudioModel and Wav2Vec2Model, both ways.
+
+They are read and written without transformers: `config.json`, `model.safetensors` (one file or
+several) or `pytorch_model.bin`, and `preprocessor_config.json`. Of a model with more than the
+encoder (a CTC or pre-training head, a quantizer), the encoder is read.
+
+Layers are counted alike: `layers()[i]` is `hidden_states[i]`, except that our layer 0 is what the
+extractor and the projection made, and `hidden_states[0]` is that with the positional convolution
+added (and, without layer_norm_first, normalised).
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.frames import SAMPLE_RATE
+from music_ssl_fairseq.upstream.contents import Contents
+from music_ssl_fairseq.upstream.hugging_face_config import TYPES, from_config
+from music_ssl_fairseq.upstream.names import from_transformers, to_transformers
+from music_ssl_fairseq.upstream.weights import read_weights
+
+CONFIG = "config.json"
+PREPROCESSOR = "preprocessor_config.json"
+
+
+def read(folder: str | Path) -> Contents:
+    """The encoder in a folder that `save_pretrained` or our export wrote, or the hub holds.
+
+    Where there is no preprocessor_config.json, whether waveforms are normalised follows from the
+    extractor, as in fairseq's recipes: yes with layer norms, no with a group norm.
+
+    Raises:
+        InputError: if it is no such folder, another architecture, damaged, or wants to run code.
+    """
+    folder = Path(folder)
+    path = folder / CONFIG
+    if not path.is_file():
+        raise InputError(f"{folder}: no {CONFIG} in it, so it is not a Hugging Face model")
+    config = _read_json(path)
+    family, fields = from_config(config, str(path))
+    layer_norms = fields["extractor_mode"] == "layer_norm"
+    prefix = TYPES[config["model_type"]][1]
+    state = _encoder_state(read_weights(folder), prefix, layer_norms)
+    if family not in ("music2vec", "data2vec_audio"):
+        drop_identity(state)
+    settings = folder / PREPROCESSOR
+    preprocessor = _read_json(settings) if settings.is_file() else {}
+    return Contents(
+        family=family,
+        config=fields,
+        state=state,
+        normalise=bool(preprocessor.get("do_normalize", layer_norms)),
+        sample_rate=int(preprocessor.get("sampling_rate", SAMPLE_RATE)),
+        origin=str(folder),
+    )
+
+
+def to_state(contents: Contents) -> dict[str, Tensor]:
+    """The encoder's tensors under transformers' names, float32."""
+    state = {}
+    for name, tensor in contents.state.items():
+        theirs = to_transformers(name)
+        if theirs is None:
+            raise InputError(f"{contents.origin}: transformers has no place for {name}")
+        state[theirs] = tensor.detach().to("cpu", torch.float32).contiguous()
+    dim = contents.config["encoder_embed_dim"]
+    if "post_extract_proj.weight" not in contents.state:
+        # transformers always has a projection: one that changes nothing.
+        state["feature_projection.projection.weight"] = torch.eye(dim)
+        state["feature_projection.projection.bias"] = torch.zeros(dim)
+    state.setdefault("masked_spec_embed", torch.zeros(dim))
+    return state
+
+
+def to_preprocessor(contents: Contents) -> dict[str, Any]:
+    """The preprocessor_config.json: how AutoFeatureExtractor makes the model's input."""
+    return {
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+        "do_normalize": contents.normalise,
+        "feature_size": 1,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": True,
+        "sampling_rate": contents.sample_rate,
+    }
+
+
+def _encoder_state(
+    weights: Mapping[str, Tensor], prefix: str, layer_norms: bool
+) -> dict[str, Tensor]:
+    """The encoder's tensors under our names, without the prefix that a model with a head gives."""
+    inside = any(name.startswith(prefix) for name in weights)
+    state = {}
+    for name, tensor in weights.items():
+        if not inside or name.startswith(prefix):
+            ours = from_transformers(name.removeprefix(prefix), layer_norms)
+            if ours is not None:
+                state[ours] = tensor.float()
+    return state
+
+
+def drop_identity(state: dict[str, Tensor]) -> None:
+    """Leave out a projection that changes nothing: fairseq's models then have none."""
+    weight, bias = state.get("post_extract_proj.weight"), state.get("post_extract_proj.bias")
+    if weight is None or bias is None or weight.size(0) != weight.size(1):
+        return
+    if torch.equal(weight, torch.eye(weight.size(0))) and not bias.any():
+        del state["post_extract_proj.weight"], state["post_extract_proj.bias"]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a model's settings")
+    return content

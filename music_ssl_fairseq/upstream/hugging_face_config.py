@@ -1,0 +1,191 @@
+"""An encoder's settings in the words of transformers' config.json, both ways."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
+from music_ssl_fairseq.upstream.contents import FAMILIES, Contents, architecture
+
+OWN = "music_ssl_fairseq"
+"""The key of config.json that holds what transformers has no word for; it ignores and keeps it."""
+
+TYPES = {
+    "hubert": ("hubert", "hubert.", "HubertModel"),
+    "wav2vec2": ("wav2vec2", "wav2vec2.", "Wav2Vec2Model"),
+    "data2vec-audio": ("data2vec_audio", "data2vec_audio.", "Data2VecAudioModel"),
+}
+"""model_type: our family, the prefix of the encoder in models with a head, and the class."""
+
+# Our field: transformers' field and its default there.
+_FIELDS = {
+    "conv_bias": ("conv_bias", False),
+    "encoder_layers": ("num_hidden_layers", 12),
+    "encoder_embed_dim": ("hidden_size", 768),
+    "encoder_ffn_embed_dim": ("intermediate_size", 3072),
+    "encoder_attention_heads": ("num_attention_heads", 12),
+    "conv_pos_groups": ("num_conv_pos_embedding_groups", 16),
+}
+# For fine-tuning, as in training.
+_DROPOUTS = {
+    "dropout": "hidden_dropout",
+    "attention_dropout": "attention_dropout",
+    "activation_dropout": "activation_dropout",
+    "dropout_input": "feat_proj_dropout",
+    "encoder_layerdrop": "layerdrop",
+    "mask_length": "mask_time_length",
+}
+# Where transformers can do something that this package's encoder cannot: the one value that fits.
+_REQUIRED = {
+    "hidden_act": "gelu",
+    "feat_extract_activation": "gelu",
+    "layer_norm_eps": 1e-5,
+    "feat_proj_layer_norm": True,
+    "conv_pos_batch_norm": False,
+    "adapter_attn_dim": None,
+}
+# Those of them that each of the models has.
+_COMMON = ("hidden_act", "feat_extract_activation", "layer_norm_eps")
+_EXTRACTORS = {"default": "group", "layer_norm": "layer"}
+
+
+def from_config(config: Mapping[str, Any], origin: str) -> tuple[str, dict[str, Any]]:
+    """Family and architecture (a value for each field of ARCHITECTURE) that a config.json states.
+
+    Args:
+        origin: the file, for messages.
+
+    Raises:
+        InputError: if it is another architecture.
+    """
+    model_type = config.get("model_type")
+    if model_type not in TYPES:
+        raise InputError(
+            f"{origin}: model_type {model_type!r} is another architecture than {', '.join(TYPES)}"
+        )
+    for name, wanted in _REQUIRED.items():
+        if config.get(name, wanted) != wanted:
+            raise InputError(
+                f"{origin}: another architecture: {name} is {config[name]!r}, not {wanted!r}"
+            )
+    fields = {name: config.get(theirs, default) for name, (theirs, default) in _FIELDS.items()}
+    try:
+        fields["conv_feature_layers"] = _conv_layers(config)
+        fields |= _stack(config) if model_type == "data2vec-audio" else _single(config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{origin}: not understood: {error}") from None
+    family = TYPES[model_type][0]
+    return _as_exported(family, architecture(fields, origin), config.get(OWN), origin)
+
+
+def to_config(contents: Contents, training: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of an encoder.
+
+    A stack of positional convolutions (data2vec's) makes it a Data2VecAudioModel, a single one a
+    HubertModel, whatever the objective was that trained it.
+
+    Args:
+        training: the model's settings in training, as far as they are known: its dropouts.
+
+    Raises:
+        InputError: if transformers has no model of this shape.
+    """
+    ours = contents.config
+    model_type = _model_type(ours)
+    channels, kernels, strides = zip(*parse_conv_layers(ours["conv_feature_layers"]), strict=True)
+    config: dict[str, Any] = {
+        "architectures": [TYPES[model_type][2]],
+        "model_type": model_type,
+        "dtype": "float32",
+        **{theirs: ours[name] for name, (theirs, _) in _FIELDS.items()},
+        **{theirs: training[name] for name, theirs in _DROPOUTS.items() if name in training},
+        **{name: _REQUIRED[name] for name in _COMMON},
+        "conv_dim": channels,
+        "conv_kernel": kernels,
+        "conv_stride": strides,
+        # Masking in fine-tuning, not in pre-training: transformers' own default. More than 0 in any
+        # case, or its model would have no place for the mask embedding.
+        "mask_time_prob": 0.05,
+        OWN: {"family": contents.family, "config": ours},
+    }
+    if model_type == "data2vec-audio":
+        config["num_conv_pos_embeddings"] = ours["pos_conv_depth"]
+        config["conv_pos_kernel_size"] = _kernel(ours["conv_pos"], ours["pos_conv_depth"])
+    else:
+        config["num_conv_pos_embeddings"] = ours["conv_pos"]
+        config["do_stable_layer_norm"] = ours["layer_norm_first"]
+        config["feat_extract_norm"] = _EXTRACTORS[ours["extractor_mode"]]
+    return config
+
+
+def _model_type(ours: Mapping[str, Any]) -> str:
+    if ours["pos_conv_depth"] == 1:
+        return "hubert"
+    for field, wanted in (("layer_norm_first", False), ("extractor_mode", "layer_norm")):
+        if ours[field] != wanted:
+            raise InputError(
+                f"transformers has no model with {field}={ours[field]} and pos_conv_depth="
+                f"{ours['pos_conv_depth']} (its Data2VecAudioModel has {field}={wanted}): use "
+                "--format fairseq, onnx or torch, or train with model.pos_conv_depth=1 "
+                "model.conv_pos=128"
+            )
+    return "data2vec-audio"
+
+
+def _kernel(conv_pos: int, depth: int) -> int:
+    """Frames that one convolution of a stack sees (modules.positional_conv)."""
+    return max(3, conv_pos // depth)
+
+
+def _conv_layers(config: Mapping[str, Any]) -> str:
+    columns = (
+        config.get("conv_dim", [512] * 7),
+        config.get("conv_kernel", [10, 3, 3, 3, 3, 2, 2]),
+        config.get("conv_stride", [5, 2, 2, 2, 2, 2, 2]),
+    )
+    return str(list(zip(*columns, strict=True)))
+
+
+def _stack(config: Mapping[str, Any]) -> dict[str, Any]:
+    depth = int(config.get("num_conv_pos_embeddings", 5))
+    kernel = int(config.get("conv_pos_kernel_size", 19))
+    if depth < 2 or kernel < 3:
+        raise ValueError(f"{depth} positional convolutions of {kernel} frames")
+    return {
+        "extractor_mode": "layer_norm",
+        "layer_norm_first": False,
+        "pos_conv_depth": depth,
+        "conv_pos": depth * kernel,
+    }
+
+
+def _single(config: Mapping[str, Any]) -> dict[str, Any]:
+    norms = {theirs: ours for ours, theirs in _EXTRACTORS.items()}
+    return {
+        "extractor_mode": norms[config.get("feat_extract_norm", "group")],
+        "layer_norm_first": config.get("do_stable_layer_norm", False),
+        "pos_conv_depth": 1,
+        "conv_pos": config.get("num_conv_pos_embeddings", 128),
+    }
+
+
+def _as_exported(
+    family: str, fields: dict[str, Any], own: Any, origin: str
+) -> tuple[str, dict[str, Any]]:
+    """Family and settings in our own words, where our export left them and they still hold.
+
+    There are many spellings of conv_feature_layers, and of conv_pos in a stack. With the original
+    one a model keeps its fingerprint.
+    """
+    if not isinstance(own, Mapping) or not isinstance(own.get("config"), Mapping):
+        return family, fields
+    exported = architecture(own["config"], origin)
+    if own.get("family") not in FAMILIES or _meaning(exported) != _meaning(fields):
+        return family, fields
+    return own["family"], exported
+
+
+def _meaning(config: dict[str, Any]) -> dict[str, Any]:
+    kernel = _kernel(config["conv_pos"], config["pos_conv_depth"])
+    layers = parse_conv_layers(config["conv_feature_layers"])
+    return {**config, "conv_pos": kernel, "conv_feature_layers": layers}

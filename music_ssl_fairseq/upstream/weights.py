@@ -1,0 +1,70 @@
+"""The tensors in a Hugging Face folder, whichever way they are stored. Nothing is executed."""
+
+import json
+from pathlib import Path
+
+from torch import Tensor
+
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.optional import optional
+from music_ssl_fairseq.upstream.safe_load import safe_load
+
+SAFETENSORS = "model.safetensors"
+PICKLE = "pytorch_model.bin"
+_GIT_LFS = b"version https://git-lfs"
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a model, under transformers' names; safetensors are preferred.
+
+    Raises:
+        InputError: if there are none, or they are damaged, incomplete, or want to run code.
+    """
+    weights: dict[str, Tensor] = {}
+    for path in _files(folder):
+        weights |= _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    return weights
+
+
+def _files(folder: Path) -> list[Path]:
+    for name in (SAFETENSORS, PICKLE):
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            return _shards(index)
+    raise InputError(f"{folder}: neither {SAFETENSORS} nor {PICKLE} in it")
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        # A name alone: an index from the internet must not point elsewhere.
+        return [index.with_name(Path(name).name) for name in sorted(names)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{index}: not an index of weights") from None
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    load = optional("safetensors.torch", "export").load_file
+    broken = optional("safetensors", "export").SafetensorError
+    try:
+        with path.open("rb") as file:
+            if file.read(len(_GIT_LFS)) == _GIT_LFS:
+                raise InputError(
+                    f"{path}: a Git LFS pointer: fetch the file itself with `git lfs pull`"
+                )
+        return load(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing, but the index of weights names it") from None
+    except (broken, OSError) as error:
+        raise InputError(
+            f"{path}: truncated, damaged or no safetensors ({error}): copy or download it again"
+        ) from None
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    loaded = safe_load(path)
+    if not isinstance(loaded, dict):
+        raise InputError(f"{path}: holds no tensors by name")
+    return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
