@@ -27,9 +27,6 @@ _PREFIXES = {
     "encoder.feature_projection.": "feature_projection.",
     "encoder.transformer.": "encoder.",
 }
-    "encoder.feature_projection.": "feature_projection.",
-    "encoder.transformer.": "encoder.",
-}
 _MODES = {"default": "group_norm", "layer_norm": "layer_norm"}
 # Our field: argument of wav2vec2_model.
 _ARGUMENTS = {
