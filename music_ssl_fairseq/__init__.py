@@ -9,7 +9,12 @@ With fairseq's command lines, `common.user_dir` (or `--user-dir`) is all it take
 
 Importing the package alone registers nothing and costs nothing, so that command lines such as
 `python -m music_ssl_fairseq.label` start at once. In Python, call `register()` first.
+
+    model = music_ssl_fairseq.load(FILE)  # a frozen encoder, ours or another's: see upstream/
+    layers = model.features(waveform, sample_rate)  # [layers, B, frames, D]
 """
+
+from music_ssl_fairseq.upstream import load as load
 
 __version__ = "0.1.0"
 

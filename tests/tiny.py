@@ -52,7 +52,9 @@ def fairseq_hubert(k: int = 20, **fields: Any):
     fields = {**SIZES, **NO_DROPOUT, "final_dim": 16, "label_rate": 50.0, **fields}
     # untie_final_proj: as in fairseq's recipe; with one set of units it changes no shape.
     cfg = config(HubertConfig, **fields, untie_final_proj=True)
-    return HubertModel(cfg, SimpleNamespace(sample_rate=16000), [dictionary(k)])
+    model = HubertModel(cfg, SimpleNamespace(sample_rate=16000), [dictionary(k)])
+    model.cfg = cfg  # as the other models have it
+    return model
 
 
 def music2vec(**fields: Any) -> Music2VecModel:
