@@ -4,6 +4,7 @@
 names, and imports that module only then. `features.track` applies one to a file, however long.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.features.framewise import Framewise, Piece
 from music_ssl_fairseq.frames import FrameGrid
 
 FRONT_ENDS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -34,19 +36,34 @@ class FrontEnd(Protocol):
         grid: which samples each frame covers.
         frame_rate: frames a second; the `label_rate` of labels made from them.
         dimension: values a frame.
-        context: frames on either side whose audio a frame's values depend on. A part of a track
-            computed with that many more frames around it equals the same part of the whole track.
+        piece_frames: frames of a long track to ask for at once: as many as are cheap to hold.
         fingerprint: of the checkpoint whose layer this is, None for all other features.
     """
 
     grid: FrameGrid
     frame_rate: float
     dimension: int
-    context: int
+    piece_frames: int
     fingerprint: str | None
 
     def features(self, waveform: np.ndarray) -> np.ndarray:
         """`[T]` float32 at 16 kHz to `[grid.num_frames(T), dimension]` float32."""
+        ...
+
+    def span(self, num_samples: int, first: int, last: int) -> tuple[int, int]:
+        """The samples `[start, stop)` that frames `[first, last)` of a track need.
+
+        Args:
+            num_samples: of the whole track.
+        """
+        ...
+
+    def features_of(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
+        """`[last - first, dimension]` float32 of each piece.
+
+        They are those frames of the whole track, whichever piece they are asked for in, and
+        whatever other pieces are there (see `features.track` for reading pieces).
+        """
         ...
 
 
@@ -121,6 +138,6 @@ def front_end(features: Features | str) -> FrontEnd:
     return import_module(f"{__name__}.concatenation").Concatenation(parts)
 
 
-def _front_end(name: str) -> FrontEnd:
+def _front_end(name: str) -> Framewise:
     module, attribute, arguments = FRONT_ENDS[name]
     return getattr(import_module(f"{__name__}.{module}"), attribute)(**arguments)

@@ -3,12 +3,13 @@
 import numpy as np
 
 from music_ssl_fairseq.features import cqt
+from music_ssl_fairseq.features.framewise import Framewise
 from music_ssl_fairseq.features.kaldi import FRAME_RATE, GRID
 
 _QUIET = np.float32(1e-3)  # amplitude that counts as 1 at least: 60 dB below a full-scale sine
 
 
-class Chroma:
+class Chroma(Framewise):
     """Amplitudes of `cqt`'s bands summed over its octaves, C first, the strongest scaled to 1.
 
     As `librosa.feature.chroma_cqt` makes of a constant-Q transform. Frames whose strongest class is
@@ -19,7 +20,6 @@ class Chroma:
     frame_rate = FRAME_RATE
     dimension = cqt.BINS_PER_OCTAVE
     context = cqt.Cqt.context
-    fingerprint = None
 
     def features(self, waveform: np.ndarray) -> np.ndarray:
         """`[T]` float32, nominally in [-1, 1], 16 kHz, to `[frames, 12]` float32 in [0, 1]."""

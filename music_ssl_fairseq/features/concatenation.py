@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.features import FrontEnd
+from music_ssl_fairseq.features.framewise import Framewise
 
 SCATTER = {
     "mfcc": 2500.0,
@@ -19,7 +19,7 @@ SCATTER = {
 has the same features wherever it is, and nothing has to be computed before the first one."""
 
 
-class Concatenation:
+class Concatenation(Framewise):
     """The parts' values side by side, each divided by the root of its part's `SCATTER`.
 
     So each part's frames lie about 1 from their mean, and each contributes about equally to the
@@ -33,9 +33,7 @@ class Concatenation:
         InputError: if they have not the same frames.
     """
 
-    fingerprint = None
-
-    def __init__(self, parts: Mapping[str, FrontEnd]):
+    def __init__(self, parts: Mapping[str, Framewise]):
         self.parts = dict(parts)
         grids = {front.grid for front in parts.values()}
         if len(grids) > 1:

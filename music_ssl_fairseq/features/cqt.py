@@ -12,6 +12,7 @@ from math import ceil, floor
 import numpy as np
 import scipy.fft
 
+from music_ssl_fairseq.features.framewise import Framewise
 from music_ssl_fairseq.features.kaldi import FRAME_RATE, GRID
 from music_ssl_fairseq.frames import SAMPLE_RATE
 
@@ -29,7 +30,7 @@ _BLOCK = 1024  # frames of a transform, of which those near its ends are not use
 _BAND = 16.0  # half of a filter's pass band, in 1 / its length: beyond are only side lobes
 
 
-class Cqt:
+class Cqt(Framewise):
     """Level in 84 bands a semitone apart, C1 to B7, every 10 ms: dB below a full-scale sine.
 
     Values from -80 (and nothing below) to about 0. A frame's centre is that of its 25 ms, but low
@@ -40,7 +41,6 @@ class Cqt:
     frame_rate = FRAME_RATE
     dimension = NUM_BINS
     context = _REACH
-    fingerprint = None
 
     def features(self, waveform: np.ndarray) -> np.ndarray:
         """`[T]` float32, nominally in [-1, 1], 16 kHz, to `[frames, 84]` float32."""

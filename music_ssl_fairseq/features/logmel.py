@@ -2,10 +2,11 @@
 
 import numpy as np
 
+from music_ssl_fairseq.features.framewise import Framewise
 from music_ssl_fairseq.features.kaldi import FRAME_RATE, GRID, log_mel_blocks
 
 
-class LogMel:
+class LogMel(Framewise):
     """Logarithm of the energy in 80 mel bands from 20 Hz to 8 kHz, every 10 ms.
 
     As `torchaudio.compliance.kaldi.fbank` with `num_mel_bins=80`, to rounding.
@@ -15,7 +16,6 @@ class LogMel:
     frame_rate = FRAME_RATE
     dimension = 80
     context = 0
-    fingerprint = None
 
     def features(self, waveform: np.ndarray) -> np.ndarray:
         """`[T]` float32, nominally in [-1, 1], 16 kHz, to `[frames, 80]` float32."""

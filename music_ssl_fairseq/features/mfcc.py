@@ -8,13 +8,14 @@ from functools import lru_cache
 
 import numpy as np
 
+from music_ssl_fairseq.features.framewise import Framewise
 from music_ssl_fairseq.features.kaldi import FRAME_RATE, GRID, log_mel_blocks
 
 _LIFTER = 22.0
 _DELTA_REACH = 2  # frames on either side of the one whose slope is taken
 
 
-class Mfcc:
+class Mfcc(Framewise):
     """Cepstra (C0 first), their slopes and the slopes' slopes: 3 `num_ceps` values every 10 ms.
 
     Args:
@@ -24,7 +25,6 @@ class Mfcc:
     grid = GRID
     frame_rate = FRAME_RATE
     context = 2 * _DELTA_REACH
-    fingerprint = None
     num_mel_bins = 23
 
     def __init__(self, num_ceps: int = 13):

@@ -7,6 +7,7 @@ import numpy as np
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.features import FrontEnd
+from music_ssl_fairseq.features.framewise import Piece
 from music_ssl_fairseq.frames import LENGTH_TOLERANCE, SAMPLE_RATE
 
 
@@ -32,12 +33,24 @@ def check_length(track: Track) -> None:
         )
 
 
+def read_piece(front_end: FrontEnd, track: Track, first: int, last: int) -> Piece:
+    """Decode what frames `[first, last)` of a track need, and no more.
+
+    A file that ends before the manifest says (`check_length` bounds by how much) is filled up with
+    zeros, so that frames and manifest always agree.
+
+    Raises:
+        AudioError: if the file cannot be read.
+    """
+    start, stop = front_end.span(track.num_samples, first, last)
+    waveform = audio.read(track.path, start, stop - start)
+    if len(waveform) < stop - start:
+        waveform = np.pad(waveform, (0, stop - start - len(waveform)))
+    return Piece(waveform, start, track.num_samples, first, last)
+
+
 def track_features(front_end: FrontEnd, track: Track, first: int, last: int) -> np.ndarray:
     """Frames `[first, last)` of a track, equal to those frames of the whole track's features.
-
-    Only their audio is decoded, and what the front end's context asks for around it. A file that
-    ends before the manifest says (`check_length` bounds by how much) is filled up with zeros, so
-    that frames and manifest always agree.
 
     Returns:
         `[last - first, dimension]` float32.
@@ -45,11 +58,4 @@ def track_features(front_end: FrontEnd, track: Track, first: int, last: int) -> 
     Raises:
         AudioError: if the file cannot be read.
     """
-    grid = front_end.grid
-    start = max(0, first - front_end.context)
-    stop = min(grid.num_frames(track.num_samples), last + front_end.context)
-    length = grid.num_samples(stop - start)
-    waveform = audio.read(track.path, start * grid.hop, length)
-    if len(waveform) < length:
-        waveform = np.pad(waveform, (0, length - len(waveform)))
-    return front_end.features(waveform)[first - start : last - start]
+    return front_end.features_of([read_piece(front_end, track, first, last)])[0]
