@@ -181,7 +181,7 @@ class Upstream:
         return chosen
 
 
-def build_encoder(contents: Contents, precision: str = "auto") -> AudioEncoder:
+def build_encoder(contents: Contents, precision: str = "auto", fast: str = "on") -> AudioEncoder:
     """The encoder with the checkpoint's weights, on the CPU.
 
     Raises:
@@ -189,7 +189,7 @@ def build_encoder(contents: Contents, precision: str = "auto") -> AudioEncoder:
     """
     config: dict[str, Any] = {name: contents.config[name] for name in ARCHITECTURE}
     with torch.random.fork_rng(devices=[]):
-        model = AudioEncoder(AudioEncoderConfig(**config, precision=precision, fast="on"))
+        model = AudioEncoder(AudioEncoderConfig(**config, precision=precision, fast=fast))
     projects = "post_extract_proj.weight" in contents.state
     if not projects and model.layer_norm.weight.numel() == config["encoder_embed_dim"]:
         # HuBERT and wav2vec 2.0 have no projection where extractor and encoder are equally wide.
