@@ -56,5 +56,6 @@ setup(
         "probing": PROBING,
         "test": TEST,
     },
+    package_data={"manifests_tools": ["data/*.txt"]},
     zip_safe=False,
 )

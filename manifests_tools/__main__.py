@@ -5,22 +5,38 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
+from typing import Any
 
 from music_ssl_fairseq.errors import InputError
 
 BUILDERS = {
     "pretrain": ("manifests_tools.pretrain", "train.tsv and valid.tsv from a folder of music"),
     "check": ("manifests_tools.check", "re-read manifests, their audio and their labels"),
+    "mtt": ("manifests_tools.magnatagatune:tagging", "MagnaTagATune, 50 tags"),
+    "giantsteps-key": ("manifests_tools.giantsteps:key", "GiantSteps, 24 keys"),
+    "gtzan-genre": ("manifests_tools.gtzan:genre", "GTZAN, 10 genres"),
+    "gtzan-beat": ("manifests_tools.gtzan:beat", "GTZAN-Rhythm, beat times"),
+    "emomusic": ("manifests_tools.emomusic:emotion", "emoMusic, arousal and valence"),
+    "nsynth-instrument": ("manifests_tools.nsynth:instrument", "NSynth, 11 instrument families"),
+    "nsynth-pitch": ("manifests_tools.nsynth:pitch", "NSynth, 128 pitches"),
+    "vocalset-singer": ("manifests_tools.vocalset:singer", "VocalSet, 20 singers"),
+    "vocalset-technique": ("manifests_tools.vocalset:technique", "VocalSet, 10 techniques"),
+    "mtg-instrument": ("manifests_tools.mtg_jamendo:instrument", "MTG-Jamendo, 40 instruments"),
+    "mtg-moodtheme": ("manifests_tools.mtg_jamendo:moodtheme", "MTG-Jamendo, 56 moods"),
+    "mtg-genre": ("manifests_tools.mtg_jamendo:genre", "MTG-Jamendo, 87 genres"),
+    "mtg-top50": ("manifests_tools.mtg_jamendo:top50", "MTG-Jamendo, 50 tags"),
+    "custom": ("manifests_tools.custom", "a probing task of your own, from a CSV"),
 }
-"""Name -> (module with `get_parser()` and `run(...)`, what it makes)."""
+"""Name -> (a module, or `module:attribute`, with `get_parser()` and `run(...)`; its purpose)."""
 
 
 def _usage() -> str:
-    lines = [f"  {name:<12} {purpose}" for name, (_, purpose) in BUILDERS.items()]
+    lines = [f"  {name:<18} {purpose}" for name, (_, purpose) in BUILDERS.items()]
     return "\n".join(
         [
             "usage: python -m manifests_tools NAME [options]",
             "",
+            "pretrain and check serve training; the others write the data of a probing task:",
             *lines,
             "",
             "`python -m manifests_tools NAME --help` lists the options of one.",
@@ -28,6 +44,12 @@ def _usage() -> str:
             "example: python -m manifests_tools pretrain --root ~/Music",
         ]
     )
+
+
+def _load(where: str) -> Any:
+    module, _, attribute = where.partition(":")
+    loaded = importlib.import_module(module)
+    return getattr(loaded, attribute) if attribute else loaded
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
@@ -48,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     # So that a job scheduler's SIGTERM also ends the workers and removes half-written files.
     signal.signal(signal.SIGTERM, _interrupt)
-    builder = importlib.import_module(BUILDERS[name][0])
+    builder = _load(BUILDERS[name][0])
     try:
         return builder.run(**vars(builder.get_parser().parse_args(rest))) or 0
     except InputError as error:

@@ -29,7 +29,7 @@ def find_audio(root: str | os.PathLike) -> tuple[list[str], list[LeftOut]]:
         InputError: if `root` is not a folder that can be listed, or holds no audio.
     """
     root = os.fspath(root)
-    _require_folder(root)
+    require_folder(root)
     walk = _Walk(root)
     left_out = walk.left_out
     names: dict[FileId, str] = {}
@@ -46,7 +46,12 @@ def find_audio(root: str | os.PathLike) -> tuple[list[str], list[LeftOut]]:
     return sorted(names.values(), key=os.fsencode), left_out
 
 
-def _require_folder(root: str) -> None:
+def require_folder(root: str) -> None:
+    """See that `root` can be searched, and named in a manifest.
+
+    Raises:
+        InputError: if not.
+    """
     if not os.path.exists(root):
         raise InputError(f"{root}: no such folder; --root takes the folder that holds the audio")
     if not os.path.isdir(root):

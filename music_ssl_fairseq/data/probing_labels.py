@@ -99,6 +99,8 @@ class ProbingSplit:
                 if name not in index:
                     raise self._unknown(line, name)
                 targets[line, index[name]] = True
+        if not targets.any():
+            raise InputError(f"{self.labels_file}: not one label in {len(rows)} lines")
         return targets
 
     def _unknown(self, line: int, name: str) -> InputError:

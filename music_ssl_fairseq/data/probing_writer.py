@@ -52,6 +52,12 @@ def write_split(
     )
 
 
+def remove_split(folder: str | os.PathLike, split: str) -> None:
+    """Remove the files of a split, if it was written by an earlier run."""
+    for suffix in (".tsv", ".labels", ".segments", ".groups"):
+        Path(folder, f"{split}{suffix}").unlink(missing_ok=True)
+
+
 def _segment(example: Example) -> tuple[str, str]:
     start, stop = example.segment or (0.0, example.num_samples / SAMPLE_RATE)
     return f"{start:.10g}", f"{stop:.10g}"

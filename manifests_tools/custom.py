@@ -1,0 +1,232 @@
+"""`python -m manifests_tools custom`: a probing task of the user's own, from a CSV."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from manifests_tools.beats import beats_within, read_beat_file
+from manifests_tools.find import require_folder
+from manifests_tools.keys import KEYS, normalise_key
+from manifests_tools.labelled import DataSet, Labelled, as_it_is
+from manifests_tools.probing import add_common_options, build
+from manifests_tools.tables import read_cells
+from music_ssl_fairseq.data.probing_task import METRICS, SPLITS, ProbingTask, parse_number
+from music_ssl_fairseq.errors import InputError
+
+COLUMNS = ("path", "label", "split")
+OPTIONAL = ("start", "stop", "group")
+
+_SPLIT_NAMES = {"validation": "valid", "val": "valid", "dev": "valid", "training": "train"}
+_EXAMPLE = """\
+a CSV of genres, of two parts of one song and of another song:
+  path,label,split,start,stop,group
+  a/1.wav,rock,train,0,30,a-1
+  a/1.wav,rock,train,30,60,a-1
+  b/2.mp3,jazz,valid,,,
+
+example: python -m manifests_tools custom --csv genres.csv --kind multi-class --root ~/Music
+"""
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m manifests_tools custom",
+        description="Make a probing task from a CSV whose first line names the columns path, label "
+        "and split (train, valid, test) and, if wanted, start and stop (the part of the file that "
+        "counts, in seconds) and group (the song that a part belongs to: scores per file are taken "
+        "over it, and it must stay in one split).",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--csv", required=True, metavar="FILE", help="UTF-8; cells separated by commas or tabs")
+    add(
+        "--kind",
+        required=True,
+        choices=tuple(METRICS),
+        help="what a label is. multi-class: one class; multi-label: classes; key: such as "
+        "`C# minor`; regression: numbers; beats: times in seconds, or the name of a file with a "
+        "beat a line (or a .jams file), relative to the CSV",
+    )
+    add("--root", metavar="DIR", help="what the paths are relative to (default: the CSV's folder)")
+    add("--name", default="custom", help="of the task, in reports (default: custom)")
+    add("--separator", default=";", metavar="C", help="between labels of one cell (default: ;)")
+    add(
+        "--classes",
+        metavar="FILE",
+        help="class list, one a line: other labels are errors (default: the labels of the CSV)",
+    )
+    add(
+        "--targets",
+        metavar="A,B",
+        help="names of the numbers of a regression (default: value, or value 1, value 2, ...)",
+    )
+    add("--metric", help="what chooses on validation (default: the usual one of the kind)")
+    add_common_options(parser, "probing/custom")
+    return parser
+
+
+def run(
+    csv: str,
+    kind: str,
+    root: str | None = None,
+    out: str = "probing/custom",
+    name: str = "custom",
+    separator: str = ";",
+    classes: str | None = None,
+    targets: str | None = None,
+    metric: str | None = None,
+    **common: Any,
+) -> None:
+    """Write the folder of the task, and a summary to stdout; see `get_parser`.
+
+    Raises:
+        InputError: naming the line of the CSV that is wrong, or as `probing.build`.
+    """
+    file = Path(csv)
+    root = os.path.abspath(file.parent if root is None else root)
+    require_folder(root)
+    known = _read_classes(Path(classes)) if classes else None
+    reader = _Reader(file, kind, separator, known)
+    names = targets.split(",") if targets else None
+    metric = metric or METRICS[kind][0]
+    build(partial(_read, reader, name, metric, names), root, out, **common)
+
+
+def _read_classes(file: Path) -> tuple[str, ...]:
+    names = [cells[0] for cells in read_cells(file, "\t") if cells and cells[0]]
+    return tuple(sorted(names))
+
+
+def _read(reader: "_Reader", name: str, metric: str, targets: Sequence[str] | None) -> DataSet:
+    splits = reader.read()
+    classes: tuple[str, ...] = ()
+    labels = {label for items in splits.values() for item in items for label in item.label}
+    if reader.kind == "key":
+        classes = KEYS
+    elif reader.kind in ("multi-class", "multi-label"):
+        classes = reader.classes or tuple(sorted(labels))
+    numbers: tuple[str, ...] = ()
+    if reader.kind == "regression":
+        numbers = _targets(reader.file, splits["train"], targets)
+    task = ProbingTask(
+        name, reader.kind, metric, classes, numbers, source=str(reader.file.absolute())
+    )
+    return DataSet(task, splits, beats_within if reader.kind == "beats" else as_it_is)
+
+
+def _targets(file: Path, items: list[Labelled], names: Sequence[str] | None) -> tuple[str, ...]:
+    number = len(items[0].label)
+    if names is None:
+        names = ["value"] if number == 1 else [f"value {i + 1}" for i in range(number)]
+    if len(names) != number:
+        raise InputError(f"{file}: {number} numbers a line, but --targets names {len(names)}")
+    return tuple(names)
+
+
+class _Reader:
+    """Reads the lines of a CSV, and checks each."""
+
+    def __init__(self, file: Path, kind: str, separator: str, classes: tuple[str, ...] | None):
+        self.file = file
+        self.kind = kind
+        self.separator = separator
+        self.classes = KEYS if kind == "key" else classes
+
+    def read(self) -> dict[str, list[Labelled]]:
+        """The files of each split; train and valid are there, test if the CSV has it."""
+        header, *lines = self._cells() or [[]]
+        for column in COLUMNS:
+            if column not in header:
+                raise InputError(
+                    f"{self.file}: no column {column!r} in its first line, which should name "
+                    f"{', '.join(COLUMNS)} and perhaps {', '.join(OPTIONAL)}"
+                )
+        splits: dict[str, list[Labelled]] = {split: [] for split in SPLITS}
+        places: dict[tuple[str, object], int] = {}
+        width = 0
+        for number, cells in enumerate(lines, 2):
+            if not any(cells):
+                continue
+            row = dict(zip(header, cells, strict=False))
+            item = self._item(row, number)
+            if places.setdefault((item.name, item.segment), number) != number:
+                first = places[item.name, item.segment]
+                self._refuse(number, f"{item.name} is in line {first} already")
+            width = width or len(item.label)
+            if self.kind == "regression" and len(item.label) != width:
+                self._refuse(number, f"{len(item.label)} numbers, but {width} in the lines above")
+            splits[self._split(row, number)].append(item)
+        if not splits["test"]:
+            del splits["test"]
+        return splits
+
+    def _cells(self) -> list[list[str]]:
+        lines = read_cells(self.file, ",", quoted=True)
+        if lines and len(lines[0]) == 1:
+            return read_cells(self.file, "\t", quoted=True)
+        return lines
+
+    def _item(self, row: dict[str, str], number: int) -> Labelled:
+        if not row.get("path"):
+            self._refuse(number, "no path")
+        label = self._label(row.get("label", ""), number)
+        if not label and self.kind != "multi-label":
+            self._refuse(number, f"no label for {row['path']}; leave the line out")
+        return Labelled(row["path"], label, self._segment(row, number), row.get("group") or None)
+
+    def _label(self, cell: str, number: int) -> tuple[str, ...]:
+        one = self.kind in ("multi-class", "key")
+        parts = [cell] if one else [part.strip() for part in cell.split(self.separator)]
+        labels = tuple(part for part in parts if part)
+        try:
+            if self.kind == "key":
+                labels = tuple(normalise_key(label) for label in labels)
+            elif self.kind == "regression":
+                labels = tuple(str(parse_number(label)) for label in labels)
+            elif self.kind == "beats":
+                labels = self._beats(labels)
+        except ValueError as error:
+            self._refuse(number, str(error))
+        for label in labels:
+            if self.classes and label not in self.classes:
+                self._refuse(number, f"label {label!r} is not in the class list")
+        return labels
+
+    def _beats(self, labels: tuple[str, ...]) -> tuple[str, ...]:
+        if len(labels) == 1 and (self.file.parent / labels[0]).is_file():
+            return read_beat_file(self.file.parent / labels[0])
+        try:
+            times = [parse_number(label.partition("/")[0]) for label in labels]
+        except ValueError as error:
+            raise ValueError(f"{error}: neither times nor the name of a file") from None
+        if times != sorted(set(times)):
+            raise ValueError("beats are not ascending")
+        return labels
+
+    def _segment(self, row: dict[str, str], number: int) -> tuple[float, float] | None:
+        cells = [row.get("start", ""), row.get("stop", "")]
+        if not any(cells):
+            return None
+        try:
+            start, stop = (parse_number(cell) for cell in cells)
+        except ValueError:
+            start = stop = 0.0
+        if not 0 <= start < stop:
+            self._refuse(
+                number, f"start {cells[0]!r} and stop {cells[1]!r} are not a part in seconds"
+            )
+        return start, stop
+
+    def _split(self, row: dict[str, str], number: int) -> str:
+        name = row.get("split", "").lower()
+        split = _SPLIT_NAMES.get(name, name)
+        if split not in SPLITS:
+            self._refuse(number, f"split {name!r} is none of {', '.join(SPLITS)}")
+        return split
+
+    def _refuse(self, number: int, reason: str) -> None:
+        raise InputError(f"{self.file}, line {number}: {reason}")

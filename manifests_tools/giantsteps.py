@@ -1,0 +1,146 @@
+"""GiantSteps: `giantsteps-key`, tested on GiantSteps Key, trained on GiantSteps MTG Key.
+
+Training songs are those that the MTG set annotates with confidence 2 and one key. They are split
+by artist: an artist validates if the SHA-1 of its name in lower case, modulo 116, is 100 or more,
+and so does whoever shares a song of the set, whatever its confidence, with a validating artist,
+directly or through others. So no artist is on both sides.
+"""
+
+import argparse
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from manifests_tools.keys import KEYS, normalise_key
+from manifests_tools.labelled import DataSet, Labelled, locate
+from manifests_tools.probing import ProbingBuilder
+from manifests_tools.tables import find_file, read_table
+from music_ssl_fairseq.data.probing_task import ProbingTask
+from music_ssl_fairseq.errors import InputError
+
+PUBLISHED: dict[str, int | None] = {"train": 923, "valid": 236, "test": 604}
+CONFIDENT = "2"
+
+_TRAIN_SHARE, _PARTS = 100, 116
+
+_TEST = "https://github.com/GiantSteps/giantsteps-key-dataset"
+_TRAIN = "https://github.com/GiantSteps/giantsteps-mtg-key-dataset"
+
+
+def read(root: str, metadata: str | None = None) -> DataSet:
+    """Labels of `giantsteps-key`; see `ProbingBuilder`."""
+    where = metadata or root
+    training = _folder(where, "giantsteps-mtg-key", _TRAIN)
+    keys = training_keys(training)
+    artists = read_artists(training)
+    validating = validating_artists(artists.values())
+    splits: dict[str, list[Labelled]] = {"train": [], "valid": [], "test": []}
+    folder = os.path.basename(_folder(root, "giantsteps-mtg-key", _TRAIN))
+    for song, key in keys.items():
+        split = "valid" if validating & set(artists[song]) else "train"
+        splits[split].append(Labelled(_audio(root, folder, song), (key,)))
+    folder = os.path.basename(_folder(root, "giantsteps-key", _TEST))
+    for song, key in test_keys(_folder(where, "giantsteps-key", _TEST)).items():
+        splits["test"].append(Labelled(_audio(root, folder, song), (key,)))
+    task = ProbingTask(
+        "giantsteps-key",
+        "key",
+        "weighted_key_score",
+        KEYS,
+        published=PUBLISHED,
+        counted="songs",
+        source=f"{_TRAIN}; {_TEST}",
+    )
+    return DataSet(task, splits)
+
+
+def _folder(parent: str, start: str, source: str) -> str:
+    """The folder whose name begins with `start`: as cloned, or with what an archive adds."""
+    found = sorted(path for path in Path(parent).glob(f"{start}*") if path.is_dir())
+    if not found:
+        raise InputError(
+            f"{parent}: no folder {start}-dataset in it; --root takes the folder that holds both "
+            f"data sets side by side, see {source}"
+        )
+    return str(found[0])
+
+
+def _audio(root: str, folder: str, song: str) -> str:
+    return locate(root, f"{folder}/audio/{song}.LOFI.mp3", f"{folder}/audio/{song}.mp3")
+
+
+def training_keys(folder: str) -> dict[str, str]:
+    """Song -> key, of the songs of the MTG set with confidence 2 and one key."""
+    file = find_file([Path(folder, "annotations"), folder], ["annotations.txt"], _TRAIN)
+    keys = {}
+    for song, key, confidence in read_table(file, ["ID", "MANUAL KEY", "C"]):
+        if confidence == CONFIDENT:
+            try:
+                keys[song] = normalise_key(key)
+            except ValueError:
+                continue  # several keys, or none
+    return keys
+
+
+def read_artists(folder: str) -> dict[str, list[str]]:
+    """Song -> its artists, of all songs of the MTG set."""
+    file = find_file([Path(folder, "annotations"), folder], ["beatport_metadata.txt"], _TRAIN)
+    rows = read_table(file, ["ID", "ARTIST"])
+    return {song: [name.strip() for name in artists.split(",")] for song, artists in rows}
+
+
+def validating_artists(songs: Iterable[list[str]]) -> set[str]:
+    """The artists of the validation split, from the artists of all songs."""
+    together = defaultdict(set)
+    for artists in songs:
+        for artist in artists:
+            together[artist].update(artists)
+    waiting = [artist for artist in together if _part(artist) >= _TRAIN_SHARE]
+    validating: set[str] = set()
+    while waiting:
+        artist = waiting.pop()
+        if artist not in validating:
+            validating.add(artist)
+            waiting += together[artist]
+    return validating
+
+
+def _part(artist: str) -> int:
+    return int(hashlib.sha1(artist.lower().encode("utf-8")).hexdigest(), 16) % _PARTS
+
+
+def test_keys(folder: str) -> dict[str, str]:
+    """Song -> key, of all songs of the test set."""
+    files = sorted(Path(folder, "annotations", "key").glob("*.key"))
+    if not files:
+        raise InputError(f"{folder}: no .key file in annotations/key; they are part of {_TEST}")
+    return {file.name.partition(".")[0]: _read_key(file) for file in files}
+
+
+def _read_key(file: Path) -> str:
+    try:
+        return normalise_key(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{file}: {error}") from None
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--metadata",
+        metavar="DIR",
+        help="folder that holds giantsteps-key-dataset/annotations and "
+        "giantsteps-mtg-key-dataset/annotations, if not below --root",
+    )
+
+
+key = ProbingBuilder(
+    "giantsteps-key",
+    "Key of two-minute previews of electronic dance music: train and valid from GiantSteps MTG Key "
+    f"({_TRAIN}), test from GiantSteps Key ({_TEST}). Whole songs are listed; the probe's windows "
+    "cut them.",
+    "folder that holds giantsteps-key-dataset/ and giantsteps-mtg-key-dataset/, each with audio/",
+    read,
+    _add_options,
+)

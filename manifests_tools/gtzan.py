@@ -1,0 +1,142 @@
+"""GTZAN: `gtzan-genre`, and `gtzan-beat` with the beats of GTZAN-Rhythm.
+
+The split is the fault-filtered one (Kereliuk, Sturm, Larsen 2015; Sturm 2013), which leaves out
+repetitions, mislabelled and distorted excerpts, and keeps artists on one side. Its lists are part
+of this package.
+"""
+
+import argparse
+import os
+from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
+
+from manifests_tools.beats import beats_within, read_beat_file
+from manifests_tools.labelled import DataSet, Labelled, locate
+from manifests_tools.probing import ProbingBuilder
+from music_ssl_fairseq.data.probing_task import SPLITS, ProbingTask
+from music_ssl_fairseq.errors import InputError
+
+GENRES = (
+    "blues", "classical", "country", "disco", "hiphop", "jazz", "metal", "pop", "reggae", "rock",
+)  # fmt: skip
+PUBLISHED: dict[str, int | None] = {"train": 443, "valid": 197, "test": 290}
+
+_FOLDERS = ("", "genres", "genres_original", "Data/genres_original", "gtzan/genres")
+_SOURCE = "GTZAN (https://www.kaggle.com/datasets/andradaolteanu/gtzan-dataset-music-genre-classification)"
+_BEATS = (
+    "GTZAN-Rhythm (http://anasynth.ircam.fr/home/media/GTZAN-rhythm), or the .beats files of "
+    "https://github.com/TempoBeatDownbeat/gtzan_tempo_beat"
+)
+
+
+def listed(split: str) -> list[str]:
+    """Excerpts of a split, as `blues/blues.00029.wav`."""
+    text = files("manifests_tools").joinpath("data", f"gtzan_{split}.txt").read_text("utf-8")
+    return text.split()
+
+
+def read_genre(root: str) -> DataSet:
+    """Labels of `gtzan-genre`; see `ProbingBuilder`."""
+    folder = _genre_folder(root)
+    splits = {
+        split: [
+            Labelled(_audio(root, folder, name), (name.partition("/")[0],))
+            for name in listed(split)
+        ]
+        for split in SPLITS
+    }
+    task = ProbingTask(
+        "gtzan-genre", "multi-class", "accuracy", GENRES, published=PUBLISHED, source=_SOURCE
+    )
+    return DataSet(task, splits)
+
+
+def read_beats(root: str, annotations: str | None = None) -> DataSet:
+    """Labels of `gtzan-beat`; see `ProbingBuilder`."""
+    folder = _genre_folder(root)
+    beats = _index_beats([Path(annotations)] if annotations else _annotation_folders(Path(root)))
+    splits: dict[str, list[Labelled]] = {}
+    for split in SPLITS:
+        splits[split] = []
+        for name in listed(split):
+            excerpt = Path(name).stem
+            if excerpt not in beats:
+                raise InputError(
+                    f"no beats of {excerpt} in the annotations; they are part of {_BEATS}"
+                )
+            cells = read_beat_file(beats[excerpt])
+            splits[split].append(Labelled(_audio(root, folder, name), cells))
+    source = f"{_SOURCE}; {_BEATS}"
+    task = ProbingTask("gtzan-beat", "beats", "f_measure", published=PUBLISHED, source=source)
+    return DataSet(task, splits, beats_within)
+
+
+def _genre_folder(root: str) -> str:
+    for folder in _FOLDERS:
+        if all(os.path.isdir(os.path.join(root, folder, genre)) for genre in GENRES):
+            return folder
+    raise InputError(
+        f"{root}: no folder for each of the {len(GENRES)} genres (blues, ..., rock) in it or in "
+        f"{', '.join(_FOLDERS[1:])}; --root takes the unpacked {_SOURCE}"
+    )
+
+
+def _audio(root: str, folder: str, name: str) -> str:
+    # The original archive holds .au files.
+    stem = os.path.join(folder, os.path.splitext(name)[0])
+    return locate(root, f"{stem}.wav", f"{stem}.au")
+
+
+def _annotation_folders(root: Path) -> list[Path]:
+    names = ("jams", "beats", "rev1.0/jams", "rhythm/jams", "gtzan_tempo_beat/beats")
+    named = [root / name for name in names] + sorted(root.glob("*/beats")) + [*root.glob("*/jams")]
+    return [*named, root]
+
+
+def _index_beats(folders: Iterable[Path]) -> dict[str, Path]:
+    """Excerpt -> its file of beats, from the first folder that has any."""
+    folders = list(folders)
+    for folder in folders:
+        found: dict[str, Path] = {}
+        for file in sorted(folder.glob("*.jams")) + sorted(folder.glob("*.beats")):
+            found.setdefault(_excerpt(file), file)
+        if found:
+            return found
+    raise InputError(
+        f"{folders[-1]}: no .jams and no .beats file in it; --annotations takes the folder that "
+        f"holds those of {_BEATS}"
+    )
+
+
+def _excerpt(file: Path) -> str:
+    """`blues.00029` of `blues.00029.wav.jams` or of `gtzan_blues_00029.beats`."""
+    name = file.name.removesuffix(".jams").removesuffix(".beats").removesuffix(".wav")
+    return name.removeprefix("gtzan_").replace("_", ".")
+
+
+def _add_beat_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--annotations",
+        metavar="DIR",
+        help=f"folder with a .jams or .beats file for each excerpt: {_BEATS} (default: looked for "
+        "below --root, in jams/ and beats/)",
+    )
+
+
+_ROOT = "folder that holds genres/, genres_original/ or the folders of the ten genres"
+_ABOUT = "1000 excerpts of 30 s in ten genres, of which the fault-filtered lists keep 930."
+
+genre = ProbingBuilder(
+    "gtzan-genre",
+    f"Genre of {_ABOUT} Source: {_SOURCE}.",
+    _ROOT,
+    read_genre,
+)
+beat = ProbingBuilder(
+    "gtzan-beat",
+    f"Beat times of {_ABOUT} Audio: {_SOURCE}. Beats: {_BEATS}.",
+    _ROOT,
+    read_beats,
+    _add_beat_options,
+)

@@ -1,0 +1,112 @@
+"""What a data set says about its files, before their audio is looked at."""
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from manifests_tools.examine import Track
+from music_ssl_fairseq.audio import EXTENSIONS
+from music_ssl_fairseq.data.probing_task import ProbingTask
+from music_ssl_fairseq.data.probing_writer import Example, refuse_shared
+from music_ssl_fairseq.errors import InputError
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A labelled file, or part of one; see `Example` for the fields."""
+
+    name: str
+    label: tuple[str, ...]
+    segment: tuple[float, float] | None = None
+    group: str | None = None
+
+
+def as_it_is(item: Labelled, track: Track) -> list[Example]:
+    """One line for each labelled file."""
+    return [Example(item.name, track.num_samples, item.label, item.segment, item.group)]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """All labelled files of a task, by split.
+
+    Attributes:
+        task: what `task.json` is to say; counts and what is missing are filled in later.
+        splits: train, valid and perhaps test.
+        to_examples: the lines for a file, once its length is known; none if nothing of it is of
+            use.
+    """
+
+    task: ProbingTask
+    splits: dict[str, list[Labelled]]
+    to_examples: Callable[[Labelled, Track], list[Example]] = field(default=as_it_is)
+
+    def names(self, split: str) -> list[str]:
+        """The files of a split, each once."""
+        return list(dict.fromkeys(item.name for item in self.splits[split]))
+
+    def refuse_unusable(self, root: str) -> None:
+        """See that the labels can be used, before any audio is read.
+
+        Raises:
+            InputError: if a split has no file or no label, a label is not in the class list or
+                cannot be written in a line, or a file or a group is in two splits.
+        """
+        classes = set(self.task.classes)
+        files: dict[str, str] = {}
+        groups: dict[str, str] = {}
+        for split, items in self.splits.items():
+            if not items:
+                raise InputError(f"{root}: no labelled file for the split {split}")
+            if not any(item.label for item in items):
+                raise InputError(
+                    f"{root}: not one of the {len(items)} files of {split} has a label"
+                )
+            for item in items:
+                self._refuse_label(item, classes)
+            paths = {os.path.normpath(os.path.join(root, item.name)) for item in items}
+            refuse_shared(files, split, paths, "")
+            named = {item.group for item in items if item.group is not None}
+            refuse_shared(groups, split, named, "group ")
+
+    def _refuse_label(self, item: Labelled, classes: set[str]) -> None:
+        for text in (item.name, *item.label, item.group or ""):
+            if any(character in text for character in "\t\n\r"):
+                raise InputError(f"{text!r}: a tab or line break, which no line can hold")
+        unknown = [label for label in item.label if classes and label not in classes]
+        if unknown:
+            raise InputError(
+                f"{printable(item.name)}: label {unknown[0]!r} is not one of the {len(classes)} "
+                f"classes: {shorten(self.task.classes)}"
+            )
+
+
+def locate(root: str, *candidates: str) -> str:
+    """The first of `candidates` (relative to `root`) that exists.
+
+    If none does, the same names with the suffix of another audio format are tried, so that a
+    converted copy of a data set serves as well; and the first candidate is returned if nothing is
+    found, to be named as missing.
+    """
+    for name in candidates:
+        if os.path.exists(os.path.join(root, name)):
+            return name
+    for name in candidates:
+        stem = os.path.splitext(name)[0]
+        for extension in EXTENSIONS:
+            if os.path.exists(os.path.join(root, stem + extension)):
+                return stem + extension
+    return candidates[0]
+
+
+def printable(name: str) -> str:
+    """A name that need not be UTF-8, as it can be printed."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def shorten(names: Iterable[str], shown: int = 5) -> str:
+    """For example `a, b, c, d, e, ... (12 in all)`."""
+    names = list(names)
+    if len(names) <= shown:
+        return ", ".join(names)
+    return f"{', '.join(names[:shown])}, ... ({len(names)} in all)"

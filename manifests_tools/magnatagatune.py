@@ -1,0 +1,93 @@
+"""MagnaTagATune: `mtt`, the 50 most frequent of its 188 tags."""
+
+import argparse
+from collections import Counter
+from pathlib import Path
+
+from manifests_tools.labelled import DataSet, Labelled, locate
+from manifests_tools.probing import ProbingBuilder
+from manifests_tools.tables import find_file, read_cells
+from music_ssl_fairseq.data.probing_task import ProbingTask
+from music_ssl_fairseq.errors import InputError
+
+NUM_TAGS = 50
+DAMAGED = ("35644", "55753", "57881")
+"""Clips whose mp3 files are empty in the archive."""
+
+PUBLISHED: dict[str, int | None] = {"train": 18_706, "valid": 1_825, "test": 5_329}
+
+_SPLITS = {"train": "0123456789ab", "valid": "c", "test": "def"}
+_SOURCE = "MagnaTagATune (https://mirg.city.ac.uk/codeapps/the-magnatagatune-dataset)"
+
+
+def read(root: str, annotations: str | None = None) -> DataSet:
+    """Labels of `mtt`; see `ProbingBuilder`."""
+    names = ["annotations_final.csv"]
+    if annotations is not None:
+        file = find_file([Path(annotations).parent], [Path(annotations).name], _SOURCE)
+    else:
+        file = find_file([root, Path(root).parent], names, f"{_SOURCE}; --annotations tells where")
+    header, *rows = read_cells(file, quoted=True) or [[]]
+    if header[:1] != ["clip_id"] or header[-1:] != ["mp3_path"]:
+        raise InputError(
+            f"{file}: its first line does not run from clip_id to mp3_path, separated by tabs; "
+            f"take it from {_SOURCE}"
+        )
+    tags = header[1:-1]
+    rows = [row for row in rows if len(row) == len(header)]
+    frequent = _most_frequent(tags, rows)
+    splits: dict[str, list[Labelled]] = {split: [] for split in _SPLITS}
+    skipped = []
+    for row in rows:
+        clip, path = row[0], row[-1]
+        if clip in DAMAGED:
+            skipped.append(path)
+            continue
+        labels = tuple(tag for tag, cell in zip(tags, row[1:-1], strict=True) if cell == "1")
+        labels = tuple(sorted(label for label in labels if label in frequent))
+        split = _split_of(path, file)
+        splits[split].append(Labelled(locate(root, path, f"mp3/{path}"), labels))
+    task = ProbingTask(
+        "mtt",
+        "multi-label",
+        "macro_roc_auc",
+        tuple(sorted(frequent)),
+        published=PUBLISHED,
+        counted="clips",
+        skipped=tuple(skipped),
+        source=_SOURCE,
+    )
+    return DataSet(task, splits)
+
+
+def _most_frequent(tags: list[str], rows: list[list[str]]) -> set[str]:
+    """The tags of most clips; of equally frequent ones, those further left."""
+    counts: Counter[str] = Counter(dict.fromkeys(tags, 0))
+    for row in rows:
+        counts.update(tag for tag, cell in zip(tags, row[1:-1], strict=True) if cell == "1")
+    order = {tag: place for place, tag in enumerate(tags)}
+    return set(sorted(tags, key=lambda tag: (-counts[tag], order[tag]))[:NUM_TAGS])
+
+
+def _split_of(path: str, file: Path) -> str:
+    for split, folders in _SPLITS.items():
+        if path[:1] in folders and path[1:2] == "/":
+            return split
+    raise InputError(f"{file}: {path!r} is in none of the folders 0 to f")
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--annotations",
+        metavar="FILE",
+        help="annotations_final.csv (default: in --root or beside it)",
+    )
+
+
+tagging = ProbingBuilder(
+    "mtt",
+    f"The 50 most frequent tags of 25,863 clips of 29 s. Source: {_SOURCE}.",
+    "folder that holds 0/ to f/ with mp3 files, or mp3/ with these",
+    read,
+    _add_options,
+)

@@ -1,0 +1,208 @@
+"""What all builders of probing tasks share: options, lengths, what is missing, and the summary."""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from manifests_tools.examine import Track, add_reading_options, examine_tracks
+from manifests_tools.find import require_folder
+from manifests_tools.labelled import DataSet, printable, shorten
+from manifests_tools.left_out import REPORT, LeftOut, count_kinds, write_left_out
+from music_ssl_fairseq.data.probing_task import FILE, SPLITS, ProbingTask, write_task
+from music_ssl_fairseq.data.probing_writer import Example, remove_split, write_split
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.frames import SAMPLE_RATE
+
+MIN_SECONDS = 0.1
+"""Shorter files hold too few frames to tell anything."""
+
+Splits = dict[str, list[Example]]
+
+
+def no_options(parser: argparse.ArgumentParser) -> None:
+    """For data sets without options of their own."""
+
+
+@dataclass(frozen=True)
+class ProbingBuilder:
+    """`python -m manifests_tools NAME`: manifests, labels and task.json of one task.
+
+    Attributes:
+        name: of the task.
+        description: for `--help`: which data set, and where users get it.
+        root_help: what `--root` should hold.
+        read: root and the builder's own options -> labels; raises InputError.
+        add_options: adds these options to the parser.
+    """
+
+    name: str
+    description: str
+    root_help: str
+    read: Callable[..., DataSet]
+    add_options: Callable[[argparse.ArgumentParser], None] = no_options
+
+    def get_parser(self) -> argparse.ArgumentParser:
+        parser = argparse.ArgumentParser(
+            prog=f"python -m manifests_tools {self.name}",
+            description=f"{self.description} Writes {{train,valid,test}}.tsv and .labels and "
+            f"{FILE} to OUT; labelled files without usable audio are counted, and named in "
+            f"OUT/{REPORT}.",
+            epilog=f"example: python -m manifests_tools {self.name} --root ~/data "
+            f"--out probing/{self.name}",
+        )
+        parser.add_argument("--root", required=True, metavar="DIR", help=self.root_help)
+        self.add_options(parser)
+        add_common_options(parser, f"probing/{self.name}")
+        return parser
+
+    def run(self, root: str, out: str, **options: Any) -> None:
+        """Write the folder, and a summary to stdout; see `get_parser` for the arguments.
+
+        Raises:
+            InputError: if audio or metadata are not where they should be, too much is missing, a
+                file is in two splits, or the output exists.
+        """
+        common = {name: options.pop(name) for name in COMMON if name in options}
+        root = os.path.abspath(root)
+        require_folder(root)
+        build(partial(self.read, root=root, **options), root, out, **common)
+
+
+COMMON = ("max_missing", "thorough", "workers", "force")
+"""Arguments of `build` that the parser sets."""
+
+
+def add_common_options(parser: argparse.ArgumentParser, out: str) -> None:
+    """The options of every builder of a probing task but `--root`."""
+    add = parser.add_argument
+    add("--out", default=out, metavar="DIR", help=f"where to write (default: {out})")
+    add(
+        "--max-missing",
+        type=float,
+        default=0.01,
+        metavar="X",
+        help="share of a split's labelled files that may be missing or damaged, from 0 to 1; more "
+        "is an error (default: 0.01)",
+    )
+    add_reading_options(parser)
+    add("--force", action="store_true", help=f"replace an existing {FILE} and what belongs to it")
+
+
+def build(
+    read: Callable[[], DataSet],
+    root: str,
+    out: str,
+    max_missing: float = 0.01,
+    thorough: bool = False,
+    workers: int = 1,
+    force: bool = False,
+) -> None:
+    """Look at the audio of a data set, and write its folder.
+
+    Raises:
+        InputError: see `ProbingBuilder.run`.
+    """
+    folder = Path(out)
+    if (folder / FILE).exists() and not force:
+        raise InputError(
+            f"{folder}: {FILE} exists already; --force replaces it, --out writes elsewhere"
+        )
+    data = read()
+    data.refuse_unusable(root)
+    names = list(dict.fromkeys(name for split in data.splits for name in data.names(split)))
+    tracks, left_out = examine_tracks(root, names, MIN_SECONDS, thorough, workers)
+    unusable = {item.name: item for item in left_out}
+    write_left_out(folder / REPORT, left_out)
+    for split in data.splits:
+        _refuse_missing(data.names(split), unusable, max_missing, split, folder)
+    examples, empty = _examples(data, {track.name: track for track in tracks})
+    write_left_out(folder / REPORT, [*left_out, *empty])
+    counts = {split: len(lines) for split, lines in examples.items()}
+    task = replace(data.task, counts=counts, missing=len(left_out))
+    for split in SPLITS:
+        if split in examples:
+            write_split(folder, split, root, examples[split])
+        else:
+            remove_split(folder, split)
+    write_task(folder, task)
+    _summarise(folder, task, examples, [*left_out, *empty], len(names))
+
+
+def _refuse_missing(
+    names: list[str], unusable: dict[str, LeftOut], allowed: float, split: str, folder: Path
+) -> None:
+    missing = [unusable[name] for name in names if name in unusable]
+    if missing and len(missing) > allowed * len(names):
+        first = missing[0]
+        raise InputError(
+            f"{split}: {len(missing)} of {len(names)} labelled files cannot be used "
+            f"({100 * len(missing) / len(names):.1f} %), first {printable(first.name)}: "
+            f"{first.reason}; all are listed in {folder / REPORT}. Is --root right? "
+            f"--max-missing allows a larger share than {allowed:g}"
+        )
+
+
+def _examples(data: DataSet, tracks: dict[str, Track]) -> tuple[Splits, list[LeftOut]]:
+    """The lines of each split, and the files of which nothing is of use."""
+    examples: Splits = {}
+    empty = []
+    for split, items in data.splits.items():
+        examples[split] = []
+        for item in items:
+            if item.name in tracks:
+                lines = data.to_examples(item, tracks[item.name])
+                examples[split] += lines
+                if not lines:
+                    empty.append(LeftOut(item.name, "too short: holds nothing that is labelled"))
+        if not examples[split]:
+            raise InputError(f"{split}: no file is long enough to be used")
+    return examples, empty
+
+
+def _summarise(
+    folder: Path, task: ProbingTask, examples: Splits, left_out: list[LeftOut], labelled: int
+) -> None:
+    for split, lines in examples.items():
+        published = task.published.get(split)
+        beside = (
+            "" if published is None else f" (published {published}{_off(len(lines), published)})"
+        )
+        hours = sum(_samples(line) for line in lines) / SAMPLE_RATE / 3600
+        print(f"{split}: {len(lines)} {task.counted}{beside}, {hours:.2f} h")
+    if task.classes:
+        print(f"classes: {len(task.classes)}")
+        _name_absent(task, examples)
+    if task.skipped:
+        print(f"skipped, known to be damaged or double: {shorten(task.skipped)}")
+    listed = f", listed in {folder / REPORT}" if left_out else ""
+    print(f"left out of {labelled} labelled files: {count_kinds(left_out)}{listed}")
+    config = task.name.replace("-", "_")
+    print(
+        f"next: fairseq-hydra-train --config-dir examples/probing --config-name {config} "
+        f"model.upstream=CHECKPOINT task.data={shlex.quote(str(folder.absolute()))}"
+    )
+
+
+def _off(found: int, published: int) -> str:
+    difference = found - published
+    return f": {difference:+d}" if difference else ""
+
+
+def _samples(example: Example) -> float:
+    if example.segment is None:
+        return example.num_samples
+    return (example.segment[1] - example.segment[0]) * SAMPLE_RATE
+
+
+def _name_absent(task: ProbingTask, examples: Splits) -> None:
+    for split, lines in examples.items():
+        present = {label for line in lines for label in line.label}
+        absent = [name for name in task.classes if name not in present]
+        if absent:
+            print(f"warning: {split} has no example of: {shorten(absent)}", file=sys.stderr)

@@ -1,0 +1,186 @@
+"""VocalSet: `vocalset-singer` and `vocalset-technique`, in chunks of three seconds.
+
+The benchmark's split (`marble`) keeps a recording on one side, but for technique its validation
+singers also train, so validation looks better than test; and for singer, the same exercise is sung
+on both sides. `disjoint` also keeps the singers, or the exercises, apart.
+"""
+
+import argparse
+import os
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import ceil
+
+from manifests_tools.examine import Track
+from manifests_tools.find import find_audio
+from manifests_tools.labelled import DataSet, Labelled
+from manifests_tools.probing import ProbingBuilder
+from music_ssl_fairseq.data.probing_task import ProbingTask
+from music_ssl_fairseq.data.probing_writer import Example
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.frames import SAMPLE_RATE
+
+SINGERS = tuple(
+    sorted([*(f"female{i}" for i in range(1, 10)), *(f"male{i}" for i in range(1, 12))])
+)
+TECHNIQUES = (
+    "belt", "breathy", "inhaled", "lip_trill", "spoken", "straight", "trill", "trillo", "vibrato",
+    "vocal_fry",
+)  # fmt: skip
+CONTEXTS = ("arpeggios", "excerpts", "long_tones", "scales")
+TEST_SINGERS = ("female2", "female8", "male3", "male5", "male10")
+VALID_SINGERS = ("female4", "female9", "male4", "male9")
+"""Of the technique's `disjoint` split."""
+
+DOUBLE = (
+    "f2_scales_vibrato_a(1).wav", "caro_vibrato.wav", "dona_vibrato.wav", "row_vibrato.wav",
+    "slow_vibrato_arps.wav",
+)  # fmt: skip
+"""Recordings that are in the archive twice, or are not of its table."""
+
+CHUNK_SECONDS = 3
+
+_SEED = 42617
+_SOURCE = "VocalSet (https://zenodo.org/records/1193957)"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A file, and what its folders say about it."""
+
+    name: str
+    singer: str
+    context: str
+    technique: str
+
+    @property
+    def exercise(self) -> tuple[str, str]:
+        return self.context, self.technique
+
+
+def read(root: str, label: str, split: str = "marble") -> DataSet:
+    """Labels of `vocalset-LABEL`; see `ProbingBuilder`."""
+    recordings, skipped = _find_recordings(root)
+    if label == "singer":
+        sides = _split_singer(recordings, split)
+        classes = SINGERS
+    else:
+        recordings = [item for item in recordings if item.technique in TECHNIQUES]
+        sides = _split_technique(recordings, split)
+        classes = TECHNIQUES
+    splits = {
+        side: [Labelled(item.name, (getattr(item, label),)) for item in items]
+        for side, items in sides.items()
+    }
+    task = ProbingTask(
+        f"vocalset-{label}",
+        "multi-class",
+        "accuracy",
+        classes,
+        counted="chunks",
+        skipped=tuple(skipped),
+        source=f"{_SOURCE}; split {split}",
+    )
+    return DataSet(task, splits, chunks)
+
+
+def _find_recordings(root: str) -> tuple[list[Recording], list[str]]:
+    recordings, skipped = [], []
+    for name in find_audio(root)[0]:
+        # Names of files are not reliable: some lack the singer, or state another.
+        singer, context, technique, file = ["", "", "", *name.split(os.sep)][-4:]
+        if singer in SINGERS and context in CONTEXTS:
+            if file in DOUBLE:
+                skipped.append(name)
+            else:
+                recordings.append(Recording(name, singer, context, technique))
+    if not recordings:
+        raise InputError(
+            f"{root}: no audio in folders such as female1/arpeggios/belt; --root takes the folder "
+            f"that holds FULL/, of {_SOURCE}"
+        )
+    return recordings, skipped
+
+
+def _split_singer(recordings: list[Recording], split: str) -> dict[str, list[Recording]]:
+    by: Callable[[Recording], Hashable] = _exercise if split == "disjoint" else _name
+    rest, test = _shuffle(recordings, by, 0.2)
+    train, valid = _shuffle(rest, by, 0.4)
+    return {"train": train, "valid": valid, "test": test}
+
+
+def _split_technique(recordings: list[Recording], split: str) -> dict[str, list[Recording]]:
+    test = [item for item in recordings if item.singer in TEST_SINGERS]
+    rest = [item for item in recordings if item.singer not in TEST_SINGERS]
+    if split == "disjoint":
+        train = [item for item in rest if item.singer not in VALID_SINGERS]
+        valid = [item for item in rest if item.singer in VALID_SINGERS]
+    else:
+        train, valid = _shuffle(rest, _name, 0.4)
+    return {"train": train, "valid": valid, "test": test}
+
+
+def _name(recording: Recording) -> Hashable:
+    return recording.name
+
+
+def _exercise(recording: Recording) -> Hashable:
+    return recording.exercise
+
+
+def _shuffle(
+    recordings: Sequence[Recording], by: Callable[[Recording], Hashable], share: float
+) -> tuple[list[Recording], list[Recording]]:
+    """Hold out a share (rounded up) of the groups, chosen at random but always the same."""
+    import numpy as np
+
+    groups = sorted({by(item) for item in recordings}, key=repr)
+    order = np.random.default_rng(_SEED).permutation(len(groups))
+    held_out = {groups[i] for i in order[: ceil(share * len(groups))]}
+    kept = [item for item in recordings if by(item) not in held_out]
+    return kept, [item for item in recordings if by(item) in held_out]
+
+
+def chunks(item: Labelled, track: Track) -> list[Example]:
+    """Consecutive chunks of a recording; what remains at its end is left out."""
+    number = track.num_samples // (CHUNK_SECONDS * SAMPLE_RATE)
+    return [
+        Example(
+            item.name,
+            track.num_samples,
+            item.label,
+            (CHUNK_SECONDS * i, CHUNK_SECONDS * (i + 1)),
+            item.name,
+        )
+        for i in range(number)
+    ]
+
+
+def _add_options(parser: argparse.ArgumentParser, disjoint: str) -> None:
+    parser.add_argument(
+        "--split",
+        choices=("marble", "disjoint"),
+        default="marble",
+        help=f"marble: as the benchmark, a recording is on one side; disjoint: {disjoint} "
+        "(default: marble)",
+    )
+
+
+def _builder(label: str, what: str, disjoint: str) -> ProbingBuilder:
+    return ProbingBuilder(
+        f"vocalset-{label}",
+        f"{what} in chunks of three seconds; scores are per chunk and per recording. "
+        f"Source: {_SOURCE}.",
+        "folder that holds FULL/, or female1/ to male11/ with context/technique/*.wav",
+        partial(read, label=label),
+        partial(_add_options, disjoint=disjoint),
+    )
+
+
+singer = _builder(
+    "singer", "Which of 20 singers sings", "an exercise (context and technique) is too"
+)
+technique = _builder(
+    "technique", "Which of ten vocal techniques is used", "so is a singer, in all three splits"
+)
