@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.stub_audio import stubs
+
+__all__ = ["stubs"]
+
 torch.set_num_threads(1)
 
 
