@@ -26,6 +26,7 @@ ALLOWED = {
     "manifests_tools": FOUNDATION | {"data"},
     "modules": FOUNDATION | {"compat"},
     "upstream": FOUNDATION | {"compat", "modules"},
+    "extract": FOUNDATION | {"data", "features", "modules", "upstream"},
     "export": FOUNDATION | {"compat", "modules", "upstream"},
     "models": FOUNDATION | {"compat", "modules"},
     "criterions": FOUNDATION | {"compat"},

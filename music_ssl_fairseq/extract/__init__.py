@@ -1,0 +1,6 @@
+"""Features of whole corpora from a frozen encoder, on disk.
+
+Tracks are cut into windows and batched (`batches`), read by processes that run ahead of the model
+(`reading`), go through the encoder (`run`), and are put together and written (`store`). The
+command is `python -m music_ssl_fairseq.extract`.
+"""

@@ -1,0 +1,302 @@
+"""`python -m music_ssl_fairseq.extract`: features of a manifest's tracks, on disk."""
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from music_ssl_fairseq.cpus import available_cpus
+from music_ssl_fairseq.errors import InputError
+
+if TYPE_CHECKING:
+    from music_ssl_fairseq.data.manifest import Manifest
+    from music_ssl_fairseq.extract.run import Outcome
+    from music_ssl_fairseq.upstream.model import Upstream
+
+DESCRIPTION = """\
+Compute a frozen model's hidden states for every track of a manifest, and write them as NumPy files.
+
+Layer 0 is the projected output of the convolutions, layer n that of the n-th Transformer layer.
+Audio is resampled and normalised as the model was trained; long tracks go through it in windows
+that overlap, and are put together so that no seam shows.
+
+--pool mean     DIR/features.npy: [tracks, layers, D] float32, a row a track, in the manifest's
+                order; NaN for a track that cannot be read
+--pool frames   DIR/NAME.npy for each track, NAME being its name in the manifest with its suffix:
+                [layers, frames, D]
+
+DIR/metadata.json says what made them, DIR/index.tsv lists the tracks, and DIR/left_out.tsv those
+that could not be read. The same command goes on with an interrupted run.
+"""
+
+EXAMPLES = """\
+examples:
+  python -m music_ssl_fairseq.extract --checkpoint checkpoint_best.pt \\
+      --manifest manifests/train.tsv --layer 0-12 --pool mean --out features/train
+  python -m music_ssl_fairseq.extract --checkpoint hubert-base-ls960/ \\
+      --manifest manifests/train.tsv --layer 6 --pool frames --out features/layer6
+
+then, in Python:
+  features = numpy.load("features/train/features.npy", mmap_mode="r")[:, 7]  # layer 7
+"""
+
+_LONG = 100 * 3600  # seconds of audio from which compiling kernels, about a minute, pays
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m music_ssl_fairseq.extract",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="music_hubert or music2vec, a stock fairseq HuBERT, data2vec_audio or wav2vec 2.0, a "
+        "Hugging Face folder of one of these, or torchaudio's HuBERT",
+    )
+    add("--manifest", type=Path, required=True, metavar="TSV", help="the tracks")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    add(
+        "--layer",
+        type=_layers,
+        default=None,
+        metavar="LAYERS",
+        help="which ones: 6, or 0-12, or 0,4,8-12 (default: all)",
+    )
+    add(
+        "--pool",
+        choices=["mean", "frames"],
+        default="mean",
+        help="mean over each track's frames, or every frame: 12 layers of 768 values are 55 MB a "
+        "minute of audio in float16 (default: %(default)s)",
+    )
+    add(
+        "--dtype",
+        choices=["float16", "float32"],
+        default="float16",
+        help="of --pool frames; means are float32 (default: %(default)s)",
+    )
+    add(
+        "--window",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="length of the windows of long tracks; those up to 1.5 windows stay whole "
+        "(default: %(default)g)",
+    )
+    add(
+        "--batch-seconds",
+        type=float,
+        metavar="SECONDS",
+        help="audio that goes through the model together (default: 480 on a GPU, which takes about "
+        "10 GB with a base model; 30 on a CPU)",
+    )
+    add(
+        "--device",
+        help="cpu, cuda or cuda:N (default: cuda if there is a GPU)",
+    )
+    add(
+        "--precision",
+        choices=["auto", "bf16", "fp32"],
+        default="auto",
+        help="of the model's arithmetic; auto is bf16 on GPUs that have it (default: %(default)s)",
+    )
+    add(
+        "--compile",
+        choices=["auto", "on", "off"],
+        default="auto",
+        help="compile kernels for the GPU, which takes about a minute; auto: from 100 hours of "
+        "audio on (default: %(default)s)",
+    )
+    add(
+        "--workers",
+        type=_count,
+        metavar="N",
+        help="processes that read audio (default: on a GPU all CPUs but one, at most 16; else 1)",
+    )
+    add("--force", action="store_true", help="overwrite features of other settings in --out")
+    return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError("must not be negative")
+    return value
+
+
+def _layers(text: str) -> list[int]:
+    """`0,4,8-12` to `[0, 4, 8, 9, 10, 11, 12]`."""
+    layers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise argparse.ArgumentTypeError(f"{text!r}: expected something like 6, 0-12 or 0,4,8")
+        span = range(int(first), int(last or first) + 1)
+        if not span:
+            raise argparse.ArgumentTypeError(f"{text!r}: {part.strip()} counts downwards")
+        layers += span
+    return sorted(set(layers))
+
+
+def run(
+    checkpoint: Path,
+    manifest: Path,
+    out: Path,
+    layer: list[int] | None,
+    pool: str,
+    dtype: str,
+    window: float,
+    batch_seconds: float | None,
+    device: str | None,
+    precision: str,
+    compile: str,
+    workers: int | None,
+    force: bool,
+) -> bool:
+    """Do what the command line says; see `get_parser`. Whether every track could be read.
+
+    Raises:
+        InputError: about the checkpoint, the manifest, a layer, or what --out already holds.
+    """
+    # What fairseq's text-to-speech task says about tensorboardX concerns nobody here.
+    logging.getLogger("fairseq").setLevel(logging.WARNING)
+    import torch
+    from tqdm import tqdm
+
+    from music_ssl_fairseq.data.manifest import Manifest
+    from music_ssl_fairseq.extract.run import Extraction, open_store
+    from music_ssl_fairseq.extract.store import open_folder, write_index
+    from music_ssl_fairseq.upstream import load
+    from music_ssl_fairseq.upstream.windows import Windowing
+
+    tracks = Manifest(manifest)
+    if window < 6:
+        raise InputError(f"--window {window:g}: windows need 6 seconds or more, to overlap")
+    windowing = Windowing(window, min(4.0, window / 2), 1.5 * window)
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    on_gpu = where.type == "cuda"
+    if on_gpu and not torch.cuda.is_available():
+        raise InputError(f"--device {device}: torch finds no GPU here; leave it out to use the CPU")
+    upstream = load(checkpoint, where, precision)
+    layers = upstream.check_layers(range(upstream.num_layers + 1) if layer is None else layer)
+    settings = _settings(checkpoint, upstream, tracks, layers, pool, dtype, windowing)
+    open_folder(out, tracks, settings, force)
+    upstream.drop_above(max(layers))
+    extraction = Extraction(
+        upstream,
+        layers,
+        settings["dtype"] if pool == "frames" else None,
+        windowing,
+        batch_seconds or (480 if on_gpu else 30),
+        compile=_compiles(compile, on_gpu, tracks),
+    )
+    store = open_store(extraction, tracks, out)
+    write_index(out, tracks, store.cut)
+    if workers is None:
+        workers = min(16, max(1, available_cpus() - 1)) if on_gpu else 1
+    try:
+        with tqdm(total=0, desc="extract", unit=" audio-s", unit_scale=True) as bar:
+            outcome = extraction.run(tracks, store, workers, bar)
+        store.finish()
+    finally:
+        store.close()
+    _report(out, tracks, outcome)
+    return not outcome.left_out
+
+
+def _settings(
+    checkpoint: Path,
+    upstream: "Upstream",
+    tracks: "Manifest",
+    layers: list[int],
+    pool: str,
+    dtype: str,
+    windowing: Any,
+) -> dict[str, Any]:
+    """What metadata.json says, and what must be the same for a run to be continued."""
+    from dataclasses import asdict
+    from hashlib import sha256
+
+    return {
+        "family": upstream.family,
+        "fingerprint": upstream.fingerprint,
+        "layers": layers,
+        "pool": pool,
+        "dtype": "float32" if pool == "mean" else dtype,
+        "dimension": upstream.dimension,
+        "sample_rate": upstream.sample_rate,
+        "frame_rate": upstream.frame_rate,
+        "normalise": upstream.normalise,
+        "precision": upstream.precision,
+        "windows": asdict(windowing),
+        "manifest": sha256(tracks.file.read_bytes()).hexdigest(),
+    }
+
+
+def _compiles(wanted: str, on_gpu: bool, tracks: "Manifest") -> bool:
+    from music_ssl_fairseq.frames import SAMPLE_RATE
+    from music_ssl_fairseq.modules.fast import can_compile
+
+    if not on_gpu or wanted == "off":
+        return False
+    long = int(tracks.num_samples.sum()) > _LONG * SAMPLE_RATE
+    return (wanted == "on" or long) and can_compile()
+
+
+def _report(out: Path, tracks: "Manifest", outcome: "Outcome") -> None:
+    from music_ssl_fairseq.files import atomic_path
+
+    report = out / "left_out.tsv"
+    report.unlink(missing_ok=True)
+    if outcome.left_out:
+        left_out = [
+            (os.fsencode(tracks.name(track)), reason)
+            for track, reason in sorted(outcome.left_out.items())
+        ]
+        with atomic_path(report) as temporary, temporary.open("wb") as file:
+            file.writelines(b"%s\t%s\n" % (name, reason.encode()) for name, reason in left_out)
+        for name, reason in left_out[:10]:
+            _say(f"left out: {name.decode('utf-8', 'backslashreplace')}: {reason}")
+        _say(f"{len(left_out)} of {len(tracks)} tracks were left out: {report}")
+    if not outcome.tracks:
+        if not outcome.left_out:
+            print(f"{out}: finished already, {len(tracks)} tracks")
+        return
+    rate = outcome.seconds / outcome.wall
+    print(
+        f"{out}: {outcome.tracks} tracks, {outcome.seconds / 3600:.2f} h of audio in "
+        f"{outcome.wall:.0f} s: {rate:.1f} audio-s/s"
+    )
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point: the exit status, 1 also if a track was left out."""
+    arguments = get_parser().parse_args(argv)
+    try:
+        return 0 if run(**vars(arguments)) else 1
+    except InputError as error:
+        _say(f"error: {error}")
+        return 1
+    except OSError as error:  # of audio it is an InputError: this is a full disk or the like
+        _say(f"error: {error.filename or arguments.out}: {error.strerror or error}")
+        return 1
+    except KeyboardInterrupt:
+        _say("interrupted; the same command, without --force, goes on from here")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
