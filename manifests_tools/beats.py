@@ -1,10 +1,11 @@
 """Files of beat times: JAMS, or a line for each beat."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from manifests_tools.examine import Track
-from manifests_tools.labelled import Labelled
+from manifests_tools.labelled import Labelled, as_it_is
 from music_ssl_fairseq.data.probing_task import parse_number
 from music_ssl_fairseq.data.probing_writer import Example
 from music_ssl_fairseq.errors import InputError
@@ -57,4 +58,4 @@ def beats_within(item: Labelled, track: Track) -> list[Example]:
     beats = tuple(beat for beat in item.label if float(beat.partition("/")[0]) < seconds)
     if not beats:
         return []
-    return [Example(item.name, track.num_samples, beats, item.segment, item.group)]
+    return as_it_is(replace(item, label=beats), track)

@@ -9,6 +9,7 @@ from music_ssl_fairseq.audio import EXTENSIONS
 from music_ssl_fairseq.data.probing_task import ProbingTask
 from music_ssl_fairseq.data.probing_writer import Example, refuse_shared
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.frames import LENGTH_TOLERANCE, SAMPLE_RATE
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,18 @@ class Labelled:
 
 
 def as_it_is(item: Labelled, track: Track) -> list[Example]:
-    """One line for each labelled file."""
+    """One line for each labelled file, or part of one.
+
+    Raises:
+        InputError: if the part is not within the file.
+    """
+    seconds = track.num_samples / SAMPLE_RATE
+    if item.segment is not None and item.segment[1] > seconds + LENGTH_TOLERANCE:
+        start, stop = item.segment
+        raise InputError(
+            f"{printable(item.name)}: the part from {start:g} to {stop:g} s is not within the "
+            f"file, which has {seconds:.2f} s; are these seconds?"
+        )
     return [Example(item.name, track.num_samples, item.label, item.segment, item.group)]
 
 

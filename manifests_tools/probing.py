@@ -175,6 +175,8 @@ def _summarise(
         )
         hours = sum(_samples(line) for line in lines) / SAMPLE_RATE / 3600
         print(f"{split}: {len(lines)} {task.counted}{beside}, {hours:.2f} h")
+    if "test" not in examples:
+        print("warning: no test split, so there will be no test figure", file=sys.stderr)
     if task.classes:
         print(f"classes: {len(task.classes)}")
         _name_absent(task, examples)

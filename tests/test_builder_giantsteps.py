@@ -99,7 +99,7 @@ def test_metadata_elsewhere_and_archive_names(stubs, tmp_path):
 
 def test_what_is_not_there_is_named_with_its_source(tmp_path):
     out = str(tmp_path / "out")
-    with pytest.raises(InputError, match="no folder giantsteps-mtg-key-dataset .*https://github"):
+    with pytest.raises(InputError, match=r"no folder giantsteps-mtg-key-dataset .*https://github"):
         giantsteps.key.run(str(tmp_path), out)
     write_giantsteps(tmp_path)
     annotations = tmp_path / "giantsteps-mtg-key-dataset" / "annotations"
@@ -125,7 +125,9 @@ def test_spellings_of_keys(text, key):
     assert key in KEYS
 
 
-@pytest.mark.parametrize("text", ["", "-", "C", "minor", "C minor / A major", "C##  minor", "H maj"])
+@pytest.mark.parametrize(
+    "text", ["", "-", "C", "minor", "C minor / A major", "C##  minor", "H maj"]
+)
 def test_what_is_not_one_key(text):
     with pytest.raises(ValueError, match="is not a key"):
         normalise_key(text)

@@ -179,6 +179,7 @@ def test_task_json_round_trip(tmp_path, task):
         ({"kind": "genre"}, "unknown kind of task 'genre': one of multi-class"),
         ({"metric": "r2"}, "metric 'r2' does not fit the kind multi-class: one of accuracy"),
         ({"classes": []}, "needs `classes`"),
+        ({"classes": ["a"]}, "a single class"),
         ({"classes": ["a", "a"]}, "`classes` lists 'a' twice"),
         ({"classes": "abc"}, "`classes` is not a list of texts"),
         ({"targets": ["a"]}, "has no `targets`"),

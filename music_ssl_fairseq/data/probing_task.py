@@ -72,6 +72,8 @@ class ProbingTask:
             if bool(values) != (name == wanted):
                 state = "needs" if name == wanted else "has no"
                 raise InputError(f"a task of kind {self.kind} {state} `{name}`")
+            if name == "classes" and self.kind == "multi-class" and len(values) < 2:
+                raise InputError("a single class is nothing to tell apart")
             repeated = sorted({value for value in values if values.count(value) > 1})
             if repeated:
                 raise InputError(f"`{name}` lists {repeated[0]!r} twice")

@@ -1,0 +1,189 @@
+"""`custom`: tasks of one's own, from a CSV."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from manifests_tools.__main__ import main
+from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.data.probing_labels import ProbingSplit
+from music_ssl_fairseq.data.probing_task import read_task
+from tests.audio_files import write_tone
+
+
+@pytest.fixture
+def music(tmp_path: Path) -> Path:
+    for i in range(6):
+        write_tone(tmp_path / "music" / f"{i}.wav", 2.0 + i / 2, 8_000)
+    return tmp_path / "music"
+
+
+def build(music: Path, text: str, *options: str) -> int:
+    file = music / "labels.csv"
+    file.write_text(text, encoding="utf-8")
+    out = music.parent / "out"
+    return main(["custom", "--csv", str(file), "--out", str(out), *options])
+
+
+def loaded(music: Path, split: str) -> ProbingSplit:
+    return ProbingSplit(music.parent / "out", split, read_task(music.parent / "out"))
+
+
+def table(*labels: str, quote: str = '"') -> str:
+    splits = ["train", "train", "train", "valid", "test", "test"]
+    rows = [f"{i}.wav,{quote}{label}{quote},{splits[i]}" for i, label in enumerate(labels)]
+    return "\n".join(["path,label,split", *rows]) + "\n"
+
+
+def test_multi_class(music, capsys):
+    assert build(music, table("rock", "pop, étude", "rock", "rock", "pop, étude", "rock"),
+                 "--kind", "multi-class", "--name", "my-genre") == 0  # fmt: skip
+    task = read_task(music.parent / "out")
+    assert (task.name, task.classes) == ("my-genre", ("pop, étude", "rock"))
+    assert task.counts == {"train": 3, "valid": 1, "test": 2}
+    assert task.metric == "accuracy"
+    assert loaded(music, "train").targets.tolist() == [1, 0, 1]
+    manifest = Manifest(music.parent / "out" / "test.tsv")
+    assert manifest.root == str(music)
+    assert manifest.num_samples.tolist() == [64_000, 72_000]
+    assert "warning: valid has no example of: pop, étude" in capsys.readouterr().err
+
+
+def test_tabs_byte_order_mark_other_columns_and_names_of_splits(music):
+    text = table("a", "b", "a", "b", "a", "b", quote="").replace(",", "\t")
+    text = text.replace("valid", "Validation").replace("path\t", "\ufeffpath\t")
+    lines = [line + "\tcomment" for line in text.splitlines()]
+    assert build(music, "\r\n".join(lines), "--kind", "multi-class") == 0
+    assert loaded(music, "valid").targets.tolist() == [1]
+
+
+def test_multi_label_and_another_separator(music):
+    labels = ("fast|loud", "", "slow", "fast", "slow | loud", "")
+    assert build(music, table(*labels), "--kind", "multi-label", "--separator", "|") == 0
+    assert read_task(music.parent / "out").classes == ("fast", "loud", "slow")
+    assert loaded(music, "train").targets.astype(int).tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
+    assert loaded(music, "test").targets.astype(int).tolist() == [[0, 1, 1], [0, 0, 0]]
+
+
+def test_regression(music):
+    labels = ("1;2.5", "-1;0", "3e1;1", "0;0", "1;1", "2;2")
+    assert build(music, table(*labels), "--kind", "regression", "--targets", "x,y") == 0
+    assert read_task(music.parent / "out").targets == ("x", "y")
+    np.testing.assert_array_equal(loaded(music, "train").targets, [[1, 2.5], [-1, 0], [30, 1]])
+    assert build(music, table(*labels), "--kind", "regression", "--force") == 0
+    assert read_task(music.parent / "out").targets == ("value 1", "value 2")
+
+
+def test_key(music):
+    labels = ("C# minor", "Db minor", "c major", "F:maj", "A minor", "B major")
+    assert build(music, table(*labels), "--kind", "key") == 0
+    task = read_task(music.parent / "out")
+    assert len(task.classes) == 24
+    found = [task.classes[i] for i in loaded(music, "train").targets]
+    assert found == ["Db minor", "Db minor", "C major"]
+
+
+def test_beats_as_times_and_as_files(music):
+    (music / "beats").mkdir()
+    (music / "beats" / "1.txt").write_text("0.25 1\n1.25 2\n99 1\n")
+    labels = ("0.5;1.0;1.5", "beats/1.txt", "0.5/1;1/2", "1", "1", "1")
+    assert build(music, table(*labels), "--kind", "beats") == 0
+    beats = loaded(music, "train").beats
+    assert [its.times.tolist() for its in beats] == [[0.5, 1, 1.5], [0.25, 1.25], [0.5, 1]]
+    assert [its.positions.tolist() for its in beats] == [[0, 0, 0], [1, 2], [1, 2]]
+
+
+def test_segments_and_groups(music):
+    text = "path,label,split,start,stop,group\n0.wav,a,train,0,1,s\n0.wav,b,train,1,2,s\n"
+    text += "1.wav,a,valid,,,\n2.wav,b,test,0.5,1.5,\n"
+    assert build(music, text, "--kind", "multi-class") == 0
+    train = loaded(music, "train")
+    assert (train.segments / 16_000).tolist() == [[0, 1], [1, 2]]
+    assert train.groups == ["s", "s"]
+    assert loaded(music, "valid").segments.tolist() == [[0, 40_000]]
+    assert loaded(music, "test").groups == ["2.wav"]
+
+
+def test_absolute_paths_and_another_root(music, tmp_path):
+    text = table("a", "b", "a", "b", "a", "b").replace("5.wav", str(music / "5.wav"))
+    (tmp_path / "else where").mkdir()
+    file = tmp_path / "else where" / "x.csv"
+    file.write_text(text)
+    arguments = ["--csv", str(file), "--root", str(music), "--out", str(tmp_path / "out")]
+    assert main(["custom", *arguments, "--kind", "multi-class"]) == 0
+    assert Manifest(tmp_path / "out" / "test.tsv").path(1) == str(music / "5.wav")
+
+
+def test_without_a_test_split(music, capsys):
+    text = table("a", "b", "a", "b")
+    assert build(music, table("a", "b", "a", "b", "a", "b"), "--kind", "multi-class") == 0
+    assert build(music, text, "--kind", "multi-class", "--force") == 0
+    assert "warning: no test split" in capsys.readouterr().err
+    out = music.parent / "out"
+    assert read_task(out).counts == {"train": 3, "valid": 1}
+    # Of the earlier run, which had one, nothing is left.
+    assert not list(out.glob("test.*"))
+
+
+GOOD = ("a", "b", "a", "b", "a", "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "expected"),
+    [
+        (table("a", "b", "c", "a", "a", "a"), ["--classes", "CLASSES"],
+         "line 4: label 'c' is not in the class list"),
+        (table(*GOOD).replace("3.wav", "0.wav"), [], "line 5: 0.wav is in line 2 already"),
+        (table(*GOOD).replace("3.wav", "./0.wav"), [], "0.wav is in train and in valid: leakage"),
+        (table(*GOOD[:4], "", "b"), [], "line 6: no label for 4.wav"),
+        (table(*GOOD).replace("valid", "vlaid"), [], "line 5: split 'vlaid' is none of train"),
+        (table(*GOOD).replace("valid", "test"), [], "no labelled file for the split valid"),
+        (table(*GOOD).replace(",label", ",class"), [], "no column 'label' in its first line"),
+        ("", [], "no column 'path' in its first line"),
+        (table(*GOOD).replace("2.wav", ""), [], "line 4: no path"),
+        (table(*GOOD).replace("2.wav", "9.wav"), [], "train: 1 of 3 labelled files cannot be used"),
+        (table(*GOOD[:5], "b\tc"), [], "a tab or line break"),
+        (table("C minor", "H major", *GOOD[2:]), ["--kind", "key"], "line 3: 'H major' is not a"),
+        (table(*GOOD), ["--kind", "regression"], "line 2: could not convert string to float: 'a'"),
+        (table("1", "1;2", "1", "1", "1", "1"), ["--kind", "regression"],
+         "line 3: 2 numbers, but 1 in the lines above"),
+        (table("1", "2", "1", "1", "1", "1"), ["--kind", "regression", "--targets", "x,y"],
+         "1 numbers a line, but --targets names 2"),
+        (table("1;0.5", "1", "1", "1", "1", "1"), ["--kind", "beats"],
+         "line 2: beats are not ascending"),
+        (table("a.beats", "1", "1", "1", "1", "1"), ["--kind", "beats"],
+         "'a.beats': neither times nor the name of a file"),
+        (table("", "", "", "a", "a", "a"), ["--kind", "multi-label"],
+         "not one of the 3 files of train has a label"),
+        (table(*GOOD), ["--metric", "r2"], "metric 'r2' does not fit the kind multi-class"),
+        ("path,label,split,start,stop\n0.wav,a,train,2,1\n", [], "line 2: start '2' and stop '1'"),
+        ("path,label,split,start,stop\n0.wav,a,train,2,\n", [], "line 2: start '2' and stop ''"),
+        ("path,label,split,group\n0.wav,a,train,s\n1.wav,b,valid,s\n", [],
+         "group s is in train and in valid: leakage"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line(music, capsys, text, options, expected):
+    (music / "classes.txt").write_text("a\nb\n")
+    options = [str(music / "classes.txt") if option == "CLASSES" else option for option in options]
+    if "--kind" not in options:
+        options += ["--kind", "multi-class"]
+    assert build(music, text, *options) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert expected in error
+    assert not (music.parent / "out" / "task.json").exists()
+
+
+def test_a_missing_csv(music, capsys):
+    arguments = ["--csv", str(music / "none.csv"), "--kind", "key", "--out", "x"]
+    assert main(["custom", *arguments]) == 1
+    assert capsys.readouterr().err.endswith(
+        "none.csv: cannot be read (No such file or directory)\n"
+    )
+
+
+def test_a_segment_beyond_its_file_is_named(music, capsys):
+    text = "path,label,split,start,stop\n0.wav,a,train,1,9\n1.wav,b,valid,,\n"
+    assert build(music, text, "--kind", "multi-class") == 1
+    assert "0.wav: the part from 1 to 9 s is not within" in capsys.readouterr().err
