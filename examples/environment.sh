@@ -1,4 +1,4 @@
-# Sourced by examples/quickstart.sh, tests/run.sh and .ci/run: a Python with this package in it.
+# Sourced by the scripts in examples/, tests/run.sh and .ci/run: a Python with this package in it.
 # shellcheck shell=bash
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -6,6 +6,14 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 fail() {
   echo "error: $*" >&2
   exit 1
+}
+
+quoted() { # path: as hydra takes it, whatever it holds
+  if [[ $1 =~ ^[A-Za-z0-9_./-]+$ ]]; then
+    printf '%s' "$1"
+  else
+    printf "'%s'" "${1//\'/\\\'}"
+  fi
 }
 
 supported() { # python: whether it runs, and is a version that fairseq has wheels for

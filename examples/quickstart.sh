@@ -120,14 +120,6 @@ step manifests "Manifests: which audio trains, which validates" '^(train|valid|l
 step labels "Labels: MFCC, K-means with $k clusters" 'k = |tracks, |warning' \
   python -m music_ssl_fairseq.label --k "$k" --manifests "$out/manifests" --labels "$out/labels"
 
-quoted() { # path: as hydra takes it, whatever it holds
-  if [[ $1 =~ ^[A-Za-z0-9_./-]+$ ]]; then
-    printf '%s' "$1"
-  else
-    printf "'%s'" "${1//\'/\\\'}"
-  fi
-}
-
 train() { # name title model override...
   local name=$1 title=$2 model=$3
   shift 3

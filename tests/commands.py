@@ -27,10 +27,10 @@ TINY = [
 ]
 
 
-def make_corpus(folder: Path, k: int = 12) -> Path:
+def make_corpus(folder: Path, k: int = 12, sample_rate: int | None = None) -> Path:
     """Nine tracks of three albums in `music/`, `manifests/` of them, and random `labels/`."""
     for i in range(9):
-        suffix, rate = (".flac", 16000) if i % 3 else (".ogg", 22050)
+        suffix, rate = (".flac", 16000) if i % 3 else (".ogg", sample_rate or 22050)
         write_tone(folder / "music" / f"album {i % 3}" / f"{i}{suffix}", 2 + i / 4, rate, seed=i)
     pretrain.run(root=str(folder / "music"), out=str(folder / "manifests"), workers=1)
     rng = np.random.default_rng(0)

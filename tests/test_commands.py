@@ -11,11 +11,13 @@ from tests.commands import EXAMPLES, TINY, logged, make_corpus, train, validate
 
 FAMILIES = ["music2vec", "music_hubert"]
 NOT_MODELS = ("config", "run_folder", "tiny")
-MODELS = [
-    (family, path.stem)
-    for family in FAMILIES
-    for path in sorted((EXAMPLES / family).glob("*.yaml"))
-    if path.stem not in NOT_MODELS
+MODELS = [  # music_hubert's others want labels of their own: test_music_hubert_configs.py
+    ("music_hubert", "short"),
+    *(
+        ("music2vec", path.stem)
+        for path in sorted((EXAMPLES / "music2vec").glob("*.yaml"))
+        if path.stem not in NOT_MODELS
+    ),
 ]
 
 
