@@ -11,6 +11,7 @@ and it acts only if DIR/config.yaml names this package.
 
 import importlib.util
 import os
+import re
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
@@ -31,7 +32,16 @@ def _package_dir() -> str:
     return spec.submodule_search_locations[0]
 
 
+def _slug(path: str) -> str:
+    """A checkpoint's path as part of a folder's name: the last three parts that say something."""
+    parts = re.sub(r"\.\w{1,11}$", "", str(path)).replace(":", "/").split("/")
+    named = [part for part in parts if part not in ("", ".", "..", "runs", "checkpoints")]
+    prefix = ["random"] if str(path).startswith("random:") and len(named) > 3 else []
+    return re.sub(r"[^\w.+-]", "_", "_".join([*prefix, *named[-3:]]))
+
+
 OmegaConf.register_new_resolver(f"{PACKAGE}_dir", _package_dir, replace=True)
+OmegaConf.register_new_resolver(f"{PACKAGE}_slug", _slug, replace=True)
 
 
 def _is_ours(config: str) -> bool:

@@ -3,9 +3,9 @@
 With fairseq's command lines, `common.user_dir` (or `--user-dir`) is all it takes: fairseq imports
 `tasks/` and `models/`, and these register
 
-    tasks       music2vec_pretraining, music_hubert_pretraining
-    models      music2vec, music_hubert
-    criterions  music2vec, music_hubert
+    tasks       music2vec_pretraining, music_hubert_pretraining, music_probing
+    models      music2vec, music_hubert, music_probe
+    criterions  music2vec, music_hubert, music_probe
 
 Importing the package alone registers nothing and costs nothing, so that command lines such as
 `python -m music_ssl_fairseq.label` start at once. In Python, call `register()` first.
@@ -23,5 +23,5 @@ def register() -> None:
     """Make fairseq know everything above, for instance before loading a checkpoint in Python."""
     from importlib import import_module
 
-    for task in ("music2vec_pretraining", "music_hubert_pretraining"):
+    for task in ("music2vec_pretraining", "music_hubert_pretraining", "music_probing"):
         import_module(f"{__name__}.tasks.{task}")

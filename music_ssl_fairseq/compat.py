@@ -7,6 +7,7 @@ else.
 import argparse
 import collections
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -71,18 +72,33 @@ def allow_fairseq_checkpoints() -> None:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Under fairseq-hydra-train, end with an InputError's one line instead of a traceback.
+    """Under fairseq-hydra-train and fairseq-validate, end with an InputError's one line instead of
+    a traceback.
 
-    Elsewhere (fairseq-validate, Python) the exception passes as it is, for callers to catch.
+    In Python the exception passes as it is, for callers to catch.
     """
     from hydra.core.hydra_config import HydraConfig
 
     try:
         yield
     except InputError as error:
-        if HydraConfig.initialized():
+        command = os.path.basename(sys.argv[0]).removesuffix(".py")
+        if HydraConfig.initialized() or command in ("fairseq-validate", "validate"):
             sys.exit(f"error: {error}")
         raise
+
+
+def stop_loading(iterators: dict[Any, Any]) -> None:
+    """Tell the workers of fairseq's epoch iterators to stop, and wait until they have.
+
+    Args:
+        iterators: `FairseqTask.dataset_to_epoch_iter`.
+    """
+    for iterator in iterators.values():
+        loader = getattr(iterator, "dataloader", None)
+        running = getattr(loader, "_iterator", None)
+        if hasattr(running, "_shutdown_workers"):
+            running._shutdown_workers()
 
 
 allow_fairseq_checkpoints()

@@ -1,0 +1,75 @@
+"""Loss of a batched probe, and what its validation needs."""
+
+from typing import Any
+
+from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.dataclass import FairseqDataclass
+from fairseq.logging import metrics
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class MusicProbeCriterionConfig(FairseqDataclass):
+    """No settings: the kind of the task decides."""
+
+
+@register_criterion("music_probe", dataclass=MusicProbeCriterionConfig)
+class MusicProbeCriterion(FairseqCriterion):
+    """Cross-entropy (multi-class, key), binary cross-entropy (multi-label, beats) or squared error
+    (regression), summed over rows and items: each row gets the gradient of its own loss alone."""
+
+    def __init__(self, task: Any):
+        super().__init__(task)
+        self.kind: str = task.kind
+
+    def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True):
+        """Return the summed loss, the number of items, and what to log.
+
+        In evaluation that holds the outputs `[rows, N, outputs]` themselves: a metric of a split is
+        no mean over batches.
+        """
+        outputs = model(**sample["net_input"])
+        size = outputs.size(1)
+        loss = self._loss(model, outputs, sample["target"])
+        logs: dict[str, Any] = {
+            "loss": loss.detach() / max(1, len(outputs)),
+            "sample_size": size,
+            "nsentences": sample["nsentences"],
+            "ntokens": sample["ntokens"],
+        }
+        if not model.training:
+            if self.kind == "regression":
+                outputs = model.in_units(outputs)
+            logs["predictions"] = {
+                "outputs": outputs.detach().float().cpu(),
+                **{key: sample[key].cpu() for key in ("clip", "first")},
+                "rows": sample["rows"],
+            }
+        return loss, size, logs
+
+    def _loss(self, model: Any, outputs: Tensor, target: Tensor) -> Tensor:
+        """Summed over rows and items, a mean over the outputs of an item."""
+        if self.kind in ("multi-class", "key"):
+            rows = len(outputs)
+            return F.cross_entropy(outputs.flatten(0, 1), target.repeat(rows), reduction="sum")
+        if self.kind == "regression":
+            target = model.normalised_target(target)
+            return (outputs - target).square().mean(-1).sum()
+        target = target.reshape(outputs.shape[1:])
+        return (
+            F.binary_cross_entropy_with_logits(outputs, target.expand_as(outputs), reduction="none")
+            .mean(-1)
+            .sum()
+        )
+
+    @staticmethod
+    def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:
+        """Log the loss of an item, a mean over the rows."""
+        size = sum(log["sample_size"] for log in logging_outputs)
+        loss = sum(float(log["loss"]) for log in logging_outputs)
+        metrics.log_scalar("loss", loss / max(1, size), size, round=4)
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        """No: validation hands out predictions."""
+        return False

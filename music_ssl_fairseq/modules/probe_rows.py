@@ -1,0 +1,202 @@
+"""Many small probes as the rows of one batched module: one matrix product instead of dozens.
+
+Each row is `Linear -> ReLU -> Dropout -> Linear` on one layer of the encoder, or on a sum of its
+Transformer layers with learned weights. Nothing is shared between rows: each has its own
+parameters, drawn from its own seed, and its own dropout. So a row computes what it would compute
+as the only one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MIXED = "all"
+"""The name of the weighted sum, where others have the name of their layer."""
+
+PARAMETERS = ("mix", "hidden_weight", "hidden_bias", "output_weight", "output_bias")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What tells a probe from the others: its input and its learning rate."""
+
+    layer: str
+    learning_rate: float
+
+    def seed(self, seed: int, draw: int) -> int:
+        """For draw number `draw` of this row: the same whatever rows there are besides it."""
+        text = f"{seed} {self.layer} {self.learning_rate:.6g} {draw}"
+        return int.from_bytes(blake2b(text.encode(), digest_size=7).digest(), "little")
+
+
+def grid(layers: Sequence[str], learning_rates: Sequence[float]) -> list[Row]:
+    """Every layer with every learning rate; the weighted sums last."""
+    ordered = [*(layer for layer in layers if layer != MIXED), *([MIXED] * (MIXED in layers))]
+    return [Row(layer, float(rate)) for layer in ordered for rate in learning_rates]
+
+
+class ProbeRows(nn.Module):
+    """The rows that are still being trained.
+
+    Parameters have the row as their first dimension: `[rows, ...]`.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        layers: Sequence[str],
+        dimension: int,
+        hidden_size: int,
+        num_outputs: int,
+        dropout: float,
+        seed: int,
+    ):
+        """Draw each row's parameters as `nn.Linear` draws them, from the row's own seed.
+
+        Args:
+            rows: weighted sums after all others, as `grid` has them.
+            layers: names of the layers in the features; sums are over all but the first.
+            dropout: probability with which a hidden value is 0 in training.
+        """
+        super().__init__()
+        self.rows = list(rows)
+        self.layers = list(layers)
+        self.dropout = dropout
+        self.seed = seed
+        drawn = [
+            _draw(row.seed(seed, 0), dimension, hidden_size, num_outputs, len(layers) - 1)
+            for row in rows
+        ]
+        for name in PARAMETERS:
+            self.register_parameter(name, nn.Parameter(torch.stack([d[name] for d in drawn])))
+        self._gradients: list[Tensor] = []
+
+    def keep(self, indices: Sequence[int]) -> None:
+        """Go on with these rows only, counted among those that are left."""
+        chosen = torch.tensor(list(indices), dtype=torch.long)
+        self.rows = [self.rows[i] for i in indices]
+        for name in PARAMETERS:
+            parameter = getattr(self, name)
+            parameter.data = parameter.data[chosen.to(parameter.device)]
+            parameter.grad = None
+        self._gradients = []
+
+    def resize(self, rows: Sequence[Row]) -> None:
+        """Make place for the parameters of these rows, to be loaded."""
+        self.rows = list(rows)
+        for name in PARAMETERS:
+            parameter = getattr(self, name)
+            parameter.data = parameter.data.new_zeros(len(rows), *parameter.shape[1:])
+            parameter.grad = None
+        self._gradients = []
+
+    def state(self, index: int) -> dict[str, Tensor]:
+        """A copy of one row's parameters, as a module of one row: `[1, ...]` each."""
+        return {
+            name: getattr(self, name).detach()[index : index + 1].clone() for name in PARAMETERS
+        }
+
+    def forward(self, features: Tensor, draw: int = 0) -> Tensor:
+        """`[N, layers, D]` to logits `[rows, N, outputs]`.
+
+        Args:
+            draw: number of the dropout's draw; only in training.
+        """
+        if not self._gradients:
+            self._gradients = [torch.empty_like(self.hidden_weight)]
+        plain = [self.layers.index(row.layer) for row in self.rows if row.layer != MIXED]
+        hidden = _Hidden.apply(
+            features.transpose(0, 1),
+            plain,
+            self.mix[len(plain) :],
+            self.hidden_weight,
+            self.hidden_bias,
+            self._gradients[0],
+        )
+        hidden = F.relu(hidden)
+        if self.training and self.dropout > 0:
+            hidden = hidden * self._dropout(hidden, draw)
+        return torch.baddbmm(
+            self.output_bias.unsqueeze(1), hidden, self.output_weight.transpose(1, 2)
+        )
+
+    def _dropout(self, hidden: Tensor, draw: int) -> Tensor:
+        """Factors for the hidden values `[rows, N, H]`: 0, or what keeps the expectation."""
+        # Sixteen random bits a value: the probability is met to 1/65536, at a tenth of the cost of
+        # drawing a float for each.
+        per_row = hidden[0].numel()
+        words = torch.empty(
+            len(self.rows), -(-per_row // 4), dtype=torch.int64, device=hidden.device
+        )
+        generator = torch.Generator(hidden.device)
+        for row, place in zip(self.rows, words, strict=True):
+            generator.manual_seed(row.seed(self.seed, draw + 1))
+            place.random_(torch.iinfo(torch.int64).min, None, generator=generator)
+        kept = words.view(torch.int16)[:, :per_row] >= round(self.dropout * 65536) - 32768
+        return kept.view(hidden.shape).to(hidden.dtype).mul_(1 / (1 - self.dropout))
+
+
+class _Hidden(torch.autograd.Function):
+    """Each row's input, and the first linear layer of it.
+
+    As operations of its own the weights' gradient would be hundreds of megabytes of fresh memory
+    each step, which costs as much as the product itself. Here it is computed in place.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        features: Tensor,  # [layers, N, D]
+        plain: list[int],
+        mix: Tensor,  # [sums, layers - 1]
+        weight: Tensor,
+        bias: Tensor,
+        gradient: Tensor,  # as weight: memory for its gradient
+    ) -> Tensor:
+        weights = mix.softmax(-1)
+        summed = torch.einsum("sl,lnd->snd", weights, features[1:]) if len(mix) else None
+        inputs = features[plain]
+        if summed is not None:
+            inputs = torch.cat([inputs, summed])
+        ctx.save_for_backward(features, inputs, weights, weight, gradient)
+        return torch.baddbmm(bias.unsqueeze(1), inputs, weight.transpose(1, 2))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        features, inputs, weights, weight, memory = ctx.saved_tensors
+        (grad,) = gradients
+        leaf = ctx.saved_tensors[3]
+        if leaf.grad is None:
+            leaf.grad = torch.bmm(grad.transpose(1, 2), inputs, out=memory)
+        else:
+            leaf.grad.baddbmm_(grad.transpose(1, 2), inputs)
+        grad_mix = None
+        if len(weights):
+            count = len(weights)
+            grad_sum = torch.bmm(grad[-count:], weight[-count:])
+            grad_weights = torch.einsum("snd,lnd->sl", grad_sum, features[1:])
+            inner = (grad_weights * weights).sum(-1, keepdim=True)
+            grad_mix = weights * (grad_weights - inner)
+        return None, None, grad_mix, None, grad.sum(1), None
+
+
+def _draw(
+    seed: int, dimension: int, hidden_size: int, num_outputs: int, num_mixed: int
+) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(*shape: int, fan_in: int) -> Tensor:
+        return torch.empty(shape).uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
+
+    return {
+        "mix": torch.zeros(num_mixed),
+        "hidden_weight": uniform(hidden_size, dimension, fan_in=dimension),
+        "hidden_bias": uniform(hidden_size, fan_in=dimension),
+        "output_weight": uniform(num_outputs, hidden_size, fan_in=hidden_size),
+        "output_bias": uniform(num_outputs, fan_in=hidden_size),
+    }

@@ -1,0 +1,138 @@
+"""Adam for parameters whose first dimension is a row, each row with a learning rate of its own."""
+
+import ast
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from fairseq.dataclass import FairseqDataclass
+from fairseq.optim import FairseqOptimizer, register_optimizer
+from torch import Tensor
+from torch.optim.adam import adam
+
+
+@dataclass
+class RowAdamConfig(FairseqDataclass):
+    adam_betas: str = field(
+        default="(0.9,0.999)", metadata={"help": "decay of the gradient's mean and mean square"}
+    )
+    adam_eps: float = field(
+        default=1e-8, metadata={"help": "added to the root of the mean square; torch's Adam"}
+    )
+
+
+class _Rows(torch.optim.Optimizer):
+    """What fairseq wants to find inside its optimizer; the state is kept by rows."""
+
+    def __init__(self, params: list[Tensor], betas: tuple[float, float], eps: float):
+        super().__init__(params, {"lr": 1.0, "betas": betas, "eps": eps})
+
+    def tensors(self) -> list[Tensor]:
+        return self.param_groups[0]["params"]
+
+    @torch.no_grad()
+    def step_rows(self, rates: Sequence[float], gradient_scale: float) -> None:
+        """One update; gradients are multiplied by `gradient_scale` on the way."""
+        group = self.param_groups[0]
+        tensors = [p for p in self.tensors() if p.grad is not None]
+        for p in tensors:
+            if not self.state[p]:
+                self.state[p] = {
+                    "exp_avg": torch.zeros_like(p),
+                    "exp_avg_sq": torch.zeros_like(p),
+                    "step": torch.zeros(len(p), device=p.device),
+                }
+        # The fused kernel divides by its scale while it has the numbers at hand.
+        scale = torch.tensor(1 / gradient_scale, device=tensors[0].device) if tensors else None
+        for row, rate in enumerate(rates):
+            adam(
+                [p.detach()[row] for p in tensors],
+                [p.grad[row] for p in tensors],
+                [self.state[p]["exp_avg"][row] for p in tensors],
+                [self.state[p]["exp_avg_sq"][row] for p in tensors],
+                [],
+                [self.state[p]["step"][row] for p in tensors],
+                fused=True,
+                grad_scale=scale,
+                amsgrad=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=rate * group["lr"],
+                weight_decay=0.0,
+                eps=group["eps"],
+                maximize=False,
+            )
+
+
+@register_optimizer("row_adam", dataclass=RowAdamConfig)
+class RowAdam(FairseqOptimizer):
+    """torch's Adam, fused, row by row. `set_rows` says which rows there are, and their rates.
+
+    fairseq's learning rate is a factor on top: leave it at 1. What it sees as the learning rate is
+    the highest of the rows', and 0 when none is left, so that `optimization.stop_min_lr: 0` ends
+    the training.
+    """
+
+    def __init__(self, cfg: RowAdamConfig, params: Iterable[Tensor]):
+        super().__init__(cfg)
+        betas = tuple(ast.literal_eval(str(cfg.adam_betas)))
+        self._optimizer = _Rows(list(params), (betas[0], betas[1]), cfg.adam_eps)
+        self._rows: list[int] | None = None
+        self._rates: list[float] = []
+        self._scale = 1.0
+
+    @property
+    def optimizer_config(self) -> dict[str, Any]:
+        """What the command line may change when a checkpoint is loaded."""
+        return {"eps": self.cfg.adam_eps}
+
+    def set_rows(self, rows: Sequence[int], rates: Sequence[float]) -> None:
+        """Follow the model: `rows` (numbers in the grid) are left of it, with these rates."""
+        if self._rows is not None and list(rows) != self._rows:
+            kept = torch.tensor([self._rows.index(row) for row in rows], dtype=torch.long)
+            for state in self._optimizer.state.values():
+                state.update({k: v[kept.to(v.device)] for k, v in state.items()})
+        self._rows, self._rates = list(rows), list(rates)
+
+    def get_lr(self) -> float:
+        """The highest learning rate of any row."""
+        factor = self._optimizer.param_groups[0]["lr"]
+        if self._rows is None:
+            return factor
+        return factor * max(self._rates, default=0.0)
+
+    def multiply_grads(self, c: float | Tensor) -> None:
+        """Remember the factor: the update applies it, without another pass over all gradients."""
+        self._scale *= float(c)
+
+    def zero_grad(self) -> None:
+        """Forget gradients and factor."""
+        self._scale = 1.0
+        super().zero_grad()
+
+    def clip_grad_norm(
+        self, max_norm: float, aggregate_norm_fn: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """The norm of all gradients. They are never clipped: it would tie the rows together."""
+        gradients = [p.grad for p in self.params if p.grad is not None and p.numel()]
+        if not gradients:
+            return torch.zeros(())
+        return torch.stack(torch._foreach_norm(gradients)).norm() * self._scale
+
+    def step(self, closure: Any = None, scale: float = 1.0, groups: Any = None) -> None:
+        """Update each row at its own rate."""
+        self._optimizer.step_rows(self._rates, self._scale / scale)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Row numbers, and the state of each parameter in order."""
+        states = [dict(self._optimizer.state[p]) for p in self._optimizer.tensors()]
+        return {"rows": self._rows, "rates": self._rates, "states": states}
+
+    def load_state_dict(
+        self, state_dict: dict[str, Any], optimizer_overrides: dict[str, Any] | None = None
+    ) -> None:
+        """Take over a state of the same rows."""
+        self._rows, self._rates = state_dict["rows"], state_dict["rates"]
+        for p, state in zip(self._optimizer.tensors(), state_dict["states"], strict=True):
+            self._optimizer.state[p] = {k: v.to(p.device) for k, v in state.items()}

@@ -1,0 +1,82 @@
+"""ROC-AUC and average precision of many weightings of the same examples at once.
+
+For the bootstrap, which weighs each example by how often it was drawn, and for choosing among
+dozens of probes after every epoch. What is reported comes from torchmetrics; a test holds the two
+(and scikit-learn) together.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+
+def _counts(
+    scores: np.ndarray, positive: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """True and false positives at each distinct threshold, from the highest down."""
+    order = np.argsort(-scores, kind="stable")
+    ordered = scores[order]
+    ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
+    taken = weights[:, order]
+    hits = taken * positive[order]
+    true = np.cumsum(hits, axis=1)[:, ends]
+    false = np.cumsum(taken - hits, axis=1)[:, ends]
+    return true, false
+
+
+def roc_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Area under the curve for each weighting.
+
+    Args:
+        scores: `[N]`.
+        positive: `[N]` bool.
+        weights: `[W, N]` at least 0.
+
+    Returns:
+        `[W]`; NaN where there are no positive or no negative examples.
+    """
+    true, false = _counts(scores, positive, weights)
+    steps = np.diff(false, axis=1, prepend=0)
+    heights = true - np.diff(true, axis=1, prepend=0) / 2
+    with np.errstate(invalid="ignore"):
+        return (steps * heights).sum(axis=1) / (true[:, -1] * false[:, -1])
+
+
+def average_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Precision averaged over the recall's steps, as `roc_auc`; NaN without positive examples."""
+    true, false = _counts(scores, positive, weights)
+    with np.errstate(invalid="ignore"):
+        precision = np.nan_to_num(true / (true + false))
+        return (np.diff(true, axis=1, prepend=0) * precision).sum(axis=1) / true[:, -1]
+
+
+RANKINGS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
+    "macro_roc_auc": roc_auc,
+    "macro_average_precision": average_precision,
+}
+
+
+def macro(
+    name: str, scores: np.ndarray, targets: np.ndarray, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Mean over the classes that have both positive and negative examples.
+
+    Args:
+        name: of `RANKINGS`.
+        scores: `[N, classes]`.
+        targets: `[N, classes]` bool.
+        weights: `[W, N]`, by default one of ones.
+    """
+    weights = np.ones((1, len(scores))) if weights is None else weights
+    present = np.flatnonzero(present_classes(targets))
+    if not len(present):
+        return np.full(len(weights), np.nan)
+    values = [RANKINGS[name](scores[:, c], targets[:, c], weights) for c in present]
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.nansum(values, axis=0) / known.sum(axis=0)
+
+
+def present_classes(targets: np.ndarray) -> np.ndarray:
+    """`[N, classes]` bool to `[classes]` bool: has positive and negative examples."""
+    return targets.any(axis=0) & ~targets.all(axis=0)

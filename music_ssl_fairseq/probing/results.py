@@ -1,0 +1,93 @@
+"""Files that a probe leaves in its folder: the grid, the scores, the predictions.
+
+`probe.json` and `rows.csv` are written after each validation: the upstream, the task and every row
+of the grid with its best validation. `SPLIT.json` and `SPLIT_predictions.npz` are written by
+fairseq-validate: the metrics of the chosen row.
+"""
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from music_ssl_fairseq.files import atomic_path
+from music_ssl_fairseq.probing.metrics import Scores, beat_counts
+from music_ssl_fairseq.probing.predictions import Collector, Predictions
+
+ROW_FIELDS = ("layer", "learning_rate", "score", "best_epoch", "epochs", "chosen")
+
+
+def final_predictions(collector: Collector, decoder: Any) -> Predictions:
+    """The chosen row's predictions, from a collector of one row.
+
+    Args:
+        decoder: for beats, activation `[frames]` to seconds.
+    """
+    dataset = collector.dataset
+    split = dataset.split
+    names = [split.manifest.name(i) for i in range(len(split))]
+    windows = dataset.windows_per_clip
+    if split.task.kind != "beats":
+        sums, counts = collector.sums()
+        outputs = sums[0] / counts[:, None]
+        return Predictions(names, split.group_index, outputs, split.targets, windows)
+    counted, measured = [], []
+    for clip in range(len(names)):
+        estimated = decoder(collector.activations(clip)[0])
+        counts, measures = beat_counts(dataset.beat_times(clip), estimated)
+        counted.append(counts)
+        measured.append(measures)
+    outputs, targets = np.array(counted, np.float64), np.array(measured, np.float64)
+    return Predictions(names, split.group_index, outputs, targets, windows)
+
+
+def write_rows(folder: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Write `probe.json` and `rows.csv`."""
+    write_json(folder / "probe.json", {**about, "rows": rows})
+    text = io.StringIO()
+    table = csv.DictWriter(text, ROW_FIELDS, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    with atomic_path(folder / "rows.csv") as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
+
+
+def write_scores(
+    folder: Path, split: str, about: dict[str, Any], scores: Scores, predictions: Predictions
+) -> Path:
+    """Write `SPLIT.json` and `SPLIT_predictions.npz`; the former's path."""
+    predictions.save(folder / f"{split}_predictions.npz")
+    file = folder / f"{split}.json"
+    write_json(
+        file,
+        {
+            **about,
+            "split": split,
+            "files": len(predictions.names),
+            "groups": int(predictions.group_index.max()) + 1,
+            "windows": int(predictions.windows.sum()),
+            "metrics": scores.values,
+            "per_class": scores.per_class,
+            "absent_classes": scores.absent,
+        },
+    )
+    return file
+
+
+def write_json(file: Path, contents: dict[str, Any]) -> None:
+    """Write JSON, atomically; what is not a finite number becomes null."""
+    with atomic_path(file) as temporary:
+        text = json.dumps(_finite(contents), indent=2, ensure_ascii=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,131 @@
+"""What makes the features that are probed: an encoder, the same with random weights, a front end."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from music_ssl_fairseq import features, upstream
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
+from music_ssl_fairseq.probing.windows import to_frame_rate
+
+RANDOM = "random:"
+"""Before a checkpoint: its architecture with random weights."""
+
+
+class Source(Protocol):
+    """Features of windows.
+
+    Attributes:
+        name: for tables.
+        fingerprint: hex, of all that decides the features.
+        layers: their names, in order. Those after the first may be summed with learned weights.
+        dimension: values of a layer for a whole window; `frame_dimension` for a frame.
+        grid: which samples each of its frames covers.
+        standardise: whether values are of different scales, so that a probe wants them brought to
+            zero mean and unit variance over the training split.
+    """
+
+    name: str
+    fingerprint: str
+    layers: tuple[str, ...]
+    dimension: int
+    frame_dimension: int
+    grid: FrameGrid
+    standardise: bool
+
+    def clip_features(self, waveforms: np.ndarray) -> np.ndarray:
+        """`[B, T]` float32 at 16 kHz to `[B, layers, dimension]` float32: one mean a window."""
+        ...
+
+    def frame_features(self, waveforms: np.ndarray, num_frames: int) -> np.ndarray:
+        """`[B, T]` to `[B, num_frames, layers, frame_dimension]` float32, 50 frames a second."""
+        ...
+
+
+def open_source(name: str, device: str | torch.device = "cpu", seed: int = 0) -> Source:
+    """Open what `model.upstream` says.
+
+    Args:
+        name: a checkpoint (anything that `upstream.load` opens), `random:` and a checkpoint, or a
+            front end (`mfcc`, `chroma`, ...).
+        seed: of random weights.
+
+    Raises:
+        InputError: if it is none of these, or hears another sample rate.
+    """
+    parts = name.split("+")
+    if all(part in features.FRONT_ENDS for part in parts):
+        return FrontEndSource(name)
+    if name.startswith(RANDOM):
+        return EncoderSource(
+            upstream.random(name.removeprefix(RANDOM), seed, device), f"random (seed {seed})"
+        )
+    return EncoderSource(upstream.load(name, device), None, name)
+
+
+class EncoderSource:
+    """Every layer of a frozen encoder; a window's value is its mean over time."""
+
+    standardise = False
+
+    def __init__(self, encoder: "upstream.Upstream", name: str | None = None, path: str = ""):
+        if encoder.sample_rate != SAMPLE_RATE:
+            raise InputError(
+                f"{path or encoder.name}: hears {encoder.sample_rate} Hz, but probing reads "
+                f"{SAMPLE_RATE} Hz: take an upstream of that rate"
+            )
+        self._encoder = encoder
+        self.name = f"{encoder.name} {name}" if name else encoder.name
+        self.fingerprint = encoder.fingerprint
+        self.layers = tuple(str(i) for i in range(encoder.num_layers + 1))
+        self.dimension = self.frame_dimension = encoder.dimension
+        self.grid = encoder.grid
+
+    def clip_features(self, waveforms: np.ndarray) -> np.ndarray:
+        layers = self._encoder.layers(torch.from_numpy(waveforms))
+        return torch.stack([layer.mean(1) for layer in layers], 1).cpu().numpy()
+
+    def frame_features(self, waveforms: np.ndarray, num_frames: int) -> np.ndarray:
+        layers = self._encoder.layers(torch.from_numpy(waveforms))
+        # [frames, B, layers, D]
+        stacked = torch.stack(layers, 2).transpose(0, 1).cpu().numpy()
+        return np.swapaxes(to_frame_rate(stacked, self.grid, num_frames), 0, 1)
+
+
+class FrontEndSource:
+    """A front end without training, the baseline: one layer. A window's values are the mean and the
+    standard deviation over time, because a mean alone would hide what a spectrum's frames have."""
+
+    standardise = True
+
+    def __init__(self, name: str):
+        self._front_end = features.front_end(name)
+        self.name = name
+        self.layers: tuple[str, ...] = (name,)
+        self.frame_dimension = self._front_end.dimension
+        self.dimension = 2 * self.frame_dimension
+        self.grid = self._front_end.grid
+        settings = f"{name} {self.grid} {self.frame_dimension} mean+deviation"
+        self.fingerprint = hashlib.sha256(settings.encode()).hexdigest()
+
+    def clip_features(self, waveforms: np.ndarray) -> np.ndarray:
+        return np.stack([_statistics(frames) for frames in self._frames(waveforms)])[:, None]
+
+    def frame_features(self, waveforms: np.ndarray, num_frames: int) -> np.ndarray:
+        frames = self._frames(waveforms)
+        rows = [to_frame_rate(row, self.grid, num_frames) for row in frames]
+        return np.stack(rows)[:, :, None]
+
+    def _frames(self, waveforms: np.ndarray) -> Sequence[np.ndarray]:
+        frames = [self._front_end.features(waveform) for waveform in waveforms]
+        if not len(frames[0]):
+            raise InputError(f"{waveforms.shape[1]} samples are too few for {self.name}")
+        return frames
+
+
+def _statistics(frames: np.ndarray) -> np.ndarray:
+    return np.concatenate([frames.mean(axis=0), frames.std(axis=0)]).astype(np.float32)
