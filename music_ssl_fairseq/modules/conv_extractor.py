@@ -9,7 +9,11 @@ from torch.nn import functional as F
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.modules.fast import compiled, use_fast, working_dtype
-from music_ssl_fairseq.modules.first_layer import can_fuse, fused_first_layer
+from music_ssl_fairseq.modules.first_layer import (
+    can_fuse,
+    folded_first_layer,
+    fused_first_layer,
+)
 
 DEFAULT_CONV_LAYERS = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
 
@@ -117,14 +121,28 @@ class ConvExtractor(nn.Module):
             self.conv_layers.append(ConvLayer(conv, norm))
             channels = dim
 
-    def forward(self, waveform: Tensor, compile: bool = False) -> Tensor:
-        """Map `[B, T]` to features `[B, frames, channels]`; `compile`: as compiled kernels."""
+    def forward(
+        self,
+        waveform: Tensor,
+        compile: bool = False,
+        folded: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Map `[B, T]` to features `[B, frames, channels]`.
+
+        Args:
+            compile: as compiled kernels.
+            folded: filters and shifts of `fold_group_norm`, for a group norm whose statistics are
+                those of more than `waveform`.
+        """
         fast = use_fast(self.fast, waveform)
         # Channels last: norms and products run along them, and nothing has to be transposed.
         x = waveform.unsqueeze(-1)
         layers: list[ConvLayer] = list(self.conv_layers)  # type: ignore[arg-type]
         conv, norm = layers[0].conv, layers[0].norm
-        if fast and norm is not None and can_fuse(waveform, conv.weight, conv.bias):
+        if folded is not None:
+            x = folded_first_layer(waveform, *folded, conv.stride[0])
+            layers = layers[1:]
+        elif fast and norm is not None and can_fuse(waveform, conv.weight, conv.bias):
             x = fused_first_layer(
                 waveform,
                 conv.weight,

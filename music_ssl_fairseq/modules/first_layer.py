@@ -85,7 +85,39 @@ def fused_first_layer(
     else:
         filters = weight.squeeze(1).unsqueeze(0)
         gains, shifts = scale.unsqueeze(0), shift.unsqueeze(0)
-    kernel = weight.size(-1)
+    return _apply(waveform, filters, gains, shifts, eps, group, stride)
+
+
+def folded_first_layer(waveform: Tensor, filters: Tensor, shifts: Tensor, stride: int) -> Tensor:
+    """The first layer with a group norm whose statistics are given: `gelu(filters * x + shifts)`.
+
+    Args:
+        waveform: `[B, T]` float32.
+        filters: `[B, C, kernel]`, of `fold_group_norm`.
+        shifts: `[B, C]`, likewise.
+        stride: of the convolution.
+
+    Returns:
+        `[B, frames, C]` in autocast's type.
+    """
+    if can_fuse(waveform, filters[0].unsqueeze(1), None):
+        return _apply(waveform, filters, shifts, shifts, 0.0, True, stride)
+    with torch.autocast(waveform.device.type, enabled=False):
+        windows = waveform.float().unfold(-1, filters.size(-1), stride)
+        x = F.gelu(torch.baddbmm(shifts.unsqueeze(1), windows, filters.transpose(1, 2)))
+    return x.to(working_dtype(waveform))
+
+
+def _apply(
+    waveform: Tensor,
+    filters: Tensor,
+    gains: Tensor,
+    shifts: Tensor,
+    eps: float,
+    group: bool,
+    stride: int,
+) -> Tensor:
+    kernel = filters.size(-1)
     frames = (waveform.size(-1) - kernel) // stride + 1
     filters = F.pad(filters, (0, TAPS - kernel)).transpose(1, 2).contiguous()
     waveform = waveform.float()

@@ -18,7 +18,8 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder, AudioEncoderConfig
 from music_ssl_fairseq.upstream.contents import ARCHITECTURE, PREFIXES, Contents
-from music_ssl_fairseq.upstream.windows import Windowing, plan
+from music_ssl_fairseq.upstream.statistics import Statistics, measure
+from music_ssl_fairseq.upstream.windows import Windowing, sections
 
 
 class Upstream:
@@ -108,9 +109,19 @@ class Upstream:
 
     @torch.no_grad()
     def hidden_states(
-        self, waveform: Tensor, padding_mask: Tensor | None = None, compile: bool = False
+        self,
+        waveform: Tensor,
+        padding_mask: Tensor | None = None,
+        compile: bool = False,
+        statistics: Statistics | None = None,
     ) -> list[Tensor]:
-        """`layers` in the precision in which they were computed; `compile`: as compiled kernels."""
+        """`layers` in the precision in which they were computed.
+
+        Args:
+            compile: as compiled kernels.
+            statistics: those of longer waveforms that these are part of (`statistics`), instead of
+                their own.
+        """
         if waveform.ndim != 2:
             raise InputError(f"waveform has shape {tuple(waveform.shape)}; expected [B, T]")
         if waveform.size(1) < self.grid.window:
@@ -118,11 +129,14 @@ class Upstream:
         waveform = waveform.to(self.device, torch.float32)
         if padding_mask is not None:
             padding_mask = padding_mask.to(self.device)
-        if self.normalise:
+        folded = None
+        if statistics is not None:
+            waveform, folded = statistics.normalise(waveform), statistics.folded
+        elif self.normalise:
             waveform = normalise(waveform, padding_mask)
         model = self.model
         with model.autocast(waveform.device):
-            projected = model.project(model.extract(waveform, compile))
+            projected = model.project(model.feature_extractor(waveform, compile, folded))
             padding = model.frame_padding(padding_mask, projected.size(1))
             _, hidden, _ = model.encoder(projected, padding, compile)
         return [projected, *hidden]
@@ -167,13 +181,21 @@ class Upstream:
         if not frames:
             raise InputError(too_short(num_samples, self.sample_rate, self.grid))
         output = torch.zeros(len(layers), batch, frames, self.dimension)
-        for window in plan(num_samples, self.grid, windowing):
-            part = waveform[:, window.start : window.start + window.num_samples]
-            hidden = self.hidden_states(part)
-            weights = torch.from_numpy(window.weights).unsqueeze(-1)
-            for values, layer in zip(output, layers, strict=True):
-                values[:, window.first : window.last] += weights * hidden[layer].float().cpu()
+        for section in sections(num_samples, self.grid, windowing):
+            heard = waveform[:, section.start : section.start + section.num_samples]
+            heard = heard.to(self.device)
+            statistics = self.statistics(heard) if len(section.windows) > 1 else None
+            for window in section.windows:
+                hidden = self.hidden_states(section.part(heard, window), statistics=statistics)
+                weights = torch.from_numpy(window.weights).unsqueeze(-1)
+                for values, layer in zip(output, layers, strict=True):
+                    values[:, window.first : window.last] += weights * hidden[layer].float().cpu()
         return output
+
+    def statistics(self, waveform: Tensor) -> Statistics:
+        """What `hidden_states` needs of whole waveforms `[B, T]` to hear windows of them."""
+        waveform = waveform.to(self.device, torch.float32)
+        return measure(self.model, waveform, self.normalise)
 
     def drop_above(self, layer: int) -> None:
         """Compute no layer above this one any more: what `layers` returns ends with it."""

@@ -1,16 +1,21 @@
 """Long tracks in overlapping windows, put together again so that no seam shows.
 
-What a frame becomes depends on its whole window: a group norm takes statistics over it, attention
-sees all of it, and the positional convolution meets zeros at its ends. So neighbouring windows
-overlap by at least `Windowing.overlap` seconds. In the middle of each overlap one fades into the
-other, linearly, over FADE seconds; what is nearer to a window's end, 1.3 s or more, is not used.
+What a frame becomes depends on all that goes through the model with it. How loud the whole is, in
+the waveform's normalisation and the extractor's group norm, matters most: a quiet window by itself
+comes out as if it were loud. So these statistics are those of the section that a window is part of,
+the whole track if it has ten minutes or less (`upstream.statistics`). What is left is that
+attention sees only the window, and that positional convolutions meet zeros at its ends. Therefore
+neighbouring windows overlap by at least `Windowing.overlap` seconds. In the middle of each overlap
+one fades into the other, linearly, over FADE seconds; what is nearer to a window's end, 1.3 s or
+more, is not used.
 
-Only a track's length decides where its windows lie. Any part of it can therefore be computed
-alone, and comes out as it does in the whole track (`covering`).
+Only a track's length decides where its windows and sections lie. Any section can therefore be
+computed alone, and comes out as it does in the whole track.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil
 
 import numpy as np
@@ -33,11 +38,13 @@ class Windowing:
         overlap: the least that neighbours share, in seconds. 4 s leave 1.3 s at each window's end
             unused, which is what the positional convolutions of all these models reach.
         whole: tracks up to this many seconds are one window: 1.5 windows cost less than two.
+        section: seconds of audio whose loudness counts together, and that must fit into memory.
     """
 
     seconds: float = 30.0
     overlap: float = 4.0
     whole: float = 45.0
+    section: float = 600.0
 
     def __post_init__(self) -> None:
         if not 2 * FADE <= self.overlap <= self.seconds / 2:
@@ -50,6 +57,8 @@ class Windowing:
                 f"tracks up to {self.whole:g} s whole, longer ones in windows of "
                 f"{self.seconds:g} s: a window must not be longer than that"
             )
+        if self.section < self.whole + self.seconds:
+            raise InputError(f"sections of {self.section:g} s are too short for these windows")
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,13 +128,51 @@ def _weighted(starts: list[int], size: int, grid: FrameGrid) -> Iterator[Window]
         yield Window(start * grid.hop, grid.num_samples(size), start, size, weights, done)
 
 
-def covering(windows: list[Window], first: int, last: int) -> list[Window]:
-    """Those windows of a track that have a share in its frames `[first, last)`."""
-    return [
-        window
-        for window in windows
-        if window.weights[max(0, first - window.first) : max(0, last - window.first)].any()
-    ]
+@dataclass(frozen=True, eq=False)
+class Section:
+    """Consecutive windows of a track, whose loudness counts together.
+
+    Attributes:
+        start: its first sample in the track, at 16 kHz.
+        num_samples: how many there are.
+        windows: in it, first to last; their positions are in the track.
+    """
+
+    start: int
+    num_samples: int
+    windows: list[Window]
+
+    def part(self, waveform: Tensor, window: Window) -> Tensor:
+        """A window's samples out of the section's, `[..., num_samples]`."""
+        start = window.start - self.start
+        return waveform[..., start : start + window.num_samples]
+
+
+def sections(
+    num_samples: int, grid: FrameGrid, windowing: Windowing | None = None
+) -> list[Section]:
+    """The windows of a track in sections, of about the same length and at least two windows each.
+
+    Args:
+        num_samples: of the whole track, at 16 kHz.
+    """
+    windowing = windowing or Windowing()
+    windows = plan(num_samples, grid, windowing)
+    if num_samples <= windowing.section * SAMPLE_RATE:
+        return [Section(0, num_samples, windows)]
+    # Neighbouring windows lie at most this far apart.
+    hop = windowing.seconds - windowing.overlap
+    most = 1 + int((windowing.section - windowing.seconds) / hop)
+    count = ceil(len(windows) / most)
+    bounds = [i * len(windows) // count for i in range(count + 1)]
+    found = []
+    for first, last in pairwise(bounds):
+        inside = windows[first:last]
+        start, end = inside[0].start, inside[-1].start + inside[-1].num_samples
+        # The last samples of a track make no frame, but are heard.
+        end = num_samples if last == len(windows) else end
+        found.append(Section(start, end - start, inside))
+    return found
 
 
 class Stitcher:

@@ -1,0 +1,68 @@
+"""How loud a whole is, for encoders that hear it in parts.
+
+The waveform's normalisation and the extractor's group norm are linear once their statistics are
+known. Taken over a whole section and given to each of its windows, they make the extractor's
+output the same, to rounding, as if it had heard the section at once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from music_ssl_fairseq.modules.audio_encoder import AudioEncoder
+from music_ssl_fairseq.modules.first_layer import fold_group_norm
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Of B waveforms.
+
+    Attributes:
+        mean: `[B, 1]`, and
+        scale: `[B, 1]`: `(waveform - mean) * scale` is what the extractor hears.
+        folded: filters `[B, C, kernel]` and shifts `[B, C]` of the first convolution with its group
+            norm; None for an extractor with layer norms, which need nothing of this kind.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    folded: tuple[Tensor, Tensor] | None
+
+    def normalise(self, waveform: Tensor) -> Tensor:
+        """What the extractor hears of `[B, T]`."""
+        return (waveform - self.mean) * self.scale
+
+
+def joined(statistics: Sequence[Statistics]) -> Statistics:
+    """Of all their waveforms."""
+    folded = [one.folded for one in statistics if one.folded is not None]
+    return Statistics(
+        torch.cat([one.mean for one in statistics]),
+        torch.cat([one.scale for one in statistics]),
+        (torch.cat([f for f, _ in folded]), torch.cat([s for _, s in folded])) if folded else None,
+    )
+
+
+@torch.no_grad()
+def measure(model: AudioEncoder, waveform: Tensor, normalise: bool) -> Statistics:
+    """Measure waveforms `[B, T]`, on the model's device.
+
+    Args:
+        normalise: whether the model hears them with zero mean and unit variance.
+    """
+    mean = torch.zeros_like(waveform[:, :1])
+    scale = torch.ones_like(mean)
+    if normalise:
+        variance, mean = torch.var_mean(waveform, -1, keepdim=True, correction=0)
+        scale = torch.rsqrt(variance + 1e-5)
+    first = model.feature_extractor.conv_layers[0]
+    norm = first.norm
+    if not isinstance(norm, nn.GroupNorm):
+        return Statistics(mean, scale, None)
+    heard = (waveform - mean) * scale
+    conv = first.conv
+    # A bias of the convolution would be taken off again with the mean.
+    folded = fold_group_norm(heard, conv.weight, norm.weight, norm.bias, norm.eps, conv.stride[0])
+    return Statistics(mean, scale, folded)
