@@ -20,6 +20,12 @@ COLUMNS = ("path", "label", "split")
 OPTIONAL = ("start", "stop", "group")
 
 _SPLIT_NAMES = {"validation": "valid", "val": "valid", "dev": "valid", "training": "train"}
+_DESCRIPTION = """\
+Make a probing task from a CSV whose first line names the columns path, label and split (train,
+valid, test) and, if wanted, start and stop (the part of the file that counts, in seconds) and
+group (the song that a part belongs to: scores per file are taken over it, and it must stay in
+one split).
+"""
 _EXAMPLE = """\
 a CSV of genres, of two parts of one song and of another song:
   path,label,split,start,stop,group
@@ -34,10 +40,7 @@ example: python -m manifests_tools custom --csv genres.csv --kind multi-class --
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m manifests_tools custom",
-        description="Make a probing task from a CSV whose first line names the columns path, label "
-        "and split (train, valid, test) and, if wanted, start and stop (the part of the file that "
-        "counts, in seconds) and group (the song that a part belongs to: scores per file are taken "
-        "over it, and it must stay in one split).",
+        description=_DESCRIPTION,
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

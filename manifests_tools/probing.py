@@ -53,8 +53,7 @@ class ProbingBuilder:
             description=f"{self.description} Writes {{train,valid,test}}.tsv and .labels and "
             f"{FILE} to OUT; labelled files without usable audio are counted, and named in "
             f"OUT/{REPORT}.",
-            epilog=f"example: python -m manifests_tools {self.name} --root ~/data "
-            f"--out probing/{self.name}",
+            epilog=f"example: python -m manifests_tools {self.name} --root ~/data",
         )
         parser.add_argument("--root", required=True, metavar="DIR", help=self.root_help)
         self.add_options(parser)
@@ -71,7 +70,8 @@ class ProbingBuilder:
         common = {name: options.pop(name) for name in COMMON if name in options}
         root = os.path.abspath(root)
         require_folder(root)
-        build(partial(self.read, root=root, **options), root, out, **common)
+        config = self.name.replace("-", "_")
+        build(partial(self.read, root=root, **options), root, out, **common, config=config)
 
 
 COMMON = ("max_missing", "thorough", "workers", "force")
@@ -102,8 +102,13 @@ def build(
     thorough: bool = False,
     workers: int = 1,
     force: bool = False,
+    config: str = "",
 ) -> None:
     """Look at the audio of a data set, and write its folder.
+
+    Args:
+        read: gives its labels.
+        config: the one in examples/probing that is made for it, if any.
 
     Raises:
         InputError: see `ProbingBuilder.run`.
@@ -131,7 +136,7 @@ def build(
         else:
             remove_split(folder, split)
     write_task(folder, task)
-    _summarise(folder, task, examples, [*left_out, *empty], len(names))
+    _summarise(folder, task, examples, [*left_out, *empty], len(names), config)
 
 
 def _refuse_missing(
@@ -166,7 +171,12 @@ def _examples(data: DataSet, tracks: dict[str, Track]) -> tuple[Splits, list[Lef
 
 
 def _summarise(
-    folder: Path, task: ProbingTask, examples: Splits, left_out: list[LeftOut], labelled: int
+    folder: Path,
+    task: ProbingTask,
+    examples: Splits,
+    left_out: list[LeftOut],
+    labelled: int,
+    config: str,
 ) -> None:
     for split, lines in examples.items():
         published = task.published.get(split)
@@ -184,9 +194,9 @@ def _summarise(
         print(f"skipped, known to be damaged or double: {shorten(task.skipped)}")
     listed = f", listed in {folder / REPORT}" if left_out else ""
     print(f"left out of {labelled} labelled files: {count_kinds(left_out)}{listed}")
-    config = task.name.replace("-", "_")
+    config = f"--config-name {config} " if config else ""
     print(
-        f"next: fairseq-hydra-train --config-dir examples/probing --config-name {config} "
+        f"next: fairseq-hydra-train --config-dir examples/probing {config}"
         f"model.upstream=CHECKPOINT task.data={shlex.quote(str(folder.absolute()))}"
     )
 
