@@ -1,8 +1,9 @@
 """A layer of a pre-trained model: the features of HuBERT's second iteration.
 
 A frame depends on all of the audio that goes through the model with it. Tracks are therefore cut
-into windows that their length alone decides (`upstream.windows`), and a frame's features are those
-of its window, or of two that fade into each other, whichever part of the track is asked for.
+into windows and sections that their length alone decides (`upstream.windows`), and a frame's
+features are those of its window, or of two that fade into each other, whichever part of the track
+is asked for.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,15 +15,20 @@ from torch import Tensor
 
 from music_ssl_fairseq import upstream
 from music_ssl_fairseq.features.framewise import Piece
-from music_ssl_fairseq.frames import SAMPLE_RATE
-from music_ssl_fairseq.upstream.windows import Window, Windowing, covering, plan
+from music_ssl_fairseq.upstream.model import Upstream
+from music_ssl_fairseq.upstream.statistics import Statistics, joined
+from music_ssl_fairseq.upstream.windows import Section, Window, Windowing, sections
 
 _GPU_BATCH = 8  # windows of 30 s that go through a model on a GPU together
 
 
 class _Job(NamedTuple):
+    """A window of a piece: its audio `[1, T]`, and what there is to know of its section's."""
+
     piece: int
     window: Window
+    audio: Tensor
+    statistics: Statistics | None
 
 
 class Deep:
@@ -45,18 +51,14 @@ class Deep:
     def __init__(
         self, checkpoint: str, layer: int, device: str = "cpu", windowing: Windowing | None = None
     ):
-        self.upstream = upstream.load(checkpoint, device)
+        self.upstream: Upstream = upstream.load(checkpoint, device)
         (self.layer,) = self.upstream.check_layers([layer])
         self.fingerprint = self.upstream.fingerprint
-        encoder = self.upstream.model.encoder
-        encoder.layers = encoder.layers[:layer]
+        self.upstream.drop_above(layer)
         self.grid = self.upstream.grid
         self.frame_rate = self.upstream.frame_rate
         self.dimension = self.upstream.dimension
         self.windowing = windowing or Windowing()
-        self._window = self.grid.num_samples(
-            self.grid.num_frames(round(self.windowing.seconds * SAMPLE_RATE))
-        )
         self._batch = 1 if self.upstream.device.type == "cpu" else _GPU_BATCH
 
     def features(self, waveform: np.ndarray) -> np.ndarray:
@@ -67,55 +69,70 @@ class Deep:
 
     def span(self, num_samples: int, first: int, last: int) -> tuple[int, int]:
         """The samples `[start, stop)` of a track that its frames `[first, last)` need."""
-        windows = self._windows(num_samples, first, last)
-        if not windows:
+        heard = self._sections(num_samples, first, last)
+        if not heard:
             return 0, 0
-        return windows[0].start, windows[-1].start + windows[-1].num_samples
+        return heard[0].start, heard[-1].start + heard[-1].num_samples
 
     def features_of(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
         """`[last - first, dimension]` float32 of each piece: those frames of the whole track."""
         return [values.cpu().numpy() for values in self.tensors_of(pieces)]
 
+    @torch.no_grad()
     def tensors_of(self, pieces: Sequence[Piece]) -> list[Tensor]:
         """As `features_of`, on the model's device."""
         device = self.upstream.device
         found = [torch.zeros(p.last - p.first, self.dimension, device=device) for p in pieces]
         for jobs in self._batches(pieces):
-            hidden = self._hidden(np.stack([_audio(pieces[i], window) for i, window in jobs]))
-            for (i, window), values in zip(jobs, hidden, strict=False):
-                _add(found[i], pieces[i], window, values)
+            for job, values in zip(jobs, self._hidden(jobs), strict=False):
+                _add(found[job.piece], pieces[job.piece], job.window, values)
         return found
 
-    def _hidden(self, waveforms: np.ndarray) -> Tensor:
-        """`[B, T]` to the layer's `[B or more, frames, dimension]`."""
-        batch = torch.from_numpy(waveforms)
-        if batch.size(1) == self._window:
-            # Always of the same size, because rounding may depend on it.
-            batch = torch.nn.functional.pad(batch, (0, 0, 0, self._batch - len(batch)))
-        return self.upstream.hidden_states(batch)[self.layer].float()
-
-    def _windows(self, num_samples: int, first: int, last: int) -> list[Window]:
-        return covering(plan(num_samples, self.grid, self.windowing), first, last)
+    def _sections(self, num_samples: int, first: int, last: int) -> list[Section]:
+        found = sections(num_samples, self.grid, self.windowing)
+        return [s for s in found if any(_counts(window, first, last) for window in s.windows)]
 
     def _batches(self, pieces: Sequence[Piece]) -> Iterator[list[_Job]]:
         """What goes through the model together: windows of long tracks, or one short track."""
         together: list[_Job] = []
         for i, piece in enumerate(pieces):
-            for window in self._windows(piece.num_samples, piece.first, piece.last):
-                if window.num_samples != self._window:
-                    yield [_Job(i, window)]
+            for job in self._jobs(i, piece):
+                if job.statistics is None:
+                    yield [job]
                     continue
-                together.append(_Job(i, window))
+                together.append(job)
                 if len(together) == self._batch:
                     yield together
                     together = []
         if together:
             yield together
 
+    def _jobs(self, number: int, piece: Piece) -> Iterator[_Job]:
+        for section in self._sections(piece.num_samples, piece.first, piece.last):
+            start = section.start - piece.start
+            heard = torch.from_numpy(piece.waveform[None, start : start + section.num_samples])
+            heard = heard.to(self.upstream.device)
+            statistics = self.upstream.statistics(heard) if len(section.windows) > 1 else None
+            for window in section.windows:
+                if _counts(window, piece.first, piece.last):
+                    yield _Job(number, window, section.part(heard, window), statistics)
 
-def _audio(piece: Piece, window: Window) -> np.ndarray:
-    start = window.start - piece.start
-    return piece.waveform[start : start + window.num_samples]
+    def _hidden(self, jobs: list[_Job]) -> Tensor:
+        """`[B, frames, dimension]`: of the jobs, and maybe others after them."""
+        if jobs[0].statistics is None:
+            return self.upstream.hidden_states(jobs[0].audio)[self.layer].float()
+        # Always as many, because rounding may depend on it.
+        filled = jobs + [jobs[-1]] * (self._batch - len(jobs))
+        waveforms = torch.cat([job.audio for job in filled])
+        statistics = joined([job.statistics for job in filled if job.statistics is not None])
+        hidden = self.upstream.hidden_states(waveforms, statistics=statistics)
+        return hidden[self.layer].float()
+
+
+def _counts(window: Window, first: int, last: int) -> bool:
+    """Whether a window has a share in a track's frames `[first, last)`."""
+    inside = window.weights[max(0, first - window.first) : max(0, last - window.first)]
+    return bool(inside.any())
 
 
 def _add(found: Tensor, piece: Piece, window: Window, values: Tensor) -> None:

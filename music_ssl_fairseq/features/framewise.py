@@ -1,4 +1,4 @@
-"""What is asked of a front end, and what those have in common whose frames hear little around them."""
+"""What is asked of a front end, and what those share whose frames depend on little around them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
