@@ -1,0 +1,156 @@
+"""`python -m music_ssl_fairseq.export`: a trained encoder for transformers, fairseq, ONNX, ..."""
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.export.quiet import quiet
+
+DESCRIPTION = """\
+Write the encoder of a checkpoint in a format that others read, and check the result against the
+original by running both. A checkpoint is whatever music_ssl_fairseq.load takes: fairseq's (ours and
+stock), a Hugging Face folder, torchaudio's state dict.
+
+formats:
+  huggingface  a folder for AutoModel.from_pretrained: config.json, model.safetensors,
+               preprocessor_config.json and a model card, README.md
+  fairseq      checkpoint.pt for stock fairseq's HubertModel or Data2VecAudioModel, with the
+               pre-training head and data2vec's teacher
+  torchaudio   model.pt for torchaudio.models.hubert_base or wav2vec2_model
+  onnx         model.onnx: waveforms of any batch size and length to all layers
+  torch        model.pt2, the same for torch.export.load
+"""
+
+EXAMPLES = """\
+examples:
+  python -m music_ssl_fairseq.export --to exported/my-model \\
+    --checkpoint runs/music_hubert/config/checkpoints/checkpoint_best.pt
+  python -m music_ssl_fairseq.export --checkpoint exported/my-model --to onnx --format onnx
+"""
+
+FORMATS = {
+    "huggingface": (
+        "hugging_face",
+        "write",
+        ("config.json", "model.safetensors", "preprocessor_config.json", "README.md"),
+    ),
+    "fairseq": ("fairseq", "write", ("checkpoint.pt",)),
+    "torchaudio": ("torchaudio", "write", ("model.pt", "wav2vec2_model.json")),
+    "onnx": ("graph", "write_onnx", ("model.onnx",)),
+    "torch": ("graph", "write_torch", ("model.pt2",)),
+}
+"""Name on the command line: module of this package, function, and the files that it writes."""
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m music_ssl_fairseq.export",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="checkpoint to export; a Hugging Face model is a folder",
+    )
+    add("--to", type=Path, required=True, metavar="DIR", help="folder to write to")
+    add(
+        "--format",
+        choices=FORMATS,
+        default="huggingface",
+        help="see above (default: %(default)s)",
+    )
+    add(
+        "--name",
+        metavar="NAME",
+        help="title of the model card (default: the name of the folder to write to)",
+    )
+    add("--force", action="store_true", help="overwrite files of an earlier export")
+    return parser
+
+
+def run(checkpoint: Path, to: Path, format: str, name: str | None, force: bool) -> None:
+    """Do what the command line says; see `get_parser`.
+
+    Raises:
+        InputError: if the checkpoint cannot be used or exported so, or files are in the way.
+    """
+    with quiet():
+        line = _export(checkpoint, to, format, name, force)
+    print(line)
+
+
+def _export(checkpoint: Path, to: Path, format: str, name: str | None, force: bool) -> str:
+    module, function, files = FORMATS[format]
+    if not force:
+        _refuse_to_overwrite(to, files)
+    if to.exists() and not to.is_dir():
+        raise InputError(f"{to}: is a file; name a folder to write to")
+    package = "music_ssl_fairseq.export"
+    write = getattr(import_module(f"{package}.{module}"), function)
+    source = import_module(f"{package}.source").read(checkpoint)
+    temporary = _beside(to)
+    temporary.mkdir(parents=True)
+    try:
+        checked = write(source, temporary, name or to.resolve().name)
+        written = sorted(path.name for path in temporary.iterdir())
+        _move(temporary, to)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return f"{to}: {source.contents.family} as {format}: {', '.join(written)}\n  {checked}"
+
+
+def _beside(target: Path) -> Path:
+    """A name for a temporary folder on the target's file system."""
+    target = target.resolve()
+    return target.with_name(f".{target.name[:100]}.{os.getpid()}.tmp")
+
+
+def _refuse_to_overwrite(to: Path, files: Iterable[str]) -> None:
+    there = [file for file in files if (to / file).exists()]
+    if there:
+        raise InputError(
+            f"{to}: has {', '.join(there)} already; choose another folder, or overwrite with "
+            "--force"
+        )
+
+
+def _move(folder: Path, to: Path) -> None:
+    """Move a folder to its place; into one that exists, file by file."""
+    if not to.exists():
+        os.replace(folder, to)
+        return
+    for path in sorted(folder.iterdir()):
+        os.replace(path, to / path.name)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point: the exit status."""
+    arguments = get_parser().parse_args(argv)
+    try:
+        run(**vars(arguments))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # a full disk or the like
+        reason = error.strerror or error
+        print(f"error: {error.filename or arguments.to}: {reason}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

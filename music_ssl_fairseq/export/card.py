@@ -1,0 +1,170 @@
+"""The model card: what the checkpoint knows of a model, and, by name, what it does not."""
+
+import math
+from typing import Any
+
+import yaml
+
+from music_ssl_fairseq.export.source import Source
+from music_ssl_fairseq.frames import conv_grid
+from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
+
+_OBJECTIVES = {
+    "music_hubert": "musicHuBERT: it predicts the K-means units of masked frames of music (HuBERT, "
+    "arXiv 2106.07447, on music, arXiv 2307.05161)",
+    "music2vec": "music2vec: it predicts, for masked frames of music, what a moving average of "
+    "itself makes of the whole (data2vec, arXiv 2202.03555, on music, arXiv 2307.05161)",
+    "hubert": "HuBERT (arXiv 2106.07447)",
+    "data2vec_audio": "data2vec audio (arXiv 2202.03555)",
+    "wav2vec2": "wav2vec 2.0 (arXiv 2006.11477)",
+}
+# Sections of fairseq's configuration that say how a model was trained.
+_SECTIONS = ("task", "dataset", "model", "criterion", "optimization", "optimizer", "lr_scheduler")
+_DATASET = ("batch_size", "max_tokens")
+
+_CARD = """\
+---
+library_name: transformers
+pipeline_tag: feature-extraction
+tags: [music, audio, self-supervised, {tag}]
+---
+
+# {name}
+
+An encoder of audio, pre-trained without labels as {objective}. As `{model}` of transformers
+it needs no other code.
+
+| | |
+|---|---|
+| input | mono waveform at {rate} Hz, {normalised} |
+| output | {frame_rate:g} frames a second, {layers} Transformer layers of {dim} values |
+| parameters | {parameters:.1f} million |
+| trained for | {updates} |
+| audio per update | {audio} |
+| units predicted | {units} |
+
+## Use
+
+```python
+import torch
+from transformers import AutoFeatureExtractor, AutoModel
+
+folder = "."  # this folder, or the model's name on the hub
+extractor = AutoFeatureExtractor.from_pretrained(folder)
+model = AutoModel.from_pretrained(folder).eval()
+
+time = torch.arange(5 * {rate}) / {rate}
+waveform = torch.sin(2 * torch.pi * 440 * time).numpy()  # yours: mono, {rate} Hz
+inputs = extractor(waveform, sampling_rate={rate}, return_tensors="pt")
+with torch.no_grad():
+    hidden_states = model(**inputs, output_hidden_states=True).hidden_states
+print(len(hidden_states), hidden_states[-1].shape)  # {count} torch.Size([1, {frames}, {dim}])
+```
+
+`extractor` brings the waveform to the model's scale; pass it a list of waveforms for a padded batch
+with an attention mask.
+
+`hidden_states[n]` is the output of Transformer layer n, for n from 1 to {layers}: what fairseq's
+{fairseq_layer} returns.{last} `hidden_states[0]` is the input of
+the first layer, with the positional convolution added{first_norm}.
+
+## Training
+
+Not recorded in the checkpoint, to be filled in before publishing:
+
+- **Data**: which music, how many hours, and under which licences.
+- **Licence** of this model, and who trained it.
+- **Evaluation**: none was made in writing this card.
+{labels}
+{settings}
+"""
+
+
+def model_card(source: Source, name: str, model: str) -> str:
+    """README.md of a Hugging Face folder, in Markdown.
+
+    Args:
+        name: the title.
+        model: the class in transformers.
+    """
+    contents = source.contents
+    config = contents.config
+    layers, dim, rate = config["encoder_layers"], config["encoder_embed_dim"], contents.sample_rate
+    grid = conv_grid(parse_conv_layers(config["conv_feature_layers"]))
+    stack = model.startswith("Data2Vec")
+    return _CARD.format(
+        tag="data2vec-audio" if stack else "hubert",
+        name=name,
+        objective=_OBJECTIVES[contents.family],
+        model=model,
+        rate=rate,
+        normalised="at zero mean and unit variance (`do_normalize: true`)"
+        if contents.normalise
+        else "as it is in the file (`do_normalize: false`)",
+        frame_rate=rate / grid.hop,
+        layers=layers,
+        dim=dim,
+        parameters=sum(tensor.numel() for tensor in contents.state.values()) / 1e6,
+        updates=f"{source.num_updates} updates" if source.num_updates else "not recorded",
+        audio=_audio_per_update(source),
+        units=_units(source),
+        count=layers + 1,
+        frames=grid.num_frames(5 * rate),
+        fairseq_layer=f"`extract_features(..., {'layer=n - 1' if stack else 'output_layer=n'})`",
+        last=_LAST.format(layers=layers) if config["layer_norm_first"] else "",
+        first_norm="" if config["layer_norm_first"] else " and normalised",
+        labels="- **Labels**: from which features and which audio the units were made.\n"
+        if contents.family == "music_hubert"
+        else "",
+        settings=_training_settings(source),
+    )
+
+
+_LAST = """ (In transformers 5 that holds for
+`hidden_states[{layers}]` too, and `last_hidden_state` is it after the final layer norm; in
+transformers 4 both are after the norm.)"""
+
+
+def _units(source: Source) -> str:
+    units = source.heads.get("label_embs_concat")
+    # fairseq's dictionaries begin with four symbols that are no units.
+    return str(units.size(0) - 4) if units is not None else "none"
+
+
+def _audio_per_update(source: Source) -> str:
+    """Seconds of audio: crops times batch, accumulated batches and processes."""
+    factors = [
+        source.setting("task", "crop_seconds"),
+        source.setting("dataset", "batch_size"),
+        (source.setting("optimization", "update_freq") or [None])[0],
+        source.setting("distributed_training", "distributed_world_size"),
+    ]
+    if any(not isinstance(factor, int | float) for factor in factors):
+        return "not recorded"
+    crop, batch, accumulated, processes = factors
+    return (
+        f"{math.prod(factors):g} s ({crop:g} s x {batch} crops x {accumulated} batches x "
+        f"{processes} processes)"
+    )
+
+
+def _training_settings(source: Source) -> str:
+    """fairseq's configuration as YAML, without what describes somebody's machine."""
+    chosen = {
+        section: {name: value for name, value in values.items() if _is_public(section, name, value)}
+        for section, values in source.settings.items()
+        if section in _SECTIONS
+    }
+    if not chosen:
+        return "- **Settings** of the training."
+    text = yaml.safe_dump(chosen, sort_keys=True, width=96)
+    return f"Settings of the training (fairseq's configuration):\n\n```yaml\n{text}```"
+
+
+def _is_public(section: str, name: str, value: Any) -> bool:
+    if value is None or (section == "dataset" and name not in _DATASET):
+        return False
+    # Paths and interpolations.
+    if isinstance(value, str):
+        return "/" not in value and "${" not in value
+    return isinstance(value, bool | int | float | list | tuple)

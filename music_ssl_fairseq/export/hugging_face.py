@@ -1,0 +1,115 @@
+"""A folder for the Hugging Face hub: opened by transformers alone, without this package."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.export import check
+from music_ssl_fairseq.export.card import model_card
+from music_ssl_fairseq.export.source import Source
+from music_ssl_fairseq.modules.audio_encoder import AudioEncoder
+from music_ssl_fairseq.optional import optional
+from music_ssl_fairseq.upstream.hugging_face import (
+    CONFIG,
+    PREPROCESSOR,
+    to_preprocessor,
+    to_state,
+)
+from music_ssl_fairseq.upstream.hugging_face_config import to_config
+from music_ssl_fairseq.upstream.model import build_encoder
+from music_ssl_fairseq.upstream.weights import SAFETENSORS
+
+CARD = "README.md"
+
+
+def write(source: Source, folder: Path, name: str) -> str:
+    """Write config.json, model.safetensors, preprocessor_config.json and a model card.
+
+    The weights are float32. Heads stay behind, because AutoModel has no place for them.
+
+    Raises:
+        InputError: if transformers has no model of this shape, safetensors is not installed, or
+            the result differs from the original.
+    """
+    save_file = optional("safetensors.torch", "export").save_file
+    config = to_config(source.contents, source.settings.get("model", {}))
+    _write_json(folder / CONFIG, config)
+    _write_json(folder / PREPROCESSOR, to_preprocessor(source.contents))
+    save_file(to_state(source.contents), folder / SAFETENSORS, {"format": "pt"})
+    card = model_card(source, name, config["architectures"][0])
+    (folder / CARD).write_text(card, encoding="utf-8")
+    if find_spec("transformers") is None:
+        return "not checked, because transformers is not installed"
+    return _check(source, folder, name)
+
+
+def expected_hidden_states(
+    model: AudioEncoder, waveform: Tensor, padding_mask: Tensor | None
+) -> list[Tensor]:
+    """What transformers calls `hidden_states`, computed by our encoder.
+
+    The first one is the input of the first Transformer layer, where `AudioEncoder.layers` has the
+    projected features, before the positional convolution.
+    """
+    layers = model.layers(waveform, padding_mask)
+    x, encoder = layers[0], model.encoder
+    padding = model.frame_padding(padding_mask, x.size(1))
+    if padding is not None:
+        x = x.masked_fill(padding.unsqueeze(-1), 0)
+    with torch.no_grad():
+        x = x + encoder.pos_conv(x)
+        return [x if encoder.layer_norm_first else encoder.layer_norm(x), *layers[1:]]
+
+
+def _check(source: Source, folder: Path, name: str) -> str:
+    transformers = optional("transformers", "export")
+    with _no_progress_bar():
+        theirs, report = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
+    left = [key for kind in ("missing_keys", "unexpected_keys") for key in report[kind]]
+    if left:
+        raise InputError(f"{name}: not written, because tensors do not fit: {', '.join(left)}")
+    ours = build_encoder(source.contents, "fp32", "off").eval()
+    waveform, padding_mask = check.waveforms(ours.grid)
+    largest = 0.0
+    for padding in (None, padding_mask):
+        expected = expected_hidden_states(ours, waveform, padding)
+        found = _hidden_states(theirs.eval(), waveform, padding)
+        if ours.encoder.layer_norm_first:
+            # Some versions of transformers keep the last layer as it is, some normalise it.
+            with torch.no_grad():
+                expected[-1] = ours.encoder.layer_norm(expected[-1])
+        real = check.real_frames(ours, padding, found[0].size(1))
+        largest = max(largest, check.compare(expected, found, name, real))
+    return (
+        f"checked with transformers {transformers.__version__}: {len(found)} hidden states, with "
+        f"and without padding, differ by {largest:.1e} at most"
+    )
+
+
+def _hidden_states(model, waveform: Tensor, padding_mask: Tensor | None) -> list[Tensor]:
+    mask = None if padding_mask is None else (~padding_mask).long()
+    with torch.no_grad():
+        output = model(waveform, attention_mask=mask, output_hidden_states=True)
+    return [*output.hidden_states[:-1], output.last_hidden_state]
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    bars = optional("transformers.utils.logging", "export")
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

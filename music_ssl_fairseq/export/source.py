@@ -1,0 +1,84 @@
+"""What is exported: the encoder, and what else a fairseq checkpoint knows of its training."""
+
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from music_ssl_fairseq import upstream
+from music_ssl_fairseq.upstream import checkpoint
+from music_ssl_fairseq.upstream.contents import PREFIXES, Contents
+from music_ssl_fairseq.upstream.safe_load import safe_load
+
+
+@dataclass
+class Source:
+    """A checkpoint to export. All but `contents` is empty where the file does not have it.
+
+    Attributes:
+        contents: the encoder.
+        settings: fairseq's configuration (`task`, `model`, `optimization`, ...), plain values.
+        heads: the tensors that are not the encoder's, under fairseq's names.
+        teacher: the tensors of data2vec's teacher (`_ema`).
+        num_updates: of the training.
+    """
+
+    contents: Contents
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    heads: dict[str, Tensor] = field(default_factory=dict)
+    teacher: dict[str, Tensor] = field(default_factory=dict)
+    num_updates: int | None = None
+
+    @property
+    def is_fairseq(self) -> bool:
+        """Whether it comes from a fairseq checkpoint, ours or stock."""
+        return bool(self.settings)
+
+    def setting(self, section: str, name: str, default: Any = None) -> Any:
+        """One value of the configuration, or `default` if it is not known."""
+        value = self.settings.get(section, {}).get(name)
+        return default if value is None else value
+
+
+def read(path: str | Path) -> Source:
+    """Read a checkpoint in any of the formats that `music_ssl_fairseq.load` takes.
+
+    Raises:
+        InputError: if it is none of them, damaged, or wants to run code.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return Source(upstream.read(path))
+    loaded = safe_load(path)
+    if not checkpoint.is_checkpoint(loaded):
+        return Source(upstream.read(path))
+    tensors = loaded["model"]
+    history = loaded.get("optimizer_history") or [{}]
+    return Source(
+        contents=checkpoint.from_checkpoint(loaded, path),
+        settings=_settings(loaded),
+        heads={
+            name: tensor
+            for name, tensor in tensors.items()
+            if isinstance(tensor, Tensor) and name != "mask_emb" and not name.startswith(PREFIXES)
+        },
+        teacher=dict(tensors.get("_ema") or {}),
+        num_updates=history[-1].get("num_updates"),
+    )
+
+
+def _settings(loaded: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """fairseq's configuration by sections; that of old files (`args`) is one for all sections."""
+    from omegaconf import DictConfig, OmegaConf
+
+    cfg: Any = loaded.get("cfg")
+    if cfg is None:
+        args = loaded["args"]
+        plain = vars(args) if isinstance(args, Namespace) else dict(args)
+        return dict.fromkeys(("model", "task", "optimization"), plain)
+    if isinstance(cfg, DictConfig):
+        cfg = OmegaConf.to_container(cfg, resolve=False)
+    return {name: dict(section) for name, section in cfg.items() if isinstance(section, Mapping)}
