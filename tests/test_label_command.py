@@ -15,12 +15,16 @@ import torchaudio
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.data.labels import LabelStore, UnitDictionary, check_labels, read_label_rate
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
-from music_ssl_fairseq.label import kmeans
+from music_ssl_fairseq.label import blocks, kmeans, shards
 from music_ssl_fairseq.label.__main__ import main
 from tests.audio_files import write_tone
 
 K = 20
-OUTPUTS = ("train.km", "valid.km", "dict.km.txt", "centroids.npy", "metadata.json")
+OUTPUTS = (
+    *("train.km", "train.units.npy", "train.offsets.npy"),
+    *("valid.km", "valid.units.npy", "valid.offsets.npy"),
+    *("dict.km.txt", "centroids.npy", "metadata.json"),
+)
 TRACKS = {
     "train": [("a.flac", 4.0, 16000, 1), ("b.ogg", 3.0, 44100, 2), ("c d.wav", 2.5, 8000, 1)],
     "valid": [("e.flac", 2.0, 16000, 1)],
@@ -88,6 +92,7 @@ def test_writes_what_it_promises(finished):
     assert metadata["dimension"] == 39
     assert metadata["frames_fitted"] == metadata["splits"]["train"]["labels"]
     assert metadata["inertia_curve"][-1] == metadata["train_inertia"]
+    assert metadata["fitted_by"].startswith("faiss")
     assert metadata["versions"]["faiss"]
 
 
@@ -234,51 +239,77 @@ def test_few_frames_are_a_warning(corpus, capsys):
     assert "100 frames for 10 clusters are 10.0 a centroid" in capsys.readouterr().err
 
 
-def test_a_track_that_is_gone_loses_nothing(finished, corpus, capsys, monkeypatch):
-    whole = contents(corpus / "labels")
-    shutil.rmtree(corpus / "labels")
+def gone(corpus: Path, finished: Path, names: list[str]) -> list[Path]:
+    """Give the corpus music of its own, and take those tracks away."""
     shutil.copytree(finished / "music", corpus / "music")
     for split in TRACKS:
         file = corpus / "manifests" / f"{split}.tsv"
         file.write_text(file.read_text().replace(str(finished), str(corpus)))
-    # Gone after K-means, as it is only read for its labels: the sample takes too few frames of it.
-    gone = corpus / "music" / "e.flac"
-    gone.rename(corpus / "e.flac")
+    shutil.rmtree(corpus / "labels")
+    for name in names:
+        (corpus / "music" / name).rename(corpus / name)
+    return [corpus / "music" / name for name in names]
+
+
+def test_an_unreadable_track_loses_nothing(finished, corpus, capsys, monkeypatch):
+    whole = contents(corpus / "labels")
+    (missing,) = gone(corpus, finished, ["e.flac"])
     error = error_of(["--k", str(K)], capsys)
-    assert error == f"{gone}: no such file\n"
+    assert error.startswith(f"{missing}: no such file; all else is kept: repair it and run")
     assert (corpus / "labels" / "train.km").read_bytes() == whole["train.km"]
-    # A line that was half written when the process was killed.
-    (partial,) = (corpus / "labels").glob(".valid.*.partial")
-    partial.write_bytes(b"1 2 3")
-    (corpus / "e.flac").rename(gone)
+    (corpus / "e.flac").rename(missing)
     monkeypatch.setattr(kmeans, "fit", None)
     assert main(["--k", str(K)]) == 0
     again = contents(corpus / "labels")
-    for name in ("train.km", "valid.km", "dict.km.txt", "centroids.npy"):
+    for name in set(OUTPUTS) - {"metadata.json"}:
         assert again[name] == whole[name]
     assert sorted(again) == sorted(OUTPUTS)
 
 
-def test_labelling_goes_on_at_the_track_it_had_reached(corpus, monkeypatch):
-    from music_ssl_fairseq.label import assign
+def test_a_damaged_track_in_the_middle(finished, corpus, capsys):
+    (missing,) = gone(corpus, finished, ["b.ogg"])
+    missing.write_bytes((corpus / "b.ogg").read_bytes()[:200])
+    error = error_of(["--k", str(K)], capsys)
+    assert error.startswith(f"{missing}: not readable as audio")
+    assert "--skip-unreadable" in error
+    assert main(["--k", str(K), "--skip-unreadable"]) == 0
+    assert "train: 1 tracks cannot be read" in capsys.readouterr().err
+    labels = corpus / "labels"
+    first, middle, last = lines(labels / "train.km")
+    assert (len(first), len(middle), len(last)) == (398, 0, 248)
+    assert json.loads((labels / "metadata.json").read_text())["splits"]["train"]["unreadable"] == [
+        1
+    ]
+    store = LabelStore(labels / "train.km")
+    assert store.counts.tolist() == [398, 0, 248]
+    manifest = Manifest(corpus / "manifests" / "train.tsv")
+    check_labels(manifest, store, UnitDictionary(labels / "dict.km.txt"), label_rate=100)
 
+
+def test_no_track_can_be_read(finished, corpus, capsys):
+    gone(corpus, finished, [name for name, *_ in TRACKS["train"]])
+    error = error_of(["--k", str(K), "--skip-unreadable"], capsys)
+    assert "0 frames cannot make 20 clusters" in error
+
+
+def test_labelling_goes_on_at_the_block_it_had_reached(corpus, monkeypatch):
+    monkeypatch.setattr(shards, "_BLOCK_SECONDS", 2)
     whole = contents(corpus / "labels")
     metadata = json.loads(whole["metadata.json"])
     record = metadata["splits"].pop("train")
     (corpus / "labels" / "metadata.json").write_text(json.dumps(metadata))
-    monkeypatch.setattr(assign, "ordered", stops_after_two)
+    monkeypatch.setattr(blocks, "ordered", stops_after_two)
     assert main(["--k", str(K)]) == 130
-    monkeypatch.undo()
-    monkeypatch.chdir(corpus)
     asked = []
-    monkeypatch.setattr(assign, "ordered", lambda job, items, workers: map(job, note(items, asked)))
+    monkeypatch.setattr(blocks, "ordered", lambda job, items, crew: map(job, note(items, asked)))
     assert main(["--k", str(K)]) == 0
-    assert [Path(track.path).name for track in asked] == ["c d.wav"]
+    assert [Path(track.path).name for (track,) in asked] == ["c d.wav"]
     assert (corpus / "labels" / "train.km").read_bytes() == whole["train.km"]
     assert json.loads(Path("labels/metadata.json").read_text())["splits"]["train"] == record
+    assert sorted(contents(corpus / "labels")) == sorted(OUTPUTS)
 
 
-def stops_after_two(job, items, workers):
+def stops_after_two(job, items, crew):
     for i, item in enumerate(items):
         if i == 2:
             raise KeyboardInterrupt

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from music_ssl_fairseq.errors import AudioError, InputError
-from music_ssl_fairseq.label.parallel import ordered
+from music_ssl_fairseq.label.parallel import Crew, ordered
 
 
 def slow_first(item: int) -> tuple[int, str | None]:
@@ -31,7 +31,7 @@ def killed(item: int) -> None:
 
 def test_results_in_order_from_workers_of_one_thread(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    results = list(ordered(slow_first, range(100), workers=2))
+    results = list(ordered(slow_first, range(100), Crew(2)))
     assert results == [(i, "1") for i in range(100)]
     assert os.environ["OMP_NUM_THREADS"] == "3"
 
@@ -39,18 +39,18 @@ def test_results_in_order_from_workers_of_one_thread(monkeypatch):
 def test_results_before_an_error_arrive():
     results = []
     with pytest.raises(AudioError, match=r"five\.wav: is bad"):
-        results.extend(ordered(fails_at_five, iter(range(200)), workers=2))
+        results.extend(ordered(fails_at_five, iter(range(200)), Crew(2)))
     assert results == [0, 1, 2, 3, 4]
 
 
 def test_a_killed_worker_is_an_error_and_no_wait_for_ever():
     with pytest.raises(InputError, match="worker process was killed"):
-        list(ordered(killed, range(3), workers=1))
+        list(ordered(killed, range(3), Crew(1)))
 
 
 def test_stopping_early_does_not_wait_for_what_is_being_done():
     start = time.monotonic()
-    results = ordered(first_is_quick, range(40), workers=2)
+    results = ordered(first_is_quick, range(40), Crew(2))
     assert next(results) == 0
     results.close()
     assert time.monotonic() - start < 30

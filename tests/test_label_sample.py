@@ -5,7 +5,8 @@ import pytest
 
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
-from music_ssl_fairseq.features import front_end
+from music_ssl_fairseq.errors import AudioError
+from music_ssl_fairseq.features import Features, front_end
 from music_ssl_fairseq.features.track import Track
 from music_ssl_fairseq.label.sample import Part, Reader, Sample, places, quotas
 from tests.audio_files import write_tone
@@ -55,15 +56,39 @@ def test_reader_gives_the_whole_tracks_frames(tmp_path):
     whole = front_end("mfcc").features(audio.read(path))
     # Neighbours, a near one, one far enough to seek to, the first and the last.
     wanted = np.array([0, 200, 201, 260, 900, len(whole) - 1])
-    part = Part(Track(str(path), 14 * 16_000), wanted)
-    np.testing.assert_allclose(Reader("mfcc")(part), whole[wanted], atol=2e-3)
+    track = Track(str(path), 14 * 16_000)
+    missing = Part(Track(str(tmp_path / "b.flac"), 16_000), np.array([3, 5]))
+    nothing = Part(track, np.zeros(0, np.int64))
+    found = Reader(Features("mfcc"))([missing, Part(track, wanted), nothing])
+    assert isinstance(found[0], AudioError)
+    np.testing.assert_allclose(found[1], whole[wanted], atol=2e-3)
+    assert found[2].shape == (0, 39)
+
+
+def three_tracks(folder) -> Manifest:
+    tracks = [("a.wav", 16_000), ("short.wav", 399), ("b.wav", 32_000)]
+    write_manifest(folder / "train.tsv", "/music", tracks)
+    return Manifest(folder / "train.tsv")
 
 
 def test_sample_leaves_out_tracks_without_frames(tmp_path):
-    tracks = [("a.wav", 16_000), ("short.wav", 399), ("b.wav", 32_000)]
-    write_manifest(tmp_path / "train.tsv", "/music", tracks)
-    mfcc = front_end("mfcc")
-    sample = Sample(Manifest(tmp_path / "train.tsv"), mfcc.grid, max_frames=60, seed=0)
-    parts = list(sample.parts())
-    assert [part.track.path for part in parts] == ["/music/a.wav", "/music/b.wav"]
-    assert sum(len(part.frames) for part in parts) == len(sample.empty(39)) == 60
+    sample = Sample(three_tracks(tmp_path), front_end("mfcc").grid, max_frames=60, seed=0)
+    parts = [sample.part(index) for index in range(3)]
+    assert [part.track.path for part in parts] == [
+        "/music/a.wav",
+        "/music/short.wav",
+        "/music/b.wav",
+    ]
+    assert len(parts[1].frames) == 0
+    assert sum(len(part.frames) for part in parts) == sample.total == 60
+
+
+@pytest.mark.parametrize("size", [7, 25, 1000])
+def test_batches_hold_every_frame_once(tmp_path, size):
+    sample = Sample(three_tracks(tmp_path), front_end("mfcc").grid, max_frames=60, seed=0)
+    batches = list(sample.batches(size))
+    assert all(0 < sum(len(part.frames) for part in batch) <= size for batch in batches)
+    for index in (0, 2):
+        track = sample.part(index).track
+        frames = [p.frames for batch in batches for p in batch if p.track == track]
+        np.testing.assert_array_equal(np.concatenate(frames), sample.part(index).frames)

@@ -1,4 +1,7 @@
-"""Pseudo-labels in a `.km` file: one line a track, its units (cluster numbers) between spaces."""
+"""Pseudo-labels in a `.km` file: one line a track, its units (cluster numbers) between spaces.
+
+Where the labeler has left the same as a memory map (`unit_map`), that is read in place of the text.
+"""
 
 import os
 from pathlib import Path
@@ -6,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from music_ssl_fairseq.data.mapped import MappedFile
+from music_ssl_fairseq.data.unit_map import open_unit_map
 from music_ssl_fairseq.errors import InputError
 
 ANCHOR_STEP = 1024
@@ -21,7 +25,7 @@ class LabelStore:
     """
 
     def __init__(self, km_file: str | os.PathLike):
-        """Index a label file: one pass over it, in pieces.
+        """Index a label file: one pass over it, in pieces, if there is no memory map.
 
         Raises:
             InputError: if it is missing, or holds something other than numbers.
@@ -33,7 +37,11 @@ class LabelStore:
                 "`python -m music_ssl_fairseq.label --k 2000`"
             )
         self._text = MappedFile(self.file)
-        self._index()
+        self._map = open_unit_map(self.file)
+        if self._map is None:
+            self._index()
+        else:
+            self.counts = self._map.counts
 
     def _index(self) -> None:
         # Of each line: its end, and the labels in the file up to there. Of each label that is the
@@ -82,7 +90,7 @@ class LabelStore:
 
     def __len__(self) -> int:
         """Tracks, which is lines."""
-        return len(self._ends)
+        return len(self.counts)
 
     @property
     def num_bytes(self) -> int:
@@ -99,6 +107,8 @@ class LabelStore:
         stop = count if stop is None else min(stop, count)
         if first >= stop:
             return np.zeros(0, np.int64)
+        if self._map is not None:
+            return self._map.units(track, first, stop)
         anchor = int(self._first_anchor[track])
         begin = int(self._anchors[anchor + first // ANCHOR_STEP])
         after = -(-stop // ANCHOR_STEP)

@@ -93,7 +93,13 @@ def _check_rate(manifest: Manifest, store: LabelStore, label_rate: float, sample
 
 def _fit(manifest: Manifest, store: LabelStore, label_rate: float, sample_rate: int) -> np.ndarray:
     hop = label_hop(label_rate, sample_rate)
-    return np.asarray(labels_fit(store.counts, manifest.num_samples, hop, sample_rate))
+    fit = np.array(labels_fit(store.counts, manifest.num_samples, hop, sample_rate))
+    # Tracks that could not be read when they were to be labelled: they have an empty line each,
+    # and are too short to be trained on.
+    splits = read_metadata(store.file.parent).get("splits", {})
+    unreadable = splits.get(store.file.stem, {}).get("unreadable", [])
+    fit[[track for track in unreadable if store.counts[track] == 0]] = True
+    return fit
 
 
 def _check_units(manifest: Manifest, store: LabelStore, units: UnitDictionary) -> None:

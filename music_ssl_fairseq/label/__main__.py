@@ -1,6 +1,7 @@
 """`python -m music_ssl_fairseq.label`: from manifests to pseudo-labels."""
 
 import argparse
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -8,20 +9,25 @@ from typing import TYPE_CHECKING
 
 from music_ssl_fairseq.cpus import available_cpus
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.features import Features, front_end
+from music_ssl_fairseq.features import DEEP, Features, front_end
 
 if TYPE_CHECKING:
     from music_ssl_fairseq.data.manifest import Manifest
     from music_ssl_fairseq.label.recipe import LabelFolder
+    from music_ssl_fairseq.label.stages import Job
+
+STAGES = ("fit", "assign", "report")
+_MAX_FRAMES = 1_000_000
 
 DESCRIPTION = """\
 Give every frame of every track a unit: the number of the nearest of k centroids, which K-means
 fits on a sample of the train manifest's frames. Reads train.tsv and, if it is there, valid.tsv;
-writes train.km, valid.km (a line a track, as fairseq reads them), dict.km.txt, centroids.npy
-([k, dimension] float32) and metadata.json (recipe, label_rate, inertia, versions, usage of units).
+writes train.km, valid.km (a line a track, as fairseq reads them), the same as memory maps
+(train.units.npy, train.offsets.npy), dict.km.txt, centroids.npy ([k, dimension] float32) and
+metadata.json (recipe, label_rate, inertia, versions, usage of units).
 
-Equal options and manifests give equal labels, whatever the number of workers. A run that was
-interrupted is continued by the same command; one that has finished is left as it is.
+Equal options and manifests give equal labels, whatever the number of workers or shards. A run that
+was interrupted or killed is continued by the same command; one that has finished is left as it is.
 """
 
 EXAMPLES = """\
@@ -31,6 +37,8 @@ examples:
   python -m music_ssl_fairseq.label --k 500 --features mfcc+chroma --labels labels/mfcc+chroma
   python -m music_ssl_fairseq.label --k 2000 --labels labels/deep --features deep --layer 6 \\
       --checkpoint runs/music_hubert/config/checkpoints/checkpoint_best.pt
+  sbatch --array=0-15 --wrap "python -m music_ssl_fairseq.label --k 500"     # sixteen shards
+  python -m music_ssl_fairseq.label --k 500 --report                         # and what units are
 
 The manifests come from `python -m manifests_tools pretrain --root MUSIC_DIR`, and the labels go to
 `fairseq-hydra-train --config-dir examples/music_hubert`.
@@ -78,9 +86,11 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add(
         "--device",
-        default="cpu",
-        metavar="DEVICE",
-        help="for --features deep: where the model runs, cpu or cuda (default: %(default)s)",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where models of --features deep run, and K-means with them: auto is all GPUs there "
+        "are, one process each, else the CPU; other features are computed on the CPU, and cuda "
+        "then means K-means alone (default: %(default)s)",
     )
     add(
         "--manifests",
@@ -97,21 +107,60 @@ def get_parser() -> argparse.ArgumentParser:
         help="folder to write to (default: %(default)s)",
     )
     add(
+        "--stage",
+        choices=STAGES,
+        help="do this alone; fit: sample frames and cluster them; assign: label all tracks with "
+        "the centroids of fit; report: see --report (default: fit, then assign)",
+    )
+    add(
+        "--centroids",
+        type=Path,
+        metavar="FILE",
+        help="take these, [k, dimension] in a .npy file, and fit none; --k is then theirs",
+    )
+    add(
+        "--memory",
+        type=_size,
+        default="4G",
+        metavar="SIZE",
+        help="what all processes may hold together, such as 512M or 16G; bounds the frames that "
+        "K-means is fitted on, and the workers (default: %(default)s)",
+    )
+    add(
         "--max-frames",
         type=_positive,
-        default=1_000_000,
         metavar="N",
         help="frames to fit K-means on, a sample over all train tracks, each in proportion to its "
-        "length; bounds memory (156 bytes an MFCC frame) and time, and is enough for k = 2000: "
-        "more lower the inertia on other frames by less than 1 %% (default: %(default)s)",
+        "length; enough for k = 2000: more lower the inertia on other frames by less than 1 %% "
+        f"(default: {_MAX_FRAMES}, or as many as --memory holds)",
+    )
+    add(
+        "--minibatch",
+        type=_positive,
+        metavar="N",
+        help="hold N frames at a time: K-means goes once through --max-frames frames, however "
+        "many, in batches (default: hold all)",
     )
     add(
         "--iterations",
         type=_positive,
         default=30,
         metavar="N",
-        help="K-means iterations at most; fewer if the centroids come to rest (default: "
-        "%(default)s)",
+        help="K-means iterations over all these frames at most, after those on an eighth of them; "
+        "fewer once one lowers the inertia by less than 0.2 %% (default: %(default)s)",
+    )
+    add(
+        "--init",
+        choices=("kmeans++", "random"),
+        default="kmeans++",
+        help="frames to start from: greedy k-means++, or any (default: %(default)s)",
+    )
+    add(
+        "--restarts",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="starts, of which the best after four iterations goes on (default: %(default)s)",
     )
     add(
         "--seed",
@@ -127,6 +176,31 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="processes that decode, compute features and assign units, and threads of K-means "
         "(default: the CPUs this process may use, here %(default)s)",
+    )
+    add(
+        "--num-shards",
+        type=_positive,
+        metavar="N",
+        help="label the Nth part of all tracks in this process; whichever shard is the last joins "
+        "the parts (default: in a Slurm array its size, else 1)",
+    )
+    add(
+        "--shard",
+        type=int,
+        metavar="I",
+        help="which of these parts, from 0 (default: this task's place in the Slurm array)",
+    )
+    add(
+        "--skip-unreadable",
+        action="store_true",
+        help="give a track that cannot be read an empty line, so that labels stay aligned with the "
+        "manifest; training leaves it out (default: label all others, then stop with its name)",
+    )
+    add(
+        "--report",
+        action="store_true",
+        help="also write LABELS/report/report.md with figures: inertia, use of units, what they "
+        "have to do with pitch and loudness, and what some of them look like",
     )
     add("--force", action="store_true", help="start over, and overwrite other labels")
     return parser
@@ -146,54 +220,123 @@ def _seed(text: str) -> int:
     return value
 
 
-def run(
-    k: int,
-    features: str,
-    checkpoint: str | None,
-    layer: int | None,
-    device: str,
-    manifests: Path,
-    labels: Path,
-    max_frames: int,
-    iterations: int,
-    seed: int,
-    workers: int,
-    force: bool,
-) -> None:
+def _size(text: str) -> int:
+    from music_ssl_fairseq.label.memory import parse_size
+
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def run(arguments: argparse.Namespace) -> None:
     """Do what the command line says; see `get_parser`.
 
     Raises:
         InputError: about anything wrong with the manifests, the audio or existing labels.
     """
-    from music_ssl_fairseq.label.recipe import LabelFolder, Recipe, fingerprint
-    from music_ssl_fairseq.label.stages import fit_centroids, label
+    splits = _manifests(arguments.manifests)
+    job = _job(arguments, splits["train"])
+    folder = job.folder
+    if folder.centroids() is None and arguments.stage in (None, "fit"):
+        _fit(job, splits["train"], arguments.centroids)
+    elif arguments.stage == "fit":
+        print(f"{folder.path}: fitted already, by the same recipe from the same manifest")
+    if arguments.stage != "fit":
+        if arguments.stage != "report" and not _assign(job, splits):
+            return
+        _summarise(folder, splits)
+    if arguments.report or arguments.stage == "report":
+        from music_ssl_fairseq.label.report import write_report
 
-    chosen = Features(features, checkpoint, layer, device)
-    splits = _manifests(manifests)
-    recipe = Recipe(
-        features,
-        k,
-        seed,
-        iterations,
-        max_frames,
-        fingerprint(splits["train"]),
-        front_end(chosen).fingerprint,
-        layer,
-    )
-    folder = LabelFolder(labels, recipe, force)
+        print(f"report: {write_report(job, splits)}")
+    if arguments.stage is None:
+        _say_next(arguments.manifests, folder.path)
+
+
+def _fit(job: "Job", manifest: "Manifest", given: Path | None) -> None:
+    from music_ssl_fairseq.label.stages import fit_centroids, take_centroids
+
+    if given is None:
+        fit_centroids(job, manifest)
+    else:
+        take_centroids(job, given)
+    metadata = job.folder.metadata
+    print(f"{job.folder.path}: {metadata['k']} centroids of {metadata['features']}")
+
+
+def _assign(job: "Job", splits: dict[str, "Manifest"]) -> bool:
+    """Whether all splits are labelled now."""
+    from music_ssl_fairseq.label.stages import assign
+
+    folder = job.folder
     todo = {s: m for s, m in splits.items() if not folder.is_finished(s, m)}
     if not todo:
-        print(f"{labels}: finished already, by the same recipe from the same manifests")
+        print(f"{folder.path}: finished already, by the same recipe from the same manifests")
+    finished = [assign(job, split, manifest) for split, manifest in todo.items()]
+    if all(finished):
+        folder.work.remove()
     else:
-        centroids = folder.centroids()
-        if centroids is None:
-            centroids = fit_centroids(folder, chosen, splits["train"], workers)
-        else:
-            _say(f"{labels}: going on with the centroids that are there")
-        for split, manifest in todo.items():
-            label(folder, chosen, centroids, split, manifest, workers)
-    _summarise(folder, splits)
-    _say_next(manifests, labels)
+        print(f"{job.shard} is done; the last shard to end joins all parts")
+    return all(finished)
+
+
+def _job(arguments: argparse.Namespace, train: "Manifest") -> "Job":
+    """Check what can be checked before any work is done."""
+    from music_ssl_fairseq.label import memory
+    from music_ssl_fairseq.label.backends import choose_device
+    from music_ssl_fairseq.label.recipe import LabelFolder
+    from music_ssl_fairseq.label.shards import choose_shard
+    from music_ssl_fairseq.label.stages import Job, choose_crew
+
+    a = arguments
+    shard = choose_shard(a.shard, a.num_shards, os.environ)
+    if a.force and shard.count > 1:
+        raise InputError(
+            "--force: shards would undo each other's work; remove the folder of labels, or run "
+            "--stage fit --force once, by itself, and then the shards without --force"
+        )
+    deep = a.features == DEEP
+    device = choose_device(a.device, deep)
+    features = Features(a.features, a.checkpoint, a.layer, "cpu")
+    recipe = _recipe(a, features, train)
+    workers = memory.workers_that_fit(a.memory, a.workers, deep)
+    if workers < a.workers:
+        _say(f"--memory {memory.show_size(a.memory)} is enough for {workers} workers")
+    return Job(
+        folder=LabelFolder(a.labels, recipe, a.force),
+        features=Features(a.features, a.checkpoint, a.layer, device if deep else "cpu"),
+        crew=choose_crew(workers, device if deep else "cpu"),
+        device=device,
+        threads=a.workers,
+        shard=shard,
+        skip_unreadable=a.skip_unreadable,
+    )
+
+
+def _recipe(a: argparse.Namespace, features: Features, train: "Manifest"):
+    from music_ssl_fairseq.label.given import load_centroids
+    from music_ssl_fairseq.label.memory import check_frames
+    from music_ssl_fairseq.label.recipe import Recipe, checksum, fingerprint
+
+    front = front_end(features)
+    k = a.k if a.centroids is None else len(load_centroids(a.centroids))
+    held = a.minibatch or a.max_frames
+    num_frames = check_frames(held, _MAX_FRAMES, a.memory, front.dimension, k)
+    return Recipe(
+        features=a.features,
+        k=k,
+        seed=a.seed,
+        iterations=a.iterations,
+        max_frames=a.max_frames or max(num_frames, _MAX_FRAMES if a.minibatch else 0),
+        train_manifest=fingerprint(train),
+        checkpoint=front.fingerprint,
+        layer=a.layer,
+        init=a.init,
+        restarts=a.restarts,
+        minibatch=a.minibatch,
+        given_centroids=None if a.centroids is None else checksum(a.centroids),
+    )
 
 
 def _manifests(where: Path) -> dict[str, "Manifest"]:
@@ -210,12 +353,18 @@ def _manifests(where: Path) -> dict[str, "Manifest"]:
 def _summarise(folder: "LabelFolder", splits: dict[str, "Manifest"]) -> None:
     metadata = folder.metadata
     rate = metadata["label_rate"]
+    fitted = "of given centroids"
+    if metadata["train_inertia"] is not None:
+        inertia = metadata["train_inertia"]
+        fitted = f"fitted on {metadata['frames_fitted']} frames, inertia {inertia:.4g}"
     print(
         f"{folder.path}: k = {metadata['k']} units of {metadata['features']}, {rate:g} a second, "
-        f"fitted on {metadata['frames_fitted']} frames, inertia {metadata['train_inertia']:.4g}"
+        f"{fitted}"
     )
     for split in splits:
-        record = metadata["splits"][split]
+        record = metadata["splits"].get(split)
+        if record is None:
+            raise InputError(f"{folder.target(split)}: not finished; run --stage assign first")
         run = record["mean_run_length"]
         print(
             f"  {split}: {record['tracks']} tracks, {record['labels'] / rate / 3600:.2f} h; "
@@ -223,6 +372,8 @@ def _summarise(folder: "LabelFolder", splits: dict[str, "Manifest"]) -> None:
             f"guessing the commonest unit is right in {100 * record['majority_share']:.2f} %; "
             f"a unit lasts {run:.1f} frames ({1000 * run / rate:.0f} ms)"
         )
+        if record["unreadable"]:
+            _say(f"  {split}: {len(record['unreadable'])} tracks cannot be read, and have no units")
 
 
 def _say_next(manifests: Path, labels: Path) -> None:
@@ -243,7 +394,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point: the exit status."""
     arguments = get_parser().parse_args(argv)
     try:
-        run(**vars(arguments))
+        run(arguments)
     except InputError as error:
         _say(f"error: {error}")
         return 1

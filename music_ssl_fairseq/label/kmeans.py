@@ -1,31 +1,70 @@
-"""K-means: fitting with faiss, and the unit nearest to a frame."""
+"""K-means: from a sample of frames to centroids, in steps that can be taken up.
 
-import os
+From coarse to fine. On a part of the frames come iterations, and between them rounds of `reseat`,
+which look for a better optimum; then all frames settle the centroids, which moves them little. The
+inertia is that of iterations over all frames throughout, or lower, in a quarter of the time. Many
+values a frame (deep features) are rotated to their principal axes, and the coarse part looks at the
+largest of these.
+"""
+
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.label.backends import Backend
+from music_ssl_fairseq.label.reseat import reseat
 from music_ssl_fairseq.label.start import start_centroids
 
 FRAMES_PER_CENTROID = 39
 """Below this many frames a centroid, the units are more noise than structure (faiss's bound)."""
 
-_BLOCK = 512  # frames whose distances to all centroids are held at once: 4 MB for k = 2000
+_COARSE = 8  # one frame of so many is in the coarse part
+_QUICK = 50_000  # at least so many are: fewer would save little time
+_FIRST_ITERATIONS = 4  # before the first round of reseating
+_ROUNDS = 8
+_ROUND_ITERATIONS = 3
+_RESTED = 2e-3  # relative gain of an iteration over all frames below which it was the last
+_MANY_VALUES = 256  # a frame; with more, the coarse part is done in _AXES
+_AXES = 96
+_NEIGHBOURS = 3
 
 
-class Fit(NamedTuple):
+@dataclass(frozen=True)
+class Options:
+    """How to fit.
+
+    Attributes:
+        iterations: over all frames, at most; fewer when one gains less than 0.2 %.
+        init: `kmeans++`, greedy, or `random`, different frames.
+        restarts: starts of which the one with the lowest inertia after four iterations goes on.
+    """
+
+    k: int
+    seed: int = 0
+    iterations: int = 30
+    init: str = "kmeans++"
+    restarts: int = 1
+
+
+@dataclass(frozen=True)
+class Fit:
     """Centroids, and how they came about.
 
     Attributes:
         centroids: `[k, D]` float32.
-        curve: mean squared distance of a frame to its centroid (the inertia over the number of
-            frames): before each iteration, and at last for `centroids`.
+        curve: the inertia over the number of frames, that is the mean squared distance of a frame
+            to its centroid, before each iteration over all frames. The last one's centroids are
+            therefore a little better than its last value.
+        coarse: the same for iterations over a part of the frames (and, there, of the values).
+        step: steps taken.
     """
 
     centroids: np.ndarray
-    curve: list[float]
+    curve: list[float] = field(default_factory=list)
+    coarse: list[float] = field(default_factory=list)
+    step: int = 0
 
 
 def check_enough(num_frames: int, k: int) -> str | None:
@@ -50,82 +89,120 @@ def check_enough(num_frames: int, k: int) -> str | None:
 
 def fit(
     frames: np.ndarray,
-    k: int,
-    iterations: int,
-    seed: int,
-    threads: int,
-    watch: Callable[[float], None],
+    options: Options,
+    backend: Backend,
+    watch: Callable[[Fit], None],
+    begun: Fit | None = None,
 ) -> Fit:
     """Cluster frames.
 
-    Starts from `start_centroids`. All frames are used: faiss by itself would silently take 256 a
-    centroid. The result depends on the frames' order and `seed`, not on `threads`.
+    The result depends on the frames and `options`, not on threads or on where a run was taken up.
 
     Args:
-        frames: `[n, D]` float32, C-contiguous; at least `k`, see `check_enough`.
-        iterations: at most; fewer if the centroids no longer move.
-        watch: called with the inertia before each iteration.
+        frames: `[n, D]` float32, C-contiguous, in random order; at least `k`, see `check_enough`.
+        watch: called with what there is after each step.
+        begun: what `watch` was called with last, to go on from there.
     """
-    faiss = _faiss()
-    faiss.omp_set_num_threads(threads)
-    step = faiss.Kmeans(
-        frames.shape[1],
-        k,
-        niter=1,  # many calls of one iteration equal one of many, but can be watched
-        max_points_per_centroid=len(frames),
-        min_points_per_centroid=1,
-    )
-    curve: list[float] = []
-    centroids = start_centroids(frames, k, seed)
-    for _ in range(iterations):
-        before = centroids
-        curve.append(float(step.train(frames, init_centroids=before)) / len(frames))
-        watch(curve[-1])
-        centroids = np.asarray(step.centroids)
-        if np.array_equal(before, centroids):
-            break
-    distances, _ = step.assign(frames)
-    curve.append(float(distances.mean(dtype=np.float64)))
-    return Fit(centroids, curve)
+    coarse = _Coarse(frames, options, backend)
+    state = begun if begun is not None and begun.step else coarse.start()
+    if state is not begun:
+        watch(state)
+    while state.step < coarse.steps:
+        state = coarse.step(state)
+        watch(state)
+    while not _settled(state, options):
+        centroids, inertia = backend.iterate(frames, state.centroids)
+        curve = [*state.curve, inertia]
+        state = replace(state, centroids=centroids, curve=curve, step=state.step + 1)
+        watch(state)
+    return state
 
 
-def _faiss():
-    """Import faiss such that its threads sleep between their turns, unless told otherwise.
-
-    By default they spin. Where other processes want the same CPUs, that took ten times as long;
-    where none do, both take the same time. The setting is read as faiss loads.
-    """
-    chosen = os.environ.get("OMP_WAIT_POLICY")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        import faiss
-    finally:
-        if chosen is None:
-            del os.environ["OMP_WAIT_POLICY"]
-    return faiss
+def _settled(state: Fit, options: Options) -> bool:
+    curve = state.curve
+    if len(curve) >= options.iterations:
+        return True
+    return len(curve) > 1 and curve[-2] - curve[-1] <= _RESTED * curve[-2]
 
 
-class Nearest:
-    """The nearest centroid of each frame, as one matrix product a block and one thread.
+class _Coarse:
+    """The steps on a part of the frames: a start, then rounds, then back to all values."""
 
-    Faster than faiss's flat index on one thread (5,200 against 3,800 seconds of MFCC a second, for
-    k = 2000), and without importing it in each worker.
-    """
+    def __init__(self, frames: np.ndarray, options: Options, backend: Backend):
+        size = max(len(frames) // _COARSE, FRAMES_PER_CENTROID * options.k, _QUICK)
+        # Nearly all of them are all: a second set would only be fitted to twice.
+        self._frames = frames[:size] if 2 * size < len(frames) else frames
+        self._options = options
+        self._backend = backend
+        self._rounds = _ROUNDS if options.k >= 2 * _NEIGHBOURS else 0
+        self._reduced = principal_values(self._frames)
+        self.steps = 2 + self._rounds
 
-    def __init__(self, centroids: np.ndarray):
-        # |x - c|^2 is least where x.c - |c|^2 / 2 is largest. Both about the centroids' mean, where
-        # the norms are small and the difference keeps its digits; the second term is one more row.
-        self.mean = centroids.mean(axis=0, dtype=np.float64).astype(np.float32)
-        centred = centroids - self.mean
-        norms = np.square(centred, dtype=np.float64).sum(axis=1)
-        self.weight = np.vstack([centred.T, -0.5 * norms.astype(np.float32)])
+    def start(self) -> Fit:
+        """The best of the starts, after the first iterations."""
+        seeds = [(self._options.seed, restart) for restart in range(self._options.restarts)]
+        return min(map(self._start, seeds), key=lambda found: found.coarse[-1])
 
-    def __call__(self, frames: np.ndarray) -> np.ndarray:
-        """`[n, D]` float32 to `[n]` int64 units."""
-        units = np.empty(len(frames), np.int64)
-        for start in range(0, len(frames), _BLOCK):
-            block = frames[start : start + _BLOCK] - self.mean
-            scores = block @ self.weight[:-1]
-            scores += self.weight[-1]
-            units[start : start + _BLOCK] = scores.argmax(axis=1)
-        return units
+    def _start(self, seed: tuple[int, int]) -> Fit:
+        centroids = start_centroids(self._reduced, self._options.k, seed, self._options.init)
+        return self._iterate(Fit(centroids), _FIRST_ITERATIONS)
+
+    def step(self, state: Fit) -> Fit:
+        if state.step <= self._rounds:
+            moved = replace(state, centroids=self._reseated(state))
+            found = self._iterate(moved, _ROUND_ITERATIONS)
+            better = found.coarse[-1] <= state.coarse[-1]
+            return found if better else replace(state, step=found.step)
+        return replace(state, centroids=self._of_all_values(state), step=state.step + 1)
+
+    def _iterate(self, state: Fit, iterations: int) -> Fit:
+        centroids, curve = state.centroids, list(state.coarse)
+        for _ in range(iterations):
+            centroids, inertia = self._backend.iterate(self._reduced, centroids)
+            curve.append(inertia)
+        return replace(state, centroids=centroids, coarse=curve, step=state.step + 1)
+
+    def _reseated(self, state: Fit) -> np.ndarray:
+        distances, nearest = self._backend.two_nearest(self._reduced, state.centroids)
+        neighbours = nearest_others(state.centroids, _NEIGHBOURS)
+        rng = np.random.default_rng((self._options.seed, state.step))
+        return reseat(state.centroids, distances, nearest, neighbours, state.step - 1, rng)
+
+    def _of_all_values(self, state: Fit) -> np.ndarray:
+        """Centroids in the reduced values become means of the frames nearest to them."""
+        if self._reduced is self._frames:
+            return state.centroids
+        _, nearest = self._backend.two_nearest(self._reduced, state.centroids)
+        sums, counts = sums_of_units(self._frames, nearest, self._options.k)
+        # A cluster without a frame, if there is any, starts from where all frames are.
+        sums[counts == 0] = self._frames.mean(axis=0)
+        return (sums / np.maximum(1, counts)[:, None]).astype(np.float32)
+
+
+def sums_of_units(frames: np.ndarray, units: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sums `[k, D]` float64 and counts `[k]` of each unit's frames."""
+    order = np.argsort(units, kind="stable")
+    used, firsts = np.unique(units[order], return_index=True)
+    sums = np.zeros((k, frames.shape[1]))
+    for unit, first, last in zip(used, firsts, [*firsts[1:], len(order)], strict=True):
+        sums[unit] = frames[order[first:last]].sum(axis=0, dtype=np.float64)
+    return sums, np.bincount(units, minlength=k)
+
+
+def principal_values(frames: np.ndarray) -> np.ndarray:
+    """`[n, D]` to `[n, _AXES]` along the axes of largest variance, if there are many values."""
+    dimension = frames.shape[1]
+    if dimension <= _MANY_VALUES:
+        return frames
+    centred = frames - frames.mean(axis=0, dtype=np.float64).astype(np.float32)
+    some = centred[: 20 * dimension]
+    _, axes = np.linalg.eigh((some.T @ some).astype(np.float64))
+    return np.ascontiguousarray(centred @ axes[:, -_AXES:].astype(np.float32))
+
+
+def nearest_others(centroids: np.ndarray, number: int) -> np.ndarray:
+    """For each centroid, the `number` others nearest to it: `[k, number]`."""
+    norms = np.square(centroids).sum(axis=1)
+    distances = norms[:, None] + norms - 2 * centroids @ centroids.T
+    np.fill_diagonal(distances, np.inf)
+    return np.argpartition(distances, number, axis=1)[:, :number]

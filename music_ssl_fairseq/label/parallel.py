@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from music_ssl_fairseq.errors import InputError
@@ -16,13 +17,32 @@ from music_ssl_fairseq.errors import InputError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_TRACKS_OF_A_GPU = 32
 _AHEAD = 16  # items a worker that may be started before the oldest one is done
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 _job: Callable[[Any], Any]
 
 
-def ordered(job: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+@dataclass(frozen=True)
+class Crew:
+    """Who does the work.
+
+    Attributes:
+        workers: processes.
+        devices: GPUs, as torch names them, one for each worker; none if they are to use the CPU.
+    """
+
+    workers: int
+    devices: tuple[str, ...] = ()
+
+    @property
+    def together(self) -> int:
+        """Tracks to hand to a worker at once: a GPU wants several to choose its batches from."""
+        return _TRACKS_OF_A_GPU if self.devices else 1
+
+
+def ordered(job: Callable[[Item], Result], items: Iterable[Item], crew: Crew) -> Iterator[Result]:
     """Yield `job(item)` for each item, in the items' order.
 
     Workers are always processes of one thread each, even a single one, so that every number is
@@ -31,7 +51,8 @@ def ordered(job: Callable[[Item], Result], items: Iterable[Item], workers: int) 
     what they need and nothing else.
 
     Args:
-        job: sent to each worker once, so it may hold arrays. Defined in an importable module.
+        job: sent to each worker once, so it may hold arrays. Defined in an importable module. If
+            the crew has GPUs, a worker does `job.on(device)` with its own.
         items: taken as they are needed; small things, sent one by one.
 
     Raises:
@@ -42,11 +63,15 @@ def ordered(job: Callable[[Item], Result], items: Iterable[Item], workers: int) 
     others = multiprocessing.active_children()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([type(job).__module__, "scipy.signal"])
-    with _one_thread(), ProcessPoolExecutor(workers, context, _adopt, (job,)) as executor:
+    devices = context.SimpleQueue()
+    for device in crew.devices:
+        devices.put(device)
+    adopt = (job, devices if crew.devices else None)
+    with _one_thread(), ProcessPoolExecutor(crew.workers, context, _adopt, adopt) as executor:
         try:
             for item in items:
                 pending.append(executor.submit(_run, item))
-                if len(pending) == _AHEAD * workers:
+                if len(pending) == _AHEAD * crew.workers:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
@@ -81,9 +106,9 @@ def _one_thread() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _adopt(job: Callable[[Any], Any]) -> None:
+def _adopt(job: Any, devices: Any) -> None:
     global _job
-    _job = job
+    _job = job if devices is None else job.on(devices.get())
     # Ctrl-C reaches every process of the terminal; the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -21,8 +21,9 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features import FrontEnd
 from music_ssl_fairseq.files import atomic_path
 from music_ssl_fairseq.frames import SAMPLE_RATE
+from music_ssl_fairseq.label.join import Joined
 from music_ssl_fairseq.label.kmeans import Fit
-from music_ssl_fairseq.label.usage import Usage
+from music_ssl_fairseq.label.work import WorkFolder
 
 SPLITS = ("train", "valid")
 
@@ -37,6 +38,11 @@ class Recipe:
         layer: of that model.
         max_frames: frames fitted on at most.
         iterations: of K-means, at most.
+        init: see `start.start_centroids`.
+        restarts: starts to choose from.
+        minibatch: frames held at once, None for all.
+        given_centroids: SHA-256 of the file that centroids were taken from, if they were not
+            fitted.
     """
 
     features: str
@@ -47,6 +53,10 @@ class Recipe:
     train_manifest: str
     checkpoint: str | None = None
     layer: int | None = None
+    init: str = "kmeans++"
+    restarts: int = 1
+    minibatch: int | None = None
+    given_centroids: str | None = None
 
     def differences(self, metadata: dict[str, Any]) -> str:
         """In words, what another run's metadata have otherwise: empty if nothing."""
@@ -54,20 +64,37 @@ class Recipe:
         for name, value in dataclasses.asdict(self).items():
             if metadata.get(name) == value:
                 continue
-            if name == "train_manifest":
-                words.append("another train manifest")
+            if name in _IN_WORDS:
+                words.append(f"another {_IN_WORDS[name]}")
             else:
                 words.append(f"{name.replace('_', '-')} {metadata.get(name)} instead of {value}")
         return ", ".join(words)
 
+    @property
+    def identity(self) -> str:
+        """Twelve digits that tell recipes apart."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:12]
+
+
+_IN_WORDS = {
+    "train_manifest": "train manifest",
+    "checkpoint": "checkpoint",
+    "given_centroids": "file of centroids, or none",
+}
+
 
 def fingerprint(manifest: Manifest) -> str:
     """SHA-256 of a manifest: its root, names, lengths and their order."""
-    checksum = hashlib.sha256()
-    with manifest.file.open("rb") as handle:
+    return checksum(manifest.file)
+
+
+def checksum(file: Path) -> str:
+    """SHA-256 of a file."""
+    found = hashlib.sha256()
+    with file.open("rb") as handle:
         while block := handle.read(1 << 20):
-            checksum.update(block)
-    return checksum.hexdigest()
+            found.update(block)
+    return found.hexdigest()
 
 
 class LabelFolder:
@@ -77,6 +104,9 @@ class LabelFolder:
         path: see `make`.
         force: forget what is there. It is removed only when there are new centroids.
 
+    Attributes:
+        work: what is done of what is not finished.
+
     Raises:
         InputError: if labels are there that this recipe did not make, unless `force`.
     """
@@ -84,7 +114,17 @@ class LabelFolder:
     def __init__(self, path: Path, recipe: Recipe, force: bool):
         self.path = path
         self.recipe = recipe
-        self.metadata: dict[str, Any] = {} if force else self._read()
+        self.work = WorkFolder(path / f".work-{recipe.identity}")
+        self._overwrite = force
+        self.metadata: dict[str, Any] = {}
+        if force:
+            self.work.remove()
+        self.reload()
+
+    def reload(self) -> None:
+        """See what other processes of this run have finished."""
+        if not self._overwrite:
+            self.metadata = self._read()
 
     def _read(self) -> dict[str, Any]:
         file = self.path / "metadata.json"
@@ -102,7 +142,8 @@ class LabelFolder:
         return metadata
 
     def _outputs(self) -> list[Path]:
-        names = [*(f"{split}.km" for split in SPLITS), "dict.km.txt", "centroids.npy"]
+        of_split = (f"{split}.{kind}" for split in SPLITS for kind in _KINDS)
+        names = [*of_split, "dict.km.txt", "centroids.npy"]
         return [self.path / name for name in names if (self.path / name).exists()]
 
     def make(self) -> None:
@@ -116,43 +157,45 @@ class LabelFolder:
         file = self.path / "centroids.npy"
         if not self.metadata or not file.exists():
             return None
-        if hashlib.sha256(file.read_bytes()).hexdigest() != self.metadata["centroids_sha256"]:
+        if checksum(file) != self.metadata["centroids_sha256"]:
             if self.metadata["splits"]:
                 raise InputError(f"{file}: changed since labels were made with it; give --force")
             return None
         return np.load(file, allow_pickle=False)
 
-    def save_fit(self, fit: Fit, num_frames: int, front_end: FrontEnd) -> None:
-        """Write the centroids and what goes with them; remove labels made with others."""
-        for outdated in [*self._outputs(), *self.path.glob(".*.partial")]:
+    def save_fit(self, fit: Fit, num_frames: int, front_end: FrontEnd, fitted_by: str) -> None:
+        """Write the centroids and what goes with them; remove labels made with others.
+
+        Args:
+            num_frames: fitted on.
+            fitted_by: the library, with its version.
+        """
+        for outdated in self._outputs():
             outdated.unlink()
+        for recipe in self.path.glob(".work-*"):
+            if recipe != self.work.path:
+                WorkFolder(recipe).remove()
+        self._sweep()
         with atomic_path(self.path / "centroids.npy") as centroids:
             np.save(centroids, fit.centroids)
-            checksum = hashlib.sha256(centroids.read_bytes()).hexdigest()
-            self.metadata = self._describe(fit, num_frames, front_end, checksum)
+            self.metadata = {
+                **dataclasses.asdict(self.recipe),
+                **_describe_frames(front_end),
+                **_describe_fit(fit, num_frames, fitted_by),
+                "centroids_sha256": checksum(centroids),
+                "versions": _versions(),
+                "splits": {},
+            }
             self._write_metadata()
             with atomic_path(self.path / "dict.km.txt") as dictionary:
                 dictionary.write_text("".join(f"{unit} 1\n" for unit in range(self.recipe.k)))
+        self._overwrite = False
 
-    def _describe(
-        self, fit: Fit, num_frames: int, front_end: FrontEnd, checksum: str
-    ) -> dict[str, Any]:
-        return {
-            **dataclasses.asdict(self.recipe),
-            "label_rate": front_end.frame_rate,
-            "sample_rate": SAMPLE_RATE,
-            "frame_window": front_end.grid.window,
-            "frame_hop": front_end.grid.hop,
-            "dimension": front_end.dimension,
-            "init": "greedy k-means++",
-            "frames_fitted": num_frames,
-            # Six digits: the sum's last ones depend on the number of threads.
-            "train_inertia": float(f"{fit.curve[-1]:.6g}"),
-            "inertia_curve": [float(f"{inertia:.6g}") for inertia in fit.curve],
-            "centroids_sha256": checksum,
-            "versions": _versions(),
-            "splits": {},
-        }
+    def _sweep(self) -> None:
+        """Remove what killed processes were writing. The caller holds the lock of this folder."""
+        for kind in ("km", "npy", "json", "txt"):
+            for temporary in self.path.glob(f".*.tmp.{kind}"):
+                temporary.unlink(missing_ok=True)
 
     def _write_metadata(self) -> None:
         with atomic_path(self.path / "metadata.json") as temporary:
@@ -162,10 +205,10 @@ class LabelFolder:
         """Where a split's labels are once all are there."""
         return self.path / f"{split}.km"
 
-    def partial(self, split: str, manifest: str) -> Path:
-        """Where they are until then: a name of its own for each manifest and centroids."""
-        both = hashlib.sha256((manifest + self.metadata["centroids_sha256"]).encode())
-        return self.path / f".{split}.{both.hexdigest()[:12]}.partial"
+    def stage_name(self, split: str, manifest: Manifest) -> str:
+        """What a split's blocks are called: otherwise for each manifest and centroids."""
+        both = fingerprint(manifest) + self.metadata["centroids_sha256"]
+        return f"{split}-{hashlib.sha256(both.encode()).hexdigest()[:8]}"
 
     def is_finished(self, split: str, manifest: Manifest) -> bool:
         """Whether a split is labelled.
@@ -183,25 +226,50 @@ class LabelFolder:
             )
         return True
 
-    def finish(self, split: str, manifest: Manifest, usage: Usage) -> None:
+    def finish(self, split: str, manifest: Manifest, joined: Joined) -> None:
         """Record that a split's labels are all there."""
         self.metadata["splits"][split] = {
             "manifest": str(manifest.file),
             "manifest_sha256": fingerprint(manifest),
-            **usage.summary(),
+            **joined.usage.summary(),
+            "unreadable": joined.unreadable,
         }
         self._write_metadata()
-        for outdated in self.path.glob(f".{split}.*.partial"):
-            outdated.unlink()
+        self._sweep()
+
+
+_KINDS = ("km", "units.npy", "offsets.npy")
+
+
+def _describe_frames(front_end: FrontEnd) -> dict[str, Any]:
+    return {
+        "label_rate": front_end.frame_rate,
+        "sample_rate": SAMPLE_RATE,
+        "frame_window": front_end.grid.window,
+        "frame_hop": front_end.grid.hop,
+        "dimension": front_end.dimension,
+    }
+
+
+def _describe_fit(fit: Fit, num_frames: int, fitted_by: str) -> dict[str, Any]:
+    # Six digits: a sum's last ones may depend on the number of threads.
+    curve = [float(f"{inertia:.6g}") for inertia in fit.curve]
+    return {
+        "frames_fitted": num_frames,
+        "fitted_by": fitted_by,
+        "train_inertia": curve[-1] if curve else None,
+        "inertia_curve": curve,
+        "coarse_inertia_curve": [float(f"{inertia:.6g}") for inertia in fit.coarse],
+    }
 
 
 def _versions() -> dict[str, str]:
-    import faiss
+    from music_ssl_fairseq.label.backends import import_faiss
 
     distributions = ("music_ssl_fairseq", "numpy", "scipy", "soundfile")
     return {
         "python": platform.python_version(),
-        "faiss": faiss.__version__,
+        "faiss": import_faiss().__version__,
         **{distribution: _version(distribution) for distribution in distributions},
     }
 

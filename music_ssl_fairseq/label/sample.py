@@ -5,21 +5,29 @@ many equal strata as frames are wanted of it, and each stratum gives one frame a
 frames, because neighbours are much alike. For k = 500, 100,000 frames in spans of 5 make an inertia
 1.5 % higher on other frames of the same music, in spans of 25 4.3 %. What lies far from any frame
 wanted is not decoded.
+
+That each track's length is known beforehand makes the sample exact, where a reservoir would have to
+read all frames to keep some; and as a track's frames follow from the seed and its place in the
+manifest alone, blocks of tracks can be sampled in any order, by any number of processes.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.features import Features, front_end
-from music_ssl_fairseq.features.track import Track, check_length, track_features
+from music_ssl_fairseq.errors import AudioError
+from music_ssl_fairseq.features import Features
+from music_ssl_fairseq.features.track import Track
 from music_ssl_fairseq.frames import FrameGrid
+from music_ssl_fairseq.label.pieces import PieceFeatures, Request
 
-_NEAR = 500  # frames between two wanted ones below which decoding on is cheaper than seeking
-_READ = 6000  # frames read at once at most: a minute of MFCC, 4 MB of audio
+_NEAR = (
+    12  # pieces' parts: frames wanted farther apart than one of these are sought, not read on to
+)
 
 
 class Part(NamedTuple):
@@ -62,6 +70,9 @@ class Sample:
     Args:
         grid: of the features' frames.
         max_frames: frames to take at most.
+
+    Attributes:
+        quotas: `[tracks]` frames to take from each.
     """
 
     def __init__(self, manifest: Manifest, grid: FrameGrid, max_frames: int, seed: int):
@@ -70,36 +81,80 @@ class Sample:
         self.quotas = quotas(self.num_frames, max_frames, seed)
         self.seed = seed
 
-    def empty(self, dimension: int) -> np.ndarray:
-        """Room for all its frames: `[n, dimension]` float32."""
-        return np.empty((int(self.quotas.sum()), dimension), np.float32)
+    @property
+    def total(self) -> int:
+        """Frames to take in all."""
+        return int(self.quotas.sum())
 
-    def parts(self) -> Iterator[Part]:
-        """One item for each track that gives any frame, in the manifest's order."""
-        for index in np.flatnonzero(self.quotas).tolist():
-            track = Track(self.manifest.path(index), int(self.manifest.num_samples[index]))
-            quota = int(self.quotas[index])
-            yield Part(track, places(int(self.num_frames[index]), quota, self.seed, index))
+    def part(self, index: int) -> Part:
+        """What is wanted of a track, which may be nothing."""
+        track = Track(self.manifest.path(index), int(self.manifest.num_samples[index]))
+        quota = int(self.quotas[index])
+        if not quota:
+            return Part(track, np.zeros(0, np.int64))
+        return Part(track, places(int(self.num_frames[index]), quota, self.seed, index))
+
+    def batches(self, size: int) -> Iterator[list[Part]]:
+        """All parts, tracks in random order, in lists of at most `size` frames."""
+        batch: list[Part] = []
+        filled = 0
+        for index in np.random.default_rng(self.seed).permutation(len(self.quotas)).tolist():
+            whole = self.part(index)
+            for start in range(0, len(whole.frames), size):
+                part = whole._replace(frames=whole.frames[start : start + size])
+                if filled + len(part.frames) > size:
+                    yield batch
+                    batch, filled = [], 0
+                batch.append(part)
+                filled += len(part.frames)
+        if batch:
+            yield batch
 
 
 @dataclass(frozen=True)
 class Reader:
-    """The job of a worker: a part to its features, `[frames, dimension]` float32."""
+    """The job of a worker: parts to their features."""
 
     features: Features
 
-    def __call__(self, part: Part) -> np.ndarray:
-        check_length(part.track)
-        front = front_end(self.features)
-        blocks = []
-        for run in _runs(part.frames):
-            start, stop = int(run[0]), int(run[-1]) + 1
-            blocks.append(track_features(front, part.track, start, stop)[run - start])
-        return np.concatenate(blocks)
+    def on(self, device: str) -> "Reader":
+        """The same job, on a GPU of its own."""
+        return replace(self, features=replace(self.features, device=device))
+
+    @cached_property
+    def _pieces(self) -> PieceFeatures:
+        return PieceFeatures(self.features)
+
+    def __call__(self, parts: list[Part]) -> list[np.ndarray | AudioError]:
+        """`[frames, dimension]` float32 of each part, or why it cannot be read."""
+        size = self._pieces.front.piece_frames
+        runs = [list(_runs(part.frames, size)) for part in parts]
+        read = self._pieces(
+            Request(part.track, int(run[0]), int(run[-1]) + 1)
+            for part, of_part in zip(parts, runs, strict=True)
+            for run in of_part
+        )
+        return [self._collect(of_part, read) for of_part in runs]
+
+    def _collect(self, runs: list[np.ndarray], read: Iterator) -> np.ndarray | AudioError:
+        rows, error = [np.empty((0, self._pieces.front.dimension), np.float32)], None
+        for run in runs:
+            found = next(read)
+            if isinstance(found, AudioError):
+                error = error or found
+            else:
+                rows.append(_as_array(found[run - run[0]]))
+        return error or np.concatenate(rows)
 
 
-def _runs(frames: np.ndarray) -> Iterator[np.ndarray]:
+def _as_array(rows) -> np.ndarray:
+    return rows if isinstance(rows, np.ndarray) else rows.cpu().numpy()
+
+
+def _runs(frames: np.ndarray, size: int) -> Iterator[np.ndarray]:
     """Frames that are read together: near each other, and not too much at once."""
-    for near in np.split(frames, np.flatnonzero(np.diff(frames) > _NEAR) + 1):
-        read = (near - near[0]) // _READ
+    if not len(frames):
+        return
+    for near in np.split(frames, np.flatnonzero(np.diff(frames) > size // _NEAR) + 1):
+        read = (near - near[0]) // size
         yield from np.split(near, np.flatnonzero(np.diff(read)) + 1)

@@ -1,101 +1,281 @@
-"""The two stages of labelling, with progress: fit centroids, then label each split with them."""
+"""The stages of labelling, with progress: sample frames and fit centroids, then assign units."""
 
 import sys
-from math import ceil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.features import Features, front_end
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.features import Features, FrontEnd, front_end
+from music_ssl_fairseq.features.track import Track
 from music_ssl_fairseq.frames import SAMPLE_RATE
-from music_ssl_fairseq.label import kmeans
-from music_ssl_fairseq.label.assign import Labeller, label_split
-from music_ssl_fairseq.label.parallel import ordered
-from music_ssl_fairseq.label.recipe import LabelFolder, fingerprint
+from music_ssl_fairseq.label import kmeans, minibatch
+from music_ssl_fairseq.label.assign import Labeller
+from music_ssl_fairseq.label.backends import Backend, choose_backend
+from music_ssl_fairseq.label.blocks import Stage
+from music_ssl_fairseq.label.given import check_dimension, load_centroids
+from music_ssl_fairseq.label.join import join
+from music_ssl_fairseq.label.kmeans import Fit, Options
+from music_ssl_fairseq.label.parallel import Crew, ordered
+from music_ssl_fairseq.label.recipe import LabelFolder
 from music_ssl_fairseq.label.sample import Reader, Sample
+from music_ssl_fairseq.label.shards import Shard, cut_blocks
+
+_SAMPLE = "sample"
+_FIT = "fit"
 
 
-def fit_centroids(
-    folder: LabelFolder, features: Features, manifest: Manifest, workers: int
-) -> np.ndarray:
-    """Sample frames, cluster them, and save the centroids before anything else can go wrong.
+@dataclass(frozen=True)
+class Job:
+    """What to do, and with what means.
+
+    Attributes:
+        folder: where labels go, with their recipe.
+        features: of the recipe; their device is where models run.
+        crew: who computes features.
+        device: where K-means runs, `cpu` or `cuda`.
+        threads: of K-means on the CPU.
+        shard: which part of the assignment is this process's.
+        skip_unreadable: give tracks that cannot be read no labels.
+    """
+
+    folder: LabelFolder
+    features: Features
+    crew: Crew
+    device: str
+    threads: int
+    shard: Shard
+    skip_unreadable: bool
+
+    @property
+    def front(self) -> FrontEnd:
+        """The front end, to ask about; workers have their own."""
+        return front_end(replace(self.features, device="cpu"))
+
+    @property
+    def options(self) -> Options:
+        recipe = self.folder.recipe
+        return Options(recipe.k, recipe.seed, recipe.iterations, recipe.init, recipe.restarts)
+
+
+def fit_centroids(job: Job, manifest: Manifest) -> None:
+    """Sample frames, cluster them, and save the centroids.
+
+    Processes that share a run share the sampling; one of them clusters, and the others wait.
 
     Args:
-        features: of the folder's recipe.
         manifest: of the train split.
-
-    Returns:
-        `[k, dimension]` float32.
 
     Raises:
         InputError: if there are fewer frames than clusters, or a track cannot be read.
     """
-    recipe = folder.recipe
-    front = front_end(features)
-    num_frames = sum(front.grid.num_frames(n) for n in manifest.num_samples.tolist())
-    if warning := kmeans.check_enough(min(recipe.max_frames, num_frames), recipe.k):
+    folder, recipe = job.folder, job.folder.recipe
+    front = job.front
+    sample = Sample(manifest, front.grid, recipe.max_frames, recipe.seed)
+    if warning := kmeans.check_enough(sample.total, recipe.k):
         print(f"warning: {warning}", file=sys.stderr)
     folder.make()
-    frames = _sample(folder, features, manifest, workers)
-    with tqdm(total=recipe.iterations, desc="K-means", unit="it") as bar:
+    blocks = cut_blocks(manifest.num_samples)
+    if recipe.minibatch is None:
+        stage = Stage(
+            _SAMPLE,
+            "sampling",
+            blocks,
+            manifest.num_samples,
+            sample.part,
+            job.skip_unreadable,
+        )
+        stage.run(
+            folder.work, _from_own_part(len(blocks), job.shard), Reader(job.features), job.crew
+        )
+    with folder.work.locked(_FIT):
+        folder.reload()
+        if folder.centroids() is not None:
+            return
+        backend = choose_backend(job.device, job.threads)
+        if recipe.minibatch is None:
+            fit, num_frames = _fit_sample(job, len(blocks), front.dimension, backend)
+        else:
+            fit, num_frames = _fit_batches(job, sample, backend)
+        folder.save_fit(fit, num_frames, front, backend.name)
 
-        def watch(inertia: float) -> None:
-            bar.set_postfix_str(f"inertia {inertia:.4g}", refresh=False)
-            bar.update()
 
-        fit = kmeans.fit(frames, recipe.k, recipe.iterations, recipe.seed, workers, watch)
-    folder.save_fit(fit, len(frames), front)
-    return fit.centroids
+def take_centroids(job: Job, file: Path) -> None:
+    """Save given centroids as if they had been fitted here.
+
+    Raises:
+        InputError: if they are not of the job's features.
+    """
+    front = job.front
+    centroids = load_centroids(file)
+    check_dimension(file, centroids, front.dimension, job.features.name)
+    job.folder.make()
+    with job.folder.work.locked(_FIT):
+        job.folder.reload()
+        if job.folder.centroids() is None:
+            job.folder.save_fit(Fit(centroids), 0, front, f"given as {file.name}")
 
 
-def _sample(
-    folder: LabelFolder, features: Features, manifest: Manifest, workers: int
-) -> np.ndarray:
-    """`[n, dimension]` float32, n at most `max_frames`."""
-    front = front_end(features)
-    sample = Sample(manifest, front.grid, folder.recipe.max_frames, folder.recipe.seed)
-    frames = sample.empty(front.dimension)
-    filled = 0
-    seconds = sum(part.track.num_samples for part in sample.parts()) / SAMPLE_RATE
-    with _audio_bar("sampling", seconds) as bar:
-        blocks = ordered(Reader(features), sample.parts(), workers)
-        for part, block in zip(sample.parts(), blocks, strict=True):
-            frames[filled : filled + len(block)] = block
-            filled += len(block)
-            bar.update(part.track.num_samples / SAMPLE_RATE)
+def choose_crew(workers: int, device: str) -> Crew:
+    """So many processes on the CPU, or one for each GPU."""
+    if device == "cpu":
+        return Crew(workers)
+    import torch
+
+    devices = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
+    return Crew(len(devices), devices)
+
+
+def _from_own_part(number: int, shard: Shard) -> list[int]:
+    """All blocks, each shard beginning elsewhere, so that they meet late."""
+    first = number * shard.index // shard.count
+    return [*range(first, number), *range(first)]
+
+
+def _fit_sample(job: Job, num_blocks: int, dimension: int, backend: Backend) -> tuple[Fit, int]:
+    folder = job.folder
+    frames = _load_sample(folder, num_blocks, dimension)
+    kmeans.check_enough(len(frames), folder.recipe.k)
+    file = folder.work.path / "fit.npz"
+    with tqdm(desc="K-means", unit=" steps") as bar:
+
+        def watch(fit: Fit) -> None:
+            folder.work.save_arrays(
+                file, centroids=fit.centroids, curve=fit.curve, coarse=fit.coarse, step=fit.step
+            )
+            bar.set_postfix_str(f"inertia {[*fit.coarse, *fit.curve][-1]:.4g}", refresh=False)
+            bar.update(fit.step - bar.n)
+
+        begun = None
+        if file.exists():
+            found = folder.work.load_arrays(file)
+            begun = Fit(
+                found["centroids"],
+                found["curve"].tolist(),
+                found["coarse"].tolist(),
+                int(found["step"]),
+            )
+        return kmeans.fit(frames, job.options, backend, watch, begun), len(frames)
+
+
+def _load_sample(folder: LabelFolder, num_blocks: int, dimension: int) -> np.ndarray:
+    """`[n, dimension]` float32, in random order, so that any part of it is a sample as well."""
+    work = folder.work
+    lengths = [int(work.load_lengths(_SAMPLE, number).sum()) for number in range(num_blocks)]
+    places = np.random.default_rng((folder.recipe.seed, 1)).permutation(sum(lengths))
+    frames = np.empty((sum(lengths), dimension), np.float32)
+    ends = np.cumsum(lengths)
+    for number in range(num_blocks):
+        if lengths[number]:
+            rows = places[ends[number] - lengths[number] : ends[number]]
+            frames[rows] = work.load_block(_SAMPLE, number).values
     return frames
 
 
-def label(
-    folder: LabelFolder,
-    features: Features,
-    centroids: np.ndarray,
-    split: str,
-    manifest: Manifest,
-    workers: int,
-) -> None:
-    """Label a split, from where an interrupted run has left it, and record that it is done.
+def _fit_batches(job: Job, sample: Sample, backend: Backend) -> tuple[Fit, int]:
+    folder, recipe = job.folder, job.folder.recipe
+    assert recipe.minibatch is not None
+    batches = list(sample.batches(recipe.minibatch))
+    kmeans.check_enough(sum(len(part.frames) for part in batches[0]), recipe.k)
+    file = folder.work.path / "batches.npz"
+    begun = _begun_batches(folder, file) if file.exists() else None
+    seconds = [sum(part.track.num_samples for part in batch) / SAMPLE_RATE for batch in batches]
+    done = begun.batches if begun else 0
+    with _audio_bar("fitting", sum(seconds), sum(seconds[:done])) as bar:
+
+        def watch(state: minibatch.Progress) -> None:
+            fit = state.fit
+            folder.work.save_arrays(
+                file,
+                centroids=fit.centroids,
+                curve=fit.curve,
+                coarse=fit.coarse,
+                counts=state.counts,
+                batches=state.batches,
+                frames=state.frames,
+            )
+            bar.set_postfix_str(f"inertia {fit.curve[-1]:.4g}", refresh=False)
+            bar.update(seconds[state.batches - 1])
+
+        state = minibatch.fit_batches(
+            _read_batches(job, batches[done:]), job.options, backend, watch, begun
+        )
+    return state.fit, state.frames
+
+
+def _begun_batches(folder: LabelFolder, file: Path) -> minibatch.Progress:
+    found = folder.work.load_arrays(file)
+    fit = Fit(found["centroids"], found["curve"].tolist(), found["coarse"].tolist())
+    return minibatch.Progress(fit, found["counts"], int(found["batches"]), int(found["frames"]))
+
+
+def _read_batches(job: Job, batches: list) -> Iterator[np.ndarray]:
+    size = job.crew.together
+    groups = [
+        batch[start : start + size] for batch in batches for start in range(0, len(batch), size)
+    ]
+    results = ordered(Reader(job.features), groups, job.crew)
+    for batch in batches:
+        parts: list[np.ndarray] = []
+        for _ in range(0, len(batch), size):
+            parts += minibatch.readable(next(results), job.skip_unreadable)
+        if not parts:
+            raise InputError(f"{batch[0].track.path}: none of a whole batch's tracks can be read")
+        yield np.concatenate(parts)
+
+
+def assign(job: Job, split: str, manifest: Manifest) -> bool:
+    """Label this shard's part of a split; whoever finds all parts there joins them.
+
+    Returns:
+        Whether the split is finished.
 
     Raises:
         InputError: if a track cannot be read; what is done is kept.
     """
-    labeller = Labeller(features, centroids)
-    partial = folder.partial(split, fingerprint(manifest))
-    ends = [0.0, *(manifest.num_samples.cumsum() / SAMPLE_RATE).tolist()]
-    progress = label_split(manifest, labeller, partial, folder.target(split), workers)
-    usage = next(progress)  # what an interrupted run has left
-    with _audio_bar(split, ends[-1], ends[usage.tracks]) as bar:
-        for _ in progress:
-            bar.update(ends[usage.tracks] - bar.n)
-    folder.finish(split, manifest, usage)
+    folder = job.folder
+    centroids = folder.centroids()
+    if centroids is None:
+        raise InputError(
+            f"{folder.path}: no centroids of this recipe to assign; run --stage fit first"
+        )
+    blocks = cut_blocks(manifest.num_samples)
+    name = folder.stage_name(split, manifest)
+
+    def track(index: int) -> Track:
+        return Track(manifest.path(index), int(manifest.num_samples[index]))
+
+    stage = Stage(name, split, blocks, manifest.num_samples, track, job.skip_unreadable)
+    mine = range(job.shard.index, len(blocks), job.shard.count)
+    stage.run(folder.work, mine, Labeller(job.features, centroids), job.crew)
+    with folder.work.locked(_FIT):
+        folder.reload()
+        if folder.is_finished(split, manifest):
+            return True
+        if missing := folder.work.missing(name, len(blocks)):
+            print(
+                f"{job.shard}: its part of {split} is done; {len(missing)} of {len(blocks)} "
+                "blocks are other shards'",
+                file=sys.stderr,
+            )
+            return False
+        folder.finish(
+            split,
+            manifest,
+            join(folder.work, name, len(blocks), folder.target(split), len(centroids)),
+        )
+    return True
 
 
 def _audio_bar(what: str, seconds: float, done: float = 0.0) -> tqdm:
     return tqdm(
         desc=what,
-        total=ceil(seconds),
-        initial=int(done),
+        total=round(seconds),
+        initial=round(done),
         unit=" audio-s",
         unit_scale=True,
     )

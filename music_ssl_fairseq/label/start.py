@@ -12,16 +12,24 @@ import numpy as np
 _FRAMES_PER_CENTROID = 30  # 100 or all of them end no lower
 
 
-def start_centroids(frames: np.ndarray, k: int, seed: int) -> np.ndarray:
-    """Choose `k` different rows of `frames` to start from.
+INITS = ("kmeans++", "random")
+
+
+def start_centroids(
+    frames: np.ndarray, k: int, seed: int | tuple[int, ...], init: str = "kmeans++"
+) -> np.ndarray:
+    """Choose `k` rows of `frames` to start from.
 
     Args:
         frames: `[n, D]` float32, n at least k.
+        init: `kmeans++`, or `random` for any rows, which is what faiss does by itself.
 
     Returns:
         `[k, D]` float32. If fewer than `k` frames differ, some are equal.
     """
     rng = np.random.default_rng(seed)
+    if init == "random":
+        return frames[np.sort(rng.choice(len(frames), k, replace=False))]
     num_frames = min(len(frames), _FRAMES_PER_CENTROID * k)
     sample = frames[np.sort(rng.choice(len(frames), num_frames, replace=False))]
     distances_from = _Distances(sample)

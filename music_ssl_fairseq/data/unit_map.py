@@ -1,0 +1,63 @@
+"""Pseudo-labels as numbers in a memory map, which the labeler writes beside the text.
+
+`SPLIT.units.npy` holds all units of a split, one track after the other; `SPLIT.offsets.npy`,
+`[tracks + 1]` int64, where each track's begin. Two bytes a label where text has up to five, and
+nothing to index or parse: of a thousand hours at 100 Hz, 720 MB, of which a crop touches one page.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+
+class UnitMap:
+    """The units of all tracks.
+
+    Attributes:
+        counts: `[tracks]` int64 labels of each.
+    """
+
+    def __init__(self, km_file: Path):
+        self._file = km_file
+        self._open()
+
+    def _open(self) -> None:
+        units, offsets = map_files(self._file)
+        self._units = np.load(units, mmap_mode="r", allow_pickle=False)
+        self._offsets = np.load(offsets, allow_pickle=False)
+        self.counts = np.diff(self._offsets)
+
+    def __getstate__(self) -> dict:
+        # A map would be pickled with all that it holds: a spawned worker maps the file again.
+        return {"_file": self._file}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(state["_file"])  # type: ignore[misc]
+
+    def agrees(self) -> bool:
+        """Whether the two files belong together."""
+        whole = self._offsets.ndim == self._units.ndim == 1 and self._units.dtype.kind in "iu"
+        return whole and len(self._offsets) > 0 and self._offsets[-1] == len(self._units)
+
+    def units(self, track: int, first: int, stop: int) -> np.ndarray:
+        """Labels [first, stop) of a track: int64."""
+        begin = self._offsets[track]
+        return self._units[begin + first : begin + stop].astype(np.int64)
+
+
+def map_files(km_file: Path) -> tuple[Path, Path]:
+    """Where the units and the offsets of a `.km` are."""
+    return km_file.with_suffix(".units.npy"), km_file.with_suffix(".offsets.npy")
+
+
+def open_unit_map(km_file: Path) -> UnitMap | None:
+    """The map of a `.km`, or None if there is none, or the text has been changed since."""
+    changed = km_file.stat().st_mtime_ns
+    files = map_files(km_file)
+    if not all(file.exists() and file.stat().st_mtime_ns >= changed for file in files):
+        return None
+    try:
+        found = UnitMap(km_file)
+    except (ValueError, EOFError):  # not what the labeler writes: the text is there
+        return None
+    return found if found.agrees() else None

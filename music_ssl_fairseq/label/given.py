@@ -1,0 +1,55 @@
+"""Centroids that were fitted elsewhere."""
+
+from pathlib import Path
+
+import numpy as np
+
+from music_ssl_fairseq.errors import InputError
+
+_PICKLE = b"\x80"
+_COMPRESSED = (b"\x78", b"\x1f\x8b", b"BZ", b"\xfd7zXZ", b"\x5d\x00", b"\x04\x22")
+
+
+def load_centroids(file: Path) -> np.ndarray:
+    """Read `[k, D]` float32 from a .npy file.
+
+    What fairseq's `learn_kmeans.py` writes is a pickle of a scikit-learn model. Opening it runs
+    whatever code it holds, so it is not opened here: the message says how its owner converts it.
+
+    Raises:
+        InputError: if it is missing, a pickle, or not an array of finite numbers of that form.
+    """
+    if not file.is_file():
+        raise InputError(f"{file}: no such file of centroids")
+    with file.open("rb") as handle:
+        beginning = handle.read(8)
+    if beginning.startswith((_PICKLE, *_COMPRESSED)):
+        raise InputError(
+            f"{file}: a pickle, as fairseq's learn_kmeans.py writes them, which can run any code "
+            "when opened; if you trust it, convert it once and give the result: "
+            f"python -c \"import joblib, numpy; model = joblib.load('{file}'); "
+            f"numpy.save('centroids.npy', model.cluster_centers_)\""
+        )
+    try:
+        centroids = np.load(file, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise InputError(f"{file}: not a .npy file of centroids ({error})") from None
+    if not isinstance(centroids, np.ndarray) or centroids.ndim != 2 or not len(centroids):
+        shape = getattr(centroids, "shape", "several arrays")
+        raise InputError(f"{file}: expected [k, dimension] numbers, found {shape}")
+    if centroids.dtype.kind not in "fiu" or not np.isfinite(centroids).all():
+        raise InputError(f"{file}: centroids must be finite numbers")
+    return np.ascontiguousarray(centroids, np.float32)
+
+
+def check_dimension(file: Path, centroids: np.ndarray, dimension: int, features: str) -> None:
+    """Compare with the features that are to be assigned.
+
+    Raises:
+        InputError: if they differ.
+    """
+    if centroids.shape[1] != dimension:
+        raise InputError(
+            f"{file}: {len(centroids)} centroids of {centroids.shape[1]} values, but {features} "
+            f"has {dimension} a frame: they are of other features"
+        )

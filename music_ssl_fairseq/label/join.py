@@ -1,0 +1,99 @@
+"""Blocks of units become a split's labels: text for fairseq, and a memory map of the same.
+
+Training takes the memory map (`data.unit_map`) instead of the text, as long as it is no older.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from music_ssl_fairseq.data.unit_map import map_files
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.files import atomic_path
+from music_ssl_fairseq.label.assign import unit_type
+from music_ssl_fairseq.label.usage import Usage
+from music_ssl_fairseq.label.work import WorkFolder
+
+
+class Joined:
+    """What joining has found out.
+
+    Attributes:
+        usage: of the units.
+        unreadable: tracks without labels because they could not be read.
+    """
+
+    def __init__(self, k: int):
+        self.usage = Usage(k)
+        self.unreadable: list[int] = []
+
+
+def join(work: WorkFolder, stage: str, num_blocks: int, target: Path, k: int) -> Joined:
+    """Write `SPLIT.km`, `SPLIT.units.npy` and `SPLIT.offsets.npy`, in this order.
+
+    One block is held at a time.
+
+    Args:
+        stage: that has made the blocks.
+        target: the `.km`; the others are beside it.
+
+    Raises:
+        InputError: if not a single track could be read.
+    """
+    offsets = _offsets(work, stage, num_blocks)
+    joined = Joined(k)
+    units_target, offsets_target = map_files(target)
+    with (
+        atomic_path(offsets_target) as offsets_file,
+        atomic_path(units_target) as units_file,
+        atomic_path(target) as text_file,
+    ):
+        np.save(offsets_file, offsets)
+        with (
+            text_file.open("wb") as text,
+            _array_file(units_file, unit_type(k), int(offsets[-1])) as array,
+        ):
+            for number in range(num_blocks):
+                _join_block(work, stage, number, text, array, joined)
+        # Not older than the text, however long the system takes to write them.
+        os.utime(units_file)
+        os.utime(offsets_file)
+        if len(joined.unreadable) == len(offsets) - 1:
+            raise InputError(
+                f"{target}: not written, as none of the {len(offsets) - 1} tracks "
+                "can be read; is the folder that the manifest names there?"
+            )
+    return joined
+
+
+def _offsets(work: WorkFolder, stage: str, num_blocks: int) -> np.ndarray:
+    lengths = [work.load_lengths(stage, number) for number in range(num_blocks)]
+    return np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
+
+
+def _join_block(
+    work: WorkFolder, stage: str, number: int, text: BinaryIO, array: BinaryIO, joined: Joined
+) -> None:
+    block = work.load_block(stage, number)
+    joined.unreadable += (joined.usage.tracks + block.unreadable).tolist()
+    array.write(block.values.tobytes())
+    for units in np.split(block.values, np.cumsum(block.lengths)[:-1]):
+        text.write(" ".join(map(str, units.tolist())).encode() + b"\n")
+        joined.usage.add(units)
+
+
+@contextlib.contextmanager
+def _array_file(path: Path, dtype: type[np.unsignedinteger], size: int) -> Iterator[BinaryIO]:
+    """A .npy file of one dimension, to write its values to.
+
+    Not through a memory map, in which a full disk ends the process without a word.
+    """
+    with path.open("wb") as handle:
+        description = np.lib.format.dtype_to_descr(np.dtype(dtype))
+        header = {"descr": description, "fortran_order": False, "shape": (size,)}
+        np.lib.format.write_array_header_1_0(handle, header)
+        yield handle

@@ -1,0 +1,79 @@
+"""One run shared by several: which part of the work is whose.
+
+Work is cut into blocks of neighbouring tracks. The cut depends on the tracks alone, so that labels
+are the same, and a killed run is taken up where it was, however many shares there are.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.frames import SAMPLE_RATE
+
+_BLOCK_SECONDS = 600  # of audio: what a killed process loses at most, if no track is longer
+_MAX_BLOCKS = 4000  # files a folder is to hold at most; blocks are longer in a larger corpus
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Share `index` of `count`, counted from 0."""
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self):
+        if not 0 <= self.index < self.count:
+            raise InputError(
+                f"--shard {self.index} of --num-shards {self.count}: shards count from 0 to "
+                f"{self.count - 1}"
+            )
+
+    def __str__(self) -> str:
+        return f"shard {self.index} of {self.count}"
+
+
+def choose_shard(index: int | None, count: int | None, environment: Mapping[str, str]) -> Shard:
+    """The shard of the command line, or of a Slurm array, or all.
+
+    Args:
+        index: of the command line, as is `count`; both or none.
+        environment: of the process. An array job's tasks are the shards (`sbatch --array=0-15`).
+
+    Raises:
+        InputError: if only one of both is given, or the array's numbers have gaps.
+    """
+    if (index is None) != (count is None):
+        raise InputError("--num-shards and --shard belong together: give both or neither")
+    if index is not None and count is not None:
+        return Shard(index, count)
+    if "SLURM_ARRAY_TASK_ID" not in environment or "SLURM_ARRAY_TASK_COUNT" not in environment:
+        return Shard()
+    task, tasks, first, step = (
+        int(environment.get(f"SLURM_ARRAY_TASK_{name}", default))
+        for name, default in (("ID", "0"), ("COUNT", "1"), ("MIN", "0"), ("STEP", "1"))
+    )
+    place, rest = divmod(task - first, step)
+    if rest or not 0 <= place < tasks:
+        raise InputError(
+            f"SLURM_ARRAY_TASK_ID {task} is not one of {tasks} from {first} in steps of {step}: "
+            "use an array without gaps, such as --array=0-15, or give --num-shards and --shard"
+        )
+    return Shard(place, tasks)
+
+
+def cut_blocks(num_samples: np.ndarray) -> list[range]:
+    """Blocks of a manifest: ranges of its tracks, in order, which together are all of them.
+
+    Args:
+        num_samples: `[tracks]` at 16 kHz.
+    """
+    begins = np.cumsum(num_samples) - num_samples
+    total = int(num_samples.sum())
+    size = max(_BLOCK_SECONDS * SAMPLE_RATE, -(-total // _MAX_BLOCKS))
+    firsts = np.flatnonzero(np.diff(begins // size, prepend=-1)).tolist()
+    return [
+        range(first, last)
+        for first, last in zip(firsts, [*firsts[1:], len(num_samples)], strict=True)
+    ]

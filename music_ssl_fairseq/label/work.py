@@ -1,0 +1,113 @@
+"""What a run that is not finished has done so far, in a folder beside its results.
+
+Each block of tracks is a file that is there whole or not at all. Processes that share a run see
+each other's blocks; what one is working on is locked, so that no other does the same. The system
+lets go of a killed process's locks.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from music_ssl_fairseq.files import atomic_path
+
+
+class Block(NamedTuple):
+    """What a block of tracks gave.
+
+    Attributes:
+        values: `[n, ...]` of all its tracks, one after the other.
+        lengths: `[tracks]` int64 rows of each.
+        unreadable: places of those tracks within the block that could not be read.
+    """
+
+    values: np.ndarray
+    lengths: np.ndarray
+    unreadable: np.ndarray
+
+
+@dataclass(frozen=True)
+class WorkFolder:
+    """Files of one recipe's unfinished work."""
+
+    path: Path
+
+    def block(self, stage: str, number: int) -> Path:
+        """Where a block of a stage is, once it is done."""
+        return self.path / f"{stage}-{number:05d}.npz"
+
+    def save_block(self, stage: str, number: int, block: Block) -> None:
+        self.save_arrays(self.block(stage, number), **block._asdict())
+
+    def load_block(self, stage: str, number: int) -> Block:
+        return Block(**self.load_arrays(self.block(stage, number)))
+
+    def save_arrays(self, file: Path, **arrays: Any) -> None:
+        """Write a file of several arrays, whole or not at all."""
+        with atomic_path(file) as temporary:
+            np.savez(temporary, **arrays)
+
+    def load_arrays(self, file: Path) -> dict[str, np.ndarray]:
+        with np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    def load_lengths(self, stage: str, number: int) -> np.ndarray:
+        """`[tracks]` rows of each track of a block, without reading the rows."""
+        with np.load(self.block(stage, number), allow_pickle=False) as arrays:
+            return arrays["lengths"]
+
+    def missing(self, stage: str, count: int) -> list[int]:
+        """Blocks of a stage that are not there yet."""
+        return [number for number in range(count) if not self.block(stage, number).exists()]
+
+    def remove(self) -> None:
+        """Remove all there is."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def locked(self, name: str) -> Iterator[None]:
+        """Hold a lock, for which other processes of this run wait."""
+        with self._open_lock(name) as handle:
+            _lock(handle, wait=True)
+            yield
+
+    def claim(self, name: str) -> IO[bytes] | None:
+        """Take a lock until the handle is closed; None if another process has it."""
+        handle = self._open_lock(name)
+        if _lock(handle, wait=False):
+            return handle
+        handle.close()
+        return None
+
+    def release(self, name: str, handle: IO[bytes]) -> None:
+        """Give back what `claim` has given."""
+        (self.path / f"{name}.lock").unlink(missing_ok=True)
+        handle.close()
+
+    def _open_lock(self, name: str) -> IO[bytes]:
+        self.path.mkdir(parents=True, exist_ok=True)
+        return (self.path / f"{name}.lock").open("wb")
+
+
+def _lock(handle: IO[bytes], wait: bool) -> bool:
+    """Whether the lock is held now.
+
+    Where a system or a file system has no locks, it counts as held: two processes may then do the
+    same work, with the same result.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
