@@ -106,5 +106,5 @@ def test_seams_do_not_show(tmp_path):
 
     windowed = errors(front.features(waveform))
     at_cuts = errors(cut)[[*range(392, 408), *range(792, 808)]]
-    assert windowed.mean() < 0.005
-    assert windowed.max() < at_cuts.mean() / 2
+    assert windowed.max() < 1e-3
+    assert at_cuts.mean() > 0.05
