@@ -1,54 +1,99 @@
-"""Which parts of which tracks go through the model together."""
+"""Which parts of tracks are read together, and which windows go through the model together."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
-from music_ssl_fairseq.upstream.windows import Window, Windowing, plan
+from music_ssl_fairseq.upstream.statistics import Statistics, joined
+from music_ssl_fairseq.upstream.windows import Section, Window, Windowing, sections
+
+_LOAD = 60.0  # seconds of audio that a process reads before it hands them over
+_WAITING = 4  # batches' worth of windows of rare lengths that may wait for others
 
 
-class Piece(NamedTuple):
-    """One window of a track: samples `[start, start + num_samples)` of it."""
+class Part(NamedTuple):
+    """A section of a track, to be read: samples `[start, start + num_samples)`."""
 
     track: int
-    number: int
+    section: int
     start: int
     num_samples: int
 
 
 class Cut:
-    """The windows of a manifest's tracks."""
+    """A manifest's tracks in sections and windows."""
 
     def __init__(self, manifest: Manifest, grid: FrameGrid, windowing: Windowing):
         self.manifest = manifest
         self.grid = grid
         self.windowing = windowing
-        # Tracks take turns in a batch, and each of their windows is asked for again.
-        self._plan = lru_cache(maxsize=256)(plan)
+        self._sections = lru_cache(maxsize=64)(sections)
 
-    def windows(self, track: int) -> list[Window]:
+    def sections(self, track: int) -> list[Section]:
         """Of one track, first to last."""
-        return self._plan(int(self.manifest.num_samples[track]), self.grid, self.windowing)
+        return self._sections(int(self.manifest.num_samples[track]), self.grid, self.windowing)
 
     def num_frames(self, track: int) -> int:
         """Of one track."""
         return self.grid.num_frames(int(self.manifest.num_samples[track]))
 
-    def batches(self, tracks: Iterable[int], seconds: float) -> Iterator[list[Piece]]:
-        """Batches of windows of equal length, about `seconds` of audio each, or one window.
-
-        Nothing is padded, because a group norm would hear the padding. So tracks that are one
-        window share a batch with others of exactly their length. The windows of a track come in
-        order. Lengths of which there are few wait until a batch of them is full, or the end.
-        """
-        waiting: dict[int, list[Piece]] = defaultdict(list)
+    def loads(self, tracks: Iterable[int]) -> Iterator[list[Part]]:
+        """What a process reads at a time: a long section, or some short ones."""
+        load: list[Part] = []
         for track in tracks:
-            for number, window in enumerate(self.windows(track)):
-                length = window.num_samples
-                waiting[length].append(Piece(track, number, window.start, length))
-                if (len(waiting[length]) + 1) * length > seconds * SAMPLE_RATE:
-                    yield waiting.pop(length)
-        yield from waiting.values()
+            for number, section in enumerate(self.sections(track)):
+                load.append(Part(track, number, section.start, section.num_samples))
+                if sum(part.num_samples for part in load) >= _LOAD * SAMPLE_RATE:
+                    yield load
+                    load = []
+        if load:
+            yield load
+
+
+class Row(NamedTuple):
+    """A window on its way through the model.
+
+    Attributes:
+        waveform: `[T]`.
+        statistics: of the section that it is part of; None for one that is heard whole.
+    """
+
+    track: int
+    window: Window
+    waveform: Tensor
+    statistics: Statistics | None
+
+
+def batches(rows: Iterable[Row], seconds: float) -> Iterator[list[Row]]:
+    """Rows of equal length together, about `seconds` of audio, or one row.
+
+    Nothing is padded, because a group norm would hear the padding. The windows of a track stay in
+    order. Rows of a rare length wait for others, until too many wait in all.
+    """
+    waiting: dict[tuple[int, bool], list[Row]] = {}
+    held = 0
+    for row in rows:
+        length = len(row.waveform)
+        key = (length, row.statistics is None)
+        waiting.setdefault(key, []).append(row)
+        held += length
+        if (len(waiting[key]) + 1) * length <= seconds * SAMPLE_RATE:
+            if held <= _WAITING * seconds * SAMPLE_RATE:
+                continue
+            key = next(iter(waiting))  # the one that has waited longest
+        ready = waiting.pop(key)
+        held -= len(ready) * key[0]
+        yield ready
+    yield from waiting.values()
+
+
+def stacked(rows: list[Row]) -> tuple[Tensor, Statistics | None, Tensor]:
+    """Waveforms `[B, T]`, their sections' statistics, and the frames' weights `[B, frames]`."""
+    weights = torch.stack([torch.from_numpy(row.window.weights) for row in rows])
+    given = [row.statistics for row in rows if row.statistics is not None]
+    return torch.stack([row.waveform for row in rows]), joined(given) if given else None, weights

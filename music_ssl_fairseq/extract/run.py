@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.extract.batches import Cut
-from music_ssl_fairseq.extract.reading import Batch, read_batches
+from music_ssl_fairseq.extract.batches import Cut, Row, batches, stacked
+from music_ssl_fairseq.extract.reading import Load, read_loads
 from music_ssl_fairseq.extract.store import FrameStore, MeanStore
 from music_ssl_fairseq.frames import SAMPLE_RATE
 from music_ssl_fairseq.upstream.model import Upstream, too_short
@@ -76,19 +76,49 @@ class Extraction:
             outcome.left_out[track] = too_short(samples, SAMPLE_RATE, cut.grid)
         todo = [track for track in todo if track not in outcome.left_out]
         bar.reset(total=round(sum(cut.num_frames(t) for t in todo) / self.upstream.frame_rate))
-        batches = cut.batches(todo, self.batch_seconds)
-        on_gpu = self.upstream.device.type == "cuda"
         begin = time.perf_counter()
-        for batch, values in self._computed(read_batches(manifest, batches, workers, on_gpu), cut):
-            self._store(batch, values, store, outcome, bar)
+        on_gpu = self.upstream.device.type == "cuda"
+        loads = read_loads(manifest, cut.loads(todo), workers, on_gpu)
+        ready = batches(self._rows(loads, cut, store, outcome), self.batch_seconds)
+        for rows, values in self._computed(ready):
+            for row, features in zip(rows, values, strict=True):
+                if row.track in outcome.left_out:  # since its first windows were read
+                    continue
+                store.add(row.track, row.window, features)
+                seconds = row.window.done / self.upstream.frame_rate
+                outcome.seconds += seconds
+                outcome.tracks += row.window.last == cut.num_frames(row.track)
+                bar.update(seconds)
         outcome.wall = time.perf_counter() - begin
         return outcome
 
-    def _computed(self, batches: Iterator[Batch], cut: Cut) -> Iterator[tuple[Batch, Tensor]]:
-        """The batches with their features, which have had the time of `_AHEAD` batches to come."""
-        coming: deque[tuple[Batch, _Coming]] = deque()
-        for batch in batches:
-            coming.append((batch, self._start(batch, cut)))
+    def _rows(
+        self, loads: Iterator[Load], cut: Cut, store: MeanStore | FrameStore, outcome: Outcome
+    ) -> Iterator[Row]:
+        """The windows of what was read, on the model's device."""
+        for load in loads:
+            waveform = load.waveform.to(self.upstream.device, non_blocking=True)
+            pieces = waveform.split([part.num_samples for part in load.parts])
+            for part, reason, samples in zip(load.parts, load.reasons, pieces, strict=True):
+                if reason and part.track not in outcome.left_out:
+                    outcome.left_out[part.track] = reason
+                    store.leave_out(part.track)
+                if part.track in outcome.left_out:
+                    continue
+                section = cut.sections(part.track)[part.section]
+                if len(section.windows) == 1:
+                    # A copy, so that a short track that waits does not keep all that was read.
+                    yield Row(part.track, section.windows[0], samples.clone(), None)
+                    continue
+                statistics = self.upstream.statistics(samples.unsqueeze(0))
+                for window in section.windows:
+                    yield Row(part.track, window, section.part(samples, window), statistics)
+
+    def _computed(self, ready: Iterator[list[Row]]) -> Iterator[tuple[list[Row], Tensor]]:
+        """The batches with their features, which had the time of `_AHEAD` batches to arrive."""
+        coming: deque[tuple[list[Row], _Coming]] = deque()
+        for rows in ready:
+            coming.append((rows, self._start(rows)))
             if len(coming) > _AHEAD:
                 earlier, values = coming.popleft()
                 yield earlier, values.wait()
@@ -96,48 +126,23 @@ class Extraction:
             yield earlier, values.wait()
 
     @torch.no_grad()
-    def _start(self, batch: Batch, cut: Cut) -> "_Coming":
-        """Put a batch to work."""
-        device = self.upstream.device
+    def _start(self, rows: list[Row]) -> "_Coming":
+        """Put a batch to work: `[B, layers, D]`, or `[B, layers, frames, D]`, to come."""
+        waveform, statistics, weights = stacked(rows)
+        compile = tuple(waveform.shape) == self._compiled_shape
         try:
-            waveform = batch.waveform.to(device, non_blocking=True)
-            compile = tuple(waveform.shape) == self._compiled_shape
-            hidden = self.upstream.hidden_states(waveform, compile=compile)
+            hidden = self.upstream.hidden_states(waveform, None, compile, statistics)
             chosen = [hidden[layer] for layer in self.layers]
             if self.frames is not None:
                 dtype = getattr(torch, self.frames)
                 return _coming(torch.stack([layer.to(dtype) for layer in chosen], 1))
-            weights = torch.stack(
-                [torch.from_numpy(cut.windows(p.track)[p.number].weights) for p in batch.pieces]
-            )
-            weights = weights.to(device, non_blocking=True).unsqueeze(-1)
-            return _coming(torch.stack([(x.float() * weights).sum(1) for x in chosen], 1))
+            shares = weights.to(waveform.device, non_blocking=True).unsqueeze(-1)
+            return _coming(torch.stack([(x.float() * shares).sum(1) for x in chosen], 1))
         except torch.OutOfMemoryError:
             raise InputError(
                 f"{self.batch_seconds:g} s of audio in a batch is more than the GPU's memory "
                 "holds: give a smaller --batch-seconds"
             ) from None
-
-    def _store(
-        self,
-        batch: Batch,
-        values: Tensor,
-        store: MeanStore | FrameStore,
-        outcome: Outcome,
-        bar: tqdm,
-    ) -> None:
-        for piece, reason, features in zip(batch.pieces, batch.reasons, values, strict=True):
-            if reason and piece.track not in outcome.left_out:
-                outcome.left_out[piece.track] = reason
-                store.leave_out(piece.track)
-            if piece.track in outcome.left_out:
-                continue
-            window = store.cut.windows(piece.track)[piece.number]
-            store.add(piece.track, window, features)
-            seconds = window.done / self.upstream.frame_rate
-            outcome.seconds += seconds
-            outcome.tracks += window.last == store.cut.num_frames(piece.track)
-            bar.update(seconds)
 
 
 class _Coming(NamedTuple):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder
+from music_ssl_fairseq.modules.conv_extractor import ConvLayer
 from music_ssl_fairseq.modules.first_layer import fold_group_norm
 
 
@@ -58,6 +59,7 @@ def measure(model: AudioEncoder, waveform: Tensor, normalise: bool) -> Statistic
         variance, mean = torch.var_mean(waveform, -1, keepdim=True, correction=0)
         scale = torch.rsqrt(variance + 1e-5)
     first = model.feature_extractor.conv_layers[0]
+    assert isinstance(first, ConvLayer)
     norm = first.norm
     if not isinstance(norm, nn.GroupNorm):
         return Statistics(mean, scale, None)

@@ -1,0 +1,281 @@
+"""`python -m music_ssl_fairseq.extract` from files to files."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from music_ssl_fairseq import audio
+from music_ssl_fairseq.data.manifest import Manifest, write_manifest
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.extract.__main__ import get_parser, main
+from music_ssl_fairseq.extract.batches import Cut, Row, batches
+from music_ssl_fairseq.extract.store import frame_file
+from music_ssl_fairseq.frames import FrameGrid
+from music_ssl_fairseq.upstream import load
+from music_ssl_fairseq.upstream.windows import Windowing
+from tests import checkpoints, tiny
+from tests.audio_files import write_tone
+
+GRID = FrameGrid(window=400, hop=320)
+WINDOWING = Windowing(seconds=6.0, overlap=3.0, whole=9.0)
+TRACKS = [
+    ("long.flac", 20.0, 16_000, 1),
+    ("album/a b.ogg", 2.0, 44_100, 2),
+    ("c.wav", 1.0, 16_000, 1),
+    ("d.wav", 1.0, 16_000, 1),
+]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """A folder with `music/`, `tracks.tsv` and `tiny.pt`."""
+    folder = tmp_path_factory.mktemp("corpus")
+    lines = []
+    for seed, (name, seconds, rate, channels) in enumerate(TRACKS):
+        path = write_tone(folder / "music" / name, seconds, rate, channels, seed)
+        lines.append((name, audio.probe(path).length_at()))
+    write_manifest(folder / "tracks.tsv", folder / "music", lines)
+    torch.manual_seed(0)
+    checkpoints.write(folder / "tiny.pt", "music_hubert", tiny.music_hubert(), normalize=True)
+    return folder
+
+
+def extract(corpus: Path, out: Path, *options: str, manifest: Path | None = None) -> int:
+    return main(
+        [
+            *("--checkpoint", str(corpus / "tiny.pt"), "--out", str(out)),
+            *("--manifest", str(manifest or corpus / "tracks.tsv")),
+            *("--window", "6", "--device", "cpu", "--workers", "0", *options),
+        ]
+    )
+
+
+def expected(corpus: Path, name: str) -> np.ndarray:
+    """`[layers, frames, D]` by `features`."""
+    windowing = Windowing(6.0, 3.0, 9.0)
+    waveform = audio.read(corpus / "music" / name)
+    return load(corpus / "tiny.pt").features(waveform, 16_000, windowing=windowing)[:, 0].numpy()
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_means_are_those_of_features(corpus, tmp_path, capsys, workers):
+    assert extract(corpus, tmp_path / "out", "--workers", workers) == 0
+    found = np.load(tmp_path / "out" / "features.npy")
+    assert found.shape == (4, 4, 32)
+    assert found.dtype == np.float32
+    for row, (name, *_) in zip(found, TRACKS, strict=True):
+        np.testing.assert_allclose(row, expected(corpus, name).mean(1), atol=1e-5)
+    index = (tmp_path / "out" / "index.tsv").read_text().splitlines()
+    assert index[:3] == ["row\tname\tframes", "0\tlong.flac\t999", "1\talbum/a b.ogg\t99"]
+    metadata = json.loads((tmp_path / "out" / "metadata.json").read_text())
+    assert metadata["layers"] == [0, 1, 2, 3]
+    assert metadata["fingerprint"] == load(corpus / "tiny.pt").fingerprint
+    assert not list((tmp_path / "out").glob(".*"))
+    assert "4 tracks, 0.01 h of audio in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_frames_are_those_of_features(corpus, tmp_path, dtype):
+    options = ("--pool", "frames", "--layer", "0,2-3", "--dtype", dtype)
+    assert extract(corpus, tmp_path, *options) == 0
+    for name, *_ in TRACKS:
+        found = np.load(tmp_path / f"{name}.npy")
+        assert found.dtype == dtype
+        tolerance = 1e-5 if dtype == "float32" else 4e-3
+        np.testing.assert_allclose(found, expected(corpus, name)[[0, 2, 3]], atol=tolerance)
+
+
+@pytest.mark.parametrize("batch_seconds", ["1", "13", "1000"])
+def test_batches_change_nothing(corpus, tmp_path, batch_seconds):
+    assert extract(corpus, tmp_path, "--batch-seconds", batch_seconds) == 0
+    for row, (name, *_) in zip(np.load(tmp_path / "features.npy"), TRACKS, strict=True):
+        np.testing.assert_allclose(row, expected(corpus, name).mean(1), atol=1e-5)
+
+
+@pytest.mark.parametrize("pool", ["mean", "frames"])
+def test_an_interrupted_run_goes_on(corpus, tmp_path, monkeypatch, capsys, pool):
+    from music_ssl_fairseq.extract.run import Extraction
+
+    whole, start, left = tmp_path / "whole", Extraction._start, [2]
+    assert extract(corpus, whole, "--pool", pool) == 0
+
+    def interrupted(self, rows: list[Row]):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return start(self, rows)
+
+    monkeypatch.setattr(Extraction, "_start", interrupted)
+    monkeypatch.setattr("music_ssl_fairseq.extract.run._AHEAD", 0)
+    out = tmp_path / "out"
+    options = ("--pool", pool, "--batch-seconds", "2")
+    assert extract(corpus, out, *options) == 130
+    assert "goes on from here" in capsys.readouterr().err
+    assert not list(out.rglob(".*"))
+    assert not (out / "features.npy").exists()
+    left[0] = 1000
+    assert extract(corpus, out, *options) == 0
+    for path in whole.rglob("*.npy"):
+        there = np.load(out / path.relative_to(whole))
+        np.testing.assert_allclose(there, np.load(path), atol=1e-5 if pool == "mean" else 4e-3)
+    calls = 1000 - left[0]
+    assert extract(corpus, out, *options) == 0
+    assert 1000 - left[0] == calls
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_what_is_there_is_not_computed_again(corpus, tmp_path):
+    assert extract(corpus, tmp_path) == 0
+    rows = np.load(tmp_path / "features.npy", mmap_mode="r+")
+    rows[0, 0, 0], rows[2, -1, -1] = 5.0, np.nan  # a mark, and a row that was cut off
+    rows.flush()
+    assert extract(corpus, tmp_path) == 0
+    rows = np.load(tmp_path / "features.npy")
+    assert rows[0, 0, 0] == 5.0
+    np.testing.assert_allclose(rows[2], expected(corpus, "c.wav").mean(1), atol=1e-5)
+
+
+def test_other_settings_need_another_folder_or_force(corpus, tmp_path, capsys):
+    assert extract(corpus, tmp_path, "--layer", "1") == 0
+    assert extract(corpus, tmp_path, "--layer", "2") == 1
+    assert "holds features with layers = [1], not [2]" in capsys.readouterr().err
+    assert np.load(tmp_path / "features.npy").shape == (4, 1, 32)
+    assert extract(corpus, tmp_path, "--layer", "2", "--force") == 0
+    name = TRACKS[2][0]
+    found = np.load(tmp_path / "features.npy")[2, 0]
+    np.testing.assert_allclose(found, expected(corpus, name)[2].mean(0), atol=1e-5)
+
+
+def test_unreadable_tracks_are_left_out_and_tried_again(corpus, tmp_path, capsys):
+    music, manifest, out = tmp_path / "music", tmp_path / "some.tsv", tmp_path / "out"
+    for name, seconds in (("good.flac", 1.0), ("cut.flac", 20.0), ("shorter.wav", 2.0)):
+        write_tone(music / name, seconds)
+    whole = (music / "cut.flac").read_bytes()
+    (music / "cut.flac").write_bytes(whole[: len(whole) // 2])
+    (music / "text.flac").write_text("not audio\n")
+    lines = [("good.flac", 1.0), ("cut.flac", 20.0), ("shorter.wav", 5.0), ("text.flac", 1.0)]
+    lines += [("missing.flac", 1.0), ("empty.wav", 0.0)]
+    write_manifest(manifest, music, [(name, round(16_000 * s)) for name, s in lines])
+    soundfile.write(music / "empty.wav", np.zeros(0), 16_000)
+    assert extract(corpus, out, manifest=manifest) == 1
+    error = capsys.readouterr().err
+    assert "5 of 6 tracks were left out" in error
+    assert "empty.wav: 0.000 s of audio is less than one frame (0.025 s)" in error
+    left_out = dict(line.split("\t") for line in (out / "left_out.tsv").read_text().splitlines())
+    assert list(left_out) == [name for name, _ in lines[1:]]
+    assert "lasts 2.00 s, but its manifest says 5.00 s" in left_out["shorter.wav"]
+    assert left_out["missing.flac"] == "no such file"
+    rows = np.load(out / "features.npy")
+    assert not np.isnan(rows[0]).any()
+    assert np.isnan(rows[1:]).all()
+    (music / "cut.flac").write_bytes(whole)
+    assert extract(corpus, out, manifest=manifest) == 1
+    assert "cut.flac" not in (out / "left_out.tsv").read_text()
+    assert not np.isnan(np.load(out / "features.npy")[:2]).any()
+    frames = tmp_path / "frames"
+    assert extract(corpus, frames, "--pool", "frames", manifest=manifest) == 1
+    assert sorted(path.name for path in frames.glob("*.npy")) == ["cut.flac.npy", "good.flac.npy"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--layer", "4"), r"tiny.pt: has no layer 4, only 0 .* to 3"),
+        (("--window", "2"), "--window 2: windows need 6 seconds or more"),
+        (("--manifest", "none.tsv"), "none.tsv: no such manifest"),
+        (("--checkpoint", "none.pt"), "none.pt: no such checkpoint"),
+        (("--device", "cuda"), "torch finds no GPU"),
+    ],
+)
+def test_what_is_wrong_is_one_line(corpus, tmp_path, capsys, monkeypatch, options, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert extract(corpus, tmp_path / "out", *options) == 1
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1
+    assert error[0].startswith("error: ")
+    assert re.search(message, error[0])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"), [("6", [6]), ("0-3", [0, 1, 2, 3]), ("0, 8-9,4", [0, 4, 8, 9])]
+)
+def test_layers_can_be_listed(text, layers):
+    options = ["--checkpoint", "x", "--manifest", "y", "--out", "z", "--layer", text]
+    assert get_parser().parse_args(options).layer == layers
+
+
+@pytest.mark.parametrize("text", ["", "a", "-1", "3-1", "1-"])
+def test_nonsense_for_layers_is_refused(text, capsys):
+    with pytest.raises(SystemExit):
+        get_parser().parse_args(
+            ["--checkpoint", "x", "--manifest", "y", "--out", "z", f"--layer={text}"]
+        )
+
+
+def test_help_needs_no_torch():
+    program = (
+        "import sys, runpy; sys.argv = ['extract', '--help']\n"
+        "try: runpy.run_module('music_ssl_fairseq.extract', run_name='__main__')\n"
+        "finally: assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "--pool" in result.stdout
+
+
+def test_names_that_lead_out_of_the_folder_are_refused(tmp_path):
+    write_manifest(tmp_path / "x.tsv", tmp_path, [("../up.wav", 16_000)])
+    with pytest.raises(InputError, match=r"line 2: '\.\./up\.wav' leads out"):
+        frame_file(tmp_path, Manifest(tmp_path / "x.tsv"), 0)
+
+
+def rows(cut: Cut, tracks: range):
+    for track in tracks:
+        for section in cut.sections(track):
+            for window in section.windows:
+                yield Row(track, window, torch.zeros(window.num_samples), None)
+
+
+def test_batches_hold_equal_lengths_and_do_not_wait_for_ever(tmp_path):
+    """A thousand lengths, each of which comes once, between tracks of a common one."""
+    lengths = [16_000 + i if i % 2 else 32_000 for i in range(1000)] + [10_000_000]
+    write_manifest(tmp_path / "x.tsv", tmp_path, [(str(i), n) for i, n in enumerate(lengths)])
+    cut = Cut(Manifest(tmp_path / "x.tsv"), GRID, WINDOWING)
+    given = taken = 0
+
+    def counted():
+        nonlocal given
+        for row in rows(cut, range(1001)):
+            given += len(row.waveform)
+            yield row
+
+    seen: dict[int, list[int]] = {}
+    for batch in batches(counted(), 20.0):
+        assert len({len(row.waveform) for row in batch}) == 1
+        assert sum(len(row.waveform) for row in batch) <= 20 * 16_000
+        taken += sum(len(row.waveform) for row in batch)
+        assert given - taken <= 5 * 20 * 16_000 + 100_000
+        for row in batch:
+            seen.setdefault(row.track, []).append(row.window.first)
+    assert given == taken
+    assert sorted(seen) == list(range(1001))
+    assert all(firsts == sorted(firsts) for firsts in seen.values())
+
+
+def test_loads_are_long_enough_to_hand_over_and_bounded(tmp_path):
+    write_manifest(
+        tmp_path / "x.tsv", tmp_path, [("long", 2 * 3600 * 16_000)] + [("short", 64_000)] * 100
+    )
+    cut = Cut(Manifest(tmp_path / "x.tsv"), GRID, Windowing())
+    loads = list(cut.loads(range(101)))
+    assert max(sum(part.num_samples for part in load) for load in loads) <= 600 * 16_000
+    assert sum(len(load) > 1 for load in loads) == 7
+    assert sum(part.track > 0 for load in loads for part in load) == 100
