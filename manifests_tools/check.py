@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from manifests_tools.check_probing import check_probing
 from manifests_tools.examine import add_reading_options, examine
 from manifests_tools.find import FileId, identify
 from manifests_tools.findings import Findings
@@ -20,6 +21,7 @@ from music_ssl_fairseq.data.labels import (
     read_label_rate,
 )
 from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.data.probing_task import FILE as TASK_FILE
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, label_hop, labels_fit
 
@@ -32,8 +34,9 @@ def get_parser() -> argparse.ArgumentParser:
         prog="python -m manifests_tools check",
         description="Re-read the manifests of a folder: is every file there, can it be decoded, is "
         "it as long as stated, is none in two splits; and do the labels fit: a line for each "
-        "track, as many labels as its length asks for, each of them in the dict. Prints a line for "
-        "each problem, and exits with status 1 if there is any.",
+        "track, as many labels as its length asks for, each of them in the dict. Of a probing "
+        "task's folder the labels are checked as well. Prints a line for each problem, and exits "
+        "with status 1 if there is any.",
         epilog="example: python -m manifests_tools check manifests",
     )
     add = parser.add_argument
@@ -87,6 +90,8 @@ def run(
     totals = dict.fromkeys(splits, "")
     if its_labels is not None:
         totals = _check_labels(splits, its_labels, findings)
+    if (folder / TASK_FILE).exists():
+        check_probing(folder, list(splits), findings)
     if findings:
         findings.finish()
         return 1

@@ -34,7 +34,10 @@ def read(root: str, annotations: str | None = None) -> DataSet:
             f"take it from {_SOURCE}"
         )
     tags = header[1:-1]
-    rows = [row for row in rows if len(row) == len(header)]
+    rows = [row for row in rows if any(row)]
+    for row in rows:
+        if len(row) != len(header):
+            raise InputError(f"{file}: {row[0]} has {len(row)} cells, not {len(header)}")
     frequent = _most_frequent(tags, rows)
     splits: dict[str, list[Labelled]] = {split: [] for split in _SPLITS}
     skipped = []

@@ -11,6 +11,8 @@ from music_ssl_fairseq.data.probing_labels import ProbingSplit
 from music_ssl_fairseq.data.probing_task import read_task
 from tests.audio_files import write_tone
 
+GOOD = ("a", "b", "a", "b", "a", "b")
+
 
 @pytest.fixture
 def music(tmp_path: Path) -> Path:
@@ -115,6 +117,15 @@ def test_absolute_paths_and_another_root(music, tmp_path):
     assert Manifest(tmp_path / "out" / "test.tsv").path(1) == str(music / "5.wav")
 
 
+def test_check_reads_the_labels_too(music, capsys):
+    assert build(music, table(*GOOD), "--kind", "multi-class") == 0
+    out = music.parent / "out"
+    assert main(["check", str(out)]) == 0
+    (out / "test.labels").write_text("a\nz\n")
+    assert main(["check", str(out)]) == 1
+    assert "test.labels, line 2 (5.wav): 'z' is not one of the 2 classes" in capsys.readouterr().out
+
+
 def test_without_a_test_split(music, capsys):
     text = table("a", "b", "a", "b")
     assert build(music, table("a", "b", "a", "b", "a", "b"), "--kind", "multi-class") == 0
@@ -124,9 +135,6 @@ def test_without_a_test_split(music, capsys):
     assert read_task(out).counts == {"train": 3, "valid": 1}
     # Of the earlier run, which had one, nothing is left.
     assert not list(out.glob("test.*"))
-
-
-GOOD = ("a", "b", "a", "b", "a", "b")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,30 @@
+"""What `check` sees to in the folder of a probing task."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from manifests_tools.findings import Findings
+from music_ssl_fairseq.data.probing_labels import ProbingSplit
+from music_ssl_fairseq.data.probing_task import read_task
+from music_ssl_fairseq.data.probing_writer import check_leakage
+from music_ssl_fairseq.errors import InputError
+
+
+def check_probing(folder: Path, splits: list[str], findings: Findings) -> None:
+    """Read the labels of all splits; a wrong one is a finding, and so is a song in two splits."""
+    _try(partial(check_leakage, folder), findings)
+    try:
+        task = read_task(folder)
+    except InputError as error:
+        findings.add("task", str(error))
+        return
+    for split in splits:
+        _try(partial(ProbingSplit, folder, split, task), findings)
+
+
+def _try(check: Callable[[], object], findings: Findings) -> None:
+    try:
+        check()
+    except InputError as error:
+        findings.add("probing labels", str(error))
