@@ -12,6 +12,7 @@ from music_ssl_fairseq.features.concatenation import SCATTER, Concatenation
 from music_ssl_fairseq.frames import FrameGrid
 from tests.audio_files import tone
 
+PACKAGE = "music_ssl_fairseq.features"
 DIMENSIONS = {"mfcc": 39, "mfcc60": 60, "logmel": 80, "chroma": 12, "cqt": 84}
 
 
@@ -28,6 +29,11 @@ def test_front_ends_are_what_they_say(name, num_samples):
     assert np.isfinite(frames).all()
     assert front.frame_rate * front.grid.hop == 16000
     np.testing.assert_array_equal(waveform, before)
+
+
+def test_modules_are_those_that_a_front_end_needs():
+    assert Features("mfcc60+cqt+mfcc").modules == [f"{PACKAGE}.mfcc", f"{PACKAGE}.cqt"]
+    assert Features("deep", "a.pt", 6).modules == [f"{PACKAGE}.deep"]
 
 
 def test_each_is_made_once():

@@ -116,6 +116,12 @@ class Features:
         """The names that are joined: mostly one."""
         return self.name.split("+")
 
+    @property
+    def modules(self) -> list[str]:
+        """What making the front end imports: for a parent process to import before it forks."""
+        names = [DEEP] if self.name == DEEP else [FRONT_ENDS[part][0] for part in self.parts]
+        return [f"{__name__}.{name}" for name in dict.fromkeys(names)]
+
 
 @lru_cache(maxsize=1)
 def front_end(features: Features | str) -> FrontEnd:
