@@ -31,7 +31,9 @@ ALLOWED = {
     "models": FOUNDATION | {"compat", "modules"},
     "criterions": FOUNDATION | {"compat"},
     "optim": set(),
-    "tasks": FOUNDATION | {"compat", "data", "modules", "models", "criterions", "optim"},
+    "tasks": FOUNDATION
+    | {"compat", "data", "modules", "models", "criterions", "optim"}
+    | {"upstream"},
 }
 
 # Library -> the only modules, or rooms, that use it. convert writes audio, and reads none.

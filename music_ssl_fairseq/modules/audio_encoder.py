@@ -2,7 +2,7 @@
 
 import contextlib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
@@ -83,6 +83,15 @@ class AudioEncoderConfig(FairseqDataclass):
         },
     )
     mask_length: int = field(default=10, metadata={"help": "frames in a mask span"})
+    init_from: Optional[str] = field(  # noqa: UP045 (fairseq's parser needs Optional)
+        default=None,
+        metadata={
+            "help": "checkpoint whose encoder training starts from, under new heads: of this "
+            "package, fairseq's HuBERT, data2vec_audio or wav2vec 2.0, a Hugging Face folder of "
+            "these, or torchaudio's HuBERT. Not in fairseq, whose checkpoint.finetune_from_model "
+            "wants the same model"
+        },
+    )
     precision: ChoiceEnum(["auto", "fp32", "bf16"]) = field(  # type: ignore[valid-type]
         default="auto",
         metadata={

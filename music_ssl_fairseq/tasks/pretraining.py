@@ -1,5 +1,6 @@
 """What both pre-training tasks do: manifests to crops with masks."""
 
+import atexit
 import logging
 import os
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask
 from omegaconf import II, MISSING
 
-from music_ssl_fairseq.compat import check_versions, one_line_errors
+from music_ssl_fairseq.compat import check_versions, one_line_errors, stop_loading
 from music_ssl_fairseq.data.manifest import Manifest, missing_manifest
 from music_ssl_fairseq.data.masks import SpanMask
 from music_ssl_fairseq.data.pretraining import PretrainingDataset
@@ -19,6 +20,7 @@ from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
 # fairseq imports tasks/ and models/ of a user_dir, and nothing else.
 from music_ssl_fairseq.optim import fused_adamw as _optimizer  # noqa: F401
 from music_ssl_fairseq.optim import tri_stage as _lr_scheduler  # noqa: F401
+from music_ssl_fairseq.upstream.initialise import initialise
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +87,7 @@ class PretrainingTask(FairseqTask):
         super().__init__(cfg)
         if not os.path.isdir(cfg.data):
             raise missing_manifest(os.path.join(cfg.data, "train.tsv"))
+        self._stepped: set[str] = set()
 
     @classmethod
     def setup_task(cls, cfg: Any, **kwargs: Any) -> "PretrainingTask":
@@ -96,7 +99,11 @@ class PretrainingTask(FairseqTask):
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Build the model; settings that do not fit together are one line."""
         with one_line_errors():
-            return super().build_model(cfg, from_checkpoint)
+            model = super().build_model(cfg, from_checkpoint)
+            # A checkpoint has weights of its own, and may outlive what it was started from.
+            if not from_checkpoint and cfg.init_from:
+                initialise(model, cfg.init_from, self.cfg.normalize)
+            return model
 
     def labels(self, split: str, manifest: Manifest) -> dict[str, Any]:
         """The label arguments of PretrainingDataset, checked against the manifest."""
@@ -128,6 +135,26 @@ class PretrainingTask(FairseqTask):
             hours,
             len(self.datasets[split]),
         )
+
+    def train_step(self, *args: Any, **kwargs: Any) -> Any:
+        """fairseq's, and see `_stop_loading_at_exit`."""
+        self._stop_loading_at_exit("train")
+        return super().train_step(*args, **kwargs)
+
+    def valid_step(self, *args: Any, **kwargs: Any) -> Any:
+        """fairseq's, and see `_stop_loading_at_exit`."""
+        self._stop_loading_at_exit("valid")
+        return super().valid_step(*args, **kwargs)
+
+    def _stop_loading_at_exit(self, kind: str) -> None:
+        """End the workers when the program ends, instead of waiting five seconds for each.
+
+        torch's loader asks the interpreter to wait for workers that nobody has told to stop. What
+        is registered last comes first, so this has to come after a loader's first batch.
+        """
+        if kind not in self._stepped:
+            self._stepped.add(kind)
+            atexit.register(stop_loading, self.dataset_to_epoch_iter)
 
     def max_positions(self) -> None:
         """No limit: crops are cut to size."""

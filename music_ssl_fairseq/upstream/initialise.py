@@ -1,0 +1,58 @@
+"""`model.init_from`: start pre-training from an encoder that has learned something already."""
+
+import logging
+import os
+from typing import Any
+
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.modules.audio_encoder import AudioEncoder
+from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
+from music_ssl_fairseq.upstream import read
+from music_ssl_fairseq.upstream.contents import ARCHITECTURE
+from music_ssl_fairseq.upstream.model import load_encoder
+
+logger = logging.getLogger(__name__)
+
+
+def initialise(model: AudioEncoder, path: str | os.PathLike, normalise: bool) -> None:
+    """Give a model the encoder of any checkpoint that `upstream.load` reads; its heads stay new.
+
+    Args:
+        normalise: `task.normalize` of the run to come; another one than the checkpoint's works, but
+            is probably a mistake, so it is logged.
+
+    Raises:
+        InputError: if the checkpoint cannot be read, or the encoder has another architecture; the
+            message says which settings would make it fit.
+    """
+    contents = read(path)
+    different = [
+        f"model.{name}={_written(contents.config[name])}"
+        for name in ARCHITECTURE
+        if _comparable(name, contents.config[name]) != _comparable(name, model.cfg[name])
+    ]
+    if different:
+        raise InputError(
+            f"{path}: model.init_from has an encoder of another shape; to make the model fit, set "
+            + " ".join(different)
+        )
+    load_encoder(model, contents)
+    if contents.normalise != normalise:
+        logger.warning(
+            "%s was trained with task.normalize=%s", path, str(contents.normalise).lower()
+        )
+    logger.info("started from the encoder of %s (%s)", path, contents.family)
+
+
+def _comparable(name: str, value: Any) -> Any:
+    if name == "conv_feature_layers":
+        return parse_conv_layers(str(value))
+    return str(value) if isinstance(ARCHITECTURE[name], str) else value
+
+
+def _written(value: Any) -> str:
+    """As hydra reads it on a command line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = str(value)
+    return f"'{text}'" if set(text) & set("[(, ") else text
