@@ -24,7 +24,7 @@ _DESCRIPTION = """\
 Make a probing task from a CSV whose first line names the columns path, label and split (train,
 valid, test) and, if wanted, start and stop (the part of the file that counts, in seconds) and
 group (the song that a part belongs to: scores per file are taken over it, and it must stay in
-one split).
+one split; without it each part stands for itself).
 """
 _EXAMPLE = """\
 a CSV of genres, of two parts of one song and of another song:
@@ -179,7 +179,12 @@ class _Reader:
         label = self._label(row.get("label", ""), number)
         if not label and self.kind != "multi-label":
             self._refuse(number, f"no label for {row['path']}; leave the line out")
-        return Labelled(row["path"], label, self._segment(row, number), row.get("group") or None)
+        segment = self._segment(row, number)
+        group = row.get("group") or None
+        if segment is not None and group is None:
+            # Otherwise parts of one file would count as one, and may have different labels.
+            group = f"{row['path']} {segment[0]:g}-{segment[1]:g}"
+        return Labelled(row["path"], label, segment, group)
 
     def _label(self, cell: str, number: int) -> tuple[str, ...]:
         one = self.kind in ("multi-class", "key")

@@ -62,11 +62,13 @@ class DataSet:
 
         Raises:
             InputError: if a split has no file or no label, a label is not in the class list or
-                cannot be written in a line, or a file or a group is in two splits.
+                cannot be written in a line, a group has two classes, or a file or a group is in two
+                splits.
         """
         classes = set(self.task.classes)
         files: dict[str, str] = {}
         groups: dict[str, str] = {}
+        labels: dict[str, tuple[str, ...]] = {}
         for split, items in self.splits.items():
             if not items:
                 raise InputError(f"{root}: no labelled file for the split {split}")
@@ -76,6 +78,13 @@ class DataSet:
                 )
             for item in items:
                 self._refuse_label(item, classes)
+                if item.group is not None and self.task.kind in ("multi-class", "key"):
+                    known = labels.setdefault(item.group, item.label)
+                    if known != item.label:
+                        raise InputError(
+                            f"group {item.group}: has parts labelled {known[0]} and "
+                            f"{item.label[0]}, but its score is one; name two groups"
+                        )
             paths = {os.path.normpath(os.path.join(root, item.name)) for item in items}
             refuse_shared(files, split, paths, "")
             named = {item.group for item in items if item.group is not None}

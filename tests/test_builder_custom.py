@@ -97,14 +97,16 @@ def test_beats_as_times_and_as_files(music):
 
 
 def test_segments_and_groups(music):
-    text = "path,label,split,start,stop,group\n0.wav,a,train,0,1,s\n0.wav,b,train,1,2,s\n"
-    text += "1.wav,a,valid,,,\n2.wav,b,test,0.5,1.5,\n"
+    text = "path,label,split,start,stop,group\n0.wav,a,train,0,1,s\n0.wav,a,train,1,2,s\n"
+    text += "1.wav,a,valid,,,\n2.wav,b,test,0.5,1.5,\n2.wav,a,test,1.5,2.5,\n"
     assert build(music, text, "--kind", "multi-class") == 0
     train = loaded(music, "train")
     assert (train.segments / 16_000).tolist() == [[0, 1], [1, 2]]
     assert train.groups == ["s", "s"]
     assert loaded(music, "valid").segments.tolist() == [[0, 40_000]]
-    assert loaded(music, "test").groups == ["2.wav"]
+    # Without a group, a part stands for itself.
+    assert loaded(music, "test").groups == ["2.wav 0.5-1.5", "2.wav 1.5-2.5"]
+    assert loaded(music, "test").group_index.tolist() == [0, 1]
 
 
 def test_absolute_paths_and_another_root(music, tmp_path):
@@ -167,8 +169,10 @@ def test_without_a_test_split(music, capsys):
         (table(*GOOD), ["--metric", "r2"], "metric 'r2' does not fit the kind multi-class"),
         ("path,label,split,start,stop\n0.wav,a,train,2,1\n", [], "line 2: start '2' and stop '1'"),
         ("path,label,split,start,stop\n0.wav,a,train,2,\n", [], "line 2: start '2' and stop ''"),
-        ("path,label,split,group\n0.wav,a,train,s\n1.wav,b,valid,s\n", [],
+        ("path,label,split,group\n0.wav,a,train,s\n1.wav,a,valid,s\n2.wav,b,valid,t\n", [],
          "group s is in train and in valid: leakage"),
+        ("path,label,split,group\n0.wav,a,train,s\n1.wav,b,train,s\n2.wav,b,valid,t\n", [],
+         "group s: has parts labelled a and b"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line(music, capsys, text, options, expected):
