@@ -14,8 +14,9 @@ def optional(module: str, extra: str) -> ModuleType:
     """
     try:
         return import_module(module)
-    except ModuleNotFoundError as error:
+    except ModuleNotFoundError:
+        package = module.partition(".")[0]
         raise InputError(
-            f"the package {error.name} is not installed: run `pip install -e '.[{extra}]'` in the "
+            f"the package {package} is not installed: run `pip install -e '.[{extra}]'` in the "
             "folder of music_ssl_fairseq"
         ) from None
