@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from music_ssl_fairseq.cpus import available_cpus
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features import DEEP, Features, front_end
+from music_ssl_fairseq.optional import optional
 
 if TYPE_CHECKING:
     from music_ssl_fairseq.data.manifest import Manifest
@@ -235,6 +236,10 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         InputError: about anything wrong with the manifests, the audio or existing labels.
     """
+    reports = arguments.report or arguments.stage == "report"
+    if reports:
+        # Before hours of work rather than after them.
+        optional("matplotlib", "plot")
     splits = _manifests(arguments.manifests)
     job = _job(arguments, splits["train"])
     folder = job.folder
@@ -246,10 +251,11 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.stage != "report" and not _assign(job, splits):
             return
         _summarise(folder, splits)
-    if arguments.report or arguments.stage == "report":
+    if reports:
         from music_ssl_fairseq.label.report import write_report
 
-        print(f"report: {write_report(job, splits)}")
+        page = write_report(folder.path, folder.metadata, splits, job.crew.workers)
+        print(f"report: {page}")
     if arguments.stage is None:
         _say_next(arguments.manifests, folder.path)
 
@@ -352,6 +358,8 @@ def _manifests(where: Path) -> dict[str, "Manifest"]:
 
 def _summarise(folder: "LabelFolder", splits: dict[str, "Manifest"]) -> None:
     metadata = folder.metadata
+    if not metadata:
+        raise InputError(f"{folder.path}: nothing there yet; run --stage fit, then --stage assign")
     rate = metadata["label_rate"]
     fitted = "of given centroids"
     if metadata["train_inertia"] is not None:

@@ -234,6 +234,8 @@ class LabelFolder:
             **joined.usage.summary(),
             "unreadable": joined.unreadable,
         }
+        # Not in the order in which shards happen to finish them.
+        self.metadata["splits"] = dict(sorted(self.metadata["splits"].items()))
         self._write_metadata()
         self._sweep()
 

@@ -1,0 +1,160 @@
+"""A page about a set of labels: are the units well used, and what do they have to do with music?"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from music_ssl_fairseq.data.label_store import LabelStore
+from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.files import atomic_path
+from music_ssl_fairseq.frames import label_hop
+from music_ssl_fairseq.label import pictures
+from music_ssl_fairseq.label.evidence import Evidence, gather
+from music_ssl_fairseq.label.information import Information, mutual_information, quantiles
+from music_ssl_fairseq.label.usage import Usage
+
+PITCH_CLASSES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
+_LOUDNESS_STEPS = 12
+
+
+def write_report(
+    folder: Path, metadata: dict[str, Any], splits: dict[str, Manifest], workers: int
+) -> Path:
+    """Write `report/report.md` in the folder of labels, and the pictures it shows (matplotlib).
+
+    Args:
+        metadata: the labels', of all splits finished.
+        splits: their manifests.
+    """
+    stores = {split: LabelStore(folder / f"{split}.km") for split in splits}
+    usage = {split: count_usage(store, metadata["k"]) for split, store in stores.items()}
+    hop = label_hop(metadata["label_rate"])
+    evidence = gather(splits["train"], stores["train"], hop, metadata["seed"], workers)
+    out = folder / "report"
+    units = pictures.choose_units(evidence, metadata["k"])
+    if metadata["inertia_curve"]:
+        pictures.save(pictures.draw_inertia(metadata), out / "inertia.png")
+    pictures.save(pictures.draw_usage({s: u.counts for s, u in usage.items()}), out / "usage.png")
+    if units:
+        drawn = pictures.draw_units(evidence, units, metadata["label_rate"])
+        pictures.save(drawn, out / "units.png")
+    page = out / "report.md"
+    with atomic_path(page) as temporary:
+        temporary.write_text(_page(metadata, usage, evidence, units), encoding="utf-8")
+    return page
+
+
+def count_usage(store: LabelStore, k: int) -> Usage:
+    """Counts of all tracks of a split."""
+    usage = Usage(k)
+    for track in range(len(store)):
+        usage.add(store.units(track))
+    return usage
+
+
+def _page(
+    metadata: dict[str, Any], usage: dict[str, Usage], evidence: Evidence, units: list[int]
+) -> str:
+    sections = [
+        f"# {metadata['k']} units of {metadata['features']}",
+        _recipe(metadata),
+        _inertia(metadata),
+        "## Use of the units\n\n" + usage_table(usage, metadata["label_rate"]),
+        "![share of each unit](usage.png)",
+        "## What units tell about the music\n\n" + _information(evidence, metadata["label_rate"]),
+        _examples(evidence, units),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _recipe(metadata: dict[str, Any]) -> str:
+    model = f", layer {metadata['layer']}" if metadata["layer"] is not None else ""
+    fitted = f"fitted on {metadata['frames_fitted']:,} frames by {metadata['fitted_by']}"
+    return (
+        f"{metadata['features']}{model}, {metadata['dimension']} values a frame, "
+        f"{metadata['label_rate']:g} labels a second; {fitted}, seed {metadata['seed']}."
+    )
+
+
+def _inertia(metadata: dict[str, Any]) -> str:
+    if not metadata["inertia_curve"]:
+        return ""
+    return (
+        f"## Inertia\n\nMean squared distance of a frame to its centroid, before each iteration; "
+        f"before the last one {metadata['train_inertia']:.6g}. Where the left curve jumps up, "
+        "clusters were moved to where the error was largest; what did not pay was undone.\n\n"
+        "![inertia of each iteration](inertia.png)"
+    )
+
+
+def usage_table(usage: dict[str, Usage], label_rate: float) -> str:
+    """A Markdown table, a column a split."""
+    rows = {
+        "tracks": [f"{u.tracks:,}" for u in usage.values()],
+        "labels": [f"{u.labels:,} ({u.labels / label_rate / 3600:.2f} h)" for u in usage.values()],
+        "units used": [f"{u.used} of {u.k}" for u in usage.values()],
+        "dead clusters": [f"{u.k - u.used}" for u in usage.values()],
+        "perplexity": [f"{u.perplexity:.1f}" for u in usage.values()],
+        "commonest unit": [f"{100 * u.majority_share:.2f} %" for u in usage.values()],
+        "mean run length": [
+            f"{u.mean_run_length:.2f} frames ({1000 * u.mean_run_length / label_rate:.0f} ms)"
+            for u in usage.values()
+        ],
+    }
+    lines = ["| | " + " | ".join(usage) + " |", "|---" * (1 + len(usage)) + "|"]
+    lines += [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()]
+    note = (
+        "Perplexity is how many equally frequent units would carry as much; dead clusters are "
+        "units that never occur. A model that always guesses the commonest unit is right as often "
+        "as its share says."
+    )
+    return "\n".join(lines) + "\n\n" + note
+
+
+def _information(evidence: Evidence, label_rate: float) -> str:
+    pitched = evidence.pitch_class >= 0
+    about = {
+        "pitch class (strongest of chroma)": mutual_information(
+            evidence.units[pitched], evidence.pitch_class[pitched]
+        ),
+        f"loudness ({_LOUDNESS_STEPS} equally full steps)": mutual_information(
+            evidence.units, quantiles(evidence.loudness, _LOUDNESS_STEPS)
+        ),
+    }
+    lines = ["| | mutual information | of |", "|---|---|---|"]
+    lines += [_information_row(name, found) for name, found in about.items()]
+    minutes = len(evidence.units) / label_rate / 60
+    note = (
+        f"From excerpts of {minutes:.1f} minutes of train, of which "
+        f"{100 * np.mean(pitched):.0f} % are loud enough to have a pitch; corrected for chance "
+        "(Miller-Madow)."
+    )
+    return "\n".join(lines) + "\n\n" + note
+
+
+def _information_row(name: str, found: Information) -> str:
+    share = f"{100 * found.share:.1f} % of {found.entropy:.2f} bits"
+    return f"| {name} | {found.bits:.3f} bits | {share} |"
+
+
+def _examples(evidence: Evidence, units: list[int]) -> str:
+    if not units:
+        return ""
+    lines = ["| unit | share of labels | loudness | commonest pitch class |", "|---|---|---|---|"]
+    for unit in units:
+        here = evidence.units == unit
+        classes = evidence.pitch_class[here]
+        classes = classes[classes >= 0]
+        pitch = "none"
+        if len(classes):
+            counts = np.bincount(classes, minlength=12)
+            commonest = PITCH_CLASSES[counts.argmax()]
+            pitch = f"{commonest} ({100 * counts.max() / len(classes):.0f} %)"
+        loudness = np.median(evidence.loudness[here])
+        lines.append(f"| {unit} | {100 * here.mean():.3f} % | {loudness:.0f} dB | {pitch} |")
+    return (
+        "## What some units look like\n\nLog-mel spectrograms, 20 Hz to 8 kHz upwards, 0.3 s each, "
+        "around the middles of a unit's longest runs, from different excerpts where possible.\n\n"
+        "![log-mel examples of units](units.png)\n\n" + "\n".join(lines)
+    )

@@ -1,0 +1,225 @@
+"""Shards, memory, kills and full disks: what a run on a large corpus meets."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from music_ssl_fairseq.data.manifest import write_manifest
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.label import blocks, memory, shards
+from music_ssl_fairseq.label.__main__ import main
+from music_ssl_fairseq.label.shards import Shard, choose_shard, cut_blocks
+from music_ssl_fairseq.label.work import WorkFolder
+from tests.audio_files import write_tone
+
+SECONDS = [3.0, 2.0, 4.0, 1.0, 3.0, 2.5]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """A folder with `manifests/` of six short tracks, and `whole/`, the labels of one calm run."""
+    folder = tmp_path_factory.mktemp("corpus")
+    lines = []
+    for i, seconds in enumerate(SECONDS):
+        write_tone(folder / "music" / f"{i}.wav", seconds, seed=i)
+        lines.append((f"{i}.wav", round(seconds * 16_000)))
+    write_manifest(folder / "manifests" / "train.tsv", folder / "music", lines)
+    write_manifest(folder / "manifests" / "valid.tsv", folder / "music", lines[:2])
+    assert main(command(folder, folder / "whole")) == 0
+    return folder
+
+
+def command(corpus: Path, labels: Path, *options: str) -> list[str]:
+    return [
+        *("--manifests", str(corpus / "manifests"), "--labels", str(labels)),
+        *("--k", "12", "--workers", "1", *options),
+    ]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture
+def small_blocks(monkeypatch) -> None:
+    monkeypatch.setattr(shards, "_BLOCK_SECONDS", 2)
+
+
+def test_blocks_are_all_tracks_in_order():
+    num_samples = np.random.default_rng(0).integers(0, 16_000 * 900, 500)
+    found = cut_blocks(num_samples)
+    assert [i for block in found for i in block] == list(range(500))
+    seconds = [num_samples[block.start : block.stop].sum() / 16_000 for block in found]
+    # As many as a block has begins of tracks in it, so up to a track longer than a block.
+    assert max(seconds) < 600 + 900
+    assert 0.5 < np.mean(seconds) / 600 < 1.5
+    assert cut_blocks(np.array([5])) == [range(0, 1)]
+
+
+def test_blocks_are_never_too_many():
+    assert len(cut_blocks(np.full(30_000, 16_000 * 3600))) <= 4001
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, Shard(0, 1)),
+        ({"SLURM_ARRAY_TASK_ID": "3"}, Shard(0, 1)),
+        (
+            {
+                "SLURM_ARRAY_TASK_ID": "7",
+                "SLURM_ARRAY_TASK_COUNT": "4",
+                "SLURM_ARRAY_TASK_MIN": "5",
+            },
+            Shard(2, 4),
+        ),
+        (
+            {
+                "SLURM_ARRAY_TASK_ID": "20",
+                "SLURM_ARRAY_TASK_COUNT": "3",
+                "SLURM_ARRAY_TASK_MIN": "0",
+                "SLURM_ARRAY_TASK_STEP": "10",
+            },
+            Shard(2, 3),
+        ),
+    ],
+)
+def test_shard_of_a_slurm_array(environment, expected):
+    assert choose_shard(None, None, environment) == expected
+
+
+def test_shards_that_make_no_sense():
+    array = {"SLURM_ARRAY_TASK_ID": "9", "SLURM_ARRAY_TASK_COUNT": "2"}
+    with pytest.raises(InputError, match="array without gaps"):
+        choose_shard(None, None, array)
+    with pytest.raises(InputError, match="belong together"):
+        choose_shard(1, None, {})
+    with pytest.raises(InputError, match="from 0 to 1"):
+        choose_shard(2, 2, {})
+    assert choose_shard(0, 2, array) == Shard(0, 2)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1]])
+def test_shards_one_after_the_other(corpus, tmp_path, small_blocks, order, capsys):
+    for index in order:
+        shard = ("--num-shards", "3", "--shard", str(index))
+        assert main(command(corpus, tmp_path / "labels", *shard)) == 0
+        said = capsys.readouterr().out
+        assert ("next: " in said) == (index == order[-1])
+    assert contents(tmp_path / "labels") == contents(corpus / "whole")
+
+
+def test_a_slurm_array_is_picked_up(corpus, tmp_path, small_blocks, monkeypatch):
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    for index in (0, 1):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(index))
+        assert not (tmp_path / "labels" / "train.km").exists()
+        assert main(command(corpus, tmp_path / "labels")) == 0
+    assert contents(tmp_path / "labels") == contents(corpus / "whole")
+
+
+def test_stages_alone(corpus, tmp_path, capsys):
+    labels = tmp_path / "labels"
+    assert main(command(corpus, labels, "--stage", "assign")) == 1
+    assert "run --stage fit first" in capsys.readouterr().err
+    assert main(command(corpus, labels, "--stage", "fit")) == 0
+    assert not (labels / "train.km").exists()
+    assert main(command(corpus, labels, "--stage", "fit")) == 0
+    assert "fitted already" in capsys.readouterr().out
+    assert main(command(corpus, labels, "--stage", "assign")) == 0
+    assert contents(labels) == contents(corpus / "whole")
+
+
+def test_shards_do_not_force(corpus, tmp_path, capsys):
+    shard = ("--num-shards", "2", "--shard", "0", "--force")
+    assert main(command(corpus, tmp_path, *shard)) == 1
+    assert "shards would undo each other's work" in capsys.readouterr().err
+
+
+def run(arguments: list[str], **options) -> subprocess.Popen:
+    line = [sys.executable, "-m", "music_ssl_fairseq.label", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(line, stderr=subprocess.PIPE, env=environment, text=True, **options)
+
+
+def test_killed_and_taken_up(corpus, tmp_path):
+    labels = tmp_path / "labels"
+    for after in (".work-*/sample-*.npz", "centroids.npy"):
+        process = run(command(corpus, labels), stdout=subprocess.DEVNULL, start_new_session=True)
+        while process.poll() is None and not list(labels.glob(after)):
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert main(command(corpus, labels)) == 0
+    assert contents(labels) == contents(corpus / "whole")
+
+
+def test_what_a_killed_run_was_writing_is_swept_up(corpus, tmp_path):
+    labels = tmp_path / "labels"
+    assert main(command(corpus, labels, "--stage", "fit")) == 0
+    (labels / ".0123456789abcdef.77.tmp.km").write_text("1 2")
+    assert main(command(corpus, labels)) == 0
+    assert contents(labels) == contents(corpus / "whole")
+
+
+def test_two_at_once_share_the_work(corpus, tmp_path, small_blocks, monkeypatch):
+    """Another process holds a block: this one does the others, waits, and then does it."""
+    work = WorkFolder(tmp_path)
+    handle = work.claim("x-00001")
+    assert handle is not None
+    assert work.claim("x-00001") is None
+    assert work.claim("x-00002") is not None
+    claims = blocks._Claims(work, "x", [0, 1])
+    assert list(claims) == [0]
+    assert claims.busy == [1]
+    claims.release_all()
+    work.release("x-00001", handle)
+    assert list(blocks._Claims(work, "x", [1])) == [1]
+
+
+def test_a_full_disk(corpus, tmp_path):
+    """A limit on the size of files, which is what a process can be given of a full disk."""
+    labels = tmp_path / "labels"
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+
+    process = run(command(corpus, labels), stdout=subprocess.DEVNULL, preexec_fn=limit)
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert errors.rstrip().rpartition("\n")[2].startswith("error: ")
+    assert "Traceback" not in errors
+    assert not list(labels.glob("*.km"))
+    assert main(command(corpus, labels)) == 0
+    assert contents(labels) == contents(corpus / "whole")
+
+
+def test_sizes():
+    assert memory.parse_size("4G") == 4 << 30
+    assert memory.parse_size("512MiB") == 512 << 20
+    assert memory.parse_size("1.5 g") == 3 << 29
+    assert memory.parse_size("1000") == 1000
+    for wrong in ("", "G", "4X", "-1G", "0"):
+        with pytest.raises(ValueError, match="is not a size"):
+            memory.parse_size(wrong)
+
+
+def test_memory_bounds_frames_and_workers(corpus, tmp_path, capsys):
+    assert memory.check_frames(None, 1_000_000, 4 << 30, 39, 500) == 1_000_000
+    deep = memory.check_frames(None, 1_000_000, 2 << 30, 768, 500)
+    assert deep * 768 * 4 < 2 << 30
+    with pytest.raises(InputError, match=r"do not fit --memory 2\.0 GB.*--minibatch"):
+        memory.check_frames(1_000_000, 1_000_000, 2 << 30, 768, 500)
+    assert memory.workers_that_fit(4 << 30, 200, with_torch=False) < 200
+    with pytest.raises(InputError, match="too little: one worker"):
+        memory.workers_that_fit(500 << 20, 2, with_torch=False)
+    assert main(command(corpus, tmp_path / "labels", "--memory", "100M")) == 1
+    assert "100 MB" in capsys.readouterr().err
