@@ -22,7 +22,9 @@ def find_file(folders: Iterable[str | os.PathLike], names: Sequence[str], source
         for name in names:
             if (place / name).is_file():
                 return place / name
-    searched = " nor in ".join(str(place) for place in places)
+    searched = " nor in ".join(str(place) for place in places[:2])
+    if len(places) > 2:
+        searched += f" nor in {len(places) - 2} other places"
     raise InputError(f"{names[0]} is not in {searched}; it is part of {source}")
 
 
