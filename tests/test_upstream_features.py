@@ -15,7 +15,7 @@ from tests import checkpoints
 from tests.audio_files import tone, write_tone
 
 GRID = FrameGrid(window=400, hop=320)
-SHORT = Windowing(seconds=8.0, overlap=4.0, whole=8.0)
+SHORT = Windowing(seconds=8.0, whole=8.0)
 LAYER_NORM = {"extractor_mode": "layer_norm", "layer_norm_first": True}
 
 
@@ -39,7 +39,7 @@ def test_windows_cover_each_frame_once(frames):
     assert done == window.last == frames
     np.testing.assert_allclose(shares, 1, atol=1e-6)
     for one, two in pairwise(windows):
-        assert one.last - two.first >= 200  # 4 s
+        assert one.last - two.first >= 150  # 3 s
         # The last 1.3 s before an inner end are not used: what sees zeros beyond it.
         assert not one.weights[-64:].any()
         assert not two.weights[:64].any()
@@ -80,7 +80,7 @@ def test_sections_hold_all_windows_and_no_more_audio_than_they_may():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"seconds": 6.0}, "half a window"),
+        ({"seconds": 5.0}, "half a window"),
         ({"overlap": 1.0}, "must be between"),
         ({"whole": 20.0}, "must not be longer"),
         ({"section": 60.0}, "too short"),
@@ -125,17 +125,17 @@ def changing_music(seconds: float) -> np.ndarray:
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("fields", [{}, LAYER_NORM], ids=["group norm", "layer norm"])
 def test_windows_come_close_to_the_whole_and_show_no_seams(tmp_path, fields, normalize):
-    """Layer 0 is the whole's to rounding; above, attention sees only the window: here 1 %."""
+    """Layer 0 is the whole's to rounding; above, attention sees only the window: here 2 %."""
     model = upstream(tmp_path, normalize=normalize, **fields)
     waveform = changing_music(30.0)
     whole = torch.stack(model.layers(torch.from_numpy(waveform)[None]))[:, 0]
     windowed = model.features(waveform, 16_000, windowing=SHORT)[:, 0]
-    assert len(plan(len(waveform), GRID, SHORT)) == 7
+    assert len(plan(len(waveform), GRID, SHORT)) == 6
     difference = windowed - whole
     varies = (whole - whole.mean(1, keepdim=True)).norm(dim=(1, 2))
     share = difference.norm(dim=(1, 2)) / varies
     assert share[0] < 1e-4
-    assert (share < 0.01).all()
+    assert (share < 0.02).all()
     # The difference nowhere jumps from frame to frame, compared with what the music does.
     steps = whole.diff(dim=1).norm(dim=-1).square().mean(1).sqrt()
     assert (difference.diff(dim=1).norm(dim=-1).amax(1) / steps < 0.02).all()
@@ -153,13 +153,13 @@ def test_without_the_sections_statistics_windows_would_differ(tmp_path):
 
 def test_long_tracks_come_in_sections(tmp_path):
     model = upstream(tmp_path, normalize=True)
-    windowing = Windowing(seconds=6.0, overlap=3.0, whole=6.0, section=14.0)
+    windowing = Windowing(seconds=6.0, whole=6.0, section=14.0)
     waveform = tone(40.0)[:, 0]
     assert len(sections(len(waveform), GRID, windowing)) == 5
     whole = torch.stack(model.layers(torch.from_numpy(waveform)[None]))[:, 0]
     windowed = model.features(waveform, 16_000, windowing=windowing)[:, 0]
     varies = (whole - whole.mean(1, keepdim=True)).norm(dim=(1, 2))
-    assert ((windowed - whole).norm(dim=(1, 2)) / varies < 0.1).all()
+    assert ((windowed - whole).norm(dim=(1, 2)) / varies < 0.15).all()
 
 
 def test_too_short_and_misshapen_audio_is_refused(tmp_path):

@@ -181,7 +181,7 @@ def run(
     tracks = Manifest(manifest)
     if window < 6:
         raise InputError(f"--window {window:g}: windows need 6 seconds or more, to overlap")
-    windowing = Windowing(window, min(4.0, window / 2), 1.5 * window)
+    windowing = Windowing(window, whole=1.5 * window)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     on_gpu = where.type == "cuda"
     if on_gpu and not torch.cuda.is_available():

@@ -25,7 +25,7 @@ from torch import Tensor
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
 
-FADE = 1.4
+FADE = 0.4
 """Seconds over which one window's frames turn into the next one's."""
 
 
@@ -35,22 +35,22 @@ class Windowing:
 
     Attributes:
         seconds: length of a window.
-        overlap: the least that neighbours share, in seconds. 4 s leave 1.3 s at each window's end
+        overlap: the least that neighbours share, in seconds. 3 s leave 1.3 s at each window's end
             unused, which is what the positional convolutions of all these models reach.
         whole: tracks up to this many seconds are one window: 1.5 windows cost less than two.
         section: seconds of audio whose loudness counts together, and that must fit into memory.
     """
 
     seconds: float = 30.0
-    overlap: float = 4.0
+    overlap: float = 3.0
     whole: float = 45.0
     section: float = 600.0
 
     def __post_init__(self) -> None:
-        if not 2 * FADE <= self.overlap <= self.seconds / 2:
+        if not 3.0 <= self.overlap <= self.seconds / 2:
             raise InputError(
                 f"windows of {self.seconds:g} s that overlap by {self.overlap:g} s: the overlap "
-                f"must be between {2 * FADE:g} s and half a window"
+                "must be between 3 s and half a window"
             )
         if self.whole < self.seconds:
             raise InputError(
