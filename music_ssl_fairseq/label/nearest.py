@@ -5,19 +5,23 @@ from typing import Any
 
 import numpy as np
 
-_BLOCK = 512  # frames whose distances to all centroids are held at once: 4 MB for k = 2000
+_BLOCK = 256  # frames whose distances to all centroids are held at once: 2 MB for k = 2000
 
 
 class Nearest:
     """The nearest centroid of each frame, as one matrix product a block and one thread.
 
-    Faster than faiss's flat index on one thread (5,200 against 3,800 seconds of MFCC a second, for
-    k = 2000), and without importing it in each worker.
+    At the speed of the product itself, which is some 1.6 times that of faiss's flat index on one
+    thread, and without importing faiss in each worker.
+
+    Args:
+        centroids: `[k, D]` float32.
     """
 
     def __init__(self, centroids: np.ndarray):
         # |x - c|^2 is least where x.c - |c|^2 / 2 is largest. Both about the centroids' mean, where
-        # the norms are small and the difference keeps its digits; the second term is one more row.
+        # the norms are small and the difference keeps its digits. The second term is one more row
+        # of the product, met by a 1 at the end of each frame.
         self.mean = centroids.mean(axis=0, dtype=np.float64).astype(np.float32)
         centred = centroids - self.mean
         norms = np.square(centred, dtype=np.float64).sum(axis=1)
@@ -26,11 +30,15 @@ class Nearest:
     def __call__(self, frames: np.ndarray) -> np.ndarray:
         """`[n, D]` float32 to `[n]` int64 units."""
         units = np.empty(len(frames), np.int64)
+        dimension, k = self.weight.shape
+        # New memory for each block would cost as much as what is computed.
+        block = np.ones((_BLOCK, dimension), np.float32)
+        scores = np.empty((_BLOCK, k), np.float32)
         for start in range(0, len(frames), _BLOCK):
-            block = frames[start : start + _BLOCK] - self.mean
-            scores = block @ self.weight[:-1]
-            scores += self.weight[-1]
-            units[start : start + _BLOCK] = scores.argmax(axis=1)
+            size = min(_BLOCK, len(frames) - start)
+            np.subtract(frames[start : start + size], self.mean, out=block[:size, :-1])
+            np.matmul(block[:size], self.weight, out=scores[:size])
+            scores[:size].argmax(axis=1, out=units[start : start + size])
         return units
 
 

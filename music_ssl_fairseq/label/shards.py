@@ -12,7 +12,7 @@ import numpy as np
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE
 
-_BLOCK_SECONDS = 600  # of audio: what a killed process loses at most, if no track is longer
+_BLOCK_SECONDS = 300  # of audio: what a killed process loses at most, if no track is longer
 _MAX_BLOCKS = 4000  # files a folder is to hold at most; blocks are longer in a larger corpus
 
 

@@ -95,7 +95,7 @@ def trial(
     # A killed run pays for starting anew; in a longer time than this it would mostly be done.
     done = 0
     for number in range(kills):
-        after = float(rng.uniform(0.02, 0.2)) * whole
+        after = float(rng.uniform(0.1, 0.45)) * whole
         line = command(manifests, torn, k, max_frames, names[number % len(names)])
         took = run(line, after, whole_group=bool(number % 2))
         done += took is not None
