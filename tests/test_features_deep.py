@@ -108,3 +108,18 @@ def test_seams_do_not_show(tmp_path):
     at_cuts = errors(cut)[[*range(392, 408), *range(792, 808)]]
     assert windowed.max() < 1e-3
     assert at_cuts.mean() > 0.05
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("family", checkpoints.MODELS)
+def test_a_gpu_computes_the_same_whatever_shares_a_batch(tmp_path, long_track, family):
+    path = write(tmp_path, family)
+    cpu, gpu = Deep(path, 3, windowing=SECTIONS), Deep(path, 3, "cuda", SECTIONS)
+    waveform = audio.read(long_track.path)
+    expected = cpu.features(waveform)
+    found = gpu.features(waveform)
+    assert np.square(found - expected).mean() < 1e-3 * np.square(expected).mean()  # bf16
+    pieces = [read_piece(gpu, long_track, *part) for part in pairwise([0, 300, 700, 1000])]
+    together = gpu.features_of(pieces)
+    for piece, frames in zip(pieces, together, strict=True):
+        np.testing.assert_array_equal(gpu.features_of([piece])[0], frames)
