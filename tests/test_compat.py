@@ -1,9 +1,11 @@
 """Versions that must fit, checkpoints that must not run code, and a plugin that must be found."""
 
+import multiprocessing
 import os
 import pickle
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -74,3 +76,13 @@ def test_the_plugin_leaves_other_configurations_alone(tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path)]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "['hydra', 'schema'] False"
+
+
+def test_stop_loading_ends_the_workers():
+    loader = torch.utils.data.DataLoader(range(8), num_workers=2, persistent_workers=True)
+    batches = iter(loader)
+    next(batches)
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    compat.stop_loading({"train": SimpleNamespace(dataloader=loader), "valid": SimpleNamespace()})
+    assert not any(worker.is_alive() for worker in workers)
