@@ -1,6 +1,6 @@
 """Triton kernels of the extractor's first layer; `first_layer.py` says what they are for.
 
-Each program holds a few frames, and with a layer norm all their channels. `filters` are
+Each program takes a few frames at a time, and with a layer norm all their channels. `filters` are
 `[1 or B, TAPS, C]`, `gains` and `shifts` `[1 or B, C]`: one for all crops, or one for each. With a
 group norm folded into them, `gains` are not used.
 """
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from music_ssl_fairseq.modules.first_layer import TAPS
 
-_FRAMES = 16
 _CHANNELS = 128  # that a program holds; with a layer norm, all of them
-_BACKWARD_BLOCKS = 32  # blocks of frames a program, so that its sums are written rarely
+_FORWARD = (16, 8)  # frames a block, and blocks a program, which reads its filters once
+_BACKWARD = (32, 16)  # so that a program's sums are written rarely
+_BACKWARD_ALL = (16, 32)  # with all channels in a program
 
 
 @triton.jit
@@ -34,39 +35,43 @@ def _gelu_parts(u):
 
 
 @triton.jit
-def _convolve(waveform, filters, crop, length, t, stride: tl.constexpr, TAPS: tl.constexpr):
+def _convolve(
+    waveform, filters, crop, length, t,
+    stride: tl.constexpr, TAPS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """Frames `[BLOCK, TAPS]` at `t`, and their product with the filters `[BLOCK, C]`."""
     k = tl.arange(0, TAPS)
     position = t[:, None] * stride + k[None, :]
     windows = tl.load(waveform + crop * length + position, mask=position < length, other=0.0)
-    return windows, tl.dot(windows, filters, input_precision="tf32x3")
+    return windows, tl.dot(windows, filters, input_precision=PRECISION)
 
 
 @triton.jit
 def _forward(
     waveform, filters, gains, shifts, output, length, frames, per_crop, eps,
-    stride: tl.constexpr, TAPS: tl.constexpr, C: tl.constexpr,
-    BLOCK: tl.constexpr, HELD: tl.constexpr, GROUP: tl.constexpr,
+    stride: tl.constexpr, TAPS: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr, HELD: tl.constexpr, GROUP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     crop = tl.program_id(1).to(tl.int64)
-    t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     c = tl.program_id(2) * HELD + tl.arange(0, HELD)
     k = tl.arange(0, TAPS)
     own = crop * per_crop
     w = tl.load(filters + own * TAPS * C + k[:, None] * C + c[None, :])
     shift = tl.load(shifts + own * C + c)
-    _, z = _convolve(waveform, w, crop, length, t, stride, TAPS)
-    if GROUP:
-        u = z + shift[None, :]
-    else:
-        gain = tl.load(gains + own * C + c)
-        mean = tl.sum(z, 1) / C
-        centred = z - mean[:, None]
-        variance = tl.sum(centred * centred, 1) / C
-        u = centred * tl.rsqrt(variance + eps)[:, None] * gain[None, :] + shift[None, :]
-    y, _ = _gelu_parts(u)
-    where = (crop * frames + t[:, None]) * C + c[None, :]
-    tl.store(output + where, y.to(output.dtype.element_ty), mask=t[:, None] < frames)
+    for block in range(BLOCKS):
+        t = (tl.program_id(0) * BLOCKS + block) * BLOCK + tl.arange(0, BLOCK)
+        _, z = _convolve(waveform, w, crop, length, t, stride, TAPS, PRECISION)
+        if GROUP:
+            u = z + shift[None, :]
+        else:
+            gain = tl.load(gains + own * C + c)
+            mean = tl.sum(z, 1) / C
+            centred = z - mean[:, None]
+            variance = tl.sum(centred * centred, 1) / C
+            u = centred * tl.rsqrt(variance + eps)[:, None] * gain[None, :] + shift[None, :]
+        y, _ = _gelu_parts(u)
+        where = (crop * frames + t[:, None]) * C + c[None, :]
+        tl.store(output + where, y.to(output.dtype.element_ty), mask=t[:, None] < frames)
 
 
 @triton.jit
@@ -74,6 +79,7 @@ def _backward(
     grad, waveform, filters, gains, shifts, d_filters, d_gains, d_shifts, length, frames, per_crop,
     eps, stride: tl.constexpr, TAPS: tl.constexpr, C: tl.constexpr,
     BLOCK: tl.constexpr, BLOCKS: tl.constexpr, HELD: tl.constexpr, GROUP: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     crop = tl.program_id(1).to(tl.int64)
     c = tl.program_id(2) * HELD + tl.arange(0, HELD)
@@ -86,7 +92,7 @@ def _backward(
     sum_gains = tl.zeros((HELD,), tl.float32)
     for block in range(BLOCKS):
         t = (tl.program_id(0) * BLOCKS + block) * BLOCK + tl.arange(0, BLOCK)
-        windows, z = _convolve(waveform, w, crop, length, t, stride, TAPS)
+        windows, z = _convolve(waveform, w, crop, length, t, stride, TAPS, PRECISION)
         where = (crop * frames + t[:, None]) * C + c[None, :]
         dy = tl.load(grad + where, mask=t[:, None] < frames, other=0.0).to(tl.float32)
         if GROUP:
@@ -119,6 +125,11 @@ def _shape(channels: int, group: bool) -> tuple[int, int]:
     return (min(_CHANNELS, channels), 4) if group else (channels, 8)
 
 
+def _precision(dtype: torch.dtype) -> str:
+    """Of products: single TF32, where the result is rounded to fewer digits anyway."""
+    return "tf32x3" if dtype == torch.float32 else "tf32"
+
+
 def forward(
     waveform: Tensor,
     filters: Tensor,
@@ -135,11 +146,12 @@ def forward(
     channels = filters.size(-1)
     output = torch.empty(batch, frames, channels, dtype=dtype, device=waveform.device)
     held, warps = _shape(channels, group)
-    grid = (triton.cdiv(frames, _FRAMES), batch, channels // held)
+    block, blocks = _FORWARD
+    grid = (triton.cdiv(frames, block * blocks), batch, channels // held)
     _forward[grid](
         waveform, filters, gains, shifts, output, length, frames, int(filters.size(0) > 1), eps,
-        stride=stride, TAPS=TAPS, C=channels,
-        BLOCK=_FRAMES, HELD=held, GROUP=group, num_warps=warps,
+        stride=stride, TAPS=TAPS, C=channels, BLOCK=block, BLOCKS=blocks, HELD=held, GROUP=group,
+        PRECISION=_precision(dtype), num_warps=warps,
     )  # fmt: skip
     return output
 
@@ -159,15 +171,16 @@ def backward(
     batch, length = waveform.shape
     channels = filters.size(-1)
     held, warps = _shape(channels, group)
-    parts = triton.cdiv(frames, _FRAMES * _BACKWARD_BLOCKS)
+    block, blocks = _BACKWARD if group else _BACKWARD_ALL
+    parts = triton.cdiv(frames, block * blocks)
     sums = [
         torch.empty(batch, parts, *shape, device=grad.device)
         for shape in ((TAPS, channels), (channels,), (channels,))
     ]
     _backward[(parts, batch, channels // held)](
         grad, waveform, filters, gains, shifts, *sums, length, frames, int(filters.size(0) > 1),
-        eps, stride=stride, TAPS=TAPS, C=channels,
-        BLOCK=_FRAMES, BLOCKS=_BACKWARD_BLOCKS, HELD=held, GROUP=group, num_warps=warps,
+        eps, stride=stride, TAPS=TAPS, C=channels, BLOCK=block, BLOCKS=blocks, HELD=held,
+        GROUP=group, PRECISION=_precision(grad.dtype), num_warps=warps,
     )  # fmt: skip
     return tuple(  # type: ignore[return-value]
         total.sum(1) if like.size(0) > 1 else total.sum((0, 1)).unsqueeze(0)
