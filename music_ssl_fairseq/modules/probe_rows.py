@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 MIXED = "all"
 """The name of the weighted sum, where others have the name of their layer."""
@@ -45,6 +44,12 @@ class ProbeRows(nn.Module):
 
     Parameters have the row as their first dimension: `[rows, ...]`.
     """
+
+    mix: nn.Parameter
+    hidden_weight: nn.Parameter
+    hidden_bias: nn.Parameter
+    output_weight: nn.Parameter
+    output_bias: nn.Parameter
 
     def __init__(
         self,
@@ -110,42 +115,44 @@ class ProbeRows(nn.Module):
         if not self._gradients:
             self._gradients = [torch.empty_like(self.hidden_weight)]
         plain = [self.layers.index(row.layer) for row in self.rows if row.layer != MIXED]
+        dropped = None
+        if self.training and self.dropout > 0:
+            dropped = self._dropped(features.size(0), draw)
         hidden = _Hidden.apply(
             features.transpose(0, 1),
             plain,
             self.mix[len(plain) :],
             self.hidden_weight,
             self.hidden_bias,
+            dropped,
+            1.0 if dropped is None else 1 / (1 - self.dropout),
             self._gradients[0],
         )
-        hidden = F.relu(hidden)
-        if self.training and self.dropout > 0:
-            hidden = hidden * self._dropout(hidden, draw)
         return torch.baddbmm(
             self.output_bias.unsqueeze(1), hidden, self.output_weight.transpose(1, 2)
         )
 
-    def _dropout(self, hidden: Tensor, draw: int) -> Tensor:
-        """Factors for the hidden values `[rows, N, H]`: 0, or what keeps the expectation."""
+    def _dropped(self, num_items: int, draw: int) -> Tensor:
+        """Which hidden values are 0 this time: `[rows, N, H]` bool."""
         # Sixteen random bits a value: the probability is met to 1/65536, at a tenth of the cost of
         # drawing a float for each.
-        per_row = hidden[0].numel()
-        words = torch.empty(
-            len(self.rows), -(-per_row // 4), dtype=torch.int64, device=hidden.device
-        )
-        generator = torch.Generator(hidden.device)
+        hidden_size, device = self.hidden_bias.size(1), self.hidden_bias.device
+        per_row = num_items * hidden_size
+        words = torch.empty(len(self.rows), -(-per_row // 4), dtype=torch.int64, device=device)
+        generator = torch.Generator(device)
         for row, place in zip(self.rows, words, strict=True):
             generator.manual_seed(row.seed(self.seed, draw + 1))
             place.random_(torch.iinfo(torch.int64).min, None, generator=generator)
-        kept = words.view(torch.int16)[:, :per_row] >= round(self.dropout * 65536) - 32768
-        return kept.view(hidden.shape).to(hidden.dtype).mul_(1 / (1 - self.dropout))
+        dropped = words.view(torch.int16)[:, :per_row] < round(self.dropout * 65536) - 32768
+        return dropped.view(len(self.rows), num_items, hidden_size)
 
 
 class _Hidden(torch.autograd.Function):
-    """Each row's input, and the first linear layer of it.
+    """Each row's input, the first linear layer of it, ReLU and dropout.
 
-    As operations of its own the weights' gradient would be hundreds of megabytes of fresh memory
-    each step, which costs as much as the product itself. Here it is computed in place.
+    As operations of their own they would write the hidden values five times, and the weights'
+    gradient would be hundreds of megabytes of fresh memory each step, which costs as much as the
+    product itself. Here both are computed in place.
     """
 
     @staticmethod
@@ -156,25 +163,32 @@ class _Hidden(torch.autograd.Function):
         mix: Tensor,  # [sums, layers - 1]
         weight: Tensor,
         bias: Tensor,
-        gradient: Tensor,  # as weight: memory for its gradient
+        dropped: Tensor | None,
+        scale: float,
+        memory: Tensor,  # as weight, for its gradient
     ) -> Tensor:
         weights = mix.softmax(-1)
-        summed = torch.einsum("sl,lnd->snd", weights, features[1:]) if len(mix) else None
         inputs = features[plain]
-        if summed is not None:
-            inputs = torch.cat([inputs, summed])
-        ctx.save_for_backward(features, inputs, weights, weight, gradient)
-        return torch.baddbmm(bias.unsqueeze(1), inputs, weight.transpose(1, 2))
+        if len(mix):
+            inputs = torch.cat([inputs, torch.einsum("sl,lnd->snd", weights, features[1:])])
+        hidden = torch.baddbmm(bias.unsqueeze(1), inputs, weight.transpose(1, 2)).relu_()
+        if dropped is not None:
+            hidden.masked_fill_(dropped, 0).mul_(scale)
+        ctx.scale = scale
+        ctx.save_for_backward(features, inputs, weights, weight, hidden, memory)
+        return hidden
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        features, inputs, weights, weight, memory = ctx.saved_tensors
-        (grad,) = gradients
-        leaf = ctx.saved_tensors[3]
-        if leaf.grad is None:
-            leaf.grad = torch.bmm(grad.transpose(1, 2), inputs, out=memory)
+        features, inputs, weights, weight, hidden, memory = ctx.saved_tensors
+        # What is 0 now was so by ReLU or by dropout.
+        grad = torch.ops.aten.threshold_backward(gradients[0], hidden, 0)
+        if ctx.scale != 1.0:
+            grad.mul_(ctx.scale)
+        if weight.grad is None:
+            weight.grad = torch.bmm(grad.transpose(1, 2), inputs, out=memory)
         else:
-            leaf.grad.baddbmm_(grad.transpose(1, 2), inputs)
+            weight.grad.baddbmm_(grad.transpose(1, 2), inputs)
         grad_mix = None
         if len(weights):
             count = len(weights)
@@ -182,7 +196,7 @@ class _Hidden(torch.autograd.Function):
             grad_weights = torch.einsum("snd,lnd->sl", grad_sum, features[1:])
             inner = (grad_weights * weights).sum(-1, keepdim=True)
             grad_mix = weights * (grad_weights - inner)
-        return None, None, grad_mix, None, grad.sum(1), None
+        return None, None, grad_mix, None, grad.sum(1), None, None, None
 
 
 def _draw(

@@ -14,7 +14,7 @@ class Verdict(NamedTuple):
 
 
 class RowSchedule(nn.Module):
-    """Keeps, for all rows of the grid, what they have reached; all tensors are `[rows of the grid]`.
+    """Keeps what each row of the grid has reached; all tensors are `[rows of the grid]`.
 
     Attributes:
         learning_rate: now.

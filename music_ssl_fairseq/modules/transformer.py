@@ -1,10 +1,14 @@
 """The Transformer encoder that both families share (fairseq's names and mathematics)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from music_ssl_fairseq.modules.fast import compiled
+from music_ssl_fairseq.modules.dropout import draw_seeds, hashed_dropout
+from music_ssl_fairseq.modules.fast import compiled, working_dtype
+from music_ssl_fairseq.modules.gelu import compiled_gelu
 from music_ssl_fairseq.modules.positional_conv import PositionalConv
 
 
@@ -57,21 +61,35 @@ class TransformerLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.activation_dropout = nn.Dropout(activation_dropout)
 
-    def forward(self, x: Tensor, attend: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the layer's output and, before dropout and residual, its feed-forward output.
+    def forward(
+        self, x: Tensor, attend: Tensor | None, seeds: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """One layer.
 
-        The second is what data2vec averages into its targets (section 3.3). Both `[B, T, D]`.
+        Args:
+            x: `[B, T, D]`.
+            attend: `[B, 1, 1, T]` bool, True where a key is real, or None for all.
+            seeds: `[2]` int32 for `hashed_dropout`, or None for torch's dropout.
+
+        Returns:
+            The layer's output and, before dropout and residual, its feed-forward output, which is
+            what data2vec averages into its targets (section 3.3). Both `[B, T, D]`.
         """
+        first, second = (None, None) if seeds is None else seeds.unbind()
         if self.layer_norm_first:
-            x = x + self.dropout(self.self_attn(self.self_attn_layer_norm(x), attend))
+            x = x + self._drop(self.self_attn(self.self_attn_layer_norm(x), attend), first)
             feed_forward = self._feed_forward(self.final_layer_norm(x))
-            return x + self.dropout(feed_forward), feed_forward
-        x = self.self_attn_layer_norm(x + self.dropout(self.self_attn(x, attend)))
+            return x + self._drop(feed_forward, second), feed_forward
+        x = _norm(self.self_attn_layer_norm, x + self._drop(self.self_attn(x, attend), first))
         feed_forward = self._feed_forward(x)
-        return self.final_layer_norm(x + self.dropout(feed_forward)), feed_forward
+        return _norm(self.final_layer_norm, x + self._drop(feed_forward, second)), feed_forward
+
+    def _drop(self, x: Tensor, seed: Tensor | None) -> Tensor:
+        return self.dropout(x) if seed is None else hashed_dropout(x, self.dropout.p, seed)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.activation_dropout(F.gelu(self.fc1(x))))
+        gelu = compiled_gelu if torch.compiler.is_compiling() else F.gelu
+        return self.fc2(self.activation_dropout(gelu(self.fc1(x))))
 
 
 class TransformerEncoder(nn.Module):
@@ -126,10 +144,13 @@ class TransformerEncoder(nn.Module):
         run = compiled(_run_layer) if compile else _run_layer
         x = (compiled(_embed) if compile else _embed)(self, x)
         hidden_states, feed_forwards = [], []
-        for layer in self.layers:
+        seeds: Sequence[Tensor | None] = [None] * len(self.layers)
+        if compile and self.training and self.dropout.p > 0:
+            seeds = draw_seeds(2 * len(self.layers), x.device).view(-1, 2).unbind()
+        for layer, own_seeds in zip(self.layers, seeds, strict=True):
             if self.training and self.layerdrop > 0 and torch.rand(()).item() < self.layerdrop:
                 continue
-            x, feed_forward = run(layer, x, attend)  # type: ignore[arg-type]
+            x, feed_forward = run(layer, x, attend, own_seeds)  # type: ignore[arg-type]
             hidden_states.append(x)
             feed_forwards.append(feed_forward)
         if self.layer_norm_first:
@@ -141,9 +162,21 @@ def _embed(encoder: TransformerEncoder, x: Tensor) -> Tensor:
     """Add positions; normalise and drop."""
     x = x + encoder.pos_conv(x)
     if not encoder.layer_norm_first:
-        x = encoder.layer_norm(x)
+        x = _norm(encoder.layer_norm, x)
     return encoder.dropout(x)
 
 
-def _run_layer(layer: TransformerLayer, x: Tensor, attend: Tensor | None) -> tuple[Tensor, Tensor]:
-    return layer(x, attend)
+def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """A norm after a residual sum, passed on in the precision of the products.
+
+    Under autocast a norm's output is fp32, twice as much to write and read for digits that the next
+    product drops. What runs through all layers is normed here at each, so nothing adds up. (With
+    layer_norm_first the sum itself runs through, and stays fp32.)
+    """
+    return norm(x).to(working_dtype(x))
+
+
+def _run_layer(
+    layer: TransformerLayer, x: Tensor, attend: Tensor | None, seeds: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return layer(x, attend, seeds)

@@ -1,0 +1,47 @@
+"""GELU for compiled kernels: bound by memory, not by the error function."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_LOG2_E = math.log2(math.e)
+
+
+def compiled_gelu(x: Tensor) -> Tensor:
+    """GELU in half as many operations as torch's; for bf16 and fp16 only, else torch's itself.
+
+    The error function is Abramowitz and Stegun's 7.1.26, off by 1.5e-7 at most, which is far below
+    what these types resolve. torch's branches, and takes a kernel that should wait for memory half
+    as long again.
+    """
+    if x.dtype not in (torch.bfloat16, torch.float16):
+        return F.gelu(x)
+    return _Gelu.apply(x)
+
+
+def _cdf_and_bell(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The normal distribution's cumulative function at `x`, and exp(-x * x / 2)."""
+    t = 1.0 / (1.0 + (0.3275911 * math.sqrt(0.5)) * x.abs())
+    bell = torch.exp2(x * x * (-0.5 * _LOG2_E))
+    series = 1.421413741 + t * (-1.453152027 + t * 1.061405429)
+    tail = 0.5 * t * (0.254829592 + t * (-0.284496736 + t * series)) * bell
+    return torch.where(x >= 0, 1.0 - tail, tail), bell
+
+
+class _Gelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        u = x.float()
+        return (u * _cdf_and_bell(u)[0]).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        u = x.float()
+        cdf, bell = _cdf_and_bell(u)
+        slope = cdf + u * bell * (1 / math.sqrt(2 * math.pi))
+        return (grad.float() * slope).to(x.dtype)
