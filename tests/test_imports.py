@@ -29,11 +29,14 @@ ALLOWED = {
     "extract": FOUNDATION | {"data", "features", "modules", "upstream"},
     "export": FOUNDATION | {"compat", "modules", "upstream"},
     "models": FOUNDATION | {"compat", "modules"},
-    "criterions": FOUNDATION | {"compat"},
-    "optim": set(),
+    "probing": FOUNDATION | {"data", "features", "optional", "upstream"},
+    "report": FOUNDATION | {"optional", "probing"},
+    "criterions": FOUNDATION | {"compat", "late"},
+    "late": set(),
+    "optim": {"late"},
     "tasks": FOUNDATION
     | {"compat", "data", "modules", "models", "criterions", "optim"}
-    | {"upstream"},
+    | {"upstream", "probing"},
 }
 
 # Library -> the only modules, or rooms, that use it. convert writes audio, and reads none.

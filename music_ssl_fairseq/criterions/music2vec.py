@@ -12,6 +12,7 @@ from fairseq.logging import metrics
 from torch import Tensor
 from torch.nn import functional as F
 
+from music_ssl_fairseq.criterions.totals import totals
 from music_ssl_fairseq.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -120,15 +121,15 @@ class Music2VecCriterion(FairseqCriterion):
     @staticmethod
     def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:
         """Log means and deviations over all frames of all workers."""
-        totals = {key: sum(log[key] for log in logging_outputs) for key in logging_outputs[0]}
-        size = totals["sample_size"]
-        metrics.log_scalar("loss", totals["loss"] / size, size, round=4)
+        sums = totals(logging_outputs)
+        size = sums["sample_size"]
+        metrics.log_scalar("loss", sums["loss"] / size, size, round=4)
         for name in ("target", "pred"):
-            value = _deviation(totals[f"{name}_sum"], totals[f"{name}_squares"], size)
+            value = _deviation(sums[f"{name}_sum"], sums[f"{name}_squares"], size)
             metrics.log_scalar(f"{name}_var", value, round=4)
-        position = totals["target_position"] / totals["workers"]
+        position = sums["target_position"] / sums["workers"]
         metrics.log_scalar("target_position", position, round=4)
-        metrics.log_scalar("ema_decay", 1000 * totals["ema_decay"] / totals["workers"], round=3)
+        metrics.log_scalar("ema_decay", 1000 * sums["ema_decay"] / sums["workers"], round=3)
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:

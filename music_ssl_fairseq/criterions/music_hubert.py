@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from music_ssl_fairseq.criterions.collapse import CollapseWatch
+from music_ssl_fairseq.criterions.totals import totals
 
 
 @dataclass
@@ -100,27 +101,27 @@ class MusicHubertCriterion(FairseqCriterion):
     @staticmethod
     def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:
         """Log the means over all frames of all workers."""
-        totals = {key: sum(log[key] for log in logging_outputs) for key in logging_outputs[0]}
-        size = totals["sample_size"]
+        sums = totals(logging_outputs)
+        size = sums["sample_size"]
         bits = 1 / math.log(2)
-        metrics.log_scalar("loss", totals["loss"] * bits / size, size, round=4)
+        metrics.log_scalar("loss", sums["loss"] * bits / size, size, round=4)
         for key in ("loss_m", "loss_u"):
-            if key in totals:
-                count = totals[key.replace("loss", "count")]
-                metrics.log_scalar(key, totals[key] * bits / count, count, round=4)
-        if "loss_features_pen" in totals:
-            penalty = totals["loss_features_pen"] * bits / size
+            if key in sums:
+                count = sums[key.replace("loss", "count")]
+                metrics.log_scalar(key, sums[key] * bits / count, count, round=4)
+        if "loss_features_pen" in sums:
+            penalty = sums["loss_features_pen"] * bits / size
             metrics.log_scalar("loss_features_pen", penalty, size, round=5)
         for kind in ("m", "u"):
-            if f"count_{kind}" in totals:
-                count = totals[f"count_{kind}"]
+            if f"count_{kind}" in sums:
+                count = sums[f"count_{kind}"]
                 metrics.log_scalar(
-                    f"accuracy_{kind}", totals[f"correct_{kind}"] / count, count, round=5
+                    f"accuracy_{kind}", sums[f"correct_{kind}"] / count, count, round=5
                 )
         # The counts of units are summed over the logging interval (fairseq hides keys with a
         # leading underscore): the majority of one batch is too small a sample to compare with.
         for which in ("target", "pred"):
-            metrics.log_scalar_sum(f"_units_{which}", totals[f"units_{which}"])
+            metrics.log_scalar_sum(f"_units_{which}", sums[f"units_{which}"])
             metrics.log_derived(
                 f"perplexity_{which}",
                 lambda meters, key=f"_units_{which}": _perplexity(meters[key].sum),

@@ -11,6 +11,8 @@ from fairseq.optim import FairseqOptimizer, register_optimizer
 from omegaconf import II
 from torch import Tensor
 
+from music_ssl_fairseq.late import Late
+
 
 @dataclass
 class FusedAdamWConfig(FairseqDataclass):
@@ -44,6 +46,7 @@ class FusedAdamW(FairseqOptimizer):
         tensors = list(params)
         on_gpu = all(p.is_cuda for p in tensors)
         self._optimizer = torch.optim.AdamW(tensors, fused=on_gpu, **self.optimizer_config)
+        self._late = Late()
 
     @property
     def optimizer_config(self) -> dict[str, Any]:
@@ -72,11 +75,19 @@ class FusedAdamW(FairseqOptimizer):
     def clip_grad_norm(
         self, max_norm: float, aggregate_norm_fn: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
-        """Scale gradients to a joint norm of at most `max_norm` (0: leave them); their norm."""
+        """Scale gradients to a joint norm of at most `max_norm` (0: leave them).
+
+        Returns:
+            Their norm before, on the CPU. On a GPU it is that of the update before (`Late`), so
+            fairseq logs it, and stops when it is not finite, one update later. `step` does nothing
+            with gradients that are not finite, so no weight is lost by that.
+        """
         gradients = self._gradients()
         if aggregate_norm_fn is not None or not gradients:
             return super().clip_grad_norm(max_norm, aggregate_norm_fn)
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
         if max_norm > 0:
             torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
-        return norm
+        if norm.is_cuda:
+            self._optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+        return self._late(norm)

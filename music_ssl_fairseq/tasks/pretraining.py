@@ -11,6 +11,7 @@ from fairseq.tasks import FairseqTask
 from omegaconf import II, MISSING
 
 from music_ssl_fairseq.compat import check_versions, one_line_errors, stop_loading
+from music_ssl_fairseq.criterions.totals import LateTotals
 from music_ssl_fairseq.data.manifest import Manifest, missing_manifest
 from music_ssl_fairseq.data.masks import SpanMask
 from music_ssl_fairseq.data.pretraining import PretrainingDataset
@@ -88,6 +89,8 @@ class PretrainingTask(FairseqTask):
         if not os.path.isdir(cfg.data):
             raise missing_manifest(os.path.join(cfg.data, "train.tsv"))
         self._stepped: set[str] = set()
+        self._training = False
+        self._late = LateTotals()
 
     @classmethod
     def setup_task(cls, cfg: Any, **kwargs: Any) -> "PretrainingTask":
@@ -138,13 +141,21 @@ class PretrainingTask(FairseqTask):
 
     def train_step(self, *args: Any, **kwargs: Any) -> Any:
         """fairseq's, and see `_stop_loading_at_exit`."""
+        self._training = True
         self._stop_loading_at_exit("train")
         return super().train_step(*args, **kwargs)
 
     def valid_step(self, *args: Any, **kwargs: Any) -> Any:
         """fairseq's, and see `_stop_loading_at_exit`."""
+        self._training = False
         self._stop_loading_at_exit("valid")
         return super().valid_step(*args, **kwargs)
+
+    def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
+        """Log; while training on a GPU, what the update before had to say (see `Late`)."""
+        if self._training and logging_outputs:
+            logging_outputs = [self._late(logging_outputs)]
+        super().reduce_metrics(logging_outputs, criterion)
 
     def _stop_loading_at_exit(self, kind: str) -> None:
         """End the workers when the program ends, instead of waiting five seconds for each.
