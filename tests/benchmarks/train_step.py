@@ -212,7 +212,11 @@ def minimal_hubert_step(data: dict[str, Any], k: int, args: Any) -> Callable[[],
 
 
 def timed(step: Callable[[], None], steps: int) -> SimpleNamespace:
-    """First step's seconds, then the median of `steps`, and the peak of memory in GB."""
+    """Seconds of the first two steps, then of one of `steps`, and the peak of memory in GB.
+
+    Steps are timed in a row, as a training loop runs them: the GPU need not wait for Python between
+    them, unless the step itself does.
+    """
     first = time.perf_counter()
     for _ in range(2):  # the second compiles
         step()
@@ -222,15 +226,14 @@ def timed(step: Callable[[], None], steps: int) -> SimpleNamespace:
         step()
     if GPU:
         torch.cuda.reset_peak_memory_stats()
-    durations = []
+    synchronise()
+    began = time.perf_counter()
     for _ in range(steps):
-        synchronise()
-        began = time.perf_counter()
         step()
-        synchronise()
-        durations.append(time.perf_counter() - began)
+    synchronise()
+    seconds = (time.perf_counter() - began) / steps
     memory = torch.cuda.max_memory_allocated() / 1e9 if GPU else 0.0
-    return SimpleNamespace(start=first, seconds=float(np.median(durations)), memory=memory)
+    return SimpleNamespace(start=first, seconds=seconds, memory=memory)
 
 
 def synchronise() -> None:
