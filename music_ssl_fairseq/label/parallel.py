@@ -51,7 +51,8 @@ def ordered(job: Callable[[Item], Result], items: Iterable[Item], crew: Crew) ->
     what they need and nothing else.
 
     Args:
-        job: sent to each worker once, so it may hold arrays. Defined in an importable module. If
+        job: sent to each worker once, so it may hold arrays. Defined in an importable module; its
+            `modules`, if it has any, are names of others that it imports as it works. If
             the crew has GPUs, a worker does `job.on(device)` with its own.
         items: taken as they are needed; small things, sent one by one.
 
@@ -62,7 +63,9 @@ def ordered(job: Callable[[Item], Result], items: Iterable[Item], crew: Crew) ->
     pending: deque[Future[Result]] = deque()
     others = multiprocessing.active_children()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([type(job).__module__, "scipy.signal"])
+    # Imported once, and not in each worker of each pool: of models' features it takes seconds.
+    needed = getattr(job, "modules", [])
+    context.set_forkserver_preload([type(job).__module__, "scipy.signal", *needed])
     devices = context.SimpleQueue()
     for device in crew.devices:
         devices.put(device)

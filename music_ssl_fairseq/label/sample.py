@@ -121,6 +121,11 @@ class Reader:
         """The same job, on a GPU of its own."""
         return replace(self, features=replace(self.features, device=device))
 
+    @property
+    def modules(self) -> list[str]:
+        """What a worker imports for its front end."""
+        return self.features.modules
+
     @cached_property
     def _pieces(self) -> PieceFeatures:
         return PieceFeatures(self.features)
