@@ -72,8 +72,10 @@ class Recipe:
 
     @property
     def identity(self) -> str:
-        """Twelve digits that tell recipes apart."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()[:12]
+        """Twelve digits that tell recipes apart, and versions of this package, which may cut work
+        in other blocks."""
+        both = f"{self} {_version('music_ssl_fairseq')}"
+        return hashlib.sha256(both.encode()).hexdigest()[:12]
 
 
 _IN_WORDS = {

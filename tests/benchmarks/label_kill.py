@@ -3,14 +3,16 @@
     python -m tests.benchmarks.label_kill
     python -m tests.benchmarks.label_kill --kills 20 --shards 3 --manifests manifests
 
-Runs the labeler once undisturbed, and once more, killing it (SIGKILL, by turns the one process and
+Runs the labeler once undisturbed, and then again, killing it (SIGKILL, by turns the one process and
 all of its group) after a random part of the time that the first run took; each next run goes on.
-With shards, each kill hits another one of them. The last run is left to finish. Prints how far each
-killed run came, and compares every file byte by byte.
+With shards, each kill hits another one of them. A run that has got to its end in spite of the kills
+is compared, byte by byte, and removed, and the kills go on with a new one; the last is left to
+finish. Prints how far each killed run had come.
 """
 
 import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,30 +87,37 @@ def contents(folder: Path) -> dict[str, bytes]:
 def trial(
     manifests: Path, folder: Path, kills: int, shards: int, k: int, max_frames: int, seed: int
 ) -> bool:
-    """Whether all files are equal in the end."""
+    """Whether all files are equal in the end, each time that there was one."""
     rng = np.random.default_rng(seed)
     calm, torn = folder / "calm", folder / "torn"
     whole = run(command(manifests, calm, k, max_frames, None))
     assert whole is not None
     print(f"undisturbed: {whole:.1f} s")
     names = [f"{i}/{shards}" for i in range(shards)] if shards > 1 else [None]
-    # A killed run pays for starting anew; in a longer time than this it would mostly be done.
-    done = 0
-    for number in range(kills):
-        after = float(rng.uniform(0.1, 0.45)) * whole
+    done = differing = number = 0
+    while done < kills:
+        after = float(rng.uniform(0.1, 0.6)) * whole
         line = command(manifests, torn, k, max_frames, names[number % len(names)])
-        took = run(line, after, whole_group=bool(number % 2))
-        done += took is not None
-        state = "ended by itself" if took is not None else "killed"
-        print(f"{number + 1:3d}: {state} after {took or after:.1f} s: {progress(torn)}", flush=True)
+        number += 1
+        if run(line, after, whole_group=bool(number % 2)) is None:
+            done += 1
+            print(f"{done:3d}: killed after {after:.1f} s: {progress(torn)}", flush=True)
+        if (torn / "valid.km").exists() and not list(torn.glob(".work-*")):
+            differing += compare(calm, torn)
+            shutil.rmtree(torn)
     for name in names:
         run(command(manifests, torn, k, max_frames, name))
-    before, after_all = contents(calm), contents(torn)
-    differing = [name for name in before if before[name] != after_all.get(name)]
-    differing += sorted(after_all.keys() - before.keys())
-    print(f"{kills - done} kills, {done} runs that had ended before theirs")
-    print(f"files that differ: {', '.join(differing) or 'none'} of {len(before)}")
+    differing += compare(calm, torn)
     return not differing
+
+
+def compare(calm: Path, torn: Path) -> int:
+    """Print which files differ; how many."""
+    expected, found = contents(calm), contents(torn)
+    differing = [name for name in expected if expected[name] != found.get(name)]
+    differing += sorted(found.keys() - expected.keys())
+    print(f"     finished: files that differ: {', '.join(differing) or 'none'} of {len(expected)}")
+    return len(differing)
 
 
 def main() -> int:

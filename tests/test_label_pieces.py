@@ -1,0 +1,108 @@
+"""Features of many pieces: read ahead by threads as for a GPU, and one by one."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from music_ssl_fairseq.data.manifest import write_manifest
+from music_ssl_fairseq.errors import AudioError
+from music_ssl_fairseq.features import Features
+from music_ssl_fairseq.features.track import Track
+from music_ssl_fairseq.label.__main__ import main
+from music_ssl_fairseq.label.assign import Labeller
+from music_ssl_fairseq.label.parallel import Crew, ordered
+from music_ssl_fairseq.label.pieces import PieceFeatures, Request
+from music_ssl_fairseq.label.sample import Part, Reader
+from tests import checkpoints
+from tests.audio_files import write_tone
+
+SECONDS = [3, 1, 2, 4, 1, 2, 3, 1, 2, 3, 1]
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory) -> Features:
+    folder = tmp_path_factory.mktemp("model")
+    path = checkpoints.write(folder / "m.pt", "hubert", checkpoints.MODELS["hubert"]())
+    return Features("deep", str(path), 2)
+
+
+@pytest.fixture(scope="module")
+def tracks(tmp_path_factory) -> list[Track]:
+    folder = tmp_path_factory.mktemp("music")
+    return [
+        Track(str(write_tone(folder / f"{i}.wav", seconds, seed=i)), seconds * 16_000)
+        for i, seconds in enumerate(SECONDS)
+    ]
+
+
+def as_on_a_gpu(job):
+    job._pieces._on_gpu = True
+    return job
+
+
+def test_reading_ahead_changes_nothing(deep, tracks):
+    gone = Track("gone.wav", 16_000)
+    requests = [Request(track, 0, 40) for track in [*tracks[:3], gone, *tracks[3:]]]
+    one_by_one = list(PieceFeatures(deep)(requests))
+    ahead = PieceFeatures(deep)
+    ahead._on_gpu = True
+    found = list(ahead(iter(requests)))
+    assert len(found) == len(requests)
+    assert isinstance(found[3], AudioError)
+    assert isinstance(one_by_one[3], AudioError)
+    for i in set(range(len(requests))) - {3}:
+        np.testing.assert_allclose(found[i].numpy(), one_by_one[i], atol=1e-5)
+
+
+def test_jobs_of_a_gpu(deep, tracks):
+    centroids = np.random.default_rng(0).normal(size=(9, 32)).astype(np.float32)
+    many = as_on_a_gpu(Labeller(deep, centroids))(tracks)
+    single = [Labeller(deep, centroids)([track])[0] for track in tracks]
+    for found, expected in zip(many, single, strict=True):
+        assert found.dtype == np.uint16
+        assert (found == expected).mean() > 0.98
+    parts = [Part(track, np.array([3, 20, 40])) for track in tracks]
+    many = as_on_a_gpu(Reader(deep))(parts)
+    for found, part in zip(many, parts, strict=True):
+        np.testing.assert_allclose(found, Reader(deep)([part])[0], atol=1e-5)
+
+
+class Where:
+    """A job that says where it runs."""
+
+    device = "nowhere"
+
+    def on(self, device: str) -> "Where":
+        self.device = device
+        return self
+
+    def __call__(self, item: int) -> str:
+        return self.device
+
+
+def test_a_process_for_each_gpu():
+    devices = ("cuda:0", "cuda:1")
+    found = list(ordered(Where(), range(30), Crew(2, devices)))
+    assert set(found) <= set(devices)
+    assert list(ordered(Where(), range(2), Crew(1))) == ["nowhere"] * 2
+    labeller = Labeller(Features(), np.zeros((2, 39), np.float32))
+    assert labeller.on("cuda:1").features == replace(Features(), device="cuda:1")
+    assert Crew(2, devices).together > Crew(2).together == 1
+
+
+def test_deep_labels(deep, tracks, tmp_path):
+    lines = [(track.path, track.num_samples) for track in tracks]
+    write_manifest(tmp_path / "train.tsv", "/", lines)
+    arguments = [
+        *("--manifests", str(tmp_path), "--labels", str(tmp_path / "labels"), "--k", "6"),
+        *("--features", "deep", "--checkpoint", str(deep.checkpoint), "--layer", "2"),
+        *("--workers", "1", "--device", "cpu", "--report"),
+    ]
+    assert main(arguments) == 0
+    metadata = json.loads((tmp_path / "labels" / "metadata.json").read_text())
+    assert (metadata["label_rate"], metadata["layer"], metadata["dimension"]) == (50, 2, 32)
+    lengths = [len(x.split()) for x in (tmp_path / "labels" / "train.km").read_text().splitlines()]
+    assert lengths == [50 * seconds - 1 for seconds in SECONDS]
+    assert "50 labels a second" in (tmp_path / "labels" / "report" / "report.md").read_text()
