@@ -95,7 +95,7 @@ def train(data: Path, upstream: Path | str, run: Path, *overrides: str, name: st
 
 
 def validate(data: Path, run: Path, *options: str, split: str = "test") -> None:
-    """`fairseq-validate DATA --path RUN/checkpoints/checkpoint_best.pt ...`, as the README has it."""
+    """`fairseq-validate DATA --path RUN/checkpoints/checkpoint_best.pt ...`, as in the README."""
     from fairseq_cli.validate import cli_main
 
     sys.argv = [

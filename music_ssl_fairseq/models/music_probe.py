@@ -46,10 +46,10 @@ class MusicProbeConfig(FairseqDataclass):
     hidden_size: int = field(default=512, metadata={"help": "hidden values of a head"})
     dropout: float = field(default=0.2, metadata={"help": "dropout of the hidden values"})
     patience: int = field(
-        default=10, metadata={"help": "epochs without a better validation that stop a head"}
+        default=8, metadata={"help": "epochs without a better validation that stop a head"}
     )
     lr_patience: int = field(
-        default=4, metadata={"help": "epochs without a better validation that reduce its rate"}
+        default=3, metadata={"help": "epochs without a better validation that reduce its rate"}
     )
     lr_factor: float = field(default=0.5, metadata={"help": "what the rate is multiplied by then"})
     seed: int = field(

@@ -36,6 +36,7 @@ class _Rows(torch.optim.Optimizer):
         """One update; gradients are multiplied by `gradient_scale` on the way."""
         group = self.param_groups[0]
         tensors = [p for p in self.tensors() if p.grad is not None]
+        gradients = [p.grad for p in tensors if p.grad is not None]
         for p in tensors:
             if not self.state[p]:
                 self.state[p] = {
@@ -48,7 +49,7 @@ class _Rows(torch.optim.Optimizer):
         for row, rate in enumerate(rates):
             adam(
                 [p.detach()[row] for p in tensors],
-                [p.grad[row] for p in tensors],
+                [gradient[row] for gradient in gradients],
                 [self.state[p]["exp_avg"][row] for p in tensors],
                 [self.state[p]["exp_avg_sq"][row] for p in tensors],
                 [],
@@ -114,8 +115,12 @@ class RowAdam(FairseqOptimizer):
     def clip_grad_norm(
         self, max_norm: float, aggregate_norm_fn: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
-        """The norm of all gradients. They are never clipped: it would tie the rows together."""
-        gradients = [p.grad for p in self.params if p.grad is not None and p.numel()]
+        """The norm of the gradients of all but the largest parameter, whose norm alone would take
+        as long as a tenth of the step. Nothing is clipped: it would tie the rows together."""
+        largest = max(self.params, key=Tensor.numel)
+        gradients = [
+            p.grad for p in self.params if p is not largest and p.grad is not None and p.numel()
+        ]
         if not gradients:
             return torch.zeros(())
         return torch.stack(torch._foreach_norm(gradients)).norm() * self._scale

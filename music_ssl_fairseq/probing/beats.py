@@ -1,10 +1,11 @@
 """From how much each frame is a beat to the times of the beats.
 
-`dbn` is the usual dynamic Bayesian network: a hidden Markov model over (tempo, position in the beat)
-in the state space of Krebs, Böck and Widmer, "An efficient state-space model for joint tempo and
-meter tracking" (ISMIR 2015), with madmom's parameters: 55 to 215 beats a minute, lambda 100, beat
-states of one sixteenth of a beat, and the strongest frame of those as the beat. Its results are
-madmom's. `librosa` is the dynamic programming of Ellis in librosa. `peaks` takes what stands out.
+`dbn` is the usual dynamic Bayesian network: a hidden Markov model over tempo and position in the
+beat, in the state space of Krebs, Böck and Widmer, "An efficient state-space model for joint tempo
+and meter tracking" (ISMIR 2015), with madmom's parameters: 55 to 215 beats a minute, lambda 100,
+beat states of one sixteenth of a beat, and the strongest frame of those as the beat. Its results
+are madmom's. `librosa` is the dynamic programming of Ellis in librosa. `peaks` takes what stands
+out.
 """
 
 from collections.abc import Callable
@@ -100,6 +101,8 @@ def _strongest(activation: np.ndarray, space: _Space, starts: list[tuple[int, in
 
 def peaks(activation: np.ndarray) -> np.ndarray:
     """Frames that are the highest within 0.14 s either way, and twice the mean of all."""
+    if not len(activation):
+        return np.zeros(0)
     return np.flatnonzero(are_peaks(np.asarray(activation)[None])[0]) / FRAME_RATE
 
 

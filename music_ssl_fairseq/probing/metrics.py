@@ -12,11 +12,15 @@ import numpy as np
 
 from music_ssl_fairseq.data.probing_task import ProbingTask
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.optional import optional
 from music_ssl_fairseq.probing.predictions import Predictions, grouped
 from music_ssl_fairseq.probing.ranking import present_classes
 
 TOLERANCES = (0.07, 0.02)
 """Seconds that a beat may be off."""
+
+EXTRA = "probing"
+"""Of setup.py: installs torchmetrics and mir_eval."""
 
 
 class Scores(NamedTuple):
@@ -102,7 +106,7 @@ def key_scores(classes: tuple[str, ...]) -> np.ndarray:
     Raises:
         InputError: if a class is no key.
     """
-    key = optional("mir_eval.key")
+    key = optional("mir_eval.key", EXTRA)
     try:
         return np.array([[key.weighted_score(a, b) for b in classes] for a in classes])
     except ValueError as error:
@@ -151,7 +155,7 @@ def _ranks(outputs: np.ndarray) -> np.ndarray:
 def _regression(task: ProbingTask, predictions: Predictions) -> Scores:
     import torch
 
-    functional = optional("torchmetrics.functional.regression")
+    functional = optional("torchmetrics.functional.regression", EXTRA)
     if len(predictions.outputs) < 2:
         raise InputError("R2 needs at least two files in a split")
     found = functional.r2_score(
@@ -180,7 +184,7 @@ def beat_counts(reference: np.ndarray, estimated: np.ndarray) -> tuple[list[int]
 
     mir_eval leaves out the first five seconds; the counts are over the whole file.
     """
-    beat, util = optional("mir_eval.beat"), optional("mir_eval.util")
+    beat, util = optional("mir_eval.beat", EXTRA), optional("mir_eval.util", EXTRA)
     counts: list[int] = []
     measures: list[float] = []
     for tolerance in TOLERANCES:
@@ -203,22 +207,5 @@ _KINDS: dict[str, Callable[[ProbingTask, Predictions], Scores]] = {
 }
 
 
-def optional(module: str) -> ModuleType:
-    """Import a library of the extra `probing`.
-
-    Raises:
-        InputError: with the command that installs it.
-    """
-    from importlib import import_module
-
-    try:
-        return import_module(module)
-    except ImportError:
-        package = module.partition(".")[0]
-        raise InputError(
-            f"{package} is not installed: pip install 'music_ssl_fairseq[probing]'"
-        ) from None
-
-
 def _torchmetrics() -> ModuleType:
-    return optional("torchmetrics.functional.classification")
+    return optional("torchmetrics.functional.classification", EXTRA)

@@ -79,4 +79,4 @@ def macro(
 
 def present_classes(targets: np.ndarray) -> np.ndarray:
     """`[N, classes]` bool to `[classes]` bool: has positive and negative examples."""
-    return targets.any(axis=0) & ~targets.all(axis=0)
+    return np.logical_and(targets.any(axis=0), ~targets.all(axis=0))

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from music_ssl_fairseq.files import atomic_path
+from music_ssl_fairseq.probing.collector import Collector
 from music_ssl_fairseq.probing.metrics import Scores, beat_counts
-from music_ssl_fairseq.probing.predictions import Collector, Predictions
+from music_ssl_fairseq.probing.predictions import Predictions
 
 ROW_FIELDS = ("layer", "learning_rate", "score", "best_epoch", "epochs", "chosen")
 
@@ -38,8 +39,8 @@ def final_predictions(collector: Collector, decoder: Any) -> Predictions:
     counted, measured = [], []
     for clip in range(len(names)):
         estimated = decoder(collector.activations(clip)[0])
-        counts, measures = beat_counts(dataset.beat_times(clip), estimated)
-        counted.append(counts)
+        beats, measures = beat_counts(dataset.beat_times(clip), estimated)
+        counted.append(beats)
         measured.append(measures)
     outputs, targets = np.array(counted, np.float64), np.array(measured, np.float64)
     return Predictions(names, split.group_index, outputs, targets, windows)

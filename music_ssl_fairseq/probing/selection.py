@@ -3,8 +3,9 @@
 import numpy as np
 
 from music_ssl_fairseq.probing.beats import are_peaks
+from music_ssl_fairseq.probing.collector import Collector
 from music_ssl_fairseq.probing.metrics import TOLERANCES, key_scores
-from music_ssl_fairseq.probing.predictions import Collector, grouped
+from music_ssl_fairseq.probing.predictions import grouped
 from music_ssl_fairseq.probing.ranking import macro
 from music_ssl_fairseq.probing.windows import FRAME_RATE
 

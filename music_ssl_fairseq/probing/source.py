@@ -1,4 +1,4 @@
-"""What makes the features that are probed: an encoder, the same with random weights, a front end."""
+"""What makes the features that are probed: an encoder, trained or random, or a front end."""
 
 import hashlib
 from collections.abc import Sequence

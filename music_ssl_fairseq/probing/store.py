@@ -2,8 +2,8 @@
 
 A folder of shards for each (upstream, window, kind): `ID.npy` with the features of some dozens of
 clips, and `ID.json` with their names in the cache, written last, so that a shard without it does
-not count. What is in one stays usable whatever happens to others, so an interrupted run goes on, two
-runs may fill the cache at once, and tasks on the same audio share it.
+not count. What is in one stays usable whatever happens to others, so an interrupted run goes on,
+two runs may fill the cache at once, and tasks on the same audio share it.
 """
 
 import hashlib

@@ -26,10 +26,10 @@ from music_ssl_fairseq.models import music_probe as _model
 from music_ssl_fairseq.optim import row_adam as _optimizer  # noqa: F401
 from music_ssl_fairseq.probing import results
 from music_ssl_fairseq.probing.beats import DECODERS
+from music_ssl_fairseq.probing.collector import Collector
 from music_ssl_fairseq.probing.dataset import ProbingDataset
 from music_ssl_fairseq.probing.fill import Plan, fill, identity
 from music_ssl_fairseq.probing.metrics import evaluate
-from music_ssl_fairseq.probing.predictions import Collector
 from music_ssl_fairseq.probing.selection import row_scores
 from music_ssl_fairseq.probing.source import Source, open_source
 from music_ssl_fairseq.probing.store import FeatureStore, clip_of

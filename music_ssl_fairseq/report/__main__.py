@@ -1,0 +1,74 @@
+"""Command line of the report."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from music_ssl_fairseq.errors import InputError
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m music_ssl_fairseq.report",
+        description="Gather scored probes into a table (models and tasks, best layer, confidence "
+        "interval), as report.md and report.csv, and a heat map of layers and tasks, layers.png.",
+        epilog="example: python -m music_ssl_fairseq.report runs/probing --out report",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="DIR", help="folders with runs, at any depth"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("report"), help="folder to write to (default: report)"
+    )
+    parser.add_argument(
+        "--split", default="test", help="which split was scored: test or valid (default: test)"
+    )
+    parser.add_argument(
+        "--resamples", type=int, default=1000, help="of the bootstrap (default: 1000)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    parser.add_argument("--no-plot", action="store_true", help="no heat map: needs no matplotlib")
+    return parser
+
+
+def run(
+    folders: Sequence[Path],
+    out: Path,
+    split: str = "test",
+    resamples: int = 1000,
+    seed: int = 0,
+    no_plot: bool = False,
+) -> str:
+    """Write the report; the Markdown.
+
+    Raises:
+        InputError: if there is no scored probe, or a file of one is damaged.
+    """
+    from music_ssl_fairseq.files import atomic_path
+    from music_ssl_fairseq.report import heat_map, tables
+    from music_ssl_fairseq.report.gather import find
+
+    if resamples < 2:
+        raise InputError("--resamples must be at least 2")
+    probes = find(folders, split, resamples, seed)
+    text = tables.markdown(probes, split, resamples)
+    for name, contents in (("md", text), ("csv", tables.comma_separated(probes))):
+        with atomic_path(out / f"report.{name}") as temporary:
+            temporary.write_text(contents, encoding="utf-8")
+    if not no_plot:
+        heat_map.draw(probes, out / "layers.png")
+    return text
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = get_parser().parse_args(argv)
+    try:
+        print(run(**vars(args)))
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Finding probes and what they scored."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.probing.predictions import Predictions
+from music_ssl_fairseq.report.bootstrap import interval
+
+SHOWN = {
+    "multi-class": ("accuracy", "group_accuracy"),
+    "key": ("weighted_key_score", "group_weighted_key_score"),
+    "multi-label": ("macro_roc_auc", "macro_average_precision"),
+    "beats": ("f_measure",),
+}
+"""Kind -> metrics in tables; of a regression all targets'. Those of groups only where files and
+songs differ."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A metric with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One finished probe.
+
+    Attributes:
+        folder: its run.
+        model: the upstream's name; with the window where that is not 5 s.
+        task: name of the task.
+        about: what its `test.json` says.
+        rows: the grid, as `probe.json` has it.
+        figures: metric -> figure, in order.
+    """
+
+    folder: Path
+    model: str
+    task: str
+    about: dict[str, Any]
+    rows: list[dict[str, Any]]
+    figures: dict[str, Figure]
+
+
+def find(folders: Iterable[Path], split: str, resamples: int, seed: int) -> list[Probe]:
+    """All probes below the folders that were scored on `split`, by task and model.
+
+    Raises:
+        InputError: if there is none, or a folder does not exist.
+    """
+    found: list[Probe] = []
+    unscored: list[Path] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder")
+        for file in sorted(folder.rglob("probe.json")):
+            if (file.parent / f"{split}.json").exists():
+                found.append(_probe(file.parent, split, resamples, seed))
+            else:
+                unscored.append(file.parent)
+    if not found:
+        hint = f" ({len(unscored)} have no {split}.json)" if unscored else ""
+        raise InputError(
+            f"no scored probe found{hint}: run fairseq-validate with --valid-subset {split} first"
+        )
+    return _told_apart(sorted(found, key=lambda probe: (probe.task, probe.model)))
+
+
+def _probe(folder: Path, split: str, resamples: int, seed: int) -> Probe:
+    about, table = _read(folder / f"{split}.json"), _read(folder / "probe.json")
+    predictions = Predictions.load(folder / f"{split}_predictions.npz")
+    try:
+        seconds = about["window_seconds"]
+        window = "" if seconds == 5 else f", {seconds:g} s" if seconds else ", whole clips"
+        figures = {
+            name: Figure(
+                about["metrics"][name],
+                *interval(
+                    name,
+                    predictions,
+                    tuple(about["classes"]),
+                    tuple(about["targets"]),
+                    resamples,
+                    seed,
+                ),
+            )
+            for name in _shown(about)
+        }
+        return Probe(
+            folder, about["upstream"] + window, about["task"], about, table["rows"], figures
+        )
+    except KeyError as error:
+        raise InputError(f"{folder}: {split}.json or probe.json lacks {error}") from None
+
+
+def _shown(about: dict[str, Any]) -> Sequence[str]:
+    if about["kind"] == "regression":
+        # Valence comes first in published tables.
+        return [f"r2_{name}" for name in sorted(about["targets"], reverse=True)]
+    names = SHOWN[about["kind"]]
+    return [n for n in names if about["groups"] != about["files"] or not n.startswith("group_")]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: not readable ({error}); train or validate again") from None
+
+
+def _told_apart(probes: list[Probe]) -> list[Probe]:
+    """With the folder in the model's name where a task has several probes of one name."""
+    names = [(probe.task, probe.model) for probe in probes]
+    twice = {model for task, model in names if names.count((task, model)) > 1}
+    return [
+        Probe(
+            **{**vars(probe), "model": f"{probe.model} ({probe.folder.name})"}
+            if probe.model in twice
+            else vars(probe)
+        )
+        for probe in probes
+    ]

@@ -1,0 +1,122 @@
+"""Probes as Markdown and as CSV."""
+
+import csv
+import io
+from collections.abc import Sequence
+
+from music_ssl_fairseq.report.gather import Figure, Probe
+from music_ssl_fairseq.report.published import COLUMNS, SOURCE, figures
+
+CSV_FIELDS = (
+    *("source", "model", "task", "metric", "value", "low", "high", "layer", "learning_rate"),
+    *("valid_score", "window_seconds", "files", "groups", "windows", "fingerprint", "folder"),
+)
+
+
+def tasks_of(probes: Sequence[Probe]) -> list[str]:
+    """Tasks in the usual order, others after them."""
+    usual = [task for task, _ in COLUMNS]
+    found = dict.fromkeys(probe.task for probe in probes)
+    return [task for task in usual if task in found] + [t for t in found if t not in usual]
+
+
+def markdown(probes: Sequence[Probe], split: str, resamples: int) -> str:
+    """The table of models and tasks, the published one below it, and what was absent."""
+    tasks = tasks_of(probes)
+    metrics = {probe.task: list(probe.figures) for probe in probes}
+    header = ["model", *(f"{task}: {' / '.join(metrics[task])}" for task in tasks)]
+    models = dict.fromkeys(probe.model for probe in probes)
+    cells = {(probe.model, probe.task): _cell(probe) for probe in probes}
+    measured = [[model, *(cells.get((model, task), "") for task in tasks)] for model in models]
+    parts = [
+        "# Probes",
+        "",
+        f"Percent on the {split} split, of the head that the validation split chose; in brackets "
+        f"the 95 % interval of a bootstrap over files ({resamples} resamples); then the layer (0 "
+        "is the projected extractor output, `all` the learned weighted sum). A window that is not "
+        "5 s stands beside the model.",
+        "",
+        *_table(header, measured),
+        "",
+    ]
+    others = _published(tasks)
+    if others:
+        parts += [
+            f"## {SOURCE[0].upper()}{SOURCE[1:]}",
+            "",
+            "Not measured here: other probes, other windows, and in part other data.",
+            "",
+            *_table(others[0], others[1:]),
+            "",
+        ]
+    notes = [note for probe in probes for note in _notes(probe, split)]
+    if notes:
+        parts += ["## Notes", "", *dict.fromkeys(notes), ""]
+    return "\n".join(parts)
+
+
+def _cell(probe: Probe) -> str:
+    values = " / ".join(_figure(figure) for figure in probe.figures.values())
+    return f"{values}, layer {probe.about['layer']}"
+
+
+def _figure(figure: Figure) -> str:
+    return f"{100 * figure.value:.1f} [{100 * figure.low:.1f}, {100 * figure.high:.1f}]"
+
+
+def _published(tasks: Sequence[str]) -> list[list[str]]:
+    """Header and rows; empty if nothing was published on these tasks."""
+    shared = [(task, metrics) for task, metrics in COLUMNS if task in tasks]
+    if not shared:
+        return []
+    rows = [["model", *(f"{task}: {' / '.join(metrics)}" for task, metrics in shared)]]
+    for model, known in figures().items():
+        cells = []
+        for task, metrics in shared:
+            values = [known.get((task, metric)) for metric in metrics]
+            cells.append(
+                "" if None in values else " / ".join(f"{100 * v:.1f}" for v in values if v)
+            )
+        rows.append([f"{model} ({SOURCE})", *cells])
+    return rows
+
+
+def _notes(probe: Probe, split: str) -> list[str]:
+    absent = probe.about["absent_classes"]
+    if not absent:
+        return []
+    return [f"- {probe.task}: not scored, because absent from {split}: {', '.join(absent)}."]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *rows]
+    return [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines]
+
+
+def comma_separated(probes: Sequence[Probe]) -> str:
+    """One line for each model, task and metric, published ones included."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, CSV_FIELDS, lineterminator="\n")
+    table.writeheader()
+    for probe in probes:
+        about = probe.about
+        shared = {name: about[name] for name in CSV_FIELDS if name in about}
+        for metric, figure in probe.figures.items():
+            table.writerow(
+                {
+                    **shared,
+                    "source": "measured",
+                    "model": probe.model,
+                    "task": probe.task,
+                    "metric": metric,
+                    **vars(figure),
+                    "folder": str(probe.folder),
+                }
+            )
+    tasks = tasks_of(probes)
+    for model, known in figures().items():
+        for (task, metric), value in known.items():
+            if task in tasks:
+                row = {"model": model, "task": task, "metric": metric, "value": round(value, 4)}
+                table.writerow({"source": SOURCE, **row})
+    return text.getvalue()

@@ -1,0 +1,192 @@
+"""Windows, and the cache of their features."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from music_ssl_fairseq.data.manifest import Manifest, write_manifest
+from music_ssl_fairseq.errors import AudioError, InputError
+from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
+from music_ssl_fairseq.probing.fill import Plan, fill, identity
+from music_ssl_fairseq.probing.source import open_source
+from music_ssl_fairseq.probing.store import FeatureStore, clip_of
+from music_ssl_fairseq.probing.windows import (
+    Window,
+    clip_windows,
+    frame_windows,
+    frames_of,
+    to_frame_rate,
+)
+
+
+def test_windows_of_a_clip():
+    assert clip_windows(0, 30, 10) == [Window(0, 10), Window(10, 10), Window(20, 10)]
+    assert clip_windows(5, 30, 10) == [Window(5, 10), Window(15, 10), Window(25, 5)]
+    assert clip_windows(0, 24, 10) == [Window(0, 10), Window(10, 10)]
+    assert clip_windows(3, 7, 10) == [Window(3, 4)]
+    assert clip_windows(3, 70, 0) == [Window(3, 67)]
+
+
+def test_windows_of_frames_lose_no_frame():
+    windows = frame_windows(0, 16000 * 7 + 5000, 5 * 16000)
+    assert [window.num_samples for window in windows] == [80000, 37000]
+    assert sum(frames_of(window) for window in windows) == 250 + 115
+
+
+def test_features_of_other_rates_become_fifty_a_second():
+    fast = np.arange(40.0)[:, None]
+    np.testing.assert_allclose(
+        to_frame_rate(fast, FrameGrid(400, 160), 5)[:, 0], [0.5, 2.5, 4.5, 6.5, 8.5]
+    )
+    slow = np.arange(4.0)[:, None]
+    np.testing.assert_allclose(
+        to_frame_rate(slow, FrameGrid(800, 640), 9)[:, 0], [0, 0, 1, 1, 2, 2, 3, 3, 3]
+    )
+    same = np.arange(4.0)[:, None]
+    np.testing.assert_allclose(to_frame_rate(same, FrameGrid(400, 320), 5)[:, 0], [0, 1, 2, 3, 3])
+
+
+class Counting:
+    """Two layers that are easily checked: the mean of the samples, and their largest."""
+
+    name, fingerprint, layers = "counting", "ab" * 32, ("0", "1")
+    dimension = frame_dimension = 3
+    grid = FrameGrid(400, 320)
+    standardise = False
+
+    def __init__(self):
+        self.windows = 0
+
+    def clip_features(self, waveforms):
+        self.windows += len(waveforms)
+        both = np.stack([waveforms.mean(1), waveforms.max(1)], 1)
+        return np.repeat(both[:, :, None], 3, 2).astype(np.float32)
+
+    def frame_features(self, waveforms, num_frames):
+        self.windows += len(waveforms)
+        frames = np.stack(
+            [waveforms[:, t * 320 : t * 320 + 400].mean(1) for t in range(num_frames)], 1
+        )
+        return np.broadcast_to(frames[:, :, None, None], (*frames.shape, 2, 3))
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    rng = np.random.default_rng(0)
+    names = []
+    for i, seconds in enumerate((2.0, 3.3, 0.7, 2.0)):
+        names.append((f"{i}.wav", round(seconds * SAMPLE_RATE)))
+        soundfile.write(
+            tmp_path / names[-1][0], 0.1 * rng.standard_normal(names[-1][1]), SAMPLE_RATE, "FLOAT"
+        )
+    write_manifest(tmp_path / "all.tsv", tmp_path, names)
+    return Manifest(tmp_path / "all.tsv")
+
+
+def clips_of(manifest):
+    return [clip_of(manifest, i, (0, n)) for i, n in enumerate(manifest.num_samples)]
+
+
+def open_store(folder, source, plan, limit=10**9):
+    return FeatureStore(folder / "cache", identity(source, plan), limit, source.name)
+
+
+@pytest.mark.parametrize("batch_seconds", [0.1, 2.5, 100])
+def test_windows_have_their_own_features_whatever_the_batch(tmp_path, manifest, batch_seconds):
+    source, plan = Counting(), Plan(1.0, False, batch_seconds)
+    store = open_store(tmp_path, source, plan)
+    clips = clips_of(manifest)
+    fill(store, source, plan, clips)
+    assert source.windows == 2 + 3 + 1 + 2
+    for clip in clips:
+        samples = soundfile.read(clip.path, dtype="float32")[0]
+        rows = store.rows(clip.key)
+        for row, window in zip(rows, plan.windows(clip), strict=True):
+            part = samples[window.start : window.start + window.num_samples]
+            np.testing.assert_allclose(row[0], part.mean(), atol=1e-6)
+            np.testing.assert_allclose(row[1], part.max(), atol=1e-6)
+
+
+def test_frames_go_on_over_the_ends_of_windows(tmp_path, manifest):
+    source, plan = Counting(), Plan(1.0, True)
+    store = open_store(tmp_path, source, plan)
+    clip = clips_of(manifest)[1]
+    fill(store, source, plan, [clip])
+    rows = store.rows(clip.key)
+    assert rows.dtype == np.float16
+    assert len(rows) == 165
+    samples = soundfile.read(clip.path, dtype="float32")[0]
+    expected = [samples[t * 320 : t * 320 + 400].mean() for t in range(165)]
+    np.testing.assert_allclose(rows[:, 0, 0], expected, atol=2e-4)
+
+
+def test_nothing_is_computed_twice_and_tasks_share(tmp_path, manifest):
+    source, plan = Counting(), Plan(1.0, False)
+    fill(open_store(tmp_path, source, plan), source, plan, clips_of(manifest)[:2])
+    computed = source.windows
+    again = open_store(tmp_path, source, plan)
+    fill(again, source, plan, clips_of(manifest)[:2])
+    assert source.windows == computed
+    fill(again, source, plan, clips_of(manifest))  # another task, with two more files
+    assert source.windows == computed + 3
+    other = open_store(tmp_path, source, Plan(0.5, False))
+    assert clips_of(manifest)[0].key not in other
+
+
+def test_a_changed_file_is_computed_again(tmp_path, manifest):
+    before = clips_of(manifest)[0]
+    soundfile.write(before.path, np.zeros(2 * SAMPLE_RATE), SAMPLE_RATE, "FLOAT")
+    assert clips_of(manifest)[0].key != before.key
+
+
+def test_what_was_computed_before_an_interruption_is_kept(tmp_path, manifest):
+    source, plan = Counting(), Plan(1.0, False)
+    clips = clips_of(manifest)
+    Path(clips[3].path).write_bytes(b"no audio")
+    store = open_store(tmp_path, source, plan)
+    store.add(clips[0].key, np.zeros((2, 2, 3), np.float32))
+    with pytest.raises(AudioError, match=r"3\.wav: not readable as audio"):
+        fill(store, source, plan, clips)
+    assert clips[0].key in open_store(tmp_path, source, plan)
+
+
+def test_a_shard_without_its_index_does_not_count(tmp_path, manifest):
+    source, plan = Counting(), Plan(1.0, False)
+    clips = clips_of(manifest)
+    fill(open_store(tmp_path, source, plan), source, plan, clips)
+    folder = open_store(tmp_path, source, plan).folder
+    assert json.loads((folder / "about.json").read_text())["upstream"] == "counting"
+    index = next(file for file in folder.glob("*.json") if file.name != "about.json")
+    index.unlink()
+    assert clips[0].key not in open_store(tmp_path, source, plan)
+
+
+def test_the_cache_is_bounded(tmp_path, manifest):
+    source, plan = Counting(), Plan(1.0, False)
+    clips = clips_of(manifest)
+    row = 2 * 3 * 4
+    old = open_store(tmp_path, source, plan)
+    fill(old, source, plan, clips[:1])
+    whole = sum(file.stat().st_size for file in old.root.rglob("*.npy"))
+    store = open_store(tmp_path, source, plan, limit=whole + row)
+    store.use(clip.key for clip in clips[1:2])
+    fill(store, source, plan, clips[1:2])  # three rows: only without the others
+    assert clips[0].key not in open_store(tmp_path, source, plan)
+    assert clips[1].key in open_store(tmp_path, source, plan)
+    small = open_store(tmp_path, source, plan, limit=row)
+    with pytest.raises(InputError, match=r"the cache may hold 0\.00 GB: set task\.cache_limit_gb"):
+        fill(small, source, plan, clips)
+
+
+def test_front_ends_are_one_layer_of_means_and_deviations():
+    waveforms = np.random.default_rng(0).standard_normal((2, SAMPLE_RATE)).astype(np.float32)
+    source = open_source("mfcc")
+    features = source.clip_features(waveforms)
+    assert features.shape == (2, 1, 78)
+    frames = source.frame_features(waveforms, 49)
+    assert frames.shape == (2, 49, 1, 39)
+    np.testing.assert_allclose(features[0, 0, :39], frames[0, :, 0].mean(0), atol=0.5)
+    assert open_source("chroma").fingerprint != source.fingerprint
