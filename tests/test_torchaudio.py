@@ -40,6 +40,20 @@ def test_hubert_base_loads_a_music_hubert_of_base_size(tmp_path):
     assert back.config == {k: v for k, v in ARCHITECTURE.items() if k != "conv_feature_layers"}
 
 
+def test_minimal_hubert_loads_an_exported_model_of_base_size(tmp_path):
+    minimal_hubert = pytest.importorskip("minimal_hubert")
+    ours = AudioEncoder(AudioEncoderConfig(fast="off"))
+    state = encoder_state(ours.state_dict())
+    contents = Contents("music_hubert", dict(ARCHITECTURE), state, normalise=False)
+    torch.save(to_state(contents), tmp_path / "model.pt")
+    theirs = minimal_hubert.HuBERT.from_pretrained(tmp_path / "model.pt").eval()
+    source = torch.randn(1, 8_000)
+    with torch.no_grad():
+        layers = theirs.get_intermediate_outputs(source, before_residual=False)
+    for found, wanted in zip(layers, ours.layers(source)[1:], strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     "name", ["music_hubert", "music_hubert, layer_norm_first", "music_hubert, equal widths"]
 )

@@ -31,8 +31,9 @@ tags: [music, audio, self-supervised, {tag}]
 
 # {name}
 
-An encoder of audio, pre-trained without labels as {objective}. As `{model}` of transformers
-it needs no other code.
+An encoder of audio, pre-trained without labels as {objective}.
+
+It is a `{model}` of transformers and needs no other code.
 
 | | |
 |---|---|
@@ -65,8 +66,8 @@ print(len(hidden_states), hidden_states[-1].shape)  # {count} torch.Size([1, {fr
 with an attention mask.
 
 `hidden_states[n]` is the output of Transformer layer n, for n from 1 to {layers}: what fairseq's
-{fairseq_layer} returns.{last} `hidden_states[0]` is the input of
-the first layer, with the positional convolution added{first_norm}.
+{fairseq_layer} returns.{last} `hidden_states[0]` is the
+input of the first layer, with the positional convolution added{first_norm}.
 
 ## Training
 
@@ -120,9 +121,9 @@ def model_card(source: Source, name: str, model: str) -> str:
     )
 
 
-_LAST = """ (In transformers 5 that holds for
-`hidden_states[{layers}]` too, and `last_hidden_state` is it after the final layer norm; in
-transformers 4 both are after the norm.)"""
+_LAST = """ (From transformers 5.16 on
+that holds for `hidden_states[{layers}]` too, and `last_hidden_state` is it after the final layer
+norm; before, both are after the norm.)"""
 
 
 def _units(source: Source) -> str:

@@ -42,6 +42,8 @@ def write(source: Source, folder: Path, name: str) -> str:
     _write_json(folder / CONFIG, config)
     _write_json(folder / PREPROCESSOR, to_preprocessor(source.contents))
     save_file(to_state(source.contents), folder / SAFETENSORS, {"format": "pt"})
+    # safetensors lets only the owner read what it writes.
+    (folder / SAFETENSORS).chmod((folder / CONFIG).stat().st_mode & 0o777)
     card = model_card(source, name, config["architectures"][0])
     (folder / CARD).write_text(card, encoding="utf-8")
     if find_spec("transformers") is None:
