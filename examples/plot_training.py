@@ -1,8 +1,9 @@
 """Draw how pre-training runs went, from the logs that fairseq writes.
 
 Needs `common.log_format: json`, which the configs of this repository set. One column a run: its
-loss, then masked accuracy against always guessing the commonest unit (musicHuBERT) or the spread
-of targets and predictions (music2vec), then the learning rate.
+loss; masked accuracy against always guessing the commonest unit (musicHuBERT) or the spread of
+targets and predictions (music2vec); how many units the predictions use, or how much they know of
+the music; and the learning rate.
 
     python examples/plot_training.py runs/music2vec runs/music_hubert --out curves.png --table
 """
@@ -133,6 +134,21 @@ def draw_health(axes: "Axes", curves: Curves) -> None:
     axes.set_ylim(bottom=0)
 
 
+def draw_content(axes: "Axes", curves: Curves) -> None:
+    """What the predictions say: how many units they name, or how much they know of the music."""
+    if series(curves.train, "accuracy_m")[1]:
+        axes.set_ylabel("units in use (perplexity)")
+        line(axes, curves.train, "perplexity_pred", "predictions", BLUE)
+        line(axes, curves.valid, "perplexity_pred", "predictions (valid)", VERMILION, "--")
+        line(axes, curves.train, "perplexity_target", "labels", GREY, ":")
+    else:
+        axes.set_ylabel("share of the squared error")
+        line(axes, curves.train, "pred_music", "saved by knowing the crop", BLUE)
+        line(axes, curves.valid, "pred_music", "the same (valid)", VERMILION, "--")
+        line(axes, curves.train, "target_position", "of targets, due to position", GREY, ":")
+    axes.set_ylim(bottom=0)
+
+
 def draw_learning_rate(axes: "Axes", curves: Curves) -> None:
     axes.set_ylabel("learning rate")
     axes.set_xlabel("updates")
@@ -145,16 +161,19 @@ def draw(runs: Sequence[Curves], out: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(1 + 4.5 * len(runs), 8), layout="constrained")
+    figure = Figure(figsize=(1 + 4.5 * len(runs), 9), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(3, len(runs), sharex="col", squeeze=False, height_ratios=[3, 3, 1.5])
+    rows = {draw_loss: 3, draw_health: 3, draw_content: 3, draw_learning_rate: 1.5}
+    panels = figure.subplots(
+        len(rows), len(runs), sharex="col", squeeze=False, height_ratios=[*rows.values()]
+    )
     for column, curves in enumerate(runs):
         panels[0, column].set_title(curves.name)
-        for row, panel in enumerate((draw_loss, draw_health, draw_learning_rate)):
+        for row, panel in enumerate(rows):
             axes = panels[row, column]
             panel(axes, curves)
             axes.grid(alpha=0.3)
-            if row < 2 and axes.lines:
+            if panel is not draw_learning_rate and axes.lines:
                 axes.legend(frameon=False)
     with atomic_path(out) as temporary:
         figure.savefig(temporary, dpi=130)
@@ -199,7 +218,9 @@ def health(train: Points) -> str:
         return f"masked accuracy {accuracy:.3f}, commonest unit {majority:.3f}"
     if series(train, "target_var")[1]:
         targets, predictions = last(train, "target_var"), last(train, "pred_var")
-        return f"std. of targets {targets:.3f}, of predictions {predictions:.3f}"
+        music = last(train, "pred_music")
+        known = "" if math.isnan(music) else f", error saved by knowing the crop {music:.1%}"
+        return f"std. of targets {targets:.3f}, of predictions {predictions:.3f}{known}"
     return ""
 
 

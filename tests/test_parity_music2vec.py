@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from music_ssl_fairseq.criterions.music2vec import Music2VecCriterion
-from music_ssl_fairseq.models.music2vec import position_share
+from music_ssl_fairseq.models.music2vec import music_gain, position_share
 from tests import tiny
 
 VARIANTS = [
@@ -162,3 +162,17 @@ def test_position_share():
     assert position_share(clock) == pytest.approx(1.0)
     assert position_share(clock + noise) == pytest.approx(0.5, abs=0.1)
     assert position_share(noise[:1]) == 0
+
+
+def test_music_gain():
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(8, 50, 4, generator=generator)
+    masked = torch.arange(0, 400, 3)
+    own = target.flatten(0, 1)[masked]
+    clock = target.mean(0, keepdim=True).expand(8, -1, -1).flatten(0, 1)[masked]
+    assert music_gain(own, target, masked) == 1
+    assert abs(music_gain(clock, target, masked)) < 0.1
+    # Half of the target: own error 1/4 of the variance, the other's 1 + 1/4.
+    assert music_gain(own / 2, target, masked) == pytest.approx(0.8, abs=0.05)
+    first = masked[masked < 50]  # a single crop has no other
+    assert music_gain(0.5 * own[: len(first)], target[:1], first) == 0

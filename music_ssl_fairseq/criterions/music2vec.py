@@ -48,9 +48,11 @@ class Music2VecCriterion(FairseqCriterion):
 
     Logged: `loss`, a frame's; `target_var` and `pred_var`, the standard deviation over frames,
     averaged over channels, of targets and predictions (fairseq calls it var); `target_position`,
-    the share of the targets' variance that a frame's position in the crop explains; `ema_decay`
-    times 1000. A target_var that falls towards 0 is collapse: every frame looks alike to the
-    teacher. So is a target_position that rises towards 1: it tells frames apart by the clock alone.
+    the share of the targets' variance that a frame's position in the crop explains; `pred_music`,
+    how much nearer predictions are to their own crop's targets than to another crop's, in square;
+    `ema_decay` times 1000. Learning shows as a pred_music that rises from 0. A target_var that
+    falls towards 0 is collapse: every frame looks alike to the teacher. So is a target_position
+    that rises towards 1: it tells frames apart by the clock alone.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Music2VecCriterion(FairseqCriterion):
             "workers": 1,
             "ema_decay": model.teacher_decay,
             "target_position": output["target_position"],
+            "pred_music": output["pred_music"],
         }
         for name, y in (("target", target), ("pred", prediction.detach())):
             logs[f"{name}_sum"] = y.sum(0)
@@ -127,8 +130,8 @@ class Music2VecCriterion(FairseqCriterion):
         for name in ("target", "pred"):
             value = _deviation(sums[f"{name}_sum"], sums[f"{name}_squares"], size)
             metrics.log_scalar(f"{name}_var", value, round=4)
-        position = sums["target_position"] / sums["workers"]
-        metrics.log_scalar("target_position", position, round=4)
+        for name in ("target_position", "pred_music"):
+            metrics.log_scalar(name, sums[name] / sums["workers"], round=4)
         metrics.log_scalar("ema_decay", 1000 * sums["ema_decay"] / sums["workers"], round=3)
 
     @staticmethod

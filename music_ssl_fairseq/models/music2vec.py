@@ -119,7 +119,7 @@ class Music2VecModel(AudioEncoder):
 
         Returns:
             `prediction` and `target`, both `[masked frames, D]` float32, the target without
-            gradient; and `target_position`, see `position_share`.
+            gradient; `target_position`, see `position_share`; and `pred_music`, see `music_gain`.
         """
         compile = self.compiles(source, padding_mask)
         if masked is None:
@@ -135,6 +135,7 @@ class Music2VecModel(AudioEncoder):
             "prediction": prediction.float(),
             "target": target.flatten(0, 1)[masked],
             "target_position": position_share(target),
+            "pred_music": music_gain(prediction.detach().float(), target, masked),
         }
 
     @torch.no_grad()
@@ -207,6 +208,30 @@ def position_share(target: Tensor) -> Tensor:
     by_position = target.mean(0).var(0, correction=0).mean()
     whole = target.flatten(0, 1).var(0, correction=0).mean()
     return (crops * by_position / whole.clamp(min=1e-12) - 1) / (crops - 1)
+
+
+@torch.no_grad()
+def music_gain(prediction: Tensor, target: Tensor, masked: Tensor) -> Tensor:
+    """How much nearer predictions are to their own crop's targets than to another crop's.
+
+    A falling loss does not say what is learned: a frame's position in its crop helps to predict its
+    target, and so does the mean of all. Both help with any crop's targets as much as with the
+    crop's own. So this compares the squared errors against the targets of the same frames of the
+    crop before in the batch.
+
+    Args:
+        prediction: `[masked frames, D]`.
+        target: `[B, frames, D]`.
+        masked: `[masked frames]`, indices into `B * frames`.
+
+    Returns:
+        A scalar: 1 - own error / other error. 0 if predictions know nothing of the music (and for a
+        single crop), towards 1 the more they know.
+    """
+    flat = target.flatten(0, 1)
+    own = (prediction - flat[masked]).square().sum()
+    other = (prediction - flat[(masked - target.size(1)) % len(flat)]).square().sum()
+    return 1 - own / other.clamp(min=1e-12)
 
 
 def _instance_norm_mean(layers: list[Tensor]) -> Tensor:
