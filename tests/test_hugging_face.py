@@ -229,6 +229,12 @@ def test_reads_every_way_of_storing(tmp_path, form):
         assert torch.equal(tensor, wanted.half().float() if form == "half" else wanted)
 
 
+def test_a_file_of_the_folder_means_the_folder(pair):
+    _, folder = pair
+    assert load(folder / "model.safetensors").fingerprint == load(folder).fingerprint
+    assert read(folder / "config.json").family == read(folder).family
+
+
 @pytest.mark.parametrize(
     ("norm", "settings", "normalise"),
     [

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from music_ssl_fairseq import upstream
-from music_ssl_fairseq.upstream import checkpoint
+from music_ssl_fairseq.upstream import checkpoint, hugging_face
 from music_ssl_fairseq.upstream.contents import PREFIXES, Contents
 from music_ssl_fairseq.upstream.safe_load import safe_load
 
@@ -50,7 +50,7 @@ def read(path: str | Path) -> Source:
         InputError: if it is none of them, damaged, or wants to run code.
     """
     path = Path(path)
-    if path.is_dir():
+    if hugging_face.folder_of(path) is not None:
         return Source(upstream.read(path))
     loaded = safe_load(path)
     if not checkpoint.is_checkpoint(loaded):

@@ -63,14 +63,13 @@ def random(
 
 def read(path: str | os.PathLike) -> Contents:
     """Read a checkpoint of any of the formats, by what it looks like."""
-    from music_ssl_fairseq.upstream import checkpoint
+    from music_ssl_fairseq.upstream import checkpoint, hugging_face
     from music_ssl_fairseq.upstream.safe_load import safe_load
 
     path = Path(path)
-    if path.is_dir():
-        from music_ssl_fairseq.upstream import hugging_face
-
-        return hugging_face.read(path)
+    folder = hugging_face.folder_of(path)
+    if folder is not None:
+        return hugging_face.read(folder)
     loaded = safe_load(path)
     if checkpoint.is_checkpoint(loaded):
         return checkpoint.from_checkpoint(loaded, path)

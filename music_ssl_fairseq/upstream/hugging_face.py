@@ -22,10 +22,18 @@ from music_ssl_fairseq.frames import SAMPLE_RATE
 from music_ssl_fairseq.upstream.contents import Contents
 from music_ssl_fairseq.upstream.hugging_face_config import TYPES, from_config
 from music_ssl_fairseq.upstream.names import from_transformers, to_transformers
-from music_ssl_fairseq.upstream.weights import read_weights
+from music_ssl_fairseq.upstream.weights import PICKLE, read_weights
 
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
+
+
+def folder_of(path: Path) -> Path | None:
+    """The folder that `path` is, or whose config or weights it is; None if it is another file."""
+    if path.is_dir():
+        return path
+    part = path.name in (CONFIG, PICKLE) or path.suffix == ".safetensors"
+    return path.parent if part and path.with_name(CONFIG).is_file() else None
 
 
 def read(folder: str | Path) -> Contents:
