@@ -11,7 +11,7 @@ from music_ssl_fairseq.export import check
 from music_ssl_fairseq.export.__main__ import FORMATS, main
 from music_ssl_fairseq.export.source import read
 from music_ssl_fairseq.upstream import load
-from tests import exported
+from tests import checkpoints, exported
 from tests.test_upstream import Attack
 
 # Tracing a graph takes seconds, and longer the more there is to trace.
@@ -97,6 +97,16 @@ def test_a_hugging_face_folder_becomes_a_fairseq_checkpoint(tmp_path, family):
     again = exported.export(folder, tmp_path / "fairseq", "--format", "fairseq")
     found = load(again / "checkpoint.pt")
     assert found.fingerprint == load(source).fingerprint
+
+
+@pytest.mark.parametrize("family", ["hubert", "data2vec_audio", "wav2vec2"])
+def test_an_old_stock_checkpoint_becomes_a_hugging_face_folder(tmp_path, family):
+    model = checkpoints.MODELS[family]()
+    source = checkpoints.write(tmp_path / "x.pt", family, model, form="namespace")
+    folder = exported.export(source, tmp_path / "out")
+    assert load(folder).fingerprint == load(source).fingerprint
+    assert load(folder).family == family
+    assert (folder / "README.md").read_text().count("encoder_embed_dim") == 1
 
 
 def test_onnx_computes_the_layers_at_any_length(tmp_path):

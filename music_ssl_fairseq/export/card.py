@@ -18,6 +18,8 @@ _OBJECTIVES = {
     "data2vec_audio": "data2vec audio (arXiv 2202.03555)",
     "wav2vec2": "wav2vec 2.0 (arXiv 2006.11477)",
 }
+_TAGS = {"HubertModel": "hubert", "Wav2Vec2Model": "wav2vec2"}
+_TAGS |= {"Data2VecAudioModel": "data2vec-audio"}
 # Sections of fairseq's configuration that say how a model was trained.
 _SECTIONS = ("task", "dataset", "model", "criterion", "optimization", "optimizer", "lr_scheduler")
 _DATASET = ("batch_size", "max_tokens")
@@ -94,7 +96,7 @@ def model_card(source: Source, name: str, model: str) -> str:
     grid = conv_grid(parse_conv_layers(config["conv_feature_layers"]))
     stack = model.startswith("Data2Vec")
     return _CARD.format(
-        tag="data2vec-audio" if stack else "hubert",
+        tag=_TAGS[model],
         name=name,
         objective=_OBJECTIVES[contents.family],
         model=model,
@@ -151,11 +153,13 @@ def _audio_per_update(source: Source) -> str:
 
 def _training_settings(source: Source) -> str:
     """fairseq's configuration as YAML, without what describes somebody's machine."""
-    chosen = {
-        section: {name: value for name, value in values.items() if _is_public(section, name, value)}
-        for section, values in source.settings.items()
-        if section in _SECTIONS
-    }
+    chosen: dict[str, dict[str, Any]] = {}
+    for section in _SECTIONS:
+        values = source.settings.get(section, {})
+        public = {name: value for name, value in values.items() if _is_public(section, name, value)}
+        # Old files have one set of settings for everything.
+        if public and public not in chosen.values():
+            chosen[section] = public
     if not chosen:
         return "- **Settings** of the training."
     text = yaml.safe_dump(chosen, sort_keys=True, width=96)

@@ -81,8 +81,8 @@ def from_config(config: Mapping[str, Any], origin: str) -> tuple[str, dict[str, 
 def to_config(contents: Contents, training: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json of an encoder.
 
-    A stack of positional convolutions (data2vec's) makes it a Data2VecAudioModel, a single one a
-    HubertModel, whatever the objective was that trained it.
+    A stack of positional convolutions (data2vec's) makes it a Data2VecAudioModel. With a single one
+    it is a HubertModel, or a Wav2Vec2Model, which computes the same.
 
     Args:
         training: the model's settings in training, as far as they are known: its dropouts.
@@ -91,7 +91,7 @@ def to_config(contents: Contents, training: Mapping[str, Any]) -> dict[str, Any]
         InputError: if transformers has no model of this shape.
     """
     ours = contents.config
-    model_type = _model_type(ours)
+    model_type = _model_type(contents)
     channels, kernels, strides = zip(*parse_conv_layers(ours["conv_feature_layers"]), strict=True)
     config: dict[str, Any] = {
         "architectures": [TYPES[model_type][2]],
@@ -118,9 +118,10 @@ def to_config(contents: Contents, training: Mapping[str, Any]) -> dict[str, Any]
     return config
 
 
-def _model_type(ours: Mapping[str, Any]) -> str:
+def _model_type(contents: Contents) -> str:
+    ours = contents.config
     if ours["pos_conv_depth"] == 1:
-        return "hubert"
+        return "wav2vec2" if contents.family == "wav2vec2" else "hubert"
     for field, wanted in (("layer_norm_first", False), ("extractor_mode", "layer_norm")):
         if ours[field] != wanted:
             raise InputError(
