@@ -1,7 +1,9 @@
 """`python -m music_ssl_fairseq.extract` from files to files."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -279,3 +281,9 @@ def test_loads_are_long_enough_to_hand_over_and_bounded(tmp_path):
     assert max(sum(part.num_samples for part in load) for load in loads) <= 600 * 16_000
     assert sum(len(load) > 1 for load in loads) == 7
     assert sum(part.track > 0 for load in loads for part in load) == 100
+
+
+def test_a_killed_reader_is_explained(corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(audio, "read", lambda *arguments: os.kill(os.getpid(), signal.SIGKILL))
+    assert extract(corpus, tmp_path, "--workers", "1") == 1
+    assert "a process that reads audio was killed" in capsys.readouterr().err

@@ -128,6 +128,7 @@ def test_old_files_and_what_trainers_add(tmp_path):
         tensor = state.pop(f"encoder.pos_conv.0.{old}")
         state[f"encoder.pos_conv.0.parametrizations.weight.{new}"] = tensor
     checkpoint["extra_state"] = {"val_loss": np.float64(1.5), "best": np.float32(2)}
+    checkpoint["task_state"] = {"dictionaries": [tiny.dictionary(5)]}  # as HuBERT's has
     checkpoint["optimizer_history"] = [{"lr": np.int64(3)}]
     torch.save(checkpoint, path, _use_new_zipfile_serialization=False)
     assert load(path).fingerprint == expected.fingerprint

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.errors import AudioError
+from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.extract.batches import Part
 from music_ssl_fairseq.features.track import Track, check_length
 
@@ -35,6 +35,9 @@ def read_loads(
 
     Args:
         pin: hand over in page-locked memory, from which a GPU copies while it computes.
+
+    Raises:
+        InputError: if a process was killed, as happens where there is little shared memory.
     """
     options: dict[str, Any] = {"prefetch_factor": 2} if workers else {}
     loader = DataLoader(
@@ -46,7 +49,19 @@ def read_loads(
         collate_fn=_as_it_is,
         **options,
     )
-    for parts, waveform, reasons in loader:
+    arriving = iter(loader)
+    while True:
+        try:
+            parts, waveform, reasons = next(arriving)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise InputError(
+                "a process that reads audio was killed: out of memory, or of shared memory "
+                "(/dev/shm, of which containers have little); give fewer --workers, or 0"
+            ) from None
         yield Load([Part(*part) for part in parts], waveform, reasons)
 
 

@@ -136,6 +136,8 @@ class Extraction:
             if self.frames is not None:
                 dtype = getattr(torch, self.frames)
                 return _coming(torch.stack([layer.to(dtype) for layer in chosen], 1))
+            # From pageable memory, the copy would wait for all that is on the GPU's list.
+            weights = weights.pin_memory() if waveform.is_cuda else weights
             shares = weights.to(waveform.device, non_blocking=True).unsqueeze(-1)
             return _coming(torch.stack([(x.float() * shares).sum(1) for x in chosen], 1))
         except torch.OutOfMemoryError:

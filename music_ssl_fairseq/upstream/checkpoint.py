@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE
@@ -96,11 +95,3 @@ def _family(model: Mapping[str, Any], path: Path) -> str:
             f"{path}: holds {found}, another architecture than {', '.join(FAMILIES)}{hint}"
         )
     return name
-
-
-def state_of(path: str | Path) -> dict[str, Tensor]:
-    """All tensors of a fairseq checkpoint's model, heads included, as they are stored."""
-    loaded = safe_load(Path(path))
-    if not is_checkpoint(loaded):
-        raise InputError(f"{path}: not a fairseq checkpoint: it has no `model`")
-    return {name: t for name, t in loaded["model"].items() if isinstance(t, Tensor)}
