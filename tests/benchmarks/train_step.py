@@ -25,34 +25,25 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from fairseq import optim
-from fairseq.optim.adam import FairseqAdam
-from omegaconf import OmegaConf
 
 from music_ssl_fairseq import frames
 from music_ssl_fairseq.criterions.music2vec import Music2VecCriterion
 from music_ssl_fairseq.criterions.music_hubert import MusicHubertCriterion
 from music_ssl_fairseq.data.masks import SpanMask
-from music_ssl_fairseq.modules.conv_extractor import DEFAULT_CONV_LAYERS, parse_conv_layers
-from music_ssl_fairseq.optim.fused_adamw import FusedAdamW, FusedAdamWConfig
+from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
 from tests import tiny
+from tests.benchmarks.models import (
+    DEVICE,
+    GPU,
+    HUBERT,
+    SIZES,
+    TOP_K,
+    our_optimiser,
+    stock_optimiser,
+    update_step,
+)
 
 logging.disable(logging.INFO)  # fairseq prints every configuration
-GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if GPU else "cpu")
-BASE = {
-    "conv_feature_layers": DEFAULT_CONV_LAYERS,
-    "encoder_layers": 12,
-    "encoder_embed_dim": 768,
-    "encoder_ffn_embed_dim": 3072,
-    "encoder_attention_heads": 12,
-    "conv_pos_groups": 16,
-    "dropout": 0.1,
-    "attention_dropout": 0.1,
-}
-SIZES = BASE if GPU else tiny.SIZES
-HUBERT = {"final_dim": 256, "mask_prob": 0.8, "dropout_input": 0.1, "feature_grad_mult": 0.1}
-TOP_K = {"average_top_k_layers": 8 if GPU else 2}
 
 
 def parse() -> argparse.Namespace:
@@ -96,26 +87,6 @@ def batch(crops: int, seconds: float, k: int, mask_prob: float) -> dict[str, Any
     }
 
 
-def update_step(
-    model: Any, optimiser: Any, loss_and_size: Callable[[], tuple[Any, Any]]
-) -> Callable[[], None]:
-    """A closure that trains a fairseq model for one update, as fairseq's trainer does."""
-    update = 0
-
-    def step() -> None:
-        nonlocal update
-        model.set_num_updates(update)
-        optimiser.zero_grad()
-        loss, size = loss_and_size()
-        optimiser.backward(loss)
-        optimiser.multiply_grads(1 / size)
-        optimiser.clip_grad_norm(10.0)
-        optimiser.step()
-        update += 1
-
-    return step
-
-
 def our_step(model_name: str, data: dict[str, Any], k: int, args: Any) -> Callable[[], None]:
     """A closure that trains one of our models for one update."""
     fields = SIZES | {"encoder_layerdrop": args.layerdrop, "fast": args.fast}
@@ -130,10 +101,8 @@ def our_step(model_name: str, data: dict[str, Any], k: int, args: Any) -> Callab
         model = tiny.music2vec(**(tiny.NO_DROPOUT | fields | TOP_K))
         criterion = Music2VecCriterion(None, 0.0, None, 0.0, 0.0)
     model.to(DEVICE).train()
-    cfg = OmegaConf.merge(OmegaConf.structured(FusedAdamWConfig()), {"lr": [1e-4]})
-    optimiser = FusedAdamW(cfg, model.parameters())
     return update_step(
-        model, optimiser, lambda: criterion(model, sample | {"net_input": net_input})[:2]
+        model, our_optimiser(model), lambda: criterion(model, sample | {"net_input": net_input})[:2]
     )
 
 
@@ -168,28 +137,7 @@ def stock_step(model_name: str, data: dict[str, Any], k: int, args: Any) -> Call
             return result["losses"]["regression"], result["sample_size"]
 
     model = (model.half() if GPU else model).to(DEVICE).train()
-    adam = {"adam_betas": "(0.9,0.98)", "adam_eps": 1e-6, "weight_decay": 0.01, "lr": [1e-4]}
-    adam |= {"tpu": False, "fp16_adam_stats": False, "use_old_adam": False, "_name": "adam"}
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if GPU:
-        cfg = OmegaConf.create(
-            {
-                "common": {
-                    **{"fp16_init_scale": 1, "fp16_scale_window": 1000, "bf16": False},
-                    **{"fp16_scale_tolerance": 0.0, "min_loss_scale": 1e-4, "fp16": True},
-                    **{"threshold_loss_scale": None, "fp16_no_flatten_grads": False},
-                    **{"on_cpu_convert_precision": False, "model_parallel_size": 1},
-                },
-                "optimization": {"update_freq": [1], "lr": [1e-4]},
-                "distributed_training": {"distributed_world_size": 1, "pipeline_model_parallel": 0},
-                "optimizer": adam,
-                "bmuf": {},
-            }
-        )
-        optimiser = optim.FP16Optimizer.build_optimizer(cfg, parameters)
-    else:
-        optimiser = FairseqAdam(OmegaConf.create(adam), parameters)
-    return update_step(model, optimiser, loss_and_size)
+    return update_step(model, stock_optimiser(model), loss_and_size)
 
 
 def minimal_hubert_step(data: dict[str, Any], k: int, args: Any) -> Callable[[], None]:
