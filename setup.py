@@ -1,4 +1,4 @@
-"""Install with `pip install -e .`; extras: `[plot]`, `[quickstart]`, `[probing]`, `[test]`."""
+"""Install with `pip install -e .`; extras: plot, quickstart, probing, export, test."""
 
 from pathlib import Path
 
@@ -19,7 +19,14 @@ SOURCE = (
 PLOT = ["matplotlib>=3.7"]
 QUICKSTART = [*PLOT, "music21>=9", "pretty_midi>=0.2.10", "midirenderer>=0.1"]
 PROBING = ["mir_eval>=0.8", "torchmetrics>=1.4", "scikit-learn>=1.3", *PLOT]
-TEST = ["pytest>=8", "pytest-xdist>=3", "ruff>=0.8", "mypy>=1.13", *PROBING]
+EXPORT = [
+    "transformers>=4.57",
+    "safetensors>=0.4",
+    "onnx>=1.18",
+    "onnxruntime>=1.22",
+    "onnxscript>=0.5",
+]
+TEST = ["pytest>=8", "pytest-xdist>=3", "ruff>=0.8", "mypy>=1.13", *PROBING, *EXPORT]
 
 setup(
     name="music_ssl_fairseq",
@@ -54,6 +61,7 @@ setup(
         "plot": PLOT,
         "quickstart": QUICKSTART,
         "probing": PROBING,
+        "export": EXPORT,
         "test": TEST,
     },
     package_data={"manifests_tools": ["data/*.txt"]},
