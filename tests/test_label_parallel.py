@@ -55,3 +55,24 @@ def test_stopping_early_does_not_wait_for_what_is_being_done():
     results.close()
     assert time.monotonic() - start < 30
     assert not multiprocessing.active_children()
+
+
+class Where:
+    """A job that says where it runs."""
+
+    device = "nowhere"
+
+    def on(self, device: str) -> "Where":
+        self.device = device
+        return self
+
+    def __call__(self, item: int) -> str:
+        return self.device
+
+
+def test_a_process_for_each_gpu():
+    devices = ("cuda:0", "cuda:1")
+    found = list(ordered(Where(), range(30), Crew(2, devices)))
+    assert set(found) <= set(devices)
+    assert list(ordered(Where(), range(2), Crew(1))) == ["nowhere"] * 2
+    assert Crew(2, devices).together > Crew(2).together == 1

@@ -12,7 +12,6 @@ from music_ssl_fairseq.features import Features
 from music_ssl_fairseq.features.track import Track
 from music_ssl_fairseq.label.__main__ import main
 from music_ssl_fairseq.label.assign import Labeller
-from music_ssl_fairseq.label.parallel import Crew, ordered
 from music_ssl_fairseq.label.pieces import PieceFeatures, Request
 from music_ssl_fairseq.label.sample import Part, Reader
 from tests import checkpoints
@@ -69,27 +68,10 @@ def test_jobs_of_a_gpu(deep, tracks):
         np.testing.assert_allclose(found, Reader(deep)([part])[0], atol=1e-5)
 
 
-class Where:
-    """A job that says where it runs."""
-
-    device = "nowhere"
-
-    def on(self, device: str) -> "Where":
-        self.device = device
-        return self
-
-    def __call__(self, item: int) -> str:
-        return self.device
-
-
-def test_a_process_for_each_gpu():
-    devices = ("cuda:0", "cuda:1")
-    found = list(ordered(Where(), range(30), Crew(2, devices)))
-    assert set(found) <= set(devices)
-    assert list(ordered(Where(), range(2), Crew(1))) == ["nowhere"] * 2
-    labeller = Labeller(Features(), np.zeros((2, 39), np.float32))
-    assert labeller.on("cuda:1").features == replace(Features(), device="cuda:1")
-    assert Crew(2, devices).together > Crew(2).together == 1
+def test_a_job_on_a_gpu_of_its_own(deep):
+    labeller = Labeller(deep, np.zeros((2, 32), np.float32))
+    assert labeller.on("cuda:1").features == replace(deep, device="cuda:1")
+    assert Reader(deep).on("cuda:1").features.device == "cuda:1"
 
 
 def test_deep_labels(deep, tracks, tmp_path):

@@ -148,7 +148,7 @@ def get_parser() -> argparse.ArgumentParser:
         default=30,
         metavar="N",
         help="K-means iterations over all these frames at most, after those on an eighth of them; "
-        "fewer once one lowers the inertia by less than 0.2 %% (default: %(default)s)",
+        "fewer once one lowers the inertia by less than 0.4 %% (default: %(default)s)",
     )
     add(
         "--init",

@@ -9,6 +9,7 @@ largest of these.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,12 +24,22 @@ FRAMES_PER_CENTROID = 39
 _COARSE = 8  # one frame of so many is in the coarse part
 _QUICK = 50_000  # at least so many are: fewer would save little time
 _FIRST_ITERATIONS = 4  # before the first round of reseating
-_ROUNDS = 8
-_ROUND_ITERATIONS = 3
-_RESTED = 2e-3  # relative gain of an iteration over all frames below which it was the last
+_RESTED = 4e-3  # relative gain of an iteration over all frames below which it was the last
 _MANY_VALUES = 256  # a frame; with more, the coarse part is done in _AXES
 _AXES = 96
 _NEIGHBOURS = 3
+
+
+class _Effort(NamedTuple):
+    """Rounds of reseating, and iterations in each."""
+
+    rounds: int
+    iterations: int
+
+
+_CHEAP = 2e7  # distances an iteration up to which more of them are not felt
+_MUCH = _Effort(8, 4)
+_ENOUGH = _Effort(5, 2)
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,7 @@ class Options:
     """How to fit.
 
     Attributes:
-        iterations: over all frames, at most; fewer when one gains less than 0.2 %.
+        iterations: over all frames, at most; fewer when one gains less than 0.4 %.
         init: `kmeans++`, greedy, or `random`, different frames.
         restarts: starts of which the one with the lowest inertia after four iterations goes on.
     """
@@ -134,7 +145,9 @@ class _Coarse:
         self._frames = frames[:size] if 2 * size < len(frames) else frames
         self._options = options
         self._backend = backend
-        self._rounds = _ROUNDS if options.k >= 2 * _NEIGHBOURS else 0
+        effort = _MUCH if len(self._frames) * options.k <= _CHEAP else _ENOUGH
+        self._rounds = effort.rounds if options.k >= 2 * _NEIGHBOURS else 0
+        self._round_iterations = effort.iterations
         self._reduced = principal_values(self._frames)
         self.steps = 2 + self._rounds
 
@@ -150,7 +163,7 @@ class _Coarse:
     def step(self, state: Fit) -> Fit:
         if state.step <= self._rounds:
             moved = replace(state, centroids=self._reseated(state))
-            found = self._iterate(moved, _ROUND_ITERATIONS)
+            found = self._iterate(moved, self._round_iterations)
             better = found.coarse[-1] <= state.coarse[-1]
             return found if better else replace(state, step=found.step)
         return replace(state, centroids=self._of_all_values(state), step=state.step + 1)

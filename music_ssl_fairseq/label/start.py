@@ -9,10 +9,10 @@ all frames, and ends 5 % higher where frames are few and clustered, because it d
 
 import numpy as np
 
-_FRAMES_PER_CENTROID = 30  # 100 or all of them end no lower
-
-
-INITS = ("kmeans++", "random")
+_FRAMES_PER_CENTROID = 10
+_FRAMES = 15_000  # at least, for few centroids
+_DRAWS = 5
+# More frames and draws start lower, but what comes then (`kmeans`) ends no lower.
 
 
 def start_centroids(
@@ -30,10 +30,10 @@ def start_centroids(
     rng = np.random.default_rng(seed)
     if init == "random":
         return frames[np.sort(rng.choice(len(frames), k, replace=False))]
-    num_frames = min(len(frames), _FRAMES_PER_CENTROID * k)
+    num_frames = min(len(frames), max(_FRAMES, _FRAMES_PER_CENTROID * k))
     sample = frames[np.sort(rng.choice(len(frames), num_frames, replace=False))]
     distances_from = _Distances(sample)
-    draws = 2 + int(np.log(k))
+    draws = _DRAWS
     chosen = rng.integers(num_frames, size=1)
     nearest = distances_from(chosen)[0]
     for _ in range(1, k):
