@@ -99,7 +99,8 @@ def test_features_of_a_short_track_are_its_layers(tmp_path):
     expected = torch.stack(model.layers(torch.from_numpy(waveform)))
     torch.testing.assert_close(features, expected, rtol=0, atol=0)
     torch.testing.assert_close(model.features(waveform, 16_000, [3, 1]), expected[[3, 1]])
-    assert torch.equal(model.features(waveform[0], 16_000), features[:, :1])
+    for one in (waveform[0], torch.from_numpy(waveform[0]), waveform[0].astype(np.float64)):
+        torch.testing.assert_close(model.features(one, 16_000), features[:, :1])
 
 
 @pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
@@ -170,6 +171,10 @@ def test_too_short_and_misshapen_audio_is_refused(tmp_path):
         model.layers(torch.zeros(1, 399))
     with pytest.raises(InputError, match=r"expected \[T\] or \[B, T\]"):
         model.features(np.zeros((1, 2, 16_000)), 16_000)
+    with pytest.raises(InputError, match="divide them by what is full scale"):
+        model.features(np.zeros(16_000, np.int16), 16_000)
+    with pytest.raises(InputError, match="sample_rate 0"):
+        model.features(np.zeros(16_000), 0)
     with pytest.raises(InputError, match=r"expected \[B, T\]"):
         model.layers(torch.zeros(16_000))
 

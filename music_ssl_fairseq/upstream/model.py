@@ -167,9 +167,9 @@ class Upstream:
             InputError: if a layer does not exist, or there is too little audio for one frame.
         """
         chosen = self.check_layers(range(self.num_layers + 1) if layers is None else layers)
-        samples = np.atleast_2d(np.asarray(waveform, np.float32))
-        if samples.ndim != 2:
-            raise InputError(f"waveform has shape {samples.shape}; expected [T] or [B, T]")
+        samples = _as_batch(waveform)
+        if sample_rate <= 0 or sample_rate != int(sample_rate):
+            raise InputError(f"sample_rate {sample_rate}: expected a whole number of Hz")
         resampled = audio.resample(samples, int(sample_rate), self.sample_rate)
         return self._in_windows(torch.from_numpy(resampled), chosen, windowing)
 
@@ -218,6 +218,19 @@ class Upstream:
         if not chosen:
             raise InputError("no layer chosen")
         return chosen
+
+
+def _as_batch(waveform: Tensor | np.ndarray | Sequence[float]) -> np.ndarray:
+    """`[B, T]` float32."""
+    array = np.asarray(waveform.detach().cpu() if isinstance(waveform, Tensor) else waveform)
+    if array.dtype.kind in "iu" and array.size:
+        raise InputError(
+            f"waveform holds integers ({array.dtype}); expected floats in [-1, 1]: divide them by "
+            "what is full scale, such as 32768"
+        )
+    if array.ndim not in (1, 2):
+        raise InputError(f"waveform has shape {array.shape}; expected [T] or [B, T]")
+    return np.atleast_2d(array.astype(np.float32))
 
 
 def build_encoder(contents: Contents, precision: str = "auto", fast: str = "on") -> AudioEncoder:

@@ -41,7 +41,7 @@ from tests import tiny
 from tests.audio_files import write_tone
 
 SAMPLE_RATE = 16_000
-TRACK_SECONDS = 300
+TRACK_SECONDS = 240
 BASE = {
     "conv_feature_layers": "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2",
     "encoder_layers": 12,
