@@ -2,18 +2,15 @@
 
 import argparse
 import logging
-import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from music_ssl_fairseq.cpus import available_cpus
 from music_ssl_fairseq.errors import InputError
 
 if TYPE_CHECKING:
     from music_ssl_fairseq.data.manifest import Manifest
-    from music_ssl_fairseq.extract.run import Outcome
-    from music_ssl_fairseq.upstream.model import Upstream
 
 DESCRIPTION = """\
 Compute a frozen model's hidden states for every track of a manifest, and write them as NumPy files.
@@ -173,6 +170,7 @@ def run(
     from tqdm import tqdm
 
     from music_ssl_fairseq.data.manifest import Manifest
+    from music_ssl_fairseq.extract.record import report, settings_of
     from music_ssl_fairseq.extract.run import Extraction, open_store
     from music_ssl_fairseq.extract.store import open_folder, write_index
     from music_ssl_fairseq.upstream import load
@@ -188,8 +186,8 @@ def run(
         raise InputError(f"--device {device}: torch finds no GPU here; leave it out to use the CPU")
     upstream = load(checkpoint, where, precision)
     layers = upstream.check_layers(range(upstream.num_layers + 1) if layer is None else layer)
-    settings = _settings(checkpoint, upstream, tracks, layers, pool, dtype, windowing)
-    open_folder(out, tracks, settings, force)
+    settings = settings_of(upstream, tracks, layers, pool, dtype, windowing)
+    open_folder(out, tracks, settings, {"checkpoint": str(checkpoint)}, force)
     upstream.drop_above(max(layers))
     extraction = Extraction(
         upstream,
@@ -209,37 +207,8 @@ def run(
         store.finish()
     finally:
         store.close()
-    _report(out, tracks, outcome)
+    report(out, tracks, outcome)
     return not outcome.left_out
-
-
-def _settings(
-    checkpoint: Path,
-    upstream: "Upstream",
-    tracks: "Manifest",
-    layers: list[int],
-    pool: str,
-    dtype: str,
-    windowing: Any,
-) -> dict[str, Any]:
-    """What metadata.json says, and what must be the same for a run to be continued."""
-    from dataclasses import asdict
-    from hashlib import sha256
-
-    return {
-        "family": upstream.family,
-        "fingerprint": upstream.fingerprint,
-        "layers": layers,
-        "pool": pool,
-        "dtype": "float32" if pool == "mean" else dtype,
-        "dimension": upstream.dimension,
-        "sample_rate": upstream.sample_rate,
-        "frame_rate": upstream.frame_rate,
-        "normalise": upstream.normalise,
-        "precision": upstream.precision,
-        "windows": asdict(windowing),
-        "manifest": sha256(tracks.file.read_bytes()).hexdigest(),
-    }
 
 
 def _compiles(wanted: str, on_gpu: bool, tracks: "Manifest") -> bool:
@@ -250,32 +219,6 @@ def _compiles(wanted: str, on_gpu: bool, tracks: "Manifest") -> bool:
         return False
     long = int(tracks.num_samples.sum()) > _LONG * SAMPLE_RATE
     return (wanted == "on" or long) and can_compile()
-
-
-def _report(out: Path, tracks: "Manifest", outcome: "Outcome") -> None:
-    from music_ssl_fairseq.files import atomic_path
-
-    report = out / "left_out.tsv"
-    report.unlink(missing_ok=True)
-    if outcome.left_out:
-        left_out = [
-            (os.fsencode(tracks.name(track)), reason)
-            for track, reason in sorted(outcome.left_out.items())
-        ]
-        with atomic_path(report) as temporary, temporary.open("wb") as file:
-            file.writelines(b"%s\t%s\n" % (name, reason.encode()) for name, reason in left_out)
-        for name, reason in left_out[:10]:
-            _say(f"left out: {name.decode('utf-8', 'backslashreplace')}: {reason}")
-        _say(f"{len(left_out)} of {len(tracks)} tracks were left out: {report}")
-    if not outcome.tracks:
-        if not outcome.left_out:
-            print(f"{out}: finished already, {len(tracks)} tracks")
-        return
-    rate = outcome.seconds / outcome.wall
-    print(
-        f"{out}: {outcome.tracks} tracks, {outcome.seconds / 3600:.2f} h of audio in "
-        f"{outcome.wall:.0f} s: {rate:.1f} audio-s/s"
-    )
 
 
 def _say(line: str) -> None:

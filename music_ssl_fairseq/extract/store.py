@@ -166,8 +166,17 @@ def frame_file(folder: Path, manifest: Manifest, track: int) -> Path:
     return folder / f"{name}.npy"
 
 
-def open_folder(folder: Path, manifest: Manifest, settings: Mapping[str, Any], force: bool) -> None:
+def open_folder(
+    folder: Path,
+    manifest: Manifest,
+    settings: Mapping[str, Any],
+    remarks: Mapping[str, Any],
+    force: bool,
+) -> None:
     """Prepare a folder for features of these settings, or go on in it.
+
+    Args:
+        remarks: what metadata.json is to say besides, and may be different next time.
 
     Raises:
         InputError: if it holds features of other settings and `force` is not given.
@@ -187,7 +196,8 @@ def open_folder(folder: Path, manifest: Manifest, settings: Mapping[str, Any], f
                     "choose another --out, or overwrite them with --force"
                 )
     with atomic_path(file) as temporary:
-        temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        metadata = json.dumps({**remarks, **settings}, indent=2) + "\n"
+        temporary.write_text(metadata, encoding="utf-8")
 
 
 def write_index(folder: Path, manifest: Manifest, cut: Cut) -> None:

@@ -54,8 +54,9 @@ def random(
         path: as for `load`, or contents already read.
         seed: of the weights.
     """
+    from music_ssl_fairseq.upstream.build import random_contents
     from music_ssl_fairseq.upstream.contents import Contents
-    from music_ssl_fairseq.upstream.model import Upstream, random_contents
+    from music_ssl_fairseq.upstream.model import Upstream
 
     contents = path if isinstance(path, Contents) else read(path)
     return Upstream(random_contents(contents, seed), device, precision)

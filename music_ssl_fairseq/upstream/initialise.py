@@ -8,8 +8,8 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder
 from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
 from music_ssl_fairseq.upstream import read
+from music_ssl_fairseq.upstream.build import load_encoder
 from music_ssl_fairseq.upstream.contents import ARCHITECTURE
-from music_ssl_fairseq.upstream.model import load_encoder
 
 logger = logging.getLogger(__name__)
 

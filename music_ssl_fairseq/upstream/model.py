@@ -3,10 +3,8 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +14,8 @@ from torch.nn import functional as F
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
-from music_ssl_fairseq.modules.audio_encoder import AudioEncoder, AudioEncoderConfig
-from music_ssl_fairseq.upstream.contents import ARCHITECTURE, PREFIXES, Contents
+from music_ssl_fairseq.upstream.build import build_encoder
+from music_ssl_fairseq.upstream.contents import Contents
 from music_ssl_fairseq.upstream.statistics import Statistics, measure
 from music_ssl_fairseq.upstream.windows import Windowing, sections
 
@@ -231,71 +229,6 @@ def _as_batch(waveform: Tensor | np.ndarray | Sequence[float]) -> np.ndarray:
     if array.ndim not in (1, 2):
         raise InputError(f"waveform has shape {array.shape}; expected [T] or [B, T]")
     return np.atleast_2d(array.astype(np.float32))
-
-
-def build_encoder(contents: Contents, precision: str = "auto", fast: str = "on") -> AudioEncoder:
-    """The encoder with the checkpoint's weights, on the CPU.
-
-    Raises:
-        InputError: if tensors are missing, left over or of another shape.
-    """
-    config: dict[str, Any] = {name: contents.config[name] for name in ARCHITECTURE}
-    with torch.random.fork_rng(devices=[]):
-        model = AudioEncoder(AudioEncoderConfig(**config, precision=precision, fast=fast))
-    projects = "post_extract_proj.weight" in contents.state
-    if not projects and model.layer_norm.weight.numel() == config["encoder_embed_dim"]:
-        # HuBERT and wav2vec 2.0 have no projection where extractor and encoder are equally wide.
-        model.post_extract_proj = None
-    load_encoder(model, contents)
-    return model
-
-
-def random_contents(contents: Contents, seed: int) -> Contents:
-    """The same architecture, with weights as before training.
-
-    Convolutions and projections are drawn as at the start of pre-training, from `seed` alone.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = AudioEncoder(AudioEncoderConfig(**contents.config))
-    state = {
-        name: tensor.detach().clone()
-        for name, tensor in model.state_dict().items()
-        if name in contents.state
-    }
-    origin = str(Path(contents.origin).with_name(f"{Path(contents.origin).stem} random.pt"))
-    return replace(contents, state=state, origin=origin)
-
-
-def load_encoder(model: AudioEncoder, contents: Contents) -> None:
-    """Copy a checkpoint's tensors into an encoder, or a model that is one; heads stay.
-
-    Raises:
-        InputError: if tensors are missing, left over or of another shape.
-    """
-    state = contents.state
-    own = {
-        name: tensor
-        for name, tensor in model.named_parameters()
-        if name.startswith(PREFIXES) or (name == "mask_emb" and name in state)
-    }
-    missing = [name for name in own if name not in state]
-    extra = [name for name in state if name not in own]
-    shapes = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    problems = [
-        f"{what} {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
-        for what, names in (("lacks", missing), ("has no place for", extra), ("has", shapes))
-        if names
-    ]
-    if problems:
-        raise InputError(f"{contents.origin}: another architecture: {'; '.join(problems)}")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(state[name])
 
 
 def normalise(waveform: Tensor, padding_mask: Tensor | None = None) -> Tensor:

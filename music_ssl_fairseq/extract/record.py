@@ -1,0 +1,68 @@
+"""What a run of extraction writes down: its settings, and what it did."""
+
+import os
+import sys
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.extract.run import Outcome
+from music_ssl_fairseq.files import atomic_path
+from music_ssl_fairseq.upstream.model import Upstream
+from music_ssl_fairseq.upstream.windows import Windowing
+
+
+def settings_of(
+    upstream: Upstream,
+    tracks: Manifest,
+    layers: list[int],
+    pool: str,
+    dtype: str,
+    windowing: Windowing,
+) -> dict[str, Any]:
+    """What decides the features, and must be the same for a run to be continued."""
+    return {
+        "family": upstream.family,
+        "fingerprint": upstream.fingerprint,
+        "layers": layers,
+        "pool": pool,
+        "dtype": "float32" if pool == "mean" else dtype,
+        "dimension": upstream.dimension,
+        "sample_rate": upstream.sample_rate,
+        "frame_rate": upstream.frame_rate,
+        "normalise": upstream.normalise,
+        "precision": upstream.precision,
+        "windows": asdict(windowing),
+        "manifest": sha256(tracks.file.read_bytes()).hexdigest(),
+    }
+
+
+def report(out: Path, tracks: Manifest, outcome: Outcome) -> None:
+    """Write left_out.tsv, and say what was done."""
+    file = out / "left_out.tsv"
+    file.unlink(missing_ok=True)
+    if outcome.left_out:
+        left_out = [
+            (os.fsencode(tracks.name(track)), reason)
+            for track, reason in sorted(outcome.left_out.items())
+        ]
+        with atomic_path(file) as temporary, temporary.open("wb") as handle:
+            handle.writelines(
+                b"%s\t%s\n" % (name, os.fsencode(reason)) for name, reason in left_out
+            )
+        for name, reason in left_out[:10]:
+            print(
+                f"left out: {name.decode('utf-8', 'backslashreplace')}: {reason}", file=sys.stderr
+            )
+        print(f"{len(left_out)} of {len(tracks)} tracks were left out: {file}", file=sys.stderr)
+    if not outcome.tracks:
+        if not outcome.left_out:
+            print(f"{out}: finished already, {len(tracks)} tracks")
+        return
+    rate = outcome.seconds / outcome.wall
+    print(
+        f"{out}: {outcome.tracks} tracks, {outcome.seconds / 3600:.2f} h of audio in "
+        f"{outcome.wall:.0f} s: {rate:.1f} audio-s/s"
+    )
