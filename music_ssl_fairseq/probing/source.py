@@ -61,10 +61,10 @@ def open_source(name: str, device: str | torch.device = "cpu", seed: int = 0) ->
     if all(part in features.FRONT_ENDS for part in parts):
         return FrontEndSource(name)
     if name.startswith(RANDOM):
-        return EncoderSource(
-            upstream.random(name.removeprefix(RANDOM), seed, device), f"random (seed {seed})"
-        )
-    return EncoderSource(upstream.load(name, device), None, name)
+        encoder = upstream.random(name.removeprefix(RANDOM), seed, device)
+        return EncoderSource(encoder, f"{encoder.name} (seed {seed})")
+    encoder = upstream.load(name, device)
+    return EncoderSource(encoder, encoder.name)
 
 
 class EncoderSource:
@@ -72,14 +72,14 @@ class EncoderSource:
 
     standardise = False
 
-    def __init__(self, encoder: "upstream.Upstream", name: str | None = None, path: str = ""):
+    def __init__(self, encoder: "upstream.Upstream", name: str):
         if encoder.sample_rate != SAMPLE_RATE:
             raise InputError(
-                f"{path or encoder.name}: hears {encoder.sample_rate} Hz, but probing reads "
-                f"{SAMPLE_RATE} Hz: take an upstream of that rate"
+                f"{name}: hears {encoder.sample_rate} Hz, but probing reads {SAMPLE_RATE} Hz: take "
+                "an upstream of that rate"
             )
         self._encoder = encoder
-        self.name = f"{encoder.name} {name}" if name else encoder.name
+        self.name = name
         self.fingerprint = encoder.fingerprint
         self.layers = tuple(str(i) for i in range(encoder.num_layers + 1))
         self.dimension = self.frame_dimension = encoder.dimension

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Does probing measure anything? Key and instrument family on rendered scores, for MFCC, chroma, a
+# checkpoint, and the same model with random weights.
+#
+#   bash examples/probing/open_scores.sh CHECKPOINT [WORK_DIR]
+#
+# Renders into WORK_DIR (open_scores), trains and scores eight probes, and ends with the table.
+# What is there already is not made again.
+set -euo pipefail
+# shellcheck source=examples/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
+
+checkpoint=$(realpath "${1:?usage: open_scores.sh CHECKPOINT [WORK_DIR]}")
+work=${2:-open_scores}
+environment probing,quickstart
+
+mkdir -p "$work"
+cd "$work"
+python "$ROOT/examples/probing/open_scores.py" --out . ${OPEN_SCORES_OPTIONS:-}
+for task in key instrument; do
+  for upstream in mfcc chroma "$checkpoint" "random:$checkpoint"; do
+    case $upstream in
+      mfcc | chroma) name=$upstream ;;
+      random:*) name=random ;;
+      *) name=trained ;;
+    esac
+    run="runs/$task/$name"
+    [[ -e $run/test.json ]] && continue
+    fairseq-hydra-train --config-dir "$ROOT/examples/probing" \
+      model.upstream="$(quoted "$upstream")" task.data="$task/task" hydra.run.dir="$run"
+    fairseq-validate "$task/task" --path "$run/checkpoints/checkpoint_best.pt" \
+      --user-dir "$ROOT/music_ssl_fairseq" --task music_probing --valid-subset test --batch-size 64
+  done
+done
+python -m music_ssl_fairseq.report runs --out report

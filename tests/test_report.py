@@ -1,0 +1,161 @@
+"""The report: intervals, tables, published figures."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from music_ssl_fairseq.data.probing_task import METRICS, ProbingTask
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.probing.metrics import Scores, evaluate
+from music_ssl_fairseq.probing.predictions import Predictions
+from music_ssl_fairseq.probing.results import write_rows, write_scores
+from music_ssl_fairseq.report.__main__ import run
+from music_ssl_fairseq.report.bootstrap import interval, statistic
+from music_ssl_fairseq.report.published import COLUMNS, SOURCE, figures
+
+CLASSES = ("A minor", "C major", "G major")
+TARGETS = ("arousal", "valence")
+
+
+def predictions(kind: str, clips: int = 40, groups: int = 40) -> Predictions:
+    rng = np.random.default_rng(1)
+    index = np.arange(clips) % groups
+    outputs = rng.standard_normal((clips, 3))
+    targets = rng.integers(0, 3, groups)[index]
+    if kind == "multi-label":
+        targets = rng.random((clips, 3)) < 0.4
+    elif kind == "regression":
+        targets = rng.standard_normal((clips, 2))
+        outputs = targets + rng.standard_normal((clips, 2))
+    elif kind == "beats":
+        claimed = rng.integers(20, 40, (clips, 6)).astype(float)
+        claimed[:, [0, 3]] = rng.integers(5, 20, (clips, 2))
+        outputs, targets = claimed, rng.random((clips, 2))
+    names = [f"{i}.wav" for i in range(clips)]
+    return Predictions(names, index, outputs, targets, np.ones(clips, np.int64))
+
+
+def task(kind: str, name: str = "t") -> ProbingTask:
+    fields = {"regression": {"targets": TARGETS}, "beats": {}}.get(kind, {"classes": CLASSES})
+    return ProbingTask(name, kind, METRICS[kind][0], **fields)
+
+
+@pytest.mark.parametrize("kind", METRICS)
+@pytest.mark.parametrize("groups", [40, 10])
+def test_each_file_drawn_once_is_the_metric_itself(kind, groups):
+    found = predictions(kind, groups=groups)
+    for name, value in evaluate(task(kind), found).values.items():
+        once = statistic(name, found, np.ones((1, groups), int), CLASSES, TARGETS)
+        assert once[0] == pytest.approx(value, abs=1e-6), name
+
+
+@pytest.mark.parametrize("kind", METRICS)
+def test_a_song_drawn_twice_counts_as_if_it_were_there_twice(kind):
+    found = predictions(kind, clips=12, groups=12)
+    counts = np.array([[2, 0, 1, 1, 3, 1, 0, 1, 1, 0, 1, 1]])
+    again = np.repeat(np.arange(12), counts[0])
+    repeated = Predictions(
+        [f"{i}" for i in again],
+        np.arange(12),
+        *(values[again] for values in (found.outputs, found.targets, found.windows)),
+    )
+    for name, value in evaluate(task(kind), repeated).values.items():
+        assert statistic(name, found, counts, CLASSES, TARGETS)[0] == pytest.approx(value, abs=1e-6)
+
+
+def test_the_interval_is_that_of_a_binomial_where_one_is_known():
+    clips = 400
+    right = np.arange(clips) < 300
+    outputs = np.where(right[:, None], [[1.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]])
+    found = Predictions(
+        [str(i) for i in range(clips)],
+        np.arange(clips),
+        outputs,
+        np.zeros(clips, np.int64),
+        np.ones(clips, np.int64),
+    )
+    low, high = interval("accuracy", found, CLASSES, resamples=4000)
+    spread = 1.96 * np.sqrt(0.75 * 0.25 / clips)
+    assert (low, high) == pytest.approx((0.75 - spread, 0.75 + spread), abs=0.006)
+    assert interval("accuracy", found, CLASSES) == interval("accuracy", found, CLASSES)
+    # Four clips a song: less is known.
+    songs = Predictions(found.names, np.arange(clips) // 4, outputs, found.targets, found.windows)
+    wide = interval("accuracy", songs, CLASSES)
+    assert wide[1] - wide[0] > 1.7 * (high - low)
+
+
+def test_published_figures_are_those_of_the_protocol():
+    known = figures()
+    assert known["music2vec (MAP)"]["giantsteps-key", "weighted_key_score"] == 0.506
+    assert known["MERT-v1-95M"]["emomusic", "r2_valence"] == 0.555
+    assert known["MERT-v1-95M"]["mtg-top50", "macro_average_precision"] == 0.29
+    assert known["Jukebox-5B"]["vocalset-singer", "accuracy"] == 0.826
+    assert known["MuQ"]["nsynth-pitch", "accuracy"] == pytest.approx(0.923)
+    assert ("gtzan-beat", "f_measure") not in known["Jukebox-5B"]
+    assert ("mtg-genre", "macro_roc_auc") not in known["MuQ"]
+    assert len(COLUMNS) == 13
+
+
+def leave_probe(folder: Path, kind: str, name: str, upstream: str, window: float = 5.0) -> None:
+    """What training and fairseq-validate leave."""
+    about = {
+        **{"task": name, "kind": kind, "metric": METRICS[kind][0]},
+        **{"classes": list(task(kind).classes), "targets": list(task(kind).targets)},
+        **{"upstream": upstream, "fingerprint": "ab", "window_seconds": window, "layer": "2"},
+        **{"learning_rate": 0.001, "valid_score": 0.5, "best_epoch": 3},
+    }
+    rows = [
+        {"layer": layer, "learning_rate": rate, "score": score, "best_epoch": 1, "epochs": 2}
+        | {"chosen": False}
+        for layer in ("0", "1", "all")
+        for rate, score in ((0.1, 0.4), (0.01, float("nan")))
+    ]
+    write_rows(folder, about, rows)
+    found = predictions(kind)
+    scores: Scores = evaluate(task(kind, name), found)
+    write_scores(folder, "test", about, scores._replace(absent=["kazoo"]), found)
+
+
+def test_tables_of_models_and_tasks(tmp_path):
+    leave_probe(tmp_path / "runs/a", "multi-class", "gtzan-genre", "first")
+    leave_probe(tmp_path / "runs/b", "regression", "emomusic", "first")
+    leave_probe(tmp_path / "runs/c", "multi-class", "gtzan-genre", "second", window=30)
+    text = run([tmp_path / "runs"], tmp_path / "out", resamples=50)
+    lines = text.splitlines()
+    assert "| model | gtzan-genre: accuracy | emomusic: r2_valence / r2_arousal |" in lines
+    assert any(line.startswith("| second, 30 s | ") for line in lines)
+    assert "| MERT-v1-95M (published, MARBLE) | 74.8 | 55.5 / 76.3 |" in lines
+    assert "- gtzan-genre: not scored, because absent from test: kazoo." in lines
+    with (tmp_path / "out/report.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    measured = [row for row in rows if row["source"] == "measured"]
+    assert [row["metric"] for row in measured] == ["r2_valence", "r2_arousal", *["accuracy"] * 2]
+    for row in measured:
+        assert float(row["low"]) <= float(row["value"]) <= float(row["high"])
+    assert {row["task"] for row in rows if row["source"] == SOURCE} == {"gtzan-genre", "emomusic"}
+    assert (tmp_path / "out/layers.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_probes_of_one_name_are_told_apart(tmp_path):
+    for folder in ("one", "two"):
+        leave_probe(tmp_path / folder, "key", "giantsteps-key", "same")
+    text = run([tmp_path], tmp_path / "out", resamples=9, no_plot=True)
+    assert "| same (one) |" in text
+    assert "| same (two) |" in text
+
+
+def test_damage_is_named(tmp_path):
+    leave_probe(tmp_path / "a", "key", "giantsteps-key", "x")
+    (tmp_path / "a/test_predictions.npz").write_bytes(b"no")
+    with pytest.raises(InputError, match=r"test_predictions\.npz: not the predictions of a probe"):
+        run([tmp_path], tmp_path / "out", resamples=9, no_plot=True)
+    (tmp_path / "a/test.json").write_text("{")
+    with pytest.raises(InputError, match=r"test\.json: not readable"):
+        run([tmp_path], tmp_path / "out", resamples=9, no_plot=True)
+    (tmp_path / "a/test.json").unlink()
+    with pytest.raises(InputError, match=r"1 have no test\.json"):
+        run([tmp_path], tmp_path / "out", resamples=9, no_plot=True)
+    assert json.loads((tmp_path / "a/probe.json").read_text())["rows"][1]["score"] is None
