@@ -287,3 +287,28 @@ def test_a_killed_reader_is_explained(corpus, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(audio, "read", lambda *arguments: os.kill(os.getpid(), signal.SIGKILL))
     assert extract(corpus, tmp_path, "--workers", "1") == 1
     assert "a process that reads audio was killed" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("extractor", ["default", "layer_norm"])
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [
+        (("--precision", "fp32", "--compile", "off"), 2e-3),
+        (("--precision", "bf16", "--compile", "off"), 5e-2),
+        (("--precision", "bf16", "--compile", "on"), 5e-2),
+    ],
+)
+def test_a_gpu_gives_the_same(corpus, tmp_path, extractor, options, tolerance):
+    """In shapes that the fused kernels take: channels are a power of two."""
+    torch.manual_seed(0)
+    layers = "[(32,10,5)] + [(32,3,2)] * 4 + [(32,2,2)] * 2"
+    fields = {"conv_feature_layers": layers, "encoder_embed_dim": 64, "extractor_mode": extractor}
+    path = checkpoints.write(tmp_path / "x.pt", "music_hubert", tiny.music_hubert(**fields))
+    found = []
+    for device, more in (("cpu", ()), ("cuda", ("--workers", "2", *options))):
+        out = tmp_path / device
+        more = ("--checkpoint", str(path), "--batch-seconds", "13", "--device", device, *more)
+        assert extract(corpus, out, *more) == 0
+        found.append(np.load(out / "features.npy"))
+    assert np.abs(found[1] - found[0]).max() < tolerance * np.abs(found[0]).max()
