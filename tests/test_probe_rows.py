@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from music_ssl_fairseq.modules.probe_rows import MIXED, ProbeRows, Row, grid
 from music_ssl_fairseq.modules.row_schedule import RowSchedule
-from music_ssl_fairseq.optim.row_adam import RowAdam, RowAdamConfig
+from music_ssl_fairseq.optim.row_adam import RowAdam, RowAdamConfig, _Rows
 
 LAYERS = ["0", "1", "2", "3"]
 ROWS = grid([*LAYERS, MIXED], [1e-3, 1e-2])
@@ -57,6 +57,17 @@ def test_each_row_equals_the_same_probe_trained_alone(index):
         torch.testing.assert_close(value, alone.state(0)[name], rtol=1e-4, atol=1e-6)
         if name != "mix" or ROWS[index].layer == MIXED:
             assert not torch.equal(value, before[name]), name
+
+
+def test_both_ways_of_updating_are_the_same(monkeypatch):
+    models = heads(), heads()
+    rates = [row.learning_rate for row in ROWS]
+    train(models[0], rates)
+    monkeypatch.setattr(_Rows, "_step_one_by_one", _Rows._step_together)
+    train(models[1], rates)
+    for i in range(len(ROWS)):
+        for name, value in models[1].state(i).items():
+            torch.testing.assert_close(value, models[0].state(i)[name], rtol=1e-4, atol=1e-6)
 
 
 def test_rows_that_stop_leave_the_others_as_they_were():

@@ -26,8 +26,10 @@ for task in key instrument; do
     esac
     run="runs/$task/$name"
     [[ -e $run/test.json ]] && continue
+    # Small data: an epoch is half a dozen updates, so more of them may pass without progress.
     fairseq-hydra-train --config-dir "$ROOT/examples/probing" \
-      model.upstream="$(quoted "$upstream")" task.data="$task/task" hydra.run.dir="$run"
+      model.upstream="$(quoted "$upstream")" task.data="$task/task" hydra.run.dir="$run" \
+      model.patience=25 model.lr_patience=10 optimization.max_epoch=200
     fairseq-validate "$task/task" --path "$run/checkpoints/checkpoint_best.pt" \
       --user-dir "$ROOT/music_ssl_fairseq" --task music_probing --valid-subset test --batch-size 64
   done

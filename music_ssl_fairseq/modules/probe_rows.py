@@ -79,7 +79,12 @@ class ProbeRows(nn.Module):
         ]
         for name in PARAMETERS:
             self.register_parameter(name, nn.Parameter(torch.stack([d[name] for d in drawn])))
-        self._gradients: list[Tensor] = []
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop what depends on how many rows there are."""
+        self._memory: Tensor | None = None
+        self._plain: Tensor | None = None
 
     def keep(self, indices: Sequence[int]) -> None:
         """Go on with these rows only, counted among those that are left."""
@@ -89,7 +94,7 @@ class ProbeRows(nn.Module):
             parameter = getattr(self, name)
             parameter.data = parameter.data[chosen.to(parameter.device)]
             parameter.grad = None
-        self._gradients = []
+        self._forget()
 
     def resize(self, rows: Sequence[Row]) -> None:
         """Make place for the parameters of these rows, to be loaded."""
@@ -98,7 +103,7 @@ class ProbeRows(nn.Module):
             parameter = getattr(self, name)
             parameter.data = parameter.data.new_zeros(len(rows), *parameter.shape[1:])
             parameter.grad = None
-        self._gradients = []
+        self._forget()
 
     def state(self, index: int) -> dict[str, Tensor]:
         """A copy of one row's parameters, as a module of one row: `[1, ...]` each."""
@@ -112,9 +117,9 @@ class ProbeRows(nn.Module):
         Args:
             draw: number of the dropout's draw; only in training.
         """
-        if not self._gradients:
-            self._gradients = [torch.empty_like(self.hidden_weight)]
-        plain = [self.layers.index(row.layer) for row in self.rows if row.layer != MIXED]
+        if self._memory is None or self._memory.device != features.device:
+            self._memory = torch.empty_like(self.hidden_weight)
+        plain = self._plain_layers(features.device)
         dropped = None
         if self.training and self.dropout > 0:
             dropped = self._dropped(features.size(0), draw)
@@ -126,11 +131,18 @@ class ProbeRows(nn.Module):
             self.hidden_bias,
             dropped,
             1.0 if dropped is None else 1 / (1 - self.dropout),
-            self._gradients[0],
+            self._memory,
         )
         return torch.baddbmm(
             self.output_bias.unsqueeze(1), hidden, self.output_weight.transpose(1, 2)
         )
+
+    def _plain_layers(self, device: torch.device) -> Tensor:
+        """Which layer each row but the weighted sums reads: `[rows]` int64."""
+        if self._plain is None or self._plain.device != device:
+            layers = [self.layers.index(row.layer) for row in self.rows if row.layer != MIXED]
+            self._plain = torch.tensor(layers, dtype=torch.long, device=device)
+        return self._plain
 
     def _dropped(self, num_items: int, draw: int) -> Tensor:
         """Which hidden values are 0 this time: `[rows, N, H]` bool."""
@@ -159,7 +171,7 @@ class _Hidden(torch.autograd.Function):
     def forward(
         ctx: Any,
         features: Tensor,  # [layers, N, D]
-        plain: list[int],
+        plain: Tensor,  # [rows but the sums] their layers
         mix: Tensor,  # [sums, layers - 1]
         weight: Tensor,
         bias: Tensor,

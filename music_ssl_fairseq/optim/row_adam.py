@@ -34,7 +34,6 @@ class _Rows(torch.optim.Optimizer):
     @torch.no_grad()
     def step_rows(self, rates: Sequence[float], gradient_scale: float) -> None:
         """One update; gradients are multiplied by `gradient_scale` on the way."""
-        group = self.param_groups[0]
         tensors = [p for p in self.tensors() if p.grad is not None]
         gradients = [p.grad for p in tensors if p.grad is not None]
         for p in tensors:
@@ -44,8 +43,24 @@ class _Rows(torch.optim.Optimizer):
                     "exp_avg_sq": torch.zeros_like(p),
                     "step": torch.zeros(len(p), device=p.device),
                 }
-        # The fused kernel divides by its scale while it has the numbers at hand.
-        scale = torch.tensor(1 / gradient_scale, device=tensors[0].device) if tensors else None
+        if not tensors or not rates:
+            return
+        if tensors[0].is_cuda:
+            self._step_together(tensors, gradients, rates, gradient_scale)
+        else:
+            self._step_one_by_one(tensors, gradients, rates, gradient_scale)
+
+    def _step_one_by_one(
+        self,
+        tensors: list[Tensor],
+        gradients: list[Tensor],
+        rates: Sequence[float],
+        gradient_scale: float,
+    ) -> None:
+        """torch's fused Adam for each row: on a CPU one pass over memory counts most."""
+        group = self.param_groups[0]
+        # The kernel divides by its scale while it has the numbers at hand.
+        scale = torch.tensor(1 / gradient_scale)
         for row, rate in enumerate(rates):
             adam(
                 [p.detach()[row] for p in tensors],
@@ -64,6 +79,31 @@ class _Rows(torch.optim.Optimizer):
                 eps=group["eps"],
                 maximize=False,
             )
+
+    def _step_together(
+        self,
+        tensors: list[Tensor],
+        gradients: list[Tensor],
+        rates: Sequence[float],
+        gradient_scale: float,
+    ) -> None:
+        """The same for all rows at once: on a GPU the number of kernels counts most."""
+        group = self.param_groups[0]
+        beta1, beta2 = group["betas"]
+        device = tensors[0].device
+        factors = torch.tensor(rates, dtype=torch.float32).mul_(group["lr"])
+        factors = factors.to(device, non_blocking=True)
+        for p, gradient in zip(tensors, gradients, strict=True):
+            state = self.state[p]
+            by_row = (-1, *[1] * (p.ndim - 1))
+            step = state["step"].add_(1)
+            first, second = 1 - beta1**step, 1 - beta2**step
+            if gradient_scale != 1.0:
+                gradient.mul_(gradient_scale)
+            state["exp_avg"].lerp_(gradient, 1 - beta1)
+            state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+            root = state["exp_avg_sq"].sqrt().div_(second.sqrt().view(by_row)).add_(group["eps"])
+            p.sub_(root.reciprocal_().mul_(state["exp_avg"]).mul_((factors / first).view(by_row)))
 
 
 @register_optimizer("row_adam", dataclass=RowAdamConfig)

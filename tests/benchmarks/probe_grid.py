@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.probe_grid
     python -m tests.benchmarks.probe_grid --clips 300 --singles 2 --threads 1
+    python -m tests.benchmarks.probe_grid --gpu
 
 Clips of 30 s as in GTZAN (443 train, 197 valid, 290 test; fewer in proportion with --clips), ten
 classes, and an encoder of the base size, whose features are made up and put into the cache: layers
@@ -41,6 +42,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--clips", type=int, default=930, help="in all splits (default: 930)")
     parser.add_argument("--singles", type=int, default=4, help="single probes timed (default: 4)")
     parser.add_argument("--threads", type=int, default=2, help="of torch, in both (default: 2)")
+    parser.add_argument("--gpu", action="store_true", help="train on the GPU, both kinds of run")
     parser.add_argument("--keep", type=Path, help="work in this folder, and leave it")
     return parser.parse_args()
 
@@ -116,15 +118,20 @@ def fill_cache(folder: Path, checkpoint: Path) -> None:
     store.flush()
 
 
-def timed(folder: Path, checkpoint: Path, run: str, threads: int, *overrides: str) -> float:
+def timed(
+    folder: Path, checkpoint: Path, run: str, args: argparse.Namespace, *overrides: str
+) -> float:
     """Seconds that a run takes as a command."""
     command = [
         *(sys.executable, "-c", "from fairseq_cli.hydra_train import cli_main; cli_main()"),
         *("--config-dir", str(ROOT / "examples/probing"), "--config-name", "gtzan_genre"),
         *(f"model.upstream={checkpoint}", f"task.data={folder}", f"hydra.run.dir={folder / run}"),
-        *(f"task.cache_dir={folder / 'cache'}", "common.cpu=true", *overrides),
+        *(f"task.cache_dir={folder / 'cache'}", *overrides),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
+    if not args.gpu:
+        command.append("common.cpu=true")
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     began = time.perf_counter()
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -144,11 +151,12 @@ def main() -> None:
     make_task(folder, args.clips)
     make_checkpoint(checkpoint)
     fill_cache(folder, checkpoint)
-    grid = timed(folder, checkpoint, "grid", args.threads)
+    grid = timed(folder, checkpoint, "grid", args)
     rows = rows_of(folder, "grid")
+    where = "GPU" if args.gpu else f"{args.threads} threads"
     epochs = np.array([int(row[4]) for row in rows])
     print(
-        f"{args.clips} clips, {args.threads} threads: {len(rows)} probes in one run: {grid:.1f} s; "
+        f"{args.clips} clips, {where}: {len(rows)} probes in one run: {grid:.1f} s; "
         f"epochs of a probe: {epochs.min()} to {epochs.max()}, mean {epochs.mean():.1f}",
         flush=True,
     )
@@ -157,7 +165,7 @@ def main() -> None:
     for index in chosen:
         layer, rate, score, _, trained, _ = rows[index]
         seconds = timed(
-            *(folder, checkpoint, f"single_{index}", args.threads),
+            *(folder, checkpoint, f"single_{index}", args),
             *(f"model.layers='{layer}'", f"model.learning_rates=[{rate}]"),
         )
         alone = rows_of(folder, f"single_{index}")[0]
