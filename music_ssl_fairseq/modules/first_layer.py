@@ -54,10 +54,22 @@ def fold_group_norm(
         normalised over time. Computed in float64: music is mostly low frequencies, which many
         channels all but cancel.
     """
-    filters = weight.squeeze(1).double()
-    windows = waveform.double().unfold(-1, filters.size(1), stride)
+    windows = waveform.double().unfold(-1, weight.size(-1), stride)
     moments = windows.transpose(1, 2) @ windows / windows.size(1)
-    mean = windows.mean(1) @ filters.t()
+    return fold_moments(windows.mean(1), moments, weight, scale, shift, eps)
+
+
+def fold_moments(
+    mean_window: Tensor, moments: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """`fold_group_norm` with what it takes from the waveform.
+
+    Args:
+        mean_window: `[B, kernel]` float64, the mean of all windows that the convolution sees.
+        moments: `[B, kernel, kernel]` float64, the mean of their products with themselves.
+    """
+    filters = weight.squeeze(1).double()
+    mean = mean_window @ filters.t()
     square = ((filters @ moments) * filters).sum(-1)
     factor = scale.double() * torch.rsqrt((square - mean.square()).clamp(min=0) + eps)
     return (filters * factor.unsqueeze(-1)).float(), (shift.double() - mean * factor).float()

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder
 from music_ssl_fairseq.modules.conv_extractor import ConvLayer
-from music_ssl_fairseq.modules.first_layer import fold_group_norm
+from music_ssl_fairseq.modules.first_layer import fold_moments
+
+_BLOCK = 4096  # windows
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,5 +68,21 @@ def measure(model: AudioEncoder, waveform: Tensor, normalise: bool) -> Statistic
     heard = (waveform - mean) * scale
     conv = first.conv
     # A bias of the convolution would be taken off again with the mean.
-    folded = fold_group_norm(heard, conv.weight, norm.weight, norm.bias, norm.eps, conv.stride[0])
+    moments = _moments(heard, conv.weight.size(-1), conv.stride[0])
+    folded = fold_moments(*moments, conv.weight, norm.weight, norm.bias, norm.eps)
     return Statistics(mean, scale, folded)
+
+
+def _moments(waveform: Tensor, kernel: int, stride: int) -> tuple[Tensor, Tensor]:
+    """The mean window `[B, kernel]` and the windows' mean products `[B, kernel, kernel]`.
+
+    Block by block: one product of so long and thin matrices would keep a GPU's units waiting.
+    """
+    windows = waveform.double().unfold(-1, kernel, stride)
+    batch, count, _ = windows.shape
+    full = count // _BLOCK
+    blocks = windows[:, : full * _BLOCK].reshape(batch * full, _BLOCK, kernel)
+    rest = windows[:, full * _BLOCK :]
+    products = (blocks.transpose(1, 2) @ blocks).view(batch, full, kernel, kernel).sum(1)
+    products = products + rest.transpose(1, 2) @ rest
+    return windows.mean(1), products / count

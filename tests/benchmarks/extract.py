@@ -41,7 +41,6 @@ from tests import tiny
 from tests.audio_files import write_tone
 
 SAMPLE_RATE = 16_000
-TRACK_SECONDS = 240
 BASE = {
     "conv_feature_layers": "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2",
     "encoder_layers": 12,
@@ -52,9 +51,9 @@ BASE = {
 }
 
 
-def make_corpus(folder: Path, seconds: float) -> Manifest:
-    """Four files, listed in turn until there are `seconds` of audio."""
-    length = min(TRACK_SECONDS, seconds)
+def make_corpus(folder: Path, seconds: float, length: float) -> Manifest:
+    """Four files of `length` seconds, listed in turn until there are `seconds` of audio."""
+    length = min(length, seconds)
     names = [f"{i}.flac" for i in range(4)]
     for seed, name in enumerate(names):
         if not (folder / name).exists():
@@ -162,6 +161,7 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--device", default="cuda" if gpu else "cpu", help="default: %(default)s")
     add("--minutes", type=float, help="of audio (default: 1200 on a GPU, 4 on a CPU)")
+    add("--track-seconds", type=float, default=240, help="length of a file (default: %(default)s)")
     add("--batch-seconds", type=float, help="of extract (default: 480 on a GPU, 30 on a CPU)")
     add("--workers", type=int, help="that read (default: on a GPU all CPUs but one, else 1)")
     add("--precision", choices=["auto", "bf16", "fp32"], default="auto")
@@ -174,6 +174,7 @@ def get_parser() -> argparse.ArgumentParser:
 def run(
     device: str,
     minutes: float | None,
+    track_seconds: float,
     batch_seconds: float | None,
     workers: int | None,
     precision: str,
@@ -199,7 +200,7 @@ def run(
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        manifest = make_corpus(folder, 60 * (minutes or (1200 if gpu else 4)))
+        manifest = make_corpus(folder, 60 * (minutes or (1200 if gpu else 4)), track_seconds)
         hours = manifest.num_samples.sum() / SAMPLE_RATE / 3600
         what = (
             torch.cuda.get_device_name(where) if gpu else f"{torch.get_num_threads()} CPU threads"
