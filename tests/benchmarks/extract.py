@@ -81,13 +81,14 @@ def reading_rate(extraction: Extraction, manifest: Manifest, workers: int) -> fl
     """
     cut = Cut(manifest, extraction.upstream.grid, extraction.windowing)
     pin = extraction.upstream.device.type == "cuda"
+    loads = list(cut.loads(range(len(manifest))))
+    first = workers if len(loads) > 3 * workers else 0
     begin, samples = time.perf_counter(), 0
-    for number, load in enumerate(
-        read_loads(manifest, cut.loads(range(len(manifest))), workers, pin)
-    ):
-        samples += len(load.waveform)
-        if number == workers and len(manifest) > 2 * workers:
+    for number, load in enumerate(read_loads(manifest, loads, workers, pin)):
+        if number == first > 0:
             begin, samples = time.perf_counter(), 0
+        else:
+            samples += len(load.waveform)
     return samples / SAMPLE_RATE / (time.perf_counter() - begin)
 
 
