@@ -218,8 +218,13 @@ def test_memory_bounds_frames_and_workers(corpus, tmp_path, capsys):
     assert deep * 768 * 4 < 2 << 30
     with pytest.raises(InputError, match=r"do not fit --memory 2\.0 GB.*--minibatch"):
         memory.check_frames(1_000_000, 1_000_000, 2 << 30, 768, 500)
-    assert memory.workers_that_fit(4 << 30, 200, with_torch=False) < 200
+    assert memory.workers_that_fit(4 << 30, 200) < 200
+    model = memory.model_size(str(corpus / "music"))
+    assert model > 700 << 20
+    assert memory.model_size(None) == 0
+    assert memory.workers_that_fit(4 << 30, 200, model) <= 4
+    assert memory.frames_that_fit(2 << 30, 768, 500, model) < deep
     with pytest.raises(InputError, match="too little: one worker"):
-        memory.workers_that_fit(500 << 20, 2, with_torch=False)
+        memory.workers_that_fit(500 << 20, 2)
     assert main(command(corpus, tmp_path / "labels", "--memory", "100M")) == 1
     assert "100 MB" in capsys.readouterr().err

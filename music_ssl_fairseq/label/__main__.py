@@ -306,7 +306,7 @@ def _job(arguments: argparse.Namespace, train: "Manifest") -> "Job":
     device = choose_device(a.device, deep)
     features = Features(a.features, a.checkpoint, a.layer, "cpu")
     recipe = _recipe(a, features, train)
-    workers = memory.workers_that_fit(a.memory, a.workers, deep)
+    workers = memory.workers_that_fit(a.memory, a.workers, memory.model_size(a.checkpoint))
     if workers < a.workers:
         _say(f"--memory {memory.show_size(a.memory)} is enough for {workers} workers")
     return Job(
@@ -322,13 +322,15 @@ def _job(arguments: argparse.Namespace, train: "Manifest") -> "Job":
 
 def _recipe(a: argparse.Namespace, features: Features, train: "Manifest"):
     from music_ssl_fairseq.label.given import load_centroids
-    from music_ssl_fairseq.label.memory import check_frames
+    from music_ssl_fairseq.label.memory import check_frames, model_size
     from music_ssl_fairseq.label.recipe import Recipe, checksum, fingerprint
 
     front = front_end(features)
     k = a.k if a.centroids is None else len(load_centroids(a.centroids))
     held = a.minibatch or a.max_frames
-    num_frames = check_frames(held, _MAX_FRAMES, a.memory, front.dimension, k)
+    num_frames = check_frames(
+        held, _MAX_FRAMES, a.memory, front.dimension, k, model_size(a.checkpoint)
+    )
     return Recipe(
         features=a.features,
         k=k,

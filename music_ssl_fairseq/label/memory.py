@@ -6,6 +6,7 @@ two are never there at once, because workers end before K-means begins.
 """
 
 import re
+from pathlib import Path
 
 from music_ssl_fairseq.errors import InputError
 
@@ -13,7 +14,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 _MAIN = 400 << 20  # the first process, with faiss and its buffers
 _WORKER = 220 << 20  # a worker of numpy and scipy, with a minute of audio and its features
-_TORCH_WORKER = 1800 << 20  # one with torch and a model of HuBERT's size
+_TORCH = 700 << 20  # torch, and what a model computes with half a minute of audio
 _START = 2 * 30  # frames a centroid that choosing where to begin holds, next to all frames
 _FRAME = 32  # bytes that K-means needs of each frame besides its values
 
@@ -35,39 +36,61 @@ def show_size(size: int) -> str:
     return f"{size / (1 << 30):.1f} GB" if size >= 1 << 30 else f"{size / (1 << 20):.0f} MB"
 
 
-def frames_that_fit(memory: int, dimension: int, k: int) -> int:
-    """Frames of so many values that K-means can be fitted on within `memory` bytes: 0 or more."""
-    left = memory - _MAIN - 4 * k * dimension * (_START + 4)
+def model_size(checkpoint: str | None) -> int:
+    """Bytes that a process holds at most of a model: 0 without one.
+
+    All of the file or folder counts, as reading it may take that much for a moment.
+    """
+    if checkpoint is None:
+        return 0
+    path = Path(checkpoint)
+    files = path.rglob("*") if path.is_dir() else [path]
+    return _TORCH + sum(file.stat().st_size for file in files if file.is_file())
+
+
+def frames_that_fit(memory: int, dimension: int, k: int, model: int = 0) -> int:
+    """Frames of so many values that K-means can be fitted on within `memory` bytes: 0 or more.
+
+    Args:
+        model: see `model_size`.
+    """
+    left = memory - _MAIN - model - 4 * k * dimension * (_START + 4)
     return max(0, left // (4 * dimension + _FRAME))
 
 
-def workers_that_fit(memory: int, workers: int, with_torch: bool) -> int:
+def workers_that_fit(memory: int, workers: int, model: int = 0) -> int:
     """Workers out of `workers` that may run at once within `memory` bytes.
+
+    Args:
+        model: see `model_size`. The process that they work for has one, too.
 
     Raises:
         InputError: if not even one may.
     """
-    each = _TORCH_WORKER if with_torch else _WORKER
-    fit = min(workers, (memory - _MAIN) // each)
+    each = _WORKER + model
+    fit = min(workers, (memory - _MAIN - model) // each)
     if fit < 1:
         raise InputError(
             f"--memory {show_size(memory)} is too little: one worker needs "
-            f"{show_size(_MAIN + each)} with the process that it works for"
+            f"{show_size(_MAIN + model + each)} with the process that it works for"
         )
     return fit
 
 
-def check_frames(asked: int | None, default: int, memory: int, dimension: int, k: int) -> int:
+def check_frames(
+    asked: int | None, default: int, memory: int, dimension: int, k: int, model: int = 0
+) -> int:
     """How many frames to hold at once for K-means.
 
     Args:
         asked: on the command line, None if not.
         default: what to take then, if it fits.
+        model: see `model_size`.
 
     Raises:
         InputError: if those asked for do not fit, or hardly any would.
     """
-    fit = frames_that_fit(memory, dimension, k)
+    fit = frames_that_fit(memory, dimension, k, model)
     if asked is not None and asked > fit:
         raise InputError(
             f"{asked} frames of {dimension} values do not fit --memory {show_size(memory)}, which "

@@ -47,17 +47,19 @@ def random_network(log_mel: np.ndarray) -> np.ndarray:
     return hidden.astype(np.float32)
 
 
-def track_features(manifest_file: Path, deep: bool) -> list[np.ndarray]:
-    """`[frames, D]` of each track."""
+def track_features(manifest_file: Path, deep: bool, enough: int) -> list[np.ndarray]:
+    """`[frames, D]` of each track; of deep ones its beginning, if `enough` frames come of that."""
     from music_ssl_fairseq import audio
     from music_ssl_fairseq.data.manifest import Manifest
     from music_ssl_fairseq.features import front_end
 
     manifest = Manifest(manifest_file)
     front = front_end("logmel" if deep else "mfcc")
+    share = min(1.0, 320 * enough / int(manifest.num_samples.sum())) if deep else 1.0
     found = []
     for i in range(len(manifest)):
-        features = front.features(audio.read(manifest.path(i)))
+        length = round(share * int(manifest.num_samples[i]))
+        features = front.features(audio.read(manifest.path(i), 0, length))
         found.append(random_network(features) if deep else features)
     return found
 
@@ -206,13 +208,14 @@ def main() -> int:
     add("--threads", type=int, default=available_cpus(), help="default: %(default)s")
     arguments = parser.parse_args()
     deep = arguments.deep or arguments.deep_features is not None
+    num_frames = arguments.frames or (200_000 if deep else 600_000)
     if arguments.deep_features:
         name, whole = str(arguments.deep_features), np.load(arguments.deep_features)
         tracks = np.array_split(whole, 64)
     else:
         name = "random network" if deep else "MFCC"
-        tracks = track_features(arguments.manifests / "train.tsv", deep)
-    frames = divide(tracks, arguments.frames or (200_000 if deep else 600_000))
+        tracks = track_features(arguments.manifests / "train.tsv", deep, 2 * num_frames)
+    frames = divide(tracks, num_frames)
     for k in arguments.k or ([500] if deep else [500, 2000]):
         centroids = compare_fits(name, frames, k, arguments.threads)
         compare_assignments(frames[0][:300_000], centroids, arguments.threads)
