@@ -165,7 +165,7 @@ def run(
         InputError: about the checkpoint, the manifest, a layer, or what --out already holds.
     """
     # What fairseq's text-to-speech task says about tensorboardX concerns nobody here.
-    logging.getLogger("fairseq").setLevel(logging.WARNING)
+    logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
     import torch
     from tqdm import tqdm
 
