@@ -96,9 +96,9 @@ def stop_loading(iterators: dict[Any, Any]) -> None:
     """
     for iterator in iterators.values():
         loader = getattr(iterator, "dataloader", None)
-        running = getattr(loader, "_iterator", None)
-        if hasattr(running, "_shutdown_workers"):
-            running._shutdown_workers()
+        stop = getattr(getattr(loader, "_iterator", None), "_shutdown_workers", None)
+        if stop is not None:
+            stop()
 
 
 allow_fairseq_checkpoints()
