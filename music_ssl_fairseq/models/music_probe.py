@@ -160,7 +160,7 @@ class MusicProbeModel(BaseFairseqModel):
     def forward(self, features: Tensor) -> Tensor:
         """`[N, layers, D]` to logits `[rows, N, outputs]`: of the rows in training, or, when
         `scoring`, of the chosen one."""
-        features = (features - self.feature_mean) / self.feature_deviation
+        features = (features.float() - self.feature_mean) / self.feature_deviation
         if self.scoring:
             return self._chosen_heads()(features)
         # Several batches may make one update (update_freq): each has dropout of its own.

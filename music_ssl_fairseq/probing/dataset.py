@@ -97,7 +97,7 @@ class ProbingDataset(FairseqDataset):
         """Batch windows.
 
         Returns:
-            `net_input.features` `[N, layers, D]` float32, N the rows of all windows; `target`
+            `net_input.features` `[N, layers, D]` as kept, N the rows of all windows; `target`
             `[N, ...]`; `clip` and `first` `[B]`, `rows` a list of B: rows of each window.
         """
         if not samples:
@@ -114,7 +114,7 @@ class ProbingDataset(FairseqDataset):
             "first": torch.tensor([sample["first"] for sample in samples]),
             "rows": [len(sample["features"]) for sample in samples],
             "target": torch.from_numpy(targets),
-            "net_input": {"features": torch.from_numpy(features.astype(np.float32, copy=False))},
+            "net_input": {"features": torch.from_numpy(features)},
         }
 
     def size(self, index: int) -> int:
