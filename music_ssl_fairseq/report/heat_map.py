@@ -38,11 +38,12 @@ def draw(probes: Sequence[Probe], file: Path) -> None:
     figure, axes = pyplot.subplots(
         len(models),
         1,
-        figsize=(3 + 0.62 * widest, 0.8 * len(models) + 0.42 * sum(heights) + 0.4),
+        figsize=(3.5 + 0.62 * widest, 0.3 + 0.8 * len(models) + 0.42 * sum(heights) + 0.4),
         height_ratios=heights,
         squeeze=False,
         layout="constrained",
     )
+    figure.suptitle("validation score by layer, percent", size=10)
     for axis, model in zip(axes[:, 0], models, strict=True):
         of_model = {probe.task: probe for probe in probes if probe.model == model}
         _panel(axis, model, [of_model[t] for t in tasks_of(list(of_model.values()))])
@@ -66,4 +67,4 @@ def _panel(axis, model: str, probes: Sequence[Probe]) -> None:
             )
     axis.set_xticks(range(len(layers)), layers)
     axis.set_yticks(range(len(probes)), [f"{p.task} ({p.about['metric']})" for p in probes])
-    axis.set_title(f"{model}: validation score by layer (percent)", size=9, loc="left")
+    axis.set_title(model, size=9, loc="left")
