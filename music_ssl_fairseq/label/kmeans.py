@@ -21,7 +21,7 @@ from music_ssl_fairseq.label.start import start_centroids
 FRAMES_PER_CENTROID = 39
 """Below this many frames a centroid, the units are more noise than structure (faiss's bound)."""
 
-_COARSE = 8  # one frame of so many is in the coarse part
+_COARSE = 12  # one frame of so many is in the coarse part
 _QUICK = 50_000  # at least so many are: fewer would save little time
 _FIRST_ITERATIONS = 4  # before the first round of reseating
 _RESTED = 4e-3  # relative gain of an iteration over all frames below which it was the last
@@ -39,7 +39,7 @@ class _Effort(NamedTuple):
 
 _CHEAP = 2e7  # distances an iteration up to which more of them are not felt
 _MUCH = _Effort(8, 4)
-_ENOUGH = _Effort(5, 2)
+_ENOUGH = _Effort(4, 2)
 
 
 @dataclass(frozen=True)
