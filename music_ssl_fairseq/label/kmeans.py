@@ -1,10 +1,10 @@
 """K-means: from a sample of frames to centroids, in steps that can be taken up.
 
 From coarse to fine. On a part of the frames come iterations, and between them rounds of `reseat`,
-which look for a better optimum; then all frames settle the centroids, which moves them little. The
-inertia is that of iterations over all frames throughout, or lower, in a quarter of the time. Many
-values a frame (deep features) are rotated to their principal axes, and the coarse part looks at the
-largest of these.
+which look for a better optimum; then all frames settle the centroids, which moves them little. On
+600,000 MFCC frames of music, k = 500, that ends where 30 iterations over all frames end, in a
+quarter of the time. Many values a frame (deep features) are rotated to their principal axes, and
+the coarse part looks at the largest of these.
 """
 
 from collections.abc import Callable
