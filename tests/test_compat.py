@@ -79,10 +79,11 @@ def test_the_plugin_leaves_other_configurations_alone(tmp_path):
 
 
 def test_stop_loading_ends_the_workers():
+    others = set(multiprocessing.active_children())
     loader = torch.utils.data.DataLoader(range(8), num_workers=2, persistent_workers=True)
     batches = iter(loader)
     next(batches)
-    workers = multiprocessing.active_children()
+    workers = set(multiprocessing.active_children()) - others
     assert len(workers) == 2
     compat.stop_loading({"train": SimpleNamespace(dataloader=loader), "valid": SimpleNamespace()})
     assert not any(worker.is_alive() for worker in workers)
