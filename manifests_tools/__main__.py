@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
-from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.command import exit_status
 
 BUILDERS = {
     "pretrain": ("manifests_tools.pretrain", "train.tsv and valid.tsv from a folder of music"),
@@ -71,14 +71,8 @@ def main(arguments: Sequence[str]) -> int:
     # So that a job scheduler's SIGTERM also ends the workers and removes half-written files.
     signal.signal(signal.SIGTERM, _interrupt)
     builder = _load(BUILDERS[name][0])
-    try:
-        return builder.run(**vars(builder.get_parser().parse_args(rest))) or 0
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    options = vars(builder.get_parser().parse_args(rest))
+    return exit_status(lambda: not builder.run(**options), options.get("out") or ".", "interrupted")
 
 
 if __name__ == "__main__":

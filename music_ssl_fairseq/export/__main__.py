@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 
+from music_ssl_fairseq.command import exit_status, new_parser
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.export.quiet import quiet
 
@@ -49,12 +50,7 @@ FORMATS = {
 
 def get_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m music_ssl_fairseq.export",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser("music_ssl_fairseq.export", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     add(
         "--checkpoint",
@@ -137,19 +133,9 @@ def _move(folder: Path, to: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point: the exit status."""
     arguments = get_parser().parse_args(argv)
-    try:
-        run(**vars(arguments))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:  # a full disk or the like
-        reason = error.strerror or error
-        print(f"error: {error.filename or arguments.to}: {reason}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(
+        lambda: run(**vars(arguments)), arguments.to, "interrupted; nothing was written"
+    )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from music_ssl_fairseq.command import exit_status, new_parser
 from music_ssl_fairseq.cpus import available_cpus
 from music_ssl_fairseq.errors import InputError
 
@@ -44,12 +45,7 @@ _LONG = 100 * 3600  # seconds of audio from which compiling kernels, about a min
 
 def get_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m music_ssl_fairseq.extract",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser("music_ssl_fairseq.extract", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     add(
         "--checkpoint",
@@ -228,17 +224,7 @@ def _say(line: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point: the exit status, 1 also if a track was left out."""
     arguments = get_parser().parse_args(argv)
-    try:
-        return 0 if run(**vars(arguments)) else 1
-    except InputError as error:
-        _say(f"error: {error}")
-        return 1
-    except OSError as error:  # of audio it is an InputError: this is a full disk or the like
-        _say(f"error: {error.filename or arguments.out}: {error.strerror or error}")
-        return 1
-    except KeyboardInterrupt:
-        _say("interrupted; the same command, without --force, goes on from here")
-        return 130
+    return exit_status(lambda: run(**vars(arguments)), arguments.out)
 
 
 if __name__ == "__main__":

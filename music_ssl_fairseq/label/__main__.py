@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from music_ssl_fairseq.command import exit_status, new_parser
 from music_ssl_fairseq.cpus import available_cpus
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features import DEEP, Features, front_end
@@ -48,12 +49,7 @@ The manifests come from `python -m manifests_tools pretrain --root MUSIC_DIR`, a
 
 def get_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m music_ssl_fairseq.label",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser("music_ssl_fairseq.label", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     add(
         "--k",
@@ -403,18 +399,7 @@ def _say(line: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point: the exit status."""
     arguments = get_parser().parse_args(argv)
-    try:
-        run(arguments)
-    except InputError as error:
-        _say(f"error: {error}")
-        return 1
-    except OSError as error:  # of audio it is an InputError: this is a full disk or the like
-        _say(f"error: {error.filename or arguments.labels}: {error.strerror or error}")
-        return 1
-    except KeyboardInterrupt:
-        _say("interrupted; the same command, without --force, goes on from here")
-        return 130
-    return 0
+    return exit_status(lambda: run(arguments), arguments.labels)
 
 
 if __name__ == "__main__":

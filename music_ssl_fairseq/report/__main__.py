@@ -5,17 +5,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from music_ssl_fairseq.command import exit_status, new_parser
 from music_ssl_fairseq.errors import InputError
+
+DESCRIPTION = """\
+Gather scored probes into a table (models and tasks, best layer, confidence interval), as report.md
+and report.csv, and a heat map of layers and tasks, layers.png.
+"""
+
+EXAMPLES = "example: python -m music_ssl_fairseq.report runs/probing --out report"
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m music_ssl_fairseq.report",
-        description="Gather scored probes into a table (models and tasks, best layer, confidence "
-        "interval), as report.md and report.csv, and a heat map of layers and tasks, layers.png.",
-        epilog="example: python -m music_ssl_fairseq.report runs/probing --out report",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser("music_ssl_fairseq.report", DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="DIR", help="folders with runs, at any depth"
     )
@@ -62,13 +64,11 @@ def run(
     return text
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = get_parser().parse_args(argv)
-    try:
-        print(run(**vars(args)))
-    except InputError as error:
-        sys.exit(f"error: {error}")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point: the exit status."""
+    arguments = get_parser().parse_args(argv)
+    return exit_status(lambda: print(run(**vars(arguments))), arguments.out, "interrupted")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
