@@ -2,21 +2,22 @@
 # Does probing measure anything? Key and instrument family on rendered scores, for MFCC, chroma, a
 # checkpoint, and the same model with random weights.
 #
-#   bash examples/probing/open_scores.sh CHECKPOINT [WORK_DIR]
+#   bash examples/probing/open_scores.sh CHECKPOINT [WORK_DIR [OPTION...]]
 #
-# Renders into WORK_DIR (open_scores), trains and scores eight probes, and ends with the table.
-# What is there already is not made again.
+# Renders into WORK_DIR (open_scores) what the options say (open_scores.py --help), trains and scores
+# eight probes, and ends with the table. What is there already is not made again.
 set -euo pipefail
 # shellcheck source=examples/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 
-checkpoint=$(realpath "${1:?usage: open_scores.sh CHECKPOINT [WORK_DIR]}")
+checkpoint=$(realpath -e "${1:?usage: open_scores.sh CHECKPOINT [WORK_DIR [OPTION...]]}")
 work=${2:-open_scores}
+shift "$(($# < 2 ? $# : 2))"
 environment probing,quickstart
 
 mkdir -p "$work"
 cd "$work"
-python "$ROOT/examples/probing/open_scores.py" --out . ${OPEN_SCORES_OPTIONS:-}
+python "$ROOT/examples/probing/open_scores.py" --out . "$@"
 for task in key instrument; do
   for upstream in mfcc chroma "$checkpoint" "random:$checkpoint"; do
     case $upstream in
