@@ -75,12 +75,15 @@ def test_a_caller_that_stops_early_leaves_no_worker():
 
 
 SLEEPERS = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from manifests_tools.__main__ import main
 from manifests_tools import pretrain
 from manifests_tools.parallel import parallel_map
 from music_ssl_fairseq.files import atomic_path
+
+# Jobs that a shell runs in the background ignore Ctrl-C, and so would this.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def hold(name):
     with atomic_path(name) as temporary:

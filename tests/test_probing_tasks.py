@@ -242,4 +242,5 @@ def test_settings_that_cannot_be(here, capsys, overrides, upstream, says):
 
 
 def test_a_folder_without_scores_is_one_line(tmp_path, capsys):
-    assert "no scored probe found" in refused(capsys, report_main, [str(tmp_path)])
+    assert report_main([str(tmp_path)]) == 1
+    assert "error: no scored probe found" in capsys.readouterr().err
