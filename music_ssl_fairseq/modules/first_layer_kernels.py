@@ -10,8 +10,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from music_ssl_fairseq.modules.first_layer import TAPS
-
 _CHANNELS = 128  # that a program holds; with a layer norm, all of them
 _FORWARD = (16, 8)  # frames a block, and blocks a program, which reads its filters once
 _BACKWARD = (32, 16)  # so that a program's sums are written rarely
@@ -143,14 +141,14 @@ def forward(
 ) -> Tensor:
     """`[B, T]` to `[B, frames, C]`."""
     batch, length = waveform.shape
-    channels = filters.size(-1)
+    taps, channels = filters.shape[1:]
     output = torch.empty(batch, frames, channels, dtype=dtype, device=waveform.device)
     held, warps = _shape(channels, group)
     block, blocks = _FORWARD
     grid = (triton.cdiv(frames, block * blocks), batch, channels // held)
     _forward[grid](
         waveform, filters, gains, shifts, output, length, frames, int(filters.size(0) > 1), eps,
-        stride=stride, TAPS=TAPS, C=channels, BLOCK=block, BLOCKS=blocks, HELD=held, GROUP=group,
+        stride=stride, TAPS=taps, C=channels, BLOCK=block, BLOCKS=blocks, HELD=held, GROUP=group,
         PRECISION=_precision(dtype), num_warps=warps,
     )  # fmt: skip
     return output
@@ -169,17 +167,17 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of filters, gains and shifts, in their shapes."""
     batch, length = waveform.shape
-    channels = filters.size(-1)
+    taps, channels = filters.shape[1:]
     held, warps = _shape(channels, group)
     block, blocks = _BACKWARD if group else _BACKWARD_ALL
     parts = triton.cdiv(frames, block * blocks)
     sums = [
         torch.empty(batch, parts, *shape, device=grad.device)
-        for shape in ((TAPS, channels), (channels,), (channels,))
+        for shape in ((taps, channels), (channels,), (channels,))
     ]
     _backward[(parts, batch, channels // held)](
         grad, waveform, filters, gains, shifts, *sums, length, frames, int(filters.size(0) > 1),
-        eps, stride=stride, TAPS=TAPS, C=channels, BLOCK=block, BLOCKS=blocks, HELD=held,
+        eps, stride=stride, TAPS=taps, C=channels, BLOCK=block, BLOCKS=blocks, HELD=held,
         GROUP=group, PRECISION=_precision(grad.dtype), num_warps=warps,
     )  # fmt: skip
     return tuple(  # type: ignore[return-value]
