@@ -39,6 +39,10 @@ class FusedAdamW(FairseqOptimizer):
     """torch's AdamW: fused on GPUs.
 
     fairseq's own loops over the parameters in Python, to scale gradients, to clip them and to step.
+
+    Attributes:
+        late_norm: see `clip_grad_norm`. Our tasks set it where the trainer uses this optimiser
+            directly; fairseq's fp16 wrappers scale gradients by the norm that they are given.
     """
 
     def __init__(self, cfg: FusedAdamWConfig, params: Iterable[Tensor]):
@@ -46,6 +50,7 @@ class FusedAdamW(FairseqOptimizer):
         tensors = list(params)
         on_gpu = all(p.is_cuda for p in tensors)
         self._optimizer = torch.optim.AdamW(tensors, fused=on_gpu, **self.optimizer_config)
+        self.late_norm = False
         self._late = Late()
 
     @property
@@ -78,9 +83,9 @@ class FusedAdamW(FairseqOptimizer):
         """Scale gradients to a joint norm of at most `max_norm` (0: leave them).
 
         Returns:
-            Their norm before, on the CPU. On a GPU it is that of the update before (`Late`), so
-            fairseq logs it, and stops when it is not finite, one update later. `step` does nothing
-            with gradients that are not finite, so no weight is lost by that.
+            Their norm before. With `late_norm` on a GPU it is that of the update before, on the
+            CPU (`Late`), so fairseq logs it, and stops when it is not finite, one update later.
+            `step` does nothing with gradients that are not finite, so no weight is lost by that.
         """
         gradients = self._gradients()
         if aggregate_norm_fn is not None or not gradients:
@@ -88,6 +93,7 @@ class FusedAdamW(FairseqOptimizer):
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
         if max_norm > 0:
             torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
-        if norm.is_cuda:
-            self._optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+        if not (self.late_norm and norm.is_cuda):
+            return norm
+        self._optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
         return self._late(norm)

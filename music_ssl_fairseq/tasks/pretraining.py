@@ -19,8 +19,8 @@ from music_ssl_fairseq.frames import SAMPLE_RATE, conv_grid
 from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
 
 # fairseq imports tasks/ and models/ of a user_dir, and nothing else.
-from music_ssl_fairseq.optim import fused_adamw as _optimizer  # noqa: F401
 from music_ssl_fairseq.optim import tri_stage as _lr_scheduler  # noqa: F401
+from music_ssl_fairseq.optim.fused_adamw import FusedAdamW
 from music_ssl_fairseq.upstream.initialise import initialise
 
 logger = logging.getLogger(__name__)
@@ -139,11 +139,15 @@ class PretrainingTask(FairseqTask):
             len(self.datasets[split]),
         )
 
-    def train_step(self, *args: Any, **kwargs: Any) -> Any:
-        """fairseq's, and see `_stop_loading_at_exit`."""
+    def train_step(
+        self, sample: Any, model: Any, criterion: Any, optimizer: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """fairseq's, and see `_stop_loading_at_exit` and `FusedAdamW.late_norm`."""
         self._training = True
+        if isinstance(optimizer, FusedAdamW):
+            optimizer.late_norm = True
         self._stop_loading_at_exit("train")
-        return super().train_step(*args, **kwargs)
+        return super().train_step(sample, model, criterion, optimizer, *args, **kwargs)
 
     def valid_step(self, *args: Any, **kwargs: Any) -> Any:
         """fairseq's, and see `_stop_loading_at_exit`."""

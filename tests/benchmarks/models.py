@@ -56,9 +56,11 @@ def update_step(
 
 
 def our_optimiser(model: Any, lr: float = 1e-4) -> FusedAdamW:
-    """What `examples/` configure."""
+    """What `examples/` configure, as our tasks use it."""
     cfg = OmegaConf.merge(OmegaConf.structured(FusedAdamWConfig()), {"lr": [lr]})
-    return FusedAdamW(cfg, model.parameters())
+    optimiser = FusedAdamW(cfg, model.parameters())
+    optimiser.late_norm = True
+    return optimiser
 
 
 def stock_optimiser(model: Any, lr: float = 1e-4) -> Any:
