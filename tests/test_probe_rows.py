@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from music_ssl_fairseq.modules.probe_rows import MIXED, ProbeRows, Row, grid
 from music_ssl_fairseq.modules.row_schedule import RowSchedule
-from music_ssl_fairseq.optim.row_adam import RowAdam, RowAdamConfig, _Rows
+from music_ssl_fairseq.optim import row_adam
+from music_ssl_fairseq.optim.row_adam import RowAdam, RowAdamConfig
 
 LAYERS = ["0", "1", "2", "3"]
 ROWS = grid([*LAYERS, MIXED], [1e-3, 1e-2])
@@ -63,7 +64,7 @@ def test_both_ways_of_updating_are_the_same(monkeypatch):
     models = heads(), heads()
     rates = [row.learning_rate for row in ROWS]
     train(models[0], rates)
-    monkeypatch.setattr(_Rows, "_step_one_by_one", _Rows._step_together)
+    monkeypatch.setattr(row_adam, "_LARGE", 1)
     train(models[1], rates)
     for i in range(len(ROWS)):
         for name, value in models[1].state(i).items():
@@ -139,13 +140,13 @@ def test_gradients_of_several_batches_add_up():
 
 def test_dropout_has_its_probability_and_is_each_row_s_own():
     model = ProbeRows(ROWS, LAYERS, 6, 500, 3, 0.2, seed=1).train()
-    dropped = model._dropped(40, draw=3)
-    shares = dropped.float().mean((1, 2))
-    assert ((shares - 0.2).abs() < 0.01).all()
-    assert torch.equal(dropped, model._dropped(40, draw=3))
-    assert not torch.equal(dropped, model._dropped(40, draw=4))
-    for other in dropped[1:]:
-        assert 0.03 < (other & dropped[0]).float().mean() < 0.05  # independent: 0.2 squared
+    kept = model._kept(40, draw=3)
+    shares = kept.float().mean((1, 2))
+    assert ((shares - 0.8).abs() < 0.01).all()
+    assert torch.equal(kept, model._kept(40, draw=3))
+    assert not torch.equal(kept, model._kept(40, draw=4))
+    for other in kept[1:]:
+        assert 0.03 < (~other & ~kept[0]).float().mean() < 0.05  # independent: 0.2 squared
 
 
 def test_schedule_is_torch_s_reduce_on_plateau_row_by_row():

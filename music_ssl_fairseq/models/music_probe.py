@@ -126,6 +126,7 @@ class MusicProbeModel(BaseFairseqModel):
             self.register_buffer(f"chosen_{name}", value)
         self.scoring = False
         self._holds_chosen = False
+        self._as_they_are: bool | None = None
         self._expected = inputs.fingerprint
         self._upstream = cfg.upstream
         self._updates = 0
@@ -160,13 +161,21 @@ class MusicProbeModel(BaseFairseqModel):
     def forward(self, features: Tensor) -> Tensor:
         """`[N, layers, D]` to logits `[rows, N, outputs]`: of the rows in training, or, when
         `scoring`, of the chosen one."""
-        features = (features.float() - self.feature_mean) / self.feature_deviation
+        features = self._standardised(features.float())
         if self.scoring:
             return self._chosen_heads()(features)
         # Several batches may make one update (update_freq): each has dropout of its own.
         draw = self._updates * 1000 + self._draws
         self._draws += 1
         return self.heads(features, draw)
+
+    def _standardised(self, features: Tensor) -> Tensor:
+        if self._as_they_are is None:
+            means, deviations = self.feature_mean, self.feature_deviation
+            self._as_they_are = bool((means == 0).all() and (deviations == 1).all())
+        if self._as_they_are:
+            return features
+        return (features - self.feature_mean) / self.feature_deviation
 
     def _chosen_heads(self) -> ProbeRows:
         if not self._holds_chosen:
@@ -238,7 +247,7 @@ class MusicProbeModel(BaseFairseqModel):
             self._check(state_dict)
             self.active = state_dict["active"].clone().to(self.active.device)
             self.heads.resize([self.rows[i] for i in self.active.tolist()])
-            self._holds_chosen = False
+            self._holds_chosen, self._as_they_are = False, None
             return super().load_state_dict(state_dict, strict, model_cfg, args)
 
     def _check(self, state: dict[str, Any]) -> None:

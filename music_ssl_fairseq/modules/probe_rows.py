@@ -17,6 +17,8 @@ from torch import Tensor, nn
 MIXED = "all"
 """The name of the weighted sum, where others have the name of their layer."""
 
+_EVALUATED_AT_ONCE = 64
+
 PARAMETERS = ("mix", "hidden_weight", "hidden_bias", "output_weight", "output_bias")
 
 
@@ -85,6 +87,7 @@ class ProbeRows(nn.Module):
         """Drop what depends on how many rows there are."""
         self._memory: Tensor | None = None
         self._plain: Tensor | None = None
+        self._inputs: Tensor | None = None
 
     def keep(self, indices: Sequence[int]) -> None:
         """Go on with these rows only, counted among those that are left."""
@@ -117,25 +120,38 @@ class ProbeRows(nn.Module):
         Args:
             draw: number of the dropout's draw; only in training.
         """
+        if not self.training and not features.is_cuda:
+            # Larger batches would leave the processor's caches.
+            parts = [self._logits(part, None) for part in features.split(_EVALUATED_AT_ONCE)]
+            return torch.cat(parts, 1)
+        kept = None
+        if self.training and self.dropout > 0:
+            kept = self._kept(features.size(0), draw)
+        return self._logits(features, kept)
+
+    def _logits(self, features: Tensor, kept: Tensor | None) -> Tensor:
         if self._memory is None or self._memory.device != features.device:
             self._memory = torch.empty_like(self.hidden_weight)
+        shape = len(self.rows), features.size(0), features.size(2)
+        if self._inputs is None or self._inputs.shape != shape:
+            self._inputs = features.new_empty(shape)
         plain = self._plain_layers(features.device)
-        dropped = None
-        if self.training and self.dropout > 0:
-            dropped = self._dropped(features.size(0), draw)
         hidden = _Hidden.apply(
             features.transpose(0, 1),
             plain,
             self.mix[len(plain) :],
             self.hidden_weight,
             self.hidden_bias,
-            dropped,
-            1.0 if dropped is None else 1 / (1 - self.dropout),
+            kept,
+            1.0 if kept is None else 1 / (1 - self.dropout),
+            self._inputs,
             self._memory,
         )
-        return torch.baddbmm(
-            self.output_bias.unsqueeze(1), hidden, self.output_weight.transpose(1, 2)
+        # In this order the product's gradient is three times as fast as in the usual one.
+        outputs = torch.baddbmm(
+            self.output_bias.unsqueeze(2), self.output_weight, hidden.transpose(1, 2)
         )
+        return outputs.transpose(1, 2)
 
     def _plain_layers(self, device: torch.device) -> Tensor:
         """Which layer each row but the weighted sums reads: `[rows]` int64."""
@@ -144,8 +160,8 @@ class ProbeRows(nn.Module):
             self._plain = torch.tensor(layers, dtype=torch.long, device=device)
         return self._plain
 
-    def _dropped(self, num_items: int, draw: int) -> Tensor:
-        """Which hidden values are 0 this time: `[rows, N, H]` bool."""
+    def _kept(self, num_items: int, draw: int) -> Tensor:
+        """Which hidden values are not 0 this time: `[rows, N, H]` bool."""
         # Sixteen random bits a value: the probability is met to 1/65536, at a tenth of the cost of
         # drawing a float for each.
         hidden_size, device = self.hidden_bias.size(1), self.hidden_bias.device
@@ -155,16 +171,16 @@ class ProbeRows(nn.Module):
         for row, place in zip(self.rows, words, strict=True):
             generator.manual_seed(row.seed(self.seed, draw + 1))
             place.random_(torch.iinfo(torch.int64).min, None, generator=generator)
-        dropped = words.view(torch.int16)[:, :per_row] < round(self.dropout * 65536) - 32768
-        return dropped.view(len(self.rows), num_items, hidden_size)
+        kept = words.view(torch.int16)[:, :per_row] >= round(self.dropout * 65536) - 32768
+        return kept.view(len(self.rows), num_items, hidden_size)
 
 
 class _Hidden(torch.autograd.Function):
     """Each row's input, the first linear layer of it, ReLU and dropout.
 
-    As operations of their own they would write the hidden values five times, and the weights'
-    gradient would be hundreds of megabytes of fresh memory each step, which costs as much as the
-    product itself. Here both are computed in place.
+    As operations of their own they would write the hidden values five times, and the inputs and
+    the weights' gradient would be hundreds of megabytes of fresh memory each step, which costs as
+    much as the product itself. Here all are computed in place.
     """
 
     @staticmethod
@@ -175,17 +191,22 @@ class _Hidden(torch.autograd.Function):
         mix: Tensor,  # [sums, layers - 1]
         weight: Tensor,
         bias: Tensor,
-        dropped: Tensor | None,
+        kept: Tensor | None,
         scale: float,
+        inputs: Tensor,  # [rows, N, D], to be filled
         memory: Tensor,  # as weight, for its gradient
     ) -> Tensor:
         weights = mix.softmax(-1)
-        inputs = features[plain]
         if len(mix):
-            inputs = torch.cat([inputs, torch.einsum("sl,lnd->snd", weights, features[1:])])
-        hidden = torch.baddbmm(bias.unsqueeze(1), inputs, weight.transpose(1, 2)).relu_()
-        if dropped is not None:
-            hidden.masked_fill_(dropped, 0).mul_(scale)
+            features = features.contiguous()
+            torch.mm(weights, features[1:].flatten(1), out=inputs[len(plain) :].flatten(1))
+        torch.index_select(features, 0, plain, out=inputs[: len(plain)])
+        # ReLU leaves the order of scaling open: as a factor of the product it costs nothing.
+        hidden = torch.baddbmm(
+            bias.unsqueeze(1), inputs, weight.transpose(1, 2), beta=scale, alpha=scale
+        ).relu_()
+        if kept is not None:
+            hidden.mul_(kept)
         ctx.scale = scale
         ctx.save_for_backward(features, inputs, weights, weight, hidden, memory)
         return hidden
@@ -195,20 +216,19 @@ class _Hidden(torch.autograd.Function):
         features, inputs, weights, weight, hidden, memory = ctx.saved_tensors
         # What is 0 now was so by ReLU or by dropout.
         grad = torch.ops.aten.threshold_backward(gradients[0], hidden, 0)
-        if ctx.scale != 1.0:
-            grad.mul_(ctx.scale)
         if weight.grad is None:
-            weight.grad = torch.bmm(grad.transpose(1, 2), inputs, out=memory)
+            weight.grad = memory
+            memory.baddbmm_(grad.transpose(1, 2), inputs, beta=0, alpha=ctx.scale)
         else:
-            weight.grad.baddbmm_(grad.transpose(1, 2), inputs)
+            weight.grad.baddbmm_(grad.transpose(1, 2), inputs, alpha=ctx.scale)
         grad_mix = None
         if len(weights):
             count = len(weights)
-            grad_sum = torch.bmm(grad[-count:], weight[-count:])
-            grad_weights = torch.einsum("snd,lnd->sl", grad_sum, features[1:])
+            grad_sum = torch.bmm(grad[-count:], weight[-count:]).mul_(ctx.scale)
+            grad_weights = torch.mm(grad_sum.flatten(1), features[1:].flatten(1).t())
             inner = (grad_weights * weights).sum(-1, keepdim=True)
             grad_mix = weights * (grad_weights - inner)
-        return None, None, grad_mix, None, grad.sum(1), None, None, None
+        return None, None, grad_mix, None, grad.sum(1).mul_(ctx.scale), None, None, None, None
 
 
 def _draw(

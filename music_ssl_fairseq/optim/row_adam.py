@@ -11,6 +11,8 @@ from fairseq.optim import FairseqOptimizer, register_optimizer
 from torch import Tensor
 from torch.optim.adam import adam
 
+_LARGE = 2**16
+
 
 @dataclass
 class RowAdamConfig(FairseqDataclass):
@@ -34,66 +36,63 @@ class _Rows(torch.optim.Optimizer):
     @torch.no_grad()
     def step_rows(self, rates: Sequence[float], gradient_scale: float) -> None:
         """One update; gradients are multiplied by `gradient_scale` on the way."""
-        tensors = [p for p in self.tensors() if p.grad is not None]
-        gradients = [p.grad for p in tensors if p.grad is not None]
-        for p in tensors:
+        with_gradient = [p for p in self.tensors() if p.grad is not None]
+        for p in with_gradient:
             if not self.state[p]:
                 self.state[p] = {
                     "exp_avg": torch.zeros_like(p),
                     "exp_avg_sq": torch.zeros_like(p),
                     "step": torch.zeros(len(p), device=p.device),
                 }
-        if not tensors or not rates:
+        if not with_gradient or not rates:
             return
-        if tensors[0].is_cuda:
-            self._step_together(tensors, gradients, rates, gradient_scale)
-        else:
-            self._step_one_by_one(tensors, gradients, rates, gradient_scale)
+        # On a CPU passes over memory count most, on a GPU and for small tensors calls do.
+        large = [p for p in with_gradient if not p.is_cuda and p[0].numel() >= _LARGE]
+        small = [p for p in with_gradient if p.is_cuda or p[0].numel() < _LARGE]
+        self._step_fused(large, rates, gradient_scale)
+        self._step_together(small, rates, gradient_scale)
 
-    def _step_one_by_one(
-        self,
-        tensors: list[Tensor],
-        gradients: list[Tensor],
-        rates: Sequence[float],
-        gradient_scale: float,
+    def _step_fused(
+        self, tensors: list[Tensor], rates: Sequence[float], gradient_scale: float
     ) -> None:
-        """torch's fused Adam for each row: on a CPU one pass over memory counts most."""
+        """torch's fused Adam, which passes over memory once; a call for each rate."""
         group = self.param_groups[0]
         # The kernel divides by its scale while it has the numbers at hand.
-        scale = torch.tensor(1 / gradient_scale)
-        for row, rate in enumerate(rates):
-            adam(
-                [p.detach()[row] for p in tensors],
-                [gradient[row] for gradient in gradients],
-                [self.state[p]["exp_avg"][row] for p in tensors],
-                [self.state[p]["exp_avg_sq"][row] for p in tensors],
-                [],
-                [self.state[p]["step"][row] for p in tensors],
-                fused=True,
-                grad_scale=scale,
-                amsgrad=False,
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                lr=rate * group["lr"],
-                weight_decay=0.0,
-                eps=group["eps"],
-                maximize=False,
-            )
+        scale = None if gradient_scale == 1.0 else torch.tensor(1 / gradient_scale)
+        for p in tensors:
+            assert p.grad is not None
+            state = self.state[p]
+            kept = (state["exp_avg"], state["exp_avg_sq"], state["step"])
+            by_row = [tensor.unbind() for tensor in (p.detach(), p.grad, *kept)]
+            for rate in set(rates):
+                rows = [row for row, other in enumerate(rates) if other == rate]
+                lists = [[parts[row] for row in rows] for parts in by_row]
+                adam(
+                    *lists[:4],
+                    [],
+                    lists[4],
+                    fused=True,
+                    grad_scale=scale,
+                    amsgrad=False,
+                    beta1=group["betas"][0],
+                    beta2=group["betas"][1],
+                    lr=rate * group["lr"],
+                    weight_decay=0.0,
+                    eps=group["eps"],
+                    maximize=False,
+                )
 
     def _step_together(
-        self,
-        tensors: list[Tensor],
-        gradients: list[Tensor],
-        rates: Sequence[float],
-        gradient_scale: float,
+        self, tensors: list[Tensor], rates: Sequence[float], gradient_scale: float
     ) -> None:
-        """The same for all rows at once: on a GPU the number of kernels counts most."""
+        """The same for all rows at once, with as few calls as there can be."""
         group = self.param_groups[0]
         beta1, beta2 = group["betas"]
-        device = tensors[0].device
-        factors = torch.tensor(rates, dtype=torch.float32).mul_(group["lr"])
-        factors = factors.to(device, non_blocking=True)
-        for p, gradient in zip(tensors, gradients, strict=True):
+        on_cpu = torch.tensor(rates, dtype=torch.float32).mul_(group["lr"])
+        for p in tensors:
+            gradient = p.grad
+            assert gradient is not None
+            factors = on_cpu.to(p.device, non_blocking=True)
             state = self.state[p]
             by_row = (-1, *[1] * (p.ndim - 1))
             step = state["step"].add_(1)
