@@ -66,11 +66,15 @@ class _Rows(torch.optim.Optimizer):
             by_row = [tensor.unbind() for tensor in (p.detach(), p.grad, *kept)]
             for rate in set(rates):
                 rows = [row for row, other in enumerate(rates) if other == rate]
-                lists = [[parts[row] for row in rows] for parts in by_row]
+                parts = [[of_all[row] for row in rows] for of_all in by_row]
+                values, gradients, means, squares, steps = parts
                 adam(
-                    *lists[:4],
+                    values,
+                    gradients,
+                    means,
+                    squares,
                     [],
-                    lists[4],
+                    steps,
                     fused=True,
                     grad_scale=scale,
                     amsgrad=False,
