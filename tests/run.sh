@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Run the tests on two processes; arguments go to pytest.
+# Run the tests on three processes, of which one mostly waits for commands that it tests; arguments
+# go to pytest.
 #
 #   bash tests/run.sh [-k frames] [tests/test_frames.py] ...
 #
@@ -12,4 +13,4 @@ environment test,quickstart
 cd "$ROOT"
 # Small tensors: a second thread costs more than it brings.
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
-exec python -m pytest -n 2 "$@"
+exec python -m pytest -n 3 "$@"
