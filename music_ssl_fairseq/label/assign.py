@@ -1,16 +1,15 @@
 """Every track's units."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from music_ssl_fairseq.errors import AudioError
-from music_ssl_fairseq.features import Features
 from music_ssl_fairseq.features.track import Track
 from music_ssl_fairseq.label.nearest import make_nearest
-from music_ssl_fairseq.label.pieces import PieceFeatures, Request
+from music_ssl_fairseq.label.pieces import FeatureJob, Request
 
 
 def unit_type(k: int) -> type[np.unsignedinteger]:
@@ -19,7 +18,7 @@ def unit_type(k: int) -> type[np.unsignedinteger]:
 
 
 @dataclass(frozen=True)
-class Labeller:
+class Labeller(FeatureJob):
     """The job of a worker: tracks to their units.
 
     Pieces start at the same frames whatever the workers, so that a label never depends on how the
@@ -29,21 +28,7 @@ class Labeller:
         centroids: `[k, D]` float32.
     """
 
-    features: Features
     centroids: np.ndarray
-
-    def on(self, device: str) -> "Labeller":
-        """The same job, on a GPU of its own."""
-        return replace(self, features=replace(self.features, device=device))
-
-    @property
-    def modules(self) -> list[str]:
-        """What a worker imports for its front end."""
-        return self.features.modules
-
-    @cached_property
-    def _pieces(self) -> PieceFeatures:
-        return PieceFeatures(self.features)
 
     @cached_property
     def _nearest(self):

@@ -7,14 +7,19 @@ goes through the model together. The values do not depend on what shares a batch
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from music_ssl_fairseq.cpus import available_cpus
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.features import Features, front_end
 from music_ssl_fairseq.features.framewise import Piece
 from music_ssl_fairseq.features.track import Track, check_length, read_piece
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing's own needs Python 3.11
 
 _TOGETHER = 8  # pieces that a GPU is given at once
 _MAX_READERS = 16
@@ -75,3 +80,23 @@ class PieceFeatures:
         tensors = iter(self.front.tensors_of(pieces))  # type: ignore[attr-defined]
         for piece in read:
             yield piece if isinstance(piece, AudioError) else next(tensors)
+
+
+@dataclass(frozen=True)
+class FeatureJob:
+    """What the jobs of workers (`parallel.ordered`) that compute features have in common."""
+
+    features: Features
+
+    def on(self, device: str) -> "Self":
+        """The same job, on a GPU of its own."""
+        return replace(self, features=replace(self.features, device=device))
+
+    @property
+    def modules(self) -> list[str]:
+        """What a worker imports for its front end."""
+        return self.features.modules
+
+    @cached_property
+    def _pieces(self) -> PieceFeatures:
+        return PieceFeatures(self.features)

@@ -12,18 +12,16 @@ manifest alone, blocks of tracks can be sampled in any order, by any number of p
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import AudioError
-from music_ssl_fairseq.features import Features
 from music_ssl_fairseq.features.track import Track
 from music_ssl_fairseq.frames import FrameGrid
-from music_ssl_fairseq.label.pieces import PieceFeatures, Request
+from music_ssl_fairseq.label.pieces import FeatureJob, Request
 
 _NEAR = (
     12  # pieces' parts: frames wanted farther apart than one of these are sought, not read on to
@@ -112,23 +110,8 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Reader:
+class Reader(FeatureJob):
     """The job of a worker: parts to their features."""
-
-    features: Features
-
-    def on(self, device: str) -> "Reader":
-        """The same job, on a GPU of its own."""
-        return replace(self, features=replace(self.features, device=device))
-
-    @property
-    def modules(self) -> list[str]:
-        """What a worker imports for its front end."""
-        return self.features.modules
-
-    @cached_property
-    def _pieces(self) -> PieceFeatures:
-        return PieceFeatures(self.features)
 
     def __call__(self, parts: list[Part]) -> list[np.ndarray | AudioError]:
         """`[frames, dimension]` float32 of each part, or why it cannot be read."""

@@ -14,7 +14,7 @@ from music_ssl_fairseq.modules.first_layer import (
     folded_first_layer,
     fused_first_layer,
 )
-from music_ssl_fairseq.modules.gelu import compiled_gelu
+from music_ssl_fairseq.modules.gelu import gelu
 
 DEFAULT_CONV_LAYERS = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
 
@@ -157,7 +157,6 @@ class ConvExtractor(nn.Module):
 
 def _run_layers(layers: list[ConvLayer], x: Tensor, fast: bool) -> Tensor:
     convolve = conv_channels_last if fast else _conv
-    gelu = compiled_gelu if torch.compiler.is_compiling() else F.gelu
     for layer in layers:
         conv, norm = layer.conv, layer.norm
         x = convolve(x, conv.weight, conv.bias, conv.stride[0])

@@ -10,6 +10,11 @@ from torch.nn import functional as F
 _LOG2_E = math.log2(math.e)
 
 
+def gelu(x: Tensor) -> Tensor:
+    """GELU, as suits where it runs: `compiled_gelu` while compiling, else torch's."""
+    return compiled_gelu(x) if torch.compiler.is_compiling() else F.gelu(x)
+
+
 def compiled_gelu(x: Tensor) -> Tensor:
     """GELU in half as many operations as torch's; for bf16 and fp16 only, else torch's itself.
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from music_ssl_fairseq.modules.dropout import draw_seeds, hashed_dropout
 from music_ssl_fairseq.modules.fast import compiled, working_dtype
-from music_ssl_fairseq.modules.gelu import compiled_gelu
+from music_ssl_fairseq.modules.gelu import gelu
 from music_ssl_fairseq.modules.positional_conv import PositionalConv
 
 
@@ -88,7 +88,6 @@ class TransformerLayer(nn.Module):
         return self.dropout(x) if seed is None else hashed_dropout(x, self.dropout.p, seed)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        gelu = compiled_gelu if torch.compiler.is_compiling() else F.gelu
         return self.fc2(self.activation_dropout(gelu(self.fc1(x))))
 
 
