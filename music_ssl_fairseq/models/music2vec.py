@@ -125,9 +125,10 @@ class Music2VecModel(AudioEncoder):
         if masked is None:
             masked = mask_indices.flatten().nonzero().squeeze(1)
         with self.autocast(source.device):
-            projected = self.project(self.extract(source, compile))
-            padding = self.frame_padding(padding_mask, projected.size(1))
-            x = self.mask(self.dropout_input(projected), mask_indices)
+            features = self.extract(source, compile)
+            padding = self.frame_padding(padding_mask, features.size(1))
+            enter = compiled(_enter) if compile else _enter
+            x, projected = enter(self, features, mask_indices)
             x, _, _ = self.encoder(x, padding, compile)
             prediction = self.final_proj(x.flatten(0, 1)[masked])
             target = self.targets(source, projected.detach(), padding, compile)
@@ -232,6 +233,12 @@ def music_gain(prediction: Tensor, target: Tensor, masked: Tensor) -> Tensor:
     own = (prediction - flat[masked]).square().sum()
     other = (prediction - flat[(masked - target.size(1)) % len(flat)]).square().sum()
     return 1 - own / other.clamp(min=1e-12)
+
+
+def _enter(model: AudioEncoder, features: Tensor, mask_indices: Tensor) -> tuple[Tensor, Tensor]:
+    """From the extractor's features to the encoder's input, and the same without masking."""
+    projected = model.project(features)
+    return model.mask(model.dropout_input(projected), mask_indices), projected
 
 
 def _instance_norm_mean(layers: list[Tensor]) -> Tensor:

@@ -8,6 +8,7 @@ from fairseq.models import register_model
 from torch import Tensor, nn
 
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder, AudioEncoderConfig
+from music_ssl_fairseq.modules.fast import compiled
 from music_ssl_fairseq.modules.unit_head import UnitHead
 
 
@@ -87,9 +88,8 @@ class MusicHubertModel(AudioEncoder):
             unmasked = (~mask_indices & (target >= 0)).flatten().nonzero().squeeze(1)
         with self.autocast(source.device):
             features = self.extract(source, compile)
-            penalty = features.float().square().mean()
             padding = self.frame_padding(padding_mask, features.size(1))
-            x = self.mask(self.dropout_input(self.project(features)), mask_indices)
+            x, penalty = (compiled(_enter) if compile else _enter)(self, features, mask_indices)
             x, _, _ = self.encoder(x, padding, compile)
         x, target = x.flatten(0, 1), target.flatten()
         output: dict[str, Tensor | None] = {
@@ -109,3 +109,9 @@ class MusicHubertModel(AudioEncoder):
         with self.autocast(x.device):
             projected = self.final_proj(x)
         return self.head(projected, self.label_embs_concat)
+
+
+def _enter(model: AudioEncoder, features: Tensor, mask_indices: Tensor) -> tuple[Tensor, Tensor]:
+    """From the extractor's features to the encoder's input, and the features' mean square."""
+    x = model.mask(model.dropout_input(model.project(features)), mask_indices)
+    return x, features.float().square().mean()

@@ -14,7 +14,7 @@ from music_ssl_fairseq.modules.first_layer import (
     folded_first_layer,
     fused_first_layer,
 )
-from music_ssl_fairseq.modules.gelu import gelu
+from music_ssl_fairseq.modules.gelu import gelu, kernel_gelu
 
 DEFAULT_CONV_LAYERS = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
 
@@ -152,7 +152,20 @@ class ConvExtractor(nn.Module):
                 conv.stride[0],
             )
             layers = layers[1:]
+        if compile and all(layer.norm is None for layer in layers):
+            return _run_without_norms(layers, x)
         return (compiled(_run_layers) if compile else _run_layers)(layers, x, fast)
+
+
+def _run_without_norms(layers: list[ConvLayer], x: Tensor) -> Tensor:
+    for layer, following in zip(layers, [*layers[1:], None], strict=True):
+        conv = layer.conv
+        x = conv_channels_last(x, conv.weight, conv.bias, conv.stride[0])
+        frames = x.size(1)
+        if following is not None and following.conv.kernel_size == following.conv.stride:
+            frames -= frames % following.conv.stride[0]
+        x = kernel_gelu(x, frames)
+    return x
 
 
 def _run_layers(layers: list[ConvLayer], x: Tensor, fast: bool) -> Tensor:

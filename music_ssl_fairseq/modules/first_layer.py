@@ -54,9 +54,28 @@ def fold_group_norm(
         normalised over time. Computed in float64: music is mostly low frequencies, which many
         channels all but cancel.
     """
-    windows = waveform.double().unfold(-1, weight.size(-1), stride)
-    moments = windows.transpose(1, 2) @ windows / windows.size(1)
-    return fold_moments(windows.mean(1), moments, weight, scale, shift, eps)
+    mean_window, moments = window_moments(waveform, weight.size(-1), stride)
+    return fold_moments(mean_window, moments, weight, scale, shift, eps)
+
+
+def window_moments(waveform: Tensor, taps: int, stride: int) -> tuple[Tensor, Tensor]:
+    """Mean of a convolution's windows, and mean of their products with themselves.
+
+    Args:
+        waveform: `[B, T]`.
+        taps: samples in a window.
+        stride: samples from one to the next.
+
+    Returns:
+        `[B, taps]` and `[B, taps, taps]`, float64.
+    """
+    if waveform.is_cuda and importlib.util.find_spec("triton") is not None:
+        from music_ssl_fairseq.modules import first_layer_kernels as kernels
+
+        frames = (waveform.size(-1) - taps) // stride + 1
+        return kernels.moments(waveform.contiguous(), taps, stride, frames)
+    windows = waveform.double().unfold(-1, taps, stride)
+    return windows.mean(1), windows.transpose(1, 2) @ windows / windows.size(1)
 
 
 def fold_moments(

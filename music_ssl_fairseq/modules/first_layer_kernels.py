@@ -10,26 +10,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_CHANNELS = 128  # that a program holds; with a layer norm, all of them
-_FORWARD = (16, 8)  # frames a block, and blocks a program, which reads its filters once
+from music_ssl_fairseq.modules.triton_math import gelu_parts
+
+_FORWARD_CHANNELS = 128  # that a program holds; with a layer norm, all of them
+_BACKWARD_CHANNELS = 256
+_FORWARD = (32, 8)  # frames a block, and blocks a program, which reads its filters once
 _BACKWARD = (32, 16)  # so that a program's sums are written rarely
 _BACKWARD_ALL = (16, 32)  # with all channels in a program
-
-
-@triton.jit
-def _gelu_parts(u):
-    """GELU of `u` and its derivative.
-
-    The error function is Abramowitz and Stegun's 7.1.26, off by 1.5e-7 at most: a rounding error of
-    float32. Its exponential is the derivative's too, which makes these kernels half as long.
-    """
-    x = tl.abs(u) * 0.7071067811865476
-    t = 1.0 / (1.0 + 0.3275911 * x)
-    bell = tl.exp(-x * x)
-    tail = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))  # noqa: E501  # fmt: skip
-    tail = 0.5 * tail * bell
-    cdf = tl.where(u >= 0, 1.0 - tail, tail)
-    return u * cdf, cdf + u * (0.3989422804014327 * bell)
+_MOMENTS = (8, 32)
 
 
 @triton.jit
@@ -67,7 +55,7 @@ def _forward(
             centred = z - mean[:, None]
             variance = tl.sum(centred * centred, 1) / C
             u = centred * tl.rsqrt(variance + eps)[:, None] * gain[None, :] + shift[None, :]
-        y, _ = _gelu_parts(u)
+        y, _ = gelu_parts(u)
         where = (crop * frames + t[:, None]) * C + c[None, :]
         tl.store(output + where, y.to(output.dtype.element_ty), mask=t[:, None] < frames)
 
@@ -94,7 +82,7 @@ def _backward(
         where = (crop * frames + t[:, None]) * C + c[None, :]
         dy = tl.load(grad + where, mask=t[:, None] < frames, other=0.0).to(tl.float32)
         if GROUP:
-            _, slope = _gelu_parts(z + shift[None, :])
+            _, slope = gelu_parts(z + shift[None, :])
             dz = dy * slope
             sum_shifts += tl.sum(dz, 0)
         else:
@@ -103,7 +91,7 @@ def _backward(
             centred = z - mean[:, None]
             rstd = tl.rsqrt(tl.sum(centred * centred, 1) / C + eps)
             normed = centred * rstd[:, None]
-            _, slope = _gelu_parts(normed * gain[None, :] + shift[None, :])
+            _, slope = gelu_parts(normed * gain[None, :] + shift[None, :])
             du = dy * slope
             sum_shifts += tl.sum(du, 0)
             sum_gains += tl.sum(du * normed, 0)
@@ -118,9 +106,45 @@ def _backward(
     tl.store(d_gains + program * C + c, sum_gains)
 
 
-def _shape(channels: int, group: bool) -> tuple[int, int]:
+@triton.jit
+def _moments(
+    waveform, sums, length, frames,
+    stride: tl.constexpr, TAPS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    crop = tl.program_id(1).to(tl.int64)
+    k = tl.arange(0, TAPS)
+    products = tl.zeros((BLOCK, TAPS, TAPS), tl.float64)
+    samples = tl.zeros((BLOCK, TAPS), tl.float64)
+    for block in range(BLOCKS):
+        t = (tl.program_id(0) * BLOCKS + block) * BLOCK + tl.arange(0, BLOCK)
+        position = t[:, None] * stride + k[None, :]
+        inside = (t[:, None] < frames) & (position < length)
+        x = tl.load(waveform + crop * length + position, mask=inside, other=0.0).to(tl.float64)
+        products += x[:, :, None] * x[:, None, :]
+        samples += x
+    own = sums + (crop * tl.num_programs(0) + tl.program_id(0)) * (TAPS + 1) * TAPS
+    tl.store(own + k[:, None] * TAPS + k[None, :], tl.sum(products, 0))
+    tl.store(own + TAPS * TAPS + k, tl.sum(samples, 0))
+
+
+def moments(waveform: Tensor, taps: int, stride: int, frames: int) -> tuple[Tensor, Tensor]:
+    """Mean `[B, taps]` of all windows, and mean of their products `[B, taps, taps]`, in float64."""
+    batch, length = waveform.shape
+    wide = triton.next_power_of_2(taps)
+    block, blocks = _MOMENTS
+    parts = triton.cdiv(frames, block * blocks)
+    sums = waveform.new_empty(batch, parts, wide + 1, wide, dtype=torch.float64)
+    _moments[(parts, batch)](
+        waveform, sums, length, frames,
+        stride=stride, TAPS=wide, BLOCK=block, BLOCKS=blocks, num_warps=4,
+    )  # fmt: skip
+    means = sums.sum(1) / frames
+    return means[:, wide, :taps], means[:, :taps, :taps]
+
+
+def _shape(channels: int, group: bool, most: int) -> tuple[int, int]:
     """Channels that a program holds, and its warps: a layer norm needs all channels at once."""
-    return (min(_CHANNELS, channels), 4) if group else (channels, 8)
+    return (min(most, channels), 4) if group else (channels, 8)
 
 
 def _precision(dtype: torch.dtype) -> str:
@@ -143,7 +167,7 @@ def forward(
     batch, length = waveform.shape
     taps, channels = filters.shape[1:]
     output = torch.empty(batch, frames, channels, dtype=dtype, device=waveform.device)
-    held, warps = _shape(channels, group)
+    held, warps = _shape(channels, group, _FORWARD_CHANNELS)
     block, blocks = _FORWARD
     grid = (triton.cdiv(frames, block * blocks), batch, channels // held)
     _forward[grid](
@@ -168,7 +192,7 @@ def backward(
     """Gradients of filters, gains and shifts, in their shapes."""
     batch, length = waveform.shape
     taps, channels = filters.shape[1:]
-    held, warps = _shape(channels, group)
+    held, warps = _shape(channels, group, _BACKWARD_CHANNELS)
     block, blocks = _BACKWARD if group else _BACKWARD_ALL
     parts = triton.cdiv(frames, block * blocks)
     sums = [

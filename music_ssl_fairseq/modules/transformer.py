@@ -1,6 +1,7 @@
 """The Transformer encoder that both families share (fairseq's names and mathematics)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch.nn import functional as F
 
 from music_ssl_fairseq.modules.dropout import draw_seeds, hashed_dropout
 from music_ssl_fairseq.modules.fast import compiled, working_dtype
+from music_ssl_fairseq.modules.fused_layer import can_fuse_layer, cast_weights, fused_layer
 from music_ssl_fairseq.modules.gelu import gelu
 from music_ssl_fairseq.modules.positional_conv import PositionalConv
 
@@ -69,13 +71,14 @@ class TransformerLayer(nn.Module):
         Args:
             x: `[B, T, D]`.
             attend: `[B, 1, 1, T]` bool, True where a key is real, or None for all.
-            seeds: `[2]` int32 for `hashed_dropout`, or None for torch's dropout.
+            seeds: `[3]` int32 for `hashed_dropout`, or None for torch's dropout. (The first is the
+                attention's, of which only `fused_layer` makes use.)
 
         Returns:
             The layer's output and, before dropout and residual, its feed-forward output, which is
             what data2vec averages into its targets (section 3.3). Both `[B, T, D]`.
         """
-        first, second = (None, None) if seeds is None else seeds.unbind()
+        _, first, second = (None,) * 3 if seeds is None else seeds.unbind()
         if self.layer_norm_first:
             x = x + self._drop(self.self_attn(self.self_attn_layer_norm(x), attend), first)
             feed_forward = self._feed_forward(self.final_layer_norm(x))
@@ -129,8 +132,8 @@ class TransformerEncoder(nn.Module):
         Args:
             x: `[B, T, D]`.
             padding_mask: `[B, T]` bool, True where a frame is padding; None if there is none.
-            compile: run each layer as compiled kernels. (Layer by layer: LayerDrop chooses among
-                them, and one compilation serves all.)
+            compile: run each layer as `fused_layer` where that can, else as compiled kernels.
+                (Layer by layer: LayerDrop chooses among them, and one compilation serves all.)
 
         Returns:
             The encoder's output `[B, T, D]`; the output of each layer that ran, first to last; and
@@ -140,21 +143,28 @@ class TransformerEncoder(nn.Module):
         if padding_mask is not None:
             x = x.masked_fill(padding_mask.unsqueeze(-1), 0)
             attend = ~padding_mask[:, None, None, :]
-        run = compiled(_run_layer) if compile else _run_layer
         x = (compiled(_embed) if compile else _embed)(self, x)
         hidden_states, feed_forwards = [], []
         seeds: Sequence[Tensor | None] = [None] * len(self.layers)
-        if compile and self.training and self.dropout.p > 0:
-            seeds = draw_seeds(2 * len(self.layers), x.device).view(-1, 2).unbind()
+        run = self._runner(x, attend) if compile else _run_layer
+        if compile and self.training:
+            seeds = draw_seeds(3 * len(self.layers), x.device).view(-1, 3).unbind()
         for layer, own_seeds in zip(self.layers, seeds, strict=True):
             if self.training and self.layerdrop > 0 and torch.rand(()).item() < self.layerdrop:
                 continue
-            x, feed_forward = run(layer, x, attend, own_seeds)  # type: ignore[arg-type]
+            x, feed_forward = run(layer, x, attend, own_seeds)
             hidden_states.append(x)
             feed_forwards.append(feed_forward)
         if self.layer_norm_first:
             x = self.layer_norm(x)
         return x, hidden_states, feed_forwards
+
+    def _runner(self, x: Tensor, attend: Tensor | None) -> Callable[..., Any]:
+        """The fastest way to run layers on `x`."""
+        if not can_fuse_layer(self.layers[0], x, attend):
+            return compiled(_run_layer)
+        weights = dict(zip(self.layers, cast_weights(self.layers, x), strict=True))
+        return lambda layer, x, attend, seeds: fused_layer(layer, x, seeds, weights[layer])
 
 
 def _embed(encoder: TransformerEncoder, x: Tensor) -> Tensor:
@@ -176,6 +186,6 @@ def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
 
 
 def _run_layer(
-    layer: TransformerLayer, x: Tensor, attend: Tensor | None, seeds: Tensor | None
+    layer: nn.Module, x: Tensor, attend: Tensor | None, seeds: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     return layer(x, attend, seeds)

@@ -23,5 +23,6 @@ class UnitHead(nn.Module):
         with torch.autocast(frames.device.type, enabled=False):
             # The epsilon of fairseq's cosine_similarity.
             frames = F.normalize(frames.float(), dim=-1, eps=1e-8)
-            units = F.normalize(units.float(), dim=-1, eps=1e-8)
-            return frames @ units.t() / self.temperature
+            # Divided here, there are fewer of them than of scores.
+            units = F.normalize(units.float(), dim=-1, eps=1e-8) / self.temperature
+            return frames @ units.t()

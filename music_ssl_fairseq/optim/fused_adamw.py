@@ -41,8 +41,9 @@ class FusedAdamW(FairseqOptimizer):
     fairseq's own loops over the parameters in Python, to scale gradients, to clip them and to step.
 
     Attributes:
-        late_norm: see `clip_grad_norm`. Our tasks set it where the trainer uses this optimiser
-            directly; fairseq's fp16 wrappers scale gradients by the norm that they are given.
+        late_norm: see `clip_grad_norm`. It also leaves it to `step` to scale gradients, on the way.
+            Our tasks set it where the trainer uses this optimiser directly; fairseq's fp16 wrappers
+            scale gradients by the norm that they are given.
     """
 
     def __init__(self, cfg: FusedAdamWConfig, params: Iterable[Tensor]):
@@ -52,6 +53,7 @@ class FusedAdamW(FairseqOptimizer):
         self._optimizer = torch.optim.AdamW(tensors, fused=on_gpu, **self.optimizer_config)
         self.late_norm = False
         self._late = Late()
+        self._factor: float | Tensor = 1.0
 
     @property
     def optimizer_config(self) -> dict[str, Any]:
@@ -71,11 +73,21 @@ class FusedAdamW(FairseqOptimizer):
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self.params if p.grad is not None]
 
+    @property
+    def _on_the_way(self) -> bool:
+        """Whether gradients are scaled by `step`, which reads them anyway, and not before."""
+        return self.late_norm and bool(self._optimizer.defaults["fused"])
+
     def multiply_grads(self, c: float | Tensor) -> None:
         """Multiply all gradients by a constant."""
-        gradients = self._gradients()
-        if gradients:
-            torch._foreach_mul_(gradients, c)
+        self._factor = self._factor * c
+        if not self._on_the_way:
+            self._scale_now()
+
+    def _scale_now(self) -> None:
+        if gradients := self._gradients():
+            torch._foreach_mul_(gradients, self._factor)
+        self._factor = 1.0
 
     def clip_grad_norm(
         self, max_norm: float, aggregate_norm_fn: Callable[[Tensor], Tensor] | None = None
@@ -89,11 +101,27 @@ class FusedAdamW(FairseqOptimizer):
         """
         gradients = self._gradients()
         if aggregate_norm_fn is not None or not gradients:
+            self._scale_now()
             return super().clip_grad_norm(max_norm, aggregate_norm_fn)
-        norm = torch.stack(torch._foreach_norm(gradients)).norm()
+        norm = torch.stack(torch._foreach_norm(gradients)).norm() * self._factor
         if max_norm > 0:
-            torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
-        if not (self.late_norm and norm.is_cuda):
+            self.multiply_grads((max_norm / (norm + 1e-6)).clamp(max=1.0))
+        if not self._on_the_way:
             return norm
         self._optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
         return self._late(norm)
+
+    def step(self, *args: Any, **kwargs: Any) -> None:
+        """Update the parameters."""
+        if self._on_the_way:
+            # What gradients are divided by.
+            scale = 1 / torch.as_tensor(self._factor, dtype=torch.float32)
+            device = self.param_groups[0]["params"][0].device
+            self._optimizer.grad_scale = scale.to(device)  # type: ignore[attr-defined]
+        super().step(*args, **kwargs)
+        self._factor = 1.0
+
+    def zero_grad(self) -> None:
+        """Drop all gradients, and what they were to be multiplied by."""
+        super().zero_grad()
+        self._factor = 1.0

@@ -1,0 +1,86 @@
+"""Triton kernels of GELU: one pass over memory, in which a bias before it gets its gradient."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from music_ssl_fairseq.modules.triton_math import gelu_parts
+
+_FLAT = {"BLOCK": 2048, "num_warps": 8}
+_SUMMED = {"ROWS": 16, "BLOCK": 128, "num_warps": 4}
+_PROGRAMS = 32  # over the rows, for each block of columns
+
+
+@triton.jit
+def _forward(x, y, numbers, kept, BLOCK: tl.constexpr):
+    crop = tl.program_id(1).to(tl.int64)
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    u = tl.load(x + crop * numbers + i, mask=i < kept, other=0.0).to(tl.float32)
+    value, _ = gelu_parts(u)
+    tl.store(y + crop * kept + i, value.to(y.dtype.element_ty), mask=i < kept)
+
+
+@triton.jit
+def _backward(x, grad, d_x, numbers, kept, BLOCK: tl.constexpr):
+    crop = tl.program_id(1).to(tl.int64)
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    u = tl.load(x + crop * numbers + i, mask=i < kept, other=0.0).to(tl.float32)
+    dy = tl.load(grad + crop * kept + i, mask=i < kept, other=0.0).to(tl.float32)
+    _, slope = gelu_parts(u)
+    where = d_x + crop * numbers + i
+    tl.store(where, (dy * slope).to(d_x.dtype.element_ty), mask=i < numbers)
+
+
+@triton.jit
+def _backward_summed(
+    x, grad, d_x, d_sums, rows, columns, BLOCKS: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    total = tl.zeros((ROWS, BLOCK), tl.float32)
+    for block in range(BLOCKS):
+        start = (block * tl.num_programs(1) + tl.program_id(1)).to(tl.int64) * ROWS
+        row = start + tl.arange(0, ROWS)[:, None]
+        inside = (row < rows) & (c < columns)
+        where = row * columns + c
+        u = tl.load(x + where, mask=inside, other=0.0).to(tl.float32)
+        dy = tl.load(grad + where, mask=inside, other=0.0).to(tl.float32)
+        _, slope = gelu_parts(u)
+        du = dy * slope
+        tl.store(d_x + where, du.to(d_x.dtype.element_ty), mask=inside)
+        total += du
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    where = d_sums + tl.program_id(1) * columns + column
+    tl.store(where, tl.sum(total, 0), mask=column < columns)
+
+
+def forward(x: Tensor, frames: int) -> Tensor:
+    """GELU of the first `frames` frames of contiguous `[B, T, D]`."""
+    batch, length, dim = x.shape
+    y = x.new_empty(batch, frames, dim)
+    grid = (triton.cdiv(frames * dim, _FLAT["BLOCK"]), batch)
+    _forward[grid](x, y, length * dim, frames * dim, **_FLAT)
+    return y
+
+
+def backward(x: Tensor, grad: Tensor) -> Tensor:
+    """Gradient of `x` `[B, T, D]`, given that of its first frames."""
+    batch, length, dim = x.shape
+    d_x = torch.empty_like(x)
+    grid = (triton.cdiv(length * dim, _FLAT["BLOCK"]), batch)
+    _backward[grid](x, grad, d_x, length * dim, grad.size(1) * dim, **_FLAT)
+    return d_x
+
+
+def backward_summed(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient of `x` `[N, D]`, and its sum over N `[D]` float32."""
+    rows, columns = x.shape
+    d_x = torch.empty_like(x)
+    blocks = triton.cdiv(rows, _SUMMED["ROWS"])
+    programs = min(_PROGRAMS, blocks)
+    d_sums = torch.empty(programs, columns, dtype=torch.float32, device=x.device)
+    _backward_summed[(triton.cdiv(columns, _SUMMED["BLOCK"]), programs)](
+        x, grad, d_x, d_sums, rows, columns, BLOCKS=triton.cdiv(blocks, programs), **_SUMMED
+    )
+    return d_x, d_sums.sum(0)

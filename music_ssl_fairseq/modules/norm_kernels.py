@@ -1,0 +1,151 @@
+"""Triton kernels of a Transformer layer's dropout, residual sum and norm, in one pass over memory.
+
+The backward pass also sums its gradients over all frames, for the biases before and in the norm:
+by themselves these sums would read the gradients once more.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from music_ssl_fairseq.modules.dropout import drop_threshold
+from music_ssl_fairseq.modules.triton_math import kept
+
+_FORWARD = {"ROWS": 4, "num_warps": 4}
+_BACKWARD = {"ROWS": 1, "num_warps": 1}
+_PROGRAMS = 1056  # eight for each multiprocessor of an H100 or H200; each writes its sums once
+
+
+@triton.jit
+def _forward(
+    branch, residual, weight, bias, seeds, sums, output, rows, eps, threshold, factor,
+    D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, DROP: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    c = tl.arange(0, WIDTH)[None, :]
+    inside = (row < rows) & (c < D)
+    where = row * D + c
+    x = tl.load(branch + where, mask=inside, other=0.0).to(tl.float32)
+    if DROP:
+        x = tl.where(kept(where.to(tl.int32), tl.load(seeds), threshold), x * factor, 0.0)
+    x += tl.load(residual + where, mask=inside, other=0.0).to(tl.float32)
+    # Normed as rounded: the backward pass has nothing else.
+    x = x.to(sums.dtype.element_ty)
+    tl.store(sums + where, x, mask=inside)
+    normed, _ = _normed(x.to(tl.float32), c < D, eps, D)
+    scale = tl.load(weight + c, mask=c < D, other=0.0)
+    y = normed * scale + tl.load(bias + c, mask=c < D, other=0.0)
+    tl.store(output + where, y.to(output.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _normed(x, inside, eps, D: tl.constexpr):
+    """Rows with mean 0 and variance 1, and the reciprocals of their deviations."""
+    mean = tl.sum(x, 1) / D
+    centred = tl.where(inside, x - mean[:, None], 0.0)
+    rstd = tl.rsqrt(tl.sum(centred * centred, 1) / D + eps)
+    return centred * rstd[:, None], rstd
+
+
+@triton.jit
+def _backward(
+    grad, grad_2, sums, weight, seeds, d_residual, d_branch, d_sums, rows, eps, threshold, factor,
+    D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr,
+    DROP: tl.constexpr, TWO: tl.constexpr,
+):  # fmt: skip
+    c = tl.arange(0, WIDTH)[None, :]
+    scale = tl.load(weight + c, mask=c < D, other=0.0)
+    seed = tl.load(seeds)
+    sum_weight = tl.zeros((ROWS, WIDTH), tl.float32)
+    sum_bias = tl.zeros((ROWS, WIDTH), tl.float32)
+    sum_branch = tl.zeros((ROWS, WIDTH), tl.float32)
+    for block in range(BLOCKS):
+        start = (block * tl.num_programs(0) + tl.program_id(0)).to(tl.int64) * ROWS
+        row = start + tl.arange(0, ROWS)[:, None]
+        inside = (row < rows) & (c < D)
+        where = row * D + c
+        dy = tl.load(grad + where, mask=inside, other=0.0).to(tl.float32)
+        if TWO:
+            dy += tl.load(grad_2 + where, mask=inside, other=0.0).to(tl.float32)
+        x = tl.load(sums + where, mask=inside, other=0.0).to(tl.float32)
+        normed, rstd = _normed(x, inside, eps, D)
+        sum_weight += dy * normed
+        sum_bias += dy
+        d_normed = dy * scale
+        level = tl.sum(d_normed, 1) / D
+        along = tl.sum(d_normed * normed, 1) / D
+        dx = (d_normed - level[:, None] - normed * along[:, None]) * rstd[:, None]
+        tl.store(d_residual + where, dx.to(d_residual.dtype.element_ty), mask=inside)
+        if DROP:
+            dx = tl.where(kept(where.to(tl.int32), seed, threshold), dx * factor, 0.0)
+            tl.store(d_branch + where, dx.to(d_branch.dtype.element_ty), mask=inside)
+        sum_branch += tl.where(inside, dx, 0.0)
+    own = d_sums + tl.program_id(0) * 3 * D + tl.arange(0, WIDTH)
+    inside_row = tl.arange(0, WIDTH) < D
+    tl.store(own, tl.sum(sum_weight, 0), mask=inside_row)
+    tl.store(own + D, tl.sum(sum_bias, 0), mask=inside_row)
+    tl.store(own + 2 * D, tl.sum(sum_branch, 0), mask=inside_row)
+
+
+def forward(
+    branch: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, p: float,
+    seed: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`layer_norm(residual + dropout(branch))` over the last axis.
+
+    Args:
+        branch: `[N, D]`.
+        residual: `[N, D]`.
+        weight: `[D]`, the norm's; so is `bias`.
+        p: dropout, 0 for none: `hashed_dropout` of the same seed.
+        seed: int32, 0-d.
+
+    Returns:
+        The norm's input, for the backward pass, and its output: `[N, D]` in the type of `branch`.
+    """
+    rows, dim = branch.shape
+    sums, output = torch.empty_like(branch), torch.empty_like(branch)
+    _forward[(triton.cdiv(rows, _FORWARD["ROWS"]),)](
+        branch, residual, weight, bias, seed, sums, output, rows, eps, drop_threshold(p),
+        1 / (1 - p), D=dim, WIDTH=triton.next_power_of_2(dim), DROP=p > 0, **_FORWARD,
+    )  # fmt: skip
+    return sums, output
+
+
+def parts(number: int, sums: Tensor) -> Tensor:
+    """Room for the parts of sums that `backward` writes, for `number` norms of inputs `sums`."""
+    programs = min(_PROGRAMS, triton.cdiv(sums.size(0), _BACKWARD["ROWS"]))
+    return sums.new_empty(number, programs, 3, sums.size(1), dtype=torch.float32)
+
+
+def backward(
+    grad: Tensor,
+    grad_2: Tensor | None,
+    sums: Tensor,
+    weight: Tensor,
+    eps: float,
+    p: float,
+    seed: Tensor,
+    d_sums: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `residual` and `branch`.
+
+    Args:
+        grad: `[N, D]`, of the output.
+        grad_2: `[N, D]`, more of it to add, or None.
+        sums: the first result of `forward`; the rest as there.
+        d_sums: `[parts, 3, D]` (`parts`), where parts of the sums over N go: gradients of weight
+            and bias, and the sum of the branch's.
+    """
+    rows, dim = sums.shape
+    d_residual = torch.empty_like(sums)
+    d_branch = torch.empty_like(sums) if p > 0 else d_residual
+    programs = d_sums.size(0)
+    _backward[(programs,)](
+        grad, grad if grad_2 is None else grad_2, sums, weight, seed, d_residual, d_branch, d_sums,
+        rows, eps, drop_threshold(p), 1 / (1 - p), D=dim, WIDTH=triton.next_power_of_2(dim),
+        BLOCKS=triton.cdiv(rows, _BACKWARD["ROWS"] * programs), DROP=p > 0,
+        TWO=grad_2 is not None, **_BACKWARD,
+    )  # fmt: skip
+    return d_residual, d_branch

@@ -1,0 +1,136 @@
+"""Our Triton kernels against plain operations: run by tests/test_kernels.py, with
+TRITON_INTERPRET=1 on a CPU (in fp32), and as they are on a GPU (in fp16, whose rounding is finer
+than bf16's)."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from music_ssl_fairseq.modules import (
+    attention_kernels,
+    first_layer_kernels,
+    gelu_kernels,
+    norm_kernels,
+)
+from music_ssl_fairseq.modules.dropout import hashed_dropout, keep_pairs
+from music_ssl_fairseq.modules.fused_layer import fused_layer
+from music_ssl_fairseq.modules.transformer import TransformerLayer
+
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
+DTYPE = torch.float16 if GPU else torch.float32
+ROUNDING = 2e-3 if GPU else 1e-6
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(*shape, device=DEVICE).to(DTYPE)
+
+
+def close(ours: Tensor, plain: Tensor) -> None:
+    error = (ours.float() - plain.float()).norm() / plain.float().norm()
+    assert error < ROUNDING, error
+
+
+@pytest.fixture(autouse=True)
+def seed() -> Tensor:
+    torch.manual_seed(0)
+    return torch.tensor(12345, dtype=torch.int32, device=DEVICE)
+
+
+@pytest.mark.parametrize(
+    ("frames", "heads", "width", "p"),
+    [(249, 2, 64, 0.1), (100, 2, 32, 0.0), (129, 1, 16, 0.3)],
+)
+def test_attention(frames, heads, width, p, seed):
+    qkv = random(2, frames, 3 * heads * width)
+    x = qkv.float().requires_grad_()
+    q, k, v = x.view(2, frames, 3, heads, width).permute(2, 0, 3, 1, 4)
+    weights = (q @ k.transpose(-1, -2) / math.sqrt(width)).softmax(-1)
+    if p > 0:
+        rows = torch.arange(2 * heads * frames, dtype=torch.int32, device=DEVICE)
+        keep = keep_pairs(rows, rows[:frames], p, seed).view(weights.shape)
+        weights = torch.where(keep, weights / (1 - p), 0)
+    plain = (weights @ v).transpose(1, 2).reshape(2, frames, -1)
+    grad = random(*plain.shape)
+    plain.backward(grad.float())
+    ours, logs = attention_kernels.forward(qkv, heads, p, seed)
+    d_qkv, d_bias = attention_kernels.backward(qkv, ours, grad, logs, heads, p, seed)
+    close(ours, plain)
+    close(d_qkv, x.grad)
+    close(d_bias, x.grad.sum((0, 1)))
+
+
+@pytest.mark.parametrize(
+    ("rows", "dim", "p"),
+    [(37, 768, 0.1), (5, 48, 0.0), (2249, 320, 0.3) if GPU else (300, 40, 0.3)],
+)
+def test_dropout_residual_norm(rows, dim, p, seed):
+    branch, residual, grad = (random(rows, dim) for _ in range(3))
+    weight, bias = torch.rand(dim, device=DEVICE) + 0.5, torch.randn(dim, device=DEVICE)
+    inputs = [t.float().clone().requires_grad_() for t in (branch, residual, weight, bias)]
+    dropped = hashed_dropout(inputs[0], p, seed)
+    plain = F.layer_norm(inputs[1] + dropped, (dim,), *inputs[2:], 1e-5)
+    plain.backward(grad.float())
+    sums, ours = norm_kernels.forward(branch, residual, weight, bias, 1e-5, p, seed)
+    (d_sums,) = norm_kernels.parts(1, sums)
+    d_residual, d_branch = norm_kernels.backward(
+        grad / 2, grad / 2, sums, weight, 1e-5, p, seed, d_sums
+    )
+    expected = [t.grad for t in inputs]
+    close(ours, plain)
+    close(d_branch, expected[0])
+    close(d_residual, expected[1])
+    close(d_sums.sum(0), torch.stack([*expected[2:], expected[0].sum(0)]))
+
+
+@pytest.mark.parametrize("kept", [37, 36])
+def test_gelu_of_the_first_frames(kept):
+    x, grad = 3 * random(2, 37, 96), random(2, kept, 96)
+    reference = x.float().requires_grad_()
+    plain = F.gelu(reference[:, :kept])
+    plain.backward(grad.float())
+    close(gelu_kernels.forward(x, kept), plain)
+    close(gelu_kernels.backward(x, grad), reference.grad)
+
+
+@pytest.mark.parametrize(("rows", "dim"), [(37, 3072), (1100, 48)])
+def test_gelu_after_a_bias(rows, dim):
+    x, grad = 3 * random(rows, dim), random(rows, dim)
+    reference = x.float().requires_grad_()
+    F.gelu(reference).backward(grad.float())
+    d_x, d_bias = gelu_kernels.backward_summed(x, grad)
+    close(d_x, reference.grad)
+    close(d_bias, reference.grad.sum(0))
+
+
+def test_moments_of_windows():
+    waveform = torch.randn(2, 2503, device=DEVICE)
+    frames = (2503 - 10) // 5 + 1
+    mean, moments = first_layer_kernels.moments(waveform, 10, 5, frames)
+    windows = waveform.double().unfold(-1, 10, 5)
+    torch.testing.assert_close(mean, windows.mean(1))
+    torch.testing.assert_close(moments, windows.transpose(1, 2) @ windows / frames)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_layer(training):
+    """A whole layer, with the same masks in its residuals (and no dropout in its attention)."""
+    layer = TransformerLayer(48, 96, 3, 0.2, 0.0, 0.0, False).to(DEVICE).train(training)
+    for p in layer.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    seeds = torch.tensor([3, 14, 15], dtype=torch.int32, device=DEVICE) if training else None
+    x, grad = random(2, 130, 48), random(2, 130, 48)
+    results = []
+    for run in (lambda y: layer(y, None, seeds), lambda y: fused_layer(layer, y, seeds)):
+        layer.zero_grad()
+        y = x.clone().requires_grad_()
+        with torch.autocast("cuda", torch.float16, enabled=GPU):
+            output, feed_forward = run(y)
+        output.backward(grad.to(output.dtype))
+        results.append([output, feed_forward, y.grad, *(p.grad for p in layer.parameters())])
+    for plain, ours in zip(*results, strict=True):
+        scale = max(plain.float().norm().item(), 1e-2 * grad.float().norm().item())
+        assert (ours.float() - plain.float()).norm() < (20 if GPU else 5) * ROUNDING * scale
