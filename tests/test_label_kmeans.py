@@ -88,6 +88,26 @@ def test_taken_up_after_any_step_it_ends_the_same(frames, after):
     assert again.curve == whole.curve
 
 
+def test_parts_grow_and_the_run_is_taken_up_between_them(frames, monkeypatch):
+    monkeypatch.setattr(kmeans, "_QUICK", 1000)
+    backend = FaissBackend(1)
+    lengths, watched = [], []
+    iterate = backend.iterate
+
+    def counted(part, centroids):
+        lengths.append(len(part))
+        return iterate(part, centroids)
+
+    monkeypatch.setattr(backend, "iterate", counted)
+    whole = fit(frames, Options(10, iterations=3), backend, watched.append)
+    assert lengths == sorted(lengths)
+    assert [lengths.count(n) for n in (1499, 2999, 5998)] == [4, 3, len(whole.curve)]
+    assert set(lengths) == {1000, 1499, 2999, 5998}
+    for state in watched[-5:-1]:
+        again = fit(frames, Options(10, iterations=3), FaissBackend(1), quiet, begun=state)
+        assert again.centroids.tobytes() == whole.centroids.tobytes()
+
+
 def test_random_start_and_restarts(frames):
     start = start_centroids(frames, 30, 0, "random")
     assert len(np.unique(start, axis=0)) == 30

@@ -143,8 +143,8 @@ def get_parser() -> argparse.ArgumentParser:
         type=_positive,
         default=30,
         metavar="N",
-        help="K-means iterations over all these frames at most, after those on a part of them; "
-        "fewer once one lowers the inertia by less than 0.4 %% (default: %(default)s)",
+        help="K-means iterations over all these frames at most, after those on parts of them; "
+        "fewer once one lowers the inertia by less than 0.6 %% (default: %(default)s)",
     )
     add(
         "--init",

@@ -1,10 +1,10 @@
 """K-means: from a sample of frames to centroids, in steps that can be taken up.
 
 From coarse to fine. On a part of the frames come iterations, and between them rounds of `reseat`,
-which look for a better optimum; then all frames settle the centroids, which moves them little. On
-600,000 MFCC frames of music, k = 500, that ends where 30 iterations over all frames end, in a
-quarter of the time. Many values a frame (deep features) are rotated to their principal axes, and
-the coarse part looks at the largest of these.
+which look for a better optimum; then come larger parts, and all frames settle the centroids. On
+600,000 MFCC frames of music, k = 500, that takes a fifth of the time of 30 iterations over all
+frames, and ends 0.7 % higher in inertia on other frames. Many values a frame (deep features) are
+rotated to their principal axes, and the rounds look at the largest of these.
 """
 
 from collections.abc import Callable
@@ -24,10 +24,20 @@ FRAMES_PER_CENTROID = 39
 _COARSE = 12  # one frame of so many is in the coarse part
 _QUICK = 50_000  # at least so many are: fewer would save little time
 _FIRST_ITERATIONS = 4  # before the first round of reseating
-_RESTED = 4e-3  # relative gain of an iteration over all frames below which it was the last
+_RESTED = 6e-3  # relative gain of an iteration over all frames below which it was the last
 _MANY_VALUES = 256  # a frame; with more, the coarse part is done in _AXES
 _AXES = 96
 _NEIGHBOURS = 3
+
+
+class _Growth(NamedTuple):
+    """One frame in `part`, and iterations over these."""
+
+    part: int
+    iterations: int
+
+
+_GROWTHS = (_Growth(4, 4), _Growth(2, 3))
 
 
 class _Effort(NamedTuple):
@@ -47,7 +57,7 @@ class Options:
     """How to fit.
 
     Attributes:
-        iterations: over all frames, at most; fewer when one gains less than 0.4 %.
+        iterations: over all frames, at most; fewer when one gains less than 0.6 %.
         init: `kmeans++`, greedy, or `random`, different frames.
         restarts: starts of which the one with the lowest inertia after four iterations goes on.
     """
@@ -68,7 +78,7 @@ class Fit:
         curve: the inertia over the number of frames, that is the mean squared distance of a frame
             to its centroid, before each iteration over all frames. The last one's centroids are
             therefore a little better than its last value.
-        coarse: the same for iterations over a part of the frames (and, there, of the values).
+        coarse: the same for iterations over a part of the frames (and, at first, of the values).
         step: steps taken.
     """
 
@@ -137,19 +147,21 @@ def _settled(state: Fit, options: Options) -> bool:
 
 
 class _Coarse:
-    """The steps on a part of the frames: a start, then rounds, then back to all values."""
+    """The steps on a part of the frames: a start, rounds, back to all values, then larger parts."""
 
     def __init__(self, frames: np.ndarray, options: Options, backend: Backend):
         size = max(len(frames) // _COARSE, FRAMES_PER_CENTROID * options.k, _QUICK)
         # Nearly all of them are all: a second set would only be fitted to twice.
         self._frames = frames[:size] if 2 * size < len(frames) else frames
+        self._all = frames
+        self._growths = [g for g in _GROWTHS if len(frames) // g.part > len(self._frames)]
         self._options = options
         self._backend = backend
         effort = _MUCH if len(self._frames) * options.k <= _CHEAP else _ENOUGH
         self._rounds = effort.rounds if options.k >= 2 * _NEIGHBOURS else 0
         self._round_iterations = effort.iterations
         self._reduced = principal_values(self._frames)
-        self.steps = 2 + self._rounds
+        self.steps = 2 + self._rounds + len(self._growths)
 
     def start(self) -> Fit:
         """The best of the starts, after the first iterations."""
@@ -158,20 +170,24 @@ class _Coarse:
 
     def _start(self, seed: tuple[int, int]) -> Fit:
         centroids = start_centroids(self._reduced, self._options.k, seed, self._options.init)
-        return self._iterate(Fit(centroids), _FIRST_ITERATIONS)
+        return self._iterate(Fit(centroids), self._reduced, _FIRST_ITERATIONS)
 
     def step(self, state: Fit) -> Fit:
         if state.step <= self._rounds:
             moved = replace(state, centroids=self._reseated(state))
-            found = self._iterate(moved, self._round_iterations)
+            found = self._iterate(moved, self._reduced, self._round_iterations)
             better = found.coarse[-1] <= state.coarse[-1]
             return found if better else replace(state, step=found.step)
-        return replace(state, centroids=self._of_all_values(state), step=state.step + 1)
+        if state.step == self._rounds + 1:
+            return replace(state, centroids=self._of_all_values(state), step=state.step + 1)
+        growth = self._growths[state.step - self._rounds - 2]
+        grown = self._all[: len(self._all) // growth.part]
+        return self._iterate(state, grown, growth.iterations)
 
-    def _iterate(self, state: Fit, iterations: int) -> Fit:
+    def _iterate(self, state: Fit, frames: np.ndarray, iterations: int) -> Fit:
         centroids, curve = state.centroids, list(state.coarse)
         for _ in range(iterations):
-            centroids, inertia = self._backend.iterate(self._reduced, centroids)
+            centroids, inertia = self._backend.iterate(frames, centroids)
             curve.append(inertia)
         return replace(state, centroids=centroids, coarse=curve, step=state.step + 1)
 

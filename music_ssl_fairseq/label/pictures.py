@@ -39,7 +39,7 @@ def draw_inertia(metadata: dict[str, Any]) -> "Figure":
     figure = new_figure(7, 3.2)
     left, right = figure.subplots(1, 2)
     for axes, key, title in (
-        (left, "coarse_inertia_curve", "on a part of the frames"),
+        (left, "coarse_inertia_curve", "on parts of the frames"),
         (right, "inertia_curve", "then on all of them"),
     ):
         curve = metadata[key]

@@ -83,7 +83,8 @@ def _inertia(metadata: dict[str, Any]) -> str:
     return (
         f"## Inertia\n\nMean squared distance of a frame to its centroid, before each iteration; "
         f"before the last one {metadata['train_inertia']:.6g}. Where the left curve jumps up, "
-        "clusters were moved to where the error was largest; what did not pay was undone.\n\n"
+        "clusters were moved to where the error was largest (what did not pay was undone), or the "
+        "part grew, and had frames that no centroid had been fitted to.\n\n"
         "![inertia of each iteration](inertia.png)"
     )
 
