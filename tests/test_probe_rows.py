@@ -140,11 +140,11 @@ def test_gradients_of_several_batches_add_up():
 
 def test_dropout_has_its_probability_and_is_each_row_s_own():
     model = ProbeRows(ROWS, LAYERS, 6, 500, 3, 0.2, seed=1).train()
-    kept = model._kept(40, draw=3)
+    kept = model.kept(40, draw=3)
     shares = kept.float().mean((1, 2))
     assert ((shares - 0.8).abs() < 0.01).all()
-    assert torch.equal(kept, model._kept(40, draw=3))
-    assert not torch.equal(kept, model._kept(40, draw=4))
+    assert torch.equal(kept, model.kept(40, draw=3))
+    assert not torch.equal(kept, model.kept(40, draw=4))
     for other in kept[1:]:
         assert 0.03 < (~other & ~kept[0]).float().mean() < 0.05  # independent: 0.2 squared
 

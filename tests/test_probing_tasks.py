@@ -232,6 +232,7 @@ def test_labels_that_are_missing_or_unknown(here, capsys, tmp_path):
         (["task.decoder=ear"], "encoder.pt", "task.decoder 'ear': one of dbn, librosa, peaks"),
         (["task.window_seconds=-1"], "encoder.pt", "task.window_seconds must be 0"),
         (["task.cache_limit_gb=0", "task.cache_dir=none"], "encoder.pt", "task.cache_limit_gb"),
+        (["optimization.update_freq=[2]", "dataset.batch_size=1"], "encoder.pt", "update_freq"),
         ([], "gone.pt", "gone.pt"),
         ([], "fast.pt", "24000 Hz"),
     ],

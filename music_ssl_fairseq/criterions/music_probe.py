@@ -1,5 +1,6 @@
 """Loss of a batched probe, and what its validation needs."""
 
+from functools import partial
 from typing import Any
 
 from fairseq.criterions import FairseqCriterion, register_criterion
@@ -61,6 +62,39 @@ class MusicProbeCriterion(FairseqCriterion):
             .mean(-1)
             .sum()
         )
+
+    def train_row_by_row(self, model: Any, sample: dict[str, Any], optimizer: Any):
+        """As `forward` in training, but with the updates made."""
+        losses = model.train_row_by_row(sample, optimizer, partial(self.loss_and_gradient, model))
+        size = sample["ntokens"]
+        loss = losses.sum()
+        logs = {
+            "loss": loss / max(1, len(losses)),
+            "sample_size": size,
+            "nsentences": sample["nsentences"],
+            "ntokens": sample["ntokens"],
+        }
+        return loss, size, logs
+
+    def loss_and_gradient(
+        self, model: Any, outputs: Tensor, target: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Of one row: the loss of `forward`, and its gradient, without autograd's bookkeeping.
+
+        Args:
+            outputs: `[N, outputs]`.
+        """
+        if self.kind in ("multi-class", "key"):
+            logs = outputs.log_softmax(-1)
+            places = target.unsqueeze(1)
+            gradient = logs.exp().scatter_add_(1, places, logs.new_full(places.shape, -1.0))
+            return -logs.gather(1, places).sum(), gradient
+        if self.kind == "regression":
+            difference = outputs - model.normalised_target(target)
+            return difference.square().mean(-1).sum(), difference * (2 / outputs.size(1))
+        target = target.reshape(outputs.shape)
+        loss = F.binary_cross_entropy_with_logits(outputs, target, reduction="sum")
+        return loss / outputs.size(1), (outputs.sigmoid() - target) / outputs.size(1)
 
     @staticmethod
     def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:

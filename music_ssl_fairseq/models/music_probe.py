@@ -13,6 +13,7 @@ from torch import Tensor
 
 from music_ssl_fairseq.compat import one_line_errors
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.modules import row_by_row
 from music_ssl_fairseq.modules.probe_rows import MIXED, PARAMETERS, ProbeRows, Row, grid
 from music_ssl_fairseq.modules.row_schedule import RowSchedule
 
@@ -162,12 +163,31 @@ class MusicProbeModel(BaseFairseqModel):
         """`[N, layers, D]` to logits `[rows, N, outputs]`: of the rows in training, or, when
         `scoring`, of the chosen one."""
         features = self._standardised(features.float())
+        heads = self._chosen_heads() if self.scoring else self.heads
+        if not (features.is_cuda or self.training or torch.is_grad_enabled()):
+            return row_by_row.evaluate(heads, features)
         if self.scoring:
-            return self._chosen_heads()(features)
+            return heads(features)
         # Several batches may make one update (update_freq): each has dropout of its own.
         draw = self._updates * 1000 + self._draws
         self._draws += 1
         return self.heads(features, draw)
+
+    def train_row_by_row(
+        self, sample: dict[str, Any], optimizer: row_by_row.RowOptimizer, loss: row_by_row.Loss
+    ) -> Tensor:
+        """On a CPU: update each row with each mini-batch of a sample.
+
+        Returns:
+            `[rows]` losses summed over all items.
+        """
+        features = self._standardised(sample["net_input"]["features"].float())
+        size = sample["batch_size"]
+        updates = [
+            row_by_row.Update(slice(first, first + size), self._updates * 1000 + i)
+            for i, first in enumerate(range(0, len(features), size))
+        ]
+        return row_by_row.train(self.heads, optimizer, features, sample["target"], updates, loss)
 
     def _standardised(self, features: Tensor) -> Tensor:
         if self._as_they_are is None:

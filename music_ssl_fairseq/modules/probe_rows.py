@@ -18,8 +18,6 @@ from torch import Tensor, nn
 MIXED = "all"
 """The name of the weighted sum, where others have the name of their layer."""
 
-_EVALUATED_AT_ONCE = 64
-
 PARAMETERS = ("mix", "hidden_weight", "hidden_bias", "output_weight", "output_bias")
 
 
@@ -120,13 +118,9 @@ class ProbeRows(nn.Module):
         Args:
             draw: number of the dropout's draw; only in training.
         """
-        if not self.training and not features.is_cuda:
-            # Larger batches would leave the processor's caches.
-            parts = [self._logits(part, None) for part in features.split(_EVALUATED_AT_ONCE)]
-            return torch.cat(parts, 1)
         kept = None
         if self.training and self.dropout > 0:
-            kept = self._kept(features.size(0), draw)
+            kept = self.kept(features.size(0), draw)
         return self._logits(features, kept)
 
     def _logits(self, features: Tensor, kept: Tensor | None) -> Tensor:
@@ -162,19 +156,31 @@ class ProbeRows(nn.Module):
             self._plain = torch.tensor(layers, dtype=torch.long, device=device)
         return self._plain
 
-    def _kept(self, num_items: int, draw: int) -> Tensor:
-        """Which hidden values are not 0 this time: `[rows, N, H]` bool."""
+    def kept(
+        self,
+        num_items: int,
+        draw: int,
+        indices: Sequence[int] | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Which hidden values are not 0 this time: `[rows, N, H]` bool.
+
+        Args:
+            indices: of these rows only, counted among those that are left.
+            out: written to; as numbers, 0 and 1, if it is of floats.
+        """
         # Sixteen random bits a value: the probability is met to 1/65536, at a tenth of the cost of
         # drawing a float for each.
         hidden_size, device = self.hidden_bias.size(1), self.hidden_bias.device
         per_row = num_items * hidden_size
-        words = torch.empty(len(self.rows), -(-per_row // 4), dtype=torch.int64, device=device)
+        rows = self.rows if indices is None else [self.rows[i] for i in indices]
+        words = torch.empty(len(rows), -(-per_row // 4), dtype=torch.int64, device=device)
         generator = torch.Generator(device)
-        for row, place in zip(self.rows, words, strict=True):
+        for row, place in zip(rows, words, strict=True):
             generator.manual_seed(row.seed(self.seed, draw + 1))
             place.random_(torch.iinfo(torch.int64).min, None, generator=generator)
-        kept = words.view(torch.int16)[:, :per_row] >= round(self.dropout * 65536) - 32768
-        return kept.view(len(self.rows), num_items, hidden_size)
+        drawn = words.view(torch.int16)[:, :per_row].view(len(rows), num_items, hidden_size)
+        return torch.ge(drawn, round(self.dropout * 65536) - 32768, out=out)
 
 
 class _Hidden(torch.autograd.Function):

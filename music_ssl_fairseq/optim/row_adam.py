@@ -9,7 +9,6 @@ import torch
 from fairseq.dataclass import FairseqDataclass
 from fairseq.optim import FairseqOptimizer, register_optimizer
 from torch import Tensor
-from torch.optim.adam import adam
 
 _LARGE = 2**16
 
@@ -24,6 +23,43 @@ class RowAdamConfig(FairseqDataclass):
     )
 
 
+@dataclass
+class AdamOfRow:
+    """torch's fused Adam, which passes over memory once, for a row of each parameter."""
+
+    values: list[Tensor]
+    means: list[Tensor]
+    squares: list[Tensor]
+    steps: list[Tensor]
+    rate: float
+    betas: tuple[float, float]
+    eps: float
+
+    def step(self, gradients: list[Tensor], gradient_scale: float = 1.0) -> None:
+        """One update; gradients are multiplied by `gradient_scale` on the way."""
+        if not gradients:
+            return
+        for step in self.steps:
+            step += 1
+        torch._fused_adam_(
+            self.values,
+            gradients,
+            self.means,
+            self.squares,
+            [],
+            self.steps,
+            lr=self.rate,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            weight_decay=0.0,
+            eps=self.eps,
+            amsgrad=False,
+            maximize=False,
+            # The kernel divides by its scale while it has the numbers at hand.
+            grad_scale=None if gradient_scale == 1.0 else torch.tensor(1 / gradient_scale),
+        )
+
+
 class _Rows(torch.optim.Optimizer):
     """What fairseq wants to find inside its optimizer; the state is kept by rows."""
 
@@ -33,58 +69,44 @@ class _Rows(torch.optim.Optimizer):
     def tensors(self) -> list[Tensor]:
         return self.param_groups[0]["params"]
 
-    @torch.no_grad()
-    def step_rows(self, rates: Sequence[float], gradient_scale: float) -> None:
-        """One update; gradients are multiplied by `gradient_scale` on the way."""
-        with_gradient = [p for p in self.tensors() if p.grad is not None]
-        for p in with_gradient:
+    def prepare(self, parameters: Iterable[Tensor]) -> None:
+        """Make place for the moments of parameters that have none yet."""
+        for p in parameters:
             if not self.state[p]:
                 self.state[p] = {
                     "exp_avg": torch.zeros_like(p),
                     "exp_avg_sq": torch.zeros_like(p),
                     "step": torch.zeros(len(p), device=p.device),
                 }
+
+    @torch.no_grad()
+    def step_rows(self, rates: Sequence[float], gradient_scale: float) -> None:
+        """One update; gradients are multiplied by `gradient_scale` on the way."""
+        with_gradient = [p for p in self.tensors() if p.grad is not None]
+        self.prepare(with_gradient)
         if not with_gradient or not rates:
             return
         # On a CPU passes over memory count most, on a GPU and for small tensors calls do.
         large = [p for p in with_gradient if not p.is_cuda and p[0].numel() >= _LARGE]
         small = [p for p in with_gradient if p.is_cuda or p[0].numel() < _LARGE]
-        self._step_fused(large, rates, gradient_scale)
+        for row, rate in enumerate(rates):
+            gradients = [p.grad[row] for p in large if p.grad is not None]
+            self.of_row(row, rate, large).step(gradients, gradient_scale)
         self._step_together(small, rates, gradient_scale)
 
-    def _step_fused(
-        self, tensors: list[Tensor], rates: Sequence[float], gradient_scale: float
-    ) -> None:
-        """torch's fused Adam, which passes over memory once; a call for each rate."""
+    def of_row(self, row: int, rate: float, parameters: Sequence[Tensor]) -> "AdamOfRow":
+        """The update of one row of these parameters."""
         group = self.param_groups[0]
-        # The kernel divides by its scale while it has the numbers at hand.
-        scale = None if gradient_scale == 1.0 else torch.tensor(1 / gradient_scale)
-        for p in tensors:
-            assert p.grad is not None
-            state = self.state[p]
-            kept = (state["exp_avg"], state["exp_avg_sq"], state["step"])
-            by_row = [tensor.unbind() for tensor in (p.detach(), p.grad, *kept)]
-            for rate in set(rates):
-                rows = [row for row, other in enumerate(rates) if other == rate]
-                parts = [[of_all[row] for row in rows] for of_all in by_row]
-                values, gradients, means, squares, steps = parts
-                adam(
-                    values,
-                    gradients,
-                    means,
-                    squares,
-                    [],
-                    steps,
-                    fused=True,
-                    grad_scale=scale,
-                    amsgrad=False,
-                    beta1=group["betas"][0],
-                    beta2=group["betas"][1],
-                    lr=rate * group["lr"],
-                    weight_decay=0.0,
-                    eps=group["eps"],
-                    maximize=False,
-                )
+        states = [self.state[p] for p in parameters]
+        return AdamOfRow(
+            [p.detach()[row] for p in parameters],
+            [state["exp_avg"][row] for state in states],
+            [state["exp_avg_sq"][row] for state in states],
+            [state["step"][row] for state in states],
+            rate * group["lr"],
+            group["betas"],
+            group["eps"],
+        )
 
     def _step_together(
         self, tensors: list[Tensor], rates: Sequence[float], gradient_scale: float
@@ -125,6 +147,7 @@ class RowAdam(FairseqOptimizer):
         self._rows: list[int] | None = None
         self._rates: list[float] = []
         self._scale = 1.0
+        self.norm = torch.zeros(())
 
     @property
     def optimizer_config(self) -> dict[str, Any]:
@@ -138,6 +161,18 @@ class RowAdam(FairseqOptimizer):
             for state in self._optimizer.state.values():
                 state.update({k: v[kept.to(v.device)] for k, v in state.items()})
         self._rows, self._rates = list(rows), list(rates)
+
+    def prepare(self) -> None:
+        """Before `of_row`: make place for the moments."""
+        self._optimizer.prepare(self._optimizer.tensors())
+
+    def of_row(self, index: int, parameters: Sequence[Tensor]) -> AdamOfRow:
+        """To update one row of these parameters with gradients that are kept elsewhere.
+
+        Args:
+            index: among the rows of `set_rows`.
+        """
+        return self._optimizer.of_row(index, self._rates[index], parameters)
 
     def get_lr(self) -> float:
         """The highest learning rate of any row."""
@@ -159,13 +194,14 @@ class RowAdam(FairseqOptimizer):
         self, max_norm: float, aggregate_norm_fn: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
         """The norm of the gradients of all but the largest parameter, whose norm alone would take
-        as long as a tenth of the step. Nothing is clipped: it would tie the rows together."""
+        as long as a tenth of the step; `norm`, if gradients are kept elsewhere. Nothing is
+        clipped: it would tie the rows together."""
         largest = max(self.params, key=Tensor.numel)
         gradients = [
             p.grad for p in self.params if p is not largest and p.grad is not None and p.numel()
         ]
         if not gradients:
-            return torch.zeros(())
+            return self.norm
         return torch.stack(torch._foreach_norm(gradients)).norm() * self._scale
 
     def step(self, closure: Any = None, scale: float = 1.0, groups: Any = None) -> None:

@@ -32,13 +32,21 @@ class ProbingDataset(FairseqDataset):
         plan: Plan,
         seed: int,
         shuffle: bool,
+        batches_at_once: int = 1,
     ):
+        """
+        Args:
+            shuffle: for training.
+            batches_at_once: mini-batches in what fairseq takes for one.
+        """
         self.split = split
         self.clips = clips
         self._store = store
         self._seed = seed
         self._shuffle = shuffle
         self._epoch = 1
+        self._at_once = batches_at_once
+        self._batch_size = len(split.manifest)
         self._frames = plan.frames
         counts = [plan.row_counts(clip) for clip in clips]
         self._clip_of = np.repeat(np.arange(len(clips)), [len(count) for count in counts])
@@ -98,7 +106,8 @@ class ProbingDataset(FairseqDataset):
 
         Returns:
             `net_input.features` `[N, layers, D]` as kept, N the rows of all windows; `target`
-            `[N, ...]`; `clip` and `first` `[B]`, `rows` a list of B: rows of each window.
+            `[N, ...]`; `clip` and `first` `[B]`, `rows` a list of B: rows of each window;
+            `batch_size`: windows of each mini-batch in it, of which the last may have fewer.
         """
         if not samples:
             return {}
@@ -113,6 +122,7 @@ class ProbingDataset(FairseqDataset):
             "clip": torch.tensor([sample["clip"] for sample in samples]),
             "first": torch.tensor([sample["first"] for sample in samples]),
             "rows": [len(sample["features"]) for sample in samples],
+            "batch_size": self._batch_size,
             "target": torch.from_numpy(targets),
             "net_input": {"features": torch.from_numpy(features)},
         }
@@ -144,8 +154,10 @@ class ProbingDataset(FairseqDataset):
         max_sentences: int | None = None,
         required_batch_size_multiple: int = 1,
     ) -> list[np.ndarray]:
-        """Batches of `max_sentences` windows, the last one too: fairseq would drop it."""
-        size = max_sentences or 64
+        """Batches of `max_sentences` windows, or of as many mini-batches of that size as are taken
+        at once; the last one too: fairseq would drop it."""
+        self._batch_size = max_sentences or 64
+        size = self._batch_size * self._at_once
         return [indices[first : first + size] for first in range(0, len(indices), size)]
 
     def set_epoch(self, epoch: int) -> None:
