@@ -10,11 +10,13 @@ differ in how much they say of the class. Both kinds of run are what a user star
 `fairseq-hydra-train` in a process of its own, from the start of Python to the last checkpoint, with
 the same settings; only `model.layers` and `model.learning_rates` differ. Of the single probes a few
 are timed, spread over layers and learning rates, and their mean is multiplied by the size of the
-grid: that figure is an extrapolation.
+grid: that figure is an extrapolation. Beside the seconds stands what all threads of a run took of
+the processor, which other work on the machine changes less.
 """
 
 import argparse
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -120,8 +122,8 @@ def fill_cache(folder: Path, checkpoint: Path) -> None:
 
 def timed(
     folder: Path, checkpoint: Path, run: str, args: argparse.Namespace, *overrides: str
-) -> float:
-    """Seconds that a run takes as a command."""
+) -> tuple[float, float]:
+    """Seconds that a run takes as a command, and processor seconds."""
     command = [
         *(sys.executable, "-c", "from fairseq_cli.hydra_train import cli_main; cli_main()"),
         *("--config-dir", str(ROOT / "examples/probing"), "--config-name", "gtzan_genre"),
@@ -132,11 +134,17 @@ def timed(
     if not args.gpu:
         command.append("common.cpu=true")
         environment["CUDA_VISIBLE_DEVICES"] = ""
-    began = time.perf_counter()
+    began, used = time.perf_counter(), processor_seconds()
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stdout[-2000:] + done.stderr[-4000:])
-    return time.perf_counter() - began
+    return time.perf_counter() - began, processor_seconds() - used
+
+
+def processor_seconds() -> float:
+    """Of all programs that this one has started, and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def rows_of(folder: Path, run: str) -> list[list[str]]:
@@ -151,34 +159,37 @@ def main() -> None:
     make_task(folder, args.clips)
     make_checkpoint(checkpoint)
     fill_cache(folder, checkpoint)
-    grid = timed(folder, checkpoint, "grid", args)
+    grid, grid_used = timed(folder, checkpoint, "grid", args)
     rows = rows_of(folder, "grid")
     where = "GPU" if args.gpu else f"{args.threads} threads"
     epochs = np.array([int(row[4]) for row in rows])
     print(
-        f"{args.clips} clips, {where}: {len(rows)} probes in one run: {grid:.1f} s; "
+        f"{args.clips} clips, {where}: {len(rows)} probes in one run: {grid:.1f} s "
+        f"({grid_used:.0f} s of the processor); "
         f"epochs of a probe: {epochs.min()} to {epochs.max()}, mean {epochs.mean():.1f}",
         flush=True,
     )
-    singles = []
+    singles: list[tuple[float, float]] = []
     chosen = np.linspace(0, len(rows) - 1, args.singles + 2)[1:-1].round().astype(int)
     for index in chosen:
         layer, rate, score, _, trained, _ = rows[index]
-        seconds = timed(
+        seconds, used = timed(
             *(folder, checkpoint, f"single_{index}", args),
             *(f"model.layers='{layer}'", f"model.learning_rates=[{rate}]"),
         )
         alone = rows_of(folder, f"single_{index}")[0]
         print(
-            f"layer {layer}, learning rate {rate}, alone: {seconds:.1f} s, {alone[4]} epochs, "
+            f"layer {layer}, learning rate {rate}, alone: {seconds:.1f} s "
+            f"({used:.1f} s of the processor), {alone[4]} epochs, "
             f"valid {float(alone[2]):.4f} (in the grid: {trained} epochs, {float(score):.4f})",
             flush=True,
         )
-        singles.append(seconds)
-    total = float(np.mean(singles)) * len(rows)
+        singles.append((seconds, used))
+    total, total_used = np.mean(singles, axis=0) * len(rows)
     print(
-        f"{len(rows)} runs of one probe, extrapolated from {len(singles)}: {total:.0f} s; "
-        f"ratio {total / grid:.1f}"
+        f"{len(rows)} runs of one probe, extrapolated from {len(singles)}: {total:.0f} s "
+        f"({total_used:.0f} s of the processor); ratio {total / grid:.1f} "
+        f"({total_used / grid_used:.1f})"
     )
     if not args.keep:
         shutil.rmtree(folder)
