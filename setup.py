@@ -54,6 +54,7 @@ setup(
         "faiss-cpu>=1.12",
         "soundfile>=0.13",
         "librosa>=0.10.2",
+        "threadpoolctl>=3.5",
         "tensorboard>=2.14",
         "tqdm>=4.65",
     ],

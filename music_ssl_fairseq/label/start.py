@@ -8,6 +8,7 @@ all frames, and ends 5 % higher where frames are few and clustered, because it d
 """
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 _FRAMES_PER_CENTROID = 10
 _FRAMES = 15_000  # at least, for few centroids
@@ -32,19 +33,26 @@ def start_centroids(
         return frames[np.sort(rng.choice(len(frames), k, replace=False))]
     num_frames = min(len(frames), max(_FRAMES, _FRAMES_PER_CENTROID * k))
     sample = frames[np.sort(rng.choice(len(frames), num_frames, replace=False))]
-    distances_from = _Distances(sample)
-    draws = _DRAWS
-    chosen = rng.integers(num_frames, size=1)
+    # Thousands of small products: where other processes want the same CPUs, threads that wait for
+    # each other at every one of them took ten times as long.
+    with threadpool_limits(1):
+        return sample[_greedy(sample, k, rng)]
+
+
+def _greedy(frames: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
+    """`[k]` rows."""
+    distances_from = _Distances(frames)
+    chosen = rng.integers(len(frames), size=1)
     nearest = distances_from(chosen)[0]
     for _ in range(1, k):
         cumulated = np.cumsum(nearest, dtype=np.float64)
-        drawn = np.searchsorted(cumulated, rng.random(draws) * cumulated[-1], side="right")
-        drawn = np.minimum(drawn, num_frames - 1)
+        drawn = np.searchsorted(cumulated, rng.random(_DRAWS) * cumulated[-1], side="right")
+        drawn = np.minimum(drawn, len(frames) - 1)
         candidates = np.minimum(distances_from(drawn), nearest)
         best = candidates.sum(axis=1, dtype=np.float64).argmin()
         chosen = np.append(chosen, drawn[best])
         nearest = candidates[best]
-    return sample[chosen]
+    return chosen
 
 
 class _Distances:
