@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder, AudioEncoderConfig
+from music_ssl_fairseq.modules.dropout import drop
 from music_ssl_fairseq.modules.ema_teacher import EMATeacher, annealed_decay
 from music_ssl_fairseq.modules.fast import compiled
 
@@ -128,7 +129,8 @@ class Music2VecModel(AudioEncoder):
             features = self.extract(source, compile)
             padding = self.frame_padding(padding_mask, features.size(1))
             enter = compiled(_enter) if compile else _enter
-            x, projected = enter(self, features, mask_indices)
+            seed = self.draw_seed(compile, source.device)
+            x, projected = enter(self, features, mask_indices, seed)
             x, _, _ = self.encoder(x, padding, compile)
             prediction = self.final_proj(x.flatten(0, 1)[masked])
             target = self.targets(source, projected.detach(), padding, compile)
@@ -235,10 +237,12 @@ def music_gain(prediction: Tensor, target: Tensor, masked: Tensor) -> Tensor:
     return 1 - own / other.clamp(min=1e-12)
 
 
-def _enter(model: AudioEncoder, features: Tensor, mask_indices: Tensor) -> tuple[Tensor, Tensor]:
+def _enter(
+    model: AudioEncoder, features: Tensor, mask_indices: Tensor, seed: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """From the extractor's features to the encoder's input, and the same without masking."""
     projected = model.project(features)
-    return model.mask(model.dropout_input(projected), mask_indices), projected
+    return model.mask(drop(model.dropout_input, projected, seed), mask_indices), projected
 
 
 def _instance_norm_mean(layers: list[Tensor]) -> Tensor:

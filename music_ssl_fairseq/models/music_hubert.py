@@ -8,6 +8,7 @@ from fairseq.models import register_model
 from torch import Tensor, nn
 
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder, AudioEncoderConfig
+from music_ssl_fairseq.modules.dropout import drop
 from music_ssl_fairseq.modules.fast import compiled
 from music_ssl_fairseq.modules.unit_head import UnitHead
 
@@ -89,29 +90,35 @@ class MusicHubertModel(AudioEncoder):
         with self.autocast(source.device):
             features = self.extract(source, compile)
             padding = self.frame_padding(padding_mask, features.size(1))
-            x, penalty = (compiled(_enter) if compile else _enter)(self, features, mask_indices)
+            enter = compiled(_enter) if compile else _enter
+            x, penalty = enter(self, features, mask_indices, self.draw_seed(compile, source.device))
             x, _, _ = self.encoder(x, padding, compile)
         x, target = x.flatten(0, 1), target.flatten()
         output: dict[str, Tensor | None] = {
-            "logits_m": self.logits(x[masked]),
+            "logits_m": self.logits(x[masked], compile),
             "target_m": target[masked],
             "logits_u": None,
             "target_u": None,
             "features_pen": penalty,
         }
         if not self.cfg.skip_nomask:
-            output["logits_u"] = self.logits(x[unmasked])
+            output["logits_u"] = self.logits(x[unmasked], compile)
             output["target_u"] = target[unmasked]
         return output
 
-    def logits(self, x: Tensor) -> Tensor:
+    def logits(self, x: Tensor, compile: bool = False) -> Tensor:
         """Encoder frames `[N, D]` to scores `[N, classes]`, float32."""
         with self.autocast(x.device):
-            projected = self.final_proj(x)
-        return self.head(projected, self.label_embs_concat)
+            return (compiled(_score) if compile else _score)(self, x)
 
 
-def _enter(model: AudioEncoder, features: Tensor, mask_indices: Tensor) -> tuple[Tensor, Tensor]:
+def _enter(
+    model: AudioEncoder, features: Tensor, mask_indices: Tensor, seed: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """From the extractor's features to the encoder's input, and the features' mean square."""
-    x = model.mask(model.dropout_input(model.project(features)), mask_indices)
+    x = model.mask(drop(model.dropout_input, model.project(features), seed), mask_indices)
     return x, features.float().square().mean()
+
+
+def _score(model: MusicHubertModel, x: Tensor) -> Tensor:
+    return model.head(model.final_proj(x), model.label_embs_concat)

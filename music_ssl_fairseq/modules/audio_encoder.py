@@ -16,6 +16,7 @@ from music_ssl_fairseq.modules.conv_extractor import (
     ScaleGradient,
     parse_conv_layers,
 )
+from music_ssl_fairseq.modules.dropout import draw_seeds
 from music_ssl_fairseq.modules.fast import ShapeGate, can_compile
 from music_ssl_fairseq.modules.positional_conv import PositionalConv
 from music_ssl_fairseq.modules.transformer import TransformerEncoder, TransformerLayer
@@ -198,6 +199,10 @@ class AudioEncoder(BaseFairseqModel):
         real = (~padding_mask).sum(-1, keepdim=True)
         frames = torch.div(real - self.grid.window, self.grid.hop, rounding_mode="floor") + 1
         return torch.arange(num_frames, device=padding_mask.device) >= frames
+
+    def draw_seed(self, compile: bool, device: torch.device) -> Tensor | None:
+        """What `dropout.drop` needs for the encoder's input in compiled kernels; else None."""
+        return draw_seeds(1, device)[0] if compile and self.training else None
 
     def mask(self, x: Tensor, mask_indices: Tensor) -> Tensor:
         """Replace the masked frames (`[B, frames]` bool) by the learned mask embedding."""

@@ -7,6 +7,7 @@ block's `block + kernel - 1` input frames times a matrix that holds the kernel o
 frame, shifted by one (a Toeplitz matrix). That has 12 % more arithmetic and runs at full speed.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,18 +37,21 @@ class _BlockConv(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, groups: int) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        kernel = weight.size(-1)
+        inputs = _windows(x, groups, kernel, kernel // 2)
+        ctx.save_for_backward(inputs, weight)
         ctx.groups = groups
-        return _correlate(x, weight, groups, weight.size(-1) // 2)
+        return _correlate(inputs, weight, x.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, weight = ctx.saved_tensors
+        inputs, weight = ctx.saved_tensors
         groups, kernel = ctx.groups, weight.size(-1)
         # The gradient of the input: the same with taps reversed, and inputs for outputs.
         mirrored = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).flip(-1)
-        d_x = _correlate(grad, mirrored, groups, kernel - 1 - kernel // 2)
-        return d_x, _weight_gradient(x, grad, groups, kernel), None
+        outputs = _windows(grad, groups, kernel, kernel - 1 - kernel // 2)
+        d_x = _correlate(outputs, mirrored, grad.shape)
+        return d_x, _weight_gradient(inputs, grad, kernel), None
 
 
 def _windows(x: Tensor, groups: int, kernel: int, before: int) -> Tensor:
@@ -63,11 +67,13 @@ def _windows(x: Tensor, groups: int, kernel: int, before: int) -> Tensor:
     )
 
 
-def _correlate(x: Tensor, weight: Tensor, groups: int, before: int) -> Tensor:
-    """Frame t of the result is the sum over taps k of `weight[k] @ x[t + k - before]`."""
-    batch, frames, dim = x.shape
-    width, kernel = weight.shape[1:]
-    inputs = _windows(x, groups, kernel, before)
+def _correlate(inputs: Tensor, weight: Tensor, shape: Sequence[int]) -> Tensor:
+    """Frame t of the result, of `shape`, is the sum over taps k of `weight[k] @ x[t + k - before]`.
+
+    `inputs` are the `_windows` of `x`.
+    """
+    batch, frames, dim = shape
+    groups, width = inputs.size(0), weight.size(1)
     shifted = (
         F.pad(weight, (BLOCK - 1, BLOCK - 1))
         .unfold(-1, BLOCK, 1)  # [D, width, window, BLOCK]: the last axis runs backwards
@@ -84,12 +90,12 @@ def _correlate(x: Tensor, weight: Tensor, groups: int, before: int) -> Tensor:
     )
 
 
-def _weight_gradient(x: Tensor, grad: Tensor, groups: int, kernel: int) -> Tensor:
+def _weight_gradient(inputs: Tensor, grad: Tensor, kernel: int) -> Tensor:
     """The gradient of the Toeplitz matrix, summed along the diagonals that hold the same weight."""
-    batch, frames, dim = x.shape
+    batch, frames, dim = grad.shape
+    groups = inputs.size(0)
     width = dim // groups
     blocks = -(-frames // BLOCK)
-    inputs = _windows(x, groups, kernel, kernel // 2)
     outputs = (
         F.pad(grad, (0, 0, 0, blocks * BLOCK - frames))
         .view(batch, blocks, BLOCK, groups, width)

@@ -150,6 +150,7 @@ class ConvExtractor(nn.Module):
                 (norm.weight, norm.bias, norm.eps),
                 isinstance(norm, nn.GroupNorm),
                 conv.stride[0],
+                compile,
             )
             layers = layers[1:]
         if compile and all(layer.norm is None for layer in layers):

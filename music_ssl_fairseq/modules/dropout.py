@@ -1,7 +1,7 @@
 """Dropout whose mask costs a few integer operations."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _GOLDEN = -1640531535  # 0x9E3779B1: 2**32 divided by the golden ratio, made odd
 
@@ -9,6 +9,11 @@ _GOLDEN = -1640531535  # 0x9E3779B1: 2**32 divided by the golden ratio, made odd
 def draw_seeds(number: int, device: torch.device) -> Tensor:
     """`[number]` int32 seeds for `hashed_dropout`, from torch's generator."""
     return torch.randint(2**31 - 1, (number,), dtype=torch.int32, device=device)
+
+
+def drop(dropout: nn.Dropout, x: Tensor, seed: Tensor | None) -> Tensor:
+    """`dropout`, by `hashed_dropout` if there is a seed for it."""
+    return dropout(x) if seed is None else hashed_dropout(x, dropout.p, seed)
 
 
 def hashed_dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
@@ -24,6 +29,8 @@ def hashed_dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
         p: probability of a zero; the rest is divided by 1 - p.
         seed: int32, 0-d, a new one for each call (`draw_seeds`).
     """
+    if p == 0:
+        return x
     index = torch.arange(x.numel(), dtype=torch.int32, device=x.device).view(x.shape)
     return torch.where(keep_mask(index, p, seed), x * (1 / (1 - p)), 0)
 

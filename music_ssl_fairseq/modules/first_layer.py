@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from music_ssl_fairseq.modules.fast import working_dtype
+from music_ssl_fairseq.modules.fast import compiled, working_dtype
 
 TAPS = 16
 """Weights are padded to this many taps: the least that a matrix unit multiplies."""
@@ -37,7 +37,13 @@ def can_fuse(waveform: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 def fold_group_norm(
-    waveform: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, eps: float, stride: int
+    waveform: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    eps: float,
+    stride: int,
+    compile: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The group norm after a convolution of one input channel, as part of that convolution.
 
@@ -48,6 +54,7 @@ def fold_group_norm(
         shift: `[C]`, the norm's bias.
         eps: of the norm.
         stride: of the convolution.
+        compile: as compiled kernels.
 
     Returns:
         Weights `[B, C, kernel]` and shifts `[B, C]` with which the convolution's output comes out
@@ -55,7 +62,8 @@ def fold_group_norm(
         channels all but cancel.
     """
     mean_window, moments = window_moments(waveform, weight.size(-1), stride)
-    return fold_moments(mean_window, moments, weight, scale, shift, eps)
+    fold = compiled(fold_moments) if compile else fold_moments
+    return fold(mean_window, moments, weight, scale, shift, eps)
 
 
 def window_moments(waveform: Tensor, taps: int, stride: int) -> tuple[Tensor, Tensor]:
@@ -95,7 +103,12 @@ def fold_moments(
 
 
 def fused_first_layer(
-    waveform: Tensor, weight: Tensor, norm: tuple[Tensor, Tensor, float], group: bool, stride: int
+    waveform: Tensor,
+    weight: Tensor,
+    norm: tuple[Tensor, Tensor, float],
+    group: bool,
+    stride: int,
+    compile: bool = False,
 ) -> Tensor:
     """`gelu(norm(conv1d(waveform, weight, stride)))`, channels last.
 
@@ -105,13 +118,14 @@ def fused_first_layer(
         norm: weight `[C]`, bias `[C]` and epsilon of the norm.
         group: True for a group norm with a group a channel, False for a layer norm over channels.
         stride: of the convolution.
+        compile: as compiled kernels what comes before the pass.
 
     Returns:
         `[B, frames, C]` in autocast's type.
     """
     scale, shift, eps = norm
     if group:
-        filters, shifts = fold_group_norm(waveform, weight, scale, shift, eps, stride)
+        filters, shifts = fold_group_norm(waveform, weight, scale, shift, eps, stride, compile)
         gains = shifts.detach()
     else:
         filters = weight.squeeze(1).unsqueeze(0)

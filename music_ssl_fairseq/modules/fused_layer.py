@@ -41,7 +41,7 @@ def can_fuse_layer(layer: Any, x: Tensor, attend: Tensor | None) -> bool:
 
 def fused_layer(
     layer: Any, x: Tensor, seeds: Tensor | None, weights: Weights | None = None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """What `TransformerLayer.forward` computes, dropout included.
 
     Args:
@@ -52,26 +52,30 @@ def fused_layer(
         weights: the layer's of `cast_weights`, if that was called for many layers.
 
     Returns:
-        The layer's output, and its feed-forward output, through which no gradient flows. Both
-        `[B, T, D]`.
+        The layer's output `[B, T, D]`; and, where no gradients are wanted, its feed-forward output
+        `[B, T, D]`, else None.
     """
     attention = layer.self_attn
     dropping = layer.training and seeds is not None
     if seeds is None:
         seeds = torch.zeros(3, dtype=torch.int32, device=x.device)
     x = x.to(working_dtype(x))
-    norms = (layer.self_attn_layer_norm, layer.final_layer_norm)
-    return _FusedLayer.apply(
-        x,
-        seeds,
+    if weights is None:
+        weights = cast_weights([layer], x)[0]
+    first, second = layer.self_attn_layer_norm, layer.final_layer_norm
+    norms = (first.weight, first.bias, second.weight, second.bias)
+    settings = (
         attention.heads,
         attention.dropout if dropping else 0.0,
         layer.dropout.p if dropping else 0.0,
-        (norms[0].eps, norms[1].eps),
-        weights or cast_weights([layer], x)[0],
-        *(p for m in _linears(layer) for p in (m.weight, m.bias)),
-        *(p for norm in norms for p in (norm.weight, norm.bias)),
+        first.eps,
+        second.eps,
     )
+    if not torch.is_grad_enabled():
+        steps = _steps(x, seeds, settings, weights, norms)
+        return steps[-1].view(x.shape), steps[-2].view(x.shape)
+    trained = [p for m in _linears(layer) for p in (m.weight, m.bias)]
+    return _FusedLayer.apply(x, seeds, *settings, *weights, *norms, *trained), None
 
 
 def _linears(layer: Any) -> tuple[nn.Linear, ...]:
@@ -90,85 +94,85 @@ def cast_weights(layers: Iterable[Any], x: Tensor) -> list[Weights]:
         For each layer weight and bias of four products: of queries, keys and values, of the
         attention's output, and of the feed-forward network's first and second.
     """
-    copies: list[Weights] = []
-    targets: list[Tensor] = []
-    sources: list[Tensor] = []
+    groups: list[list[Tensor]] = []
     for layer in layers:
         linears = _linears(layer)
-        own = []
-        for group in (linears[:3], *((linear,) for linear in linears[3:])):
-            for parts in ([m.weight for m in group], [m.bias for m in group]):
-                rows = len(parts) * parts[0].size(0)
-                whole = torch.empty(
-                    rows, *parts[0].shape[1:], dtype=working_dtype(x), device=x.device
-                )
-                own.append(whole)
-                targets += whole.split(parts[0].size(0))
-                sources += parts
-        copies.append(tuple(own))
+        products: list[tuple[nn.Linear, ...]] = [linears[:3], *((m,) for m in linears[3:])]
+        for group in products:
+            groups += [[m.weight for m in group], [m.bias for m in group]]
+    sources = [p for own in groups for p in own]
+    sizes = [p.numel() for p in sources]
+    flat = torch.empty(sum(sizes), dtype=working_dtype(x), device=x.device)
+    targets = [part.view_as(p) for part, p in zip(flat.split(sizes), sources, strict=True)]
     torch._foreach_copy_(targets, sources)
-    return copies
+    shapes = [(-1, *own[0].shape[1:]) for own in groups]
+    joined = flat.split([sum(p.numel() for p in own) for own in groups])
+    whole = [part.view(shape) for part, shape in zip(joined, shapes, strict=True)]
+    return [tuple(whole[i : i + 8]) for i in range(0, len(whole), 8)]
+
+
+def _steps(
+    x: Tensor, seeds: Tensor, settings: tuple[Any, ...], weights: Weights, norms: Weights
+) -> tuple[Tensor, ...]:
+    """All that is computed, in its order, each `[B * T, ...]`."""
+    from music_ssl_fairseq.modules import attention_kernels, gelu_kernels, norm_kernels
+
+    batch, frames, dim = x.shape
+    heads, p_attention, p, eps_1, eps_2 = settings
+    w_qkv, b_qkv, w_out, b_out, w_in, b_in, w_ffn, b_ffn = weights
+    x = x.reshape(-1, dim)
+    qkv = torch.addmm(b_qkv, x, w_qkv.t())
+    attended, logs = attention_kernels.forward(
+        qkv.view(batch, frames, -1), heads, p_attention, seeds[0]
+    )
+    attended = attended.view(-1, dim)
+    branch = torch.addmm(b_out, attended, w_out.t())
+    first, middle = norm_kernels.forward(branch, x, norms[0], norms[1], eps_1, p, seeds[1])
+    inner = torch.addmm(b_in, middle, w_in.t())
+    active = gelu_kernels.forward(inner.unsqueeze(0), inner.size(0)).squeeze(0)
+    branch = torch.addmm(b_ffn, active, w_ffn.t())
+    second, output = norm_kernels.forward(branch, middle, norms[2], norms[3], eps_2, p, seeds[2])
+    return x, qkv, attended, logs, first, middle, inner, active, second, branch, output
 
 
 class _FusedLayer(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, seeds: Tensor, heads: int, p_attention: float, p: float,
-        eps: tuple[float, float], weights: Weights, *parameters: Tensor,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        from music_ssl_fairseq.modules import attention_kernels, gelu_kernels, norm_kernels
-
-        batch, frames, dim = x.shape
-        norms = parameters[12:]
-        w_qkv, b_qkv, w_out, b_out, w_in, b_in, w_ffn, b_ffn = weights
-        x = x.reshape(-1, dim)
-        qkv = torch.addmm(b_qkv, x, w_qkv.t())
-        attended, logs = attention_kernels.forward(
-            qkv.view(batch, frames, -1), heads, p_attention, seeds[0]
-        )
-        branch = torch.addmm(b_out, attended.view(-1, dim), w_out.t())
-        first, middle = norm_kernels.forward(branch, x, norms[0], norms[1], eps[0], p, seeds[1])
-        inner = torch.addmm(b_in, middle, w_in.t())
-        active = gelu_kernels.forward(inner.unsqueeze(0), len(inner)).squeeze(0)
-        branch = torch.addmm(b_ffn, active, w_ffn.t())
-        second, output = norm_kernels.forward(
-            branch, middle, norms[2], norms[3], eps[1], p, seeds[2]
-        )
-        ctx.save_for_backward(
-            seeds, x, qkv, attended, logs, first, middle, inner, active, second,
-            w_qkv, w_out, w_in, w_ffn, norms[0], norms[2],
-        )  # fmt: skip
-        ctx.settings = (heads, p_attention, p, eps)
-        feed_forward = branch.view(batch, frames, dim)
-        ctx.mark_non_differentiable(feed_forward)
-        return output.view(batch, frames, dim), feed_forward
+        eps_1: float, eps_2: float, *tensors: Tensor,
+    ) -> Tensor:  # fmt: skip
+        weights, norms = tensors[:8], tensors[8:12]
+        settings = (heads, p_attention, p, eps_1, eps_2)
+        *kept, _, output = _steps(x, seeds, settings, weights, norms)
+        ctx.save_for_backward(seeds, *weights[::2], norms[0], norms[2], *kept)
+        ctx.settings = settings
+        return output.view(x.shape)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         from music_ssl_fairseq.modules import attention_kernels, gelu_kernels, norm_kernels
 
         (
-            seeds, x, qkv, attended, logs, first, middle, inner, active, second,
-            w_qkv, w_out, w_in, w_ffn, scale_1, scale_2,
+            seeds, w_qkv, w_out, w_in, w_ffn, scale_1, scale_2,
+            x, qkv, attended, logs, first, middle, inner, active, second,
         ) = ctx.saved_tensors  # fmt: skip
-        heads, p_attention, p, eps = ctx.settings
-        shape = grad.shape
-        batch, frames, dim = shape
+        heads, p_attention, p, eps_1, eps_2 = ctx.settings
+        batch, frames, dim = grad.shape
         sums = norm_kernels.parts(2, second)
         d_middle, d_branch = norm_kernels.backward(
-            grad.reshape(-1, dim).contiguous(), None, second, scale_2, eps[1], p, seeds[2], sums[1]
+            grad.reshape(-1, dim).contiguous(), None, second, scale_2, eps_2, p, seeds[2], sums[1]
         )
         d_w_ffn = _weight_gradient(d_branch, active)
         d_inner, d_b_in = gelu_kernels.backward_summed(inner, d_branch @ w_ffn)
         d_w_in = _weight_gradient(d_inner, middle)
         d_x, d_branch = norm_kernels.backward(
-            d_middle, d_inner @ w_in, first, scale_1, eps[0], p, seeds[1], sums[0]
+            d_middle, d_inner @ w_in, first, scale_1, eps_1, p, seeds[1], sums[0]
         )
-        d_w_out = _weight_gradient(d_branch, attended.view(-1, dim))
+        d_w_out = _weight_gradient(d_branch, attended)
         d_qkv, d_b_qkv = attention_kernels.backward(
             qkv.view(batch, frames, -1),
             attended,
-            (d_branch @ w_out).view(batch, frames, dim),
+            d_branch @ w_out,
             logs,
             heads,
             p_attention,
@@ -177,11 +181,12 @@ class _FusedLayer(torch.autograd.Function):
         d_qkv = d_qkv.view(-1, 3 * dim)
         d_w_qkv = _weight_gradient(d_qkv, x)
         d_x.addmm_(d_qkv, w_qkv)
-        weights = [*d_w_qkv.split(dim), d_w_out, d_w_in, d_w_ffn]
         norms = sums.sum(1)  # [2, 3, D]
+        weights = [*d_w_qkv.split(dim), d_w_out, d_w_in, d_w_ffn]
         biases = [*d_b_qkv.split(dim), norms[0, 2], d_b_in, norms[1, 2]]
         pairs = [t for pair in zip(weights, biases, strict=True) for t in pair]
-        return (d_x.view(shape), *[None] * 6, *pairs, *norms[:, :2].flatten(0, 1))
+        none = [None] * 14  # seeds, settings, and the copies of the weights
+        return (d_x.view(grad.shape), *none, *norms[:, :2].flatten(0, 1), *pairs)
 
 
 def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from music_ssl_fairseq.modules.dropout import draw_seeds, hashed_dropout
+from music_ssl_fairseq.modules.dropout import draw_seeds, drop
 from music_ssl_fairseq.modules.fast import compiled, working_dtype
 from music_ssl_fairseq.modules.fused_layer import can_fuse_layer, cast_weights, fused_layer
 from music_ssl_fairseq.modules.gelu import gelu
@@ -80,15 +80,16 @@ class TransformerLayer(nn.Module):
         """
         _, first, second = (None,) * 3 if seeds is None else seeds.unbind()
         if self.layer_norm_first:
-            x = x + self._drop(self.self_attn(self.self_attn_layer_norm(x), attend), first)
+            x = x + drop(self.dropout, self.self_attn(self.self_attn_layer_norm(x), attend), first)
             feed_forward = self._feed_forward(self.final_layer_norm(x))
-            return x + self._drop(feed_forward, second), feed_forward
-        x = _norm(self.self_attn_layer_norm, x + self._drop(self.self_attn(x, attend), first))
+            return x + drop(self.dropout, feed_forward, second), feed_forward
+        x = _norm(
+            self.self_attn_layer_norm, x + drop(self.dropout, self.self_attn(x, attend), first)
+        )
         feed_forward = self._feed_forward(x)
-        return _norm(self.final_layer_norm, x + self._drop(feed_forward, second)), feed_forward
-
-    def _drop(self, x: Tensor, seed: Tensor | None) -> Tensor:
-        return self.dropout(x) if seed is None else hashed_dropout(x, self.dropout.p, seed)
+        return _norm(
+            self.final_layer_norm, x + drop(self.dropout, feed_forward, second)
+        ), feed_forward
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.activation_dropout(gelu(self.fc1(x))))
@@ -137,24 +138,26 @@ class TransformerEncoder(nn.Module):
 
         Returns:
             The encoder's output `[B, T, D]`; the output of each layer that ran, first to last; and
-            the feed-forward output of each layer that ran. In training, LayerDrop leaves some out.
+            the feed-forward output of each layer that ran (but not those of `fused_layer` where
+            gradients are wanted). In training, LayerDrop leaves some layers out.
         """
         attend = None
         if padding_mask is not None:
             x = x.masked_fill(padding_mask.unsqueeze(-1), 0)
             attend = ~padding_mask[:, None, None, :]
-        x = (compiled(_embed) if compile else _embed)(self, x)
         hidden_states, feed_forwards = [], []
-        seeds: Sequence[Tensor | None] = [None] * len(self.layers)
-        run = self._runner(x, attend) if compile else _run_layer
+        seeds: Sequence[Tensor | None] = [None] * (len(self.layers) + 1)
         if compile and self.training:
-            seeds = draw_seeds(3 * len(self.layers), x.device).view(-1, 3).unbind()
-        for layer, own_seeds in zip(self.layers, seeds, strict=True):
+            seeds = draw_seeds(3 * len(seeds), x.device).view(-1, 3).unbind()
+        x = (compiled(_embed) if compile else _embed)(self, x, seeds[-1])
+        run = self._runner(x, attend) if compile else _run_layer
+        for layer, own_seeds in zip(self.layers, seeds, strict=False):
             if self.training and self.layerdrop > 0 and torch.rand(()).item() < self.layerdrop:
                 continue
             x, feed_forward = run(layer, x, attend, own_seeds)
             hidden_states.append(x)
-            feed_forwards.append(feed_forward)
+            if feed_forward is not None:
+                feed_forwards.append(feed_forward)
         if self.layer_norm_first:
             x = self.layer_norm(x)
         return x, hidden_states, feed_forwards
@@ -167,12 +170,12 @@ class TransformerEncoder(nn.Module):
         return lambda layer, x, attend, seeds: fused_layer(layer, x, seeds, weights[layer])
 
 
-def _embed(encoder: TransformerEncoder, x: Tensor) -> Tensor:
+def _embed(encoder: TransformerEncoder, x: Tensor, seeds: Tensor | None) -> Tensor:
     """Add positions; normalise and drop."""
     x = x + encoder.pos_conv(x)
     if not encoder.layer_norm_first:
         x = _norm(encoder.layer_norm, x)
-    return encoder.dropout(x)
+    return drop(encoder.dropout, x, None if seeds is None else seeds[0])
 
 
 def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
