@@ -42,7 +42,7 @@ def seed() -> Tensor:
 
 @pytest.mark.parametrize(
     ("frames", "heads", "width", "p"),
-    [(249, 2, 64, 0.1), (100, 2, 32, 0.0), (129, 1, 16, 0.3)],
+    [(249, 1, 64, 0.1), (100, 2, 32, 0.0), (129, 1, 16, 0.3)],
 )
 def test_attention(frames, heads, width, p, seed):
     qkv = random(2, frames, 3 * heads * width)
@@ -63,11 +63,9 @@ def test_attention(frames, heads, width, p, seed):
     close(d_bias, x.grad.sum((0, 1)))
 
 
-@pytest.mark.parametrize(
-    ("rows", "dim", "p"),
-    [(37, 768, 0.1), (5, 48, 0.0), (2249, 320, 0.3) if GPU else (300, 40, 0.3)],
-)
-def test_dropout_residual_norm(rows, dim, p, seed):
+@pytest.mark.parametrize(("rows", "dim", "p"), [(9, 768, 0.1), (5, 48, 0.0), (60, 40, 0.3)])
+def test_dropout_residual_norm(rows, dim, p, seed, monkeypatch):
+    monkeypatch.setattr(norm_kernels, "_PROGRAMS", 16)  # so that some have several rows
     branch, residual, grad = (random(rows, dim) for _ in range(3))
     weight, bias = torch.rand(dim, device=DEVICE) + 0.5, torch.randn(dim, device=DEVICE)
     inputs = [t.float().clone().requires_grad_() for t in (branch, residual, weight, bias)]
@@ -96,8 +94,9 @@ def test_gelu_of_the_first_frames(kept):
     close(gelu_kernels.backward(x, grad), reference.grad)
 
 
-@pytest.mark.parametrize(("rows", "dim"), [(37, 3072), (1100, 48)])
-def test_gelu_after_a_bias(rows, dim):
+@pytest.mark.parametrize(("rows", "dim"), [(7, 3072), (70, 48)])
+def test_gelu_after_a_bias(rows, dim, monkeypatch):
+    monkeypatch.setattr(gelu_kernels, "_PROGRAMS", 2)
     x, grad = 3 * random(rows, dim), random(rows, dim)
     reference = x.float().requires_grad_()
     F.gelu(reference).backward(grad.float())
@@ -118,11 +117,11 @@ def test_moments_of_windows():
 @pytest.mark.parametrize("training", [True, False])
 def test_layer(training):
     """A whole layer, with the same masks in its residuals (and no dropout in its attention)."""
-    layer = TransformerLayer(48, 96, 3, 0.2, 0.0, 0.0, False).to(DEVICE).train(training)
+    layer = TransformerLayer(32, 64, 2, 0.2, 0.0, 0.0, False).to(DEVICE).train(training)
     for p in layer.parameters():
         torch.nn.init.normal_(p, std=0.2)
     seeds = torch.tensor([3, 14, 15], dtype=torch.int32, device=DEVICE) if training else None
-    x, grad = random(2, 130, 48), random(2, 130, 48)
+    x, grad = random(2, 11, 32), random(2, 11, 32)
     results = []
     for run in (lambda y: layer(y, None, seeds), lambda y: fused_layer(layer, y, seeds)):
         layer.zero_grad()
