@@ -170,9 +170,9 @@ def test_music_gain():
     masked = torch.arange(0, 400, 3)
     own = target.flatten(0, 1)[masked]
     clock = target.mean(0, keepdim=True).expand(8, -1, -1).flatten(0, 1)[masked]
-    assert music_gain(own, target, masked) == 1
-    assert abs(music_gain(clock, target, masked)) < 0.1
+    assert music_gain(own, own, target, masked) == 1
+    assert abs(music_gain(clock, own, target, masked)) < 0.1
     # Half of the target: own error 1/4 of the variance, the other's 1 + 1/4.
-    assert music_gain(own / 2, target, masked) == pytest.approx(0.8, abs=0.05)
+    assert music_gain(own / 2, own, target, masked) == pytest.approx(0.8, abs=0.05)
     first = masked[masked < 50]  # a single crop has no other
-    assert music_gain(0.5 * own[: len(first)], target[:1], first) == 0
+    assert music_gain(0.5 * own[: len(first)], own[: len(first)], target[:1], first) == 0

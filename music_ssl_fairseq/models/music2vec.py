@@ -134,11 +134,12 @@ class Music2VecModel(AudioEncoder):
             x, _, _ = self.encoder(x, padding, compile)
             prediction = self.final_proj(x.flatten(0, 1)[masked])
             target = self.targets(source, projected.detach(), padding, compile)
+        prediction, own = prediction.float(), target.flatten(0, 1)[masked]
         return {
-            "prediction": prediction.float(),
-            "target": target.flatten(0, 1)[masked],
+            "prediction": prediction,
+            "target": own,
             "target_position": position_share(target),
-            "pred_music": music_gain(prediction.detach().float(), target, masked),
+            "pred_music": music_gain(prediction.detach(), own, target, masked),
         }
 
     @torch.no_grad()
@@ -214,7 +215,7 @@ def position_share(target: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def music_gain(prediction: Tensor, target: Tensor, masked: Tensor) -> Tensor:
+def music_gain(prediction: Tensor, own: Tensor, target: Tensor, masked: Tensor) -> Tensor:
     """How much nearer predictions are to their own crop's targets than to another crop's.
 
     A falling loss does not say what is learned: a frame's position in its crop helps to predict its
@@ -224,7 +225,8 @@ def music_gain(prediction: Tensor, target: Tensor, masked: Tensor) -> Tensor:
 
     Args:
         prediction: `[masked frames, D]`.
-        target: `[B, frames, D]`.
+        own: `[masked frames, D]`, the targets of these frames.
+        target: `[B, frames, D]`, those of all.
         masked: `[masked frames]`, indices into `B * frames`.
 
     Returns:
@@ -232,9 +234,9 @@ def music_gain(prediction: Tensor, target: Tensor, masked: Tensor) -> Tensor:
         single crop), towards 1 the more they know.
     """
     flat = target.flatten(0, 1)
-    own = (prediction - flat[masked]).square().sum()
-    other = (prediction - flat[(masked - target.size(1)) % len(flat)]).square().sum()
-    return 1 - own / other.clamp(min=1e-12)
+    other = flat[(masked - target.size(1)) % len(flat)]
+    ours, theirs = ((prediction - wanted).square().sum() for wanted in (own, other))
+    return 1 - ours / theirs.clamp(min=1e-12)
 
 
 def _enter(

@@ -174,11 +174,19 @@ class AudioEncoder(BaseFairseqModel):
         mode = (self.training, torch.is_grad_enabled(), padding_mask is None)
         return self._gate(mode, tuple(waveform.shape))
 
-    def extract(self, waveform: Tensor, compile: bool = False) -> Tensor:
-        """`[B, T]` to the extractor's features `[B, frames, channels]`, gradient scaled."""
+    def extract(
+        self,
+        waveform: Tensor,
+        compile: bool = False,
+        folded: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """`[B, T]` to the extractor's features `[B, frames, channels]`, gradient scaled.
+
+        `compile` and `folded` are those of `ConvExtractor.forward`.
+        """
         scale = self.cfg.feature_grad_mult
         with torch.set_grad_enabled(torch.is_grad_enabled() and scale > 0):
-            features = self.feature_extractor(waveform, compile)
+            features = self.feature_extractor(waveform, compile, folded)
         if scale not in (0.0, 1.0) and features.requires_grad:
             features = ScaleGradient.apply(features, scale)
         return features
@@ -209,24 +217,33 @@ class AudioEncoder(BaseFairseqModel):
         return torch.where(mask_indices.unsqueeze(-1), self.mask_emb.to(x.dtype), x)
 
     @torch.no_grad()
-    def layers(self, waveform: Tensor, padding_mask: Tensor | None = None) -> list[Tensor]:
+    def layers(
+        self,
+        waveform: Tensor,
+        padding_mask: Tensor | None = None,
+        compile: bool = False,
+        folded: tuple[Tensor, Tensor] | None = None,
+    ) -> list[Tensor]:
         """Hidden states without masking, in evaluation mode: layer 0, then each Transformer layer.
 
         Args:
             waveform: `[B, T]` float, normalised as in training.
             padding_mask: `[B, T]` bool, True for padding, or None.
+            compile: as compiled kernels.
+            folded: of `fold_group_norm`, for a norm with the statistics of longer waveforms.
 
         Returns:
-            `encoder_layers + 1` tensors `[B, frames, D]`. Layer 0 is the projected output of the
-            extractor, before the positional convolution.
+            `encoder_layers + 1` tensors `[B, frames, D]`, in the precision in which they were
+            computed. Layer 0 is the projected output of the extractor, before the positional
+            convolution.
         """
         was_training = self.training
         self.eval()
         try:
             with self.autocast(waveform.device):
-                projected = self.project(self.extract(waveform))
+                projected = self.project(self.extract(waveform, compile, folded))
                 padding = self.frame_padding(padding_mask, projected.size(1))
-                _, hidden_states, _ = self.encoder(projected, padding)
+                _, hidden_states, _ = self.encoder(projected, padding, compile)
             return [projected, *hidden_states]
         finally:
             self.train(was_training)

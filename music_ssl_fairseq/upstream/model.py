@@ -132,12 +132,7 @@ class Upstream:
             waveform, folded = statistics.normalise(waveform), statistics.folded
         elif self.normalise:
             waveform = normalise(waveform, padding_mask)
-        model = self.model
-        with model.autocast(waveform.device):
-            projected = model.project(model.feature_extractor(waveform, compile, folded))
-            padding = model.frame_padding(padding_mask, projected.size(1))
-            _, hidden, _ = model.encoder(projected, padding, compile)
-        return [projected, *hidden]
+        return self.model.layers(waveform, padding_mask, compile, folded)
 
     def features(
         self,
