@@ -1,5 +1,6 @@
 """The rendered probing tasks, and the folder that a run gets."""
 
+import dataclasses
 import importlib.util
 from collections import defaultdict
 from pathlib import Path
@@ -11,36 +12,100 @@ from hydra_plugins.music_ssl_fairseq_config import _slug
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-@pytest.fixture(scope="module")
-def scores():
+def load(name: str):
     pytest.importorskip("music21")
-    spec = importlib.util.spec_from_file_location(
-        "open_scores", EXAMPLES / "probing/open_scores.py"
-    )
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"probing/{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
+@pytest.fixture(scope="module")
+def scores():
+    return load("open_scores")
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return load("open_corpus")
+
+
 def test_a_chorale_is_in_one_split_in_all_its_keys(scores, tmp_path):
     plan = scores.songs(tmp_path, count=40, keys=3, seed=0)
-    assert len({song.path for _, song in plan}) == 120
+    assert len({track.path for _, track in plan}) == 120
     splits = defaultdict(set)
-    for split, song in plan:
-        splits[song.chorale].add(split)
+    for split, track in plan:
+        splits[track.score].add(split)
     assert all(len(found) == 1 for found in splits.values())
     assert {split for found in splits.values() for split in found} == {"train", "valid", "test"}
 
 
 def test_a_transposed_song_has_the_transposed_key(scores, tmp_path, monkeypatch):
     monkeypatch.setattr(scores, "declared_key", lambda chorale: (9, "minor"))
+    (tmp_path / "audio").mkdir()
     labels = {}
     for transposition in (-6, 0, 4):
-        path = tmp_path / f"{transposition}.flac"
-        path.touch()  # what is there is not rendered again
-        song = scores.Song(path, "bach/bwv1", transposition, "00_organ", (0, 0))
-        labels[transposition] = scores.render_song(song, 5)
+        track = scores.song(tmp_path, "bach/bwv1", transposition, "00_organ", (0, 0))
+        track.path.touch()  # what is there is not rendered again
+        labels[transposition] = scores.render_song(track, 5)
     assert labels == {-6: "Eb minor", 0: "A minor", 4: "Db minor"}
+
+
+def test_the_corpus_to_train_on_has_no_score_of_a_probing_task(scores, corpus, tmp_path):
+    probed = {track.score for _, track in scores.songs(tmp_path, count=10_000, keys=1, seed=0)}
+    tracks = corpus.plan(tmp_path, 300, seed=0)
+    trained = {track.score for track in tracks}
+    assert len(probed) > 300
+    assert len(trained) > 200
+    assert not trained & probed
+    assert not [score for score in trained if score.startswith(("bach", "choraleAnalyses"))]
+
+
+def test_the_corpus_depends_on_the_seed_alone(corpus, tmp_path):
+    tracks = corpus.plan(tmp_path, 60, seed=1)
+    assert corpus.plan(tmp_path, 20, seed=1) == tracks[:20]
+    assert corpus.plan(tmp_path, 60, seed=2) != tracks
+    folders = defaultdict(set)
+    for track in tracks:
+        folders[track.score].add(track.path.parent)
+    assert all(len(found) == 1 for found in folders.values())
+
+
+def test_a_track_may_begin_within_its_score(corpus, tmp_path):
+    tracks = corpus.plan(tmp_path, 50, seed=0)
+    tune = next(track for track in tracks if track.score.startswith("ryansMammoth"))
+    whole = corpus.render_scores.midi_of(dataclasses.replace(tune, start=0.0), 1000)
+    half = corpus.render_scores.midi_of(dataclasses.replace(tune, start=0.5), 1000)
+    for notes, rest in zip(whole.instruments, half.instruments, strict=True):
+        pitches = [note.pitch for note in notes.notes]
+        kept = [note.pitch for note in rest.notes]
+        assert 0 < len(kept) < len(pitches)
+        assert pitches[-len(kept) :] == kept
+    assert half.get_end_time() == pytest.approx(whole.get_end_time() / 2, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("interval", "says"),
+    [
+        ((0.6, 0.8), "yes, intervals apart"),
+        ((0.4, 0.8), "yes"),
+        ((0.1, 0.9), "yes"),
+    ],
+)
+def test_the_verdict_compares_intervals(interval, says):
+    verdict = load("open_verdict")
+    rows = []
+    for task, metric in verdict.METRICS.items():
+        for run in ("mfcc", "chroma", "trained", "random"):
+            better = (task, run) in [("key", "chroma"), ("key", "trained")]
+            value, low, high = (0.7, *interval) if better else (0.5, 0.45, 0.55)
+            row = {"metric": metric, "value": value, "low": low, "high": high}
+            rows.append({**row, "folder": f"probes/{task}/{run}"})
+    lines = verdict.verdict(rows)
+    low, high = (100 * bound for bound in interval)
+    expected = f"key: chroma 70.0 [{low:.1f}, {high:.1f}] beats mfcc 50.0 [45.0, 55.0]: {says}"
+    assert lines[0] == expected
+    assert lines[-1].endswith(": no")
 
 
 def test_the_declared_key_is_the_score_s(scores):

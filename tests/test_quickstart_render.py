@@ -34,7 +34,7 @@ def test_plan_depends_on_the_seed_alone(scores, tmp_path):
 def test_plan_is_a_mixed_collection(scores, tmp_path):
     tracks = scores.plan(tmp_path, 60, seed=0)
     assert len({track.path for track in tracks}) == 60
-    assert len({track.chorale for track in tracks}) == 60
+    assert len({track.score for track in tracks}) == 60
     assert len({track.path.parent for track in tracks}) == len(scores.ENSEMBLES) >= 8
     assert {track.path.suffix for track in tracks} == {".flac", ".ogg", ".mp3", ".wav"}
     assert len({track.sample_rate for track in tracks}) == 4
@@ -45,7 +45,7 @@ def test_midi_is_the_chorale(scores, tmp_path):
     (track,) = scores.plan(tmp_path, 1, seed=0)
     from music21 import corpus
 
-    score = corpus.parse(track.chorale)
+    score = corpus.parse(track.score)
     midi = scores.midi_of(track, seconds=1000)
     for part, instrument in zip(score.parts, midi.instruments, strict=True):
         notes = part.stripTies().flatten().notes

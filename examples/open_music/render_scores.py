@@ -13,7 +13,7 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +25,7 @@ import numpy as np
 from music_ssl_fairseq.files import atomic_path
 
 if TYPE_CHECKING:
+    from music21.stream import Score
     from pretty_midi import PrettyMIDI
 
 # General MIDI programs, counted from 0.
@@ -63,7 +64,7 @@ class Track:
     """One rendering, settled before any audio is made."""
 
     path: Path
-    chorale: str  # music21's name, "bach/bwv269"
+    score: str  # music21's name, "bach/bwv269"
     programs: Sequence[int]  # one a voice, taken in turn
     quarters_per_minute: float
     transposition: int  # semitones
@@ -71,6 +72,7 @@ class Track:
     channels: int
     peak: float  # of the waveform, full scale 1
     seed: Sequence[int]
+    start: float = 0.0  # where in the score, 1 is its end
 
 
 def plan(out: Path, num_tracks: int, seed: int) -> list[Track]:
@@ -93,7 +95,7 @@ def plan_track(out: Path, chorale: str, index: int, seed: int) -> Track:
     number = chorale.rpartition("/")[2]
     return Track(
         path=out / ensemble / f"{index:04d}_{number}.{container}",
-        chorale=chorale,
+        score=chorale,
         programs=rng.choice(ENSEMBLES[ensemble], 4).tolist(),
         quarters_per_minute=float(rng.uniform(60, 108)),
         transposition=int(rng.integers(-5, 7)),
@@ -104,25 +106,37 @@ def plan_track(out: Path, chorale: str, index: int, seed: int) -> Track:
     )
 
 
-def midi_of(track: Track, seconds: float) -> "PrettyMIDI":
-    """The chorale's first `seconds` as MIDI, with a player's unevenness in time and loudness."""
-    import pretty_midi
+@lru_cache(maxsize=1)
+def parse(score: str) -> "Score":
+    """music21's score of that name; the last one is kept, for it may come in several keys."""
     from music21 import corpus
+
+    return corpus.parse(score)
+
+
+def midi_of(track: Track, seconds: float) -> "PrettyMIDI":
+    """`seconds` of the score as MIDI, with a player's unevenness in time and loudness."""
+    import pretty_midi
 
     rng = np.random.default_rng([*track.seed, 1])
     quarter = 60 / track.quarters_per_minute
     midi = pretty_midi.PrettyMIDI()
-    for voice, part in enumerate(corpus.parse(track.chorale).parts):
+    score = parse(track.score)
+    first = track.start * float(score.highestTime)
+    for voice, part in enumerate(score.parts):
         instrument = pretty_midi.Instrument(track.programs[voice % len(track.programs)])
         instrument.control_changes.append(
             pretty_midi.ControlChange(10, int(rng.integers(24, 104)), 0.0)  # pan
         )
         loudness = rng.uniform(70, 105)
         for element in part.stripTies().flatten().notes:
-            start = float(element.offset) * quarter + abs(rng.normal(0, 0.008))
+            offset = float(element.offset) - first
+            start = offset * quarter + abs(rng.normal(0, 0.008))
             end = start + max(0.05, float(element.quarterLength) * quarter * 0.97)
             if start >= seconds:
                 break
+            if offset < 0:
+                continue
             velocity = int(np.clip(rng.normal(loudness, 7), 30, 127))
             instrument.notes += [
                 pretty_midi.Note(velocity, pitch.midi + track.transposition, start, end)
@@ -140,25 +154,31 @@ def soundfont() -> bytes:
     return Path(pretty_midi.__file__).with_name("TimGM6mb.sf2").read_bytes()
 
 
-def waveform_of(track: Track, seconds: float) -> np.ndarray:
-    """Synthesise, cut to `seconds`, mix and resample: `[T, channels]` float64, |x| <= peak."""
+def synthesise(midi: "PrettyMIDI", sample_rate: int, channels: int) -> np.ndarray:
+    """What the soundfont makes of it: `[T, channels]` float64."""
     import midirenderer
     import scipy.signal
     import soundfile
 
-    midi = io.BytesIO()
-    midi_of(track, seconds).write(midi)
-    wave = midirenderer.render_wave_from(soundfont(), midi.getvalue())
-    waveform, rate = soundfile.read(io.BytesIO(wave), always_2d=True)
-    waveform = waveform[: int(seconds * rate)]
-    fade = min(len(waveform), int(FADE * rate))
-    waveform[len(waveform) - fade :] *= np.linspace(1, 0, fade)[:, None]
-    if track.channels == 1:
+    file = io.BytesIO()
+    midi.write(file)
+    rendered = midirenderer.render_wave_from(soundfont(), file.getvalue())
+    waveform, rate = soundfile.read(io.BytesIO(rendered), always_2d=True)
+    if channels == 1:
         waveform = waveform.mean(axis=1, keepdims=True)
-    if rate != track.sample_rate:
-        common = np.gcd(rate, track.sample_rate)
-        waveform = scipy.signal.resample_poly(waveform, track.sample_rate // common, rate // common)
-    return waveform * (track.peak / np.abs(waveform).max())
+    if rate != sample_rate:
+        common = np.gcd(rate, sample_rate)
+        waveform = scipy.signal.resample_poly(waveform, sample_rate // common, rate // common)
+    return waveform
+
+
+def waveform_of(track: Track, seconds: float) -> np.ndarray:
+    """Synthesise, cut to `seconds`, fade: `[T, channels]` float64, |x| <= peak."""
+    waveform = synthesise(midi_of(track, seconds), track.sample_rate, track.channels)
+    waveform = waveform[: int(seconds * track.sample_rate)]
+    fade = min(len(waveform), int(FADE * track.sample_rate))
+    waveform[len(waveform) - fade :] *= np.linspace(1, 0, fade)[:, None]
+    return waveform * (track.peak / max(1e-6, np.abs(waveform).max()))
 
 
 def render(track: Track, seconds: float) -> None:
@@ -186,26 +206,43 @@ def render_all(tracks: Sequence[Track], seconds: float, workers: int) -> None:
             pass
 
 
-def get_parser() -> argparse.ArgumentParser:
+def parse_options(
+    description: str | None, seconds: float, counts: Mapping[str, tuple[int, str]]
+) -> argparse.Namespace:
+    """The options of all that render scores.
+
+    Args:
+        seconds: default of `--seconds`.
+        counts: default and meaning of the numbers of each kind of thing, by the option's name.
+    """
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--tracks", type=int, default=60, help="how many (default: 60)")
+    for name, (default, meaning) in counts.items():
+        parser.add_argument(
+            f"--{name}", type=int, default=default, help=f"{meaning} (default: {default})"
+        )
     parser.add_argument(
-        "--seconds", type=float, default=40, help="cut longer tracks to this (default: 40)"
+        "--seconds",
+        type=float,
+        default=seconds,
+        help=f"of each score, at most (default: {seconds})",
     )
     parser.add_argument("--seed", type=int, default=0, help="which corpus (default: 0)")
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)"
     )
-    return parser
+    args = parser.parse_args()
+    at_least_one = [*counts, "seconds", "workers"]
+    if min(getattr(args, name) for name in at_least_one) < 1:
+        names = ", ".join(f"--{name}" for name in at_least_one[:-1])
+        sys.exit(f"error: {names} and --{at_least_one[-1]} must be at least 1")
+    return args
 
 
 def main() -> None:
-    args = get_parser().parse_args()
-    if args.tracks < 1 or args.seconds < 1 or args.workers < 1:
-        sys.exit("error: --tracks, --seconds and --workers must be at least 1")
+    args = parse_options(__doc__, seconds=40, counts={"tracks": (60, "how many")})
     tracks = plan(args.out, args.tracks, args.seed)
     render_all(tracks, args.seconds, args.workers)
     folders = len({track.path.parent for track in tracks})

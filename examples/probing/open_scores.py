@@ -16,12 +16,9 @@ and from it `open_scores/{key,instrument}/task`, a folder for `task.data`.
 
 import argparse
 import csv
-import io
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -31,6 +28,7 @@ from music_ssl_fairseq.files import atomic_path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "open_music"))
 import render_scores
+from render_scores import ENSEMBLES, Track
 
 RATE = 16_000
 PITCH_CLASSES = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
@@ -39,74 +37,67 @@ FAMILIES = ("piano", "mallet", "organ", "guitar", "bass", "string", "brass", "re
 FIRST_PROGRAM = dict(zip(FAMILIES, (0, 8, 16, 24, 32, 40, 56, 64), strict=True))
 NOTE_SECONDS, GAP_SECONDS = 2.0, 3.0
 SPLITS = ("train", "valid", "test")
-
-
-@dataclass(frozen=True)
-class Song:
-    """A chorale in one key."""
-
-    path: Path
-    chorale: str
-    transposition: int
-    ensemble: str
-    seed: tuple[int, int]
+SHARES = (0.5, 0.65)  # where validation begins, and where the test does
 
 
 @lru_cache(maxsize=1)
 def declared_key(chorale: str) -> tuple[int, str] | None:
     """Tonic (0 is C) and mode as the score declares them; None if it does not."""
-    from music21 import corpus, key
+    from music21 import key
 
-    for found in corpus.parse(chorale).recurse().getElementsByClass(key.Key):
+    for found in render_scores.parse(chorale).recurse().getElementsByClass(key.Key):
         if found.mode in ("major", "minor"):
             return found.tonic.pitchClass, found.mode
     return None
 
 
-def songs(out: Path, count: int, keys: int, seed: int) -> list[tuple[str, Song]]:
+def songs(out: Path, count: int, keys: int, seed: int) -> list[tuple[str, Track]]:
     """Split and rendering of `count` chorales in `keys` keys each."""
     from music21 import corpus
 
     chorales = sorted(set(corpus.chorales.Iterator(returnType="filename")))
     rng = np.random.default_rng(seed)
     chosen = [chorales[i] for i in rng.permutation(len(chorales))[:count]]
-    plan = []
+    planned = []
     for number, chorale in enumerate(chosen):
-        split = SPLITS[np.searchsorted([0.6, 0.75], number / count, side="right")]
-        for transposition in rng.choice(np.arange(-6, 6), keys, replace=False):
-            name = f"{chorale.rpartition('/')[2]}_{transposition:+d}.flac"
-            ensemble = str(rng.choice(list(render_scores.ENSEMBLES)))
-            song = Song(out / "audio" / name, chorale, int(transposition), ensemble, (seed, number))
-            plan.append((split, song))
-    return plan
+        split = SPLITS[np.searchsorted(SHARES, number / len(chosen), side="right")]
+        for transposition in rng.choice(np.arange(-6, 6), keys, replace=False).tolist():
+            ensemble = str(rng.choice(list(ENSEMBLES)))
+            planned.append((split, song(out, chorale, transposition, ensemble, (seed, number))))
+    return planned
 
 
-def render_song(song: Song, seconds: float) -> str | None:
+def song(
+    out: Path, chorale: str, transposition: int, ensemble: str, seed: tuple[int, int]
+) -> Track:
+    """A chorale in one key."""
+    rng = np.random.default_rng([*seed, transposition + 12])
+    return Track(
+        path=out / "audio" / f"{chorale.rpartition('/')[2]}_{transposition:+d}.flac",
+        score=chorale,
+        programs=rng.choice(ENSEMBLES[ensemble], 4).tolist(),
+        quarters_per_minute=float(rng.uniform(70, 110)),
+        transposition=transposition,
+        sample_rate=RATE,
+        channels=1,
+        peak=float(rng.uniform(0.3, 0.95)),
+        seed=seed,
+    )
+
+
+def render_song(track: Track, seconds: float) -> str | None:
     """Write a song; its key, or None if the score declares none."""
-    declared = declared_key(song.chorale)
+    declared = declared_key(track.score)
     if declared is None:
         return None
-    if not song.path.exists():
-        rng = np.random.default_rng([*song.seed, song.transposition + 12])
-        track = render_scores.Track(
-            path=song.path,
-            chorale=song.chorale,
-            programs=rng.choice(render_scores.ENSEMBLES[song.ensemble], 4).tolist(),
-            quarters_per_minute=float(rng.uniform(70, 110)),
-            transposition=song.transposition,
-            sample_rate=RATE,
-            channels=1,
-            peak=float(rng.uniform(0.3, 0.95)),
-            seed=song.seed,
-        )
+    if not track.path.exists():
         render_scores.render(track, seconds)
     tonic, mode = declared
-    return f"{PITCH_CLASSES[(tonic + song.transposition) % 12]} {mode}"
+    return f"{PITCH_CLASSES[(tonic + track.transposition) % 12]} {mode}"
 
 
 def render_notes(program: int, out: Path, pitches: Sequence[int], seed: int) -> list[Path]:
     """Write each pitch of a program as a file of its own."""
-    import midirenderer
     import pretty_midi
     import soundfile
 
@@ -121,24 +112,13 @@ def render_notes(program: int, out: Path, pitches: Sequence[int], seed: int) -> 
         velocity = int(rng.integers(60, 115))
         instrument.notes.append(pretty_midi.Note(velocity, pitch, start, start + length))
     midi.instruments.append(instrument)
-    file = io.BytesIO()
-    midi.write(file)
-    rendered = midirenderer.render_wave_from(render_scores.soundfont(), file.getvalue())
-    waveform, rate = soundfile.read(io.BytesIO(rendered), always_2d=True)
+    waveform = render_scores.synthesise(midi, RATE, channels=1)
     for i, path in enumerate(paths):
-        first = round(i * GAP_SECONDS * rate)
-        note = waveform[first : first + round(NOTE_SECONDS * rate)].mean(axis=1)
-        note = _resampled(note, rate) * (0.5 / max(1e-6, np.abs(note).max()))
+        first = round(i * GAP_SECONDS * RATE)
+        note = waveform[first : first + round(NOTE_SECONDS * RATE)]
         with atomic_path(path) as temporary:
-            soundfile.write(temporary, note, RATE)
+            soundfile.write(temporary, note * (0.5 / max(1e-6, np.abs(note).max())), RATE)
     return paths
-
-
-def _resampled(note: np.ndarray, rate: int) -> np.ndarray:
-    import scipy.signal
-
-    common = np.gcd(rate, RATE)
-    return scipy.signal.resample_poly(note, RATE // common, rate // common)
 
 
 def key_rows(out: Path, args: argparse.Namespace, pool: ProcessPoolExecutor) -> Iterator[list[str]]:
@@ -147,12 +127,12 @@ def key_rows(out: Path, args: argparse.Namespace, pool: ProcessPoolExecutor) -> 
 
     plan = songs(out, args.chorales, args.keys, args.seed)
     labels = pool.map(
-        render_song, [song for _, song in plan], [args.seconds] * len(plan), chunksize=args.keys
+        render_song, [track for _, track in plan], [args.seconds] * len(plan), chunksize=args.keys
     )
     progress = tqdm(zip(plan, labels, strict=True), "key", len(plan), unit="song")
-    for (split, song), label in progress:
+    for (split, track), label in progress:
         if label is not None:
-            yield [f"audio/{song.path.name}", label, split]
+            yield [f"audio/{track.path.name}", label, split]
 
 
 def instrument_rows(
@@ -168,7 +148,7 @@ def instrument_rows(
     for number, paths in enumerate(tqdm(rendered, "instrument", len(programs), unit="program")):
         order = np.random.default_rng([args.seed, number]).permutation(len(paths))
         for path, place in zip(paths, order / len(paths), strict=True):
-            split = SPLITS[np.searchsorted([0.6, 0.75], place, side="right")]
+            split = SPLITS[np.searchsorted(SHARES, place, side="right")]
             yield [f"audio/{path.name}", FAMILIES[number // 8], split]
 
 
@@ -189,28 +169,13 @@ def make_task(out: Path, name: str, kind: str, rows: list[list[str]], workers: i
         sys.exit(status)
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--chorales", type=int, default=200, help="how many (default: 200)")
-    parser.add_argument("--keys", type=int, default=4, help="keys of each (default: 4)")
-    parser.add_argument(
-        "--seconds", type=float, default=15, help="of each chorale, from its start (default: 15)"
-    )
-    parser.add_argument(
-        "--notes", type=int, default=13, help="notes of each of 64 programs (default: 13)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="which corpus (default: 0)")
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)"
-    )
-    return parser
-
-
 def main() -> None:
-    args = get_parser().parse_args()
+    counts = {
+        "chorales": (260, "how many"),
+        "keys": (4, "keys of each chorale"),
+        "notes": (25, "notes of each of 64 programs"),
+    }
+    args = render_scores.parse_options(__doc__, seconds=12, counts=counts)
     out = args.out.resolve()
     with ProcessPoolExecutor(args.workers) as pool:
         for name, rows, kind in (
