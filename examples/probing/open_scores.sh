@@ -74,4 +74,4 @@ for task in key instrument; do
 done
 heading "What they know"
 python -m music_ssl_fairseq.report probes --out report
-python "$ROOT/examples/probing/open_verdict.py" report/report.csv
+python "$ROOT/examples/probing/open_verdict.py" probes

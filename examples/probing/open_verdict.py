@@ -1,44 +1,61 @@
-"""What the report of open_scores.sh shows: who beats whom, and whether the intervals lie apart.
+"""Who beats whom in the probes of open_scores.sh: differences with 95 % intervals.
 
-python examples/probing/open_verdict.py report/report.csv
+Both of a pair are scored on the same files, so that their difference is surer than either figure.
+What the bootstrap draws are chorales, in all their keys, and instruments, with all their notes: the
+files of one are not independent. That makes these intervals wider than those of the report, over
+files.
+
+    python examples/probing/open_verdict.py probes
 """
 
-import csv
+import json
 import sys
 from pathlib import Path
 
-METRICS = {"key": "weighted_key_score", "instrument": "accuracy"}
+import numpy as np
+
+from music_ssl_fairseq.probing.predictions import Predictions
+from music_ssl_fairseq.report.bootstrap import statistic
+
 COMPARISONS = (
     ("key", "chroma", "mfcc"),
     ("instrument", "mfcc", "chroma"),
     ("key", "trained", "random"),
     ("instrument", "trained", "random"),
 )
-"""Task, and the folders of the two runs, of which the first should be better."""
+"""Task, and the folders of two runs, of which the first should be better."""
+RESAMPLES = 2000
 
 
-def verdict(rows: list[dict[str, str]]) -> list[str]:
-    """A line a comparison, of the rows of `report.csv`, in percent."""
-    figures = {}
-    for row in rows:
-        task, run = Path(row["folder"]).parts[-2:]
-        if row["metric"] == METRICS[task]:
-            figures[task, run] = [100 * float(row[name]) for name in ("value", "low", "high")]
-    lines = []
-    for task, better, worse in COMPARISONS:
-        (value, low, high), (other, other_low, other_high) = (
-            figures[task, better],
-            figures[task, worse],
-        )
-        apart = low > other_high
-        says = "yes, intervals apart" if apart else "yes" if value > other else "no"
-        lines.append(
-            f"{task}: {better} {value:.1f} [{low:.1f}, {high:.1f}] beats {worse} {other:.1f} "
-            f"[{other_low:.1f}, {other_high:.1f}]: {says}"
-        )
-    return lines
+def verdict(probes: Path) -> list[str]:
+    """A line a comparison, in percent."""
+    return [
+        f"{task}: {better} - {worse} = {_difference(probes / task / better, probes / task / worse)}"
+        for task, better, worse in COMPARISONS
+    ]
+
+
+def _difference(better: Path, worse: Path) -> str:
+    about = json.loads((better / "test.json").read_text(encoding="utf-8"))
+    one, other = (Predictions.load(run / "test_predictions.npz") for run in (better, worse))
+    # bwv269_+3.flac, 040_060.flac
+    pieces = [Path(name).stem.rpartition("_")[0] for name in one.names]
+    names, piece = np.unique(pieces, return_inverse=True)
+    share = np.full(len(names), 1 / len(names))
+    draws = np.random.default_rng(0).multinomial(len(names), share, RESAMPLES)
+    # The first row is the split as it is.
+    counts = np.concatenate([np.ones((1, len(names)), draws.dtype), draws])[:, piece]
+    values, others = (
+        100 * statistic(about["metric"], run, counts, tuple(about["classes"]))
+        for run in (one, other)
+    )
+    low, high = np.quantile((values - others)[1:], [0.025, 0.975])
+    says = "better" if low > 0 else "worse" if high < 0 else "not told apart"
+    return (
+        f"{values[0]:.1f} - {others[0]:.1f} = {values[0] - others[0]:.1f} "
+        f"[{low:.1f}, {high:.1f}]: {says}"
+    )
 
 
 if __name__ == "__main__":
-    with open(sys.argv[1], newline="", encoding="utf-8") as file:
-        print("\n".join(verdict(list(csv.DictReader(file)))))
+    print("\n".join(verdict(Path(sys.argv[1]))))
