@@ -175,7 +175,7 @@ def forward(qkv: Tensor, heads: int, p: float, seed: Tensor) -> tuple[Tensor, Te
 
     Args:
         qkv: `[B, T, 3 * D]`, queries, keys and values, each of all heads.
-        heads: number of them, each 16, 32, 64 or 128 wide.
+        heads: number of them, each 16, 32 or 64 wide.
         p: dropout of the attention weights; 0 for none.
         seed: int32, 0-d.
 

@@ -5,6 +5,7 @@ Written out, each kernel between two products reads and writes them once, gradie
 the products, and the sums for biases fall off on the way.
 """
 
+import functools
 import importlib.util
 from collections.abc import Iterable
 from typing import Any
@@ -18,17 +19,22 @@ from music_ssl_fairseq.modules.fast import working_dtype
 Weights = tuple[Tensor, ...]
 
 _LONGEST = 256  # attention_kernels.LONGEST, known without triton
-_HEAD_WIDTHS = (16, 32, 64, 128)
+_HEAD_WIDTHS = (16, 32, 64)  # wider ones do not fit a multiprocessor's registers
+_SHARED_MEMORY = (
+    144 * 1024
+)  # bytes: what a program of attention's backward pass takes, and some more
 
 
 def can_fuse_layer(layer: Any, x: Tensor, attend: Tensor | None) -> bool:
     """Whether `fused_layer` takes these: crops of the same length, of at most 5 s, on a GPU.
 
     Longer ones need another kernel for attention, padded ones a mask. In fp32 the matrix products
-    take so long that there is nothing to gain.
+    take so long that there is nothing to gain. The kernels are made for data-centre GPUs from
+    Hopper on.
     """
     return (
         x.is_cuda
+        and _is_large(x.device)
         and attend is None
         and working_dtype(x) in (torch.bfloat16, torch.float16)
         and x.size(1) <= _LONGEST
@@ -37,6 +43,12 @@ def can_fuse_layer(layer: Any, x: Tensor, attend: Tensor | None) -> bool:
         and not (layer.training and layer.activation_dropout.p > 0)
         and importlib.util.find_spec("triton") is not None
     )
+
+
+@functools.cache
+def _is_large(device: torch.device) -> bool:
+    properties = torch.cuda.get_device_properties(device)
+    return properties.major >= 9 and properties.shared_memory_per_multiprocessor >= _SHARED_MEMORY
 
 
 def fused_layer(

@@ -5,27 +5,33 @@ import os
 import triton
 import triton.language as tl
 
-_ON_GPU = tl.constexpr(os.environ.get("TRITON_INTERPRET") != "1")
+if os.environ.get("TRITON_INTERPRET") == "1":
 
+    @triton.jit
+    def exp2(x):
+        """2 to the power of `x`."""
+        return tl.exp2(x)
 
-@triton.jit
-def exp2(x):
-    """2 to the power of `x` in one instruction; results below 1e-38 are 0."""
-    if _ON_GPU:
+    @triton.jit
+    def reciprocal(x):
+        """1 / `x`."""
+        return 1.0 / x
+
+else:
+
+    @triton.jit
+    def exp2(x):
+        """2 to the power of `x` in one instruction; results below 1e-38 are 0."""
         return tl.inline_asm_elementwise(
             "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
         )
-    return tl.exp2(x)
 
-
-@triton.jit
-def reciprocal(x):
-    """1 / `x` in one instruction, off by one unit in the last place."""
-    if _ON_GPU:
+    @triton.jit
+    def reciprocal(x):
+        """1 / `x` in one instruction, off by one unit in the last place."""
         return tl.inline_asm_elementwise(
             "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
         )
-    return 1.0 / x
 
 
 @triton.jit
