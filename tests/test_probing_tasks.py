@@ -144,7 +144,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(here):
     options.remove("optimization.max_epoch=3")
     train(here / "regression", "encoder.pt", whole, *options, "optimization.max_epoch=7")
     # The last epoch of a run ends all rows: an interruption does not.
-    first = [*options, "optimization.max_epoch=4", "+task.last_epoch=0"]
+    first = [*options, "optimization.max_epoch=4", "+task.last_epoch=0", "task.save_seconds=0"]
     train(here / "regression", "encoder.pt", cut, *first)
     train(here / "regression", "encoder.pt", cut, *options, "optimization.max_epoch=7")
     tables = [json.loads((run / "probe.json").read_text())["rows"] for run in (whole, cut)]
