@@ -16,7 +16,7 @@ from music_ssl_fairseq.modules import (
     norm_kernels,
 )
 from music_ssl_fairseq.modules.dropout import hashed_dropout, keep_pairs
-from music_ssl_fairseq.modules.fused_layer import fused_layer
+from music_ssl_fairseq.modules.fused_layer import cast_weights, fused_layer
 from music_ssl_fairseq.modules.transformer import TransformerLayer
 
 GPU = torch.cuda.is_available()
@@ -122,8 +122,12 @@ def test_layer(training):
         torch.nn.init.normal_(p, std=0.2)
     seeds = torch.tensor([3, 14, 15], dtype=torch.int32, device=DEVICE) if training else None
     x, grad = random(2, 11, 32), random(2, 11, 32)
+
+    def fused(y: Tensor) -> tuple[Tensor, Tensor | None]:
+        return fused_layer(layer, y, seeds, cast_weights([layer], y)[0])
+
     results = []
-    for run in (lambda y: layer(y, None, seeds), lambda y: fused_layer(layer, y, seeds)):
+    for run in (lambda y: layer(y, None, seeds), fused):
         layer.zero_grad()
         y = x.clone().requires_grad_()
         with torch.autocast("cuda", torch.float16, enabled=GPU):

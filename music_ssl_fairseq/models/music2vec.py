@@ -128,9 +128,8 @@ class Music2VecModel(AudioEncoder):
         with self.autocast(source.device):
             features = self.extract(source, compile)
             padding = self.frame_padding(padding_mask, features.size(1))
-            enter = compiled(_enter) if compile else _enter
             seed = self.draw_seed(compile, source.device)
-            x, projected = enter(self, features, mask_indices, seed)
+            x, projected = compiled(_enter, compile)(self, features, mask_indices, seed)
             x, _, _ = self.encoder(x, padding, compile)
             prediction = self.final_proj(x.flatten(0, 1)[masked])
             target = self.targets(source, projected.detach(), padding, compile)
@@ -164,8 +163,9 @@ class Music2VecModel(AudioEncoder):
             projected = model.project(model.extract(source, compile))
             model = model.encoder
         _, _, feed_forwards = model(projected, padding, compile)
-        average = compiled(_instance_norm_mean) if compile else _instance_norm_mean
-        return average(feed_forwards[-self.cfg.average_top_k_layers :])
+        return compiled(_instance_norm_mean, compile)(
+            feed_forwards[-self.cfg.average_top_k_layers :]
+        )
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The tensors of fairseq's Data2VecAudioModel, with the teacher's as a dict in `_ema`."""

@@ -90,8 +90,8 @@ class MusicHubertModel(AudioEncoder):
         with self.autocast(source.device):
             features = self.extract(source, compile)
             padding = self.frame_padding(padding_mask, features.size(1))
-            enter = compiled(_enter) if compile else _enter
-            x, penalty = enter(self, features, mask_indices, self.draw_seed(compile, source.device))
+            seed = self.draw_seed(compile, source.device)
+            x, penalty = compiled(_enter, compile)(self, features, mask_indices, seed)
             x, _, _ = self.encoder(x, padding, compile)
         x, target = x.flatten(0, 1), target.flatten()
         output: dict[str, Tensor | None] = {
@@ -109,7 +109,7 @@ class MusicHubertModel(AudioEncoder):
     def logits(self, x: Tensor, compile: bool = False) -> Tensor:
         """Encoder frames `[N, D]` to scores `[N, classes]`, float32."""
         with self.autocast(x.device):
-            return (compiled(_score) if compile else _score)(self, x)
+            return compiled(_score, compile)(self, x)
 
 
 def _enter(

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from music_ssl_fairseq.modules.dropout import drop_threshold
-from music_ssl_fairseq.modules.triton_math import ceil_div, exp2, kept_pairs, reciprocal, scramble
+from music_ssl_fairseq.modules.triton_math import exp2, kept_pairs, reciprocal, scramble
 
 LONGEST = 256
 """Frames whose queries the backward pass can hold: two blocks."""
@@ -188,9 +188,9 @@ def forward(qkv: Tensor, heads: int, p: float, seed: Tensor) -> tuple[Tensor, Te
     output = qkv.new_empty(batch, frames, width)
     logs = qkv.new_empty(batch * heads, frames, dtype=torch.float32)
     scale, threshold, factor = _scales(width // heads, p)
-    _forward[(ceil_div(frames, _FORWARD["BLOCK"]), batch * heads)](
+    _forward[(triton.cdiv(frames, _FORWARD["BLOCK"]), batch * heads)](
         qkv, output, logs, seed, frames, heads, scale, threshold, factor,
-        D=width // heads, BLOCKS=ceil_div(frames, _FORWARD["KEYS"]), DROP=p > 0, **_FORWARD,
+        D=width // heads, BLOCKS=triton.cdiv(frames, _FORWARD["KEYS"]), DROP=p > 0, **_FORWARD,
     )  # fmt: skip
     return output, logs
 
@@ -212,7 +212,7 @@ def backward(
     _backward[(batch * heads,)](
         qkv, output, d_output, logs, d_qkv, d_bias, seed, frames, heads, scale,
         1 / math.sqrt(width // heads), threshold, factor,
-        D=width // heads, BLOCKS=ceil_div(frames, _BACKWARD["KEYS"]), DROP=p > 0,
+        D=width // heads, BLOCKS=triton.cdiv(frames, _BACKWARD["KEYS"]), DROP=p > 0,
         TWO=frames > _BACKWARD["BLOCK"], **_BACKWARD,
     )  # fmt: skip
     return d_qkv, d_bias.sum(0)

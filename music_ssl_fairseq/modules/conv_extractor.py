@@ -155,7 +155,7 @@ class ConvExtractor(nn.Module):
             layers = layers[1:]
         if compile and all(layer.norm is None for layer in layers):
             return _run_without_norms(layers, x)
-        return (compiled(_run_layers) if compile else _run_layers)(layers, x, fast)
+        return compiled(_run_layers, compile)(layers, x, fast)
 
 
 def _run_without_norms(layers: list[ConvLayer], x: Tensor) -> Tensor:

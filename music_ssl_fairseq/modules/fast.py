@@ -25,9 +25,15 @@ def use_fast(setting: str, x: Tensor) -> bool:
 
 
 @functools.cache
+def has_triton() -> bool:
+    """Whether triton is installed: to look takes longer than to start a kernel."""
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
 def can_compile() -> bool:
     """Whether torch.compile can make GPU kernels here: it needs triton and a C compiler."""
-    if importlib.util.find_spec("triton") is None:
+    if not has_triton():
         logger.warning("triton is not installed: training without compiled kernels, more slowly")
         return False
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
@@ -65,6 +71,6 @@ class ShapeGate:
 
 
 @functools.cache
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, compiled for each shape it is called with; the same object for the same one."""
-    return torch.compile(function, dynamic=False)
+def compiled(function: Callable[..., Any], wanted: bool) -> Callable[..., Any]:
+    """`function`, if wanted compiled for each shape it is called with; always the same object."""
+    return torch.compile(function, dynamic=False) if wanted else function

@@ -10,14 +10,13 @@ from the mean and the second moments of the frames, ten by ten numbers a crop, s
 weight and a shift of its own for each crop (`fold_group_norm`), and autograd works on those.
 """
 
-import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from music_ssl_fairseq.modules.fast import compiled, working_dtype
+from music_ssl_fairseq.modules.fast import compiled, has_triton, working_dtype
 
 TAPS = 16
 """Weights are padded to this many taps: the least that a matrix unit multiplies."""
@@ -32,7 +31,7 @@ def can_fuse(waveform: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and kernel <= TAPS
         and channels >= 16
         and channels & (channels - 1) == 0
-        and importlib.util.find_spec("triton") is not None
+        and has_triton()
     )
 
 
@@ -62,8 +61,7 @@ def fold_group_norm(
         channels all but cancel.
     """
     mean_window, moments = window_moments(waveform, weight.size(-1), stride)
-    fold = compiled(fold_moments) if compile else fold_moments
-    return fold(mean_window, moments, weight, scale, shift, eps)
+    return compiled(fold_moments, compile)(mean_window, moments, weight, scale, shift, eps)
 
 
 def window_moments(waveform: Tensor, taps: int, stride: int) -> tuple[Tensor, Tensor]:
@@ -77,7 +75,7 @@ def window_moments(waveform: Tensor, taps: int, stride: int) -> tuple[Tensor, Te
     Returns:
         `[B, taps]` and `[B, taps, taps]`, float64.
     """
-    if waveform.is_cuda and importlib.util.find_spec("triton") is not None:
+    if waveform.is_cuda and has_triton():
         from music_ssl_fairseq.modules import first_layer_kernels as kernels
 
         frames = (waveform.size(-1) - taps) // stride + 1

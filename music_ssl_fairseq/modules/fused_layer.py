@@ -6,7 +6,6 @@ the products, and the sums for biases fall off on the way.
 """
 
 import functools
-import importlib.util
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,11 +17,8 @@ from music_ssl_fairseq.modules.fast import working_dtype
 
 Weights = tuple[Tensor, ...]
 
-_LONGEST = 256  # attention_kernels.LONGEST, known without triton
 _HEAD_WIDTHS = (16, 32, 64)  # wider ones do not fit a multiprocessor's registers
-_SHARED_MEMORY = (
-    144 * 1024
-)  # bytes: what a program of attention's backward pass takes, and some more
+_SHARED_MEMORY = 144 * 1024  # bytes: more than a program of attention's backward pass takes
 
 
 def can_fuse_layer(layer: Any, x: Tensor, attend: Tensor | None) -> bool:
@@ -30,18 +26,19 @@ def can_fuse_layer(layer: Any, x: Tensor, attend: Tensor | None) -> bool:
 
     Longer ones need another kernel for attention, padded ones a mask. In fp32 the matrix products
     take so long that there is nothing to gain. The kernels are made for data-centre GPUs from
-    Hopper on.
+    Hopper on. To be asked where kernels can be compiled at all.
     """
+    if not (x.is_cuda and _is_large(x.device)):
+        return False
+    from music_ssl_fairseq.modules.attention_kernels import LONGEST
+
     return (
-        x.is_cuda
-        and _is_large(x.device)
-        and attend is None
+        attend is None
         and working_dtype(x) in (torch.bfloat16, torch.float16)
-        and x.size(1) <= _LONGEST
+        and x.size(1) <= LONGEST
         and x.size(2) // layer.self_attn.heads in _HEAD_WIDTHS
         and not layer.layer_norm_first
         and not (layer.training and layer.activation_dropout.p > 0)
-        and importlib.util.find_spec("triton") is not None
     )
 
 
@@ -52,7 +49,7 @@ def _is_large(device: torch.device) -> bool:
 
 
 def fused_layer(
-    layer: Any, x: Tensor, seeds: Tensor | None, weights: Weights | None = None
+    layer: Any, x: Tensor, seeds: Tensor | None, weights: Weights
 ) -> tuple[Tensor, Tensor | None]:
     """What `TransformerLayer.forward` computes, dropout included.
 
@@ -61,7 +58,7 @@ def fused_layer(
         x: `[B, T, D]`.
         seeds: `[3]` int32 (`draw_seeds`) for the attention's dropout and the two residuals'. None
             in evaluation mode.
-        weights: the layer's of `cast_weights`, if that was called for many layers.
+        weights: the layer's, of `cast_weights`.
 
     Returns:
         The layer's output `[B, T, D]`; and, where no gradients are wanted, its feed-forward output
@@ -72,8 +69,6 @@ def fused_layer(
     if seeds is None:
         seeds = torch.zeros(3, dtype=torch.int32, device=x.device)
     x = x.to(working_dtype(x))
-    if weights is None:
-        weights = cast_weights([layer], x)[0]
     first, second = layer.self_attn_layer_norm, layer.final_layer_norm
     norms = (first.weight, first.bias, second.weight, second.bias)
     settings = (

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from music_ssl_fairseq.modules.triton_math import ceil_div, gelu_parts
+from music_ssl_fairseq.modules.triton_math import gelu_parts
 
 _FLAT = {"BLOCK": 2048, "num_warps": 8}
 _SUMMED = {"ROWS": 16, "BLOCK": 128, "num_warps": 4}
@@ -59,7 +59,7 @@ def forward(x: Tensor, frames: int) -> Tensor:
     """GELU of the first `frames` frames of contiguous `[B, T, D]`."""
     batch, length, dim = x.shape
     y = x.new_empty(batch, frames, dim)
-    grid = (ceil_div(frames * dim, _FLAT["BLOCK"]), batch)
+    grid = (triton.cdiv(frames * dim, _FLAT["BLOCK"]), batch)
     _forward[grid](x, y, length * dim, frames * dim, **_FLAT)
     return y
 
@@ -68,7 +68,7 @@ def backward(x: Tensor, grad: Tensor) -> Tensor:
     """Gradient of `x` `[B, T, D]`, given that of its first frames."""
     batch, length, dim = x.shape
     d_x = torch.empty_like(x)
-    grid = (ceil_div(length * dim, _FLAT["BLOCK"]), batch)
+    grid = (triton.cdiv(length * dim, _FLAT["BLOCK"]), batch)
     _backward[grid](x, grad, d_x, length * dim, grad.size(1) * dim, **_FLAT)
     return d_x
 
@@ -77,10 +77,10 @@ def backward_summed(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient of `x` `[N, D]`, and its sum over N `[D]` float32."""
     rows, columns = x.shape
     d_x = torch.empty_like(x)
-    blocks = ceil_div(rows, _SUMMED["ROWS"])
+    blocks = triton.cdiv(rows, _SUMMED["ROWS"])
     programs = min(_PROGRAMS, blocks)
     d_sums = torch.empty(programs, columns, dtype=torch.float32, device=x.device)
-    _backward_summed[(ceil_div(columns, _SUMMED["BLOCK"]), programs)](
-        x, grad, d_x, d_sums, rows, columns, BLOCKS=ceil_div(blocks, programs), **_SUMMED
+    _backward_summed[(triton.cdiv(columns, _SUMMED["BLOCK"]), programs)](
+        x, grad, d_x, d_sums, rows, columns, BLOCKS=triton.cdiv(blocks, programs), **_SUMMED
     )
     return d_x, d_sums.sum(0)

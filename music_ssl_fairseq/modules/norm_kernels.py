@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from music_ssl_fairseq.modules.dropout import drop_threshold
-from music_ssl_fairseq.modules.triton_math import ceil_div, kept, power_of_2
+from music_ssl_fairseq.modules.triton_math import kept
 
 _FORWARD = {"ROWS": 4, "num_warps": 4}
 _BACKWARD = {"ROWS": 1, "num_warps": 1}
@@ -106,16 +106,16 @@ def forward(
     """
     rows, dim = branch.shape
     sums, output = torch.empty_like(branch), torch.empty_like(branch)
-    _forward[(ceil_div(rows, _FORWARD["ROWS"]),)](
+    _forward[(triton.cdiv(rows, _FORWARD["ROWS"]),)](
         branch, residual, weight, bias, seed, sums, output, rows, eps, drop_threshold(p),
-        1 / (1 - p), D=dim, WIDTH=power_of_2(dim), DROP=p > 0, **_FORWARD,
+        1 / (1 - p), D=dim, WIDTH=triton.next_power_of_2(dim), DROP=p > 0, **_FORWARD,
     )  # fmt: skip
     return sums, output
 
 
 def parts(number: int, sums: Tensor) -> Tensor:
     """Room for the parts of sums that `backward` writes, for `number` norms of inputs `sums`."""
-    programs = min(_PROGRAMS, ceil_div(sums.size(0), _BACKWARD["ROWS"]))
+    programs = min(_PROGRAMS, triton.cdiv(sums.size(0), _BACKWARD["ROWS"]))
     return sums.new_empty(number, programs, 3, sums.size(1), dtype=torch.float32)
 
 
@@ -144,8 +144,8 @@ def backward(
     programs = d_sums.size(0)
     _backward[(programs,)](
         grad, grad if grad_2 is None else grad_2, sums, weight, seed, d_residual, d_branch, d_sums,
-        rows, eps, drop_threshold(p), 1 / (1 - p), D=dim, WIDTH=power_of_2(dim),
-        BLOCKS=ceil_div(rows, _BACKWARD["ROWS"] * programs), DROP=p > 0,
+        rows, eps, drop_threshold(p), 1 / (1 - p), D=dim, WIDTH=triton.next_power_of_2(dim),
+        BLOCKS=triton.cdiv(rows, _BACKWARD["ROWS"] * programs), DROP=p > 0,
         TWO=grad_2 is not None, **_BACKWARD,
     )  # fmt: skip
     return d_residual, d_branch

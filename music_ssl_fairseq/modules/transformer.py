@@ -149,9 +149,10 @@ class TransformerEncoder(nn.Module):
         seeds: Sequence[Tensor | None] = [None] * (len(self.layers) + 1)
         if compile and self.training:
             seeds = draw_seeds(3 * len(seeds), x.device).view(-1, 3).unbind()
-        x = (compiled(_embed) if compile else _embed)(self, x, seeds[-1])
+        *layer_seeds, input_seeds = seeds
+        x = compiled(_embed, compile)(self, x, input_seeds)
         run = self._runner(x, attend) if compile else _run_layer
-        for layer, own_seeds in zip(self.layers, seeds, strict=False):
+        for layer, own_seeds in zip(self.layers, layer_seeds, strict=True):
             if self.training and self.layerdrop > 0 and torch.rand(()).item() < self.layerdrop:
                 continue
             x, feed_forward = run(layer, x, attend, own_seeds)
@@ -165,7 +166,7 @@ class TransformerEncoder(nn.Module):
     def _runner(self, x: Tensor, attend: Tensor | None) -> Callable[..., Any]:
         """The fastest way to run layers on `x`."""
         if not can_fuse_layer(self.layers[0], x, attend):
-            return compiled(_run_layer)
+            return compiled(_run_layer, True)
         weights = dict(zip(self.layers, cast_weights(self.layers, x), strict=True))
         return lambda layer, x, attend, seeds: fused_layer(layer, x, seeds, weights[layer])
 

@@ -66,13 +66,3 @@ def kept(index, seed, threshold):
 def kept_pairs(row, column, threshold):
     """`modules.dropout.keep_pairs` of scrambled rows and columns, spread out to meet."""
     return (row ^ column) * -1640531535 >= threshold
-
-
-def ceil_div(number: int, size: int) -> int:
-    """Blocks of `size` that hold `number`. (triton's own are objects that torch.compile minds.)"""
-    return -(-number // size)
-
-
-def power_of_2(number: int) -> int:
-    """The least that is not smaller."""
-    return 1 << (number - 1).bit_length()
