@@ -8,6 +8,14 @@ fail() {
   exit 1
 }
 
+show_help() { # the comment that the calling script begins with
+  sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[1]}"
+}
+
+has_gpu() { # that torch, once it is installed, can use
+  python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> /dev/null
+}
+
 quoted() { # path: as hydra takes it, whatever it holds
   if [[ $1 =~ ^[A-Za-z0-9_./-]+$ ]]; then
     printf '%s' "$1"

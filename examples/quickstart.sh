@@ -17,7 +17,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 case "${1:-}" in
   -h | --help)
-    sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"
+    show_help
     exit
     ;;
 esac
@@ -95,7 +95,7 @@ echo "  $(python --version), in $VIRTUAL_ENV; $SECONDS s"
 # Two threads wait for each other more than they work on layers this small.
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}"
-if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> /dev/null; then
+if has_gpu; then
   config=short tracks=240 k=500
   echo "  there is a GPU: base models, configs examples/*/short.yaml"
 else

@@ -29,7 +29,7 @@ overrides=()
 while [ $# -gt 0 ]; do
   case "$1" in
     -h | --help)
-      sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"
+      show_help
       exit
       ;;
     --manifests | --out | --k | --layer | --first | --second)

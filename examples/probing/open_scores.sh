@@ -14,7 +14,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 
 case "${1:-}" in
   -h | --help)
-    sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"
+    show_help
     exit
     ;;
 esac
@@ -37,7 +37,7 @@ heading "Two tasks: key of chorales, instrument family of notes"
 python "$ROOT/examples/probing/open_scores.py" --out . "$@"
 
 if [ "$checkpoint" = train ]; then
-  if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> /dev/null; then
+  if has_gpu; then
     config=open_scores_gpu tracks=560 features=chroma k=200
   else
     config=open_scores tracks=400 features=mfcc k=100
