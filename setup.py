@@ -26,7 +26,15 @@ EXPORT = [
     "onnxruntime>=1.22",
     "onnxscript>=0.5",
 ]
-TEST = ["pytest>=8", "pytest-xdist>=3", "ruff>=0.8", "mypy>=1.13", *PROBING, *EXPORT]
+TEST = [
+    "pytest>=8",
+    "pytest-xdist>=3",
+    "ruff>=0.8",
+    "mypy>=1.13",
+    "soxr>=0.3.2",
+    *PROBING,
+    *EXPORT,
+]
 
 setup(
     name="music_ssl_fairseq",

@@ -1,10 +1,11 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writing files so that a reader never sees half of one, and that writers wait for each other."""
 
 import contextlib
 import os
 from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
+from typing import IO
 
 
 @contextlib.contextmanager
@@ -25,3 +26,22 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def lock(handle: IO[bytes], wait: bool) -> bool:
+    """Lock an open file until it is closed; whether the lock is held now.
+
+    Where a system or a file system has no locks, it counts as held: two processes may then do the
+    same work, with the same result.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -30,10 +30,11 @@ ALLOWED = {
     "extract": FOUNDATION | {"command", "data", "features", "modules", "upstream"},
     "export": FOUNDATION | {"command", "compat", "modules", "upstream"},
     "models": FOUNDATION | {"compat", "modules"},
-    "probing": FOUNDATION | {"data", "features", "optional", "upstream"},
+    "probing": FOUNDATION | {"data", "features", "librosa_import", "optional", "upstream"},
     "report": FOUNDATION | {"command", "optional", "probing"},
     "criterions": FOUNDATION | {"compat", "late"},
     "late": set(),
+    "librosa_import": {"files"},
     "optim": {"late"},
     "tasks": FOUNDATION
     | {"compat", "data", "modules", "models", "criterions", "optim"}
@@ -44,6 +45,7 @@ ALLOWED = {
 USERS = {
     "soundfile": ("music_ssl_fairseq.audio", "manifests_tools.convert"),
     "faiss": ("music_ssl_fairseq.label",),
+    "librosa": ("music_ssl_fairseq.librosa_import",),
 }
 
 

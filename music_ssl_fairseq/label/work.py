@@ -14,7 +14,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from music_ssl_fairseq.files import atomic_path
+from music_ssl_fairseq.files import atomic_path, lock
 
 
 class Block(NamedTuple):
@@ -73,13 +73,13 @@ class WorkFolder:
     def locked(self, name: str) -> Iterator[None]:
         """Hold a lock, for which other processes of this run wait."""
         with self._open_lock(name) as handle:
-            _lock(handle, wait=True)
+            lock(handle, wait=True)
             yield
 
     def claim(self, name: str) -> IO[bytes] | None:
         """Take a lock until the handle is closed; None if another process has it."""
         handle = self._open_lock(name)
-        if _lock(handle, wait=False):
+        if lock(handle, wait=False):
             return handle
         handle.close()
         return None
@@ -92,22 +92,3 @@ class WorkFolder:
     def _open_lock(self, name: str) -> IO[bytes]:
         self.path.mkdir(parents=True, exist_ok=True)
         return (self.path / f"{name}.lock").open("wb")
-
-
-def _lock(handle: IO[bytes], wait: bool) -> bool:
-    """Whether the lock is held now.
-
-    Where a system or a file system has no locks, it counts as held: two processes may then do the
-    same work, with the same result.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True

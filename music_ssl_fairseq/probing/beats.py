@@ -120,12 +120,12 @@ def are_peaks(activations: np.ndarray) -> np.ndarray:
 
 def dynamic_programming(activation: np.ndarray) -> np.ndarray:
     """librosa's beat tracker, with the activation as the strength of onsets."""
-    import librosa
+    from music_ssl_fairseq.librosa_import import import_librosa
 
     if not np.any(activation):
         return np.zeros(0)
     envelope = np.asarray(activation, np.float32)
-    _, beats = librosa.beat.beat_track(
+    _, beats = import_librosa().beat.beat_track(
         onset_envelope=envelope, sr=FRAME_RATE, hop_length=1, units="frames", trim=False
     )
     return np.asarray(beats) / FRAME_RATE
