@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.probe_grid
     python -m tests.benchmarks.probe_grid --clips 300 --singles 2 --threads 1
+    python -m tests.benchmarks.probe_grid --window-seconds 30
     python -m tests.benchmarks.probe_grid --gpu
 
 Clips of 30 s as in GTZAN (443 train, 197 valid, 290 test; fewer in proportion with --clips), ten
@@ -33,7 +34,7 @@ from music_ssl_fairseq.data.probing_writer import Example, write_split
 
 GTZAN = {"train": 443, "valid": 197, "test": 290}
 CLASSES = tuple(f"class {i}" for i in range(10))
-SECONDS, WINDOWS, LAYERS, DIMENSION = 30, 6, 13, 768
+SECONDS, LAYERS, DIMENSION = 30, 13, 768
 ROOT = Path(__file__).parents[2]
 
 
@@ -44,6 +45,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--clips", type=int, default=930, help="in all splits (default: 930)")
     parser.add_argument("--singles", type=int, default=4, help="single probes timed (default: 4)")
     parser.add_argument("--threads", type=int, default=2, help="of torch, in both (default: 2)")
+    parser.add_argument("--window-seconds", type=float, default=5.0, help="default: 5")
     parser.add_argument("--gpu", action="store_true", help="train on the GPU, both kinds of run")
     parser.add_argument("--keep", type=Path, help="work in this folder, and leave it")
     return parser.parse_args()
@@ -93,14 +95,14 @@ def make_task(folder: Path, clips: int) -> None:
         write_split(folder, split, audio, examples)
 
 
-def fill_cache(folder: Path, checkpoint: Path) -> None:
+def fill_cache(folder: Path, checkpoint: Path, window_seconds: float) -> None:
     """Features with a trace of the class, strongest in the middle layers."""
     from music_ssl_fairseq.probing.fill import Plan, identity
     from music_ssl_fairseq.probing.source import open_source
     from music_ssl_fairseq.probing.store import FeatureStore, clip_of
 
     source = open_source(str(checkpoint))
-    plan = Plan(5.0, frames=False)
+    plan = Plan(window_seconds, frames=False)
     store = FeatureStore(folder / "cache", identity(source, plan), 10**10, source.name)
     rng = np.random.default_rng(0)
     directions = rng.standard_normal((LAYERS, len(CLASSES), DIMENSION)).astype(np.float32)
@@ -110,12 +112,12 @@ def fill_cache(folder: Path, checkpoint: Path) -> None:
         labels = ProbingSplit(folder, split, task)
         for i, target in enumerate(labels.targets):
             clip = clip_of(labels.manifest, i, labels.segments[i])
+            windows = len(plan.windows(clip))
             noise = rng.standard_normal((1, LAYERS, DIMENSION)) + 0.5 * rng.standard_normal(
-                (WINDOWS, LAYERS, DIMENSION)
+                (windows, LAYERS, DIMENSION)
             )
             rows = noise * 0.3 + strength * directions[:, target]
             if clip.key not in store:
-                assert len(plan.windows(clip)) == WINDOWS
                 store.add(clip.key, rows.astype(np.float32))
     store.flush()
 
@@ -128,7 +130,8 @@ def timed(
         *(sys.executable, "-c", "from fairseq_cli.hydra_train import cli_main; cli_main()"),
         *("--config-dir", str(ROOT / "examples/probing"), "--config-name", "gtzan_genre"),
         *(f"model.upstream={checkpoint}", f"task.data={folder}", f"hydra.run.dir={folder / run}"),
-        *(f"task.cache_dir={folder / 'cache'}", *overrides),
+        f"task.cache_dir={folder / 'cache'}",
+        *(f"task.window_seconds={args.window_seconds}", *overrides),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
     if not args.gpu:
@@ -158,14 +161,14 @@ def main() -> None:
     checkpoint = folder / "encoder.pt"
     make_task(folder, args.clips)
     make_checkpoint(checkpoint)
-    fill_cache(folder, checkpoint)
+    fill_cache(folder, checkpoint, args.window_seconds)
     grid, grid_used = timed(folder, checkpoint, "grid", args)
     rows = rows_of(folder, "grid")
     where = "GPU" if args.gpu else f"{args.threads} threads"
     epochs = np.array([int(row[4]) for row in rows])
     print(
-        f"{args.clips} clips, {where}: {len(rows)} probes in one run: {grid:.1f} s "
-        f"({grid_used:.0f} s of the processor); "
+        f"{args.clips} clips in windows of {args.window_seconds:g} s, {where}: {len(rows)} probes "
+        f"in one run: {grid:.1f} s ({grid_used:.0f} s of the processor); "
         f"epochs of a probe: {epochs.min()} to {epochs.max()}, mean {epochs.mean():.1f}",
         flush=True,
     )
