@@ -81,14 +81,3 @@ def test_sample_leaves_out_tracks_without_frames(tmp_path):
     ]
     assert len(parts[1].frames) == 0
     assert sum(len(part.frames) for part in parts) == sample.total == 60
-
-
-@pytest.mark.parametrize("size", [7, 25, 1000])
-def test_batches_hold_every_frame_once(tmp_path, size):
-    sample = Sample(three_tracks(tmp_path), front_end("mfcc").grid, max_frames=60, seed=0)
-    batches = list(sample.batches(size))
-    assert all(0 < sum(len(part.frames) for part in batch) <= size for batch in batches)
-    for index in (0, 2):
-        track = sample.part(index).track
-        frames = [p.frames for batch in batches for p in batch if p.track == track]
-        np.testing.assert_array_equal(np.concatenate(frames), sample.part(index).frames)

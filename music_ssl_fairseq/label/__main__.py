@@ -135,8 +135,8 @@ def get_parser() -> argparse.ArgumentParser:
         "--minibatch",
         type=_positive,
         metavar="N",
-        help="hold N frames at a time: K-means goes once through --max-frames frames, however "
-        "many, in batches (default: hold all)",
+        help="hold N frames at a time: K-means is fitted on a sample of so many, and then goes "
+        "once through --max-frames frames, however many, in batches (default: hold all)",
     )
     add(
         "--iterations",

@@ -1,19 +1,18 @@
-"""K-means on more frames than fit: one pass in batches that are held one at a time.
+"""K-means on more frames than fit: centroids of a sample, and then all others in one pass.
 
-The first batch is fitted as `kmeans` does. Each further one moves every centroid to the mean of all
-frames that were nearest to it when they came, as in D. Sculley's web-scale K-means (2010). Batches
-are of whole tracks in random order, so that none is of one album alone.
+The sample is fitted as `kmeans` does. Each batch after it moves every centroid to the mean of all
+frames that were nearest to it when they came, those of the sample included, as in D. Sculley's
+web-scale K-means (2010).
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from music_ssl_fairseq.errors import AudioError
-from music_ssl_fairseq.label import kmeans
 from music_ssl_fairseq.label.backends import Backend
-from music_ssl_fairseq.label.kmeans import Fit, Options, sums_of_units
+from music_ssl_fairseq.label.kmeans import Fit, sums_of_units
 
 
 @dataclass(frozen=True)
@@ -21,52 +20,52 @@ class Progress:
     """What there is after some batches.
 
     Attributes:
-        fit: centroids; its curve goes on with the mean squared distance of each further batch's
-            frames to the centroids before them.
+        fit: centroids; its curve goes on with the mean squared distance of each batch's frames to
+            the centroids before it.
         counts: `[k]` frames that each centroid is the mean of.
         batches: used so far.
         frames: in them.
     """
 
     fit: Fit
-    counts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    counts: np.ndarray
     batches: int = 0
     frames: int = 0
 
 
-def fit_batches(
-    batches: Iterator[np.ndarray],
-    options: Options,
-    backend: Backend,
-    watch: Callable[[Progress], None],
-    begun: Progress | None = None,
-) -> Progress:
-    """Cluster frames batch by batch.
+def begin(fit: Fit, frames: np.ndarray, backend: Backend) -> Progress:
+    """Before the first batch.
 
     Args:
-        batches: `[n, D]` float32 each, n at least `options.k` in the first: those that `begun` has
-            not seen.
-        watch: called after each batch.
-        begun: what `watch` was called with last.
+        fit: of `frames` `[n, D]`.
     """
-    state = begun or Progress(Fit(np.zeros((0, 0), np.float32)))
+    _, units = backend.two_nearest(frames, fit.centroids)
+    return Progress(fit, np.bincount(units, minlength=len(fit.centroids)))
+
+
+def fit_batches(
+    batches: Iterable[np.ndarray],
+    backend: Backend,
+    watch: Callable[[Progress], None],
+    state: Progress,
+) -> Progress:
+    """Go on batch by batch.
+
+    Args:
+        batches: `[n, D]` float32 each: those that `state` has not seen.
+        watch: called after each batch.
+        state: what `begin` gave, or `watch` was called with last.
+    """
     for frames in batches:
-        if state.batches == 0:
-            state = _first(frames, options, backend)
-        elif len(frames):
-            state = _further(frames, state, backend)
+        if len(frames):
+            state = _moved(frames, state, backend)
+        else:
+            state = replace(state, batches=state.batches + 1)
         watch(state)
     return state
 
 
-def _first(frames: np.ndarray, options: Options, backend: Backend) -> Progress:
-    order = np.random.default_rng(options.seed).permutation(len(frames))
-    fit = kmeans.fit(frames[order], options, backend, lambda _: None)
-    _, units = backend.two_nearest(frames, fit.centroids)
-    return Progress(fit, np.bincount(units, minlength=options.k), 1, len(frames))
-
-
-def _further(frames: np.ndarray, state: Progress, backend: Backend) -> Progress:
+def _moved(frames: np.ndarray, state: Progress, backend: Backend) -> Progress:
     fit = state.fit
     distances, units = backend.two_nearest(frames, fit.centroids)
     sums, counts = sums_of_units(frames, units, len(fit.centroids))

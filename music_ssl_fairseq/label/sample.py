@@ -92,22 +92,6 @@ class Sample:
             return Part(track, np.zeros(0, np.int64))
         return Part(track, places(int(self.num_frames[index]), quota, self.seed, index))
 
-    def batches(self, size: int) -> Iterator[list[Part]]:
-        """All parts, tracks in random order, in lists of at most `size` frames."""
-        batch: list[Part] = []
-        filled = 0
-        for index in np.random.default_rng(self.seed).permutation(len(self.quotas)).tolist():
-            whole = self.part(index)
-            for start in range(0, len(whole.frames), size):
-                part = whole._replace(frames=whole.frames[start : start + size])
-                if filled + len(part.frames) > size:
-                    yield batch
-                    batch, filled = [], 0
-                batch.append(part)
-                filled += len(part.frames)
-        if batch:
-            yield batch
-
 
 @dataclass(frozen=True)
 class Reader(FeatureJob):

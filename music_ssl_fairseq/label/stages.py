@@ -1,6 +1,7 @@
 """The stages of labelling, with progress: sample frames and fit centroids, then assign units."""
 
 import sys
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,18 +13,19 @@ from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features import Features, FrontEnd, front_end
 from music_ssl_fairseq.features.track import Track
-from music_ssl_fairseq.frames import SAMPLE_RATE
 from music_ssl_fairseq.label import kmeans, minibatch
 from music_ssl_fairseq.label.assign import Labeller
 from music_ssl_fairseq.label.backends import Backend, choose_backend
+from music_ssl_fairseq.label.batches import Batches
 from music_ssl_fairseq.label.blocks import Stage
 from music_ssl_fairseq.label.given import check_dimension, load_centroids
 from music_ssl_fairseq.label.join import join
 from music_ssl_fairseq.label.kmeans import Fit, Options
 from music_ssl_fairseq.label.parallel import Crew, ordered
 from music_ssl_fairseq.label.recipe import LabelFolder
-from music_ssl_fairseq.label.sample import Reader, Sample
+from music_ssl_fairseq.label.sample import Part, Reader, Sample
 from music_ssl_fairseq.label.shards import Shard, cut_blocks
+from music_ssl_fairseq.label.work import WorkFolder
 
 _SAMPLE = "sample"
 _FIT = "fit"
@@ -75,32 +77,23 @@ def fit_centroids(job: Job, manifest: Manifest) -> None:
     """
     folder, recipe = job.folder, job.folder.recipe
     front = job.front
-    sample = Sample(manifest, front.grid, recipe.max_frames, recipe.seed)
-    if warning := kmeans.check_enough(sample.total, recipe.k):
+    whole = Sample(manifest, front.grid, recipe.max_frames, recipe.seed)
+    if warning := kmeans.check_enough(whole.total, recipe.k):
         print(f"warning: {warning}", file=sys.stderr)
     folder.make()
     blocks = cut_blocks(manifest.num_samples)
-    if recipe.minibatch is None:
-        stage = Stage(
-            _SAMPLE,
-            "sampling",
-            blocks,
-            manifest.num_samples,
-            sample.part,
-            job.skip_unreadable,
-        )
-        stage.run(
-            folder.work, _from_own_part(len(blocks), job.shard), Reader(job.features), job.crew
-        )
+    sample = whole
+    if recipe.minibatch is not None and recipe.minibatch < whole.total:
+        sample = Sample(manifest, front.grid, recipe.minibatch, recipe.seed)
+    Stage(_SAMPLE, "sampling", blocks, manifest.num_samples, sample.part, job.skip_unreadable).run(
+        folder.work, _from_own_part(len(blocks), job.shard), Reader(job.features), job.crew
+    )
     with folder.work.locked(_FIT):
         folder.reload()
         if folder.centroids() is not None:
             return
         backend = choose_backend(job.device, job.threads)
-        if recipe.minibatch is None:
-            fit, num_frames = _fit_sample(job, len(blocks), front.dimension, backend)
-        else:
-            fit, num_frames = _fit_batches(job, sample, backend)
+        fit, num_frames = _fit(job, len(blocks), backend, None if sample is whole else whole)
         folder.save_fit(fit, num_frames, front, backend.name)
 
 
@@ -136,10 +129,24 @@ def _from_own_part(number: int, shard: Shard) -> list[int]:
     return [*range(first, number), *range(first)]
 
 
-def _fit_sample(job: Job, num_blocks: int, dimension: int, backend: Backend) -> tuple[Fit, int]:
+def _fit(job: Job, num_blocks: int, backend: Backend, whole: Sample | None) -> tuple[Fit, int]:
+    """Centroids of the sample, taken further by `whole` if that is larger."""
+    work = job.folder.work
+    file = work.path / "batches.npz"
+    if whole is not None and file.exists():
+        return _fit_batches(job, whole, backend, _begun_batches(work, file), file)
+    frames = _load_sample(job.folder, num_blocks, job.front.dimension)
+    kmeans.check_enough(len(frames), job.folder.recipe.k)
+    fit = _fit_sample(job, frames, backend)
+    if whole is None:
+        return fit, len(frames)
+    begun = minibatch.begin(fit, frames, backend)
+    del frames  # the batches take their place
+    return _fit_batches(job, whole, backend, begun, file)
+
+
+def _fit_sample(job: Job, frames: np.ndarray, backend: Backend) -> Fit:
     folder = job.folder
-    frames = _load_sample(folder, num_blocks, dimension)
-    kmeans.check_enough(len(frames), folder.recipe.k)
     file = folder.work.path / "fit.npz"
     with tqdm(desc="K-means", unit=" steps") as bar:
 
@@ -159,7 +166,7 @@ def _fit_sample(job: Job, num_blocks: int, dimension: int, backend: Backend) -> 
                 found["coarse"].tolist(),
                 int(found["step"]),
             )
-        return kmeans.fit(frames, job.options, backend, watch, begun), len(frames)
+        return kmeans.fit(frames, job.options, backend, watch, begun)
 
 
 def _load_sample(folder: LabelFolder, num_blocks: int, dimension: int) -> np.ndarray:
@@ -176,20 +183,21 @@ def _load_sample(folder: LabelFolder, num_blocks: int, dimension: int) -> np.nda
     return frames
 
 
-def _fit_batches(job: Job, sample: Sample, backend: Backend) -> tuple[Fit, int]:
-    folder, recipe = job.folder, job.folder.recipe
-    assert recipe.minibatch is not None
-    batches = list(sample.batches(recipe.minibatch))
-    kmeans.check_enough(sum(len(part.frames) for part in batches[0]), recipe.k)
-    file = folder.work.path / "batches.npz"
-    begun = _begun_batches(folder, file) if file.exists() else None
-    seconds = [sum(part.track.num_samples for part in batch) / SAMPLE_RATE for batch in batches]
-    done = begun.batches if begun else 0
-    with _audio_bar("fitting", sum(seconds), sum(seconds[:done])) as bar:
+def _fit_batches(
+    job: Job, whole: Sample, backend: Backend, state: minibatch.Progress, file: Path
+) -> tuple[Fit, int]:
+    work, size = job.folder.work, job.folder.recipe.minibatch
+    assert size is not None
+    batches = Batches(whole, size)
+    sizes = batches.sizes.tolist()
+    done = sum(sizes[: state.batches])
+    with tqdm(
+        desc="K-means", total=sum(sizes), initial=done, unit=" frames", unit_scale=True
+    ) as bar:
 
         def watch(state: minibatch.Progress) -> None:
             fit = state.fit
-            folder.work.save_arrays(
+            work.save_arrays(
                 file,
                 centroids=fit.centroids,
                 curve=fit.curve,
@@ -199,33 +207,36 @@ def _fit_batches(job: Job, sample: Sample, backend: Backend) -> tuple[Fit, int]:
                 frames=state.frames,
             )
             bar.set_postfix_str(f"inertia {fit.curve[-1]:.4g}", refresh=False)
-            bar.update(seconds[state.batches - 1])
+            bar.update(sizes[state.batches - 1])
 
-        state = minibatch.fit_batches(
-            _read_batches(job, batches[done:]), job.options, backend, watch, begun
-        )
+        read = _read_batches(job, batches, state.batches)
+        state = minibatch.fit_batches(read, backend, watch, state)
     return state.fit, state.frames
 
 
-def _begun_batches(folder: LabelFolder, file: Path) -> minibatch.Progress:
-    found = folder.work.load_arrays(file)
+def _begun_batches(work: WorkFolder, file: Path) -> minibatch.Progress:
+    found = work.load_arrays(file)
     fit = Fit(found["centroids"], found["curve"].tolist(), found["coarse"].tolist())
     return minibatch.Progress(fit, found["counts"], int(found["batches"]), int(found["frames"]))
 
 
-def _read_batches(job: Job, batches: list) -> Iterator[np.ndarray]:
-    size = job.crew.together
-    groups = [
-        batch[start : start + size] for batch in batches for start in range(0, len(batch), size)
-    ]
-    results = ordered(Reader(job.features), groups, job.crew)
-    for batch in batches:
-        parts: list[np.ndarray] = []
-        for _ in range(0, len(batch), size):
-            parts += minibatch.readable(next(results), job.skip_unreadable)
-        if not parts:
-            raise InputError(f"{batch[0].track.path}: none of a whole batch's tracks can be read")
-        yield np.concatenate(parts)
+def _read_batches(job: Job, batches: Batches, done: int) -> Iterator[np.ndarray]:
+    groups_of: deque[int] = deque()
+
+    def groups() -> Iterator[list[Part]]:
+        for batch in range(done, len(batches)):
+            parts = list(batches.parts(batch))
+            starts = range(0, len(parts), job.crew.together)
+            groups_of.append(len(starts))
+            for start in starts:
+                yield parts[start : start + job.crew.together]
+
+    results = ordered(Reader(job.features), groups(), job.crew)
+    for _ in range(done, len(batches)):
+        found = [next(results)]  # by now the batch's groups are counted
+        found += [next(results) for _ in range(groups_of.popleft() - 1)]
+        parts = [part for group in found for part in minibatch.readable(group, job.skip_unreadable)]
+        yield np.concatenate([np.empty((0, job.front.dimension), np.float32), *parts])
 
 
 def assign(job: Job, split: str, manifest: Manifest) -> bool:
@@ -269,13 +280,3 @@ def assign(job: Job, split: str, manifest: Manifest) -> bool:
             join(folder.work, name, len(blocks), folder.target(split), len(centroids)),
         )
     return True
-
-
-def _audio_bar(what: str, seconds: float, done: float = 0.0) -> tqdm:
-    return tqdm(
-        desc=what,
-        total=round(seconds),
-        initial=round(done),
-        unit=" audio-s",
-        unit_scale=True,
-    )
