@@ -85,12 +85,10 @@ def test_each_composes_and_trains_on_the_labels_of_its_header(here, name):
     assert state["cfg"]["task"]["label_dir"] == str(here / wanted.labels)
 
 
-@pytest.mark.parametrize(
-    ("name", "units"), [("open_scores", ("mfcc", 100)), ("open_scores_gpu", ("chroma", 200))]
-)
-def test_the_models_of_open_scores_train(here, name, units):
+@pytest.mark.parametrize("name", ["open_scores", "open_scores_gpu"])
+def test_the_models_of_open_scores_train(here, name):
     wanted = get_parser().parse_args(header_command(name))
-    assert (wanted.features, wanted.k) == units
+    assert (wanted.features, wanted.k) == ("chroma", 200)
     small = [option for option in TINY if not option.startswith("model.")]
     shrunk = ["model.encoder_embed_dim=24", "model.encoder_ffn_embed_dim=48", "model.final_dim=8"]
     shrunk += ["model.encoder_attention_heads=2", "model.conv_pos_groups=4"]

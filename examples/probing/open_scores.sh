@@ -38,14 +38,14 @@ python "$ROOT/examples/probing/open_scores.py" --out . "$@"
 
 if [ "$checkpoint" = train ]; then
   if has_gpu; then
-    config=open_scores_gpu tracks=560 features=chroma k=200
+    config=open_scores_gpu tracks=560
   else
-    config=open_scores tracks=400 features=mfcc k=100
+    config=open_scores tracks=400
   fi
   heading "Other scores to train on: $tracks tracks"
   python "$ROOT/examples/probing/open_corpus.py" --out music --tracks "$tracks"
   [ -e manifests/train.tsv ] || python -m manifests_tools pretrain --root music
-  python -m music_ssl_fairseq.label --features "$features" --k "$k"
+  python -m music_ssl_fairseq.label --features chroma --k 200
   heading "musicHuBERT, examples/music_hubert/$config.yaml"
   # Two threads wait for each other more than they work on layers this small.
   [ -e "runs/$config/finished" ] || OMP_NUM_THREADS=1 fairseq-hydra-train \
