@@ -33,7 +33,7 @@ def many_tracks(folder, seconds) -> Sample:
     tracks = [(f"{i}.wav", round(16_000 * length)) for i, length in enumerate(seconds)]
     write_manifest(folder / "train.tsv", "/music", tracks)
     manifest = Manifest(folder / "train.tsv")
-    return Sample(manifest, Mfcc().grid, max_frames=60_000, seed=0)
+    return Sample(manifest, Mfcc(), max_frames=60_000, seed=0)
 
 
 @pytest.mark.parametrize("size", [7, 2500, 10**6])

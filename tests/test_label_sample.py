@@ -8,8 +8,10 @@ from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.features import Features, front_end
 from music_ssl_fairseq.features.track import Track
-from music_ssl_fairseq.label.sample import Part, Reader, Sample, places, quotas
+from music_ssl_fairseq.label.sample import Part, Reader, Sample, Spans, places, quotas
 from tests.audio_files import write_tone
+
+SPANS = Spans(together=1000, apart=100)
 
 
 def test_all_frames_if_there_are_few():
@@ -44,6 +46,34 @@ def test_places_are_spread_over_the_track(num_frames, quota):
     assert abs(taken[: num_frames // 2].sum() - quota / 2) <= 1
 
 
+def test_of_long_tracks_some_spans_are_heard():
+    # 40 minutes, 120 frames: a second apart they are of twelve spans of ten seconds.
+    found = np.stack([places(240_000, 120, seed, 0, SPANS) for seed in range(99)])
+    assert (np.diff(found, axis=1) > 0).all()
+    assert found.max() < 240_000
+    for row in found:
+        spans, counts = np.unique(row // 1000, return_counts=True)
+        assert counts.tolist() == [10] * 12
+        # One in each twelfth of the track.
+        assert (spans // 20).tolist() == list(range(12))
+        assert np.array_equal(row % 1000 // 100, np.tile(np.arange(10), 12))
+    assert len(np.unique(found // 1000)) > 220
+
+
+@pytest.mark.parametrize(("num_frames", "quota"), [(90, 1), (1999, 3), (2001, 19), (30_000, 299)])
+def test_spans_of_short_tracks_and_small_quotas(num_frames, quota):
+    found = places(num_frames, quota, 0, 0, SPANS)
+    assert len(found) == quota
+    assert (np.diff(found) > 0).all()
+    assert 0 <= found.min() <= found.max() < num_frames
+
+
+def test_places_are_single_frames_where_they_are_closer_than_that():
+    expected = places(1000, 10, seed=1, index=2)
+    assert expected.tolist() == places(1000, 10, 1, 2, SPANS).tolist()
+    assert (expected // 100).tolist() == list(range(10))
+
+
 def test_places_depend_on_seed_and_index_alone():
     first = places(1000, 50, seed=1, index=2)
     np.testing.assert_array_equal(first, places(1000, 50, seed=1, index=2))
@@ -72,7 +102,7 @@ def three_tracks(folder) -> Manifest:
 
 
 def test_sample_leaves_out_tracks_without_frames(tmp_path):
-    sample = Sample(three_tracks(tmp_path), front_end("mfcc").grid, max_frames=60, seed=0)
+    sample = Sample(three_tracks(tmp_path), front_end("mfcc"), max_frames=60, seed=0)
     parts = [sample.part(index) for index in range(3)]
     assert [part.track.path for part in parts] == [
         "/music/a.wav",

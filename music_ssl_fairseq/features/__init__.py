@@ -37,6 +37,7 @@ class FrontEnd(Protocol):
         frame_rate: frames a second; the `label_rate` of labels made from them.
         dimension: values a frame.
         piece_frames: frames of a long track to ask for at once: as many as are cheap to hold.
+        together: frames to ask for at least: fewer would hardly cost less.
         fingerprint: of the checkpoint whose layer this is, None for all other features.
     """
 
@@ -44,6 +45,7 @@ class FrontEnd(Protocol):
     frame_rate: float
     dimension: int
     piece_frames: int
+    together: int
     fingerprint: str | None
 
     def features(self, waveform: np.ndarray) -> np.ndarray:

@@ -59,6 +59,8 @@ class Deep:
         self.frame_rate = self.upstream.frame_rate
         self.dimension = self.upstream.dimension
         self.windowing = windowing or Windowing()
+        window = self.windowing.seconds - self.windowing.overlap
+        self.together = round(window * self.frame_rate)
         self._batch = 1 if self.upstream.device.type == "cpu" else _GPU_BATCH
 
     def features(self, waveform: np.ndarray) -> np.ndarray:

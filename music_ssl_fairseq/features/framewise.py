@@ -43,6 +43,7 @@ class Framewise:
     dimension: int
     context: int
     piece_frames = 6000  # a minute, 1 to 2 MB
+    together = 1000  # ten seconds: much less, and seeking would count
     fingerprint: str | None = None
 
     def features(self, waveform: np.ndarray) -> np.ndarray:

@@ -77,14 +77,14 @@ def fit_centroids(job: Job, manifest: Manifest) -> None:
     """
     folder, recipe = job.folder, job.folder.recipe
     front = job.front
-    whole = Sample(manifest, front.grid, recipe.max_frames, recipe.seed)
+    whole = Sample(manifest, front, recipe.max_frames, recipe.seed)
     if warning := kmeans.check_enough(whole.total, recipe.k):
         print(f"warning: {warning}", file=sys.stderr)
     folder.make()
     blocks = cut_blocks(manifest.num_samples)
     sample = whole
     if recipe.minibatch is not None and recipe.minibatch < whole.total:
-        sample = Sample(manifest, front.grid, recipe.minibatch, recipe.seed)
+        sample = Sample(manifest, front, recipe.minibatch, recipe.seed)
     Stage(_SAMPLE, "sampling", blocks, manifest.num_samples, sample.part, job.skip_unreadable).run(
         folder.work, _from_own_part(len(blocks), job.shard), Reader(job.features), job.crew
     )
