@@ -5,7 +5,7 @@
     sample       which frames of which tracks K-means is fitted on
     start        the frames that K-means begins with
     kmeans       fitting, with `reseat`; `backends` and `torch_kmeans` are what it computes with
-    minibatch    fitting more frames than fit
+    minibatch    fitting more frames than fit, in `batches`
     given        centroids from elsewhere, instead
     nearest      the unit nearest to a frame
     assign       every track's units
