@@ -2,36 +2,46 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
-import librosa
+import pytest
 
 from music_ssl_fairseq import librosa_import
 from music_ssl_fairseq.files import lock
 
 
-def is_free() -> bool:
-    with Path(librosa.__file__).open("rb") as handle:
+@pytest.fixture
+def installed(tmp_path, monkeypatch) -> Path:
+    """The file of an installation of our own: other tests may be importing the real one."""
+    file = tmp_path / "__init__.py"
+    file.touch()
+    monkeypatch.setattr(librosa_import, "librosa", SimpleNamespace(__file__=str(file)))
+    monkeypatch.delitem(sys.modules, "librosa.beat", raising=False)
+    return file
+
+
+def is_free(file: Path) -> bool:
+    with file.open("rb") as handle:
         return lock(handle, wait=False)
 
 
-def test_others_wait_while_it_is_imported(monkeypatch):
+def test_others_wait_while_it_is_imported(installed, monkeypatch):
     imported = []
 
     def import_module(name):
-        imported.append((name, is_free()))
+        imported.append((name, is_free(installed)))
 
-    monkeypatch.delitem(sys.modules, "librosa.beat", raising=False)
     monkeypatch.setattr(librosa_import, "import_module", import_module)
-    assert librosa_import.import_librosa() is librosa
+    assert librosa_import.import_librosa() is librosa_import.librosa
     assert imported == [("librosa.beat", False)]
-    assert is_free()
+    assert is_free(installed)
 
 
-def test_an_installation_that_may_only_be_read_is_locked_too(monkeypatch):
-    opened = []
+def test_an_installation_that_may_only_be_read_is_locked_too(installed, monkeypatch):
+    modes = []
 
     def opens(path, mode):
-        opened.append(mode)
+        modes.append(mode)
         if mode == "r+b":
             raise PermissionError(path)
         return found(path, mode)
@@ -40,5 +50,5 @@ def test_an_installation_that_may_only_be_read_is_locked_too(monkeypatch):
     monkeypatch.setattr(Path, "open", opens)
     with librosa_import._own_file() as handle:
         assert lock(handle, wait=False)
-        assert not is_free()
-    assert opened[:2] == ["r+b", "rb"]
+        assert not is_free(installed)
+    assert modes[:2] == ["r+b", "rb"]
