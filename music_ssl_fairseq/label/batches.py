@@ -45,8 +45,10 @@ class Batches:
         """What a batch has, track by track in the manifest's order."""
         rows = slice(self._edges[batch], self._edges[batch + 1])
         tracks, numbers = self._tracks[rows], self._numbers[rows]
-        for track in np.unique(tracks).tolist():
+        order = np.lexsort((numbers, tracks))
+        tracks, firsts = tracks[order], numbers[order] * self._section
+        edges = np.flatnonzero(np.diff(tracks, prepend=-1))
+        for track, own in zip(tracks[edges].tolist(), np.split(firsts, edges[1:]), strict=True):
             whole = self._sample.part(track)
-            chosen = np.sort(numbers[tracks == track]) * self._section
-            frames = [whole.frames[first : first + self._section] for first in chosen.tolist()]
+            frames = [whole.frames[first : first + self._section] for first in own.tolist()]
             yield whole._replace(frames=np.concatenate(frames))

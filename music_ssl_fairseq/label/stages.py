@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -151,21 +152,11 @@ def _fit_sample(job: Job, frames: np.ndarray, backend: Backend) -> Fit:
     with tqdm(desc="K-means", unit=" steps") as bar:
 
         def watch(fit: Fit) -> None:
-            folder.work.save_arrays(
-                file, centroids=fit.centroids, curve=fit.curve, coarse=fit.coarse, step=fit.step
-            )
+            folder.work.save_arrays(file, **_arrays(fit))
             bar.set_postfix_str(f"inertia {[*fit.coarse, *fit.curve][-1]:.4g}", refresh=False)
             bar.update(fit.step - bar.n)
 
-        begun = None
-        if file.exists():
-            found = folder.work.load_arrays(file)
-            begun = Fit(
-                found["centroids"],
-                found["curve"].tolist(),
-                found["coarse"].tolist(),
-                int(found["step"]),
-            )
+        begun = _fit_of(folder.work.load_arrays(file)) if file.exists() else None
         return kmeans.fit(frames, job.options, backend, watch, begun)
 
 
@@ -196,17 +187,14 @@ def _fit_batches(
     ) as bar:
 
         def watch(state: minibatch.Progress) -> None:
-            fit = state.fit
             work.save_arrays(
                 file,
-                centroids=fit.centroids,
-                curve=fit.curve,
-                coarse=fit.coarse,
+                **_arrays(state.fit),
                 counts=state.counts,
                 batches=state.batches,
                 frames=state.frames,
             )
-            bar.set_postfix_str(f"inertia {fit.curve[-1]:.4g}", refresh=False)
+            bar.set_postfix_str(f"inertia {state.fit.curve[-1]:.4g}", refresh=False)
             bar.update(sizes[state.batches - 1])
 
         read = _read_batches(job, batches, state.batches)
@@ -216,8 +204,28 @@ def _fit_batches(
 
 def _begun_batches(work: WorkFolder, file: Path) -> minibatch.Progress:
     found = work.load_arrays(file)
-    fit = Fit(found["centroids"], found["curve"].tolist(), found["coarse"].tolist())
-    return minibatch.Progress(fit, found["counts"], int(found["batches"]), int(found["frames"]))
+    return minibatch.Progress(
+        _fit_of(found), found["counts"], int(found["batches"]), int(found["frames"])
+    )
+
+
+def _arrays(fit: Fit) -> dict[str, Any]:
+    """What `_fit_of` takes up again."""
+    return {
+        "centroids": fit.centroids,
+        "curve": fit.curve,
+        "coarse": fit.coarse,
+        "step": fit.step,
+    }
+
+
+def _fit_of(arrays: dict[str, np.ndarray]) -> Fit:
+    return Fit(
+        arrays["centroids"],
+        arrays["curve"].tolist(),
+        arrays["coarse"].tolist(),
+        int(arrays["step"]),
+    )
 
 
 def _read_batches(job: Job, batches: Batches, done: int) -> Iterator[np.ndarray]:
