@@ -10,6 +10,7 @@ files.
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,17 +38,18 @@ def verdict(probes: Path) -> list[str]:
 
 def _difference(better: Path, worse: Path) -> str:
     about = json.loads((better / "test.json").read_text(encoding="utf-8"))
-    one, other = (Predictions.load(run / "test_predictions.npz") for run in (better, worse))
+    classes = tuple(about["classes"])
+    runs = [Predictions.load(run / "test_predictions.npz") for run in (better, worse)]
     # bwv269_+3.flac, 040_060.flac
-    pieces = [Path(name).stem.rpartition("_")[0] for name in one.names]
+    pieces = [Path(name).stem.rpartition("_")[0] for name in runs[0].names]
     names, piece = np.unique(pieces, return_inverse=True)
     share = np.full(len(names), 1 / len(names))
     draws = np.random.default_rng(0).multinomial(len(names), share, RESAMPLES)
     # The first row is the split as it is.
-    counts = np.concatenate([np.ones((1, len(names)), draws.dtype), draws])[:, piece]
+    counts = np.concatenate([np.ones((1, len(names)), draws.dtype), draws])
     values, others = (
-        100 * statistic(about["metric"], run, counts, tuple(about["classes"]))
-        for run in (one, other)
+        100 * statistic(about["metric"], replace(run, group_index=piece), counts, classes)
+        for run in runs
     )
     low, high = np.quantile((values - others)[1:], [0.025, 0.975])
     says = "better" if low > 0 else "worse" if high < 0 else "not told apart"

@@ -32,12 +32,7 @@ class MusicProbeCriterion(FairseqCriterion):
         outputs = model(**sample["net_input"])
         size = outputs.size(1)
         loss = self._loss(model, outputs, sample["target"])
-        logs: dict[str, Any] = {
-            "loss": loss.detach() / max(1, len(outputs)),
-            "sample_size": size,
-            "nsentences": sample["nsentences"],
-            "ntokens": sample["ntokens"],
-        }
+        logs = self._logs(sample, loss, len(outputs), size)
         if not model.training:
             if self.kind == "regression":
                 outputs = model.in_units(outputs)
@@ -68,13 +63,16 @@ class MusicProbeCriterion(FairseqCriterion):
         losses = model.train_row_by_row(sample, optimizer, partial(self.loss_and_gradient, model))
         size = sample["ntokens"]
         loss = losses.sum()
-        logs = {
-            "loss": loss / max(1, len(losses)),
+        return loss, size, self._logs(sample, loss, len(losses), size)
+
+    @staticmethod
+    def _logs(sample: dict[str, Any], loss: Tensor, rows: int, size: int) -> dict[str, Any]:
+        return {
+            "loss": loss.detach() / max(1, rows),
             "sample_size": size,
             "nsentences": sample["nsentences"],
             "ntokens": sample["ntokens"],
         }
-        return loss, size, logs
 
     def loss_and_gradient(
         self, model: Any, outputs: Tensor, target: Tensor

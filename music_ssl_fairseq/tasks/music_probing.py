@@ -244,8 +244,7 @@ class MusicProbingTask(FairseqTask):
             return super().train_step(*arguments)
         with one_line_errors():
             self._refuse_accumulation(update_num)
-        self._optimizer = optimizer
-        optimizer.set_rows(model.active.tolist(), model.learning_rates())
+        self._follow(optimizer, model)
         model.train()
         model.set_num_updates(update_num)
         return criterion.train_row_by_row(model, sample, optimizer)
@@ -260,9 +259,13 @@ class MusicProbingTask(FairseqTask):
 
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
         """Update the rows that are in training, each at its own rate."""
+        self._follow(optimizer, model)
+        optimizer.step()
+
+    def _follow(self, optimizer: Any, model: Any) -> None:
+        """Tell the optimizer which rows are in training, and at which rates."""
         self._optimizer = optimizer
         optimizer.set_rows(model.active.tolist(), model.learning_rates())
-        optimizer.step()
 
     def begin_valid_epoch(self, epoch: int, model: Any) -> None:
         """Forget the predictions of the last validation."""
@@ -317,7 +320,7 @@ class MusicProbingTask(FairseqTask):
         last = 0 < int(self.cfg.last_epoch or 0) <= self._epoch
         model.take_scores(scores, self._epoch, last)
         if self._optimizer is not None:
-            self._optimizer.set_rows(model.active.tolist(), model.learning_rates())
+            self._follow(self._optimizer, model)
         if not len(model.active):
             self._stop_loading(CHOOSE_ON)
         chosen = model.chosen_row()
