@@ -26,6 +26,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ from tests import checkpoints
 from tests.benchmarks.extract import BASE, SAMPLE_RATE, make_corpus, make_models
 from tests.benchmarks.kmeans import assign_fairseq
 from tests.benchmarks.label_memory import repeat_manifest
+from tests.reference_mfcc import reference_mfcc
 
 GPU = torch.cuda.is_available()
 CHUNK = 1_600_000  # samples that dump_hubert_feature.py hands to the model at once
@@ -104,27 +106,17 @@ def reading_rate(manifest: Manifest, workers: int) -> float:
         return samples / SAMPLE_RATE / (time.perf_counter() - began)
 
 
-def mfcc(waveform: Tensor) -> np.ndarray:
-    """As dump_mfcc_feature.py has them."""
-    from torchaudio.compliance import kaldi
-    from torchaudio.functional import compute_deltas
-
-    plain = kaldi.mfcc(waveform, sample_frequency=SAMPLE_RATE, use_energy=False).T
-    deltas = compute_deltas(plain)
-    return torch.cat([plain, deltas, compute_deltas(deltas)]).T.contiguous().numpy()
-
-
-def deep(model: torch.nn.Module, layer: int, waveform: Tensor) -> np.ndarray:
+def deep(model: torch.nn.Module, layer: int, waveform: Tensor) -> Tensor:
     """As dump_hubert_feature.py has them."""
     model = model.cuda() if GPU else model
     parts = (waveform.cuda() if GPU else waveform).split(CHUNK, 1)
     found = [model.extract_features(p, padding_mask=None, output_layer=layer)[0] for p in parts]
-    return torch.cat(found, 1)[0].cpu().numpy()
+    return torch.cat(found, 1)[0].cpu()
 
 
 @torch.no_grad()
 def reference(
-    features: Callable[[Tensor], np.ndarray], manifest: Manifest, folder: Path, seconds: float
+    features: Callable[[Tensor], Tensor], manifest: Manifest, folder: Path, seconds: float
 ) -> tuple[float, float]:
     """Seconds of audio a second, and the share of labels that are the same as ours."""
     centroids = np.load(folder / "labels" / "centroids.npy")
@@ -135,7 +127,7 @@ def reference(
         # Not fairseq's get_features_or_waveform, which today's torchaudio makes fail.
         waveform = audio.read(manifest.path(i))
         frames = features(torch.from_numpy(waveform).view(1, -1))
-        units = assign_fairseq([frames], centroids)
+        units = assign_fairseq([frames.numpy()], centroids)
         line = " ".join(map(str, units.tolist())).split()
         done += len(waveform)
         same += sum(a == b for a, b in zip(line, ours[i].split(), strict=False))
@@ -152,11 +144,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         manifest = corpus(args, folder)
-        features: Callable[[Tensor], np.ndarray] = mfcc
+        features: Callable[[Tensor], Tensor] = reference_mfcc
         if args.deep:
             theirs = make_models({} if args.small else BASE, torch.device("cpu"), "fp32")[1]
             checkpoints.write(folder / "base.pt", "hubert", theirs)
-            features = lambda waveform: deep(theirs, args.layer, waveform)  # noqa: E731
+            features = partial(deep, theirs, args.layer)
         seconds = manifest.num_samples.sum() / SAMPLE_RATE
         where = torch.cuda.get_device_name() if GPU else "no GPU"
         print(
