@@ -1,4 +1,4 @@
-"""The only place that knows versions of fairseq, torch, torchaudio and hydra.
+"""The only place that knows versions of fairseq, torch, torchaudio and hydra, and what is inside.
 
 Importing it makes fairseq checkpoints loadable with torch's safe unpickler; it changes nothing
 else.
@@ -7,6 +7,7 @@ else.
 import argparse
 import collections
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from music_ssl_fairseq.errors import InputError
 
@@ -102,6 +104,49 @@ def stop_loading(iterators: dict[Any, Any]) -> None:
         stop = getattr(getattr(loader, "_iterator", None), "_shutdown_workers", None)
         if stop is not None:
             stop()
+
+
+@functools.cache
+def exchange_numbers_on_cpu() -> None:
+    """Let fairseq's trainer exchange numbers between processes without waiting for the GPU.
+
+    It sends the sample size, the counts and the gradient norm of each update through the GPU and
+    looks at what comes back, so that Python waits until the GPU has come to it, and then the GPU
+    for Python. What lies on the CPU is exchanged there from now on, where the process group can:
+    `distributed_training.distributed_backend: cpu:gloo,cuda:nccl`. With `nccl` alone all is as
+    fairseq has it.
+    """
+    from fairseq.distributed import utils
+    from fairseq.trainer import Trainer
+
+    reduce_all, check_norms = utils.all_reduce_dict, Trainer._check_grad_norms
+
+    def all_reduce_dict(data: dict[str, Any], device: torch.device, group: Any) -> dict[str, Any]:
+        if not _exchanges_on_cpu(group):
+            return reduce_all(data, device, group)
+        there = {
+            k: v for k, v in data.items() if isinstance(v, Tensor) and v.device.type == device.type
+        }
+        here = {k: v for k, v in data.items() if k not in there}
+        sums = {**reduce_all(there, device, group), **reduce_all(here, torch.device("cpu"), group)}
+        return {k: sums[k] if isinstance(v, Tensor) else sums[k].item() for k, v in data.items()}
+
+    def check_grad_norms(self: Any, grad_norm: Tensor) -> None:
+        several = self._grad_norm_buf is not None
+        if (
+            several
+            and not grad_norm.is_cuda
+            and _exchanges_on_cpu(self.data_parallel_process_group)
+        ):
+            self._grad_norm_buf = self._grad_norm_buf.cpu()
+        check_norms(self, grad_norm)
+
+    utils.all_reduce_dict = all_reduce_dict
+    Trainer._check_grad_norms = check_grad_norms
+
+
+def _exchanges_on_cpu(group: Any) -> bool:
+    return "cpu:" in str(torch.distributed.get_backend_config(group))
 
 
 allow_fairseq_checkpoints()

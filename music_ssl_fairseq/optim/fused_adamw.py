@@ -7,6 +7,8 @@ from typing import Any, List  # noqa: UP035 (fairseq's parser needs List)
 
 import torch
 from fairseq.dataclass import FairseqDataclass
+from fairseq.distributed import LegacyDistributedDataParallel
+from fairseq.distributed import utils as distributed_utils
 from fairseq.optim import FairseqOptimizer, register_optimizer
 from omegaconf import II
 from torch import Tensor
@@ -77,6 +79,29 @@ class FusedAdamW(FairseqOptimizer):
     def _on_the_way(self) -> bool:
         """Whether gradients are scaled by `step`, which reads them anyway, and not before."""
         return self.late_norm and bool(self._optimizer.defaults["fused"])
+
+    def all_reduce_grads(self, module: torch.nn.Module) -> None:
+        """Average gradients over processes.
+
+        As fairseq's `legacy_ddp` does, to the bit: one sum of all parameters, zeros where a process
+        has no gradient (LayerDrop). But it copies each parameter by itself, to a buffer and back;
+        here the buffer is made at once, and gradients are left in it.
+        """
+        ddp = getattr(module, "module", None)
+        if not isinstance(ddp, LegacyDistributedDataParallel):
+            return super().all_reduce_grads(module)
+        parameters = [p for p in ddp.module.parameters() if p.requires_grad]
+        if any(hasattr(p, "expert") for p in parameters):  # not to be shared
+            return super().all_reduce_grads(module)
+        flat = torch.cat(
+            [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
+        )
+        flat /= ddp.world_size
+        distributed_utils.all_reduce(flat, ddp.process_group)
+        for p, gradient in zip(
+            parameters, flat.split([p.numel() for p in parameters]), strict=True
+        ):
+            p.grad = gradient.view_as(p)
 
     def multiply_grads(self, c: float | Tensor) -> None:
         """Multiply all gradients by a constant."""

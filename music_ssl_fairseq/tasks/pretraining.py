@@ -10,7 +10,12 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask
 from omegaconf import II, MISSING
 
-from music_ssl_fairseq.compat import check_versions, one_line_errors, stop_loading
+from music_ssl_fairseq.compat import (
+    check_versions,
+    exchange_numbers_on_cpu,
+    one_line_errors,
+    stop_loading,
+)
 from music_ssl_fairseq.criterions.totals import LateTotals
 from music_ssl_fairseq.data.manifest import Manifest, missing_manifest
 from music_ssl_fairseq.data.masks import SpanMask
@@ -97,6 +102,7 @@ class PretrainingTask(FairseqTask):
         """fairseq's entry point: fails in one line if something needed is not there."""
         with one_line_errors():
             check_versions()
+            exchange_numbers_on_cpu()
             return cls(cfg)
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
