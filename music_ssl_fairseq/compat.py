@@ -8,6 +8,7 @@ import argparse
 import collections
 import contextlib
 import functools
+import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
@@ -104,6 +105,16 @@ def stop_loading(iterators: dict[Any, Any]) -> None:
         stop = getattr(getattr(loader, "_iterator", None), "_shutdown_workers", None)
         if stop is not None:
             stop()
+
+
+def fork_workers() -> None:
+    """Let data loaders fork their workers where fairseq has spawned a process for each GPU.
+
+    Such a process would spawn them in turn, one after the other, and each would import everything
+    and be sent the dataset: a minute before the first batch. With one GPU they are forked, too.
+    """
+    if sys.platform == "linux" and multiprocessing.get_start_method() == "spawn":
+        multiprocessing.set_start_method("fork", force=True)
 
 
 @functools.cache

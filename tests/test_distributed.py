@@ -1,8 +1,10 @@
 """Training in several processes: the same as in one, and nobody waits for a GPU."""
 
+import multiprocessing
 import socket
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from fairseq.trainer import Trainer
 from omegaconf import OmegaConf
 from torch import nn
 
-from music_ssl_fairseq.compat import exchange_numbers_on_cpu
+from music_ssl_fairseq.compat import exchange_numbers_on_cpu, fork_workers
 from music_ssl_fairseq.optim.fused_adamw import FusedAdamW, FusedAdamWConfig
 from tests.commands import EXAMPLES, TINY, logged, make_corpus, train
 
@@ -45,8 +47,8 @@ def test_two_processes_train_as_one_with_twice_the_batches(tmp_path, monkeypatch
         *("common.cpu=true", "distributed_training.distributed_backend=gloo"),
     ]
     several = f"distributed_init_method='tcp://127.0.0.1:{_free_port()}'"
-    for setting in (several, "distributed_world_size=2", "distributed_no_spawn=true"):
-        command.append(f"distributed_training.{setting}")
+    settings = (several, "distributed_world_size=2", "distributed_no_spawn=true")
+    command += [f"distributed_training.{setting}" for setting in settings]
     processes = [
         subprocess.Popen(
             [
@@ -63,6 +65,17 @@ def test_two_processes_train_as_one_with_twice_the_batches(tmp_path, monkeypatch
     assert len(one) == len(two) == 4
     for key in ("loss", "loss_m", "accuracy_m", "perplexity_pred", "gnorm", "num_updates"):
         assert [s[key] for s in one] == pytest.approx([s[key] for s in two], rel=2e-3), key
+
+
+def _start_method() -> str:
+    fork_workers()
+    return multiprocessing.get_start_method()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are better spawned")
+def test_a_spawned_process_forks_its_workers():
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as spawned:
+        assert spawned.submit(_start_method).result() == "fork"
 
 
 def test_gradients_are_averaged_as_by_fairseq(group):

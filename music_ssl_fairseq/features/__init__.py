@@ -25,6 +25,13 @@ FRONT_ENDS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 """Name on the command line: module of this package, class, arguments. `a+b` joins several."""
 
+ON_GPU: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "mfcc": ("kaldi_torch", "TorchMfcc", {}),
+    "mfcc60": ("kaldi_torch", "TorchMfcc", {"num_ceps": 20}),
+    "logmel": ("kaldi_torch", "TorchLogMel", {}),
+}
+"""Those of `FRONT_ENDS` that a GPU can compute; the classes take its name as well."""
+
 DEEP = "deep"
 """The name of a model's layer, which needs a checkpoint as well."""
 
@@ -77,7 +84,8 @@ class Features:
         name: of `FRONT_ENDS`, several joined by `+`, or `deep`.
         checkpoint: for `deep`, the model's file or folder.
         layer: for `deep`, 0 for the projected extractor output, then the Transformer's layers.
-        device: where `deep` runs, as torch names it. Not part of what the features are.
+        device: where features that can run on a GPU are computed, as torch names it. Not part of
+            what the features are.
 
     Raises:
         InputError: if there are no such features, or `deep` lacks what it needs.
@@ -119,9 +127,15 @@ class Features:
         return self.name.split("+")
 
     @property
+    def can_use_gpu(self) -> bool:
+        """Whether they can be computed on a GPU."""
+        return self.name == DEEP or self.name in ON_GPU
+
+    @property
     def modules(self) -> list[str]:
         """What making the front end imports: for a parent process to import before it forks."""
-        names = [DEEP] if self.name == DEEP else [FRONT_ENDS[part][0] for part in self.parts]
+        known = FRONT_ENDS if self.device == "cpu" else ON_GPU
+        names = [DEEP] if self.name == DEEP else [known[part][0] for part in self.parts]
         return [f"{__name__}.{name}" for name in dict.fromkeys(names)]
 
 
@@ -140,12 +154,13 @@ def front_end(features: Features | str) -> FrontEnd:
     if features.checkpoint is not None and features.layer is not None:
         deep = import_module(f"{__name__}.deep")
         return deep.Deep(features.checkpoint, features.layer, features.device)
-    parts = {part: _front_end(part) for part in features.parts}
+    if features.device != "cpu":
+        return _front_end(*ON_GPU[features.name], device=features.device)
+    parts = {part: _front_end(*FRONT_ENDS[part]) for part in features.parts}
     if len(parts) == 1:
         return parts[features.name]
     return import_module(f"{__name__}.concatenation").Concatenation(parts)
 
 
-def _front_end(name: str) -> Framewise:
-    module, attribute, arguments = FRONT_ENDS[name]
-    return getattr(import_module(f"{__name__}.{module}"), attribute)(**arguments)
+def _front_end(module: str, name: str, arguments: dict[str, Any], **more: Any) -> Framewise:
+    return getattr(import_module(f"{__name__}.{module}"), name)(**arguments, **more)

@@ -19,10 +19,10 @@ GRID = FrameGrid(window=400, hop=160)
 
 FRAME_RATE = SAMPLE_RATE / GRID.hop
 
-_FFT_SIZE = 512
-_PREEMPHASIS = np.float32(0.97)
+FFT_SIZE = 512
+PREEMPHASIS = np.float32(0.97)
 _LOW_FREQUENCY = 20.0  # Hz; the highest band ends at the Nyquist frequency
-_ENERGY_FLOOR = np.finfo(np.float32).eps
+ENERGY_FLOOR = np.finfo(np.float32).eps
 _BLOCK = 256  # frames at a time: their spectra stay in a core's second-level cache
 
 
@@ -37,30 +37,30 @@ def log_mel_blocks(waveform: np.ndarray, num_bins: int) -> Iterator[tuple[slice,
         Which frames, and `[frames, num_bins]` float32, until all `GRID.num_frames(T)` are done.
     """
     num_frames = GRID.num_frames(len(waveform))
-    bank = _mel_bank(num_bins)
+    bank = mel_bank(num_bins)
     for start in range(0, num_frames, _BLOCK):
         stop = min(num_frames, start + _BLOCK)
         first = start * GRID.hop
         samples = waveform[first : first + GRID.num_samples(stop - start)]
         energies = _power_spectra(samples) @ bank
-        np.log(np.maximum(energies, _ENERGY_FLOOR, out=energies), out=energies)
+        np.log(np.maximum(energies, ENERGY_FLOOR, out=energies), out=energies)
         yield slice(start, stop), energies
 
 
 def _power_spectra(samples: np.ndarray) -> np.ndarray:
-    """`[frames, _FFT_SIZE // 2 + 1]` of frames without their mean, pre-emphasised and windowed."""
+    """`[frames, FFT_SIZE // 2 + 1]` of frames without their mean, pre-emphasised and windowed."""
     # Kaldi takes the mean m off a frame, then 0.97 times the sample before. For all but the first
     # sample, which Povey's window multiplies by 0, that is pre-emphasis of the whole signal less
     # 0.03 m, so each sample is pre-emphasised once and not in every frame that covers it.
     emphasised = np.empty_like(samples)
     emphasised[0] = 0.0
-    np.multiply(samples[:-1], -_PREEMPHASIS, out=emphasised[1:])
+    np.multiply(samples[:-1], -PREEMPHASIS, out=emphasised[1:])
     emphasised[1:] += samples[1:]
     means = _frames(samples).mean(axis=1, keepdims=True)
-    windowed = np.zeros((len(means), _FFT_SIZE), np.float32)
+    windowed = np.zeros((len(means), FFT_SIZE), np.float32)
     inside = windowed[:, : GRID.window]
-    np.subtract(_frames(emphasised), (1 - _PREEMPHASIS) * means, out=inside)
-    inside *= _povey_window()
+    np.subtract(_frames(emphasised), (1 - PREEMPHASIS) * means, out=inside)
+    inside *= povey_window()
     spectra = scipy.fft.rfft(windowed, axis=1)
     power = np.square(spectra.real)
     power += np.square(spectra.imag)
@@ -72,13 +72,14 @@ def _frames(samples: np.ndarray) -> np.ndarray:
 
 
 @lru_cache
-def _povey_window() -> np.ndarray:
+def povey_window() -> np.ndarray:
+    """Kaldi's window: `[400]` float32."""
     return (np.hanning(GRID.window) ** 0.85).astype(np.float32)
 
 
 @lru_cache
-def _mel_bank(num_bins: int) -> np.ndarray:
-    """Triangles of equal width in mel: `[_FFT_SIZE // 2 + 1, num_bins]`."""
+def mel_bank(num_bins: int) -> np.ndarray:
+    """Triangles of equal width in mel: `[FFT_SIZE // 2 + 1, num_bins]`."""
 
     def mel(frequency):
         return 1127.0 * np.log1p(np.asarray(frequency) / 700.0)
@@ -86,7 +87,7 @@ def _mel_bank(num_bins: int) -> np.ndarray:
     low, high = mel(_LOW_FREQUENCY), mel(SAMPLE_RATE / 2)
     width = (high - low) / (num_bins + 1)
     left = low + width * np.arange(num_bins)
-    bins = mel(np.arange(_FFT_SIZE // 2 + 1) * SAMPLE_RATE / _FFT_SIZE)[:, None]
+    bins = mel(np.arange(FFT_SIZE // 2 + 1) * SAMPLE_RATE / FFT_SIZE)[:, None]
     rising, falling = (bins - left) / width, (left + 2 * width - bins) / width
     bank = np.maximum(0.0, np.minimum(rising, falling))
     bank[-1] = 0.0  # Kaldi leaves out the Nyquist bin

@@ -12,7 +12,7 @@ from music_ssl_fairseq.features.framewise import Framewise
 from music_ssl_fairseq.features.kaldi import FRAME_RATE, GRID, log_mel_blocks
 
 _LIFTER = 22.0
-_DELTA_REACH = 2  # frames on either side of the one whose slope is taken
+DELTA_REACH = 2  # frames on either side of the one whose slope is taken
 
 
 class Mfcc(Framewise):
@@ -24,7 +24,7 @@ class Mfcc(Framewise):
 
     grid = GRID
     frame_rate = FRAME_RATE
-    context = 2 * _DELTA_REACH
+    context = 2 * DELTA_REACH
     num_mel_bins = 23
 
     def __init__(self, num_ceps: int = 13):
@@ -42,7 +42,7 @@ class Mfcc(Framewise):
     def cepstra(self, waveform: np.ndarray) -> np.ndarray:
         """The static part alone: `[frames, num_ceps]` float32."""
         output = np.empty((self.grid.num_frames(len(waveform)), self.num_ceps), np.float32)
-        cosines = _liftered_dct(self.num_mel_bins, self.num_ceps)
+        cosines = liftered_dct(self.num_mel_bins, self.num_ceps)
         for frames, energies in log_mel_blocks(waveform, self.num_mel_bins):
             np.matmul(energies, cosines, out=output[frames])
         return output
@@ -51,17 +51,17 @@ class Mfcc(Framewise):
 def deltas(values: np.ndarray) -> np.ndarray:
     """Slope over five frames by least squares, edges repeated: `[frames, D]` to the same shape."""
     num_frames = len(values)
-    padded = np.pad(values, ((_DELTA_REACH, _DELTA_REACH), (0, 0)), mode="edge")
+    padded = np.pad(values, ((DELTA_REACH, DELTA_REACH), (0, 0)), mode="edge")
     slope = np.zeros_like(values)
-    for offset in range(1, _DELTA_REACH + 1):
-        ahead = padded[_DELTA_REACH + offset :][:num_frames]
-        behind = padded[_DELTA_REACH - offset :][:num_frames]
+    for offset in range(1, DELTA_REACH + 1):
+        ahead = padded[DELTA_REACH + offset :][:num_frames]
+        behind = padded[DELTA_REACH - offset :][:num_frames]
         slope += np.float32(offset) * (ahead - behind)
-    return slope / np.float32(2 * sum(i * i for i in range(1, _DELTA_REACH + 1)))
+    return slope / np.float32(2 * sum(i * i for i in range(1, DELTA_REACH + 1)))
 
 
 @lru_cache
-def _liftered_dct(num_bins: int, num_ceps: int) -> np.ndarray:
+def liftered_dct(num_bins: int, num_ceps: int) -> np.ndarray:
     """Orthonormal DCT-II with sinusoidal liftering: `[num_bins, num_ceps]`."""
     order = np.arange(num_ceps)
     angles = np.pi / num_bins * (np.arange(num_bins)[:, None] + 0.5) * order

@@ -4,6 +4,7 @@ import argparse
 import os
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,9 +86,9 @@ def get_parser() -> argparse.ArgumentParser:
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
-        help="where models of --features deep run, and K-means with them: auto is all GPUs there "
-        "are, one process each, else the CPU; other features are computed on the CPU, and cuda "
-        "then means K-means alone (default: %(default)s)",
+        help="auto: models of --features deep, and K-means with them, run on all GPUs there are, "
+        "one process each; other features are computed on the CPU. cuda: mfcc, mfcc60 and logmel "
+        "on GPUs as well; of chroma, cqt and joined features K-means alone (default: %(default)s)",
     )
     add(
         "--manifests",
@@ -298,17 +299,18 @@ def _job(arguments: argparse.Namespace, train: "Manifest") -> "Job":
             "--force: shards would undo each other's work; remove the folder of labels, or run "
             "--stage fit --force once, by itself, and then the shards without --force"
         )
-    deep = a.features == DEEP
-    device = choose_device(a.device, deep)
-    features = Features(a.features, a.checkpoint, a.layer, "cpu")
+    features = Features(a.features, a.checkpoint, a.layer)
+    device = choose_device(a.device, a.features == DEEP)
+    computed_on = device if features.can_use_gpu else "cpu"
     recipe = _recipe(a, features, train)
-    workers = memory.workers_that_fit(a.memory, a.workers, memory.model_size(a.checkpoint))
+    model = memory.model_size(a.checkpoint, computed_on != "cpu")
+    workers = memory.workers_that_fit(a.memory, a.workers, model)
     if workers < a.workers:
         _say(f"--memory {memory.show_size(a.memory)} is enough for {workers} workers")
     return Job(
         folder=LabelFolder(a.labels, recipe, a.force),
-        features=Features(a.features, a.checkpoint, a.layer, device if deep else "cpu"),
-        crew=choose_crew(workers, device if deep else "cpu"),
+        features=replace(features, device=computed_on),
+        crew=choose_crew(workers, computed_on),
         device=device,
         threads=a.workers,
         shard=shard,

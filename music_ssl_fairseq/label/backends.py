@@ -1,7 +1,7 @@
 """The two inner steps of K-means, over all frames: in faiss, or in torch where faiss has no GPU."""
 
 import os
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,13 +13,19 @@ class Backend(Protocol):
 
     name: str
 
-    def iterate(self, frames: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, float]:
+    def placed(self, frames: np.ndarray) -> Any:
+        """Frames where the steps find them without carrying them there each time.
+
+        Returns:
+            What the steps take for `frames`; slices of it as well.
+        """
+        ...
+
+    def iterate(self, frames: Any, centroids: np.ndarray) -> tuple[np.ndarray, float]:
         """Centroids moved to the means of their frames, and the inertia there was before."""
         ...
 
-    def two_nearest(
-        self, frames: np.ndarray, centroids: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def two_nearest(self, frames: Any, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Squared distances to the two nearest centroids `[n, 2]`, and the nearest, `[n]`."""
         ...
 
@@ -36,6 +42,9 @@ class FaissBackend:
         self._faiss.omp_set_num_threads(threads)
         self._on_gpu = on_gpu
         self.name = f"faiss {self._faiss.__version__}{' (GPU)' if on_gpu else ''}"
+
+    def placed(self, frames: np.ndarray) -> np.ndarray:
+        return frames
 
     def iterate(self, frames: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, float]:
         step = self._faiss.Kmeans(

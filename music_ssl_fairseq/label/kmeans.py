@@ -9,7 +9,7 @@ rotated to their principal axes, and the rounds look at the largest of these.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -132,7 +132,7 @@ def fit(
         state = coarse.step(state)
         watch(state)
     while not _settled(state, options):
-        centroids, inertia = backend.iterate(frames, state.centroids)
+        centroids, inertia = backend.iterate(coarse.placed, state.centroids)
         curve = [*state.curve, inertia]
         state = replace(state, centroids=centroids, curve=curve, step=state.step + 1)
         watch(state)
@@ -147,20 +147,27 @@ def _settled(state: Fit, options: Options) -> bool:
 
 
 class _Coarse:
-    """The steps on a part of the frames: a start, rounds, back to all values, then larger parts."""
+    """The steps on a part of the frames: a start, rounds, back to all values, then larger parts.
+
+    Attributes:
+        placed: all frames, where the backend wants them.
+        steps: how many there are.
+    """
 
     def __init__(self, frames: np.ndarray, options: Options, backend: Backend):
         size = max(len(frames) // _COARSE, FRAMES_PER_CENTROID * options.k, _QUICK)
         # Nearly all of them are all: a second set would only be fitted to twice.
         self._frames = frames[:size] if 2 * size < len(frames) else frames
-        self._all = frames
+        self.placed = backend.placed(frames)
         self._growths = [g for g in _GROWTHS if len(frames) // g.part > len(self._frames)]
         self._options = options
         self._backend = backend
         effort = _MUCH if len(self._frames) * options.k <= _CHEAP else _ENOUGH
         self._rounds = effort.rounds if options.k >= 2 * _NEIGHBOURS else 0
         self._round_iterations = effort.iterations
-        self._reduced = principal_values(self._frames)
+        reduced = principal_values(self._frames)
+        self._all_values = reduced is self._frames
+        self._reduced, self._placed = reduced, backend.placed(reduced)
         self.steps = 2 + self._rounds + len(self._growths)
 
     def start(self) -> Fit:
@@ -170,21 +177,21 @@ class _Coarse:
 
     def _start(self, seed: tuple[int, int]) -> Fit:
         centroids = start_centroids(self._reduced, self._options.k, seed, self._options.init)
-        return self._iterate(Fit(centroids), self._reduced, _FIRST_ITERATIONS)
+        return self._iterate(Fit(centroids), self._placed, _FIRST_ITERATIONS)
 
     def step(self, state: Fit) -> Fit:
         if state.step <= self._rounds:
             moved = replace(state, centroids=self._reseated(state))
-            found = self._iterate(moved, self._reduced, self._round_iterations)
+            found = self._iterate(moved, self._placed, self._round_iterations)
             better = found.coarse[-1] <= state.coarse[-1]
             return found if better else replace(state, step=found.step)
         if state.step == self._rounds + 1:
             return replace(state, centroids=self._of_all_values(state), step=state.step + 1)
         growth = self._growths[state.step - self._rounds - 2]
-        grown = self._all[: len(self._all) // growth.part]
+        grown = self.placed[: len(self.placed) // growth.part]
         return self._iterate(state, grown, growth.iterations)
 
-    def _iterate(self, state: Fit, frames: np.ndarray, iterations: int) -> Fit:
+    def _iterate(self, state: Fit, frames: Any, iterations: int) -> Fit:
         centroids, curve = state.centroids, list(state.coarse)
         for _ in range(iterations):
             centroids, inertia = self._backend.iterate(frames, centroids)
@@ -192,16 +199,16 @@ class _Coarse:
         return replace(state, centroids=centroids, coarse=curve, step=state.step + 1)
 
     def _reseated(self, state: Fit) -> np.ndarray:
-        distances, nearest = self._backend.two_nearest(self._reduced, state.centroids)
+        distances, nearest = self._backend.two_nearest(self._placed, state.centroids)
         neighbours = nearest_others(state.centroids, _NEIGHBOURS)
         rng = np.random.default_rng((self._options.seed, state.step))
         return reseat(state.centroids, distances, nearest, neighbours, state.step - 1, rng)
 
     def _of_all_values(self, state: Fit) -> np.ndarray:
         """Centroids in the reduced values become means of the frames nearest to them."""
-        if self._reduced is self._frames:
+        if self._all_values:
             return state.centroids
-        _, nearest = self._backend.two_nearest(self._reduced, state.centroids)
+        _, nearest = self._backend.two_nearest(self._placed, state.centroids)
         sums, counts = sums_of_units(self._frames, nearest, self._options.k)
         # A cluster without a frame, if there is any, starts from where all frames are.
         sums[counts == 0] = self._frames.mean(axis=0)

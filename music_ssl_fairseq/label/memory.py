@@ -14,7 +14,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 _MAIN = 400 << 20  # the first process, with faiss and its buffers
 _WORKER = 220 << 20  # a worker of numpy and scipy, with a minute of audio and its features
-_TORCH = 700 << 20  # torch, and what a model computes with half a minute of audio
+_TORCH = 700 << 20  # torch, with what a model computes of half a minute, or audio for a GPU
 _START = 2 * 30  # frames a centroid that choosing where to begin holds, next to all frames
 _FRAME = 32  # bytes that K-means needs of each frame besides its values
 
@@ -36,13 +36,13 @@ def show_size(size: int) -> str:
     return f"{size / (1 << 30):.1f} GB" if size >= 1 << 30 else f"{size / (1 << 20):.0f} MB"
 
 
-def model_size(checkpoint: str | None) -> int:
-    """Bytes that a process holds at most of a model: 0 without one.
+def model_size(checkpoint: str | None, on_gpu: bool = False) -> int:
+    """Bytes that a process holds at most of torch and a model: 0 if it needs neither.
 
     All of the file or folder counts, as reading it may take that much for a moment.
     """
     if checkpoint is None:
-        return 0
+        return _TORCH if on_gpu else 0
     path = Path(checkpoint)
     files = path.rglob("*") if path.is_dir() else [path]
     return _TORCH + sum(file.stat().st_size for file in files if file.is_file())

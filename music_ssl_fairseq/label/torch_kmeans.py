@@ -4,14 +4,16 @@ Distances are matrix products in float32 (never TF32, which keeps 10 bits), and 
 matrix products as well: adding them up with atomics would give other digits in each run.
 """
 
-import contextlib
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from music_ssl_fairseq.features.exact import exact_products
+
 _BLOCK_VALUES = 1 << 26  # distances held at once: 256 MB
+_SHARE = 0.5  # of the GPU's free memory that frames may take
 
 
 class TorchNearest:
@@ -41,13 +43,13 @@ class TorchNearest:
         The distance is the frame's squared norm less twice its score.
         """
         centred = frames.to(self._device) - self._mean
-        with _exact():
+        with exact_products():
             return torch.addmm(-self._half_norms, centred, self._centred.T), centred
 
-    def blocks(self, frames: np.ndarray) -> Iterator[Tensor]:
+    def blocks(self, frames: np.ndarray | Tensor) -> Iterator[Tensor]:
         """Pieces of frames that fit at once, as tensors on the device."""
-        for start in range(0, len(frames), self._block):
-            yield torch.from_numpy(frames[start : start + self._block]).to(self._device)
+        for block in torch.as_tensor(frames).split(self._block):
+            yield block.to(self._device)
 
 
 class TorchBackend:
@@ -57,7 +59,15 @@ class TorchBackend:
         self._device = device
         self.name = f"torch {torch.__version__} ({device})"
 
-    def iterate(self, frames: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, float]:
+    def placed(self, frames: np.ndarray) -> np.ndarray | Tensor:
+        device = torch.device(self._device)
+        if device.type == "cuda" and frames.nbytes > _SHARE * torch.cuda.mem_get_info(device)[0]:
+            return frames
+        return torch.from_numpy(frames).to(device)
+
+    def iterate(
+        self, frames: np.ndarray | Tensor, centroids: np.ndarray
+    ) -> tuple[np.ndarray, float]:
         nearest = TorchNearest(centroids, self._device)
         k, dimension = centroids.shape
         sums = torch.zeros(k, dimension, dtype=torch.float64, device=self._device)
@@ -69,7 +79,7 @@ class TorchBackend:
             distances = (centred.square().sum(1) - 2 * best).clamp_min(0)
             inertia += distances.sum(dtype=torch.float64)
             members = torch.zeros_like(scores).scatter_(1, units[:, None], 1)
-            with _exact():
+            with exact_products():
                 sums += (members.T @ centred).double()
             counts += members.sum(0, dtype=torch.float64)
         means = sums / counts.clamp_min(1)[:, None]
@@ -80,7 +90,7 @@ class TorchBackend:
         return moved, float(inertia) / len(frames)
 
     def two_nearest(
-        self, frames: np.ndarray, centroids: np.ndarray
+        self, frames: np.ndarray | Tensor, centroids: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         nearest = TorchNearest(centroids, self._device)
         distances, units = [], []
@@ -101,14 +111,3 @@ def _refill(centroids: np.ndarray, empty: np.ndarray, counts: np.ndarray) -> Non
         centroids[cluster] = centroids[largest] * np.float32(1 + 1 / 1024)
         centroids[largest] *= np.float32(1 - 1 / 1024)
         counts[cluster] = counts[largest] = counts[largest] / 2
-
-
-@contextlib.contextmanager
-def _exact() -> Iterator[None]:
-    """float32 products with all their digits, whatever a program has allowed."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before

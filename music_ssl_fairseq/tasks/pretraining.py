@@ -13,6 +13,7 @@ from omegaconf import II, MISSING
 from music_ssl_fairseq.compat import (
     check_versions,
     exchange_numbers_on_cpu,
+    fork_workers,
     one_line_errors,
     stop_loading,
 )
@@ -103,6 +104,7 @@ class PretrainingTask(FairseqTask):
         with one_line_errors():
             check_versions()
             exchange_numbers_on_cpu()
+            fork_workers()
             return cls(cfg)
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:

@@ -1,0 +1,107 @@
+"""MFCC and log-mel spectrograms in torch, for GPUs: the numbers of `kaldi` and `mfcc` to rounding.
+
+A GPU computes them faster than sixteen threads decode the audio.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from music_ssl_fairseq.features import kaldi
+from music_ssl_fairseq.features.exact import exact_products
+from music_ssl_fairseq.features.framewise import Piece
+from music_ssl_fairseq.features.logmel import LogMel
+from music_ssl_fairseq.features.mfcc import DELTA_REACH, Mfcc, liftered_dct
+
+_PIECE_FRAMES = 18_000  # three minutes: a GPU wants more at once than a CPU's caches hold
+
+
+class _OnDevice:
+    """What both share: pieces to tensors."""
+
+    piece_frames = _PIECE_FRAMES
+    device: str
+
+    def compute(self, waveform: Tensor) -> Tensor:
+        """`[T]` float32 to `[frames, dimension]`, on one device."""
+        raise NotImplementedError
+
+    def features(self, waveform: np.ndarray) -> np.ndarray:
+        """`[T]` float32, nominally in [-1, 1], 16 kHz, to `[frames, dimension]` float32."""
+        return self._tensor(waveform).cpu().numpy()
+
+    @torch.no_grad()
+    def _tensor(self, waveform: np.ndarray) -> Tensor:
+        with exact_products():
+            return self.compute(torch.from_numpy(waveform).to(self.device))
+
+    def tensors_of(self, pieces: Sequence[Piece]) -> Iterator[Tensor]:
+        """`[last - first, dimension]` of each piece: those frames of the whole track."""
+        for piece in pieces:
+            offset = piece.start // kaldi.GRID.hop
+            yield self._tensor(piece.waveform)[piece.first - offset : piece.last - offset]
+
+
+class TorchLogMel(_OnDevice, LogMel):
+    """See `LogMel`.
+
+    Args:
+        device: as torch names it.
+    """
+
+    def __init__(self, device: str):
+        self.device = device
+        self._bands = _Bands(self.dimension, device)
+
+    def compute(self, waveform: Tensor) -> Tensor:
+        return self._bands(waveform)
+
+
+class TorchMfcc(_OnDevice, Mfcc):
+    """See `Mfcc`.
+
+    Args:
+        device: as torch names it.
+    """
+
+    def __init__(self, device: str, num_ceps: int = 13):
+        super().__init__(num_ceps)
+        self.device = device
+        self._bands = _Bands(self.num_mel_bins, device)
+        self._cosines = torch.from_numpy(liftered_dct(self.num_mel_bins, num_ceps)).to(device)
+        self._slope = torch.arange(-DELTA_REACH, DELTA_REACH + 1, dtype=torch.float32)
+        self._slope = (self._slope / self._slope.square().sum()).to(device)
+
+    def compute(self, waveform: Tensor) -> Tensor:
+        ceps = self._bands(waveform) @ self._cosines
+        if not len(ceps):
+            return ceps.new_zeros(0, self.dimension)
+        slopes = self._deltas(ceps)
+        return torch.cat([ceps, slopes, self._deltas(slopes)], 1)
+
+    def _deltas(self, values: Tensor) -> Tensor:
+        padded = F.pad(values.t()[None], (DELTA_REACH, DELTA_REACH), mode="replicate")[0]
+        return (padded.unfold(1, len(self._slope), 1) @ self._slope).t()
+
+
+class _Bands:
+    """Logarithms of mel energies; see `kaldi.log_mel_blocks`, which says why it is done so."""
+
+    def __init__(self, num_bins: int, device: str):
+        self._bank = torch.from_numpy(kaldi.mel_bank(num_bins)).to(device)
+        self._share = float(kaldi.PREEMPHASIS)
+        self._window = torch.from_numpy(kaldi.povey_window()).to(device)
+
+    def __call__(self, waveform: Tensor) -> Tensor:
+        grid = kaldi.GRID
+        if not grid.num_frames(len(waveform)):
+            return waveform.new_zeros(0, self._bank.size(1))
+        emphasised = F.pad(waveform[1:] - self._share * waveform[:-1], (1, 0))
+        means = waveform.unfold(0, grid.window, grid.hop).mean(1, keepdim=True)
+        frames = emphasised.unfold(0, grid.window, grid.hop) - (1 - self._share) * means
+        spectra = torch.fft.rfft(frames * self._window, kaldi.FFT_SIZE)
+        power = spectra.real.square() + spectra.imag.square()
+        return (power @ self._bank).clamp_min(float(kaldi.ENERGY_FLOOR)).log()
