@@ -57,6 +57,7 @@ def parse() -> argparse.Namespace:
     add("--k", type=int, default=500, help="default: %(default)s")
     add("--hours", type=float, default=20.0 if GPU else 5.0, help="default here: %(default)s")
     add("--track-seconds", type=float, default=240.0, help="default: %(default)s")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="of the labeler")
     add("--workers", type=int, default=available_cpus(), help="default: %(default)s")
     add("--memory", default="16G" if GPU else "4G", help="of the labeler (default: %(default)s)")
     add("--reference-seconds", type=float, default=20.0, help="default: %(default)s")
@@ -78,7 +79,7 @@ def corpus(args: argparse.Namespace, folder: Path) -> Manifest:
 def label(args: argparse.Namespace, folder: Path, stage: str) -> float:
     """Seconds of a stage of our command."""
     options = [f"--{name}={folder / name}" for name in ("manifests", "labels")]
-    options += [f"--k={args.k}", f"--workers={args.workers}", f"--memory={args.memory}"]
+    options += [f"--{name}={getattr(args, name)}" for name in ("k", "workers", "memory", "device")]
     if args.deep:
         options += ["--features=deep", f"--checkpoint={folder}/base.pt", f"--layer={args.layer}"]
     began = time.perf_counter()
@@ -153,7 +154,8 @@ def main() -> None:
         where = torch.cuda.get_device_name() if GPU else "no GPU"
         print(
             f"{where}, {args.workers} CPUs, {seconds / 3600:.1f} h of audio, "
-            f"{f'layer {args.layer}' if args.deep else 'MFCC'}, k = {args.k}\n"
+            f"{f'layer {args.layer}' if args.deep else 'MFCC'}, k = {args.k}, "
+            f"--device {args.device}\n"
         )
         print("| | seconds | audio-s/s |\n|---|---|---|")
         fit = label(args, folder, "fit")
