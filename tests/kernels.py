@@ -3,6 +3,9 @@ TRITON_INTERPRET=1 on a CPU (in fp32), and as they are on a GPU (in fp16, whose 
 than bf16's)."""
 
 import math
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +17,11 @@ from music_ssl_fairseq.modules import (
     first_layer_kernels,
     gelu_kernels,
     norm_kernels,
+    recorded_layers,
 )
 from music_ssl_fairseq.modules.dropout import hashed_dropout, keep_pairs
 from music_ssl_fairseq.modules.fused_layer import cast_weights, fused_layer
+from music_ssl_fairseq.modules.recorded_layers import RecordedLayers
 from music_ssl_fairseq.modules.transformer import TransformerLayer
 
 GPU = torch.cuda.is_available()
@@ -139,3 +144,101 @@ def test_layer(training):
     for plain, ours in zip(*results, strict=True):
         scale = max(plain.float().norm().item(), 1e-2 * grad.float().norm().item())
         assert (ours.float() - plain.float()).norm() < (20 if GPU else 5) * ROUNDING * scale
+
+
+class _Again:
+    """Stands in for a CUDA graph on a CPU: computes again, into the same memory."""
+
+    def __init__(self, device: torch.device):
+        pass
+
+    def __enter__(self) -> "_Again":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def __call__(self, function: Callable[[], Any]) -> tuple[Any, Any]:
+        result = function()
+
+        def replay() -> None:
+            with torch.no_grad():
+                for place, value in zip(_tensors(result), _tensors(function()), strict=True):
+                    place.copy_(value)
+
+        return SimpleNamespace(replay=replay), result
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    if isinstance(result, Tensor):
+        return [result]
+    return [tensor for part in result for tensor in _tensors(part)]
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    if not GPU:
+        monkeypatch.setattr(recorded_layers, "_Recorder", _Again)
+
+
+def _layers(number: int) -> list[TransformerLayer]:
+    layers = [TransformerLayer(32, 64, 2, 0.2, 0.0, 0.0, False).to(DEVICE) for _ in range(number)]
+    for layer in layers:
+        for p in layer.parameters():
+            torch.nn.init.normal_(p, std=0.2)
+    return layers
+
+
+@pytest.mark.parametrize("left_out", [None, 1])
+def test_recorded_layers(left_out, graphs):
+    """As fused layers: with LayerDrop, two batches an update, and weights that have changed."""
+    layers, x = _layers(3), random(1, 11, 32)
+    used = [i for i in range(3) if i != left_out]
+    with torch.autocast("cuda", torch.float16, enabled=GPU):
+        recorded = RecordedLayers(layers, x)
+    parameters = [p for layer in layers for p in layer.parameters()]
+    with torch.no_grad():
+        for p in parameters:
+            p.mul_(0.9)
+    batches = [(random(1, 11, 32), random(1, 11, 32), _seeds()) for _ in range(2)]
+    results: list[list[Tensor]] = []
+    for run in (_fused, _play):
+        for p in parameters:
+            p.grad = None
+        results.append([])
+        for x, grad, seeds in batches:
+            y = x.clone().requires_grad_()
+            with torch.autocast("cuda", torch.float16, enabled=GPU):
+                output = run(layers, used, y, seeds, recorded)
+            output.backward(grad)
+            results[-1] += [output.clone(), y.grad.clone()]
+        results[-1] += [p.grad.clone() for i in used for p in layers[i].parameters()]
+    for fused, own in zip(*results, strict=True):
+        assert torch.equal(fused, own)
+
+
+def _seeds(number: int = 3) -> Tensor:
+    return torch.randint(99, (number, 3), dtype=torch.int32, device=DEVICE)
+
+
+def _fused(layers: list, used: list[int], x: Tensor, seeds: Tensor, _: Any) -> Tensor:
+    weights = cast_weights(layers, x)
+    for i in used:
+        x, _ = fused_layer(layers[i], x, seeds[i], weights[i])
+    return x
+
+
+def _play(_: Any, used: list[int], x: Tensor, seeds: Tensor, recorded: RecordedLayers) -> Tensor:
+    recorded.begin(seeds)
+    for i in used:
+        x = recorded(i, x)
+    return x
+
+
+def test_recorded_layers_say_when_two_passes_mix(graphs):
+    layers, x = _layers(1), random(2, 11, 32).requires_grad_()
+    with torch.autocast("cuda", torch.float16, enabled=GPU):
+        recorded = RecordedLayers(layers, x)
+    first, _ = (_play(None, [0], x, _seeds(1), recorded) for _ in range(2))
+    with pytest.raises(RuntimeError, match="before the backward pass"):
+        first.sum().backward()

@@ -7,7 +7,7 @@ the products, and the sums for biases fall off on the way.
 
 import functools
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +17,17 @@ from music_ssl_fairseq.modules.fast import working_dtype
 
 Weights = tuple[Tensor, ...]
 
-_HEAD_WIDTHS = (16, 32, 64)  # wider ones do not fit a multiprocessor's registers
-_SHARED_MEMORY = 144 * 1024  # bytes: more than a program of attention's backward pass takes
+_HEAD_WIDTHS = (16, 32, 64)  # of wider ones a block does not fit a multiprocessor's registers
 
 
 def can_fuse_layer(layer: Any, x: Tensor, attend: Tensor | None) -> bool:
     """Whether `fused_layer` takes these: crops of the same length, of at most 5 s, on a GPU.
 
     Longer ones need another kernel for attention, padded ones a mask. In fp32 the matrix products
-    take so long that there is nothing to gain. The kernels are made for data-centre GPUs from
-    Hopper on. To be asked where kernels can be compiled at all.
+    take so long that there is nothing to gain. The kernels fit GPUs from Ampere on. To be asked
+    where kernels can be compiled at all.
     """
-    if not (x.is_cuda and _is_large(x.device)):
+    if not (x.is_cuda and _is_recent(x.device)):
         return False
     from music_ssl_fairseq.modules.attention_kernels import LONGEST
 
@@ -43,9 +42,8 @@ def can_fuse_layer(layer: Any, x: Tensor, attend: Tensor | None) -> bool:
 
 
 @functools.cache
-def _is_large(device: torch.device) -> bool:
-    properties = torch.cuda.get_device_properties(device)
-    return properties.major >= 9 and properties.shared_memory_per_multiprocessor >= _SHARED_MEMORY
+def _is_recent(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def fused_layer(
@@ -64,25 +62,48 @@ def fused_layer(
         The layer's output `[B, T, D]`; and, where no gradients are wanted, its feed-forward output
         `[B, T, D]`, else None.
     """
-    attention = layer.self_attn
-    dropping = layer.training and seeds is not None
+    settings = layer_settings(layer, seeds is not None)
     if seeds is None:
         seeds = torch.zeros(3, dtype=torch.int32, device=x.device)
     x = x.to(working_dtype(x))
-    first, second = layer.self_attn_layer_norm, layer.final_layer_norm
-    norms = (first.weight, first.bias, second.weight, second.bias)
-    settings = (
-        attention.heads,
-        attention.dropout if dropping else 0.0,
-        layer.dropout.p if dropping else 0.0,
-        first.eps,
-        second.eps,
-    )
+    norms = norm_parameters(layer)
     if not torch.is_grad_enabled():
-        steps = _steps(x, seeds, settings, weights, norms)
+        steps = forward_steps(x, seeds, settings, weights, norms)
         return steps[-1].view(x.shape), steps[-2].view(x.shape)
-    trained = [p for m in _linears(layer) for p in (m.weight, m.bias)]
-    return _FusedLayer.apply(x, seeds, *settings, *weights, *norms, *trained), None
+    return _FusedLayer.apply(x, seeds, settings, *weights, *norms, *linear_parameters(layer)), None
+
+
+class Settings(NamedTuple):
+    """What a layer does, apart from its weights: dropouts are 0 where nothing is dropped."""
+
+    heads: int
+    p_attention: float
+    p: float
+    eps_1: float
+    eps_2: float
+
+
+def layer_settings(layer: Any, dropping: bool) -> Settings:
+    """A layer's, in training if `dropping`."""
+    dropping = dropping and layer.training
+    return Settings(
+        layer.self_attn.heads,
+        layer.self_attn.dropout if dropping else 0.0,
+        layer.dropout.p if dropping else 0.0,
+        layer.self_attn_layer_norm.eps,
+        layer.final_layer_norm.eps,
+    )
+
+
+def norm_parameters(layer: Any) -> Weights:
+    """Weight and bias of the first norm and of the second."""
+    first, second = layer.self_attn_layer_norm, layer.final_layer_norm
+    return first.weight, first.bias, second.weight, second.bias
+
+
+def linear_parameters(layer: Any) -> list[Tensor]:
+    """Weight and bias of all linear maps, in the order of `backward_steps`' gradients."""
+    return [p for m in _linears(layer) for p in (m.weight, m.bias)]
 
 
 def _linears(layer: Any) -> tuple[nn.Linear, ...]:
@@ -91,37 +112,54 @@ def _linears(layer: Any) -> tuple[nn.Linear, ...]:
     return (*projections, attention.out_proj, layer.fc1, layer.fc2)
 
 
-@torch.no_grad()
 def cast_weights(layers: Iterable[Any], x: Tensor) -> list[Weights]:
     """The weights of layers in the type in which products of `x` run.
-
-    All are copied in one go: by themselves these are a hundred kernels too short to start.
 
     Returns:
         For each layer weight and bias of four products: of queries, keys and values, of the
         attention's output, and of the feed-forward network's first and second.
     """
-    groups: list[list[Tensor]] = []
-    for layer in layers:
-        linears = _linears(layer)
-        products: list[tuple[nn.Linear, ...]] = [linears[:3], *((m,) for m in linears[3:])]
-        for group in products:
-            groups += [[m.weight for m in group], [m.bias for m in group]]
-    sources = [p for own in groups for p in own]
-    sizes = [p.numel() for p in sources]
-    flat = torch.empty(sum(sizes), dtype=working_dtype(x), device=x.device)
-    targets = [part.view_as(p) for part, p in zip(flat.split(sizes), sources, strict=True)]
-    torch._foreach_copy_(targets, sources)
-    shapes = [(-1, *own[0].shape[1:]) for own in groups]
-    joined = flat.split([sum(p.numel() for p in own) for own in groups])
-    whole = [part.view(shape) for part, shape in zip(joined, shapes, strict=True)]
-    return [tuple(whole[i : i + 8]) for i in range(0, len(whole), 8)]
+    copies = CastWeights(layers, x)
+    copies.refresh()
+    return copies.of_layers
 
 
-def _steps(
-    x: Tensor, seeds: Tensor, settings: tuple[Any, ...], weights: Weights, norms: Weights
+class CastWeights:
+    """Copies of layers' weights in another type.
+
+    All are copied in one go: by themselves these are a hundred kernels too short to start.
+
+    Attributes:
+        of_layers: see `cast_weights`.
+    """
+
+    def __init__(self, layers: Iterable[Any], x: Tensor):
+        groups: list[list[Tensor]] = []
+        for layer in layers:
+            linears = _linears(layer)
+            products: list[tuple[nn.Linear, ...]] = [linears[:3], *((m,) for m in linears[3:])]
+            for group in products:
+                groups += [[m.weight for m in group], [m.bias for m in group]]
+        sources = [p for own in groups for p in own]
+        sizes = [p.numel() for p in sources]
+        flat = torch.empty(sum(sizes), dtype=working_dtype(x), device=x.device)
+        targets = [part.view_as(p) for part, p in zip(flat.split(sizes), sources, strict=True)]
+        shapes = [(-1, *own[0].shape[1:]) for own in groups]
+        joined = flat.split([sum(p.numel() for p in own) for own in groups])
+        whole = [part.view(shape) for part, shape in zip(joined, shapes, strict=True)]
+        self._sources, self._targets = sources, targets
+        self.of_layers = [tuple(whole[i : i + 8]) for i in range(0, len(whole), 8)]
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copy what the weights are now."""
+        torch._foreach_copy_(self._targets, self._sources)
+
+
+def forward_steps(
+    x: Tensor, seeds: Tensor, settings: Settings, weights: Weights, norms: Weights
 ) -> tuple[Tensor, ...]:
-    """All that is computed, in its order, each `[B * T, ...]`."""
+    """All that is computed, in its order, each `[B * T, ...]`; last the output."""
     from music_ssl_fairseq.modules import attention_kernels, gelu_kernels, norm_kernels
 
     batch, frames, dim = x.shape
@@ -142,58 +180,71 @@ def _steps(
     return x, qkv, attended, logs, first, middle, inner, active, second, branch, output
 
 
+def kept_steps(
+    seeds: Tensor, weights: Weights, norms: Weights, steps: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """What `backward_steps` needs of a forward pass."""
+    return seeds, *weights[::2], norms[0], norms[2], *steps[:-2]
+
+
+def backward_steps(
+    grad: Tensor, settings: Settings, kept: tuple[Tensor, ...]
+) -> tuple[Tensor, list[Tensor]]:
+    """Gradients.
+
+    Args:
+        grad: of the output, `[B, T, D]`.
+        kept: see `kept_steps`.
+
+    Returns:
+        Those of the input, `[B, T, D]`, and of `norm_parameters` and `linear_parameters`, float32.
+    """
+    from music_ssl_fairseq.modules import attention_kernels, gelu_kernels, norm_kernels
+
+    (
+        seeds, w_qkv, w_out, w_in, w_ffn, scale_1, scale_2,
+        x, qkv, attended, logs, first, middle, inner, active, second,
+    ) = kept  # fmt: skip
+    heads, p_attention, p, eps_1, eps_2 = settings
+    batch, frames, dim = grad.shape
+    sums = norm_kernels.parts(2, second)
+    d_middle, d_branch = norm_kernels.backward(
+        grad.reshape(-1, dim).contiguous(), None, second, scale_2, eps_2, p, seeds[2], sums[1]
+    )
+    d_w_ffn = _weight_gradient(d_branch, active)
+    d_inner, d_b_in = gelu_kernels.backward_summed(inner, d_branch @ w_ffn)
+    d_w_in = _weight_gradient(d_inner, middle)
+    d_x, d_branch = norm_kernels.backward(
+        d_middle, d_inner @ w_in, first, scale_1, eps_1, p, seeds[1], sums[0]
+    )
+    d_w_out = _weight_gradient(d_branch, attended)
+    d_qkv, d_b_qkv = attention_kernels.backward(
+        qkv.view(batch, frames, -1), attended, d_branch @ w_out, logs, heads, p_attention, seeds[0]
+    )
+    d_qkv = d_qkv.view(-1, 3 * dim)
+    d_w_qkv = _weight_gradient(d_qkv, x)
+    d_x.addmm_(d_qkv, w_qkv)
+    norms = sums.sum(1)  # [2, 3, D]
+    weights = [*d_w_qkv.split(dim), d_w_out, d_w_in, d_w_ffn]
+    biases = [*d_b_qkv.split(dim), norms[0, 2], d_b_in, norms[1, 2]]
+    pairs = [t for pair in zip(weights, biases, strict=True) for t in pair]
+    return d_x.view(grad.shape), [*norms[:, :2].flatten(0, 1), *pairs]
+
+
 class _FusedLayer(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, seeds: Tensor, heads: int, p_attention: float, p: float,
-        eps_1: float, eps_2: float, *tensors: Tensor,
-    ) -> Tensor:  # fmt: skip
+    def forward(ctx: Any, x: Tensor, seeds: Tensor, settings: Settings, *tensors: Tensor) -> Tensor:
         weights, norms = tensors[:8], tensors[8:12]
-        settings = (heads, p_attention, p, eps_1, eps_2)
-        *kept, _, output = _steps(x, seeds, settings, weights, norms)
-        ctx.save_for_backward(seeds, *weights[::2], norms[0], norms[2], *kept)
+        steps = forward_steps(x, seeds, settings, weights, norms)
+        ctx.save_for_backward(*kept_steps(seeds, weights, norms, steps))
         ctx.settings = settings
-        return output.view(x.shape)
+        return steps[-1].view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        from music_ssl_fairseq.modules import attention_kernels, gelu_kernels, norm_kernels
-
-        (
-            seeds, w_qkv, w_out, w_in, w_ffn, scale_1, scale_2,
-            x, qkv, attended, logs, first, middle, inner, active, second,
-        ) = ctx.saved_tensors  # fmt: skip
-        heads, p_attention, p, eps_1, eps_2 = ctx.settings
-        batch, frames, dim = grad.shape
-        sums = norm_kernels.parts(2, second)
-        d_middle, d_branch = norm_kernels.backward(
-            grad.reshape(-1, dim).contiguous(), None, second, scale_2, eps_2, p, seeds[2], sums[1]
-        )
-        d_w_ffn = _weight_gradient(d_branch, active)
-        d_inner, d_b_in = gelu_kernels.backward_summed(inner, d_branch @ w_ffn)
-        d_w_in = _weight_gradient(d_inner, middle)
-        d_x, d_branch = norm_kernels.backward(
-            d_middle, d_inner @ w_in, first, scale_1, eps_1, p, seeds[1], sums[0]
-        )
-        d_w_out = _weight_gradient(d_branch, attended)
-        d_qkv, d_b_qkv = attention_kernels.backward(
-            qkv.view(batch, frames, -1),
-            attended,
-            d_branch @ w_out,
-            logs,
-            heads,
-            p_attention,
-            seeds[0],
-        )
-        d_qkv = d_qkv.view(-1, 3 * dim)
-        d_w_qkv = _weight_gradient(d_qkv, x)
-        d_x.addmm_(d_qkv, w_qkv)
-        norms = sums.sum(1)  # [2, 3, D]
-        weights = [*d_w_qkv.split(dim), d_w_out, d_w_in, d_w_ffn]
-        biases = [*d_b_qkv.split(dim), norms[0, 2], d_b_in, norms[1, 2]]
-        pairs = [t for pair in zip(weights, biases, strict=True) for t in pair]
-        none = [None] * 14  # seeds, settings, and the copies of the weights
-        return (d_x.view(grad.shape), *none, *norms[:, :2].flatten(0, 1), *pairs)
+        d_x, gradients = backward_steps(grad, ctx.settings, ctx.saved_tensors)
+        none = [None] * 10  # seeds, settings, and the copies of the weights
+        return (d_x, *none, *gradients)
 
 
 def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:

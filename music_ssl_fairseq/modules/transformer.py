@@ -12,6 +12,7 @@ from music_ssl_fairseq.modules.fast import compiled, working_dtype
 from music_ssl_fairseq.modules.fused_layer import can_fuse_layer, cast_weights, fused_layer
 from music_ssl_fairseq.modules.gelu import gelu
 from music_ssl_fairseq.modules.positional_conv import PositionalConv
+from music_ssl_fairseq.modules.recorded_layers import recorded_layers
 
 
 class SelfAttention(nn.Module):
@@ -147,11 +148,13 @@ class TransformerEncoder(nn.Module):
             attend = ~padding_mask[:, None, None, :]
         hidden_states, feed_forwards = [], []
         seeds: Sequence[Tensor | None] = [None] * (len(self.layers) + 1)
+        drawn = None
         if compile and self.training:
-            seeds = draw_seeds(3 * len(seeds), x.device).view(-1, 3).unbind()
+            drawn = draw_seeds(3 * len(seeds), x.device).view(-1, 3)
+            seeds = drawn.unbind()
         *layer_seeds, input_seeds = seeds
         x = compiled(_embed, compile)(self, x, input_seeds)
-        run = self._runner(x, attend) if compile else _run_layer
+        run = self._runner(x, attend, drawn) if compile else _run_layer
         for layer, own_seeds in zip(self.layers, layer_seeds, strict=True):
             if self.training and self.layerdrop > 0 and torch.rand(()).item() < self.layerdrop:
                 continue
@@ -163,10 +166,16 @@ class TransformerEncoder(nn.Module):
             x = self.layer_norm(x)
         return x, hidden_states, feed_forwards
 
-    def _runner(self, x: Tensor, attend: Tensor | None) -> Callable[..., Any]:
-        """The fastest way to run layers on `x`."""
+    def _runner(self, x: Tensor, attend: Tensor | None, seeds: Tensor | None) -> Callable[..., Any]:
+        """The fastest way to run layers on `x`, in training with the `seeds` of all."""
         if not can_fuse_layer(self.layers[0], x, attend):
             return compiled(_run_layer, True)
+        if seeds is not None and torch.is_grad_enabled():
+            recorded = recorded_layers(self, x)
+            if recorded is not None:
+                recorded.begin(seeds[:-1])
+                numbers = {layer: i for i, layer in enumerate(self.layers)}
+                return lambda layer, x, attend, seeds: (recorded(numbers[layer], x), None)
         weights = dict(zip(self.layers, cast_weights(self.layers, x), strict=True))
         return lambda layer, x, attend, seeds: fused_layer(layer, x, seeds, weights[layer])
 
