@@ -2,6 +2,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -69,6 +70,29 @@ class Where:
     def __call__(self, item: int) -> str:
         return self.device
 
+    def stream(self, items: Iterator[int]) -> Iterator[str]:
+        return map(self, items)
+
+
+class Numbers:
+    """A job that takes three items before it gives a result, and wants some to be none."""
+
+    def on(self, device: str) -> "Numbers":
+        return self
+
+    def stream(self, items: Iterator[int]) -> Iterator[int]:
+        held: list[int] = []
+        for item in items:
+            if item < 0:
+                raise AudioError("negative.wav", "is bad")
+            if item == 1000:
+                os.kill(os.getpid(), signal.SIGKILL)
+            held.append(item)
+            time.sleep(0.002 * (item % 3))
+            if len(held) > 2:
+                yield held.pop(0) ** 2
+        yield from (item**2 for item in held)
+
 
 def test_a_process_for_each_gpu():
     devices = ("cuda:0", "cuda:1")
@@ -76,3 +100,21 @@ def test_a_process_for_each_gpu():
     assert set(found) <= set(devices)
     assert list(ordered(Where(), range(2), Crew(1))) == ["nowhere"] * 2
     assert Crew(2, devices).together > Crew(2).together == 1
+
+
+@pytest.mark.parametrize("number", [0, 2, 150])
+def test_workers_of_gpus_are_given_items_ahead_and_answer_in_order(number):
+    found = ordered(Numbers(), iter(range(number)), Crew(2, ("cuda:0", "cuda:1")))
+    assert list(found) == [i**2 for i in range(number)]
+
+
+def test_what_a_worker_of_a_gpu_raises_arrives():
+    results = []
+    with pytest.raises(AudioError, match=r"negative\.wav: is bad"):
+        results.extend(ordered(Numbers(), iter([*range(20), -1]), Crew(1, ("cuda:0",))))
+    assert results == [i**2 for i in range(18)]
+
+
+def test_a_killed_worker_of_a_gpu_is_an_error():
+    with pytest.raises(InputError, match="worker process was killed"):
+        list(ordered(Numbers(), iter([1, 1000]), Crew(1, ("cuda:0",))))

@@ -44,11 +44,13 @@ def as_on_a_gpu(job):
 def test_reading_ahead_changes_nothing(deep, tracks):
     gone = Track("gone.wav", 16_000)
     requests = [Request(track, 0, 40) for track in [*tracks[:3], gone, *tracks[3:]]]
-    one_by_one = list(PieceFeatures(deep)(requests))
+    groups = [requests[:2], [], requests[2:9], requests[9:], []]
     ahead = PieceFeatures(deep)
     ahead._on_gpu = True
-    found = list(ahead(iter(requests)))
-    assert len(found) == len(requests)
+    one_by_one, found = ([list(f) for f in p(iter(groups))] for p in (PieceFeatures(deep), ahead))
+    sizes = [len(group) for group in groups]
+    assert sizes == [len(group) for group in found] == [len(group) for group in one_by_one]
+    one_by_one, found = ([x for group in each for x in group] for each in (one_by_one, found))
     assert isinstance(found[3], AudioError)
     assert isinstance(one_by_one[3], AudioError)
     for i in set(range(len(requests))) - {3}:

@@ -34,19 +34,24 @@ class Labeller(FeatureJob):
     def _nearest(self):
         return make_nearest(self.centroids, self.features.device)
 
-    def __call__(self, tracks: list[Track]) -> list[np.ndarray | AudioError]:
+    def requests(self, item: list[Track]) -> list[Request]:
+        """All frames of some tracks."""
+        size = self._pieces.front.piece_frames
+        return [
+            Request(track, first, min(self._num_frames(track), first + size))
+            for track in item
+            for first in range(0, self._num_frames(track), size)
+        ]
+
+    def collect(self, item: list[Track], features: Iterator) -> list[np.ndarray | AudioError]:
         """`[frames]` units of each track, or why it cannot be read.
 
         One unit for each frame of the grid: none if the track is too short.
         """
-        front = self._pieces.front
-        num_frames = [front.grid.num_frames(track.num_samples) for track in tracks]
-        read = self._pieces(
-            Request(track, first, min(number, first + front.piece_frames))
-            for track, number in zip(tracks, num_frames, strict=True)
-            for first in range(0, number, front.piece_frames)
-        )
-        return [self._label(number, read) for number in num_frames]
+        return [self._label(self._num_frames(track), features) for track in item]
+
+    def _num_frames(self, track: Track) -> int:
+        return self._pieces.front.grid.num_frames(track.num_samples)
 
     def _label(self, num_frames: int, read: Iterator) -> np.ndarray | AudioError:
         units = np.empty(num_frames, unit_type(len(self.centroids)))

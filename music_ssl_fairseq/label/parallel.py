@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import queue
 import signal
 import threading
 from collections import deque
@@ -19,9 +20,12 @@ Result = TypeVar("Result")
 
 _TRACKS_OF_A_GPU = 32
 _AHEAD = 16  # items a worker that may be started before the oldest one is done
+_AHEAD_OF_A_GPU = 48
+_PATIENCE = 1.0  # seconds without a result after which workers are looked after
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
-_job: Callable[[Any], Any]
+_job: Any
+_queues: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -53,31 +57,77 @@ def ordered(job: Callable[[Item], Result], items: Iterable[Item], crew: Crew) ->
     Args:
         job: sent to each worker once, so it may hold arrays. Defined in an importable module; its
             `modules`, if it has any, are names of others that it imports as it works. If
-            the crew has GPUs, a worker does `job.on(device)` with its own.
+            the crew has GPUs, a worker does `job.on(device)` with its own, and of that
+            `stream(items)`, which yields the results of items in order.
         items: taken as they are needed; small things, sent one by one.
 
     Raises:
         InputError: if a worker is killed, as the system does when memory runs out. What `job`
             raises is raised here when that item's turn comes, after all earlier results.
     """
+    if crew.devices:
+        yield from _served(job, items, crew)
+        return
     pending: deque[Future[Result]] = deque()
+    with _workers(job, crew) as executor:
+        for item in items:
+            pending.append(executor.submit(_run, item))
+            if len(pending) == _AHEAD * crew.workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _served(job: Any, items: Iterable[Any], crew: Crew) -> Iterator[Any]:
+    """`ordered` for GPUs: each worker does `job.stream`, and so knows items before their turn."""
+    waiting = enumerate(items)
+    tasks, results = _context().Queue(), _context().Queue()
+    with _workers(job, crew, tasks, results) as executor:
+        serving = [executor.submit(_serve) for _ in crew.devices]
+        sent = given = 0
+        done: dict[int, Any] = {}
+        last = None
+        while last is None or given < last:
+            while last is None and sent < given + _AHEAD_OF_A_GPU * crew.workers:
+                task = next(waiting, None)
+                if task is None:
+                    last = sent
+                    for _ in crew.devices:
+                        tasks.put(None)
+                else:
+                    sent += 1
+                    tasks.put(task)
+            if given in done:
+                yield done.pop(given)
+                given += 1
+            elif last is None or given < last:
+                done.update([_result(results, serving)])
+
+
+def _result(results: Any, serving: list[Future[None]]) -> tuple[int, Any]:
+    """The next that arrives, with its number; raises what a worker has raised."""
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return results.get(timeout=_PATIENCE)
+        for future in serving:
+            if future.done():
+                future.result()
+
+
+@contextlib.contextmanager
+def _workers(job: Any, crew: Crew, *queues: Any) -> Iterator[ProcessPoolExecutor]:
     others = multiprocessing.active_children()
-    context = multiprocessing.get_context("forkserver")
+    context = _context()
     # Imported once, and not in each worker of each pool: of models' features it takes seconds.
     needed = getattr(job, "modules", [])
     context.set_forkserver_preload([type(job).__module__, "scipy.signal", *needed])
     devices = context.SimpleQueue()
     for device in crew.devices:
         devices.put(device)
-    adopt = (job, devices if crew.devices else None)
+    adopt = (job, devices if crew.devices else None, *queues)
     with _one_thread(), ProcessPoolExecutor(crew.workers, context, _adopt, adopt) as executor:
         try:
-            for item in items:
-                pending.append(executor.submit(_run, item))
-                if len(pending) == _AHEAD * crew.workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
+            yield executor
         except BrokenProcessPool:
             raise InputError(
                 "a worker process was killed, most likely because memory ran out; "
@@ -92,6 +142,10 @@ def ordered(job: Callable[[Item], Result], items: Iterable[Item], crew: Crew) ->
             for process in ours:
                 process.join()
             raise
+
+
+def _context() -> Any:
+    return multiprocessing.get_context("forkserver")
 
 
 @contextlib.contextmanager
@@ -109,9 +163,9 @@ def _one_thread() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _adopt(job: Any, devices: Any) -> None:
-    global _job
-    _job = job if devices is None else job.on(devices.get())
+def _adopt(job: Any, devices: Any, *queues: Any) -> None:
+    global _job, _queues
+    _job, _queues = job if devices is None else job.on(devices.get()), queues
     # Ctrl-C reaches every process of the terminal; the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -127,3 +181,16 @@ def _end_with_parent() -> None:
 
 def _run(item: Any) -> Any:
     return _job(item)
+
+
+def _serve() -> None:
+    tasks, results = _queues
+    numbers: deque[int] = deque()
+
+    def items() -> Iterator[Any]:
+        while (task := tasks.get()) is not None:
+            numbers.append(task[0])
+            yield task[1]
+
+    for result in _job.stream(items()):
+        results.put((numbers.popleft(), result))

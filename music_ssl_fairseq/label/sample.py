@@ -138,20 +138,25 @@ class Sample:
 class Reader(FeatureJob):
     """The job of a worker: parts to their features."""
 
-    def __call__(self, parts: list[Part]) -> list[np.ndarray | AudioError]:
-        """`[frames, dimension]` float32 of each part, or why it cannot be read."""
-        front = self._pieces.front
-        runs = [list(_runs(part.frames, front.piece_frames, front.together // 2)) for part in parts]
-        read = self._pieces(
+    def requests(self, item: list[Part]) -> list[Request]:
+        """What lies between the frames of some parts."""
+        return [
             Request(part.track, int(run[0]), int(run[-1]) + 1)
-            for part, of_part in zip(parts, runs, strict=True)
-            for run in of_part
-        )
-        return [self._collect(of_part, read) for of_part in runs]
+            for part in item
+            for run in self._runs(part)
+        ]
 
-    def _collect(self, runs: list[np.ndarray], read: Iterator) -> np.ndarray | AudioError:
+    def collect(self, item: list[Part], features: Iterator) -> list[np.ndarray | AudioError]:
+        """`[frames, dimension]` float32 of each part, or why it cannot be read."""
+        return [self._rows(part, features) for part in item]
+
+    def _runs(self, part: Part) -> Iterator[np.ndarray]:
+        front = self._pieces.front
+        return _runs(part.frames, front.piece_frames, front.together // 2)
+
+    def _rows(self, part: Part, read: Iterator) -> np.ndarray | AudioError:
         rows, error = [np.empty((0, self._pieces.front.dimension), np.float32)], None
-        for run in runs:
+        for run in self._runs(part):
             found = next(read)
             if isinstance(found, AudioError):
                 error = error or found
