@@ -18,6 +18,7 @@ from music_ssl_fairseq.modules import (
     gelu_kernels,
     norm_kernels,
     recorded_layers,
+    sum_kernels,
 )
 from music_ssl_fairseq.modules.dropout import hashed_dropout, keep_pairs
 from music_ssl_fairseq.modules.fused_layer import cast_weights, fused_layer
@@ -62,10 +63,11 @@ def test_attention(frames, heads, width, p, seed):
     grad = random(*plain.shape)
     plain.backward(grad.float())
     ours, logs = attention_kernels.forward(qkv, heads, p, seed)
-    d_qkv, d_bias = attention_kernels.backward(qkv, ours, grad, logs, heads, p, seed)
+    d_bias = torch.empty(attention_kernels.parts(2, frames), qkv.size(2), device=DEVICE)
+    d_qkv = attention_kernels.backward(qkv, ours, grad, logs, heads, p, seed, d_bias)
     close(ours, plain)
     close(d_qkv, x.grad)
-    close(d_bias, x.grad.sum((0, 1)))
+    close(d_bias.sum(0), x.grad.sum((0, 1)))
 
 
 @pytest.mark.parametrize(("rows", "dim", "p"), [(9, 768, 0.1), (5, 48, 0.0), (60, 40, 0.3)])
@@ -78,7 +80,7 @@ def test_dropout_residual_norm(rows, dim, p, seed, monkeypatch):
     plain = F.layer_norm(inputs[1] + dropped, (dim,), *inputs[2:], 1e-5)
     plain.backward(grad.float())
     sums, ours = norm_kernels.forward(branch, residual, weight, bias, 1e-5, p, seed)
-    (d_sums,) = norm_kernels.parts(1, sums)
+    d_sums = torch.empty(norm_kernels.parts(rows), 3 * dim, device=DEVICE)
     d_residual, d_branch = norm_kernels.backward(
         grad / 2, grad / 2, sums, weight, 1e-5, p, seed, d_sums
     )
@@ -86,7 +88,7 @@ def test_dropout_residual_norm(rows, dim, p, seed, monkeypatch):
     close(ours, plain)
     close(d_branch, expected[0])
     close(d_residual, expected[1])
-    close(d_sums.sum(0), torch.stack([*expected[2:], expected[0].sum(0)]))
+    close(d_sums.sum(0).view(3, dim), torch.stack([*expected[2:], expected[0].sum(0)]))
 
 
 @pytest.mark.parametrize("kept", [37, 36])
@@ -105,9 +107,18 @@ def test_gelu_after_a_bias(rows, dim, monkeypatch):
     x, grad = 3 * random(rows, dim), random(rows, dim)
     reference = x.float().requires_grad_()
     F.gelu(reference).backward(grad.float())
-    d_x, d_bias = gelu_kernels.backward_summed(x, grad)
+    d_bias = torch.empty(gelu_kernels.parts(rows), dim, device=DEVICE)
+    d_x = gelu_kernels.backward_summed(x, grad, d_bias)
     close(d_x, reference.grad)
-    close(d_bias, reference.grad.sum(0))
+    close(d_bias.sum(0), reference.grad.sum(0))
+
+
+def test_sums_of_rows():
+    shapes = [(3, 96), (130, 40), (64, 33), (1, 7)]
+    whole, matrices = sum_kernels.room(shapes, torch.empty(0, device=DEVICE))
+    whole.normal_()
+    for matrix, found in zip(matrices, sum_kernels.sum_rows(whole, shapes), strict=True):
+        torch.testing.assert_close(found, matrix.sum(0), rtol=1e-5, atol=1e-5)
 
 
 def test_moments_of_windows():

@@ -201,14 +201,27 @@ def forward(qkv: Tensor, heads: int, p: float, seed: Tensor) -> tuple[Tensor, Te
     return output, logs
 
 
+def parts(batch: int, frames: int) -> int:
+    """How many parts of a sum `backward` writes."""
+    return batch * triton.cdiv(frames, _ROWS)
+
+
 def backward(
-    qkv: Tensor, output: Tensor, d_output: Tensor, logs: Tensor, heads: int, p: float, seed: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gradient of `qkv` `[B, T, 3 * D]`, and its sum over crops and frames `[3 * D]` float32.
+    qkv: Tensor,
+    output: Tensor,
+    d_output: Tensor,
+    logs: Tensor,
+    heads: int,
+    p: float,
+    seed: Tensor,
+    d_bias: Tensor,
+) -> Tensor:
+    """Gradient of `qkv` `[B, T, 3 * D]`.
 
     Args:
         qkv: as for `forward`; `output` and `logs` are its results.
         d_output: the gradient of its output.
+        d_bias: `[parts, 3 * D]` float32 (`parts`), where parts of its sum over crops and frames go.
     """
     batch, frames, triple = qkv.shape
     width = triple // 3
@@ -217,8 +230,7 @@ def backward(
     levels, hashes = torch.empty_like(logs), torch.empty_like(logs, dtype=torch.int32)
     scale, threshold, factor = _scales(width // heads, p)
     scales = (scale, 1 / math.sqrt(width // heads), threshold, factor)
-    parts = padded // _ROWS
-    d_bias = qkv.new_empty(batch, parts, triple, dtype=torch.float32)
+    grid = (padded // _ROWS, batch * heads)
     more = {
         "D": width // heads,
         "BLOCK": _ROWS,
@@ -226,12 +238,12 @@ def backward(
         "DROP": p > 0,
         **_BACKWARD,
     }
-    _backward_queries[(parts, batch * heads)](
+    _backward_queries[grid](
         qkv, output, d_output, logs, levels, hashes, d_qkv, d_bias, seed, frames, padded, heads,
         *scales, **more,
     )  # fmt: skip
-    _backward_keys[(parts, batch * heads)](
+    _backward_keys[grid](
         qkv, d_output, logs, levels, hashes, d_qkv, d_bias, seed, frames, padded, heads, *scales,
         **more,
     )  # fmt: skip
-    return d_qkv, d_bias.sum((0, 1))
+    return d_qkv

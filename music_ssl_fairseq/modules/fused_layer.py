@@ -199,7 +199,12 @@ def backward_steps(
     Returns:
         Those of the input, `[B, T, D]`, and of `norm_parameters` and `linear_parameters`, float32.
     """
-    from music_ssl_fairseq.modules import attention_kernels, gelu_kernels, norm_kernels
+    from music_ssl_fairseq.modules import (
+        attention_kernels,
+        gelu_kernels,
+        norm_kernels,
+        sum_kernels,
+    )
 
     (
         seeds, w_qkv, w_out, w_in, w_ffn, scale_1, scale_2,
@@ -207,28 +212,42 @@ def backward_steps(
     ) = kept  # fmt: skip
     heads, p_attention, p, eps_1, eps_2 = settings
     batch, frames, dim = grad.shape
-    sums = norm_kernels.parts(2, second)
+    shapes = [
+        (norm_kernels.parts(len(x)), 3 * dim),
+        (norm_kernels.parts(len(x)), 3 * dim),
+        (attention_kernels.parts(batch, frames), 3 * dim),
+        (gelu_kernels.parts(len(x)), inner.size(1)),
+    ]
+    sums, (sums_1, sums_2, sums_qkv, sums_in) = sum_kernels.room(shapes, x)
     d_middle, d_branch = norm_kernels.backward(
-        grad.reshape(-1, dim).contiguous(), None, second, scale_2, eps_2, p, seeds[2], sums[1]
+        grad.reshape(-1, dim).contiguous(), None, second, scale_2, eps_2, p, seeds[2], sums_2
     )
     d_w_ffn = _weight_gradient(d_branch, active)
-    d_inner, d_b_in = gelu_kernels.backward_summed(inner, d_branch @ w_ffn)
+    d_inner = gelu_kernels.backward_summed(inner, d_branch @ w_ffn, sums_in)
     d_w_in = _weight_gradient(d_inner, middle)
     d_x, d_branch = norm_kernels.backward(
-        d_middle, d_inner @ w_in, first, scale_1, eps_1, p, seeds[1], sums[0]
+        d_middle, d_inner @ w_in, first, scale_1, eps_1, p, seeds[1], sums_1
     )
     d_w_out = _weight_gradient(d_branch, attended)
-    d_qkv, d_b_qkv = attention_kernels.backward(
-        qkv.view(batch, frames, -1), attended, d_branch @ w_out, logs, heads, p_attention, seeds[0]
+    d_qkv = attention_kernels.backward(
+        qkv.view(batch, frames, -1),
+        attended,
+        d_branch @ w_out,
+        logs,
+        heads,
+        p_attention,
+        seeds[0],
+        sums_qkv,
     )
     d_qkv = d_qkv.view(-1, 3 * dim)
     d_w_qkv = _weight_gradient(d_qkv, x)
     d_x.addmm_(d_qkv, w_qkv)
-    norms = sums.sum(1)  # [2, 3, D]
+    *norms, d_b_qkv, d_b_in = sum_kernels.sum_rows(sums, shapes)
+    (*d_norm_1, d_b_out), (*d_norm_2, d_b_ffn) = (both.split(dim) for both in norms)
     weights = [*d_w_qkv.split(dim), d_w_out, d_w_in, d_w_ffn]
-    biases = [*d_b_qkv.split(dim), norms[0, 2], d_b_in, norms[1, 2]]
+    biases = [*d_b_qkv.split(dim), d_b_out, d_b_in, d_b_ffn]
     pairs = [t for pair in zip(weights, biases, strict=True) for t in pair]
-    return d_x.view(grad.shape), [*norms[:, :2].flatten(0, 1), *pairs]
+    return d_x.view(grad.shape), [*d_norm_1, *d_norm_2, *pairs]
 
 
 class _FusedLayer(torch.autograd.Function):

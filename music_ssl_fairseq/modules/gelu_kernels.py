@@ -73,14 +73,22 @@ def backward(x: Tensor, grad: Tensor) -> Tensor:
     return d_x
 
 
-def backward_summed(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient of `x` `[N, D]`, and its sum over N `[D]` float32."""
+def parts(rows: int) -> int:
+    """How many parts of a sum `backward_summed` writes for so many rows."""
+    return min(_PROGRAMS, triton.cdiv(rows, _SUMMED["ROWS"]))
+
+
+def backward_summed(x: Tensor, grad: Tensor, d_sums: Tensor) -> Tensor:
+    """Gradient of `x` `[N, D]`.
+
+    Args:
+        d_sums: `[parts, D]` float32 (`parts`), where parts of its sum over N go.
+    """
     rows, columns = x.shape
     d_x = torch.empty_like(x)
     blocks = triton.cdiv(rows, _SUMMED["ROWS"])
-    programs = min(_PROGRAMS, blocks)
-    d_sums = torch.empty(programs, columns, dtype=torch.float32, device=x.device)
+    programs = d_sums.size(0)
     _backward_summed[(triton.cdiv(columns, _SUMMED["BLOCK"]), programs)](
         x, grad, d_x, d_sums, rows, columns, BLOCKS=triton.cdiv(blocks, programs), **_SUMMED
     )
-    return d_x, d_sums.sum(0)
+    return d_x

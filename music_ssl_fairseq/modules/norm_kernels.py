@@ -113,10 +113,9 @@ def forward(
     return sums, output
 
 
-def parts(number: int, sums: Tensor) -> Tensor:
-    """Room for the parts of sums that `backward` writes, for `number` norms of inputs `sums`."""
-    programs = min(_PROGRAMS, triton.cdiv(sums.size(0), _BACKWARD["ROWS"]))
-    return sums.new_empty(number, programs, 3, sums.size(1), dtype=torch.float32)
+def parts(rows: int) -> int:
+    """How many parts of sums `backward` writes for so many rows."""
+    return min(_PROGRAMS, triton.cdiv(rows, _BACKWARD["ROWS"]))
 
 
 def backward(
@@ -135,8 +134,8 @@ def backward(
         grad: `[N, D]`, of the output.
         grad_2: `[N, D]`, more of it to add, or None.
         sums: the first result of `forward`; the rest as there.
-        d_sums: `[parts, 3, D]` (`parts`), where parts of the sums over N go: gradients of weight
-            and bias, and the sum of the branch's.
+        d_sums: `[parts, 3 * D]` float32 (`parts`), where parts of the sums over N go: gradients of
+            weight and bias, and the sum of the branch's.
     """
     rows, dim = sums.shape
     d_residual = torch.empty_like(sums)

@@ -97,7 +97,7 @@ class RecordedLayers:
         self._weights = CastWeights(layers, x)
         self._seeds = torch.zeros(len(layers), 3, dtype=torch.int32, device=x.device)
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            self._layers = _record_all(layers, x, self._weights, self._seeds)
+            self._layers, self._kept = _record_all(layers, x, self._weights, self._seeds)
 
     def begin(self, seeds: Tensor) -> None:
         """Begin a forward pass, with the weights as they are now.
@@ -127,8 +127,18 @@ class RecordedLayers:
             )
         layer = self._layers[index]
         _put(grad, layer.grad)
+        self._keep(index)
         layer.backward.replay()
-        return layer.d_x.detach(), layer.gradients
+        return layer.d_x.detach(), [gradient.detach() for gradient in layer.gradients]
+
+    def _keep(self, index: int) -> None:
+        """Gradients of the batch before, in the same update, lie where these will be written."""
+        parameters = self._parameters[index]
+        held = parameters[0].grad
+        if held is not None and held.data_ptr() == self._layers[index].gradients[0].data_ptr():
+            for p in parameters:
+                if p.grad is not None:
+                    p.grad = p.grad.clone()
 
 
 class _Recorded(torch.autograd.Function):
@@ -142,7 +152,6 @@ class _Recorded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         d_x, gradients = ctx.recorded.backward(ctx.index, grad, ctx.number)
-        # These are written to again: torch copies a gradient that others hold as well.
         return (d_x, None, None, *gradients)
 
 
@@ -154,7 +163,8 @@ def _put(x: Tensor, place: Tensor) -> None:
 
 def _record_all(
     layers: Sequence[Any], x: Tensor, weights: CastWeights, seeds: Tensor
-) -> list[_Layer]:
+) -> tuple[list[_Layer], Any]:
+    """The layers, and what lies between a forward pass and its backward pass."""
     settings = [layer_settings(layer, True) for layer in layers]
     norms = [norm_parameters(layer) for layer in layers]
     weights.refresh()
@@ -179,7 +189,7 @@ def _record_all(
             both = (forwards[i], inputs[i + 1], grad, graph)
             recorded.append(_Layer(inputs[i], *both, d_x, gradients))
             grad = d_x
-    return recorded[::-1]
+    return recorded[::-1], kept
 
 
 class _Recorder:

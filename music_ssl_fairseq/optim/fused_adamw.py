@@ -12,6 +12,7 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.optim import FairseqOptimizer, register_optimizer
 from omegaconf import II
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from music_ssl_fairseq.late import Late
 
@@ -73,7 +74,7 @@ class FusedAdamW(FairseqOptimizer):
         return True
 
     def _gradients(self) -> list[Tensor]:
-        return [p.grad for p in self.params if p.grad is not None]
+        return [grad for p in self.params if (grad := p.grad) is not None]
 
     @property
     def _on_the_way(self) -> bool:
@@ -93,15 +94,12 @@ class FusedAdamW(FairseqOptimizer):
         parameters = [p for p in ddp.module.parameters() if p.requires_grad]
         if any(hasattr(p, "expert") for p in parameters):  # not to be shared
             return super().all_reduce_grads(module)
-        flat = torch.cat(
-            [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
-        )
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = _flatten_dense_tensors(gradients)
         flat /= ddp.world_size
         distributed_utils.all_reduce(flat, ddp.process_group)
-        for p, gradient in zip(
-            parameters, flat.split([p.numel() for p in parameters]), strict=True
-        ):
-            p.grad = gradient.view_as(p)
+        for p, gradient in zip(parameters, _unflatten_dense_tensors(flat, gradients), strict=True):
+            p.grad = gradient
 
     def multiply_grads(self, c: float | Tensor) -> None:
         """Multiply all gradients by a constant."""
