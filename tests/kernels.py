@@ -226,6 +226,8 @@ def test_recorded_layers(left_out, graphs):
         results[-1] += [p.grad.clone() for i in used for p in layers[i].parameters()]
     for fused, own in zip(*results, strict=True):
         assert torch.equal(fused, own)
+    held = {t.data_ptr() for layer in recorded._layers for t in layer.gradients}
+    assert not held & {p.grad.data_ptr() for p in parameters if p.grad is not None}
 
 
 def _seeds(number: int = 3) -> Tensor:

@@ -127,18 +127,8 @@ class RecordedLayers:
             )
         layer = self._layers[index]
         _put(grad, layer.grad)
-        self._keep(index)
         layer.backward.replay()
-        return layer.d_x.detach(), [gradient.detach() for gradient in layer.gradients]
-
-    def _keep(self, index: int) -> None:
-        """Gradients of the batch before, in the same update, lie where these will be written."""
-        parameters = self._parameters[index]
-        held = parameters[0].grad
-        if held is not None and held.data_ptr() == self._layers[index].gradients[0].data_ptr():
-            for p in parameters:
-                if p.grad is not None:
-                    p.grad = p.grad.clone()
+        return layer.d_x.detach(), layer.gradients
 
 
 class _Recorded(torch.autograd.Function):
@@ -152,6 +142,8 @@ class _Recorded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         d_x, gradients = ctx.recorded.backward(ctx.index, grad, ctx.number)
+        # Other passes will write to the memory of these. Torch takes over as a parameter's gradient
+        # what nobody else holds, and copies what is held elsewhere, as these are.
         return (d_x, None, None, *gradients)
 
 
