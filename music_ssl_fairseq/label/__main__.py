@@ -288,6 +288,7 @@ def _job(arguments: argparse.Namespace, train: "Manifest") -> "Job":
     """Check what can be checked before any work is done."""
     from music_ssl_fairseq.label import memory
     from music_ssl_fairseq.label.backends import choose_device
+    from music_ssl_fairseq.label.parallel import start_server
     from music_ssl_fairseq.label.recipe import LabelFolder
     from music_ssl_fairseq.label.shards import choose_shard
     from music_ssl_fairseq.label.stages import Job, choose_crew
@@ -300,6 +301,7 @@ def _job(arguments: argparse.Namespace, train: "Manifest") -> "Job":
             "--stage fit --force once, by itself, and then the shards without --force"
         )
     features = Features(a.features, a.checkpoint, a.layer)
+    start_server([f"{__package__}.sample", f"{__package__}.assign", *features.modules])
     device = choose_device(a.device, a.features == DEEP)
     computed_on = device if features.can_use_gpu else "cpu"
     recipe = _recipe(a, features, train)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from typing import Any, TypeVar
 
 from music_ssl_fairseq.errors import InputError
@@ -117,10 +118,8 @@ def _result(results: Any, serving: list[Future[None]]) -> tuple[int, Any]:
 @contextlib.contextmanager
 def _workers(job: Any, crew: Crew, *queues: Any) -> Iterator[ProcessPoolExecutor]:
     others = multiprocessing.active_children()
+    start_server([type(job).__module__, *getattr(job, "modules", [])])
     context = _context()
-    # Imported once, and not in each worker of each pool: of models' features it takes seconds.
-    needed = getattr(job, "modules", [])
-    context.set_forkserver_preload([type(job).__module__, "scipy.signal", *needed])
     devices = context.SimpleQueue()
     for device in crew.devices:
         devices.put(device)
@@ -142,6 +141,16 @@ def _workers(job: Any, crew: Crew, *queues: Any) -> Iterator[ProcessPoolExecutor
             for process in ours:
                 process.join()
             raise
+
+
+def start_server(modules: list[str]) -> None:
+    """Start the process that workers are forked from, unless it is there.
+
+    It imports what they need once, of models' features for seconds, while this one does the same.
+    """
+    _context().set_forkserver_preload(["scipy.signal", *modules])
+    with _one_thread():
+        forkserver.ensure_running()
 
 
 def _context() -> Any:
