@@ -45,10 +45,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=5.0 if GPU else 1.0, help="of a crop")
     parser.add_argument("--updates", type=int, default=300 if GPU else 12, help="of our run")
     parser.add_argument("--stock-updates", type=int, default=60 if GPU else 6, help="of fairseq's")
-    parser.add_argument("--workers", type=int, default=min(10, available_cpus()), help="a GPU")
+    parser.add_argument("--workers", type=int, help="a GPU (default: 10, several GPUs: up to 16)")
     parser.add_argument("--no-stock", action="store_true", help="time ours alone")
     parser.add_argument("--ddp-backend", default="legacy_ddp", help="of ours, with --gpus > 1")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.workers = args.workers or min(10 if args.gpus == 1 else 16, available_cpus() // args.gpus)
+    return args
 
 
 def make_corpus(folder: Path, tracks: int, k: int) -> None:
