@@ -92,7 +92,8 @@ class FusedAdamW(FairseqOptimizer):
         if not isinstance(ddp, LegacyDistributedDataParallel):
             return super().all_reduce_grads(module)
         parameters = [p for p in ddp.module.parameters() if p.requires_grad]
-        if any(hasattr(p, "expert") for p in parameters):  # not to be shared
+        shared = not any(hasattr(p, "expert") for p in parameters)
+        if not shared or len({p.dtype for p in parameters}) != 1:
             return super().all_reduce_grads(module)
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         flat = _flatten_dense_tensors(gradients)
