@@ -23,12 +23,14 @@ _GPU_BATCH = 8  # windows of 30 s that go through a model on a GPU together
 
 
 class _Job(NamedTuple):
-    """A window of a piece: its audio `[1, T]`, and what there is to know of its section's."""
+    """A window of a piece: its audio `[1, T]`, what there is to know of its section's, and how much
+    each of its frames counts."""
 
     piece: int
     window: Window
     audio: Tensor
     statistics: Statistics | None
+    weights: Tensor
 
 
 class Deep:
@@ -85,27 +87,31 @@ class Deep:
         """As `features_of`, on the model's device."""
         device = self.upstream.device
         found = [torch.zeros(p.last - p.first, self.dimension, device=device) for p in pieces]
-        for jobs in self._batches(pieces):
-            for job, values in zip(jobs, self._hidden(jobs), strict=False):
-                _add(found[job.piece], pieces[job.piece], job.window, values)
+        # All that a GPU needs first, since Python waits for it whenever something is sent.
+        jobs = [job for i, piece in enumerate(pieces) for job in self._jobs(i, piece)]
+        weights = [job.window.weights for job in jobs] or [np.zeros(0, np.float32)]
+        sent = torch.from_numpy(np.concatenate(weights)).to(device).split([len(w) for w in weights])
+        jobs = [job._replace(weights=own) for job, own in zip(jobs, sent, strict=False)]
+        for together in self._batches(jobs):
+            for job, values in zip(together, self._hidden(together), strict=False):
+                _add(found[job.piece], pieces[job.piece], job, values)
         return found
 
     def _sections(self, num_samples: int, first: int, last: int) -> list[Section]:
         found = sections(num_samples, self.grid, self.windowing)
         return [s for s in found if any(_counts(window, first, last) for window in s.windows)]
 
-    def _batches(self, pieces: Sequence[Piece]) -> Iterator[list[_Job]]:
+    def _batches(self, jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
         """What goes through the model together: windows of long tracks, or one short track."""
         together: list[_Job] = []
-        for i, piece in enumerate(pieces):
-            for job in self._jobs(i, piece):
-                if job.statistics is None:
-                    yield [job]
-                    continue
-                together.append(job)
-                if len(together) == self._batch:
-                    yield together
-                    together = []
+        for job in jobs:
+            if job.statistics is None:
+                yield [job]
+                continue
+            together.append(job)
+            if len(together) == self._batch:
+                yield together
+                together = []
         if together:
             yield together
 
@@ -117,7 +123,8 @@ class Deep:
             statistics = self.upstream.statistics(heard) if len(section.windows) > 1 else None
             for window in section.windows:
                 if _counts(window, piece.first, piece.last):
-                    yield _Job(number, window, section.part(heard, window), statistics)
+                    weights = torch.from_numpy(window.weights)
+                    yield _Job(number, window, section.part(heard, window), statistics, weights)
 
     def _hidden(self, jobs: list[_Job]) -> Tensor:
         """`[B, frames, dimension]`: of the jobs, and maybe others after them."""
@@ -137,9 +144,10 @@ def _counts(window: Window, first: int, last: int) -> bool:
     return bool(inside.any())
 
 
-def _add(found: Tensor, piece: Piece, window: Window, values: Tensor) -> None:
+def _add(found: Tensor, piece: Piece, job: _Job, values: Tensor) -> None:
     """Add a window's share `[num_frames, D]` to the piece's frames."""
+    window = job.window
     first, last = max(piece.first, window.first), min(piece.last, window.last)
     inside = slice(first - window.first, last - window.first)
-    weights = torch.from_numpy(window.weights[inside]).to(values.device)
-    found[first - piece.first : last - piece.first] += weights.unsqueeze(-1) * values[inside]
+    share = job.weights[inside].unsqueeze(-1) * values[inside]
+    found[first - piece.first : last - piece.first] += share
