@@ -75,6 +75,10 @@ class FrontEnd(Protocol):
         """
         ...
 
+    def features_at(self, piece: Piece, frames: np.ndarray) -> np.ndarray:
+        """`[n, dimension]` float32 of some frames of a piece, `[n]` int64 and ascending."""
+        ...
+
 
 @dataclass(frozen=True)
 class Features:

@@ -82,6 +82,10 @@ class Deep:
         """`[last - first, dimension]` float32 of each piece: those frames of the whole track."""
         return [values.cpu().numpy() for values in self.tensors_of(pieces)]
 
+    def features_at(self, piece: Piece, frames: np.ndarray) -> np.ndarray:
+        """`[n, dimension]` float32 of some frames `[n]` of a piece."""
+        return self.features_of([piece])[0][frames - piece.first]
+
     @torch.no_grad()
     def tensors_of(self, pieces: Sequence[Piece]) -> list[Tensor]:
         """As `features_of`, on the model's device."""

@@ -26,6 +26,9 @@ class Piece(NamedTuple):
     last: int
 
 
+_SPARSE = 0.7  # of a piece's frames: from more on, to compute all of them is no slower
+
+
 class Framewise:
     """Features of which a frame depends on a fixed number of frames around it.
 
@@ -65,3 +68,30 @@ class Framewise:
             whole = self.features(piece.waveform)
             found.append(whole[piece.first - offset : piece.last - offset])
         return found
+
+    def features_at(self, piece: Piece, frames: np.ndarray) -> np.ndarray:
+        """`[n, dimension]` float32 of some frames of a piece alone, `[n]` int64 and ascending.
+
+        To rounding, what `features_of` says of them. Where they are far apart, only what each
+        depends on is computed.
+        """
+        grid, context = self.grid, self.context
+        size = grid.num_samples(2 * context + 1)  # samples that a frame depends on
+        apart = -(-size // grid.hop)  # frames from one such span to the next, put in a row
+        if len(frames) * apart > _SPARSE * (piece.last - piece.first):
+            return self.features_of([piece])[0][frames - piece.first]
+        found = np.empty((len(frames), self.dimension), np.float32)
+        last = grid.num_frames(piece.num_samples) - 1 - context
+        inside = (frames >= context) & (frames <= last)
+        for i in np.flatnonzero(~inside):  # where the track begins or ends
+            found[i] = self.features_of([self._part(piece, int(frames[i]))])[0][0]
+        starts = (frames[inside] - context) * grid.hop - piece.start
+        spans = np.zeros((len(starts), apart * grid.hop), np.float32)
+        spans[:, :size] = piece.waveform[starts[:, None] + np.arange(size)]
+        found[inside] = self.features(spans.reshape(-1))[context::apart][: len(starts)]
+        return found
+
+    def _part(self, piece: Piece, frame: int) -> Piece:
+        start, stop = self.span(piece.num_samples, frame, frame + 1)
+        waveform = piece.waveform[start - piece.start : stop - piece.start]
+        return Piece(waveform, start, piece.num_samples, frame, frame + 1)

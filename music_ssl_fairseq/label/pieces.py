@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from music_ssl_fairseq.cpus import available_cpus
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.features import Features, front_end
@@ -26,15 +28,17 @@ _TOGETHER = 8  # pieces that a GPU is given at once
 _READ_AHEAD = 16  # pieces that are being read, or were, besides those
 _MAX_READERS = 16
 
-Read = Piece | AudioError
-
 
 class Request(NamedTuple):
-    """Frames `[first, last)` of a track."""
+    """Frames `[first, last)` of a track; or, if given, of these only `frames`, `[n]` ascending."""
 
     track: Track
     first: int
     last: int
+    frames: np.ndarray | None = None
+
+
+Read = tuple[Piece | AudioError, Request]
 
 
 class PieceFeatures:
@@ -55,8 +59,8 @@ class PieceFeatures:
             groups: taken as they come, on a GPU ahead, by another thread.
 
         Yields:
-            An iterator over `[last - first, dimension]` float32 of each request: an array, on a GPU
-            a tensor there; of a track that cannot be read, or has not the manifest's length, its
+            An iterator over `[frames, dimension]` float32 of each request: an array, on a GPU a
+            tensor there; of a track that cannot be read, or has not the manifest's length, its
             AudioError. To be exhausted before the next is asked for.
         """
         if not self._on_gpu:
@@ -64,20 +68,27 @@ class PieceFeatures:
                 yield (self._features(request) for request in group)
             return
         computed: deque[Any] = deque()
-        with _Ahead(groups, self._read) as ahead:
+        with _Ahead(groups, self._read_with) as ahead:
             while (number := ahead.next_group()) is not None:
                 yield self._from(ahead, computed, number)
 
     def _features(self, request: Request) -> Any:
         read = self._read(request)
-        return read if isinstance(read, AudioError) else self.front.features_of([read])[0]
+        if isinstance(read, AudioError):
+            return read
+        if request.frames is None:
+            return self.front.features_of([read])[0]
+        return self.front.features_at(read, request.frames)
 
-    def _read(self, request: Request) -> Read:
+    def _read(self, request: Request) -> Piece | AudioError:
         try:
             check_length(request.track)
-            return read_piece(self.front, *request)
+            return read_piece(self.front, request.track, request.first, request.last)
         except AudioError as error:
             return error
+
+    def _read_with(self, request: Request) -> Read:
+        return self._read(request), request
 
     def _from(self, ahead: "_Ahead", computed: deque[Any], number: int) -> Iterator[Any]:
         for _ in range(number):
@@ -86,10 +97,14 @@ class PieceFeatures:
             yield computed.popleft()
 
     def _compute(self, read: list[Read]) -> Iterator[Any]:
-        pieces = [piece for piece in read if not isinstance(piece, AudioError)]
+        pieces = [piece for piece, _ in read if not isinstance(piece, AudioError)]
         tensors = iter(self.front.tensors_of(pieces))  # type: ignore[attr-defined]
-        for piece in read:
-            yield piece if isinstance(piece, AudioError) else next(tensors)
+        for piece, request in read:
+            if isinstance(piece, AudioError):
+                yield piece
+                continue
+            whole = next(tensors)
+            yield whole if request.frames is None else whole[request.frames - request.first]
 
 
 class _Ahead:

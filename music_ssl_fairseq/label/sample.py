@@ -141,7 +141,7 @@ class Reader(FeatureJob):
     def requests(self, item: list[Part]) -> list[Request]:
         """What lies between the frames of some parts."""
         return [
-            Request(part.track, int(run[0]), int(run[-1]) + 1)
+            Request(part.track, int(run[0]), int(run[-1]) + 1, run)
             for part in item
             for run in self._runs(part)
         ]
@@ -156,12 +156,12 @@ class Reader(FeatureJob):
 
     def _rows(self, part: Part, read: Iterator) -> np.ndarray | AudioError:
         rows, error = [np.empty((0, self._pieces.front.dimension), np.float32)], None
-        for run in self._runs(part):
+        for _ in self._runs(part):
             found = next(read)
             if isinstance(found, AudioError):
                 error = error or found
             else:
-                rows.append(_as_array(found[run - run[0]]))
+                rows.append(_as_array(found))
         return error or np.concatenate(rows)
 
 

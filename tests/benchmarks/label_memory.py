@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from music_ssl_fairseq import features
+from music_ssl_fairseq.features.framewise import Piece
 from music_ssl_fairseq.features.mfcc import Mfcc
 from music_ssl_fairseq.label.assign import Labeller
 from music_ssl_fairseq.label.sample import Reader
@@ -53,6 +54,10 @@ class Stub(Mfcc):
         rng = np.random.default_rng(pieces[0].first)
         table = self._table + rng.normal(0, 1, self._table.shape[1]).astype(np.float32)
         return [table[: piece.last - piece.first] for piece in pieces]
+
+    def features_at(self, piece: Piece, frames: np.ndarray) -> np.ndarray:
+        """Some of these."""
+        return self.features_of([piece])[0][frames - piece.first]
 
 
 class StubLabeller(Labeller):
