@@ -143,12 +143,8 @@ def exchange_numbers_on_cpu() -> None:
         return {k: sums[k] if isinstance(v, Tensor) else sums[k].item() for k, v in data.items()}
 
     def check_grad_norms(self: Any, grad_norm: Tensor) -> None:
-        several = self._grad_norm_buf is not None
-        if (
-            several
-            and not grad_norm.is_cuda
-            and _exchanges_on_cpu(self.data_parallel_process_group)
-        ):
+        alone = self._grad_norm_buf is None
+        if not (alone or grad_norm.is_cuda) and _exchanges_on_cpu(self.data_parallel_process_group):
             self._grad_norm_buf = self._grad_norm_buf.cpu()
         check_norms(self, grad_norm)
 

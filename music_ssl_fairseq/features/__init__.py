@@ -25,12 +25,12 @@ FRONT_ENDS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 """Name on the command line: module of this package, class, arguments. `a+b` joins several."""
 
-ON_GPU: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "mfcc": ("kaldi_torch", "TorchMfcc", {}),
-    "mfcc60": ("kaldi_torch", "TorchMfcc", {"num_ceps": 20}),
-    "logmel": ("kaldi_torch", "TorchLogMel", {}),
+ON_GPU: dict[str, tuple[str, str]] = {
+    "mfcc": ("kaldi_torch", "TorchMfcc"),
+    "mfcc60": ("kaldi_torch", "TorchMfcc"),
+    "logmel": ("kaldi_torch", "TorchLogMel"),
 }
-"""Those of `FRONT_ENDS` that a GPU can compute; the classes take its name as well."""
+"""Those of `FRONT_ENDS` that a GPU can compute: module and class, which takes a device as well."""
 
 DEEP = "deep"
 """The name of a model's layer, which needs a checkpoint as well."""
@@ -138,8 +138,10 @@ class Features:
     @property
     def modules(self) -> list[str]:
         """What making the front end imports: for a parent process to import before it forks."""
-        known = FRONT_ENDS if self.device == "cpu" else ON_GPU
-        names = [DEEP] if self.name == DEEP else [known[part][0] for part in self.parts]
+        if self.name == DEEP:
+            names = [DEEP]
+        else:
+            names = [_class(part, self.device)[0] for part in self.parts]
         return [f"{__name__}.{name}" for name in dict.fromkeys(names)]
 
 
@@ -158,13 +160,18 @@ def front_end(features: Features | str) -> FrontEnd:
     if features.checkpoint is not None and features.layer is not None:
         deep = import_module(f"{__name__}.deep")
         return deep.Deep(features.checkpoint, features.layer, features.device)
-    if features.device != "cpu":
-        return _front_end(*ON_GPU[features.name], device=features.device)
-    parts = {part: _front_end(*FRONT_ENDS[part]) for part in features.parts}
+    parts = {part: _front_end(part, features.device) for part in features.parts}
     if len(parts) == 1:
         return parts[features.name]
     return import_module(f"{__name__}.concatenation").Concatenation(parts)
 
 
-def _front_end(module: str, name: str, arguments: dict[str, Any], **more: Any) -> Framewise:
-    return getattr(import_module(f"{__name__}.{module}"), name)(**arguments, **more)
+def _class(name: str, device: str) -> tuple[str, str]:
+    """Module and class of a front end."""
+    return FRONT_ENDS[name][:2] if device == "cpu" else ON_GPU[name]
+
+
+def _front_end(name: str, device: str) -> Framewise:
+    module, attribute = _class(name, device)
+    arguments = FRONT_ENDS[name][2] | ({} if device == "cpu" else {"device": device})
+    return getattr(import_module(f"{__name__}.{module}"), attribute)(**arguments)

@@ -93,9 +93,11 @@ class Deep:
         found = [torch.zeros(p.last - p.first, self.dimension, device=device) for p in pieces]
         # All that a GPU needs first, since Python waits for it whenever something is sent.
         jobs = [job for i, piece in enumerate(pieces) for job in self._jobs(i, piece)]
-        weights = [job.window.weights for job in jobs] or [np.zeros(0, np.float32)]
-        sent = torch.from_numpy(np.concatenate(weights)).to(device).split([len(w) for w in weights])
-        jobs = [job._replace(weights=own) for job, own in zip(jobs, sent, strict=False)]
+        if not jobs:
+            return found
+        sent = torch.cat([job.weights for job in jobs]).to(device)
+        weights = sent.split([len(job.weights) for job in jobs])
+        jobs = [job._replace(weights=own) for job, own in zip(jobs, weights, strict=True)]
         for together in self._batches(jobs):
             for job, values in zip(together, self._hidden(together), strict=False):
                 _add(found[job.piece], pieces[job.piece], job, values)

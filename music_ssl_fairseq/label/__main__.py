@@ -301,7 +301,9 @@ def _job(arguments: argparse.Namespace, train: "Manifest") -> "Job":
             "--stage fit --force once, by itself, and then the shards without --force"
         )
     features = Features(a.features, a.checkpoint, a.layer)
-    start_server([f"{__package__}.sample", f"{__package__}.assign", *features.modules])
+    asked_for_gpu = features.can_use_gpu and a.device == "cuda"
+    needed = replace(features, device="cuda" if asked_for_gpu else "cpu").modules
+    start_server([f"{__package__}.sample", f"{__package__}.assign", *needed])
     device = choose_device(a.device, a.features == DEEP)
     computed_on = device if features.can_use_gpu else "cpu"
     recipe = _recipe(a, features, train)

@@ -165,9 +165,11 @@ class _Coarse:
         effort = _MUCH if len(self._frames) * options.k <= _CHEAP else _ENOUGH
         self._rounds = effort.rounds if options.k >= 2 * _NEIGHBOURS else 0
         self._round_iterations = effort.iterations
-        reduced = principal_values(self._frames)
-        self._all_values = reduced is self._frames
-        self._reduced, self._placed = reduced, backend.placed(reduced)
+        self._reduced = principal_values(self._frames)
+        if self._reduced is self._frames:
+            self._placed = self.placed[: len(self._frames)]
+        else:
+            self._placed = backend.placed(self._reduced)
         self.steps = 2 + self._rounds + len(self._growths)
 
     def start(self) -> Fit:
@@ -206,7 +208,7 @@ class _Coarse:
 
     def _of_all_values(self, state: Fit) -> np.ndarray:
         """Centroids in the reduced values become means of the frames nearest to them."""
-        if self._all_values:
+        if self._reduced is self._frames:
             return state.centroids
         _, nearest = self._backend.two_nearest(self._placed, state.centroids)
         sums, counts = sums_of_units(self._frames, nearest, self._options.k)

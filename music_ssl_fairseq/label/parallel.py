@@ -43,7 +43,7 @@ class Crew:
 
     @property
     def together(self) -> int:
-        """Tracks to hand to a worker at once: a GPU wants several to choose its batches from."""
+        """Tracks to hand to a worker at once: a GPU is done with one in milliseconds."""
         return _TRACKS_OF_A_GPU if self.devices else 1
 
 
@@ -87,21 +87,21 @@ def _served(job: Any, items: Iterable[Any], crew: Crew) -> Iterator[Any]:
         serving = [executor.submit(_serve) for _ in crew.devices]
         sent = given = 0
         done: dict[int, Any] = {}
-        last = None
-        while last is None or given < last:
-            while last is None and sent < given + _AHEAD_OF_A_GPU * crew.workers:
+        more = True
+        while more or given < sent:
+            while more and sent < given + _AHEAD_OF_A_GPU * crew.workers:
                 task = next(waiting, None)
-                if task is None:
-                    last = sent
+                more = task is not None
+                if more:
+                    tasks.put(task)
+                    sent += 1
+                else:
                     for _ in crew.devices:
                         tasks.put(None)
-                else:
-                    sent += 1
-                    tasks.put(task)
             if given in done:
                 yield done.pop(given)
                 given += 1
-            elif last is None or given < last:
+            elif given < sent:
                 done.update([_result(results, serving)])
 
 

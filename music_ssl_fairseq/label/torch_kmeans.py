@@ -33,8 +33,7 @@ class TorchNearest:
 
     def __call__(self, frames: np.ndarray | Tensor) -> np.ndarray:
         """`[n, D]` float32, an array or a tensor anywhere, to `[n]` int64 units."""
-        tensor = torch.as_tensor(frames)
-        units = [self.scores(block)[0].argmax(1) for block in tensor.split(self._block)]
+        units = [self.scores(block)[0].argmax(1) for block in self.blocks(frames)]
         return torch.cat(units).cpu().numpy() if units else np.zeros(0, np.int64)
 
     def scores(self, frames: Tensor) -> tuple[Tensor, Tensor]:
