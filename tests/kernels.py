@@ -202,32 +202,33 @@ def _layers(number: int) -> list[TransformerLayer]:
 
 @pytest.mark.parametrize("left_out", [None, 1])
 def test_recorded_layers(left_out, graphs):
-    """As fused layers: with LayerDrop, two batches an update, and weights that have changed."""
+    """As fused layers: with LayerDrop, three batches an update, and weights that have changed."""
     layers, x = _layers(3), random(1, 11, 32)
-    used = [i for i in range(3) if i != left_out]
+    everything = [0, 1, 2]
+    some = [i for i in everything if i != left_out]
     with torch.autocast("cuda", torch.float16, enabled=GPU):
         recorded = RecordedLayers(layers, x)
     parameters = [p for layer in layers for p in layer.parameters()]
     with torch.no_grad():
         for p in parameters:
             p.mul_(0.9)
-    batches = [(random(1, 11, 32), random(1, 11, 32), _seeds()) for _ in range(2)]
+    batches = [
+        (random(1, 11, 32), random(1, 11, 32), _seeds(), used) for used in (some, everything, some)
+    ]
     results: list[list[Tensor]] = []
     for run in (_fused, _play):
         for p in parameters:
             p.grad = None
         results.append([])
-        for x, grad, seeds in batches:
+        for x, grad, seeds, used in batches:
             y = x.clone().requires_grad_()
             with torch.autocast("cuda", torch.float16, enabled=GPU):
                 output = run(layers, used, y, seeds, recorded)
             output.backward(grad)
             results[-1] += [output.clone(), y.grad.clone()]
-        results[-1] += [p.grad.clone() for i in used for p in layers[i].parameters()]
+        results[-1] += [p.grad.clone() for p in parameters]
     for fused, own in zip(*results, strict=True):
         assert torch.equal(fused, own)
-    held = {t.data_ptr() for layer in recorded._layers for t in layer.gradients}
-    assert not held & {p.grad.data_ptr() for p in parameters if p.grad is not None}
 
 
 def _seeds(number: int = 3) -> Tensor:

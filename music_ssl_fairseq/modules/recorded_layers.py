@@ -106,8 +106,20 @@ class RecordedLayers:
             seeds: `[layers, 3]` int32, of each layer's dropouts.
         """
         self._number += 1
+        self._keep_gradients()
         self._weights.refresh()
         self._seeds.copy_(seeds)
+
+    def _keep_gradients(self) -> None:
+        """Copy what parameters still hold of the last pass, as when several batches make an update.
+
+        Torch takes over as a parameter's gradient what it is given, and this pass writes there.
+        """
+        for layer, parameters in zip(self._layers, self._parameters, strict=True):
+            for parameter, gradient in zip(parameters, layer.gradients, strict=True):
+                held = parameter.grad
+                if held is not None and held.data_ptr() == gradient.data_ptr():
+                    parameter.grad = held.clone()
 
     def __call__(self, index: int, x: Tensor) -> Tensor:
         """The output `[B, T, D]` of layer `index`: valid until the next pass."""
@@ -128,7 +140,7 @@ class RecordedLayers:
         layer = self._layers[index]
         _put(grad, layer.grad)
         layer.backward.replay()
-        return layer.d_x.detach(), layer.gradients
+        return layer.d_x.detach(), [gradient.detach() for gradient in layer.gradients]
 
 
 class _Recorded(torch.autograd.Function):
@@ -142,8 +154,6 @@ class _Recorded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         d_x, gradients = ctx.recorded.backward(ctx.index, grad, ctx.number)
-        # Other passes will write to the memory of these. Torch takes over as a parameter's gradient
-        # what nobody else holds, and copies what is held elsewhere, as these are.
         return (d_x, None, None, *gradients)
 
 
