@@ -86,6 +86,7 @@ def _backward_queries(
     BLOCKS: tl.constexpr, DROP: tl.constexpr,
 ):  # fmt: skip
     # Queries, keys and values beyond the end are zeros, and so is all that they add to others.
+    # What dropout keeps is multiplied by its factor at the end, once for a row of sums.
     program = tl.program_id(1)
     crop, head = (program // heads).to(tl.int64), program % heads
     row, width = 3 * heads * D, heads * D
@@ -95,7 +96,7 @@ def _backward_queries(
     q = _rows(start, frames, row, queries, D, BLOCK)
     y = _rows(start, frames, width, output + crop * frames * width + head * D, D, BLOCK)
     dy = _rows(start, frames, width, d_output + crop * frames * width + head * D, D, BLOCK)
-    level = tl.sum(y.to(tl.float32) * dy.to(tl.float32), 1)
+    level = tl.sum(y.to(tl.float32) * dy.to(tl.float32), 1) / factor
     tl.store(levels + program * padded + i, level)
     log = tl.load(logs + program * padded + i)
     seed = tl.load(seeds)
@@ -112,9 +113,9 @@ def _backward_queries(
         d_p = tl.dot(dy, tl.trans(v))
         if DROP:
             column_hash = scramble(~(first + tl.arange(0, OTHERS)), seed)[None, :]
-            d_p = tl.where(kept_pairs(row_hash, column_hash, threshold), d_p * factor, 0.0)
+            d_p = tl.where(kept_pairs(row_hash, column_hash, threshold), d_p, 0.0)
         d_q = tl.dot((p * (d_p - level[:, None])).to(k.dtype), k, d_q)
-    d_q *= root
+    d_q *= root * factor
     _store_rows(d_q, start, frames, row, d_qkv + crop * frames * row + head * D, D, BLOCK)
     sums = d_bias + (crop * tl.num_programs(0) + tl.program_id(0)) * row + head * D
     tl.store(sums + tl.arange(0, D), tl.sum(d_q, 0))
@@ -155,13 +156,13 @@ def _backward_keys(
         d_p = tl.dot(v, tl.trans(dy))
         if DROP:
             keep = kept_pairs(tl.load(hashes + i)[None, :], column_hash, threshold)
-            d_p = tl.where(keep, d_p * factor, 0.0)
-            d_v = tl.dot(tl.where(keep, p * factor, 0.0).to(dy.dtype), dy, d_v)
+            d_p = tl.where(keep, d_p, 0.0)
+            d_v = tl.dot(tl.where(keep, p, 0.0).to(dy.dtype), dy, d_v)
         else:
             d_v = tl.dot(p.to(dy.dtype), dy, d_v)
         d_k = tl.dot((p * (d_p - level[None, :])).to(q.dtype), q, d_k)
-    d_k = tl.where(j[:, None] < frames, d_k * root, 0.0)
-    d_v = tl.where(j[:, None] < frames, d_v, 0.0)
+    d_k = tl.where(j[:, None] < frames, d_k * (root * factor), 0.0)
+    d_v = tl.where(j[:, None] < frames, d_v * factor, 0.0)
     _store_rows(d_k, first, frames, row, d_queries + width, D, BLOCK)
     _store_rows(d_v, first, frames, row, d_queries + 2 * width, D, BLOCK)
     sums = d_bias + (crop * tl.num_programs(0) + tl.program_id(0)) * row + head * D
