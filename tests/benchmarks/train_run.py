@@ -45,11 +45,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=5.0 if GPU else 1.0, help="of a crop")
     parser.add_argument("--updates", type=int, default=300 if GPU else 12, help="of our run")
     parser.add_argument("--stock-updates", type=int, default=60 if GPU else 6, help="of fairseq's")
-    parser.add_argument("--workers", type=int, help="a GPU (default: 10, several GPUs: up to 16)")
+    parser.add_argument("--workers", type=int, help="a GPU (default: up to 10)")
     parser.add_argument("--no-stock", action="store_true", help="time ours alone")
     parser.add_argument("--ddp-backend", default="legacy_ddp", help="of ours, with --gpus > 1")
     args = parser.parse_args()
-    args.workers = args.workers or min(10 if args.gpus == 1 else 16, available_cpus() // args.gpus)
+    args.workers = args.workers or min(10, available_cpus() // args.gpus)
     return args
 
 
@@ -202,7 +202,7 @@ def main() -> None:
     print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        make_corpus(folder, 6000 if GPU else 40, args.k)
+        make_corpus(folder, 6000 * args.gpus if GPU else 40, args.k)
         for name in args.model or ["music_hubert", "music2vec"]:
             runs = [("ours", our_command, args.gpus, args.updates)]
             if not args.no_stock:
