@@ -6,9 +6,9 @@
 Each run is the command as a user types it, with the configs of `examples/` (fairseq's: its own
 tasks and models with the values of its published configs), in a process of its own: data loading,
 logging and all. What counts is the wall time from the end of the warm-up, in which kernels are
-compiled, to the last update, as the run's own log has it. The corpus is made on the spot: tracks of
-30 s at 16 kHz, with random units at 100 Hz. On a CPU the models are tiny, and the figures only show
-that the command works.
+compiled, to the last update, as the run's own log has it. The ceiling is that of `train_step`, of
+all GPUs that are used. The corpus is made on the spot: tracks of 30 s at 16 kHz, with random units
+at 100 Hz. On a CPU the models are tiny, and the figures only show that the command works.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ import torch
 from music_ssl_fairseq.cpus import available_cpus
 from tests import tiny
 from tests.audio_files import write_tone
+from tests.benchmarks.train_step import matrix_rate, operations
 
 ROOT = Path(__file__).parents[2]
 GPU = torch.cuda.is_available()
@@ -155,13 +157,18 @@ def stock_command(name: str, args: argparse.Namespace, folder: Path, run: Path) 
     return [*options, *common(args, run, args.stock_updates)]
 
 
-def measure(command: list[str], run: Path, warm_up: int) -> tuple[float, int, float]:
-    """Run a training command.
+class Figures(NamedTuple):
+    """Of a run: seconds an update after the warm-up, how many updates that is over, seconds from
+    the start of the first epoch to the end of the warm-up, and the peak of memory in GB."""
 
-    Returns:
-        Seconds an update after `warm_up` updates, how many updates that is over, and seconds from
-        the start of the first epoch to the end of the warm-up.
-    """
+    seconds: float
+    updates: int
+    start: float
+    memory: float
+
+
+def measure(command: list[str], run: Path, warm_up: int) -> Figures:
+    """Run a training command, of which so many updates are the warm-up."""
     result = subprocess.run(
         [sys.executable, "-m", "fairseq_cli.hydra_train", *command],
         cwd=ROOT,
@@ -170,11 +177,12 @@ def measure(command: list[str], run: Path, warm_up: int) -> tuple[float, int, fl
         check=False,
     )
     log = run / "hydra_train.log"
-    found = []
+    found, free = [], []
     if result.returncode == 0 and log.exists():
         for line in log.read_text().splitlines():
             if match := re.search(r"^\[(.*?)\]\[train_inner\]\[INFO\] - (\{.*)", line):
                 entry = json.loads(match[2])
+                free.append(float(entry.get("gb_free", "nan")))
                 found.append((int(entry["num_updates"]), _seconds(match[1])))
     timed = [(update, wall) for update, wall in found if update >= warm_up]
     if len(timed) < 2:
@@ -183,7 +191,9 @@ def measure(command: list[str], run: Path, warm_up: int) -> tuple[float, int, fl
     (first, began), (last, ended) = timed[0], timed[-1]
     start = re.search(r"\[(.*?)\].*begin training epoch", log.read_text())
     assert start
-    return (ended - began) / (last - first), last - first, began - _seconds(start[1])
+    seconds = (ended - began) / (last - first)
+    memory = torch.cuda.get_device_properties(0).total_memory - min(free) * 2**30 if GPU else 0.0
+    return Figures(seconds, last - first, began - _seconds(start[1]), memory / 1e9)
 
 
 def _seconds(stamp: str) -> float:
@@ -198,8 +208,9 @@ def main() -> None:
     device = torch.cuda.get_device_name() if GPU else "CPU (tiny models)"
     print(f"{args.gpus} x {device}, torch {torch.__version__}, {args.workers} workers each")
     print(f"{args.seconds:g} s crops out of {TRACK_SECONDS} s FLAC, {args.crops} a GPU and update")
-    print("| | updates timed | ms an update | audio-s/s | start and compilation, s |")
-    print("|---|---|---|---|---|")
+    rate = matrix_rate()
+    print("| | updates timed | ms an update | audio-s/s | GB | of the ceiling | start, s |")
+    print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make_corpus(folder, 6000 * args.gpus if GPU else 40, args.k)
@@ -211,11 +222,13 @@ def main() -> None:
             for who, command, gpus, updates in runs:
                 run = folder / f"{who}_{name}"
                 warm_up = updates // 3
-                seconds, timed, start = measure(command(name, args, folder, run), run, warm_up)
-                speeds.append(gpus * args.crops * args.seconds / seconds)
+                found = measure(command(name, args, folder, run), run, warm_up)
+                speed = gpus * args.crops * args.seconds / found.seconds
+                speeds.append(speed)
+                share = speed * operations(name, args.seconds, args.k) / rate / gpus
                 print(
-                    f"| {name}, {who} | {timed} | {seconds * 1e3:.1f} | {speeds[-1]:,.0f} "
-                    f"| {start:.0f} |",
+                    f"| {name}, {who} | {found.updates} | {found.seconds * 1e3:.1f} | {speed:,.0f} "
+                    f"| {found.memory:.1f} | {share:.0%} | {found.start:.0f} |",
                     flush=True,
                 )
             if len(speeds) == 2:
