@@ -3,7 +3,10 @@
 import json
 import re
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 from fairseq import checkpoint_utils
@@ -48,8 +51,13 @@ def make_corpus(folder: Path, k: int = 12, sample_rate: int | None = None) -> Pa
 
 
 def train(family: str, *overrides: str, config_name: str | None = None) -> None:
-    """`fairseq-hydra-train --config-dir examples/FAMILY [--config-name ...] OVERRIDES`."""
+    """`fairseq-hydra-train --config-dir examples/FAMILY [--config-name ...] OVERRIDES`.
+
+    What our task does as the program ends is done as this returns: no worker is left.
+    """
     from fairseq_cli.hydra_train import cli_main
+
+    from music_ssl_fairseq.tasks import pretraining
 
     # fairseq imports nothing of a user_dir whose package is imported already, as it is here.
     music_ssl_fairseq.register()
@@ -62,7 +70,10 @@ def train(family: str, *overrides: str, config_name: str | None = None) -> None:
         *name,
         *overrides,
     ]
-    cli_main()
+    with ExitStack() as exits:
+        at_exit = SimpleNamespace(register=exits.callback)
+        with mock.patch.object(pretraining, "atexit", at_exit):
+            cli_main()
 
 
 def validate(checkpoint: Path, data: Path, task: str, *options: str) -> None:
