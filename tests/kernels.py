@@ -20,10 +20,12 @@ from music_ssl_fairseq.modules import (
     recorded_layers,
     sum_kernels,
 )
+from music_ssl_fairseq.modules.chosen_frames import ChosenFrames, choose
 from music_ssl_fairseq.modules.dropout import hashed_dropout, keep_pairs
 from music_ssl_fairseq.modules.fused_layer import cast_weights, fused_layer
+from music_ssl_fairseq.modules.positional_conv import PositionalConv
 from music_ssl_fairseq.modules.recorded_layers import RecordedLayers
-from music_ssl_fairseq.modules.transformer import TransformerLayer
+from music_ssl_fairseq.modules.transformer import TransformerEncoder, TransformerLayer
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -46,11 +48,25 @@ def seed() -> Tensor:
     return torch.tensor(12345, dtype=torch.int32, device=DEVICE)
 
 
+def chosen_of(crops: int, frames: int, counts: list[int]) -> tuple[Tensor, ChosenFrames]:
+    """So many frames of each crop, as indices and as kernels take them."""
+    drawn = [torch.randperm(frames)[:count] + i * frames for i, count in enumerate(counts)]
+    indices = torch.cat(drawn).sort().values.to(DEVICE)
+    return indices, choose(indices, crops, frames)
+
+
 @pytest.mark.parametrize(
-    ("frames", "heads", "width", "p"),
-    [(249, 1, 64, 0.1), (100, 2, 32, 0.0), (129, 1, 16, 0.3)],
+    ("frames", "heads", "width", "p", "counts"),
+    [
+        (249, 1, 64, 0.1, None),
+        (100, 2, 32, 0.0, None),
+        (129, 1, 16, 0.3, None),
+        (249, 1, 64, 0.1, [140, 249]),
+        (130, 2, 32, 0.0, [3, 64]),
+        (129, 1, 16, 0.3, [0, 65]),
+    ],
 )
-def test_attention(frames, heads, width, p, seed):
+def test_attention(frames, heads, width, p, counts, seed):
     qkv = random(2, frames, 3 * heads * width)
     x = qkv.float().requires_grad_()
     q, k, v = x.view(2, frames, 3, heads, width).permute(2, 0, 3, 1, 4)
@@ -60,29 +76,38 @@ def test_attention(frames, heads, width, p, seed):
         keep = keep_pairs(rows, rows[:frames], p, seed).view(weights.shape)
         weights = torch.where(keep, weights / (1 - p), 0)
     plain = (weights @ v).transpose(1, 2).reshape(2, frames, -1)
+    chosen = None
+    if counts is not None:
+        indices, chosen = chosen_of(2, frames, counts)
+        plain = plain.flatten(0, 1)[indices]
     grad = random(*plain.shape)
     plain.backward(grad.float())
-    ours, logs = attention_kernels.forward(qkv, heads, p, seed)
+    ours, logs = attention_kernels.forward(qkv, heads, p, seed, chosen)
     d_bias = torch.empty(attention_kernels.parts(2, frames), qkv.size(2), device=DEVICE)
-    d_qkv = attention_kernels.backward(qkv, ours, grad, logs, heads, p, seed, d_bias)
+    d_qkv = attention_kernels.backward(qkv, ours, grad, logs, heads, p, seed, d_bias, chosen)
     close(ours, plain)
     close(d_qkv, x.grad)
     close(d_bias.sum(0), x.grad.sum((0, 1)))
 
 
+@pytest.mark.parametrize("among", [None, 70])
 @pytest.mark.parametrize(("rows", "dim", "p"), [(9, 768, 0.1), (5, 48, 0.0), (60, 40, 0.3)])
-def test_dropout_residual_norm(rows, dim, p, seed, monkeypatch):
+def test_dropout_residual_norm(rows, dim, p, among, seed, monkeypatch):
     monkeypatch.setattr(norm_kernels, "_PROGRAMS", 16)  # so that some have several rows
-    branch, residual, grad = (random(rows, dim) for _ in range(3))
+    branch, grad, residual = random(rows, dim), random(rows, dim), random(among or rows, dim)
+    chosen = None if among is None else torch.randperm(among, device=DEVICE)[:rows]
     weight, bias = torch.rand(dim, device=DEVICE) + 0.5, torch.randn(dim, device=DEVICE)
     inputs = [t.float().clone().requires_grad_() for t in (branch, residual, weight, bias)]
     dropped = hashed_dropout(inputs[0], p, seed)
-    plain = F.layer_norm(inputs[1] + dropped, (dim,), *inputs[2:], 1e-5)
+    added = inputs[1] if chosen is None else inputs[1][chosen]
+    plain = F.layer_norm(added + dropped, (dim,), *inputs[2:], 1e-5)
     plain.backward(grad.float())
-    sums, ours = norm_kernels.forward(branch, residual, weight, bias, 1e-5, p, seed)
+    if chosen is not None:
+        chosen = chosen.to(torch.int32)
+    sums, ours = norm_kernels.forward(branch, residual, weight, bias, 1e-5, p, seed, chosen)
     d_sums = torch.empty(norm_kernels.parts(rows), 3 * dim, device=DEVICE)
     d_residual, d_branch = norm_kernels.backward(
-        grad / 2, grad / 2, sums, weight, 1e-5, p, seed, d_sums
+        grad / 2, grad / 2, sums, weight, 1e-5, p, seed, d_sums, chosen, among
     )
     expected = [t.grad for t in inputs]
     close(ours, plain)
@@ -157,6 +182,31 @@ def test_layer(training):
         assert (ours.float() - plain.float()).norm() < (20 if GPU else 5) * ROUNDING * scale
 
 
+def test_layer_of_chosen_frames():
+    """As the layer of all frames, of which they are taken; with dropout of attention weights."""
+    (layer,) = _layers(1)
+    layer.dropout.p, layer.self_attn.dropout = 0.0, 0.2
+    indices, chosen = chosen_of(3, 70, [40, 0, 66])
+    x, grad, seeds = random(3, 70, 32), random(len(indices), 32), _seeds(1)[0]
+    results = []
+    for some in (False, True):
+        layer.zero_grad()
+        y = x.clone().requires_grad_()
+        with torch.autocast("cuda", torch.float16, enabled=GPU):
+            weights = cast_weights([layer], y)[0]
+            outputs = [*fused_layer(layer, y, seeds, weights, chosen if some else None)]
+            with torch.no_grad():
+                outputs += fused_layer(layer, y, seeds, weights, chosen if some else None)
+        outputs.pop(1)
+        if not some:
+            outputs = [t.flatten(0, 1)[indices] for t in outputs]
+        outputs[0].backward(grad)
+        results.append([*outputs, y.grad, *(p.grad for p in layer.parameters())])
+    for whole, part in zip(*results, strict=True):
+        scale = max(whole.float().norm().item(), 1e-2 * grad.float().norm().item())
+        assert (part.float() - whole.float()).norm() < 5 * ROUNDING * scale
+
+
 class _Again:
     """Stands in for a CUDA graph on a CPU: computes again, into the same memory."""
 
@@ -200,30 +250,36 @@ def _layers(number: int) -> list[TransformerLayer]:
     return layers
 
 
-@pytest.mark.parametrize("left_out", [None, 1])
-def test_recorded_layers(left_out, graphs):
+@pytest.mark.parametrize("left_out", [None, 1, 2])
+@pytest.mark.parametrize("counts", [None, (7, 7, 7), (7, 6, 7)])
+def test_recorded_layers(left_out, counts, graphs):
     """As fused layers: with LayerDrop, three batches an update, and weights that have changed."""
     layers, x = _layers(3), random(1, 11, 32)
+    wanted = [None if counts is None else chosen_of(1, 11, [n]) for n in counts or (0, 0, 0)]
     everything = [0, 1, 2]
     some = [i for i in everything if i != left_out]
     with torch.autocast("cuda", torch.float16, enabled=GPU):
-        recorded = RecordedLayers(layers, x)
+        recorded = RecordedLayers(layers, x, wanted[0] and wanted[0][1])
     parameters = [p for layer in layers for p in layer.parameters()]
     with torch.no_grad():
         for p in parameters:
             p.mul_(0.9)
     batches = [
-        (random(1, 11, 32), random(1, 11, 32), _seeds(), used) for used in (some, everything, some)
+        (random(1, 11, 32), random(1, 11, 32), _seeds(), used, of_batch)
+        for used, of_batch in zip((some, everything, some), wanted, strict=True)
     ]
     results: list[list[Tensor]] = []
     for run in (_fused, _play):
         for p in parameters:
             p.grad = None
         results.append([])
-        for x, grad, seeds, used in batches:
+        for x, grad, seeds, used, of_batch in batches:
             y = x.clone().requires_grad_()
             with torch.autocast("cuda", torch.float16, enabled=GPU):
-                output = run(layers, used, y, seeds, recorded)
+                output = run(layers, used, y, seeds, recorded, of_batch and of_batch[1])
+            if of_batch is not None:
+                grad = grad.flatten(0, 1)[of_batch[0]]
+                output = output.flatten(0, 1)[of_batch[0]] if output.dim() == 3 else output
             output.backward(grad)
             results[-1] += [output.clone(), y.grad.clone()]
         results[-1] += [p.grad.clone() for p in parameters]
@@ -235,15 +291,20 @@ def _seeds(number: int = 3) -> Tensor:
     return torch.randint(99, (number, 3), dtype=torch.int32, device=DEVICE)
 
 
-def _fused(layers: list, used: list[int], x: Tensor, seeds: Tensor, _: Any) -> Tensor:
+def _fused(
+    layers: list, used: list[int], x: Tensor, seeds: Tensor, _: Any, chosen: ChosenFrames | None
+) -> Tensor:
     weights = cast_weights(layers, x)
     for i in used:
-        x, _ = fused_layer(layers[i], x, seeds[i], weights[i])
+        x, _ = fused_layer(layers[i], x, seeds[i], weights[i], chosen if i == 2 else None)
     return x
 
 
-def _play(_: Any, used: list[int], x: Tensor, seeds: Tensor, recorded: RecordedLayers) -> Tensor:
-    recorded.begin(seeds)
+def _play(
+    _: Any, used: list[int], x: Tensor, seeds: Tensor, recorded: RecordedLayers,
+    chosen: ChosenFrames | None,
+) -> Tensor:  # fmt: skip
+    recorded.begin(seeds, chosen)
     for i in used:
         x = recorded(i, x)
     return x
@@ -253,6 +314,33 @@ def test_recorded_layers_say_when_two_passes_mix(graphs):
     layers, x = _layers(1), random(2, 11, 32).requires_grad_()
     with torch.autocast("cuda", torch.float16, enabled=GPU):
         recorded = RecordedLayers(layers, x)
-    first, _ = (_play(None, [0], x, _seeds(1), recorded) for _ in range(2))
+    first, _ = (_play(None, [0], x, _seeds(1), recorded, None) for _ in range(2))
     with pytest.raises(RuntimeError, match="before the backward pass"):
         first.sum().backward()
+
+
+@pytest.mark.skipif(not GPU, reason="needs a GPU: elsewhere layers are not fused")
+@pytest.mark.parametrize("layerdrop", [0.0, 1.0])
+def test_encoder_of_wanted_frames(layerdrop):
+    """The fast path against the plain one, of as many wanted frames as recorded, and of others."""
+    layers = _layers(2)
+    for layer in layers:
+        layer.dropout.p = 0.0
+    pos_conv = PositionalConv(32, 9, 4, 1)
+    encoder = TransformerEncoder(layers, pos_conv, 32, 0.0, 0.0, False).to(DEVICE)
+    encoder.layerdrop = layerdrop
+    for count in (60, 60, 41):
+        wanted, _ = chosen_of(2, 70, [count, 13])
+        x, grad = random(2, 70, 32), random(len(wanted), 32)
+        results = []
+        for fast in (False, True):
+            encoder.zero_grad()
+            y = x.clone().requires_grad_()
+            with torch.autocast("cuda", torch.float16):
+                output, _, _ = encoder(y, None, fast, wanted)
+            output.backward(grad.to(output.dtype))
+            gradients = [p.grad for p in encoder.parameters() if p.grad is not None]
+            results.append([output, y.grad, *gradients])
+        for plain, ours in zip(*results, strict=True):
+            scale = max(plain.float().norm().item(), 1e-2 * grad.float().norm().item())
+            assert (ours.float() - plain.float()).norm() < 20 * ROUNDING * scale

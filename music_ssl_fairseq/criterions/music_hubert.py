@@ -37,7 +37,8 @@ class MusicHubertCriterion(FairseqCriterion):
     """Cross-entropy over units of masked (and, weighted, unmasked) frames.
 
     Logged, in bits where they are losses: `loss` with the feature penalty, `loss_m` and `loss_u`
-    without; `accuracy_m`, `accuracy_u`; `majority_m`, the accuracy on masked frames of always
+    without (those of unmasked frames, `_u`, in validation, and in training if they count);
+    `accuracy_m`, `accuracy_u`; `majority_m`, the accuracy on masked frames of always
     naming the most frequent unit; `perplexity_target`, `perplexity_pred`: how many units the labels
     and the predictions really use. Learning shows as accuracy_m rising above majority_m; a
     perplexity_pred that falls to 1 while it does not is collapse.
@@ -58,7 +59,9 @@ class MusicHubertCriterion(FairseqCriterion):
 
     def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True):
         """Return the summed loss, the number of frames it is over, and what to log."""
-        output = model(target=sample["target"], **sample["net_input"])
+        # Of what does not count, validation alone is told: see `skip_nomask`.
+        wanted = self.pred_nomask_weight > 0 or not model.training
+        output = model(target=sample["target"], score_unmasked=wanted, **sample["net_input"])
         logs: dict[str, Any] = {
             "ntokens": sample["ntokens"],
             "nsentences": sample["nsentences"],

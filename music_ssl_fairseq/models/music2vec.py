@@ -130,8 +130,8 @@ class Music2VecModel(AudioEncoder):
             padding = self.frame_padding(padding_mask, features.size(1))
             seed = self.draw_seed(compile, source.device)
             x, projected = compiled(_enter, compile)(self, features, mask_indices, seed)
-            x, _, _ = self.encoder(x, padding, compile)
-            prediction = self.final_proj(x.flatten(0, 1)[masked])
+            x, _, _ = self.encoder(x, padding, compile, masked)
+            prediction = self.final_proj(x)
             target = self.targets(source, projected.detach(), padding, compile)
         prediction, own = prediction.float(), target.flatten(0, 1)[masked]
         return {

@@ -30,7 +30,11 @@ class MusicHubertConfig(AudioEncoderConfig):
     )
     skip_nomask: bool = field(
         default=False,
-        metadata={"help": "compute nothing for unmasked frames: their accuracy is not logged"},
+        metadata={
+            "help": "compute nothing for unmasked frames in validation either, so that their loss "
+            "and accuracy are not logged. In training they are computed only if they count "
+            "(criterion.pred_nomask_weight); fairseq computes and logs them without"
+        },
     )
 
 
@@ -65,8 +69,9 @@ class MusicHubertModel(AudioEncoder):
         masked: Tensor | None = None,
         unmasked: Tensor | None = None,
         padding_mask: Tensor | None = None,
+        score_unmasked: bool = True,
     ) -> dict[str, Tensor | None]:
-        """Score every unit for every frame.
+        """Score every unit for every frame, or for every masked one.
 
         Args:
             source: `[B, T]` waveforms.
@@ -76,32 +81,36 @@ class MusicHubertModel(AudioEncoder):
                 here waits for the GPU.
             unmasked: the same for unmasked frames.
             padding_mask: `[B, T]` bool, True for padding, or None.
+            score_unmasked: False where nobody asks for the unmasked frames.
 
         Returns:
             `logits_m` `[masked, classes]` and `target_m` `[masked]`; the same for unmasked frames
-            as `logits_u`, `target_u`, or None with `skip_nomask`; and `features_pen`, the mean
-            square of the extractor's features.
+            as `logits_u`, `target_u`, or None without `score_unmasked` or with `skip_nomask`; and
+            `features_pen`, the mean square of the extractor's features.
         """
         compile = self.compiles(source, padding_mask)
+        score_unmasked = score_unmasked and not self.cfg.skip_nomask
         if masked is None:
             masked = (mask_indices & (target >= 0)).flatten().nonzero().squeeze(1)
-        if unmasked is None:
+        if unmasked is None and score_unmasked:
             unmasked = (~mask_indices & (target >= 0)).flatten().nonzero().squeeze(1)
         with self.autocast(source.device):
             features = self.extract(source, compile)
             padding = self.frame_padding(padding_mask, features.size(1))
             seed = self.draw_seed(compile, source.device)
             x, penalty = compiled(_enter, compile)(self, features, mask_indices, seed)
-            x, _, _ = self.encoder(x, padding, compile)
-        x, target = x.flatten(0, 1), target.flatten()
+            x, _, _ = self.encoder(x, padding, compile, None if score_unmasked else masked)
+        target = target.flatten()
+        if score_unmasked:
+            x = x.flatten(0, 1)
         output: dict[str, Tensor | None] = {
-            "logits_m": self.logits(x[masked], compile),
+            "logits_m": self.logits(x[masked] if score_unmasked else x, compile),
             "target_m": target[masked],
             "logits_u": None,
             "target_u": None,
             "features_pen": penalty,
         }
-        if not self.cfg.skip_nomask:
+        if score_unmasked:
             output["logits_u"] = self.logits(x[unmasked], compile)
             output["target_u"] = target[unmasked]
         return output

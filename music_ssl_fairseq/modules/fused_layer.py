@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from music_ssl_fairseq.compat import WRITES_FP32
+from music_ssl_fairseq.modules.chosen_frames import ChosenFrames
 from music_ssl_fairseq.modules.fast import working_dtype
 
 Weights = tuple[Tensor, ...]
@@ -47,9 +48,13 @@ def _is_recent(device: torch.device) -> bool:
 
 
 def fused_layer(
-    layer: Any, x: Tensor, seeds: Tensor | None, weights: Weights
+    layer: Any,
+    x: Tensor,
+    seeds: Tensor | None,
+    weights: Weights,
+    chosen: ChosenFrames | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """What `TransformerLayer.forward` computes, dropout included.
+    """What `TransformerLayer.forward` computes, dropout included, for all frames or chosen ones.
 
     Args:
         layer: a TransformerLayer that `can_fuse_layer` takes.
@@ -57,10 +62,11 @@ def fused_layer(
         seeds: `[3]` int32 (`draw_seeds`) for the attention's dropout and the two residuals'. None
             in evaluation mode.
         weights: the layer's, of `cast_weights`.
+        chosen: N frames, or None for all.
 
     Returns:
-        The layer's output `[B, T, D]`; and, where no gradients are wanted, its feed-forward output
-        `[B, T, D]`, else None.
+        The layer's output `[B, T, D]`, or `[N, D]` of chosen frames; and, where no gradients are
+        wanted, its feed-forward output of the same shape, else None.
     """
     settings = layer_settings(layer, seeds is not None)
     if seeds is None:
@@ -68,9 +74,14 @@ def fused_layer(
     x = x.to(working_dtype(x))
     norms = norm_parameters(layer)
     if not torch.is_grad_enabled():
-        steps = forward_steps(x, seeds, settings, weights, norms)
-        return steps[-1].view(x.shape), steps[-2].view(x.shape)
-    return _FusedLayer.apply(x, seeds, settings, *weights, *norms, *linear_parameters(layer)), None
+        *_, feed_forward, output = forward_steps(x, seeds, settings, weights, norms, chosen)
+        return _as_frames(output, x.shape, chosen), _as_frames(feed_forward, x.shape, chosen)
+    tensors = (*weights, *norms, *linear_parameters(layer))
+    return _FusedLayer.apply(x, seeds, settings, chosen, *tensors), None
+
+
+def _as_frames(rows: Tensor, shape: torch.Size, chosen: ChosenFrames | None) -> Tensor:
+    return rows.view(shape) if chosen is None else rows
 
 
 class Settings(NamedTuple):
@@ -157,9 +168,17 @@ class CastWeights:
 
 
 def forward_steps(
-    x: Tensor, seeds: Tensor, settings: Settings, weights: Weights, norms: Weights
+    x: Tensor,
+    seeds: Tensor,
+    settings: Settings,
+    weights: Weights,
+    norms: Weights,
+    chosen: ChosenFrames | None = None,
 ) -> tuple[Tensor, ...]:
-    """All that is computed, in its order, each `[B * T, ...]`; last the output."""
+    """All that is computed, in its order; last the output.
+
+    Each is `[B * T, ...]`; for N chosen frames, from the attention's output on, `[N, ...]`.
+    """
     from music_ssl_fairseq.modules import attention_kernels, gelu_kernels, norm_kernels
 
     batch, frames, dim = x.shape
@@ -168,11 +187,12 @@ def forward_steps(
     x = x.reshape(-1, dim)
     qkv = torch.addmm(b_qkv, x, w_qkv.t())
     attended, logs = attention_kernels.forward(
-        qkv.view(batch, frames, -1), heads, p_attention, seeds[0]
+        qkv.view(batch, frames, -1), heads, p_attention, seeds[0], chosen
     )
     attended = attended.view(-1, dim)
     branch = torch.addmm(b_out, attended, w_out.t())
-    first, middle = norm_kernels.forward(branch, x, norms[0], norms[1], eps_1, p, seeds[1])
+    rows = None if chosen is None else chosen.rows
+    first, middle = norm_kernels.forward(branch, x, norms[0], norms[1], eps_1, p, seeds[1], rows)
     inner = torch.addmm(b_in, middle, w_in.t())
     active = gelu_kernels.forward(inner.unsqueeze(0), inner.size(0)).squeeze(0)
     branch = torch.addmm(b_ffn, active, w_ffn.t())
@@ -188,13 +208,19 @@ def kept_steps(
 
 
 def backward_steps(
-    grad: Tensor, settings: Settings, kept: tuple[Tensor, ...]
+    grad: Tensor,
+    shape: torch.Size,
+    settings: Settings,
+    kept: tuple[Tensor, ...],
+    chosen: ChosenFrames | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Gradients.
 
     Args:
-        grad: of the output, `[B, T, D]`.
+        grad: of the output, `[B, T, D]`, or `[N, D]` of chosen frames.
+        shape: of the input, `[B, T, D]`.
         kept: see `kept_steps`.
+        chosen: as for `forward_steps`.
 
     Returns:
         Those of the input, `[B, T, D]`, and of `norm_parameters` and `linear_parameters`, float32.
@@ -211,12 +237,13 @@ def backward_steps(
         x, qkv, attended, logs, first, middle, inner, active, second,
     ) = kept  # fmt: skip
     heads, p_attention, p, eps_1, eps_2 = settings
-    batch, frames, dim = grad.shape
+    batch, frames, dim = shape
+    rows = None if chosen is None else chosen.rows
     shapes = [
-        (norm_kernels.parts(len(x)), 3 * dim),
-        (norm_kernels.parts(len(x)), 3 * dim),
+        (norm_kernels.parts(len(inner)), 3 * dim),
+        (norm_kernels.parts(len(inner)), 3 * dim),
         (attention_kernels.parts(batch, frames), 3 * dim),
-        (gelu_kernels.parts(len(x)), inner.size(1)),
+        (gelu_kernels.parts(len(inner)), inner.size(1)),
     ]
     sums, (sums_1, sums_2, sums_qkv, sums_in) = sum_kernels.room(shapes, x)
     d_middle, d_branch = norm_kernels.backward(
@@ -226,7 +253,7 @@ def backward_steps(
     d_inner = gelu_kernels.backward_summed(inner, d_branch @ w_ffn, sums_in)
     d_w_in = _weight_gradient(d_inner, middle)
     d_x, d_branch = norm_kernels.backward(
-        d_middle, d_inner @ w_in, first, scale_1, eps_1, p, seeds[1], sums_1
+        d_middle, d_inner @ w_in, first, scale_1, eps_1, p, seeds[1], sums_1, rows, len(x)
     )
     d_w_out = _weight_gradient(d_branch, attended)
     d_qkv = attention_kernels.backward(
@@ -238,6 +265,7 @@ def backward_steps(
         p_attention,
         seeds[0],
         sums_qkv,
+        chosen,
     )
     d_qkv = d_qkv.view(-1, 3 * dim)
     d_w_qkv = _weight_gradient(d_qkv, x)
@@ -247,22 +275,30 @@ def backward_steps(
     weights = [*d_w_qkv.split(dim), d_w_out, d_w_in, d_w_ffn]
     biases = [*d_b_qkv.split(dim), d_b_out, d_b_in, d_b_ffn]
     pairs = [t for pair in zip(weights, biases, strict=True) for t in pair]
-    return d_x.view(grad.shape), [*d_norm_1, *d_norm_2, *pairs]
+    return d_x.view(shape), [*d_norm_1, *d_norm_2, *pairs]
 
 
 class _FusedLayer(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, seeds: Tensor, settings: Settings, *tensors: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        seeds: Tensor,
+        settings: Settings,
+        chosen: ChosenFrames | None,
+        *tensors: Tensor,
+    ) -> Tensor:
         weights, norms = tensors[:8], tensors[8:12]
-        steps = forward_steps(x, seeds, settings, weights, norms)
+        steps = forward_steps(x, seeds, settings, weights, norms, chosen)
         ctx.save_for_backward(*kept_steps(seeds, weights, norms, steps))
-        ctx.settings = settings
-        return steps[-1].view(x.shape)
+        ctx.settings, ctx.chosen, ctx.shape = settings, chosen, x.shape
+        return _as_frames(steps[-1], x.shape, chosen)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        d_x, gradients = backward_steps(grad, ctx.settings, ctx.saved_tensors)
-        none = [None] * 10  # seeds, settings, and the copies of the weights
+        kept = ctx.saved_tensors
+        d_x, gradients = backward_steps(grad, ctx.shape, ctx.settings, kept, ctx.chosen)
+        none = [None] * 11  # seeds, settings, chosen, and the copies of the weights
         return (d_x, *none, *gradients)
 
 

@@ -19,8 +19,9 @@ _PROGRAMS = 1056  # eight for each multiprocessor of an H100 or H200; each write
 
 @triton.jit
 def _forward(
-    branch, residual, weight, bias, seeds, sums, output, rows, eps, threshold, factor,
+    branch, residual, chosen, weight, bias, seeds, sums, output, rows, eps, threshold, factor,
     D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, DROP: tl.constexpr,
+    CHOSEN: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     c = tl.arange(0, WIDTH)[None, :]
@@ -29,7 +30,11 @@ def _forward(
     x = tl.load(branch + where, mask=inside, other=0.0).to(tl.float32)
     if DROP:
         x = tl.where(kept(where.to(tl.int32), tl.load(seeds), threshold), x * factor, 0.0)
-    x += tl.load(residual + where, mask=inside, other=0.0).to(tl.float32)
+    if CHOSEN:
+        source = tl.load(chosen + row, mask=row < rows, other=0).to(tl.int64)
+        x += tl.load(residual + source * D + c, mask=inside, other=0.0).to(tl.float32)
+    else:
+        x += tl.load(residual + where, mask=inside, other=0.0).to(tl.float32)
     # Normed as rounded: the backward pass has nothing else.
     x = x.to(sums.dtype.element_ty)
     tl.store(sums + where, x, mask=inside)
@@ -50,9 +55,9 @@ def _normed(x, inside, eps, D: tl.constexpr):
 
 @triton.jit
 def _backward(
-    grad, grad_2, sums, weight, seeds, d_residual, d_branch, d_sums, rows, eps, threshold, factor,
-    D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr,
-    DROP: tl.constexpr, TWO: tl.constexpr,
+    grad, grad_2, sums, chosen, weight, seeds, d_residual, d_branch, d_sums, rows, eps, threshold,
+    factor, D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr,
+    DROP: tl.constexpr, TWO: tl.constexpr, CHOSEN: tl.constexpr,
 ):  # fmt: skip
     c = tl.arange(0, WIDTH)[None, :]
     scale = tl.load(weight + c, mask=c < D, other=0.0)
@@ -76,9 +81,13 @@ def _backward(
         level = tl.sum(d_normed, 1) / D
         along = tl.sum(d_normed * normed, 1) / D
         dx = (d_normed - level[:, None] - normed * along[:, None]) * rstd[:, None]
-        tl.store(d_residual + where, dx.to(d_residual.dtype.element_ty), mask=inside)
+        place = where
+        if CHOSEN:
+            place = tl.load(chosen + row, mask=row < rows, other=0).to(tl.int64) * D + c
+        tl.store(d_residual + place, dx.to(d_residual.dtype.element_ty), mask=inside)
         if DROP:
             dx = tl.where(kept(where.to(tl.int32), seed, threshold), dx * factor, 0.0)
+        if DROP or CHOSEN:
             tl.store(d_branch + where, dx.to(d_branch.dtype.element_ty), mask=inside)
         sum_branch += tl.where(inside, dx, 0.0)
     own = d_sums + tl.program_id(0) * 3 * D + tl.arange(0, WIDTH)
@@ -90,16 +99,17 @@ def _backward(
 
 def forward(
     branch: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, p: float,
-    seed: Tensor,
+    seed: Tensor, chosen: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`layer_norm(residual + dropout(branch))` over the last axis.
 
     Args:
         branch: `[N, D]`.
-        residual: `[N, D]`.
+        residual: `[N, D]`, or of more rows, of which N are `chosen`.
         weight: `[D]`, the norm's; so is `bias`.
         p: dropout, 0 for none: `hashed_dropout` of the same seed.
         seed: int32, 0-d.
+        chosen: `[N]` int32, rows of `residual`, none twice; None for all, one after the other.
 
     Returns:
         The norm's input, for the backward pass, and its output: `[N, D]` in the type of `branch`.
@@ -107,8 +117,9 @@ def forward(
     rows, dim = branch.shape
     sums, output = torch.empty_like(branch), torch.empty_like(branch)
     _forward[(triton.cdiv(rows, _FORWARD["ROWS"]),)](
-        branch, residual, weight, bias, seed, sums, output, rows, eps, drop_threshold(p),
-        1 / (1 - p), D=dim, WIDTH=triton.next_power_of_2(dim), DROP=p > 0, **_FORWARD,
+        branch, residual, branch if chosen is None else chosen, weight, bias, seed, sums, output,
+        rows, eps, drop_threshold(p), 1 / (1 - p), D=dim, WIDTH=triton.next_power_of_2(dim),
+        DROP=p > 0, CHOSEN=chosen is not None, **_FORWARD,
     )  # fmt: skip
     return sums, output
 
@@ -127,6 +138,8 @@ def backward(
     p: float,
     seed: Tensor,
     d_sums: Tensor,
+    chosen: Tensor | None = None,
+    residual_rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `residual` and `branch`.
 
@@ -136,15 +149,20 @@ def backward(
         sums: the first result of `forward`; the rest as there.
         d_sums: `[parts, 3 * D]` float32 (`parts`), where parts of the sums over N go: gradients of
             weight and bias, and the sum of the branch's.
+        chosen: as for `forward`.
+        residual_rows: how many rows `residual` had, if some were chosen.
     """
     rows, dim = sums.shape
-    d_residual = torch.empty_like(sums)
-    d_branch = torch.empty_like(sums) if p > 0 else d_residual
+    d_branch = torch.empty_like(sums)
+    d_residual = d_branch if p == 0 else torch.empty_like(sums)
+    if chosen is not None:
+        assert residual_rows is not None
+        d_residual = sums.new_zeros(residual_rows, dim)
     programs = d_sums.size(0)
     _backward[(programs,)](
-        grad, grad if grad_2 is None else grad_2, sums, weight, seed, d_residual, d_branch, d_sums,
-        rows, eps, drop_threshold(p), 1 / (1 - p), D=dim, WIDTH=triton.next_power_of_2(dim),
-        BLOCKS=triton.cdiv(rows, _BACKWARD["ROWS"] * programs), DROP=p > 0,
-        TWO=grad_2 is not None, **_BACKWARD,
+        grad, grad if grad_2 is None else grad_2, sums, sums if chosen is None else chosen, weight,
+        seed, d_residual, d_branch, d_sums, rows, eps, drop_threshold(p), 1 / (1 - p), D=dim,
+        WIDTH=triton.next_power_of_2(dim), BLOCKS=triton.cdiv(rows, _BACKWARD["ROWS"] * programs),
+        DROP=p > 0, TWO=grad_2 is not None, CHOSEN=chosen is not None, **_BACKWARD,
     )  # fmt: skip
     return d_residual, d_branch

@@ -15,11 +15,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from music_ssl_fairseq.modules.chosen_frames import ChosenFrames
 from music_ssl_fairseq.modules.fast import working_dtype
 from music_ssl_fairseq.modules.fused_layer import (
     CastWeights,
     backward_steps,
     forward_steps,
+    fused_layer,
     kept_steps,
     layer_settings,
     linear_parameters,
@@ -32,12 +34,16 @@ logger = logging.getLogger(__name__)
 _recorded: "WeakKeyDictionary[nn.Module, RecordedLayers | None]" = WeakKeyDictionary()
 
 
-def recorded_layers(encoder: nn.Module, x: Tensor) -> "RecordedLayers | None":
+def recorded_layers(
+    encoder: nn.Module, x: Tensor, chosen: ChosenFrames | None = None
+) -> "RecordedLayers | None":
     """The layers of an encoder for training on inputs like `x`, recorded at the first call.
 
     Args:
         encoder: with `layers` that `can_fuse_layer` takes.
         x: `[B, T, D]`, of the shape that all batches have from now on (`ShapeGate`).
+        chosen: the frames that are wanted of the last layer, as many as in most batches; None for
+            all.
 
     Returns:
         None if they cannot be recorded, for instance because memory is short.
@@ -51,7 +57,7 @@ def recorded_layers(encoder: nn.Module, x: Tensor) -> "RecordedLayers | None":
     _recorded[encoder] = None  # nothing of the old one is held while a new one is made
     del found
     try:
-        _recorded[encoder] = RecordedLayers(layers, x)
+        _recorded[encoder] = RecordedLayers(layers, x, chosen)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         logger.warning("layers could not be recorded as CUDA graphs (%s): training without", reason)
@@ -90,25 +96,42 @@ class RecordedLayers:
         key: what this holds for.
     """
 
-    def __init__(self, layers: Sequence[Any], x: Tensor):
+    def __init__(self, layers: Sequence[Any], x: Tensor, chosen: ChosenFrames | None = None):
         self.key = _key(layers, x)
         self._number = 0
+        self._last = layers[-1]
+        self._recorded_for = None if chosen is None else ChosenFrames(*(t.clone() for t in chosen))
+        self._chosen = chosen
         self._parameters = [[*norm_parameters(m), *linear_parameters(m)] for m in layers]
         self._weights = CastWeights(layers, x)
         self._seeds = torch.zeros(len(layers), 3, dtype=torch.int32, device=x.device)
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            self._layers, self._kept = _record_all(layers, x, self._weights, self._seeds)
+            self._layers, self._kept = _record_all(
+                layers, x, self._weights, self._seeds, self._recorded_for
+            )
 
-    def begin(self, seeds: Tensor) -> None:
+    def begin(self, seeds: Tensor, chosen: ChosenFrames | None = None) -> None:
         """Begin a forward pass, with the weights as they are now.
 
         Args:
             seeds: `[layers, 3]` int32, of each layer's dropouts.
+            chosen: the frames that are wanted of the last layer. If they are not as many as when it
+                was recorded, it runs without the recording.
         """
         self._number += 1
         self._keep_gradients()
         self._weights.refresh()
         self._seeds.copy_(seeds)
+        self._chosen = chosen
+        if chosen is not None and self._recorded_for is not None and self._fits():
+            for place, numbers in zip(self._recorded_for, chosen, strict=True):
+                place.copy_(numbers)
+
+    def _fits(self) -> bool:
+        chosen, recorded = self._chosen, self._recorded_for
+        if chosen is None or recorded is None:
+            return chosen is recorded
+        return chosen.rows.shape == recorded.rows.shape
 
     def _keep_gradients(self) -> None:
         """Copy what parameters still hold of the last pass, as when several batches make an update.
@@ -122,7 +145,11 @@ class RecordedLayers:
                     parameter.grad = held.clone()
 
     def __call__(self, index: int, x: Tensor) -> Tensor:
-        """The output `[B, T, D]` of layer `index`: valid until the next pass."""
+        """The output of layer `index`, `[B, T, D]` or of the chosen frames `[N, D]`: valid until
+        the next pass."""
+        if index == len(self._layers) - 1 and not self._fits():
+            weights = self._weights.of_layers[index]
+            return fused_layer(self._last, x, self._seeds[index], weights, self._chosen)[0]
         return _Recorded.apply(x, self, index, *self._parameters[index])
 
     def forward(self, index: int, x: Tensor) -> Tensor:
@@ -164,30 +191,39 @@ def _put(x: Tensor, place: Tensor) -> None:
 
 
 def _record_all(
-    layers: Sequence[Any], x: Tensor, weights: CastWeights, seeds: Tensor
+    layers: Sequence[Any],
+    x: Tensor,
+    weights: CastWeights,
+    seeds: Tensor,
+    chosen: ChosenFrames | None,
 ) -> tuple[list[_Layer], Any]:
     """The layers, and what lies between a forward pass and its backward pass."""
     settings = [layer_settings(layer, True) for layer in layers]
     norms = [norm_parameters(layer) for layer in layers]
+    of_layer = [None] * (len(layers) - 1) + [chosen]
     weights.refresh()
-    inputs = [torch.zeros(x.shape, dtype=working_dtype(x), device=x.device)]
+    shape = x.shape
+    inputs = [torch.zeros(shape, dtype=working_dtype(x), device=x.device)]
     forwards, kept = [], []
     with _Recorder(x.device) as record:
-        # Once as it is: kernels are compiled and loaded, which a recording cannot hold.
-        steps = forward_steps(inputs[0], seeds[0], settings[0], weights.of_layers[0], norms[0])
-        all_kept = kept_steps(seeds[0], weights.of_layers[0], norms[0], steps)
-        backward_steps(steps[-1].view(x.shape), settings[0], all_kept)
-        del steps, all_kept
+        # Once as they are: kernels are compiled and loaded, which a recording cannot hold.
+        for i in {0, len(layers) - 1}:
+            own = (seeds[i], settings[i], weights.of_layers[i], norms[i])
+            steps = forward_steps(inputs[0], *own, of_layer[i])
+            all_kept = kept_steps(seeds[i], weights.of_layers[i], norms[i], steps)
+            backward_steps(steps[-1], shape, settings[i], all_kept, of_layer[i])
+            del steps, all_kept
         for i in range(len(layers)):
             own = (seeds[i], settings[i], weights.of_layers[i], norms[i])
-            graph, steps = record(partial(forward_steps, inputs[i], *own))
+            graph, steps = record(partial(forward_steps, inputs[i], *own, of_layer[i]))
             forwards.append(graph)
             kept.append(kept_steps(seeds[i], weights.of_layers[i], norms[i], steps))
-            inputs.append(steps[-1].view(x.shape))
-        grad = torch.zeros_like(inputs[0])
+            inputs.append(steps[-1].view(shape) if of_layer[i] is None else steps[-1])
+        grad = torch.zeros_like(inputs[-1])
         recorded = []
         for i in reversed(range(len(layers))):
-            graph, (d_x, gradients) = record(partial(backward_steps, grad, settings[i], kept[i]))
+            function = partial(backward_steps, grad, shape, settings[i], kept[i], of_layer[i])
+            graph, (d_x, gradients) = record(function)
             both = (forwards[i], inputs[i + 1], grad, graph)
             recorded.append(_Layer(inputs[i], *both, d_x, gradients))
             grad = d_x

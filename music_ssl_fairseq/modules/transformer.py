@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from music_ssl_fairseq.modules.chosen_frames import ChosenFrames, choose
 from music_ssl_fairseq.modules.dropout import draw_seeds, drop
 from music_ssl_fairseq.modules.fast import compiled, working_dtype
 from music_ssl_fairseq.modules.fused_layer import can_fuse_layer, cast_weights, fused_layer
@@ -127,7 +128,11 @@ class TransformerEncoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(
-        self, x: Tensor, padding_mask: Tensor | None = None, compile: bool = False
+        self,
+        x: Tensor,
+        padding_mask: Tensor | None = None,
+        compile: bool = False,
+        wanted: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Encode frames.
 
@@ -136,10 +141,13 @@ class TransformerEncoder(nn.Module):
             padding_mask: `[B, T]` bool, True where a frame is padding; None if there is none.
             compile: run each layer as `fused_layer` where that can, else as compiled kernels.
                 (Layer by layer: LayerDrop chooses among them, and one compilation serves all.)
+            wanted: `[N]` int64, ascending indices into `B * T` of the frames whose output is
+                wanted, where not all are. `fused_layer` leaves out the others in the last layer.
 
         Returns:
-            The encoder's output `[B, T, D]`; the output of each layer that ran, first to last; and
-            the feed-forward output of each layer that ran (but not those of `fused_layer` where
+            The encoder's output, `[B, T, D]` or that of the wanted frames `[N, D]`; the output of
+            each layer that ran, first to last (of the last, perhaps, of the wanted frames); and,
+            likewise, the feed-forward output of each (but not those of `fused_layer` where
             gradients are wanted). In training, LayerDrop leaves some layers out.
         """
         attend = None
@@ -154,7 +162,8 @@ class TransformerEncoder(nn.Module):
             seeds = drawn.unbind()
         *layer_seeds, input_seeds = seeds
         x = compiled(_embed, compile)(self, x, input_seeds)
-        run = self._runner(x, attend, drawn) if compile else _run_layer
+        chosen = None if wanted is None or not compile else choose(wanted, *x.shape[:2])
+        run = self._runner(x, attend, drawn, chosen) if compile else _run_layer
         for layer, own_seeds in zip(self.layers, layer_seeds, strict=True):
             if self.training and self.layerdrop > 0 and torch.rand(()).item() < self.layerdrop:
                 continue
@@ -162,22 +171,29 @@ class TransformerEncoder(nn.Module):
             hidden_states.append(x)
             if feed_forward is not None:
                 feed_forwards.append(feed_forward)
+        if wanted is not None and x.dim() == 3:  # the last layer gave all, or was left out
+            x = x.flatten(0, 1)[wanted]
         if self.layer_norm_first:
             x = self.layer_norm(x)
         return x, hidden_states, feed_forwards
 
-    def _runner(self, x: Tensor, attend: Tensor | None, seeds: Tensor | None) -> Callable[..., Any]:
+    def _runner(
+        self, x: Tensor, attend: Tensor | None, seeds: Tensor | None, chosen: ChosenFrames | None
+    ) -> Callable[..., Any]:
         """The fastest way to run layers on `x`, in training with the `seeds` of all."""
         if not can_fuse_layer(self.layers[0], x, attend):
             return compiled(_run_layer, True)
         if seeds is not None and torch.is_grad_enabled():
-            recorded = recorded_layers(self, x)
+            recorded = recorded_layers(self, x, chosen)
             if recorded is not None:
-                recorded.begin(seeds[:-1])
+                recorded.begin(seeds[:-1], chosen)
                 numbers = {layer: i for i, layer in enumerate(self.layers)}
                 return lambda layer, x, attend, seeds: (recorded(numbers[layer], x), None)
+        last = self.layers[-1]
         weights = dict(zip(self.layers, cast_weights(self.layers, x), strict=True))
-        return lambda layer, x, attend, seeds: fused_layer(layer, x, seeds, weights[layer])
+        return lambda layer, x, attend, seeds: fused_layer(
+            layer, x, seeds, weights[layer], chosen if layer is last else None
+        )
 
 
 def _embed(encoder: TransformerEncoder, x: Tensor, seeds: Tensor | None) -> Tensor:

@@ -17,6 +17,10 @@ if os.environ.get("TRITON_INTERPRET") == "1":
         """1 / `x`."""
         return 1.0 / x
 
+    def loop_count(x):
+        """`x` as `range` takes it: the interpreter's numbers are arrays, which it does not."""
+        return x.handle.data.item()
+
 else:
 
     @triton.jit
@@ -32,6 +36,11 @@ else:
         return tl.inline_asm_elementwise(
             "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
         )
+
+    @triton.jit
+    def loop_count(x):
+        """`x` as `range` takes it."""
+        return x
 
 
 @triton.jit
