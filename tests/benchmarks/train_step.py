@@ -217,11 +217,15 @@ def matrix_rate() -> float:
     return 10 * 2 * size**3 / (time.perf_counter() - began)
 
 
-def operations(model_name: str, seconds: float, k: int) -> float:
+MASK_PROB = {"music_hubert": 0.8, "music2vec": 0.65}
+
+
+def operations(model_name: str, seconds: float, k: int, layerdrop: float = 0.05) -> float:
     """Multiplications and additions that a second of audio needs in one update.
 
-    Forward once and backward twice that; the extractor's first layer needs no gradient of its
-    input; music2vec's teacher runs the encoder forward once more.
+    Forward once and backward twice that; LayerDrop leaves out layers, and of the last nothing but
+    keys and values is needed of frames that are not masked; music2vec's teacher runs the encoder
+    forward once more, whole.
     """
     length = round(seconds * 16000)
     extractor, channels = 0.0, 1
@@ -232,13 +236,16 @@ def operations(model_name: str, seconds: float, k: int) -> float:
     dim, layers = SIZES["encoder_embed_dim"], SIZES["encoder_layers"]
     ffn, groups = SIZES["encoder_ffn_embed_dim"], SIZES["conv_pos_groups"]
     positions = 2 * length * dim * dim // groups * (128 if model_name == "music_hubert" else 95)
-    layer = 2 * length * (4 * dim * dim + 2 * dim * ffn) + 4 * length * length * dim
-    encoder = positions + layers * layer
+    others = 2 * length * 2 * dim * dim  # keys and values
+    layer = others + 2 * length * (2 * dim * dim + 2 * dim * ffn) + 4 * length * length * dim
+    masked = SpanMask(MASK_PROB[model_name], 10).count(length) / length
+    last = others + masked * (layer - others)
+    encoder = positions + (1 - layerdrop) * ((layers - 1) * layer + last)
     projection = 2 * length * channels * dim
-    head = 0.57 * 2 * length * (dim * 256 + 256 * k) if model_name == "music_hubert" else 0.0
+    head = masked * 2 * length * (dim * 256 + 256 * k) if model_name == "music_hubert" else 0.0
     total = 3 * (extractor + projection + encoder + head)
     if model_name == "music2vec":
-        total += encoder
+        total += positions + layers * layer
     return total / seconds
 
 
@@ -281,13 +288,12 @@ def main() -> None:
     runs = [(name, k) for name in args.model or ["music_hubert", "music2vec"] for k in args.k]
     runs = [run for run in runs if run[0] == "music_hubert" or run[1] == args.k[0]]
     for name, k in runs:
-        ceiling = rate / operations(name, args.seconds, k)
+        ceiling = rate / operations(name, args.seconds, k, args.layerdrop)
         what = f"{name}, k = {k}" if name == "music_hubert" else name
         print(f"\n{what}: {args.seconds:g} s crops, ceiling {ceiling:,.0f} audio-s/s")
         print("| | crops | ms a step | audio-s/s | GB | of the ceiling |")
         print("|---|---|---|---|---|---|")
-        mask_prob = 0.8 if name == "music_hubert" else 0.65
-        data = batch(args.crops, args.seconds, k, mask_prob)
+        data = batch(args.crops, args.seconds, k, MASK_PROB[name])
         result = attempt(partial(our_step, name, data, k, args), args.steps)
         ours = report("ours", args.crops, args.seconds, result, ceiling)
         if args.profile:
