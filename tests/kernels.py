@@ -72,7 +72,7 @@ def test_attention(frames, heads, width, p, seed):
 
 @pytest.mark.parametrize(("rows", "dim", "p"), [(9, 768, 0.1), (5, 48, 0.0), (60, 40, 0.3)])
 def test_dropout_residual_norm(rows, dim, p, seed, monkeypatch):
-    monkeypatch.setattr(norm_kernels, "_PROGRAMS", 16)  # so that some have several rows
+    monkeypatch.setattr(norm_kernels, "_PROGRAMS", 2)  # so that some have several rows
     branch, residual, grad = (random(rows, dim) for _ in range(3))
     weight, bias = torch.rand(dim, device=DEVICE) + 0.5, torch.randn(dim, device=DEVICE)
     inputs = [t.float().clone().requires_grad_() for t in (branch, residual, weight, bias)]
