@@ -8,8 +8,10 @@ from torch import Tensor
 from music_ssl_fairseq.modules.triton_math import gelu_parts
 
 _FLAT = {"BLOCK": 2048, "num_warps": 8}
-_SUMMED = {"ROWS": 16, "BLOCK": 128, "num_warps": 4}
-_PROGRAMS = 32  # over the rows, for each block of columns
+_SUMMED = {"ROWS": 8, "BLOCK": 128, "num_warps": 4}
+# Over the rows, for each block of columns. Of 3072 columns, these are eight programs for each
+# multiprocessor of an H100 or H200, which holds as many at once.
+_PROGRAMS = 44
 
 
 # Number j of a crop of `y` is made of number j + shift of that crop of `x`, except for the first
@@ -46,16 +48,22 @@ def _backward_summed(
 ):  # fmt: skip
     c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]
     total = tl.zeros((ROWS, BLOCK), tl.float32)
-    for block in range(BLOCKS):
-        start = (block * tl.num_programs(1) + tl.program_id(1)).to(tl.int64) * ROWS
-        row = start + tl.arange(0, ROWS)[:, None]
+    row = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    inside = (row < rows) & (c < columns)
+    where = row * columns + c
+    u = tl.load(x + where, mask=inside, other=0.0)
+    dy = tl.load(grad + where, mask=inside, other=0.0)
+    for _ in range(BLOCKS):
+        # The next rows arrive while these are computed.
+        u_here, dy_here, inside_here, here = u.to(tl.float32), dy.to(tl.float32), inside, where
+        row += tl.num_programs(1) * ROWS
         inside = (row < rows) & (c < columns)
         where = row * columns + c
-        u = tl.load(x + where, mask=inside, other=0.0).to(tl.float32)
-        dy = tl.load(grad + where, mask=inside, other=0.0).to(tl.float32)
-        _, slope = gelu_parts(u)
-        du = dy * slope
-        tl.store(d_x + where, du.to(d_x.dtype.element_ty), mask=inside)
+        u = tl.load(x + where, mask=inside, other=0.0)
+        dy = tl.load(grad + where, mask=inside, other=0.0)
+        _, slope = gelu_parts(u_here)
+        du = dy_here * slope
+        tl.store(d_x + here, du.to(d_x.dtype.element_ty), mask=inside_here)
         total += du
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     where = d_sums + tl.program_id(1) * columns + column

@@ -13,8 +13,11 @@ from music_ssl_fairseq.modules.dropout import drop_threshold
 from music_ssl_fairseq.modules.triton_math import kept
 
 _FORWARD = {"ROWS": 4, "num_warps": 4}
-_BACKWARD = {"ROWS": 1, "num_warps": 1}
-_PROGRAMS = 1056  # eight for each multiprocessor of an H100 or H200; each writes its sums once
+# Of the backward pass: a row for each warp at a time, in pieces of 16 bytes for each of its lanes.
+_BACKWARD = {"ROWS": 8, "PIECE": 256, "num_warps": 8}
+# One for each multiprocessor of an H100 or H200, whose registers it fills; each writes its sums
+# once.
+_PROGRAMS = 132
 
 
 @triton.jit
@@ -56,45 +59,75 @@ def _normed(x, inside, eps, D: tl.constexpr):
 @triton.jit
 def _backward(
     grad, grad_2, sums, chosen, weight, seeds, d_residual, d_branch, d_sums, rows, eps, threshold,
-    factor, D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr,
-    DROP: tl.constexpr, TWO: tl.constexpr, CHOSEN: tl.constexpr,
+    factor, D: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr, ROWS: tl.constexpr,
+    BLOCKS: tl.constexpr, DROP: tl.constexpr, TWO: tl.constexpr, CHOSEN: tl.constexpr,
 ):  # fmt: skip
-    c = tl.arange(0, WIDTH)[None, :]
+    # Blocks are [ROWS, PIECES, PIECE]: of two axes alone, Triton would spread a row over several
+    # warps, which would wait for one another at each mean.
+    c = tl.arange(0, PIECES)[None, :, None] * PIECE + tl.arange(0, PIECE)[None, None, :]
     scale = tl.load(weight + c, mask=c < D, other=0.0)
     seed = tl.load(seeds)
-    sum_weight = tl.zeros((ROWS, WIDTH), tl.float32)
-    sum_bias = tl.zeros((ROWS, WIDTH), tl.float32)
-    sum_branch = tl.zeros((ROWS, WIDTH), tl.float32)
-    for block in range(BLOCKS):
-        start = (block * tl.num_programs(0) + tl.program_id(0)).to(tl.int64) * ROWS
-        row = start + tl.arange(0, ROWS)[:, None]
-        inside = (row < rows) & (c < D)
-        where = row * D + c
-        dy = tl.load(grad + where, mask=inside, other=0.0).to(tl.float32)
+    sum_weight = tl.zeros((ROWS, PIECES, PIECE), tl.float32)
+    sum_bias = tl.zeros((ROWS, PIECES, PIECE), tl.float32)
+    sum_branch = tl.zeros((ROWS, PIECES, PIECE), tl.float32)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None, None]
+    inside = (row < rows) & (c < D)
+    where = row * D + c
+    dy_1, dy_2, x = _load(grad, grad_2, sums, where, inside, TWO)
+    for _ in range(BLOCKS):
+        # The next rows arrive while these are computed.
+        dy = dy_1.to(tl.float32)
         if TWO:
-            dy += tl.load(grad_2 + where, mask=inside, other=0.0).to(tl.float32)
-        x = tl.load(sums + where, mask=inside, other=0.0).to(tl.float32)
-        normed, rstd = _normed(x, inside, eps, D)
+            dy += dy_2.to(tl.float32)
+        normed = x.to(tl.float32)
+        row_here, here, inside_here = row, where, inside
+        row += tl.num_programs(0) * ROWS
+        where = row * D + c
+        inside = (row < rows) & (c < D)
+        dy_1, dy_2, x = _load(grad, grad_2, sums, where, inside, TWO)
+        # Rows outside are zeros, and so are their gradients.
+        normed = tl.where(c < D, normed - _means(normed, D), 0.0)
+        rstd = tl.rsqrt(_means(normed * normed, D) + eps)
+        normed *= rstd
         sum_weight += dy * normed
         sum_bias += dy
         d_normed = dy * scale
-        level = tl.sum(d_normed, 1) / D
-        along = tl.sum(d_normed * normed, 1) / D
-        dx = (d_normed - level[:, None] - normed * along[:, None]) * rstd[:, None]
-        place = where
+        level = _means(d_normed, D)
+        along = _means(d_normed * normed, D)
+        dx = (d_normed - level - normed * along) * rstd
+        place = here
         if CHOSEN:
-            place = tl.load(chosen + row, mask=row < rows, other=0).to(tl.int64) * D + c
-        tl.store(d_residual + place, dx.to(d_residual.dtype.element_ty), mask=inside)
+            place = tl.load(chosen + row_here, mask=row_here < rows, other=0).to(tl.int64) * D + c
+        tl.store(d_residual + place, dx.to(d_residual.dtype.element_ty), mask=inside_here)
         if DROP:
-            dx = tl.where(kept(where.to(tl.int32), seed, threshold), dx * factor, 0.0)
+            dx = tl.where(kept(here.to(tl.int32), seed, threshold), dx * factor, 0.0)
         if DROP or CHOSEN:
-            tl.store(d_branch + where, dx.to(d_branch.dtype.element_ty), mask=inside)
-        sum_branch += tl.where(inside, dx, 0.0)
-    own = d_sums + tl.program_id(0) * 3 * D + tl.arange(0, WIDTH)
-    inside_row = tl.arange(0, WIDTH) < D
-    tl.store(own, tl.sum(sum_weight, 0), mask=inside_row)
-    tl.store(own + D, tl.sum(sum_bias, 0), mask=inside_row)
-    tl.store(own + 2 * D, tl.sum(sum_branch, 0), mask=inside_row)
+            tl.store(d_branch + here, dx.to(d_branch.dtype.element_ty), mask=inside_here)
+        sum_branch += dx
+    own = d_sums + tl.program_id(0) * 3 * D
+    _store_sum(own, sum_weight, c, D)
+    _store_sum(own + D, sum_bias, c, D)
+    _store_sum(own + 2 * D, sum_branch, c, D)
+
+
+@triton.jit
+def _load(grad, grad_2, sums, where, inside, TWO: tl.constexpr):
+    dy = tl.load(grad + where, mask=inside, other=0.0)
+    dy_2 = tl.load(grad_2 + where, mask=inside, other=0.0) if TWO else dy
+    return dy, dy_2, tl.load(sums + where, mask=inside, other=0.0)
+
+
+@triton.jit
+def _means(x, D: tl.constexpr):
+    """Means of rows in pieces, to be spread over them: `[ROWS, 1, 1]`."""
+    return tl.sum(tl.sum(x, 1), 1)[:, None, None] / D
+
+
+@triton.jit
+def _store_sum(place, x, c, D: tl.constexpr):
+    # Zeros where there is no column spare the loop adding up what is not stored.
+    total = tl.sum(tl.where(c < D, x, 0.0), 0)[None, :, :]
+    tl.store(place + c, total, mask=c < D)
 
 
 def forward(
@@ -159,10 +192,11 @@ def backward(
         assert residual_rows is not None
         d_residual = sums.new_zeros(residual_rows, dim)
     programs = d_sums.size(0)
+    pieces = triton.next_power_of_2(triton.cdiv(dim, _BACKWARD["PIECE"]))
     _backward[(programs,)](
         grad, grad if grad_2 is None else grad_2, sums, sums if chosen is None else chosen, weight,
         seed, d_residual, d_branch, d_sums, rows, eps, drop_threshold(p), 1 / (1 - p), D=dim,
-        WIDTH=triton.next_power_of_2(dim), BLOCKS=triton.cdiv(rows, _BACKWARD["ROWS"] * programs),
-        DROP=p > 0, TWO=grad_2 is not None, CHOSEN=chosen is not None, **_BACKWARD,
+        PIECES=pieces, BLOCKS=triton.cdiv(rows, _BACKWARD["ROWS"] * programs), DROP=p > 0,
+        TWO=grad_2 is not None, CHOSEN=chosen is not None, **_BACKWARD,
     )  # fmt: skip
     return d_residual, d_branch
