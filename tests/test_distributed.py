@@ -227,6 +227,26 @@ def test_gradients_are_averaged_as_by_fairseq(
         assert own is theirs is None or torch.equal(own, theirs)
 
 
+@pytest.mark.parametrize("on_the_way", [False, True])
+def test_norms_are_of_averages(on_the_way, group, monkeypatch):
+    # On a GPU, gradients are divided by the number of processes as they are scaled.
+    monkeypatch.setattr(FusedAdamW, "_on_the_way", on_the_way)
+    model = _Extracting(True)
+    wrapped = LegacyDistributedDataParallel(model, group)
+    wrapped.world_size = 4
+    proxy = ModuleProxyWrapper(wrapped)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimiser = FusedAdamW(OmegaConf.structured(FusedAdamWConfig(lr=[0.1])), trained)
+    for _ in range(2):
+        optimiser.zero_grad()
+        with optimiser.batch(proxy):
+            proxy(torch.ones(5, 3)).backward()
+        norm = torch.stack([p.grad.norm() for p in trained]).norm()
+        optimiser.all_reduce_grads(proxy)
+        optimiser.multiply_grads(8)
+        torch.testing.assert_close(optimiser.clip_grad_norm(0), norm * 2)
+
+
 def test_a_process_that_runs_out_of_memory_sends_zeros(group, sums):
     model = _Extracting(True)
     proxy = ModuleProxyWrapper(LegacyDistributedDataParallel(model, group))

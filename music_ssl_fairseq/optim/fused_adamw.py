@@ -56,7 +56,7 @@ class FusedAdamW(FairseqOptimizer):
         self.late_norm = False
         self._late = Late()
         self._factor: float | Tensor = 1.0
-        self._sums: dict[object, GradientSums | None] = {}
+        self._sums: dict[torch.nn.Module, GradientSums] = {}
 
     @property
     def optimizer_config(self) -> dict[str, Any]:
@@ -92,10 +92,10 @@ class FusedAdamW(FairseqOptimizer):
         return nullcontext() if sums is None else sums.batch()
 
     def _sums_of(self, module: torch.nn.Module) -> GradientSums | None:
-        ddp = getattr(module, "module", None)
-        if ddp not in self._sums:
-            self._sums[ddp] = GradientSums(ddp) if can_sum(ddp) else None
-        return self._sums[ddp]
+        ddp: Any = getattr(module, "module", None)
+        if ddp not in self._sums and can_sum(ddp):
+            self._sums[ddp] = GradientSums(ddp, 1 if self._on_the_way else ddp.world_size)
+        return self._sums.get(ddp)
 
     def all_reduce_grads(self, module: torch.nn.Module) -> None:
         """Average gradients over processes, with `legacy_ddp` as `GradientSums` does."""
@@ -104,6 +104,7 @@ class FusedAdamW(FairseqOptimizer):
             super().all_reduce_grads(module)
         else:
             sums.finish()
+            self._factor = self._factor * sums.to_average
 
     def multiply_grads(self, c: float | Tensor) -> None:
         """Multiply all gradients by a constant."""
@@ -153,5 +154,4 @@ class FusedAdamW(FairseqOptimizer):
         super().zero_grad()
         self._factor = 1.0
         for sums in self._sums.values():
-            if sums is not None:
-                sums.begin()
+            sums.begin()

@@ -7,6 +7,7 @@ import torch
 from fairseq.distributed import LegacyDistributedDataParallel
 from torch import Tensor, nn
 from torch._utils import _unflatten_dense_tensors
+from torch.distributed import ProcessGroup, Work
 
 
 class GradientSums:
@@ -16,9 +17,9 @@ class GradientSums:
     the parameters. When the gradient of the extractor's features is there, so are those of all
     other parameters: they are sent, and summed while the GPU computes the rest.
 
-    The results are fairseq's: gradients are divided by the number of processes and summed, zeros
-    where a process has none (LayerDrop). With two processes that is so to the bit. With more, the
-    order in which numbers are added up depends on where they lie in what is sent.
+    With the number of processes as divisor the sums are fairseq's, with zeros where a process has
+    no gradient (LayerDrop): to the bit with two processes. With more, the order in which numbers
+    are added up depends on where they lie in what is sent.
 
     Processes that do not send the same in the same order wait for each other for ever. fairseq
     exchanges counts between the last backward pass of an update and `finish`, so the order is: the
@@ -28,17 +29,23 @@ class GradientSums:
 
     Args:
         ddp: the wrapped model. Its extractor, if it has one, is `feature_extractor`.
+        divisor: what gradients are divided by before they are summed.
+
+    Attributes:
+        to_average: what is left to multiply the sums by for averages.
     """
 
-    def __init__(self, ddp: LegacyDistributedDataParallel):
+    def __init__(self, ddp: LegacyDistributedDataParallel, divisor: int):
         self._ddp = ddp
+        self.to_average = divisor / ddp.world_size
         trained = _trained(ddp.module)
         self._extractor = getattr(ddp.module, "feature_extractor", None)
         last = [] if self._extractor is None else _trained(self._extractor)
         ids = {id(p) for p in last}
         first = [p for p in trained if id(p) not in ids]
         self._two = bool(first and last)
-        self._parts = [_Part(part, ddp) for part in ([first, last] if self._two else [trained])]
+        parts = [first, last] if self._two else [trained]
+        self._parts = [_Part(part, divisor, ddp.process_group) for part in parts]
         self._awaited = 0
 
     def begin(self) -> None:
@@ -85,7 +92,7 @@ class GradientSums:
             self._parts[0].send()
 
     def finish(self) -> None:
-        """Leave the averages in `grad`, where they stay until the next update has its own."""
+        """Leave the sums in `grad`, where they stay until the next update has its own."""
         for part in self._parts:
             part.send()
         for part in self._parts:
@@ -98,12 +105,13 @@ class _Part:
     fairseq copies each gradient there and back. Here they are copied at once and then left there.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], ddp: LegacyDistributedDataParallel):
+    def __init__(self, parameters: Sequence[Tensor], divisor: int, group: ProcessGroup):
         self.parameters = parameters
-        self._ddp = ddp
+        self._divisor = divisor
+        self._group = group
         self._flat = parameters[0].new_zeros(sum(p.numel() for p in parameters))
         self._places = _unflatten_dense_tensors(self._flat, parameters)
-        self._work: torch.distributed.Work | None = None
+        self._work: Work | None = None
 
     @torch.no_grad()
     def send(self) -> None:
@@ -121,10 +129,9 @@ class _Part:
             torch._foreach_copy_(places, gradients)
         if missing:
             torch._foreach_zero_(missing)
-        self._flat /= self._ddp.world_size
-        self._work = torch.distributed.all_reduce(
-            self._flat, group=self._ddp.process_group, async_op=True
-        )
+        if self._divisor != 1:
+            self._flat /= self._divisor
+        self._work = torch.distributed.all_reduce(self._flat, group=self._group, async_op=True)
 
     def receive(self) -> None:
         """Wait for the sum (on a GPU nobody waits but the stream), and leave it in `grad`."""
