@@ -2,19 +2,18 @@
 
 import ast
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, List  # noqa: UP035 (fairseq's parser needs List)
 
 import torch
 from fairseq.dataclass import FairseqDataclass
-from fairseq.distributed import LegacyDistributedDataParallel
-from fairseq.distributed import utils as distributed_utils
 from fairseq.optim import FairseqOptimizer, register_optimizer
 from omegaconf import II
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from music_ssl_fairseq.late import Late
+from music_ssl_fairseq.optim.gradient_sums import GradientSums, can_sum
 
 
 @dataclass
@@ -57,6 +56,7 @@ class FusedAdamW(FairseqOptimizer):
         self.late_norm = False
         self._late = Late()
         self._factor: float | Tensor = 1.0
+        self._sums: dict[torch.nn.Module, GradientSums] = {}
 
     @property
     def optimizer_config(self) -> dict[str, Any]:
@@ -81,26 +81,30 @@ class FusedAdamW(FairseqOptimizer):
         """Whether gradients are scaled by `step`, which reads them anyway, and not before."""
         return self.late_norm and bool(self._optimizer.defaults["fused"])
 
-    def all_reduce_grads(self, module: torch.nn.Module) -> None:
-        """Average gradients over processes.
+    def batch(self, model: torch.nn.Module) -> AbstractContextManager[None]:
+        """What the forward and the backward pass of a batch run in, for `all_reduce_grads` to
+        begin while the backward pass of an update's last batch still runs.
 
-        As fairseq's `legacy_ddp` does, to the bit: one sum of all parameters, zeros where a process
-        has no gradient (LayerDrop). But it copies each parameter by itself, to a buffer and back;
-        here the buffer is made at once, and gradients are left in it.
+        Args:
+            model: as fairseq's trainer has it, wrapped if there are several processes.
         """
-        ddp = getattr(module, "module", None)
-        if not isinstance(ddp, LegacyDistributedDataParallel):
-            return super().all_reduce_grads(module)
-        parameters = [p for p in ddp.module.parameters() if p.requires_grad]
-        shared = not any(hasattr(p, "expert") for p in parameters)
-        if not shared or len({p.dtype for p in parameters}) != 1:
-            return super().all_reduce_grads(module)
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = _flatten_dense_tensors(gradients)
-        flat /= ddp.world_size
-        distributed_utils.all_reduce(flat, ddp.process_group)
-        for p, gradient in zip(parameters, _unflatten_dense_tensors(flat, gradients), strict=True):
-            p.grad = gradient
+        sums = self._sums_of(model)
+        return nullcontext() if sums is None else sums.batch()
+
+    def _sums_of(self, module: torch.nn.Module) -> GradientSums | None:
+        ddp: Any = getattr(module, "module", None)
+        if ddp not in self._sums and can_sum(ddp):
+            self._sums[ddp] = GradientSums(ddp, 1 if self._on_the_way else ddp.world_size)
+        return self._sums.get(ddp)
+
+    def all_reduce_grads(self, module: torch.nn.Module) -> None:
+        """Average gradients over processes, with `legacy_ddp` as `GradientSums` does."""
+        sums = self._sums_of(module)
+        if sums is None:
+            super().all_reduce_grads(module)
+        else:
+            sums.finish()
+            self._factor = self._factor * sums.to_average
 
     def multiply_grads(self, c: float | Tensor) -> None:
         """Multiply all gradients by a constant."""
@@ -149,3 +153,5 @@ class FusedAdamW(FairseqOptimizer):
         """Drop all gradients, and what they were to be multiplied by."""
         super().zero_grad()
         self._factor = 1.0
+        for sums in self._sums.values():
+            sums.begin()

@@ -3,6 +3,7 @@
 import atexit
 import logging
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -150,12 +151,15 @@ class PretrainingTask(FairseqTask):
     def train_step(
         self, sample: Any, model: Any, criterion: Any, optimizer: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        """fairseq's, and see `_stop_loading_at_exit` and `FusedAdamW.late_norm`."""
+        """fairseq's, and see `_stop_loading_at_exit` and `FusedAdamW`: `late_norm`, `batch`."""
         self._training = True
+        self._stop_loading_at_exit("train")
+        batch: AbstractContextManager[None] = nullcontext()
         if isinstance(optimizer, FusedAdamW):
             optimizer.late_norm = True
-        self._stop_loading_at_exit("train")
-        return super().train_step(sample, model, criterion, optimizer, *args, **kwargs)
+            batch = optimizer.batch(model)
+        with batch:
+            return super().train_step(sample, model, criterion, optimizer, *args, **kwargs)
 
     def valid_step(self, *args: Any, **kwargs: Any) -> Any:
         """fairseq's, and see `_stop_loading_at_exit`."""
