@@ -113,8 +113,8 @@ def _forward(
 
 @triton.jit
 def _backward_queries(
-    qkv, rows, starts, output, d_output, logs, levels, hashes, d_qkv, d_bias, seeds, frames, padded,
-    heads, scale, root, threshold, factor, D: tl.constexpr, BLOCK: tl.constexpr,
+    qkv, rows, starts, output, d_output, logs, levels, hashes, gathered, d_qkv, d_bias, seeds,
+    frames, padded, heads, scale, root, threshold, factor, D: tl.constexpr, BLOCK: tl.constexpr,
     OTHERS: tl.constexpr, BLOCKS: tl.constexpr, DROP: tl.constexpr, CHOSEN: tl.constexpr,
 ):  # fmt: skip
     # Queries, keys and values beyond the end are zeros, and so is all that they add to others.
@@ -141,6 +141,8 @@ def _backward_queries(
     row_hash = scramble(program * frames + i, seed)
     if DROP:
         tl.store(hashes + program * padded + n, row_hash)
+    if CHOSEN:
+        _store_rows(q, n, n < count, width, gathered + first_query * width + head * D, D)
     row_hash = row_hash[:, None]
     d_q = tl.zeros((BLOCK, D), tl.float32)
     for block in range(BLOCKS):
@@ -160,9 +162,9 @@ def _backward_queries(
 
 @triton.jit
 def _backward_keys(
-    qkv, rows, starts, d_output, logs, levels, hashes, d_qkv, d_bias, seeds, frames, padded, heads,
-    scale, root, threshold, factor, D: tl.constexpr, BLOCK: tl.constexpr, OTHERS: tl.constexpr,
-    BLOCKS: tl.constexpr, DROP: tl.constexpr, CHOSEN: tl.constexpr,
+    qkv, rows, starts, d_output, logs, levels, hashes, gathered, d_qkv, d_bias, seeds, frames,
+    padded, heads, scale, root, threshold, factor, D: tl.constexpr, BLOCK: tl.constexpr,
+    OTHERS: tl.constexpr, BLOCKS: tl.constexpr, DROP: tl.constexpr, CHOSEN: tl.constexpr,
 ):  # fmt: skip
     # Scores lie with a key a row here, as the products for keys and values want them.
     program = tl.program_id(1)
@@ -172,6 +174,10 @@ def _backward_keys(
     first_query, count = _queries(rows, starts, crop, frames, CHOSEN)
     d_output += first_query * width + head * D
     d_queries = d_qkv + crop * frames * row + head * D
+    # Chosen queries have been gathered: their frames would be one load before another.
+    own_queries, own_row = queries, row
+    if CHOSEN:
+        own_queries, own_row = gathered + first_query * width + head * D, width
     j = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     k = _rows(j, j < frames, row, queries + width, D)
     v = _rows(j, j < frames, row, queries + 2 * width, D)
@@ -184,8 +190,7 @@ def _backward_keys(
     d_v = tl.zeros((BLOCK, D), tl.float32)
     for block in range(loop_count(tl.cdiv(count, OTHERS)) if CHOSEN else BLOCKS):
         n = block * OTHERS + tl.arange(0, OTHERS)
-        i = _frames(rows, first_query, crop, frames, n, count, CHOSEN)
-        q = _rows(i, n < count, row, queries, D)
+        q = _rows(n, n < count, own_row, own_queries, D)
         dy = _rows(n, n < count, width, d_output, D)
         log = tl.load(logs + n)
         level = tl.load(levels + n)
@@ -279,6 +284,7 @@ def backward(
         d_qkv[..., :width].zero_()  # queries of frames that are not chosen
     padded = logs.size(1)
     levels, hashes = torch.empty_like(logs), torch.empty_like(logs, dtype=torch.int32)
+    gathered = qkv if chosen is None else torch.empty_like(output)
     scale, threshold, factor = _scales(width // heads, p)
     scales = (scale, 1 / math.sqrt(width // heads), threshold, factor)
     pointers = _pointers(chosen, qkv)
@@ -292,11 +298,11 @@ def backward(
         **_BACKWARD,
     }
     _backward_queries[grid](
-        qkv, *pointers, output, d_output, logs, levels, hashes, d_qkv, d_bias, seed, frames, padded,
-        heads, *scales, **more,
+        qkv, *pointers, output, d_output, logs, levels, hashes, gathered, d_qkv, d_bias, seed,
+        frames, padded, heads, *scales, **more,
     )  # fmt: skip
     _backward_keys[grid](
-        qkv, *pointers, d_output, logs, levels, hashes, d_qkv, d_bias, seed, frames, padded, heads,
-        *scales, **more,
+        qkv, *pointers, d_output, logs, levels, hashes, gathered, d_qkv, d_bias, seed, frames,
+        padded, heads, *scales, **more,
     )  # fmt: skip
     return d_qkv
