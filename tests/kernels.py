@@ -116,14 +116,22 @@ def test_dropout_residual_norm(rows, dim, p, among, seed, monkeypatch):
     close(d_sums.sum(0).view(3, dim), torch.stack([*expected[2:], expected[0].sum(0)]))
 
 
-@pytest.mark.parametrize("kept", [37, 36])
-def test_gelu_of_the_first_frames(kept):
-    x, grad = 3 * random(2, 37, 96), random(2, kept, 96)
+@pytest.mark.parametrize(
+    ("frames", "skip", "lead"),
+    [(37, 0, 0), (36, 0, 0), (36, 1, 1), (35, 1, 1), (36, 0, 1), (34, 1, 0), (30, 3, 2)],
+)
+@pytest.mark.parametrize("dim", [96, 7])
+def test_gelu_of_some_frames(frames, skip, lead, dim):
+    x, grad = 3 * random(2, 37, dim), random(2, lead + frames, dim)
     reference = x.float().requires_grad_()
-    plain = F.gelu(reference[:, :kept])
+    plain = F.pad(F.gelu(reference[:, skip : skip + frames]), (0, 0, lead, 0))
     plain.backward(grad.float())
-    close(gelu_kernels.forward(x, kept), plain)
-    close(gelu_kernels.backward(x, grad), reference.grad)
+    y = gelu_kernels.forward(x, frames, skip, lead)
+    d_x = gelu_kernels.backward(x, grad, skip, lead)
+    close(y, plain)
+    close(d_x, reference.grad)
+    unread = torch.cat([y[:, :lead], d_x[:, :skip], d_x[:, skip + frames :]], 1)
+    assert (unread == 0).all()
 
 
 @pytest.mark.parametrize(("rows", "dim"), [(7, 3072), (70, 48)])

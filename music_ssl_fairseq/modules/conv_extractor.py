@@ -8,13 +8,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.modules.fast import compiled, use_fast, working_dtype
+from music_ssl_fairseq.modules.channels_last_conv import conv_channels_last
+from music_ssl_fairseq.modules.conv_stack import rows_before, run_conv_stack
+from music_ssl_fairseq.modules.fast import compiled, use_fast
 from music_ssl_fairseq.modules.first_layer import (
     can_fuse,
     folded_first_layer,
     fused_first_layer,
 )
-from music_ssl_fairseq.modules.gelu import gelu, kernel_gelu
+from music_ssl_fairseq.modules.gelu import gelu
 
 DEFAULT_CONV_LAYERS = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
 
@@ -136,13 +138,15 @@ class ConvExtractor(nn.Module):
                 those of more than `waveform`.
         """
         fast = use_fast(self.fast, waveform)
-        # Channels last: norms and products run along them, and nothing has to be transposed.
-        x = waveform.unsqueeze(-1)
         layers: list[ConvLayer] = list(self.conv_layers)  # type: ignore[arg-type]
-        conv, norm = layers[0].conv, layers[0].norm
+        first, others = layers[0], layers[1:]
+        conv, norm = first.conv, first.norm
+        convs = [layer.conv for layer in others]
+        stacked = compile and all(layer.norm is None for layer in others)
+        frames = (waveform.size(-1) - conv.kernel_size[0]) // conv.stride[0] + 1
+        lead = rows_before(convs, frames, waveform) if stacked else 0
         if folded is not None:
-            x = folded_first_layer(waveform, *folded, conv.stride[0])
-            layers = layers[1:]
+            x = folded_first_layer(waveform, *folded, conv.stride[0], lead)
         elif fast and norm is not None and can_fuse(waveform, conv.weight, conv.bias):
             x = fused_first_layer(
                 waveform,
@@ -151,22 +155,14 @@ class ConvExtractor(nn.Module):
                 isinstance(norm, nn.GroupNorm),
                 conv.stride[0],
                 compile,
+                lead,
             )
-            layers = layers[1:]
-        if compile and all(layer.norm is None for layer in layers):
-            return _run_without_norms(layers, x)
-        return compiled(_run_layers, compile)(layers, x, fast)
-
-
-def _run_without_norms(layers: list[ConvLayer], x: Tensor) -> Tensor:
-    for layer, following in zip(layers, [*layers[1:], None], strict=True):
-        conv = layer.conv
-        x = conv_channels_last(x, conv.weight, conv.bias, conv.stride[0])
-        frames = x.size(1)
-        if following is not None and following.conv.kernel_size == following.conv.stride:
-            frames -= frames % following.conv.stride[0]
-        x = kernel_gelu(x, frames)
-    return x
+        else:
+            # Channels last: norms and products run along them, and nothing has to be transposed.
+            return compiled(_run_layers, compile)(layers, waveform.unsqueeze(-1), fast)
+        if stacked:
+            return run_conv_stack(convs, x, lead)
+        return compiled(_run_layers, compile)(others, x, fast)
 
 
 def _run_layers(layers: list[ConvLayer], x: Tensor, fast: bool) -> Tensor:
@@ -189,39 +185,6 @@ def _normalise(norm: Norm, x: Tensor) -> Tensor:
 
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
     return F.conv1d(x.transpose(1, 2), weight, bias, stride).transpose(1, 2)
-
-
-def conv_channels_last(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-    """Unpadded convolution that reads and writes channels last, and copies nothing.
-
-    With kernel = stride, windows are a reshaped view of the input and one matrix product does it.
-    A single input channel is unfolded. Else it is cuDNN's convolution in its channels-last layout.
-
-    Args:
-        x: `[B, T, C]`.
-        weight: `[channels, C, kernel]`.
-
-    Returns:
-        `[B, (T - kernel) // stride + 1, channels]`.
-    """
-    dtype = working_dtype(x)
-    x, weight = x.to(dtype), weight.to(dtype)
-    batch, length, in_channels = x.shape
-    kernel = weight.size(-1)
-    frames = (length - kernel) // stride + 1
-    taps = weight.permute(2, 1, 0)  # [kernel, C, channels]
-    if in_channels == 1:
-        # Tensor cores want a multiple of 8 numbers in a row.
-        extra = -kernel % 8
-        windows = F.pad(x.squeeze(-1), (0, extra)).unfold(-1, kernel + extra, stride)[:, :frames]
-        y = windows @ F.pad(taps.squeeze(1), (0, 0, 0, extra))
-    elif kernel == stride:
-        y = x[:, : frames * stride].reshape(batch, frames, -1) @ taps.flatten(0, 1)
-    else:
-        image = x.transpose(1, 2).unsqueeze(2)  # [B, C, 1, T], laid out as [B, 1, T, C]
-        filters = weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
-        y = F.conv2d(image, filters, None, (1, stride)).squeeze(2).transpose(1, 2)
-    return y if bias is None else y + bias.to(dtype)
 
 
 class ScaleGradient(torch.autograd.Function):

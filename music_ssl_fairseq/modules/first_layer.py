@@ -107,6 +107,7 @@ def fused_first_layer(
     group: bool,
     stride: int,
     compile: bool = False,
+    lead: int = 0,
 ) -> Tensor:
     """`gelu(norm(conv1d(waveform, weight, stride)))`, channels last.
 
@@ -117,9 +118,10 @@ def fused_first_layer(
         group: True for a group norm with a group a channel, False for a layer norm over channels.
         stride: of the convolution.
         compile: as compiled kernels what comes before the pass.
+        lead: rows of zeros before each crop's first frame.
 
     Returns:
-        `[B, frames, C]` in autocast's type.
+        `[B, lead + frames, C]` in autocast's type.
     """
     scale, shift, eps = norm
     if group:
@@ -128,10 +130,12 @@ def fused_first_layer(
     else:
         filters = weight.squeeze(1).unsqueeze(0)
         gains, shifts = scale.unsqueeze(0), shift.unsqueeze(0)
-    return _apply(waveform, filters, gains, shifts, eps, group, stride)
+    return _apply(waveform, filters, gains, shifts, eps, group, stride, lead)
 
 
-def folded_first_layer(waveform: Tensor, filters: Tensor, shifts: Tensor, stride: int) -> Tensor:
+def folded_first_layer(
+    waveform: Tensor, filters: Tensor, shifts: Tensor, stride: int, lead: int = 0
+) -> Tensor:
     """The first layer with a group norm whose statistics are given: `gelu(filters * x + shifts)`.
 
     Args:
@@ -139,16 +143,18 @@ def folded_first_layer(waveform: Tensor, filters: Tensor, shifts: Tensor, stride
         filters: `[B, C, kernel]`, of `fold_group_norm`.
         shifts: `[B, C]`, likewise.
         stride: of the convolution.
+        lead: rows of zeros before each crop's first frame.
 
     Returns:
-        `[B, frames, C]` in autocast's type.
+        `[B, lead + frames, C]` in autocast's type.
     """
     if can_fuse(waveform, filters[0].unsqueeze(1), None):
-        return _apply(waveform, filters, shifts, shifts, 0.0, True, stride)
+        return _apply(waveform, filters, shifts, shifts, 0.0, True, stride, lead)
     with torch.autocast(waveform.device.type, enabled=False):
         windows = waveform.float().unfold(-1, filters.size(-1), stride)
         x = F.gelu(torch.baddbmm(shifts.unsqueeze(1), windows, filters.transpose(1, 2)))
-    return x.to(working_dtype(waveform))
+    x = x.to(working_dtype(waveform))
+    return F.pad(x, (0, 0, lead, 0)) if lead else x
 
 
 def _apply(
@@ -159,6 +165,7 @@ def _apply(
     eps: float,
     group: bool,
     stride: int,
+    lead: int,
 ) -> Tensor:
     kernel = filters.size(-1)
     frames = (waveform.size(-1) - kernel) // stride + 1
@@ -166,7 +173,7 @@ def _apply(
     waveform = waveform.float()
     return _FirstLayer.apply(
         waveform, filters.float(), gains.float(), shifts.float(), eps, group, stride, frames,
-        working_dtype(waveform),
+        lead, working_dtype(waveform),
     )  # fmt: skip
 
 
@@ -182,13 +189,16 @@ class _FirstLayer(torch.autograd.Function):
         group: bool,
         stride: int,
         frames: int,
+        lead: int,
         dtype: torch.dtype,
     ) -> Tensor:
         from music_ssl_fairseq.modules import first_layer_kernels as kernels
 
         ctx.save_for_backward(waveform, filters, gains, shifts)
-        ctx.settings = (eps, group, stride, frames)
-        return kernels.forward(waveform, filters, gains, shifts, eps, group, stride, frames, dtype)
+        ctx.settings = (eps, group, stride, frames, lead)
+        return kernels.forward(
+            waveform, filters, gains, shifts, eps, group, stride, frames, lead, dtype
+        )
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -197,4 +207,4 @@ class _FirstLayer(torch.autograd.Function):
         d_filters, d_gains, d_shifts = kernels.backward(
             grad.contiguous(), *ctx.saved_tensors, *ctx.settings
         )
-        return (None, d_filters, d_gains, d_shifts, None, None, None, None, None)
+        return (None, d_filters, d_gains, d_shifts, *[None] * 6)

@@ -2,7 +2,8 @@
 
 Each program takes a few frames at a time, and with a layer norm all their channels. `filters` are
 `[1 or B, TAPS, C]`, `gains` and `shifts` `[1 or B, C]`: one for all crops, or one for each. With a
-group norm folded into them, `gains` are not used.
+group norm folded into them, `gains` are not used. Each crop's output has `lead` rows of zeros
+before its first frame, whose gradient is not read.
 """
 
 import torch
@@ -34,7 +35,7 @@ def _convolve(
 
 @triton.jit
 def _forward(
-    waveform, filters, gains, shifts, output, length, frames, per_crop, eps,
+    waveform, filters, gains, shifts, output, length, frames, lead, per_crop, eps,
     stride: tl.constexpr, TAPS: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr, HELD: tl.constexpr, GROUP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -56,14 +57,14 @@ def _forward(
             variance = tl.sum(centred * centred, 1) / C
             u = centred * tl.rsqrt(variance + eps)[:, None] * gain[None, :] + shift[None, :]
         y, _ = gelu_parts(u)
-        where = (crop * frames + t[:, None]) * C + c[None, :]
+        where = (crop * (lead + frames) + lead + t[:, None]) * C + c[None, :]
         tl.store(output + where, y.to(output.dtype.element_ty), mask=t[:, None] < frames)
 
 
 @triton.jit
 def _backward(
-    grad, waveform, filters, gains, shifts, d_filters, d_gains, d_shifts, length, frames, per_crop,
-    eps, stride: tl.constexpr, TAPS: tl.constexpr, C: tl.constexpr,
+    grad, waveform, filters, gains, shifts, d_filters, d_gains, d_shifts, length, frames, lead,
+    per_crop, eps, stride: tl.constexpr, TAPS: tl.constexpr, C: tl.constexpr,
     BLOCK: tl.constexpr, BLOCKS: tl.constexpr, HELD: tl.constexpr, GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -79,7 +80,7 @@ def _backward(
     for block in range(BLOCKS):
         t = (tl.program_id(0) * BLOCKS + block) * BLOCK + tl.arange(0, BLOCK)
         windows, z = _convolve(waveform, w, crop, length, t, stride, TAPS, PRECISION)
-        where = (crop * frames + t[:, None]) * C + c[None, :]
+        where = (crop * (lead + frames) + lead + t[:, None]) * C + c[None, :]
         dy = tl.load(grad + where, mask=t[:, None] < frames, other=0.0).to(tl.float32)
         if GROUP:
             _, slope = gelu_parts(z + shift[None, :])
@@ -161,19 +162,21 @@ def forward(
     group: bool,
     stride: int,
     frames: int,
+    lead: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """`[B, T]` to `[B, frames, C]`."""
+    """`[B, T]` to `[B, lead + frames, C]`."""
     batch, length = waveform.shape
     taps, channels = filters.shape[1:]
-    output = torch.empty(batch, frames, channels, dtype=dtype, device=waveform.device)
+    output = torch.empty(batch, lead + frames, channels, dtype=dtype, device=waveform.device)
+    output[:, :lead].zero_()
     held, warps = _shape(channels, group, _FORWARD_CHANNELS)
     block, blocks = _FORWARD
     grid = (triton.cdiv(frames, block * blocks), batch, channels // held)
     _forward[grid](
-        waveform, filters, gains, shifts, output, length, frames, int(filters.size(0) > 1), eps,
-        stride=stride, TAPS=taps, C=channels, BLOCK=block, BLOCKS=blocks, HELD=held, GROUP=group,
-        PRECISION=_precision(dtype), num_warps=warps,
+        waveform, filters, gains, shifts, output, length, frames, lead, int(filters.size(0) > 1),
+        eps, stride=stride, TAPS=taps, C=channels, BLOCK=block, BLOCKS=blocks, HELD=held,
+        GROUP=group, PRECISION=_precision(dtype), num_warps=warps,
     )  # fmt: skip
     return output
 
@@ -188,6 +191,7 @@ def backward(
     group: bool,
     stride: int,
     frames: int,
+    lead: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of filters, gains and shifts, in their shapes."""
     batch, length = waveform.shape
@@ -200,9 +204,9 @@ def backward(
         for shape in ((taps, channels), (channels,), (channels,))
     ]
     _backward[(parts, batch, channels // held)](
-        grad, waveform, filters, gains, shifts, *sums, length, frames, int(filters.size(0) > 1),
-        eps, stride=stride, TAPS=taps, C=channels, BLOCK=block, BLOCKS=blocks, HELD=held,
-        GROUP=group, PRECISION=_precision(grad.dtype), num_warps=warps,
+        grad, waveform, filters, gains, shifts, *sums, length, frames, lead,
+        int(filters.size(0) > 1), eps, stride=stride, TAPS=taps, C=channels, BLOCK=block,
+        BLOCKS=blocks, HELD=held, GROUP=group, PRECISION=_precision(grad.dtype), num_warps=warps,
     )  # fmt: skip
     return tuple(  # type: ignore[return-value]
         total.sum(1) if like.size(0) > 1 else total.sum((0, 1)).unsqueeze(0)

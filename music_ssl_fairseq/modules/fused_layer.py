@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from music_ssl_fairseq.compat import WRITES_FP32
 from music_ssl_fairseq.modules.chosen_frames import ChosenFrames
 from music_ssl_fairseq.modules.fast import working_dtype
+from music_ssl_fairseq.modules.weight_gradient import weight_gradient
 
 Weights = tuple[Tensor, ...]
 
@@ -249,13 +249,13 @@ def backward_steps(
     d_middle, d_branch = norm_kernels.backward(
         grad.reshape(-1, dim).contiguous(), None, second, scale_2, eps_2, p, seeds[2], sums_2
     )
-    d_w_ffn = _weight_gradient(d_branch, active)
+    d_w_ffn = weight_gradient(d_branch, active)
     d_inner = gelu_kernels.backward_summed(inner, d_branch @ w_ffn, sums_in)
-    d_w_in = _weight_gradient(d_inner, middle)
+    d_w_in = weight_gradient(d_inner, middle)
     d_x, d_branch = norm_kernels.backward(
         d_middle, d_inner @ w_in, first, scale_1, eps_1, p, seeds[1], sums_1, rows, len(x)
     )
-    d_w_out = _weight_gradient(d_branch, attended)
+    d_w_out = weight_gradient(d_branch, attended)
     d_qkv = attention_kernels.backward(
         qkv.view(batch, frames, -1),
         attended,
@@ -268,7 +268,7 @@ def backward_steps(
         chosen,
     )
     d_qkv = d_qkv.view(-1, 3 * dim)
-    d_w_qkv = _weight_gradient(d_qkv, x)
+    d_w_qkv = weight_gradient(d_qkv, x)
     d_x.addmm_(d_qkv, w_qkv)
     *norms, d_b_qkv, d_b_in = sum_kernels.sum_rows(sums, shapes)
     (*d_norm_1, d_b_out), (*d_norm_2, d_b_ffn) = (both.split(dim) for both in norms)
@@ -300,10 +300,3 @@ class _FusedLayer(torch.autograd.Function):
         d_x, gradients = backward_steps(grad, ctx.shape, ctx.settings, kept, ctx.chosen)
         none = [None] * 11  # seeds, settings, chosen, and the copies of the weights
         return (d_x, *none, *gradients)
-
-
-def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """`grad.t() @ x` in fp32, as it is added up, if the device can write it so."""
-    if grad.is_cuda and WRITES_FP32:
-        return torch.mm(grad.t(), x, out_dtype=torch.float32)
-    return (grad.t() @ x).float()

@@ -27,31 +27,43 @@ def compiled_gelu(x: Tensor) -> Tensor:
     return _Gelu.apply(x)
 
 
-def kernel_gelu(x: Tensor, frames: int) -> Tensor:
-    """GELU of the first `frames` frames of `[B, T, D]`, by a kernel of our own where that can.
+def kernel_gelu(x: Tensor, frames: int, skip: int = 0, lead: int = 0) -> Tensor:
+    """GELU of some frames, by a kernel of our own where that can: contiguous bf16, fp16 on a GPU.
 
-    It takes contiguous bf16 and fp16 on a GPU. Frames that the next layer does not read are left
-    out here, because leaving them out there is a copy, and another for the gradient.
+    Rows that the next layer does not read are left out here, and rows that it wants before a crop's
+    frames are written here: to do so there would be a copy, and another for the gradient.
+
+    Args:
+        x: `[B, T, D]`.
+        frames: how many are read of each crop.
+        skip: rows before them, which are not read.
+        lead: rows of zeros to write before each crop's first frame.
+
+    Returns:
+        `[B, lead + frames, D]`.
     """
     half = x.dtype in (torch.bfloat16, torch.float16)
     if half and x.is_cuda and x.is_contiguous():
-        return _KernelGelu.apply(x, frames)
-    return F.gelu(x[:, :frames])
+        return _KernelGelu.apply(x, frames, skip, lead)
+    y = F.gelu(x[:, skip : skip + frames])
+    return F.pad(y, (0, 0, lead, 0)) if lead else y
 
 
 class _KernelGelu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, frames: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, frames: int, skip: int, lead: int) -> Tensor:
         from music_ssl_fairseq.modules import gelu_kernels
 
         ctx.save_for_backward(x)
-        return gelu_kernels.forward(x, frames)
+        ctx.rows = (skip, lead)
+        return gelu_kernels.forward(x, frames, *ctx.rows)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         from music_ssl_fairseq.modules import gelu_kernels
 
-        return gelu_kernels.backward(ctx.saved_tensors[0], grad.contiguous()), None
+        (x,) = ctx.saved_tensors
+        return gelu_kernels.backward(x, grad.contiguous(), *ctx.rows), None, None, None
 
 
 def _cdf_and_bell(x: Tensor) -> tuple[Tensor, Tensor]:

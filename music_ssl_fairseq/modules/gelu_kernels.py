@@ -12,21 +12,28 @@ _SUMMED = {"ROWS": 16, "BLOCK": 128, "num_warps": 4}
 _PROGRAMS = 32  # over the rows, for each block of columns
 
 
+# Number j of a crop of `y` is made of number j + shift of that crop of `x`, except for the first
+# `lead` numbers, which are 0.
+
+
 @triton.jit
-def _forward(x, y, numbers, kept, BLOCK: tl.constexpr):
+def _forward(x, y, numbers, written, lead, shift, BLOCK: tl.constexpr):
     crop = tl.program_id(1).to(tl.int64)
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    u = tl.load(x + crop * numbers + i, mask=i < kept, other=0.0).to(tl.float32)
+    j = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    read = (j >= lead) & (j < written)
+    u = tl.load(x + crop * numbers + (j + shift), mask=read, other=0.0).to(tl.float32)
     value, _ = gelu_parts(u)
-    tl.store(y + crop * kept + i, value.to(y.dtype.element_ty), mask=i < kept)
+    tl.store(y + crop * written + j, value.to(y.dtype.element_ty), mask=j < written)
 
 
 @triton.jit
-def _backward(x, grad, d_x, numbers, kept, BLOCK: tl.constexpr):
+def _backward(x, grad, d_x, numbers, written, lead, shift, BLOCK: tl.constexpr):
     crop = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    u = tl.load(x + crop * numbers + i, mask=i < kept, other=0.0).to(tl.float32)
-    dy = tl.load(grad + crop * kept + i, mask=i < kept, other=0.0).to(tl.float32)
+    j = i - shift
+    read = (j >= lead) & (j < written)
+    u = tl.load(x + crop * numbers + i, mask=read, other=0.0).to(tl.float32)
+    dy = tl.load(grad + crop * written + j, mask=read, other=0.0).to(tl.float32)
     _, slope = gelu_parts(u)
     where = d_x + crop * numbers + i
     tl.store(where, (dy * slope).to(d_x.dtype.element_ty), mask=i < numbers)
@@ -55,21 +62,33 @@ def _backward_summed(
     tl.store(where, tl.sum(total, 0), mask=column < columns)
 
 
-def forward(x: Tensor, frames: int) -> Tensor:
-    """GELU of the first `frames` frames of contiguous `[B, T, D]`."""
+def forward(x: Tensor, frames: int, skip: int = 0, lead: int = 0) -> Tensor:
+    """GELU of some frames.
+
+    Args:
+        x: contiguous `[B, T, D]`.
+        frames: how many are read of each crop.
+        skip: rows before them, which are not read.
+        lead: rows of zeros to write before each crop's first frame.
+
+    Returns:
+        `[B, lead + frames, D]`.
+    """
     batch, length, dim = x.shape
-    y = x.new_empty(batch, frames, dim)
-    grid = (triton.cdiv(frames * dim, _FLAT["BLOCK"]), batch)
-    _forward[grid](x, y, length * dim, frames * dim, **_FLAT)
+    rows = lead + frames
+    y = x.new_empty(batch, rows, dim)
+    grid = (triton.cdiv(rows * dim, _FLAT["BLOCK"]), batch)
+    _forward[grid](x, y, length * dim, rows * dim, lead * dim, (skip - lead) * dim, **_FLAT)
     return y
 
 
-def backward(x: Tensor, grad: Tensor) -> Tensor:
-    """Gradient of `x` `[B, T, D]`, given that of its first frames."""
+def backward(x: Tensor, grad: Tensor, skip: int = 0, lead: int = 0) -> Tensor:
+    """Gradient of `x` `[B, T, D]`, given that of `forward`'s output: 0 in rows it does not read."""
     batch, length, dim = x.shape
     d_x = torch.empty_like(x)
     grid = (triton.cdiv(length * dim, _FLAT["BLOCK"]), batch)
-    _backward[grid](x, grad, d_x, length * dim, grad.size(1) * dim, **_FLAT)
+    numbers, written = length * dim, grad.size(1) * dim
+    _backward[grid](x, grad, d_x, numbers, written, lead * dim, (skip - lead) * dim, **_FLAT)
     return d_x
 
 
