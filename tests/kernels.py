@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from music_ssl_fairseq.modules import (
     attention_kernels,
+    conv_kernels,
+    conv_stack,
     first_layer_kernels,
     gelu_kernels,
     norm_kernels,
@@ -28,6 +30,7 @@ from music_ssl_fairseq.modules.recorded_layers import RecordedLayers
 from music_ssl_fairseq.modules.transformer import TransformerEncoder, TransformerLayer
 
 GPU = torch.cuda.is_available()
+HOPPER = GPU and torch.cuda.get_device_capability() == (9, 0)
 DEVICE = "cuda" if GPU else "cpu"
 DTYPE = torch.float16 if GPU else torch.float32
 ROUNDING = 2e-3 if GPU else 1e-6
@@ -144,6 +147,61 @@ def test_gelu_after_a_bias(rows, dim, monkeypatch):
     d_x = gelu_kernels.backward_summed(x, grad, d_bias)
     close(d_x, reference.grad)
     close(d_bias.sum(0), reference.grad.sum(0))
+
+
+@pytest.fixture
+def several_tiles(monkeypatch):
+    """For each program of the kernel for Hopper GPUs, which is asked for in the interpreter too."""
+    monkeypatch.setattr(conv_kernels, "_multiprocessors", lambda device: 2)
+    if not GPU:
+        monkeypatch.setattr(conv_stack, "can_use_kernel", lambda z, weight: True)
+        monkeypatch.setattr(conv_kernels, "_TILE", conv_kernels._TILE | {"M": 32, "N": 32, "K": 16})
+
+
+@pytest.mark.skipif(GPU and not HOPPER, reason="a kernel for Hopper GPUs")
+@pytest.mark.parametrize("with_gelu", [False, True])
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize(("batch", "rows", "inputs", "outputs"), [(3, 37, 32, 64), (1, 5, 64, 32)])
+def test_input_gradient_of_a_convolution(
+    batch, rows, inputs, outputs, with_gelu, parts, several_tiles, monkeypatch
+):
+    monkeypatch.setattr(conv_kernels, "_TILE", conv_kernels._TILE | {"PARTS": parts})
+    if GPU:
+        rows, inputs, outputs = 10 * rows, 8 * inputs, 8 * outputs
+    z, grad = 2 * random(batch, 2 * rows, inputs), random(batch, rows, outputs)
+    grad[:, 0] = 0
+    weight = random(outputs, inputs, 3)
+    reference = z.float().requires_grad_()
+    x = F.gelu(reference) if with_gelu else 1 * reference
+    F.conv1d(x.transpose(1, 2), weight.float(), None, 2, 1).backward(grad.float().transpose(1, 2))
+    ours = conv_kernels.input_gradient(grad, weight, z if with_gelu else None)
+    close(ours, reference.grad)
+    assert not ours[:, 0].any()
+
+
+@pytest.mark.skipif(GPU and not HOPPER, reason="a kernel for Hopper GPUs")
+@pytest.mark.parametrize("frames", [63, 67])  # all of them read by all layers, or not
+def test_convolutions_with_the_gelu_before_them(frames, several_tiles):
+    dim = 128 if GPU else 32
+    convs = [torch.nn.Conv1d(dim, dim, 3, 2, bias=False).to(DEVICE) for _ in range(3)]
+    for conv in convs:
+        torch.nn.init.normal_(conv.weight, std=0.1 if GPU else 0.2)
+        with torch.no_grad():
+            conv.weight.copy_(conv.weight.to(DTYPE))
+    x = random(3, frames, dim)
+    y = reference = x.float().requires_grad_()
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        for conv in convs:
+            y = F.gelu(conv(y.transpose(1, 2)).transpose(1, 2))
+        grad = random(*y.shape)
+        expected = torch.autograd.grad(y, [reference, *(c.weight for c in convs)], grad.float())
+    leaf = x.requires_grad_()
+    with torch.autocast("cuda", torch.float16, enabled=GPU):
+        ours = conv_stack.run_conv_stack(convs, F.pad(leaf, (0, 0, 1, 0)), 1)
+    gradients = torch.autograd.grad(ours, [leaf, *(c.weight for c in convs)], grad)
+    for half, exact in zip([ours, *gradients], [y, *expected], strict=True):
+        error = (half.float() - exact).norm() / exact.norm()
+        assert error < 5 * ROUNDING, error
 
 
 def test_sums_of_rows():

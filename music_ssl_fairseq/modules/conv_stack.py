@@ -9,9 +9,11 @@ frame and has a gradient of zero, so that products over all crops at once, whose
 other, add nothing where two crops meet.
 
 To cuDNN this is a convolution padded by one frame. GELU leaves its row 0 out, and writes the row
-before the next layer's input.
+before the next layer's input. On Hopper GPUs the gradient of such a layer's input and that of the
+GELU before it are one kernel (`conv_kernels`), if the layer before it is of this kind too.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from music_ssl_fairseq.modules.channels_last_conv import conv_channels_last
-from music_ssl_fairseq.modules.fast import working_dtype
+from music_ssl_fairseq.modules.fast import has_triton, working_dtype
 from music_ssl_fairseq.modules.gelu import kernel_gelu
 from music_ssl_fairseq.modules.weight_gradient import weight_gradient
 
@@ -48,6 +50,29 @@ def rows_before(convs: Sequence[nn.Conv1d], frames: int, x: Tensor) -> int:
     return int(fits and not slow)
 
 
+def can_use_kernel(z: Tensor, weight: Tensor) -> bool:
+    """Whether `conv_kernels.input_gradient` takes these: on a Hopper GPU, in half precision.
+
+    Args:
+        z: what is before the GELU before a convolution, `[B, rows, C]`.
+        weight: `[channels, C, 3]` of the convolution.
+    """
+    return (
+        z.is_cuda
+        and z.dtype in (torch.bfloat16, torch.float16)
+        and z.is_contiguous()
+        and weight.size(0) % 64 == 0
+        and weight.size(1) % 64 == 0
+        and _is_hopper(z.device)
+        and has_triton()
+    )
+
+
+@functools.cache
+def _is_hopper(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) == (9, 0)
+
+
 def run_conv_stack(convs: Sequence[nn.Conv1d], x: Tensor, lead: int) -> Tensor:
     """Each convolution, unpadded, and a GELU after it.
 
@@ -58,9 +83,10 @@ def run_conv_stack(convs: Sequence[nn.Conv1d], x: Tensor, lead: int) -> Tensor:
     Returns:
         `[B, frames, channels]`.
     """
+    with_gelu = False  # whether the GELU before a convolution is part of it
     for i, conv in enumerate(convs):
         if lead:
-            x = _ConvAfterRow.apply(x, conv.weight)
+            x = _ConvAfterRow.apply(x, conv.weight, with_gelu)
         else:
             x = conv_channels_last(x, conv.weight, conv.bias, conv.stride[0])
         skip, frames = lead, x.size(1) - lead
@@ -69,7 +95,10 @@ def run_conv_stack(convs: Sequence[nn.Conv1d], x: Tensor, lead: int) -> Tensor:
             # What the next layer does not read.
             frames -= (frames - following[0].kernel_size[0]) % following[0].stride[0]
         lead = rows_before(following, frames, x)
-        x = kernel_gelu(x, frames, skip, lead)
+        same_rows = skip == lead == 1 and lead + frames == x.size(1)
+        with_gelu = same_rows and can_use_kernel(x, following[0].weight)
+        if not with_gelu:
+            x = kernel_gelu(x, frames, skip, lead)
     return x
 
 
@@ -77,24 +106,36 @@ class _ConvAfterRow(torch.autograd.Function):
     """Convolution of kernel 3 and stride 2 over frames that have a row of zeros before them.
 
     From `[B, 2 Q, C]` to `[B, Q, channels]`: Q - 1 frames, and before them a row that is to be
-    left out. The gradient of that row must be zero.
+    left out. The gradient of that row must be zero. With a GELU, it reads the output of another
+    such layer, and its gradient is zero in that row.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, with_gelu: bool) -> Tensor:
         filters = weight.unsqueeze(2).to(x.dtype, memory_format=torch.channels_last)
-        ctx.save_for_backward(x, filters)
+        z = None
+        if with_gelu:
+            from music_ssl_fairseq.modules import gelu_kernels
+
+            z, x = x, gelu_kernels.forward(x, x.size(1) - 1, 1, 1)
+        ctx.save_for_backward(x, filters, z)
         return _frames(F.conv2d(_image(x), filters, None, _STRIDE, _PADDING))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        x, filters = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, filters, z = ctx.saved_tensors
         grad = grad.contiguous()
-        d_image, _, _ = torch.ops.aten.convolution_backward(
-            _image(grad), _image(x), filters, None,
-            _STRIDE, _PADDING, (1, 1), False, (0, 0), 1, (True, False, False),
-        )  # fmt: skip
-        return _frames(d_image), _filters_gradient(grad, x)
+        if z is not None:
+            from music_ssl_fairseq.modules import conv_kernels
+
+            d_input = conv_kernels.input_gradient(grad, filters.squeeze(2), z)
+        else:
+            d_image, _, _ = torch.ops.aten.convolution_backward(
+                _image(grad), _image(x), filters, None,
+                _STRIDE, _PADDING, (1, 1), False, (0, 0), 1, (True, False, False),
+            )  # fmt: skip
+            d_input = _frames(d_image)
+        return d_input, _filters_gradient(grad, x), None
 
 
 def _image(x: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""What our Triton kernels compute with: cheap GELU and cheap random masks."""
+"""What our Triton kernels are made of: cheap GELU, cheap random masks, and what stands in for
+instructions in the interpreter."""
 
 import os
 
@@ -16,6 +17,10 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     def reciprocal(x):
         """1 / `x`."""
         return 1.0 / x
+
+    @triton.jit
+    def prefetch(pointers, mask, size):
+        """Nothing: there is no cache."""
 
     def loop_count(x):
         """`x` as `range` takes it: the interpreter's numbers are arrays, which it does not."""
@@ -36,6 +41,16 @@ else:
         return tl.inline_asm_elementwise(
             "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
         )
+
+    @triton.jit
+    def prefetch(pointers, mask, size):
+        """Have `size` bytes after each of `pointers` brought into the L2 cache, where `mask`."""
+        tl.inline_asm_elementwise(
+            "{ .reg .pred p; setp.ne.s32 p, $2, 0; "
+            "@p cp.async.bulk.prefetch.L2.global [$1], $3; mov.b32 $0, 0; }",
+            "=r,l,r,r", [pointers.to(tl.int64), mask.to(tl.int32), size],
+            dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
 
     @triton.jit
     def loop_count(x):

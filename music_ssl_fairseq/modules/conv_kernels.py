@@ -1,0 +1,137 @@
+"""A Triton kernel for Hopper: input gradient of the extractor's convolutions, GELU's with it.
+
+The convolutions have kernel 3 and stride 2, and a row of zeros before each crop's first frame
+(`conv_stack`). With taps W0, W1, W2, each `[Cout, Cin]`, row j of the output's gradient gives two
+rows of the input's:
+
+    even, 2j:      dz[j] W1
+    odd,  2j + 1:  dz[j] W2 + dz[j + 1] W0
+
+So the input seen as `[B Q, 2 Cin]` is two matrix products over all crops at once. Where two crops
+meet, dz[j + 1] is the row before the next crop's frames, whose gradient is zero. For the same
+reason the row before each crop's frames gets a gradient of zero.
+
+GELU's derivative is multiplied in before a tile is written. That the gradient is neither written
+nor read in between saves two of the five passes over tensors of this size.
+"""
+
+import functools
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from music_ssl_fairseq.modules.triton_math import gelu_parts, loop_count, prefetch
+
+_TILE = {"M": 128, "N": 128, "K": 64, "PARTS": 4, "num_warps": 4, "num_stages": 3}
+_PROGRAMS = 2  # a multiprocessor: one multiplies while the other computes slopes and writes
+
+
+@triton.jit
+def _write(part, z, output, row, column):
+    if z is not None:
+        _, slope = gelu_parts(z.load([row, column]).to(tl.float32))
+        part *= slope
+    output.store([row, column], part.to(output.dtype))
+
+
+@triton.jit
+def _halves(part):
+    return part.reshape((part.shape[0], 2, part.shape[1] // 2)).permute(0, 2, 1).split()
+
+
+@triton.jit
+def _input_gradient(
+    dz, weight, z, z_pointer, output, rows, jobs, COUT: tl.constexpr, CIN: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    # A job is M rows and N input channels: their even tile, and then their odd one, which is twice
+    # the work. All programs' jobs are alike. Those of the same rows follow each other, so that
+    # these are read from memory once. One loop runs through all products of all jobs of a program:
+    # the first tiles of the next product are on their way while the last is written.
+    STEPS: tl.constexpr = COUT // K
+    PIECE: tl.constexpr = min(N, 128)
+    programs = tl.num_programs(0)
+    count = (jobs - tl.program_id(0) + programs - 1) // programs
+    job = tl.program_id(0) - programs
+    step, row, column = 3 * STEPS - 1, 0, 0
+    total = tl.zeros((M, N), tl.float32)
+    for _ in tl.range(loop_count(count * (3 * STEPS))):
+        step = tl.where(step == 3 * STEPS - 1, 0, step + 1)
+        if step == 0:
+            job += programs
+            row = job // (CIN // N) * M
+            column = job % (CIN // N) * N
+        odd = (step >= STEPS).to(tl.int32)
+        if z_pointer is not None:  # noqa: SIM102
+            if (step == 0) | (step == STEPS):
+                # To have come from memory when the tile is written. Each thread asks for one piece.
+                r = row + tl.arange(0, M)[:, None]
+                c = odd * CIN + column + tl.arange(0, N // PIECE)[None, :] * PIECE
+                prefetch(z_pointer + (r.to(tl.int64) * (2 * CIN) + c), r < rows, PIECE * 2)
+        tap = (step // STEPS + 1) % 3  # 1, 2, 0
+        channel = step % STEPS * K
+        a = dz.load([row + step // (2 * STEPS), channel])  # the row after this for tap 0
+        b = weight.load([channel, tap * CIN + column])
+        total = tl.dot(a, b, total)
+        if (step == STEPS - 1) | (step == 3 * STEPS - 1):
+            start = odd * CIN + column
+            # In parts, whose room in shared memory is used again and again.
+            left, right = _halves(total)
+            if PARTS == 2:
+                _write(left, z, output, row, start)
+                _write(right, z, output, row, start + N // 2)
+            else:
+                first, second = _halves(left)
+                third, fourth = _halves(right)
+                _write(first, z, output, row, start)
+                _write(second, z, output, row, start + N // 4)
+                _write(third, z, output, row, start + N // 2)
+                _write(fourth, z, output, row, start + 3 * N // 4)
+            total = tl.zeros((M, N), tl.float32)
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def input_gradient(dz: Tensor, weight: Tensor, z_previous: Tensor | None) -> Tensor:
+    """Gradient of what such a convolution reads, or of what is before the GELU before it.
+
+    Args:
+        dz: contiguous `[B, Q, Cout]`, the gradient of its output. Row 0 of each crop is zero.
+        weight: `[Cout, Cin, 3]`. Not copied if its taps lie between its channels, as cuDNN's do.
+        z_previous: contiguous `[B, 2 Q, Cin]` whose GELU is the input, except for row 0 of each
+            crop, which may be anything finite. None if there is no GELU.
+
+    Returns:
+        `[B, 2 Q, Cin]`, zero in row 0 of each crop.
+    """
+    batch, length, outputs = dz.shape
+    inputs = weight.size(1)
+    d_input = dz.new_empty(batch, 2 * length, inputs)
+    rows = batch * length
+    tile = dict(_TILE, N=math.gcd(_TILE["N"], inputs), K=math.gcd(_TILE["K"], outputs))
+    m, n, k, part = tile["M"], tile["N"], tile["K"], tile["N"] // tile["PARTS"]
+    taps = weight.transpose(1, 2).contiguous().view(outputs, 3 * inputs)
+    z = None
+    if z_previous is not None:
+        z = TensorDescriptor.from_tensor(z_previous.view(rows, 2 * inputs), [m, part])
+    jobs = triton.cdiv(rows, m) * (inputs // n)
+    _input_gradient[(min(jobs, _PROGRAMS * _multiprocessors(dz.device)),)](
+        TensorDescriptor.from_tensor(dz.view(rows, outputs), [m, k]),
+        TensorDescriptor.from_tensor(taps, [k, n]),
+        z,
+        z_previous,
+        TensorDescriptor.from_tensor(d_input.view(rows, 2 * inputs), [m, part]),
+        rows,
+        jobs,
+        COUT=outputs,
+        CIN=inputs,
+        **tile,
+    )
+    return d_input
