@@ -13,11 +13,8 @@ from music_ssl_fairseq.modules.dropout import drop_threshold
 from music_ssl_fairseq.modules.triton_math import kept
 
 _FORWARD = {"ROWS": 4, "num_warps": 4}
-# Of the backward pass: a row for each warp at a time, in pieces of 16 bytes for each of its lanes.
-_BACKWARD = {"ROWS": 8, "PIECE": 256, "num_warps": 8}
-# One for each multiprocessor of an H100 or H200, whose registers it fills; each writes its sums
-# once.
-_PROGRAMS = 132
+# Of the backward pass, each a warp with a row at a time, which waits for no other.
+_PROGRAMS = 1056  # eight for each multiprocessor of an H100 or H200; each writes its sums once
 
 
 @triton.jit
@@ -59,41 +56,39 @@ def _normed(x, inside, eps, D: tl.constexpr):
 @triton.jit
 def _backward(
     grad, grad_2, sums, chosen, weight, seeds, d_residual, d_branch, d_sums, rows, eps, threshold,
-    factor, D: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr, ROWS: tl.constexpr,
-    BLOCKS: tl.constexpr, DROP: tl.constexpr, TWO: tl.constexpr, CHOSEN: tl.constexpr,
+    factor, D: tl.constexpr, WIDTH: tl.constexpr, BLOCKS: tl.constexpr, DROP: tl.constexpr,
+    TWO: tl.constexpr, CHOSEN: tl.constexpr,
 ):  # fmt: skip
-    # Blocks are [ROWS, PIECES, PIECE]: of two axes alone, Triton would spread a row over several
-    # warps, which would wait for one another at each mean.
-    c = tl.arange(0, PIECES)[None, :, None] * PIECE + tl.arange(0, PIECE)[None, None, :]
+    c = tl.arange(0, WIDTH)
     scale = tl.load(weight + c, mask=c < D, other=0.0)
     seed = tl.load(seeds)
-    sum_weight = tl.zeros((ROWS, PIECES, PIECE), tl.float32)
-    sum_bias = tl.zeros((ROWS, PIECES, PIECE), tl.float32)
-    sum_branch = tl.zeros((ROWS, PIECES, PIECE), tl.float32)
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None, None]
+    sum_weight = tl.zeros((WIDTH,), tl.float32)
+    sum_bias = tl.zeros((WIDTH,), tl.float32)
+    sum_branch = tl.zeros((WIDTH,), tl.float32)
+    row = tl.program_id(0).to(tl.int64)
     inside = (row < rows) & (c < D)
     where = row * D + c
     dy_1, dy_2, x = _load(grad, grad_2, sums, where, inside, TWO)
     for _ in range(BLOCKS):
-        # The next rows arrive while these are computed.
+        # The next row arrives while this one is computed.
         dy = dy_1.to(tl.float32)
         if TWO:
             dy += dy_2.to(tl.float32)
         normed = x.to(tl.float32)
         row_here, here, inside_here = row, where, inside
-        row += tl.num_programs(0) * ROWS
+        row += tl.num_programs(0)
         where = row * D + c
         inside = (row < rows) & (c < D)
         dy_1, dy_2, x = _load(grad, grad_2, sums, where, inside, TWO)
         # Rows outside are zeros, and so are their gradients.
-        normed = tl.where(c < D, normed - _means(normed, D), 0.0)
-        rstd = tl.rsqrt(_means(normed * normed, D) + eps)
+        normed = tl.where(c < D, normed - tl.sum(normed, 0) / D, 0.0)
+        rstd = tl.rsqrt(tl.sum(normed * normed, 0) / D + eps)
         normed *= rstd
         sum_weight += dy * normed
         sum_bias += dy
         d_normed = dy * scale
-        level = _means(d_normed, D)
-        along = _means(d_normed * normed, D)
+        level = tl.sum(d_normed, 0) / D
+        along = tl.sum(d_normed * normed, 0) / D
         dx = (d_normed - level - normed * along) * rstd
         place = here
         if CHOSEN:
@@ -104,10 +99,10 @@ def _backward(
         if DROP or CHOSEN:
             tl.store(d_branch + here, dx.to(d_branch.dtype.element_ty), mask=inside_here)
         sum_branch += dx
-    own = d_sums + tl.program_id(0) * 3 * D
-    _store_sum(own, sum_weight, c, D)
-    _store_sum(own + D, sum_bias, c, D)
-    _store_sum(own + 2 * D, sum_branch, c, D)
+    own = d_sums + tl.program_id(0) * 3 * D + c
+    tl.store(own, sum_weight, mask=c < D)
+    tl.store(own + D, sum_bias, mask=c < D)
+    tl.store(own + 2 * D, sum_branch, mask=c < D)
 
 
 @triton.jit
@@ -115,19 +110,6 @@ def _load(grad, grad_2, sums, where, inside, TWO: tl.constexpr):
     dy = tl.load(grad + where, mask=inside, other=0.0)
     dy_2 = tl.load(grad_2 + where, mask=inside, other=0.0) if TWO else dy
     return dy, dy_2, tl.load(sums + where, mask=inside, other=0.0)
-
-
-@triton.jit
-def _means(x, D: tl.constexpr):
-    """Means of rows in pieces, to be spread over them: `[ROWS, 1, 1]`."""
-    return tl.sum(tl.sum(x, 1), 1)[:, None, None] / D
-
-
-@triton.jit
-def _store_sum(place, x, c, D: tl.constexpr):
-    # Zeros where there is no column spare the loop adding up what is not stored.
-    total = tl.sum(tl.where(c < D, x, 0.0), 0)[None, :, :]
-    tl.store(place + c, total, mask=c < D)
 
 
 def forward(
@@ -159,7 +141,7 @@ def forward(
 
 def parts(rows: int) -> int:
     """How many parts of sums `backward` writes for so many rows."""
-    return min(_PROGRAMS, triton.cdiv(rows, _BACKWARD["ROWS"]))
+    return min(_PROGRAMS, rows)
 
 
 def backward(
@@ -192,11 +174,10 @@ def backward(
         assert residual_rows is not None
         d_residual = sums.new_zeros(residual_rows, dim)
     programs = d_sums.size(0)
-    pieces = triton.next_power_of_2(triton.cdiv(dim, _BACKWARD["PIECE"]))
     _backward[(programs,)](
         grad, grad if grad_2 is None else grad_2, sums, sums if chosen is None else chosen, weight,
         seed, d_residual, d_branch, d_sums, rows, eps, drop_threshold(p), 1 / (1 - p), D=dim,
-        PIECES=pieces, BLOCKS=triton.cdiv(rows, _BACKWARD["ROWS"] * programs), DROP=p > 0,
-        TWO=grad_2 is not None, CHOSEN=chosen is not None, **_BACKWARD,
+        WIDTH=triton.next_power_of_2(dim), BLOCKS=triton.cdiv(rows, programs), DROP=p > 0,
+        TWO=grad_2 is not None, CHOSEN=chosen is not None, num_warps=1,
     )  # fmt: skip
     return d_residual, d_branch
