@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from music_ssl_fairseq.compat import TENSOR_DESCRIPTORS
 from music_ssl_fairseq.modules import (
     attention_kernels,
     first_layer_kernels,
@@ -138,6 +139,33 @@ def test_gelu_after_a_bias(rows, dim, monkeypatch):
     close(d_bias.sum(0), reference.grad.sum(0))
 
 
+@pytest.fixture
+def product_kernels():
+    if not TENSOR_DESCRIPTORS or (GPU and torch.cuda.get_device_capability() != (9, 0)):
+        pytest.skip("needs tensor descriptors: a newer triton, and a Hopper GPU or none")
+    from music_ssl_fairseq.modules import product_kernels
+
+    return product_kernels
+
+
+@pytest.mark.parametrize(("rows", "depth", "width"), [(300, 72, 264), (128, 64, 128), (5, 200, 40)])
+def test_products_with_gelu(rows, depth, width, product_kernels, monkeypatch):
+    monkeypatch.setattr(product_kernels, "_multiprocessors", lambda _: 1)  # several tiles each
+    x, w, bias = random(rows, depth), random(width, depth) / depth**0.5, random(width)
+    grad, w_2 = random(rows, depth), random(depth, width) / depth**0.5
+    inner = F.linear(x.float(), w.float(), bias.float()).requires_grad_()
+    plain = F.gelu(inner)
+    (slope,) = torch.autograd.grad(plain.sum(), inner, retain_graph=True)
+    plain.backward(grad.float() @ w_2.float())
+    active, kept = product_kernels.forward(x, w, bias)
+    d_bias = torch.empty(product_kernels.parts(rows), width, device=DEVICE)
+    d_inner = product_kernels.backward(grad, w_2, kept, d_bias)
+    close(active, plain)
+    close(kept, slope)
+    close(d_inner, inner.grad)
+    close(d_bias.sum(0), inner.grad.sum(0))
+
+
 def test_sums_of_rows():
     shapes = [(3, 96), (130, 40), (64, 33), (1, 7)]
     whole, matrices = sum_kernels.room(shapes, torch.empty(0, device=DEVICE))
@@ -158,6 +186,18 @@ def test_moments_of_windows():
 @pytest.mark.parametrize("training", [True, False])
 def test_layer(training):
     """A whole layer, with the same masks in its residuals (and no dropout in its attention)."""
+    compare_layers(training)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_layer_with_products(fused, product_kernels, monkeypatch):
+    """On a Hopper GPU without them too: elsewhere that is the layer of all other tests."""
+    name = "music_ssl_fairseq.modules.fused_layer._can_fuse_products"
+    monkeypatch.setattr(name, lambda *_: fused)
+    compare_layers(True)
+
+
+def compare_layers(training: bool) -> None:
     layer = TransformerLayer(32, 64, 2, 0.2, 0.0, 0.0, False).to(DEVICE).train(training)
     for p in layer.parameters():
         torch.nn.init.normal_(p, std=0.2)

@@ -21,6 +21,10 @@ if os.environ.get("TRITON_INTERPRET") == "1":
         """`x` as `range` takes it: the interpreter's numbers are arrays, which it does not."""
         return x.handle.data.item()
 
+    @triton.jit
+    def late_start(cycles: tl.constexpr, programs: tl.constexpr):
+        """Nothing: programs run one after the other."""
+
 else:
 
     @triton.jit
@@ -41,6 +45,33 @@ else:
     def loop_count(x):
         """`x` as `range` takes it."""
         return x
+
+    @triton.jit
+    def late_start(cycles: tl.constexpr, programs: tl.constexpr):
+        """Let the second of a multiprocessor's `programs` wait so many cycles, a third twice that.
+
+        To be called at the beginning, where the numbers of its warps say which one a program is.
+        """
+        if cycles > 0:
+            tl.inline_asm_elementwise(
+                """{
+                .reg .pred early;
+                .reg .u32 wait, begin, now;
+                mov.u32 begin, %clock;
+                mov.u32 wait, %warpid;
+                div.u32 wait, wait, $2;
+                rem.u32 wait, wait, $3;
+                mul.lo.u32 wait, wait, $1;
+                again:
+                mov.u32 now, %clock;
+                sub.u32 now, now, begin;
+                setp.lt.u32 early, now, wait;
+                @early bra again;
+                mov.u32 $0, now;
+                }""",
+                "=r,r,r,r", [cycles, tl.extra.cuda.num_warps(), programs], dtype=tl.int32,
+                is_pure=False, pack=1,
+            )  # fmt: skip
 
 
 @triton.jit
