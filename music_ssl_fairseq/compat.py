@@ -23,6 +23,9 @@ from music_ssl_fairseq.errors import InputError
 WRITES_FP32 = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 8)
 """Whether products of half-precision matrices can be written as they are added up, in fp32."""
 
+TENSOR_DESCRIPTORS = WRITES_FP32
+"""Whether Triton, of the version that goes with torch, takes tensor descriptors as arguments."""
+
 
 def check_versions() -> None:
     """Fail with one clear line if torchaudio was built for another torch.

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from music_ssl_fairseq.compat import TENSOR_DESCRIPTORS
 from music_ssl_fairseq.modules import (
     attention_kernels,
-    conv_kernels,
     conv_stack,
     first_layer_kernels,
     gelu_kernels,
@@ -24,13 +24,14 @@ from music_ssl_fairseq.modules import (
 )
 from music_ssl_fairseq.modules.chosen_frames import ChosenFrames, choose
 from music_ssl_fairseq.modules.dropout import hashed_dropout, keep_pairs
+from music_ssl_fairseq.modules.fast import is_hopper
 from music_ssl_fairseq.modules.fused_layer import cast_weights, fused_layer
 from music_ssl_fairseq.modules.positional_conv import PositionalConv
 from music_ssl_fairseq.modules.recorded_layers import RecordedLayers
 from music_ssl_fairseq.modules.transformer import TransformerEncoder, TransformerLayer
 
 GPU = torch.cuda.is_available()
-HOPPER = GPU and torch.cuda.get_device_capability() == (9, 0)
+HOPPER = is_hopper(torch.device("cuda")) if GPU else TENSOR_DESCRIPTORS  # or the interpreter
 DEVICE = "cuda" if GPU else "cpu"
 DTYPE = torch.float16 if GPU else torch.float32
 ROUNDING = 2e-3 if GPU else 1e-6
@@ -150,22 +151,22 @@ def test_gelu_after_a_bias(rows, dim, monkeypatch):
 
 
 @pytest.fixture
-def several_tiles(monkeypatch):
-    """For each program of the kernel for Hopper GPUs, which is asked for in the interpreter too."""
-    monkeypatch.setattr(conv_kernels, "_multiprocessors", lambda device: 2)
+def conv_kernels(monkeypatch):
+    """With several tiles for each program, and used in the interpreter too."""
+    if not HOPPER:
+        pytest.skip("for Hopper GPUs and recent versions of Triton")
+    from music_ssl_fairseq.modules import conv_kernels
+
+    monkeypatch.setattr(conv_kernels, "multiprocessors", lambda device: 2)
     if not GPU:
         monkeypatch.setattr(conv_stack, "can_use_kernel", lambda z, weight: True)
         monkeypatch.setattr(conv_kernels, "_TILE", conv_kernels._TILE | {"M": 32, "N": 32, "K": 16})
+    return conv_kernels
 
 
-@pytest.mark.skipif(GPU and not HOPPER, reason="a kernel for Hopper GPUs")
 @pytest.mark.parametrize("with_gelu", [False, True])
-@pytest.mark.parametrize("parts", [2, 4])
 @pytest.mark.parametrize(("batch", "rows", "inputs", "outputs"), [(3, 37, 32, 64), (1, 5, 64, 32)])
-def test_input_gradient_of_a_convolution(
-    batch, rows, inputs, outputs, with_gelu, parts, several_tiles, monkeypatch
-):
-    monkeypatch.setattr(conv_kernels, "_TILE", conv_kernels._TILE | {"PARTS": parts})
+def test_input_gradient_of_a_convolution(batch, rows, inputs, outputs, with_gelu, conv_kernels):
     if GPU:
         rows, inputs, outputs = 10 * rows, 8 * inputs, 8 * outputs
     z, grad = 2 * random(batch, 2 * rows, inputs), random(batch, rows, outputs)
@@ -179,9 +180,8 @@ def test_input_gradient_of_a_convolution(
     assert not ours[:, 0].any()
 
 
-@pytest.mark.skipif(GPU and not HOPPER, reason="a kernel for Hopper GPUs")
 @pytest.mark.parametrize("frames", [63, 67])  # all of them read by all layers, or not
-def test_convolutions_with_the_gelu_before_them(frames, several_tiles):
+def test_convolutions_with_the_gelu_before_them(frames, conv_kernels):
     dim = 128 if GPU else 32
     convs = [torch.nn.Conv1d(dim, dim, 3, 2, bias=False).to(DEVICE) for _ in range(3)]
     for conv in convs:
@@ -204,6 +204,33 @@ def test_convolutions_with_the_gelu_before_them(frames, several_tiles):
         assert error < 5 * ROUNDING, error
 
 
+@pytest.fixture
+def product_kernels():
+    if not HOPPER:
+        pytest.skip("for Hopper GPUs and recent versions of Triton")
+    from music_ssl_fairseq.modules import product_kernels
+
+    return product_kernels
+
+
+@pytest.mark.parametrize(("rows", "depth", "width"), [(300, 72, 264), (128, 64, 128), (5, 200, 40)])
+def test_products_with_gelu(rows, depth, width, product_kernels, monkeypatch):
+    monkeypatch.setattr(product_kernels, "multiprocessors", lambda _: 1)  # several tiles each
+    x, w, bias = random(rows, depth), random(width, depth) / depth**0.5, random(width)
+    grad, w_2 = random(rows, depth), random(depth, width) / depth**0.5
+    inner = F.linear(x.float(), w.float(), bias.float()).requires_grad_()
+    plain = F.gelu(inner)
+    (slope,) = torch.autograd.grad(plain.sum(), inner, retain_graph=True)
+    plain.backward(grad.float() @ w_2.float())
+    active, kept = product_kernels.forward(x, w, bias)
+    d_bias = torch.empty(product_kernels.parts(rows), width, device=DEVICE)
+    d_inner = product_kernels.backward(grad, w_2, kept, d_bias)
+    close(active, plain)
+    close(kept, slope)
+    close(d_inner, inner.grad)
+    close(d_bias.sum(0), inner.grad.sum(0))
+
+
 def test_sums_of_rows():
     shapes = [(3, 96), (130, 40), (64, 33), (1, 7)]
     whole, matrices = sum_kernels.room(shapes, torch.empty(0, device=DEVICE))
@@ -224,6 +251,18 @@ def test_moments_of_windows():
 @pytest.mark.parametrize("training", [True, False])
 def test_layer(training):
     """A whole layer, with the same masks in its residuals (and no dropout in its attention)."""
+    compare_layers(training)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_layer_with_products(fused, product_kernels, monkeypatch):
+    """On a Hopper GPU without them too: elsewhere that is the layer of all other tests."""
+    name = "music_ssl_fairseq.modules.fused_layer._can_fuse_products"
+    monkeypatch.setattr(name, lambda *_: fused)
+    compare_layers(True)
+
+
+def compare_layers(training: bool) -> None:
     layer = TransformerLayer(32, 64, 2, 0.2, 0.0, 0.0, False).to(DEVICE).train(training)
     for p in layer.parameters():
         torch.nn.init.normal_(p, std=0.2)

@@ -9,11 +9,10 @@ frame and has a gradient of zero, so that products over all crops at once, whose
 other, add nothing where two crops meet.
 
 To cuDNN this is a convolution padded by one frame. GELU leaves its row 0 out, and writes the row
-before the next layer's input. On Hopper GPUs the gradient of such a layer's input and that of the
-GELU before it are one kernel (`conv_kernels`), if the layer before it is of this kind too.
+before the next layer's input. On Hopper GPUs the gradient of such a layer's input is a kernel of
+our own (`conv_kernels`), with that of the GELU before it if the layer before is of this kind too.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from music_ssl_fairseq.modules.channels_last_conv import conv_channels_last
-from music_ssl_fairseq.modules.fast import has_triton, working_dtype
+from music_ssl_fairseq.modules.fast import has_triton, is_hopper, working_dtype
 from music_ssl_fairseq.modules.gelu import kernel_gelu
 from music_ssl_fairseq.modules.weight_gradient import weight_gradient
 
@@ -54,7 +53,7 @@ def can_use_kernel(z: Tensor, weight: Tensor) -> bool:
     """Whether `conv_kernels.input_gradient` takes these: on a Hopper GPU, in half precision.
 
     Args:
-        z: what is before the GELU before a convolution, `[B, rows, C]`.
+        z: the convolution's input, or what is before the GELU before it, `[B, rows, C]`.
         weight: `[channels, C, 3]` of the convolution.
     """
     return (
@@ -63,14 +62,9 @@ def can_use_kernel(z: Tensor, weight: Tensor) -> bool:
         and z.is_contiguous()
         and weight.size(0) % 64 == 0
         and weight.size(1) % 64 == 0
-        and _is_hopper(z.device)
+        and is_hopper(z.device)
         and has_triton()
     )
-
-
-@functools.cache
-def _is_hopper(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) == (9, 0)
 
 
 def run_conv_stack(convs: Sequence[nn.Conv1d], x: Tensor, lead: int) -> Tensor:
@@ -125,7 +119,7 @@ class _ConvAfterRow(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, filters, z = ctx.saved_tensors
         grad = grad.contiguous()
-        if z is not None:
+        if can_use_kernel(x, filters):
             from music_ssl_fairseq.modules import conv_kernels
 
             d_input = conv_kernels.input_gradient(grad, filters.squeeze(2), z)

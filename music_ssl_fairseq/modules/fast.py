@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from music_ssl_fairseq.compat import TENSOR_DESCRIPTORS
+
 logger = logging.getLogger(__name__)
 
 
@@ -41,6 +43,20 @@ def can_compile() -> bool:
         logger.warning("no C compiler found: training without compiled kernels, more slowly")
         return False
     return True
+
+
+@functools.cache
+def is_hopper(device: torch.device) -> bool:
+    """Whether a GPU is an H100 or H200, and Triton recent enough for kernels written for these."""
+    return TENSOR_DESCRIPTORS and torch.cuda.get_device_capability(device) == (9, 0)
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """How many programs run at once at least: a GPU's multiprocessors, 1 in the interpreter."""
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def working_dtype(x: Tensor) -> torch.dtype:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from music_ssl_fairseq.modules.chosen_frames import ChosenFrames
-from music_ssl_fairseq.modules.fast import working_dtype
+from music_ssl_fairseq.modules.fast import is_hopper, working_dtype
 from music_ssl_fairseq.modules.weight_gradient import weight_gradient
 
 Weights = tuple[Tensor, ...]
@@ -175,11 +175,11 @@ def forward_steps(
     norms: Weights,
     chosen: ChosenFrames | None = None,
 ) -> tuple[Tensor, ...]:
-    """All that is computed, in its order; last the output.
+    """All that is computed, in its order; last the output. `inner`: what `_feed_forward_in` keeps.
 
     Each is `[B * T, ...]`; for N chosen frames, from the attention's output on, `[N, ...]`.
     """
-    from music_ssl_fairseq.modules import attention_kernels, gelu_kernels, norm_kernels
+    from music_ssl_fairseq.modules import attention_kernels, norm_kernels
 
     batch, frames, dim = x.shape
     heads, p_attention, p, eps_1, eps_2 = settings
@@ -193,8 +193,7 @@ def forward_steps(
     branch = torch.addmm(b_out, attended, w_out.t())
     rows = None if chosen is None else chosen.rows
     first, middle = norm_kernels.forward(branch, x, norms[0], norms[1], eps_1, p, seeds[1], rows)
-    inner = torch.addmm(b_in, middle, w_in.t())
-    active = gelu_kernels.forward(inner.unsqueeze(0), inner.size(0)).squeeze(0)
+    inner, active = _feed_forward_in(middle, w_in, b_in)
     branch = torch.addmm(b_ffn, active, w_ffn.t())
     second, output = norm_kernels.forward(branch, middle, norms[2], norms[3], eps_2, p, seeds[2])
     return x, qkv, attended, logs, first, middle, inner, active, second, branch, output
@@ -225,12 +224,7 @@ def backward_steps(
     Returns:
         Those of the input, `[B, T, D]`, and of `norm_parameters` and `linear_parameters`, float32.
     """
-    from music_ssl_fairseq.modules import (
-        attention_kernels,
-        gelu_kernels,
-        norm_kernels,
-        sum_kernels,
-    )
+    from music_ssl_fairseq.modules import attention_kernels, norm_kernels, sum_kernels
 
     (
         seeds, w_qkv, w_out, w_in, w_ffn, scale_1, scale_2,
@@ -243,14 +237,14 @@ def backward_steps(
         (norm_kernels.parts(len(inner)), 3 * dim),
         (norm_kernels.parts(len(inner)), 3 * dim),
         (attention_kernels.parts(batch, frames), 3 * dim),
-        (gelu_kernels.parts(len(inner)), inner.size(1)),
+        (_feed_forward_in_parts(middle, inner), inner.size(1)),
     ]
     sums, (sums_1, sums_2, sums_qkv, sums_in) = sum_kernels.room(shapes, x)
     d_middle, d_branch = norm_kernels.backward(
         grad.reshape(-1, dim).contiguous(), None, second, scale_2, eps_2, p, seeds[2], sums_2
     )
     d_w_ffn = weight_gradient(d_branch, active)
-    d_inner = gelu_kernels.backward_summed(inner, d_branch @ w_ffn, sums_in)
+    d_inner = _feed_forward_in_gradient(d_branch, w_ffn, inner, sums_in)
     d_w_in = weight_gradient(d_inner, middle)
     d_x, d_branch = norm_kernels.backward(
         d_middle, d_inner @ w_in, first, scale_1, eps_1, p, seeds[1], sums_1, rows, len(x)
@@ -300,3 +294,60 @@ class _FusedLayer(torch.autograd.Function):
         d_x, gradients = backward_steps(grad, ctx.shape, ctx.settings, kept, ctx.chosen)
         none = [None] * 11  # seeds, settings, chosen, and the copies of the weights
         return (d_x, *none, *gradients)
+
+
+def _feed_forward_in(x: Tensor, w: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """The feed-forward network's first product and GELU.
+
+    Returns:
+        What `_feed_forward_in_gradient` wants, and GELU's output, `[N, M]` each for x `[N, K]`.
+    """
+    if _can_fuse_products(x, w.size(0)):
+        from music_ssl_fairseq.modules import product_kernels
+
+        active, slope = product_kernels.forward(x, w, bias)
+        return slope, active
+    from music_ssl_fairseq.modules import gelu_kernels
+
+    inner = torch.addmm(bias, x, w.t())
+    return inner, gelu_kernels.forward(inner.unsqueeze(0), inner.size(0)).squeeze(0)
+
+
+def _feed_forward_in_gradient(grad: Tensor, w: Tensor, kept: Tensor, sums: Tensor) -> Tensor:
+    """The gradient of the first product, given that of the second.
+
+    Args:
+        grad: `[N, K]`.
+        w: the second product's, `[K, M]`.
+        kept: of `_feed_forward_in`.
+        sums: `[_feed_forward_in_parts, M]` float32, where parts of its sum over N go.
+
+    Returns:
+        `[N, M]`.
+    """
+    if _can_fuse_products(grad, kept.size(1)):
+        from music_ssl_fairseq.modules import product_kernels
+
+        return product_kernels.backward(grad, w, kept, sums)
+    from music_ssl_fairseq.modules import gelu_kernels
+
+    return gelu_kernels.backward_summed(kept, grad @ w, sums)
+
+
+def _feed_forward_in_parts(x: Tensor, kept: Tensor) -> int:
+    """How many parts of a sum `_feed_forward_in_gradient` writes."""
+    if _can_fuse_products(x, kept.size(1)):
+        from music_ssl_fairseq.modules import product_kernels
+
+        return product_kernels.parts(len(x))
+    from music_ssl_fairseq.modules import gelu_kernels
+
+    return gelu_kernels.parts(len(x))
+
+
+def _can_fuse_products(x: Tensor, width: int) -> bool:
+    """Whether `product_kernels` take `x` `[N, K]`, and matrices as wide as the network within.
+
+    The rows of matrices must be whole 16 bytes, for the unit that copies their blocks.
+    """
+    return x.is_cuda and is_hopper(x.device) and x.size(1) % 8 == 0 and width % 8 == 0

@@ -1,5 +1,4 @@
-"""What our Triton kernels are made of: cheap GELU, cheap random masks, and what stands in for
-instructions in the interpreter."""
+"""What our Triton kernels compute with: cheap GELU and cheap random masks."""
 
 import os
 
@@ -17,10 +16,6 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     def reciprocal(x):
         """1 / `x`."""
         return 1.0 / x
-
-    @triton.jit
-    def prefetch(pointers, mask, size):
-        """Nothing: there is no cache."""
 
     def loop_count(x):
         """`x` as `range` takes it: the interpreter's numbers are arrays, which it does not."""
@@ -43,16 +38,6 @@ else:
         )
 
     @triton.jit
-    def prefetch(pointers, mask, size):
-        """Have `size` bytes after each of `pointers` brought into the L2 cache, where `mask`."""
-        tl.inline_asm_elementwise(
-            "{ .reg .pred p; setp.ne.s32 p, $2, 0; "
-            "@p cp.async.bulk.prefetch.L2.global [$1], $3; mov.b32 $0, 0; }",
-            "=r,l,r,r", [pointers.to(tl.int64), mask.to(tl.int32), size],
-            dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
-
-    @triton.jit
     def loop_count(x):
         """`x` as `range` takes it."""
         return x
@@ -70,6 +55,12 @@ def gelu_parts(u):
     tail = t * (0.127414796 + t * (-0.142248368 + t * (0.7107068705 + t * (-0.7265760135 + t * 0.5307027145)))) * bell  # noqa: E501  # fmt: skip
     cdf = tl.where(u >= 0, 1.0 - tail, tail)
     return u * cdf, cdf + u * (0.3989422804014327 * bell)
+
+
+@triton.jit
+def halves(x):
+    """The left and the right half of a matrix: threads keep what they hold."""
+    return x.reshape(x.shape[0], 2, x.shape[1] // 2).permute(0, 2, 1).split()
 
 
 @triton.jit

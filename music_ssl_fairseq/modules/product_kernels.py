@@ -1,0 +1,175 @@
+"""Triton kernels, for Hopper GPUs, of matrix products with GELU at their end.
+
+A product's sums are in registers when it is done. Applied there, GELU, or its derivative in the
+backward pass, saves a pass over memory: as kernels of their own they take half as long as the
+products, and power that these lack.
+
+The forward pass keeps GELU's derivative for the backward pass, not what it was applied to. It falls
+off here, and to multiply by it takes the backward pass one instruction a number, not twenty.
+
+Each program works through many tiles of the output. Two share a multiprocessor: while one is at a
+tile's end, the other has the tensor cores for itself.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from music_ssl_fairseq.modules.fast import multiprocessors
+from music_ssl_fairseq.modules.triton_math import gelu_parts, halves, loop_count
+
+# A tile is ROWS x COLUMNS, summed up over DEPTH at a time, and leaves in so many PIECES of columns.
+# Measured: the fastest of 8 each on an H100.
+_FORWARD = {
+    "ROWS": 128, "COLUMNS": 128, "DEPTH": 64, "PIECES": 2, "num_warps": 8, "num_stages": 3,
+    "maxnreg": 128,
+}  # fmt: skip
+_BACKWARD = {
+    "ROWS": 128, "COLUMNS": 128, "DEPTH": 64, "PIECES": 4, "num_warps": 4, "num_stages": 3,
+}  # fmt: skip
+_PROGRAMS = 2  # that share a multiprocessor: its registers and shared memory hold no more
+
+
+@triton.jit
+def _tiles(rows, across, ROWS: tl.constexpr):
+    """A program's tiles as a range, of all, with `across` next to each other."""
+    tiles = tl.cdiv(rows, ROWS) * across
+    return loop_count(tl.program_id(0)), loop_count(tiles), loop_count(tl.num_programs(0))
+
+
+@triton.jit
+def _forward(
+    x, w, bias, active, slope, rows, K: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PIECES: tl.constexpr,
+):  # fmt: skip
+    # Tiles that are worked on at the same time lie next to each other: of `x` they share a few
+    # rows, and all of `w` stays in the cache.
+    across: tl.constexpr = (WIDTH + COLUMNS - 1) // COLUMNS
+    first, last, step = _tiles(rows, across, ROWS)
+    # As one loop, a tile's first blocks are loaded before the last tile's end.
+    for tile in tl.range(first, last, step, flatten=True):
+        row, column = tile // across * ROWS, tile % across * COLUMNS
+        total = tl.zeros((ROWS, COLUMNS), tl.float32)
+        for k in range(0, K, DEPTH):
+            total = tl.dot(x.load([row, k]), w.load([column, k]).T, total)
+        _store_active(total, bias, active, slope, row, column, WIDTH, ROWS, COLUMNS, PIECES)
+
+
+@triton.jit
+def _store_active(
+    total, bias, active, slope, row, column, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, PIECES: tl.constexpr,
+):  # fmt: skip
+    if PIECES > 1:
+        half: tl.constexpr = COLUMNS // 2
+        left, right = halves(total)
+        _store_active(left, bias, active, slope, row, column, WIDTH, ROWS, half, PIECES // 2)
+        column += half
+        _store_active(right, bias, active, slope, row, column, WIDTH, ROWS, half, PIECES // 2)
+    else:
+        c = column + tl.arange(0, COLUMNS)
+        b = tl.load(bias + c, mask=c < WIDTH, other=0.0).to(tl.float32)
+        value, derivative = gelu_parts(total + b[None, :])
+        active.store([row, column], value.to(active.dtype))
+        slope.store([row, column], derivative.to(slope.dtype))
+
+
+@triton.jit
+def _backward(
+    grad, w, slope, d_inner, d_sums, rows, K: tl.constexpr, WIDTH: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PIECES: tl.constexpr,
+):  # fmt: skip
+    across: tl.constexpr = (WIDTH + COLUMNS - 1) // COLUMNS
+    first, last, step = _tiles(rows, across, ROWS)
+    for tile in tl.range(first, last, step, flatten=True):
+        row, column = tile // across * ROWS, tile % across * COLUMNS
+        total = tl.zeros((ROWS, COLUMNS), tl.float32)
+        for k in range(0, K, DEPTH):
+            total = tl.dot(grad.load([row, k]), w.load([k, column]), total)
+        sums = d_sums + tile // across * WIDTH
+        _store_gradient(total, slope, d_inner, sums, row, column, WIDTH, ROWS, COLUMNS, PIECES)
+
+
+@triton.jit
+def _store_gradient(
+    total, slope, d_inner, sums, row, column, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, PIECES: tl.constexpr,
+):  # fmt: skip
+    if PIECES > 1:
+        half: tl.constexpr = COLUMNS // 2
+        left, right = halves(total)
+        _store_gradient(left, slope, d_inner, sums, row, column, WIDTH, ROWS, half, PIECES // 2)
+        column += half
+        _store_gradient(right, slope, d_inner, sums, row, column, WIDTH, ROWS, half, PIECES // 2)
+    else:
+        # Rows beyond the end are loaded as zeros, and add nothing to the sums.
+        d = total * slope.load([row, column]).to(tl.float32)
+        d_inner.store([row, column], d.to(d_inner.dtype))
+        c = column + tl.arange(0, COLUMNS)
+        tl.store(sums + c, tl.sum(d, 0), mask=c < WIDTH)
+
+
+def _grid(x: Tensor, width: int, own: dict[str, int]) -> tuple[int]:
+    tiles = triton.cdiv(x.size(0), own["ROWS"]) * triton.cdiv(width, own["COLUMNS"])
+    return (min(tiles, _PROGRAMS * multiprocessors(x.device)),)
+
+
+def _blocks(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
+    """A matrix as kernels load and store it, in blocks: what is beyond its edges, they do not."""
+    return TensorDescriptor.from_tensor(x, [rows, columns])
+
+
+def forward(x: Tensor, w: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """GELU of `x @ w.t() + bias`.
+
+    All are contiguous and of one type, their rows of whole 16 bytes.
+
+    Args:
+        x: `[N, K]`.
+        w: `[M, K]`.
+        bias: `[M]`.
+
+    Returns:
+        It, and GELU's derivative there, `[N, M]` each.
+    """
+    (rows, depth), width = x.shape, w.size(0)
+    own = _FORWARD
+    active, slope = x.new_empty(rows, width), x.new_empty(rows, width)
+    piece = own["COLUMNS"] // own["PIECES"]
+    _forward[_grid(x, width, own)](
+        _blocks(x, own["ROWS"], own["DEPTH"]), _blocks(w, own["COLUMNS"], own["DEPTH"]), bias,
+        _blocks(active, own["ROWS"], piece), _blocks(slope, own["ROWS"], piece), rows, K=depth,
+        WIDTH=width, **own,
+    )  # fmt: skip
+    return active, slope
+
+
+def parts(rows: int) -> int:
+    """How many parts of a sum `backward` writes for so many rows."""
+    return triton.cdiv(rows, _BACKWARD["ROWS"])
+
+
+def backward(grad: Tensor, w: Tensor, slope: Tensor, d_sums: Tensor) -> Tensor:
+    """`(grad @ w) * slope`, the gradient of what GELU was applied to.
+
+    Args:
+        grad: `[N, K]`, of the product of GELU's output and `w`.
+        w: `[K, M]`, of that product.
+        slope: `[N, M]`, of `forward`.
+        d_sums: `[parts, M]` float32 (`parts`), where parts of its sum over N go.
+
+    Returns:
+        `[N, M]`.
+    """
+    (rows, depth), width = grad.shape, w.size(1)
+    own = _BACKWARD
+    d_inner = torch.empty_like(slope)
+    piece = own["COLUMNS"] // own["PIECES"]
+    _backward[_grid(grad, width, own)](
+        _blocks(grad, own["ROWS"], own["DEPTH"]), _blocks(w, own["DEPTH"], own["COLUMNS"]),
+        _blocks(slope, own["ROWS"], piece), _blocks(d_inner, own["ROWS"], piece), d_sums, rows,
+        K=depth, WIDTH=width, **own,
+    )  # fmt: skip
+    return d_inner
