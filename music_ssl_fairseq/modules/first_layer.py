@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from music_ssl_fairseq.modules.fast import compiled, has_triton, working_dtype
 
 TAPS = 16
-"""Weights are padded to this many taps: the least that a matrix unit multiplies."""
+"""Weights are padded to this many taps, the least that a matrix unit multiplies; the kernels use
+the last one for themselves."""
 
 
 def can_fuse(waveform: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -28,7 +29,7 @@ def can_fuse(waveform: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return (
         waveform.is_cuda
         and bias is None
-        and kernel <= TAPS
+        and kernel < TAPS
         and channels >= 16
         and channels & (channels - 1) == 0
         and has_triton()

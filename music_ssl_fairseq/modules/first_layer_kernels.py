@@ -85,7 +85,8 @@ def _backward(
         if GROUP:
             _, slope = gelu_parts(z + shift[None, :])
             dz = dy * slope
-            sum_shifts += tl.sum(dz, 0)
+            # One tap is always free: a sample of 1 there adds up gradients of shifts on the way.
+            windows = tl.where(k[None, :] == TAPS - 1, 1.0, windows)
         else:
             gain = tl.load(gains + own * C + c)
             mean = tl.sum(z, 1) / C
@@ -101,6 +102,8 @@ def _backward(
             level = tl.sum(d_normed, 1) / C
             dz = (d_normed - level[:, None] - normed * along[:, None]) * rstd[:, None]
         sum_filters += tl.dot(tl.trans(windows), dz, input_precision="tf32")
+    if GROUP:
+        sum_shifts = tl.sum(tl.where(k[:, None] == TAPS - 1, sum_filters, 0.0), 0)
     program = crop * tl.num_programs(0) + tl.program_id(0)
     tl.store(d_filters + program * TAPS * C + k[:, None] * C + c[None, :], sum_filters)
     tl.store(d_shifts + program * C + c, sum_shifts)
