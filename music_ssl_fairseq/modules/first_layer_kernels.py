@@ -13,11 +13,9 @@ from torch import Tensor
 
 from music_ssl_fairseq.modules.triton_math import gelu_parts
 
-_FORWARD_CHANNELS = 128  # that a program holds; with a layer norm, all of them
-_BACKWARD_CHANNELS = 256
+_CHANNELS = 256  # that a program holds; with a layer norm, all of them
 _FORWARD = (32, 8)  # frames a block, and blocks a program, which reads its filters once
-_BACKWARD = (32, 16)  # so that a program's sums are written rarely
-_BACKWARD_ALL = (16, 32)  # with all channels in a program
+_BACKWARD = (16, 32)  # so that a program's sums are written rarely
 _MOMENTS = (8, 32)
 
 
@@ -146,9 +144,9 @@ def moments(waveform: Tensor, taps: int, stride: int, frames: int) -> tuple[Tens
     return means[:, wide, :taps], means[:, :taps, :taps]
 
 
-def _shape(channels: int, group: bool, most: int) -> tuple[int, int]:
+def _shape(channels: int, group: bool) -> tuple[int, int]:
     """Channels that a program holds, and its warps: a layer norm needs all channels at once."""
-    return (min(most, channels), 4) if group else (channels, 8)
+    return (min(_CHANNELS, channels), 4) if group else (channels, 8)
 
 
 def _precision(dtype: torch.dtype) -> str:
@@ -173,7 +171,7 @@ def forward(
     taps, channels = filters.shape[1:]
     output = torch.empty(batch, lead + frames, channels, dtype=dtype, device=waveform.device)
     output[:, :lead].zero_()
-    held, warps = _shape(channels, group, _FORWARD_CHANNELS)
+    held, warps = _shape(channels, group)
     block, blocks = _FORWARD
     grid = (triton.cdiv(frames, block * blocks), batch, channels // held)
     _forward[grid](
@@ -199,8 +197,8 @@ def backward(
     """Gradients of filters, gains and shifts, in their shapes."""
     batch, length = waveform.shape
     taps, channels = filters.shape[1:]
-    held, warps = _shape(channels, group, _BACKWARD_CHANNELS)
-    block, blocks = _BACKWARD if group else _BACKWARD_ALL
+    held, warps = _shape(channels, group)
+    block, blocks = _BACKWARD
     parts = triton.cdiv(frames, block * blocks)
     sums = [
         torch.empty(batch, parts, *shape, device=grad.device)
