@@ -67,7 +67,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--baseline", choices=["minimal-hubert"], help="one more, if installed")
     parser.add_argument("--steps", type=int, default=20 if GPU else 2, help="timed")
     parser.add_argument("--profile", metavar="FILE", help="write where our step's time goes")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.baseline:
+        try:
+            import minimal_hubert.model  # noqa: F401
+        except ImportError as error:
+            parser.error(f"--baseline {args.baseline}: {error}; pip install {args.baseline}")
+    return args
 
 
 def batch(crops: int, seconds: float, k: int, mask_prob: float) -> dict[str, Any]:
