@@ -242,6 +242,9 @@ def test_products_with_gelu(rows, depth, width, product_kernels, monkeypatch):
     d_inner = product_kernels.backward(grad, w_2, kept, d_bias)
     close(active, plain)
     close(kept, slope)
+    alone, nothing = product_kernels.forward(x, w, bias, False)
+    assert torch.equal(alone, active)
+    assert nothing is None
     close(d_inner, inner.grad)
     close(d_bias.sum(0), inner.grad.sum(0))
 

@@ -74,7 +74,7 @@ def fused_layer(
     x = x.to(working_dtype(x))
     norms = norm_parameters(layer)
     if not torch.is_grad_enabled():
-        *_, feed_forward, output = forward_steps(x, seeds, settings, weights, norms, chosen)
+        *_, feed_forward, output = forward_steps(x, seeds, settings, weights, norms, chosen, False)
         return _as_frames(output, x.shape, chosen), _as_frames(feed_forward, x.shape, chosen)
     tensors = (*weights, *norms, *linear_parameters(layer))
     return _FusedLayer.apply(x, seeds, settings, chosen, *tensors), None
@@ -174,10 +174,12 @@ def forward_steps(
     weights: Weights,
     norms: Weights,
     chosen: ChosenFrames | None = None,
+    keep: bool = True,
 ) -> tuple[Tensor, ...]:
     """All that is computed, in its order; last the output. `inner`: what `_feed_forward_in` keeps.
 
-    Each is `[B * T, ...]`; for N chosen frames, from the attention's output on, `[N, ...]`.
+    Each is `[B * T, ...]`; for N chosen frames, from the attention's output on, `[N, ...]`. Without
+    `keep` they will not do for `backward_steps`.
     """
     from music_ssl_fairseq.modules import attention_kernels, norm_kernels
 
@@ -193,7 +195,7 @@ def forward_steps(
     branch = torch.addmm(b_out, attended, w_out.t())
     rows = None if chosen is None else chosen.rows
     first, middle = norm_kernels.forward(branch, x, norms[0], norms[1], eps_1, p, seeds[1], rows)
-    inner, active = _feed_forward_in(middle, w_in, b_in)
+    inner, active = _feed_forward_in(middle, w_in, b_in, keep)
     branch = torch.addmm(b_ffn, active, w_ffn.t())
     second, output = norm_kernels.forward(branch, middle, norms[2], norms[3], eps_2, p, seeds[2])
     return x, qkv, attended, logs, first, middle, inner, active, second, branch, output
@@ -296,17 +298,18 @@ class _FusedLayer(torch.autograd.Function):
         return (d_x, *none, *gradients)
 
 
-def _feed_forward_in(x: Tensor, w: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def _feed_forward_in(x: Tensor, w: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     """The feed-forward network's first product and GELU.
 
     Returns:
-        What `_feed_forward_in_gradient` wants, and GELU's output, `[N, M]` each for x `[N, K]`.
+        What `_feed_forward_in_gradient` wants (if it is to be kept), and GELU's output, `[N, M]`
+        each for x `[N, K]`.
     """
     if _can_fuse_products(x, w.size(0)):
         from music_ssl_fairseq.modules import product_kernels
 
-        active, slope = product_kernels.forward(x, w, bias)
-        return slope, active
+        active, slope = product_kernels.forward(x, w, bias, keep)
+        return active if slope is None else slope, active
     from music_ssl_fairseq.modules import gelu_kernels
 
     inner = torch.addmm(bias, x, w.t())

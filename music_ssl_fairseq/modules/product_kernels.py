@@ -73,7 +73,8 @@ def _store_active(
         b = tl.load(bias + c, mask=c < WIDTH, other=0.0).to(tl.float32)
         value, derivative = gelu_parts(total + b[None, :])
         active.store([row, column], value.to(active.dtype))
-        slope.store([row, column], derivative.to(slope.dtype))
+        if slope is not None:
+            slope.store([row, column], derivative.to(slope.dtype))
 
 
 @triton.jit
@@ -121,7 +122,9 @@ def _blocks(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
     return TensorDescriptor.from_tensor(x, [rows, columns])
 
 
-def forward(x: Tensor, w: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def forward(
+    x: Tensor, w: Tensor, bias: Tensor, with_slope: bool = True
+) -> tuple[Tensor, Tensor | None]:
     """GELU of `x @ w.t() + bias`.
 
     All are contiguous and of one type, their rows of whole 16 bytes.
@@ -130,18 +133,21 @@ def forward(x: Tensor, w: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         x: `[N, K]`.
         w: `[M, K]`.
         bias: `[M]`.
+        with_slope: whether GELU's derivative is wanted.
 
     Returns:
-        It, and GELU's derivative there, `[N, M]` each.
+        It, and GELU's derivative there or None, `[N, M]` each.
     """
     (rows, depth), width = x.shape, w.size(0)
     own = _FORWARD
-    active, slope = x.new_empty(rows, width), x.new_empty(rows, width)
+    active = x.new_empty(rows, width)
+    slope = torch.empty_like(active) if with_slope else None
     piece = own["COLUMNS"] // own["PIECES"]
     _forward[_grid(x, width, own)](
         _blocks(x, own["ROWS"], own["DEPTH"]), _blocks(w, own["COLUMNS"], own["DEPTH"]), bias,
-        _blocks(active, own["ROWS"], piece), _blocks(slope, own["ROWS"], piece), rows, K=depth,
-        WIDTH=width, **own,
+        _blocks(active, own["ROWS"], piece),
+        None if slope is None else _blocks(slope, own["ROWS"], piece), rows, K=depth, WIDTH=width,
+        **own,
     )  # fmt: skip
     return active, slope
 
