@@ -129,10 +129,13 @@ def stock_config(name: str, args: argparse.Namespace, folder: Path) -> dict:
     if not GPU:
         model |= tiny.SIZES | ({"average_top_k_layers": 2} if name == "music2vec" else {})
     common: dict = {"fp16": GPU, "seed": 1, "log_format": "json", "fp16_init_scale": 8}
-    if name == "music2vec":  # not one of fairseq's own models, but in its examples
-        import fairseq
-
-        common["user_dir"] = str(Path(fairseq.__file__).parent / "examples" / "data2vec")
+    if name == "music2vec":
+        # Not one of fairseq's own models, but in its examples, whose other tasks need torchvision.
+        plugin = folder / "stock_data2vec"
+        plugin.mkdir(exist_ok=True)
+        module = "fairseq.examples.data2vec.models.data2vec_audio"
+        (plugin / "__init__.py").write_text(f"import {module}\n")
+        common["user_dir"] = str(plugin)
     return {
         "common": common,
         "task": task,
