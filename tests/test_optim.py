@@ -49,6 +49,34 @@ def test_clipping_leaves_small_gradients_and_0_means_never():
     assert parameter.grad.norm().item() == pytest.approx(2.0, rel=1e-5)
 
 
+@pytest.mark.parametrize("max_norm", [0.0, 2.0])
+def test_gradients_are_scaled_on_the_way(max_norm):
+    """As by loops of their own; and on a GPU without waiting for it, with clipping and without."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    results = []
+    for late in (False, True):
+        parameter = torch.nn.Parameter(torch.ones(3, device=device))
+        optimiser = _optimiser(FusedAdamW, FusedAdamWConfig, [parameter])
+        fused = torch.optim.AdamW([parameter], fused=True, **optimiser.optimizer_config)
+        optimiser._optimizer = fused
+        optimiser.late_norm = late
+        for update in range(4):
+            parameter.grad = torch.tensor([3.0, 0.1, 4.0 * update], device=device)
+            optimiser.multiply_grads(0.5)
+            optimiser.clip_grad_norm(max_norm)
+            mode = torch.cuda.get_sync_debug_mode() if device == "cuda" else 0
+            if device == "cuda" and update > 0:
+                torch.cuda.set_sync_debug_mode("error")
+            try:
+                optimiser.step()
+            finally:
+                if device == "cuda":
+                    torch.cuda.set_sync_debug_mode(mode)
+        # Of Adam's update the scale of all gradients says nothing; of their means it does.
+        results.append([parameter.detach(), fused.state[parameter]["exp_avg"]])
+    torch.testing.assert_close(*results)
+
+
 def _rates(cls, updates, ratio):
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimiser = _optimiser(FusedAdamW, FusedAdamWConfig, [parameter])

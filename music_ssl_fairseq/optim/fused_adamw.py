@@ -142,10 +142,13 @@ class FusedAdamW(FairseqOptimizer):
     def step(self, *args: Any, **kwargs: Any) -> None:
         """Update the parameters."""
         if self._on_the_way:
+            factor = self._factor
+            if not isinstance(factor, Tensor):  # without clipping
+                # Written there: to copy it there would wait for all that the GPU has yet to do.
+                device = self.param_groups[0]["params"][0].device
+                factor = torch.full((), factor, dtype=torch.float32, device=device)
             # What gradients are divided by.
-            scale = 1 / torch.as_tensor(self._factor, dtype=torch.float32)
-            device = self.param_groups[0]["params"][0].device
-            self._optimizer.grad_scale = scale.to(device)  # type: ignore[attr-defined]
+            self._optimizer.grad_scale = factor.float().reciprocal()  # type: ignore[attr-defined]
         super().step(*args, **kwargs)
         self._factor = 1.0
 
