@@ -101,10 +101,12 @@ class MusicHubertModel(AudioEncoder):
             x, penalty = compiled(_enter, compile)(self, features, mask_indices, seed)
             x, _, _ = self.encoder(x, padding, compile, None if score_unmasked else masked)
         target = target.flatten()
+        x_masked = x
         if score_unmasked:
             x = x.flatten(0, 1)
+            x_masked = x[masked]
         output: dict[str, Tensor | None] = {
-            "logits_m": self.logits(x[masked] if score_unmasked else x, compile),
+            "logits_m": self.logits(x_masked, compile),
             "target_m": target[masked],
             "logits_u": None,
             "target_u": None,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.frames import FrameGrid
 from music_ssl_fairseq.modules.channels_last_conv import conv_channels_last
 from music_ssl_fairseq.modules.conv_stack import rows_before, run_conv_stack
 from music_ssl_fairseq.modules.fast import compiled, use_fast
@@ -143,8 +144,10 @@ class ConvExtractor(nn.Module):
         conv, norm = first.conv, first.norm
         convs = [layer.conv for layer in others]
         stacked = compile and all(layer.norm is None for layer in others)
-        frames = (waveform.size(-1) - conv.kernel_size[0]) // conv.stride[0] + 1
-        lead = rows_before(convs, frames, waveform) if stacked else 0
+        lead = 0
+        if stacked:
+            frames = FrameGrid(conv.kernel_size[0], conv.stride[0]).num_frames(waveform.size(-1))
+            lead = rows_before(convs, frames, waveform)
         if folded is not None:
             x = folded_first_layer(waveform, *folded, conv.stride[0], lead)
         elif fast and norm is not None and can_fuse(waveform, conv.weight, conv.bias):

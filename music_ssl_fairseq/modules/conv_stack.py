@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from music_ssl_fairseq.modules.channels_last_conv import conv_channels_last
 from music_ssl_fairseq.modules.fast import has_triton, is_hopper, working_dtype
-from music_ssl_fairseq.modules.gelu import kernel_gelu
+from music_ssl_fairseq.modules.gelu import kernel_gelu, suits_kernels
 from music_ssl_fairseq.modules.weight_gradient import weight_gradient
 
 _KERNEL, _STRIDE, _PADDING = (1, 3), (1, 2), (0, 1)  # of `[B, C, 1, rows]`
@@ -57,9 +57,7 @@ def can_use_kernel(z: Tensor, weight: Tensor) -> bool:
         weight: `[channels, C, 3]` of the convolution.
     """
     return (
-        z.is_cuda
-        and z.dtype in (torch.bfloat16, torch.float16)
-        and z.is_contiguous()
+        suits_kernels(z)
         and weight.size(0) % 64 == 0
         and weight.size(1) % 64 == 0
         and is_hopper(z.device)

@@ -7,6 +7,7 @@ the products, and the sums for biases fall off on the way.
 
 import functools
 from collections.abc import Iterable
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -74,7 +75,9 @@ def fused_layer(
     x = x.to(working_dtype(x))
     norms = norm_parameters(layer)
     if not torch.is_grad_enabled():
-        *_, feed_forward, output = forward_steps(x, seeds, settings, weights, norms, chosen, False)
+        *_, feed_forward, output = forward_steps(
+            x, seeds, settings, weights, norms, chosen, keep=False
+        )
         return _as_frames(output, x.shape, chosen), _as_frames(feed_forward, x.shape, chosen)
     tensors = (*weights, *norms, *linear_parameters(layer))
     return _FusedLayer.apply(x, seeds, settings, chosen, *tensors), None
@@ -176,7 +179,7 @@ def forward_steps(
     chosen: ChosenFrames | None = None,
     keep: bool = True,
 ) -> tuple[Tensor, ...]:
-    """All that is computed, in its order; last the output. `inner`: what `_feed_forward_in` keeps.
+    """All that is computed, in its order; last the output. `inner`: what `_products` keep.
 
     Each is `[B * T, ...]`; for N chosen frames, from the attention's output on, `[N, ...]`. Without
     `keep` they will not do for `backward_steps`.
@@ -195,7 +198,7 @@ def forward_steps(
     branch = torch.addmm(b_out, attended, w_out.t())
     rows = None if chosen is None else chosen.rows
     first, middle = norm_kernels.forward(branch, x, norms[0], norms[1], eps_1, p, seeds[1], rows)
-    inner, active = _feed_forward_in(middle, w_in, b_in, keep)
+    active, inner = _products(middle, w_in.size(0)).forward(middle, w_in, b_in, keep)
     branch = torch.addmm(b_ffn, active, w_ffn.t())
     second, output = norm_kernels.forward(branch, middle, norms[2], norms[3], eps_2, p, seeds[2])
     return x, qkv, attended, logs, first, middle, inner, active, second, branch, output
@@ -235,18 +238,19 @@ def backward_steps(
     heads, p_attention, p, eps_1, eps_2 = settings
     batch, frames, dim = shape
     rows = None if chosen is None else chosen.rows
+    products = _products(middle, inner.size(1))
     shapes = [
         (norm_kernels.parts(len(inner)), 3 * dim),
         (norm_kernels.parts(len(inner)), 3 * dim),
         (attention_kernels.parts(batch, frames), 3 * dim),
-        (_feed_forward_in_parts(middle, inner), inner.size(1)),
+        (products.parts(len(inner)), inner.size(1)),
     ]
     sums, (sums_1, sums_2, sums_qkv, sums_in) = sum_kernels.room(shapes, x)
     d_middle, d_branch = norm_kernels.backward(
         grad.reshape(-1, dim).contiguous(), None, second, scale_2, eps_2, p, seeds[2], sums_2
     )
     d_w_ffn = weight_gradient(d_branch, active)
-    d_inner = _feed_forward_in_gradient(d_branch, w_ffn, inner, sums_in)
+    d_inner = products.backward(d_branch, w_ffn, inner, sums_in)
     d_w_in = weight_gradient(d_inner, middle)
     d_x, d_branch = norm_kernels.backward(
         d_middle, d_inner @ w_in, first, scale_1, eps_1, p, seeds[1], sums_1, rows, len(x)
@@ -298,54 +302,15 @@ class _FusedLayer(torch.autograd.Function):
         return (d_x, *none, *gradients)
 
 
-def _feed_forward_in(x: Tensor, w: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
-    """The feed-forward network's first product and GELU.
-
-    Returns:
-        What `_feed_forward_in_gradient` wants (if it is to be kept), and GELU's output, `[N, M]`
-        each for x `[N, K]`.
-    """
-    if _can_fuse_products(x, w.size(0)):
+def _products(x: Tensor, width: int) -> ModuleType:
+    """The module that multiplies `x` `[N, K]` into the network within, `width` wide, with GELU."""
+    if _can_fuse_products(x, width):
         from music_ssl_fairseq.modules import product_kernels
 
-        active, slope = product_kernels.forward(x, w, bias, keep)
-        return active if slope is None else slope, active
-    from music_ssl_fairseq.modules import gelu_kernels
+        return product_kernels
+    from music_ssl_fairseq.modules import gelu_products
 
-    inner = torch.addmm(bias, x, w.t())
-    return inner, gelu_kernels.forward(inner.unsqueeze(0), inner.size(0)).squeeze(0)
-
-
-def _feed_forward_in_gradient(grad: Tensor, w: Tensor, kept: Tensor, sums: Tensor) -> Tensor:
-    """The gradient of the first product, given that of the second.
-
-    Args:
-        grad: `[N, K]`.
-        w: the second product's, `[K, M]`.
-        kept: of `_feed_forward_in`.
-        sums: `[_feed_forward_in_parts, M]` float32, where parts of its sum over N go.
-
-    Returns:
-        `[N, M]`.
-    """
-    if _can_fuse_products(grad, kept.size(1)):
-        from music_ssl_fairseq.modules import product_kernels
-
-        return product_kernels.backward(grad, w, kept, sums)
-    from music_ssl_fairseq.modules import gelu_kernels
-
-    return gelu_kernels.backward_summed(kept, grad @ w, sums)
-
-
-def _feed_forward_in_parts(x: Tensor, kept: Tensor) -> int:
-    """How many parts of a sum `_feed_forward_in_gradient` writes."""
-    if _can_fuse_products(x, kept.size(1)):
-        from music_ssl_fairseq.modules import product_kernels
-
-        return product_kernels.parts(len(x))
-    from music_ssl_fairseq.modules import gelu_kernels
-
-    return gelu_kernels.parts(len(x))
+    return gelu_products
 
 
 def _can_fuse_products(x: Tensor, width: int) -> bool:

@@ -42,11 +42,15 @@ def kernel_gelu(x: Tensor, frames: int, skip: int = 0, lead: int = 0) -> Tensor:
     Returns:
         `[B, lead + frames, D]`.
     """
-    half = x.dtype in (torch.bfloat16, torch.float16)
-    if half and x.is_cuda and x.is_contiguous():
+    if suits_kernels(x):
         return _KernelGelu.apply(x, frames, skip, lead)
     y = F.gelu(x[:, skip : skip + frames])
     return F.pad(y, (0, 0, lead, 0)) if lead else y
+
+
+def suits_kernels(x: Tensor) -> bool:
+    """Whether our kernels take a tensor: contiguous bf16 or fp16 on a GPU."""
+    return x.dtype in (torch.bfloat16, torch.float16) and x.is_cuda and x.is_contiguous()
 
 
 class _KernelGelu(torch.autograd.Function):

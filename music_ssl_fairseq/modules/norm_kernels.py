@@ -30,11 +30,8 @@ def _forward(
     x = tl.load(branch + where, mask=inside, other=0.0).to(tl.float32)
     if DROP:
         x = tl.where(kept(where.to(tl.int32), tl.load(seeds), threshold), x * factor, 0.0)
-    if CHOSEN:
-        source = tl.load(chosen + row, mask=row < rows, other=0).to(tl.int64)
-        x += tl.load(residual + source * D + c, mask=inside, other=0.0).to(tl.float32)
-    else:
-        x += tl.load(residual + where, mask=inside, other=0.0).to(tl.float32)
+    place = _residual_row(chosen, row, rows, CHOSEN) * D + c
+    x += tl.load(residual + place, mask=inside, other=0.0).to(tl.float32)
     # Normed as rounded: the backward pass has nothing else.
     x = x.to(sums.dtype.element_ty)
     tl.store(sums + where, x, mask=inside)
@@ -45,12 +42,23 @@ def _forward(
 
 
 @triton.jit
+def _residual_row(chosen, row, rows, CHOSEN: tl.constexpr):
+    """Which row of the residual belongs to a row."""
+    if CHOSEN:
+        return tl.load(chosen + row, mask=row < rows, other=0).to(tl.int64)
+    else:
+        return row
+
+
+@triton.jit
 def _normed(x, inside, eps, D: tl.constexpr):
-    """Rows with mean 0 and variance 1, and the reciprocals of their deviations."""
-    mean = tl.sum(x, 1) / D
-    centred = tl.where(inside, x - mean[:, None], 0.0)
-    rstd = tl.rsqrt(tl.sum(centred * centred, 1) / D + eps)
-    return centred * rstd[:, None], rstd
+    """Rows, along the last axis, with mean 0 and variance 1; the reciprocals of their deviations.
+
+    What is not `inside` a row is 0.
+    """
+    centred = tl.where(inside, x - tl.sum(x, -1, keep_dims=True) / D, 0.0)
+    rstd = tl.rsqrt(tl.sum(centred * centred, -1, keep_dims=True) / D + eps)
+    return centred * rstd, rstd
 
 
 @triton.jit
@@ -74,25 +82,21 @@ def _backward(
         dy = dy_1.to(tl.float32)
         if TWO:
             dy += dy_2.to(tl.float32)
-        normed = x.to(tl.float32)
+        x_here = x.to(tl.float32)
         row_here, here, inside_here = row, where, inside
         row += tl.num_programs(0)
         where = row * D + c
         inside = (row < rows) & (c < D)
         dy_1, dy_2, x = _load(grad, grad_2, sums, where, inside, TWO)
         # Rows outside are zeros, and so are their gradients.
-        normed = tl.where(c < D, normed - tl.sum(normed, 0) / D, 0.0)
-        rstd = tl.rsqrt(tl.sum(normed * normed, 0) / D + eps)
-        normed *= rstd
+        normed, rstd = _normed(x_here, c < D, eps, D)
         sum_weight += dy * normed
         sum_bias += dy
         d_normed = dy * scale
         level = tl.sum(d_normed, 0) / D
         along = tl.sum(d_normed * normed, 0) / D
         dx = (d_normed - level - normed * along) * rstd
-        place = here
-        if CHOSEN:
-            place = tl.load(chosen + row_here, mask=row_here < rows, other=0).to(tl.int64) * D + c
+        place = _residual_row(chosen, row_here, rows, CHOSEN) * D + c
         tl.store(d_residual + place, dx.to(d_residual.dtype.element_ty), mask=inside_here)
         if DROP:
             dx = tl.where(kept(here.to(tl.int32), seed, threshold), dx * factor, 0.0)

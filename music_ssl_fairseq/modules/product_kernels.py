@@ -40,12 +40,16 @@ def _tiles(rows, across, ROWS: tl.constexpr):
 
 
 @triton.jit
-def _forward(
-    x, w, bias, active, slope, rows, K: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PIECES: tl.constexpr,
+def _product(
+    x, w, rows, store: tl.constexpr, own, ACROSS: tl.constexpr, K: tl.constexpr,
+    WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    PIECES: tl.constexpr,
 ):  # fmt: skip
-    # Tiles that are worked on at the same time lie next to each other: of `x` they share a few
-    # rows, and all of `w` stays in the cache.
+    """A program's tiles of `x @ w` (`x @ w.t()` unless `ACROSS`), each ended by `store`.
+
+    Tiles that are worked on at the same time lie next to each other: of `x` they share a few rows,
+    and all of `w` stays in the cache.
+    """
     across: tl.constexpr = (WIDTH + COLUMNS - 1) // COLUMNS
     first, last, step = _tiles(rows, across, ROWS)
     # As one loop, a tile's first blocks are loaded before the last tile's end.
@@ -53,28 +57,60 @@ def _forward(
         row, column = tile // across * ROWS, tile % across * COLUMNS
         total = tl.zeros((ROWS, COLUMNS), tl.float32)
         for k in range(0, K, DEPTH):
-            total = tl.dot(x.load([row, k]), w.load([column, k]).T, total)
-        _store_active(total, bias, active, slope, row, column, WIDTH, ROWS, COLUMNS, PIECES)
+            a = x.load([row, k])
+            b = w.load([k, column]) if ACROSS else w.load([column, k]).T
+            total = tl.dot(a, b, total)
+        _in_pieces(total, store, own, row, column, WIDTH, ROWS, COLUMNS, PIECES)
+
+
+@triton.jit
+def _in_pieces(
+    total, store: tl.constexpr, own, row, column, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, PIECES: tl.constexpr,
+):  # fmt: skip
+    """End a tile a few columns at a time, whose room in shared memory is used again."""
+    if PIECES > 1:
+        half: tl.constexpr = COLUMNS // 2
+        left, right = halves(total)
+        _in_pieces(left, store, own, row, column, WIDTH, ROWS, half, PIECES // 2)
+        column += half
+        _in_pieces(right, store, own, row, column, WIDTH, ROWS, half, PIECES // 2)
+    else:
+        store(total, own, row, column, WIDTH, ROWS, COLUMNS)
 
 
 @triton.jit
 def _store_active(
-    total, bias, active, slope, row, column, WIDTH: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, PIECES: tl.constexpr,
+    total, own, row, column, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    bias, active, slope = own
+    c = column + tl.arange(0, COLUMNS)
+    b = tl.load(bias + c, mask=c < WIDTH, other=0.0).to(tl.float32)
+    value, derivative = gelu_parts(total + b[None, :])
+    active.store([row, column], value.to(active.dtype))
+    if slope is not None:
+        slope.store([row, column], derivative.to(slope.dtype))
+
+
+@triton.jit
+def _store_gradient(
+    total, own, row, column, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    slope, d_inner, d_sums = own
+    # Rows beyond the end are loaded as zeros, and add nothing to the sums.
+    d = total * slope.load([row, column]).to(tl.float32)
+    d_inner.store([row, column], d.to(d_inner.dtype))
+    c = column + tl.arange(0, COLUMNS)
+    tl.store(d_sums + row // ROWS * WIDTH + c, tl.sum(d, 0), mask=c < WIDTH)
+
+
+@triton.jit
+def _forward(
+    x, w, bias, active, slope, rows, K: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
-    if PIECES > 1:
-        half: tl.constexpr = COLUMNS // 2
-        left, right = halves(total)
-        _store_active(left, bias, active, slope, row, column, WIDTH, ROWS, half, PIECES // 2)
-        column += half
-        _store_active(right, bias, active, slope, row, column, WIDTH, ROWS, half, PIECES // 2)
-    else:
-        c = column + tl.arange(0, COLUMNS)
-        b = tl.load(bias + c, mask=c < WIDTH, other=0.0).to(tl.float32)
-        value, derivative = gelu_parts(total + b[None, :])
-        active.store([row, column], value.to(active.dtype))
-        if slope is not None:
-            slope.store([row, column], derivative.to(slope.dtype))
+    own = (bias, active, slope)
+    _product(x, w, rows, _store_active, own, False, K, WIDTH, ROWS, COLUMNS, DEPTH, PIECES)
 
 
 @triton.jit
@@ -82,34 +118,8 @@ def _backward(
     grad, w, slope, d_inner, d_sums, rows, K: tl.constexpr, WIDTH: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
-    across: tl.constexpr = (WIDTH + COLUMNS - 1) // COLUMNS
-    first, last, step = _tiles(rows, across, ROWS)
-    for tile in tl.range(first, last, step, flatten=True):
-        row, column = tile // across * ROWS, tile % across * COLUMNS
-        total = tl.zeros((ROWS, COLUMNS), tl.float32)
-        for k in range(0, K, DEPTH):
-            total = tl.dot(grad.load([row, k]), w.load([k, column]), total)
-        sums = d_sums + tile // across * WIDTH
-        _store_gradient(total, slope, d_inner, sums, row, column, WIDTH, ROWS, COLUMNS, PIECES)
-
-
-@triton.jit
-def _store_gradient(
-    total, slope, d_inner, sums, row, column, WIDTH: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, PIECES: tl.constexpr,
-):  # fmt: skip
-    if PIECES > 1:
-        half: tl.constexpr = COLUMNS // 2
-        left, right = halves(total)
-        _store_gradient(left, slope, d_inner, sums, row, column, WIDTH, ROWS, half, PIECES // 2)
-        column += half
-        _store_gradient(right, slope, d_inner, sums, row, column, WIDTH, ROWS, half, PIECES // 2)
-    else:
-        # Rows beyond the end are loaded as zeros, and add nothing to the sums.
-        d = total * slope.load([row, column]).to(tl.float32)
-        d_inner.store([row, column], d.to(d_inner.dtype))
-        c = column + tl.arange(0, COLUMNS)
-        tl.store(sums + c, tl.sum(d, 0), mask=c < WIDTH)
+    own = (slope, d_inner, d_sums)
+    _product(grad, w, rows, _store_gradient, own, True, K, WIDTH, ROWS, COLUMNS, DEPTH, PIECES)
 
 
 def _grid(x: Tensor, width: int, own: dict[str, int]) -> tuple[int]:

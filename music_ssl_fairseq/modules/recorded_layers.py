@@ -123,8 +123,8 @@ class RecordedLayers:
         self._weights.refresh()
         self._seeds.copy_(seeds)
         self._chosen = chosen
-        if chosen is not None and self._recorded_for is not None and self._fits():
-            for place, numbers in zip(self._recorded_for, chosen, strict=True):
+        if self._fits():
+            for place, numbers in zip(self._recorded_for or (), chosen or (), strict=True):
                 place.copy_(numbers)
 
     def _fits(self) -> bool:
@@ -200,6 +200,7 @@ def _record_all(
     """The layers, and what lies between a forward pass and its backward pass."""
     settings = [layer_settings(layer, True) for layer in layers]
     norms = [norm_parameters(layer) for layer in layers]
+    own = list(zip(seeds, settings, weights.of_layers, norms, strict=True))
     of_layer = [None] * (len(layers) - 1) + [chosen]
     weights.refresh()
     shape = x.shape
@@ -208,14 +209,12 @@ def _record_all(
     with _Recorder(x.device) as record:
         # Once as they are: kernels are compiled and loaded, which a recording cannot hold.
         for i in {0, len(layers) - 1}:
-            own = (seeds[i], settings[i], weights.of_layers[i], norms[i])
-            steps = forward_steps(inputs[0], *own, of_layer[i])
+            steps = forward_steps(inputs[0], *own[i], of_layer[i])
             all_kept = kept_steps(seeds[i], weights.of_layers[i], norms[i], steps)
             backward_steps(steps[-1], shape, settings[i], all_kept, of_layer[i])
             del steps, all_kept
         for i in range(len(layers)):
-            own = (seeds[i], settings[i], weights.of_layers[i], norms[i])
-            graph, steps = record(partial(forward_steps, inputs[i], *own, of_layer[i]))
+            graph, steps = record(partial(forward_steps, inputs[i], *own[i], of_layer[i]))
             forwards.append(graph)
             kept.append(kept_steps(seeds[i], weights.of_layers[i], norms[i], steps))
             inputs.append(steps[-1].view(shape) if of_layer[i] is None else steps[-1])

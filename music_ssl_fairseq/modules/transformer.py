@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from music_ssl_fairseq.modules.chosen_frames import ChosenFrames, choose
+from music_ssl_fairseq.modules.chosen_frames import choose
 from music_ssl_fairseq.modules.dropout import draw_seeds, drop
 from music_ssl_fairseq.modules.fast import compiled, working_dtype
 from music_ssl_fairseq.modules.fused_layer import can_fuse_layer, cast_weights, fused_layer
@@ -162,8 +162,7 @@ class TransformerEncoder(nn.Module):
             seeds = drawn.unbind()
         *layer_seeds, input_seeds = seeds
         x = compiled(_embed, compile)(self, x, input_seeds)
-        chosen = None if wanted is None or not compile else choose(wanted, *x.shape[:2])
-        run = self._runner(x, attend, drawn, chosen) if compile else _run_layer
+        run = self._runner(x, attend, drawn, wanted) if compile else _run_layer
         for layer, own_seeds in zip(self.layers, layer_seeds, strict=True):
             if self.training and self.layerdrop > 0 and torch.rand(()).item() < self.layerdrop:
                 continue
@@ -178,11 +177,12 @@ class TransformerEncoder(nn.Module):
         return x, hidden_states, feed_forwards
 
     def _runner(
-        self, x: Tensor, attend: Tensor | None, seeds: Tensor | None, chosen: ChosenFrames | None
+        self, x: Tensor, attend: Tensor | None, seeds: Tensor | None, wanted: Tensor | None
     ) -> Callable[..., Any]:
         """The fastest way to run layers on `x`, in training with the `seeds` of all."""
         if not can_fuse_layer(self.layers[0], x, attend):
             return compiled(_run_layer, True)
+        chosen = None if wanted is None else choose(wanted, *x.shape[:2])
         if seeds is not None and torch.is_grad_enabled():
             recorded = recorded_layers(self, x, chosen)
             if recorded is not None:
