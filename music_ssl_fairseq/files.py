@@ -2,10 +2,14 @@
 
 import contextlib
 import os
+import socket
+import weakref
 from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import IO
+
+from music_ssl_fairseq.errors import InputError
 
 
 @contextlib.contextmanager
@@ -45,3 +49,46 @@ def lock(handle: IO[bytes], wait: bool) -> bool:
     except OSError:
         return True
     return True
+
+
+_HELD: "weakref.WeakSet[IO[bytes]]" = weakref.WeakSet()
+
+
+def hold(file: str | os.PathLike, doing: str, way_out: str) -> IO[bytes]:
+    """Let one process at a time work on a folder: the handle is the right to.
+
+    The right ends when the handle is closed or the process ends, however it ends; processes that
+    this one forks do not have it. The file stays behind, and means nothing by itself.
+
+    Args:
+        file: the lock, in the folder; made if needed. It names the process that holds it.
+        doing: for the message, for example `trains`.
+        way_out: what to do instead, for the message.
+
+    Raises:
+        InputError: if another process has it.
+    """
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle = file.open("ab+")
+    if not lock(handle, wait=False):
+        handle.seek(0)
+        holder = handle.read(200).decode("utf-8", "replace").strip() or "another process"
+        handle.close()
+        raise InputError(f"{file.parent}: {holder} {doing} here already; {way_out}")
+    with contextlib.suppress(OSError):  # a full disk: the lock is held, though it names nobody
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        handle.flush()
+    _HELD.add(handle)
+    return handle
+
+
+def _let_go_in_child() -> None:
+    """A worker that outlives its killed parent must not keep the parent's folder locked."""
+    for handle in list(_HELD):
+        handle.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_child)

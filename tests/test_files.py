@@ -1,0 +1,59 @@
+"""One folder, one process: whoever holds the lock is named, and a killed one holds nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.files import hold
+
+HOLDER = """
+import os, sys, time
+from music_ssl_fairseq.files import hold
+handle = hold(sys.argv[1], "trains", "wait")
+if not os.fork():  # as a data loader's worker, which may outlive its parent for a while
+    time.sleep(30)
+print("held", flush=True)
+time.sleep(30)
+"""
+
+
+def held(file: Path) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(file)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_another_process_is_named_and_a_killed_one_holds_nothing(tmp_path):
+    file = tmp_path / "run" / "training.lock"
+    process = held(file)
+    try:
+        with pytest.raises(InputError) as refused:
+            hold(file, "trains", "give another folder")
+        message = str(refused.value)
+        assert message.startswith(f"{file.parent}: process {process.pid} on ")
+        assert message.endswith("trains here already; give another folder")
+        process.kill()  # not its child
+        process.wait()
+        hold(file, "trains", "").close()
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_lock_is_given_back_with_its_handle(tmp_path):
+    file = tmp_path / "training.lock"
+    handle = hold(file, "trains", "")
+    with pytest.raises(InputError, match=f"process {os.getpid()} "):
+        hold(file, "trains", "")
+    handle.close()
+    with hold(file, "trains", ""):
+        pass
