@@ -3,6 +3,22 @@
 from pathlib import Path
 
 from setuptools import find_namespace_packages, find_packages, setup
+from setuptools.command.build_py import build_py
+
+# Lets fairseq find `--user-dir music_ssl_fairseq` from any folder: see hydra_plugins.
+STARTUP = "music_ssl_fairseq.pth"
+
+
+class BuildWithStartup(build_py):
+    """Puts the .pth file beside the packages; setuptools has no other way for editable installs."""
+
+    def run(self) -> None:
+        super().run()
+        folder = self.build_lib
+        if self.editable_mode:
+            folder = self.get_finalized_command("install").install_lib
+        self.copy_file(STARTUP, folder)
+
 
 # One import name, three distributions. No single one installs on every Python and platform:
 # ve-fairseq has wheels for Python 3.11 and 3.12 on 64-bit Linux, fairseq-fixed compiles anywhere
@@ -73,6 +89,7 @@ setup(
         "export": EXPORT,
         "test": TEST,
     },
+    cmdclass={"build_py": BuildWithStartup},
     package_data={"manifests_tools": ["data/*.txt"]},
     zip_safe=False,
 )

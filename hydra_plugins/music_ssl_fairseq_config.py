@@ -9,7 +9,6 @@ hydra loads the plugin in every program of the environment, so it imports nothin
 and it acts only if DIR/config.yaml names this package.
 """
 
-import importlib.util
 import os
 import re
 
@@ -18,18 +17,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
-PACKAGE = "music_ssl_fairseq"
-
-
-def _package_dir() -> str:
-    """The package's folder, for `common.user_dir`, without importing it.
-
-    fairseq imports tasks and models of a user_dir only if the package is not yet imported.
-    """
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(f"{PACKAGE} is not installed: run `pip install -e .`")
-    return spec.submodule_search_locations[0]
+from hydra_plugins._music_ssl_fairseq_folder import PACKAGE, package_dir
 
 
 def _slug(path: str) -> str:
@@ -40,7 +28,7 @@ def _slug(path: str) -> str:
     return re.sub(r"[^\w.+-]", "_", "_".join([*prefix, *named[-3:]]))
 
 
-OmegaConf.register_new_resolver(f"{PACKAGE}_dir", _package_dir, replace=True)
+OmegaConf.register_new_resolver(f"{PACKAGE}_dir", package_dir, replace=True)
 OmegaConf.register_new_resolver(f"{PACKAGE}_slug", _slug, replace=True)
 
 
