@@ -1,13 +1,14 @@
 """The only place that knows versions of fairseq, torch, torchaudio and hydra, and what is inside.
 
-Importing it makes fairseq checkpoints loadable with torch's safe unpickler; it changes nothing
-else.
+Importing it imports fairseq without its changes to logging, and makes fairseq checkpoints loadable
+with torch's safe unpickler; it changes nothing else.
 """
 
 import argparse
 import collections
 import contextlib
 import functools
+import logging
 import multiprocessing
 import os
 import sys
@@ -25,6 +26,24 @@ WRITES_FP32 = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 8)
 
 TENSOR_DESCRIPTORS = WRITES_FP32
 """Whether Triton, of the version that goes with torch, takes tensor descriptors as arguments."""
+
+
+@contextlib.contextmanager
+def _logging_as_it_was() -> Iterator[None]:
+    """Import fairseq within this block: its text-to-speech tasks change Python's logging.
+
+    As they are imported they call `logging.basicConfig`, so that everybody's notes are printed,
+    and ask for tensorboardX.
+    """
+    root, asking = logging.getLogger(), logging.getLogger("fairseq.tasks.text_to_speech")
+    handler, level = logging.NullHandler(), asking.level
+    root.addHandler(handler)  # basicConfig does nothing where there is one
+    asking.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        asking.setLevel(level)
+        root.removeHandler(handler)
 
 
 def check_versions() -> None:
@@ -159,4 +178,5 @@ def _exchanges_on_cpu(group: Any) -> bool:
     return "cpu:" in str(torch.distributed.get_backend_config(group))
 
 
-allow_fairseq_checkpoints()
+with _logging_as_it_was():
+    allow_fairseq_checkpoints()

@@ -64,6 +64,21 @@ def test_importing_the_package_imports_nothing_heavy():
     assert run.stdout.strip() == "False"
 
 
+@pytest.mark.parametrize("use", ["load('none.pt')", "register()"])
+def test_logging_stays_as_it_was(use):
+    """fairseq sets the root logger's level, prints all notes and asks for tensorboardX."""
+    code = (
+        "import contextlib, logging, sys, music_ssl_fairseq\n"
+        "with contextlib.suppress(ValueError):\n"
+        f"    music_ssl_fairseq.{use}\n"
+        "asking = logging.getLogger('fairseq.tasks.text_to_speech')\n"
+        "print(asking.name in sys.modules, logging.root.level, logging.root.handlers, asking.level)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "True 30 [] 0"
+    assert "tensorboardX" not in run.stderr
+
+
 def test_the_plugin_leaves_other_configurations_alone(tmp_path):
     """fairseq's own behaviour for a --config-dir that is not ours, and no import of the package."""
     (tmp_path / "config.yaml").write_text("task: {_name: dummy_lm}\n")

@@ -35,7 +35,7 @@ ALLOWED = {
     "criterions": FOUNDATION | {"compat", "late"},
     "late": set(),
     "librosa_import": {"files"},
-    "optim": {"late"},
+    "optim": {"compat", "late"},
     "tasks": FOUNDATION
     | {"compat", "data", "modules", "models", "criterions", "optim"}
     | {"upstream", "probing"},
