@@ -16,7 +16,7 @@ ALLOWED = {
     "cpus": set(),
     "errors": set(),
     "command": {"errors"},
-    "files": set(),
+    "files": {"errors"},
     "optional": {"errors"},
     "frames": {"errors"},
     "audio": {"errors", "frames"},
