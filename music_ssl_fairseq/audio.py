@@ -24,6 +24,8 @@ _ROLLOFF = 0.945  # cut-off as a share of the lower Nyquist frequency
 
 _LOST_TAIL = 0.02  # seconds at most by which encoders (Opus) state more than can be decoded
 
+_LARGEST_SAMPLE = 1e10  # beyond 32-bit integers stored as floats; its square still fits float32
+
 
 @dataclass(frozen=True)
 class AudioInfo:
@@ -78,7 +80,7 @@ def read(
 
     Raises:
         AudioError: if the file is missing, not audio, over 20 ms shorter than its header says,
-            or holds NaN or infinite samples.
+            or holds samples that no recording has: see `_refuse_bad_samples`.
     """
     name = os.fspath(path)
     with _open(name) as file:
@@ -91,10 +93,20 @@ def read(
             waveform = _decode(file, name, start, stop)
         else:
             waveform = _resampled(file, name, start, stop, sample_rate)
-    # One reduction instead of isfinite over all: a sum is finite only if its terms are.
-    if not np.isfinite(waveform.sum(dtype=np.float64)):
-        raise AudioError(name, "holds NaN or infinite samples")
+    _refuse_bad_samples(name, waveform)
     return waveform
+
+
+def _refuse_bad_samples(name: str, waveform: np.ndarray) -> None:
+    """Refuse NaN, infinite and absurdly large samples: one of them spoils a whole update."""
+    if not len(waveform):
+        return
+    # max and min are NaN if any sample is.
+    peak = max(waveform.max(), -waveform.min())
+    if not np.isfinite(peak):
+        raise AudioError(name, "holds NaN or infinite samples")
+    if peak > _LARGEST_SAMPLE:
+        raise AudioError(name, f"holds samples as large as {peak:.3g}, where audio is within 1")
 
 
 def normalise(waveform: np.ndarray) -> np.ndarray:

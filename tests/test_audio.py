@@ -103,15 +103,31 @@ def test_normalise_is_layer_norm():
     assert not audio.normalise(np.zeros(100, np.float32)).any()
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_not_finite(tmp_path, value):
-    waveform = tone(1)
-    waveform[9_000] = value
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (np.nan, "NaN or infinite"),
+        (np.inf, "NaN or infinite"),
+        (-np.inf, "NaN or infinite"),
+        (1e30, r"as large as .*e\+(30|29)"),
+        (-1e12, r"as large as .*e\+(12|11)"),
+    ],
+)
+@pytest.mark.parametrize("rate", [16_000, 22_050])
+def test_bad_samples(tmp_path, value, says, rate):
+    waveform = tone(1, rate)
+    waveform[9_000 * rate // 16_000] = value
     path = tmp_path / "x.wav"
-    soundfile.write(path, waveform, 16_000, subtype="FLOAT")
-    with pytest.raises(AudioError, match="NaN or infinite"):
+    soundfile.write(path, waveform, rate, subtype="FLOAT")
+    with pytest.raises(AudioError, match=says):
         audio.read(path, 8_000, 4_000)
     assert len(audio.read(path, 0, 4_000)) == 4_000
+
+
+def test_loud_samples_are_no_bad_ones(tmp_path):
+    path = tmp_path / "x.wav"
+    soundfile.write(path, tone(1) * 2**31, 16_000, subtype="FLOAT")
+    assert audio.read(path).max() > 1e8
 
 
 def cut(path, share=0.5):
