@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from music_ssl_fairseq.criterions.music_hubert import MusicHubertCriterion
+from music_ssl_fairseq.errors import InputError
 from tests import tiny
 
 VARIANTS = [
@@ -13,11 +14,11 @@ VARIANTS = [
 ]
 
 
-def _pair(monkeypatch, batch, fast="off", **fields):
+def _pair(monkeypatch, batch, fast="off", k=(20,), **fields):
     """Our model and fairseq's with the same weights, and the same mask in fairseq's."""
     torch.manual_seed(1)
-    theirs = tiny.fairseq_hubert(**fields)
-    ours = tiny.music_hubert(fast=fast, **fields)
+    theirs = tiny.fairseq_hubert(*k, **fields)
+    ours = tiny.music_hubert(*k, fast=fast, **fields)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     monkeypatch.setattr(
         "fairseq.models.hubert.hubert.compute_mask_indices",
@@ -31,7 +32,7 @@ def _our_loss(model, batch, **weights):
     criterion = MusicHubertCriterion(None, features_pen_weight=10.0, **weights)
     sample = {
         "net_input": {"source": batch["source"], "mask_indices": batch["mask_indices"]},
-        "target": batch["units"] + 4,
+        "target": batch["units"] + 4,  # [B, F, sets]
         "ntokens": batch["source"].numel(),
         "nsentences": len(batch["source"]),
     }
@@ -47,7 +48,7 @@ def _their_loss(model, batch, **weights):
     sample = {
         "id": torch.arange(len(batch["source"])),
         "net_input": {"source": batch["source"], "padding_mask": padding},
-        "target_list": [batch["units"] + 4],
+        "target_list": list((batch["units"] + 4).unbind(-1)),
     }
     return criterion(model, sample)
 
@@ -78,6 +79,36 @@ def test_loss_and_gradients_equal_fairseqs(monkeypatch, fields, weights, fast):
     loss, _, logs = _our_loss(ours.eval(), batch, **weights)
     assert loss.item() == pytest.approx(their_loss.item(), rel=1e-5)
     assert logs["correct_u"].item() == their_logs["correct_u_0"]
+
+
+@pytest.mark.parametrize("fast", ["off", "on"])
+def test_several_label_sets_equal_fairseqs_multi_target_hubert(monkeypatch, fast):
+    batch = tiny.batch()
+    others = torch.randint(0, 7, batch["units"].shape)
+    batch["units"] = torch.cat([batch["units"], others], -1)
+    ours, theirs = _pair(monkeypatch, batch, fast, k=(20, 7))
+    loss, _, logs = _our_loss(ours, batch, pred_nomask_weight=0.5)
+    their_loss, _, their_logs = _their_loss(theirs, batch, pred_nomask_weight=0.5)
+    assert loss.item() == pytest.approx(their_loss.item(), rel=1e-5)
+    for name in ("loss_m_0", "loss_m_1", "correct_m_0", "correct_m_1", "correct_u_1"):
+        assert logs[name].item() == pytest.approx(their_logs[name], rel=1e-5)
+    loss.backward()
+    their_loss.backward()
+    theirs_by_name = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        expected = theirs_by_name[name].grad
+        assert (parameter.grad - expected).norm() <= 1e-4 * expected.norm() + 1e-4, name
+
+
+def test_label_weights_scale_each_sets_loss():
+    batch = tiny.batch()
+    batch["units"] = torch.cat([batch["units"], batch["units"] % 7], -1)
+    model = tiny.music_hubert(20, 7)
+    _, _, logs = _our_loss(model, batch, label_weights=[2.0, 0.5])
+    expected = 2.0 * logs["loss_m_0"] + 0.5 * logs["loss_m_1"]
+    torch.testing.assert_close(logs["loss_m"], expected)
+    with pytest.raises(InputError, match="3 numbers for 2 label sets"):
+        _our_loss(model, batch, label_weights=[1.0, 1.0, 1.0])
 
 
 def test_state_dict_goes_both_ways():
@@ -115,11 +146,11 @@ def test_padding_changes_nothing_for_the_rest():
 
 def test_logits_hold_no_tensor_of_units_by_frames_by_width():
     """Memory of the head grows with frames x units, not with frames x units x width."""
-    model = tiny.music_hubert(k=2000, final_dim=256)
+    model = tiny.music_hubert(2000, final_dim=256)
     x = torch.randn(64, 32, requires_grad=True)
     saved = []
     hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, id)
     with hooks:
-        logits = model.logits(x)
+        (logits,) = model.logits(x)
     assert logits.shape == (64, 2004)
     assert max(saved) < 64 * 2004 * 8

@@ -13,6 +13,7 @@ from music_ssl_fairseq.data.labels import LabelStore, UnitDictionary
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.data.masks import SpanMask
 from music_ssl_fairseq.data.pretraining import PretrainingDataset
+from music_ssl_fairseq.data.targets import LabelSet
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import FrameGrid
 from tests.audio_files import write_tone
@@ -51,11 +52,9 @@ def write_labels(folder, counts):
 
 def dataset(folder, labels=True, **options):
     if labels:
-        options.update(
-            labels=LabelStore(folder / "train.km"),
-            units=UnitDictionary(folder / "dict.km.txt"),
-            label_rate=options.pop("label_rate", 100.0),
-        )
+        units = UnitDictionary(folder / "dict.km.txt")
+        rates = options.pop("label_rates", (100.0,))
+        options["labels"] = [LabelSet(LabelStore(folder / "train.km"), units, r) for r in rates]
     defaults = {
         "crop_seconds": 1.5,
         "min_seconds": 0.5,
@@ -108,19 +107,30 @@ def test_items_are_the_samples_of_their_crop(folder):
 
 @pytest.mark.parametrize(("label_rate", "step"), [(100.0, 2), (50.0, 1)])
 def test_targets_are_the_labels_under_their_frames(folder, label_rate, step):
-    data = dataset(folder, label_rate=label_rate, crop_seconds=0.6)
-    classes = data._targets._units
+    data = dataset(folder, label_rates=[label_rate], crop_seconds=0.6)
+    classes = data._targets[0]._units
     for index in range(len(data)):
         _, start, length = where(data, index)
         hop = 160 * 2 // step
         assert start % hop == 0
         first = start // hop
         units = (3 + first + step * np.arange(GRID.num_frames(length))) % K
-        target = data[index]["target"]
+        target = data[index]["target"][:, 0]
         assert target.dtype == torch.int64
         np.testing.assert_array_equal(target, classes.encode(units))
         # The dictionary lists the units backwards, after four special symbols.
         np.testing.assert_array_equal(target, 4 + K - 1 - units)
+
+
+def test_each_label_set_has_targets_at_its_own_rate(folder):
+    both = dataset(folder, label_rates=[100.0, 50.0], crop_seconds=0.6)
+    assert both[3]["target"].shape == (GRID.num_frames(9600), 2)
+    for index in range(len(both)):
+        _, start, length = where(both, index)
+        frames = np.arange(GRID.num_frames(length))
+        for column, step in enumerate((2, 1)):
+            units = (3 + start // (320 // step) + step * frames) % K
+            np.testing.assert_array_equal(both[index]["target"][:, column], 4 + K - 1 - units)
 
 
 def test_normalised_over_the_crop(folder):
@@ -143,7 +153,7 @@ def test_labels_that_end_early_shorten_the_last_crops(folder):
             track, start, length = where(data, index)
             frames = GRID.num_frames(length)
             assert start // 160 + 2 * (frames - 1) < counts[track]
-            assert data[index]["target"].shape == (frames,)
+            assert data[index]["target"].shape == (frames, 1)
             if manifest.num_samples[track] > 30_000:
                 assert length == 24_000
 
@@ -229,7 +239,8 @@ def test_collated(folder):
     assert batch["nsentences"] == 3
     assert batch["ntokens"] == sum(lengths)
     assert source.shape == padding.shape == (3, 24_000)
-    assert mask.shape == target.shape == (3, GRID.num_frames(24_000))
+    assert mask.shape == (3, GRID.num_frames(24_000))
+    assert target.shape == (*mask.shape, 1)
     assert (source.dtype, padding.dtype, mask.dtype) == (torch.float32, torch.bool, torch.bool)
     for row, length in enumerate(lengths):
         frames = GRID.num_frames(length)

@@ -41,18 +41,20 @@ def dictionary(k: int) -> Dictionary:
     return units
 
 
-def music_hubert(k: int = 20, **fields: Any) -> MusicHubertModel:
+def music_hubert(*k: int, **fields: Any) -> MusicHubertModel:
+    """`k`: units of each label set; one of 20 by default."""
     cfg = config(MusicHubertConfig, **{**SIZES, **NO_DROPOUT, "final_dim": 16, **fields})
-    return MusicHubertModel(cfg, k + 4)
+    return MusicHubertModel(cfg, [units + 4 for units in k or (20,)])
 
 
-def fairseq_hubert(k: int = 20, **fields: Any):
+def fairseq_hubert(*k: int, **fields: Any):
     from fairseq.models.hubert.hubert import HubertConfig, HubertModel
 
     fields = {**SIZES, **NO_DROPOUT, "final_dim": 16, "label_rate": 50.0, **fields}
     # untie_final_proj: as in fairseq's recipe; with one set of units it changes no shape.
     cfg = config(HubertConfig, **fields, untie_final_proj=True)
-    model = HubertModel(cfg, SimpleNamespace(sample_rate=16000), [dictionary(k)])
+    dictionaries = [dictionary(units) for units in k or (20,)]
+    model = HubertModel(cfg, SimpleNamespace(sample_rate=16000), dictionaries)
     model.cfg = cfg  # as the other models have it
     return model
 
@@ -83,12 +85,12 @@ def fairseq_data2vec(**fields: Any):
 
 
 def batch(crops: int = 3, seconds: float = 0.6, k: int = 20, seed: int = 0) -> dict[str, Tensor]:
-    """Random waveforms with units and masks, for 50 frames a second."""
+    """Random waveforms with units `[B, F, 1]` and masks, for 50 frames per second."""
     generator = torch.Generator().manual_seed(seed)
     samples = int(16000 * seconds)
     frames = 1 + (samples - 400) // 320
     source = torch.randn(crops, samples, generator=generator)
     mask = torch.rand(crops, frames, generator=generator) < 0.5
     mask[:, 0], mask[:, 1] = True, False
-    units = torch.randint(0, k, (crops, frames), generator=generator)
+    units = torch.randint(0, k, (crops, frames, 1), generator=generator)
     return {"source": source, "mask_indices": mask, "units": units}

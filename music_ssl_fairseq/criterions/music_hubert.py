@@ -1,8 +1,9 @@
 """Loss and statistics of musicHuBERT."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, List, Optional  # noqa: UP035 (fairseq's parser needs these)
 
 import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from music_ssl_fairseq.criterions.collapse import CollapseWatch
 from music_ssl_fairseq.criterions.totals import totals
+from music_ssl_fairseq.errors import InputError
 
 
 @dataclass
@@ -22,6 +24,13 @@ class MusicHubertCriterionConfig(FairseqDataclass):
     )
     pred_nomask_weight: float = field(
         default=0.0, metadata={"help": "weight of the loss over unmasked frames"}
+    )
+    label_weights: Optional[List[float]] = field(  # noqa: UP006, UP045
+        default=None,
+        metadata={
+            "help": "weight of each label set's loss, in the order of task.label_dir; 1 each by "
+            "default. Not in fairseq"
+        },
     )
     features_pen_weight: float = field(
         default=10.0,
@@ -42,6 +51,9 @@ class MusicHubertCriterion(FairseqCriterion):
     naming the most frequent unit; `perplexity_target`, `perplexity_pred`: how many units the labels
     and the predictions really use. Learning shows as accuracy_m rising above majority_m; a
     perplexity_pred that falls to 1 while it does not is collapse.
+
+    With several label sets, each logs these under its number from 0 on, as fairseq does:
+    `loss_m_0`, `accuracy_m_1`. `loss_m` is then their weighted sum.
     """
 
     def __init__(
@@ -50,8 +62,10 @@ class MusicHubertCriterion(FairseqCriterion):
         pred_masked_weight: float,
         pred_nomask_weight: float,
         features_pen_weight: float,
+        label_weights: Sequence[float] | None = None,
     ):
         super().__init__(task)
+        self.label_weights = None if label_weights is None else list(label_weights)
         self.pred_masked_weight = pred_masked_weight
         self.pred_nomask_weight = pred_nomask_weight
         self.features_pen_weight = features_pen_weight
@@ -79,27 +93,34 @@ class MusicHubertCriterion(FairseqCriterion):
             loss = loss + penalty
             logs["loss_features_pen"] = penalty.detach()
         if model.training:
+            first = "_0" if len(output["logits_m"]) > 1 else ""
             self.watch.update(
-                logs["correct_m"], logs["count_m"], output["features_pen"], logs["units_target"]
+                logs[f"correct_m{first}"],
+                logs["count_m"],
+                output["features_pen"],
+                logs[f"units_target{first}"],
             )
         logs |= {"loss": loss.detach(), "sample_size": sample_size}
         return loss, sample_size, logs
 
-    @staticmethod
-    def _score(output: dict[str, Tensor], kind: str, logs: dict[str, Any]) -> Tensor:
+    def _score(self, output: dict[str, Any], kind: str, logs: dict[str, Any]) -> Tensor:
         """Loss over the masked ("m") or unmasked ("u") frames; puts its statistics into `logs`."""
-        logits, target = output[f"logits_{kind}"], output[f"target_{kind}"]
-        loss = F.cross_entropy(logits, target, reduction="sum")
-        with torch.no_grad():
-            predicted = logits.argmax(-1)
-            logs[f"loss_{kind}"] = loss.detach()
-            logs[f"correct_{kind}"] = (predicted == target).sum()
-            logs[f"count_{kind}"] = target.numel()
-            if kind == "m":
-                classes = logits.size(-1)
-                logs["units_target"] = _histogram(target, classes)
-                logs["units_pred"] = _histogram(predicted, classes)
-        return loss
+        sets = output[f"logits_{kind}"]
+        targets = output[f"target_{kind}"].unbind(-1)
+        weights = self.label_weights or [1.0] * len(sets)
+        if len(weights) != len(sets):
+            raise InputError(
+                f"criterion.label_weights has {len(weights)} numbers for {len(sets)} label sets"
+            )
+        total = torch.zeros((), device=targets[0].device)
+        for number, (logits, target, weight) in enumerate(zip(sets, targets, weights, strict=True)):
+            name = f"{kind}_{number}" if len(sets) > 1 else kind
+            loss = F.cross_entropy(logits, target, reduction="sum")
+            total = total + weight * loss
+            logs |= {f"loss_{name}": loss.detach(), **_statistics(logits.detach(), target, name)}
+        logs[f"loss_{kind}"] = total.detach()
+        logs[f"count_{kind}"] = targets[0].numel()
+        return total
 
     @staticmethod
     def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:
@@ -108,33 +129,48 @@ class MusicHubertCriterion(FairseqCriterion):
         size = sums["sample_size"]
         bits = 1 / math.log(2)
         metrics.log_scalar("loss", sums["loss"] * bits / size, size, round=4)
-        for key in ("loss_m", "loss_u"):
-            if key in sums:
-                count = sums[key.replace("loss", "count")]
-                metrics.log_scalar(key, sums[key] * bits / count, count, round=4)
         if "loss_features_pen" in sums:
             penalty = sums["loss_features_pen"] * bits / size
             metrics.log_scalar("loss_features_pen", penalty, size, round=5)
-        for kind in ("m", "u"):
-            if f"count_{kind}" in sums:
-                count = sums[f"count_{kind}"]
-                metrics.log_scalar(
-                    f"accuracy_{kind}", sums[f"correct_{kind}"] / count, count, round=5
-                )
-        # The counts of units are summed over the logging interval (fairseq hides keys with a
-        # leading underscore): the majority of one batch is too small a sample to compare with.
-        for which in ("target", "pred"):
-            metrics.log_scalar_sum(f"_units_{which}", sums[f"units_{which}"])
-            metrics.log_derived(
-                f"perplexity_{which}",
-                lambda meters, key=f"_units_{which}": _perplexity(meters[key].sum),
-            )
-        metrics.log_derived("majority_m", lambda meters: _majority(meters["_units_target"].sum))
+        for key in sums:
+            kind, _, name = key.partition("_")
+            count = sums.get(f"count_{name[:1]}")
+            if kind == "loss" and count is not None and name != "features_pen":
+                metrics.log_scalar(key, sums[key] * bits / count, count, round=4)
+            elif kind == "correct":
+                metrics.log_scalar(f"accuracy_{name}", sums[key] / count, count, round=5)
+            elif kind == "units":
+                _log_units(key, sums[key])
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
         """Yes: everything logged is a sum, so that workers exchange one small tensor."""
         return True
+
+
+def _statistics(logits: Tensor, target: Tensor, name: str) -> dict[str, Tensor]:
+    """How many frames were predicted, and of masked frames how often each unit came."""
+    predicted, classes = logits.argmax(-1), logits.size(-1)
+    found = {f"correct_{name}": (predicted == target).sum()}
+    if name.startswith("m"):
+        number = name[1:]
+        found[f"units_target{number}"] = _histogram(target, classes)
+        found[f"units_pred{number}"] = _histogram(predicted, classes)
+    return found
+
+
+def _log_units(key: str, counts: Tensor) -> None:
+    """Log what `units_target`, `units_pred_1` and the like say, over the logging interval.
+
+    (fairseq hides keys with a leading underscore.) The majority of one batch would be too small a
+    sample to compare with.
+    """
+    metrics.log_scalar_sum(f"_{key}", counts)
+    name = key.removeprefix("units_")
+    metrics.log_derived(f"perplexity_{name}", lambda meters: _perplexity(meters[f"_{key}"].sum))
+    if name.startswith("target"):
+        majority = name.replace("target", "majority_m")
+        metrics.log_derived(majority, lambda meters: _majority(meters[f"_{key}"].sum))
 
 
 def _histogram(units: Tensor, classes: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Crops with masks, and units if there are labels: the data of both pre-training tasks."""
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -8,10 +9,9 @@ from fairseq.data import FairseqDataset
 
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.data.crops import MASKS, REPLACEMENT, CropPlan, generator
-from music_ssl_fairseq.data.labels import LabelStore, UnitDictionary
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.masks import SpanMask
-from music_ssl_fairseq.data.targets import FrameTargets
+from music_ssl_fairseq.data.targets import FrameTargets, LabelSet
 from music_ssl_fairseq.data.unreadable import UnreadableTracks
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid, common_hop
@@ -42,9 +42,7 @@ class PretrainingDataset(FairseqDataset):
         normalise: bool,
         mask: SpanMask | None,
         training: bool,
-        labels: LabelStore | None = None,
-        units: UnitDictionary | None = None,
-        label_rate: float | None = None,
+        labels: Sequence[LabelSet] = (),
         crops_per_track: int | None = None,
         seed: int = 0,
         max_unreadable: float = 0.1,
@@ -59,9 +57,7 @@ class PretrainingDataset(FairseqDataset):
             normalise: give each crop zero mean and unit variance.
             mask: draws the frames to mask; None to leave that out of the batches.
             training: crops and masks differ from epoch to epoch, and come in random order.
-            labels: of the manifest's tracks, in its order (see `check_labels`).
-            units: needed with labels.
-            label_rate: labels a second, needed with labels.
+            labels: label sets of the manifest's tracks; none for crops alone.
             crops_per_track: an epoch; None for as many as fit.
             max_unreadable: share of the tracks that may turn out to be unreadable.
 
@@ -75,14 +71,11 @@ class PretrainingDataset(FairseqDataset):
         self._training = training
         self._seed = seed
         self._sample_rate = sample_rate
-        self._targets = None
+        self._targets = [FrameTargets(labels_of_set, grid, sample_rate) for labels_of_set in labels]
         usable, start_hop = manifest.num_samples, _START_HOP
-        if labels is not None:
-            if units is None or label_rate is None:
-                raise TypeError("labels need units and label_rate")
-            self._targets = FrameTargets(labels, units, label_rate, grid, sample_rate)
-            usable = np.minimum(usable, self._targets.num_samples)
-            start_hop = common_hop(start_hop, self._targets.hop)
+        for targets in self._targets:
+            usable = np.minimum(usable, targets.num_samples)
+            start_hop = common_hop(start_hop, targets.hop)
         crop_samples = round(crop_seconds * sample_rate)
         min_samples = max(round(min_seconds * sample_rate), grid.num_samples(2))
         if crop_samples < grid.num_samples(2):
@@ -120,7 +113,7 @@ class PretrainingDataset(FairseqDataset):
 
         Returns:
             `id`, `source` (`[T]` float32), and as configured `mask_indices` (`[F]` bool) and
-            `target` (`[F]` int64 classes).
+            `target` (`[F, sets]` int64 classes).
 
         Raises:
             InputError: if too many tracks are unreadable.
@@ -138,9 +131,9 @@ class PretrainingDataset(FairseqDataset):
         if self._mask is not None:
             mask = self._mask.mask(num_frames, generator(self._seed, epoch, index, MASKS))
             item["mask_indices"] = torch.from_numpy(mask)
-        if self._targets is not None:
-            classes = self._targets.classes(track, start, num_frames)
-            item["target"] = torch.from_numpy(classes)
+        if self._targets:
+            classes = [targets.classes(track, start, num_frames) for targets in self._targets]
+            item["target"] = torch.from_numpy(np.stack(classes, axis=-1))
         return item
 
     def _read(self, track: int, start: int, length: int) -> np.ndarray | None:
@@ -184,8 +177,8 @@ class PretrainingDataset(FairseqDataset):
         """Batch some crops, padded at the end to the longest; never cut to the shortest.
 
         Returns:
-            `id` `[B]`, `nsentences`, `ntokens` (samples without padding), `target` (`[B, F]` int64
-            classes, -1 beyond a crop's frames; with labels only) and `net_input`: `source`
+            `id` `[B]`, `nsentences`, `ntokens` (samples without padding), `target` (`[B, F, sets]`
+            int64 classes, -1 beyond a crop's frames; with labels only) and `net_input`: `source`
             (`[B, T]` float32), `padding_mask` (`[B, T]` bool, or None if there is no padding) and,
             with a mask, `mask_indices` (`[B, F]` bool), `masked` and, with labels, `unmasked`: the
             masked and the other frames that are not padding, as indices into `B * F`. Empty for no
@@ -207,7 +200,7 @@ class PretrainingDataset(FairseqDataset):
             net_input["mask_indices"] = mask_indices
             # As indices too: on a GPU, finding them would wait for all that was asked of it.
             net_input["masked"] = mask_indices.flatten().nonzero().squeeze(1)
-            if self._targets is not None:
+            if self._targets:
                 net_input["unmasked"] = (real & ~mask_indices).flatten().nonzero().squeeze(1)
         batch = {
             "id": torch.tensor([sample["id"] for sample in samples]),
@@ -215,7 +208,7 @@ class PretrainingDataset(FairseqDataset):
             "ntokens": int(lengths.sum()),
             "net_input": net_input,
         }
-        if self._targets is not None:
+        if self._targets:
             batch["target"] = _padded([s["target"] for s in samples], TARGET_PAD)
         return batch
 

@@ -1,9 +1,25 @@
 """From a crop to the classes of its model frames."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from music_ssl_fairseq.data.labels import LabelStore, UnitDictionary
 from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid, frame_labels, label_hop
+
+
+class LabelSet(NamedTuple):
+    """The labels of a manifest's tracks, in its order (see `check_labels`).
+
+    Attributes:
+        store: the units.
+        units: their dictionary.
+        rate: labels per second.
+    """
+
+    store: LabelStore
+    units: UnitDictionary
+    rate: float
 
 
 class FrameTargets:
@@ -13,26 +29,18 @@ class FrameTargets:
         hop: samples from one label to the next; crops must start on its multiples.
     """
 
-    def __init__(
-        self,
-        labels: LabelStore,
-        units: UnitDictionary,
-        label_rate: float,
-        grid: FrameGrid,
-        sample_rate: int = SAMPLE_RATE,
-    ):
+    def __init__(self, labels: LabelSet, grid: FrameGrid, sample_rate: int = SAMPLE_RATE):
         """Join labels and frames.
 
         Args:
-            label_rate: labels a second.
             grid: the model's frames.
 
         Raises:
-            InputError: if the rate does not divide `sample_rate`.
+            InputError: if the labels' rate does not divide `sample_rate`.
         """
-        self.hop = label_hop(label_rate, sample_rate)
-        self._labels = labels
-        self._units = units
+        self.hop = label_hop(labels.rate, sample_rate)
+        self._labels = labels.store
+        self._units = labels.units
         self._grid = grid
 
     @property

@@ -1,5 +1,6 @@
 """musicHuBERT: HuBERT on music (Hsu et al. 2021; Ma et al., arXiv 2307.05161)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,15 +43,22 @@ class MusicHubertConfig(AudioEncoderConfig):
 class MusicHubertModel(AudioEncoder):
     """Predicts the unit of each masked frame. Tensors have fairseq's HubertModel's names.
 
-    There is one set of units; fairseq's multi-target heads (`untie_final_proj`, `target_glu`) and
+    With several label sets, each has its own projection and unit embeddings: fairseq's
+    `untie_final_proj: true`. fairseq's default, one projection for all sets, `target_glu` and
     `dropout_features`, which changes nothing in its pre-training loss, are not offered.
     """
 
-    def __init__(self, cfg: MusicHubertConfig, num_classes: int):
-        """`num_classes`: the dictionary's length, fairseq's four special symbols included."""
+    def __init__(self, cfg: MusicHubertConfig, num_classes: Sequence[int]):
+        """Build the encoder and one head per label set.
+
+        Args:
+            num_classes: length of each set's dictionary, fairseq's four special symbols included.
+        """
         super().__init__(cfg)
-        self.final_proj = nn.Linear(cfg.encoder_embed_dim, cfg.final_dim)
-        self.label_embs_concat = nn.Parameter(torch.empty(num_classes, cfg.final_dim).uniform_())
+        self.num_classes = list(num_classes)
+        self.final_proj = nn.Linear(cfg.encoder_embed_dim, cfg.final_dim * len(self.num_classes))
+        embeddings = torch.empty(sum(self.num_classes), cfg.final_dim)
+        self.label_embs_concat = nn.Parameter(embeddings.uniform_())
         self.head = UnitHead(cfg.logit_temp)
 
     @classmethod
@@ -70,12 +78,13 @@ class MusicHubertModel(AudioEncoder):
         unmasked: Tensor | None = None,
         padding_mask: Tensor | None = None,
         score_unmasked: bool = True,
-    ) -> dict[str, Tensor | None]:
+    ) -> dict[str, Any]:
         """Score every unit for every frame, or for every masked one.
 
         Args:
             source: `[B, T]` waveforms.
-            target: `[B, frames]` class of each frame, -1 where there is none.
+            target: `[B, frames, sets]` class of each frame in each label set, -1 where there is
+                none.
             mask_indices: `[B, frames]` bool, True for masked frames.
             masked: indices into `B * frames` of masked frames that have a target; finding them
                 here waits for the GPU.
@@ -84,28 +93,29 @@ class MusicHubertModel(AudioEncoder):
             score_unmasked: False where nobody asks for the unmasked frames.
 
         Returns:
-            `logits_m` `[masked, classes]` and `target_m` `[masked]`; the same for unmasked frames
-            as `logits_u`, `target_u`, or None without `score_unmasked` or with `skip_nomask`; and
-            `features_pen`, the mean square of the extractor's features.
+            `logits_m`, a list with `[masked, classes]` of each set, and `target_m`
+            `[masked, sets]`; the same for unmasked frames as `logits_u`, `target_u`, or None
+            without `score_unmasked` or with `skip_nomask`; and `features_pen`, the mean square of
+            the extractor's features.
         """
         compile = self.compiles(source, padding_mask)
         score_unmasked = score_unmasked and not self.cfg.skip_nomask
         if masked is None:
-            masked = (mask_indices & (target >= 0)).flatten().nonzero().squeeze(1)
+            masked = (mask_indices & _has_units(target)).flatten().nonzero().squeeze(1)
         if unmasked is None and score_unmasked:
-            unmasked = (~mask_indices & (target >= 0)).flatten().nonzero().squeeze(1)
+            unmasked = (~mask_indices & _has_units(target)).flatten().nonzero().squeeze(1)
         with self.autocast(source.device):
             features = self.extract(source, compile)
             padding = self.frame_padding(padding_mask, features.size(1))
             seed = self.draw_seed(compile, source.device)
             x, penalty = compiled(_enter, compile)(self, features, mask_indices, seed)
             x, _, _ = self.encoder(x, padding, compile, None if score_unmasked else masked)
-        target = target.flatten()
+        target = target.flatten(0, 1)
         x_masked = x
         if score_unmasked:
             x = x.flatten(0, 1)
             x_masked = x[masked]
-        output: dict[str, Tensor | None] = {
+        output: dict[str, Any] = {
             "logits_m": self.logits(x_masked, compile),
             "target_m": target[masked],
             "logits_u": None,
@@ -117,8 +127,8 @@ class MusicHubertModel(AudioEncoder):
             output["target_u"] = target[unmasked]
         return output
 
-    def logits(self, x: Tensor, compile: bool = False) -> Tensor:
-        """Encoder frames `[N, D]` to scores `[N, classes]`, float32."""
+    def logits(self, x: Tensor, compile: bool = False) -> list[Tensor]:
+        """Encoder frames `[N, D]` to each set's scores `[N, classes]`, float32."""
         with self.autocast(x.device):
             return compiled(_score, compile)(self, x)
 
@@ -131,5 +141,11 @@ def _enter(
     return x, features.float().square().mean()
 
 
-def _score(model: MusicHubertModel, x: Tensor) -> Tensor:
-    return model.head(model.final_proj(x), model.label_embs_concat)
+def _score(model: MusicHubertModel, x: Tensor) -> list[Tensor]:
+    projections = model.final_proj(x).split(model.cfg.final_dim, dim=-1)
+    embeddings = model.label_embs_concat.split(model.num_classes)
+    return [model.head(*pair) for pair in zip(projections, embeddings, strict=True)]
+
+
+def _has_units(target: Tensor) -> Tensor:
+    return (target >= 0).all(-1)

@@ -1,6 +1,7 @@
 """The task of musicHuBERT: crops of music with a unit for each frame."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -16,23 +17,29 @@ from music_ssl_fairseq.data.labels import (
     choose_label_rate,
 )
 from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.data.targets import LabelSet
+from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.models import music_hubert as _model  # noqa: F401
 from music_ssl_fairseq.tasks.pretraining import PretrainingConfig, PretrainingTask
 
 
 @dataclass
 class MusicHubertPretrainingConfig(PretrainingConfig):
-    label_dir: str = field(
+    # Any, because omegaconf knows no type for "a string or a list of strings".
+    label_dir: Any = field(
         default=MISSING,
         metadata={
-            "help": "folder with train.km, valid.km and dict.km.txt (music_ssl_fairseq.label)"
+            "help": "folder with train.km, valid.km and dict.km.txt (music_ssl_fairseq.label), or "
+            "a list of such folders: one label set and one head each. fairseq has one folder and "
+            "a list of file endings (task.labels)"
         },
     )
     label_rate: Optional[float] = field(  # noqa: UP045 (fairseq's parser needs Optional)
         default=None,
         metadata={
-            "help": "labels a second: 100 for MFCC, 50 for deep features. Only for labels without "
-            "the labeler's metadata.json, which says it; fairseq has it in the model as well"
+            "help": "labels per second: 100 for MFCC, 50 for deep features. Only for labels "
+            "without the labeler's metadata.json, which says it; fairseq has it in the model as "
+            "well"
         },
     )
 
@@ -45,12 +52,27 @@ class MusicHubertPretrainingTask(PretrainingTask):
 
     def __init__(self, cfg: MusicHubertPretrainingConfig):
         super().__init__(cfg)
-        self.units = UnitDictionary(os.path.join(cfg.label_dir, "dict.km.txt"))
-        self.num_classes = len(self.units.dictionary)
-        self.label_rate = choose_label_rate(cfg.label_dir, cfg.label_rate)
+        self.label_dirs = _folders(cfg.label_dir)
+        self.units = [UnitDictionary(os.path.join(d, "dict.km.txt")) for d in self.label_dirs]
+        self.num_classes = [len(units.dictionary) for units in self.units]
+        self.label_rates = [choose_label_rate(d, cfg.label_rate) for d in self.label_dirs]
 
-    def labels(self, split: str, manifest: Manifest) -> dict[str, Any]:
-        """Open and check the split's labels."""
-        store = LabelStore(os.path.join(self.cfg.label_dir, f"{split}.km"))
-        check_labels(manifest, store, self.units, self.label_rate)
-        return {"labels": store, "units": self.units, "label_rate": self.label_rate}
+    def labels(self, split: str, manifest: Manifest) -> list[LabelSet]:
+        """Open and check the split's labels of each set."""
+        sets = []
+        for folder, units, rate in zip(self.label_dirs, self.units, self.label_rates, strict=True):
+            store = LabelStore(os.path.join(folder, f"{split}.km"))
+            check_labels(manifest, store, units, rate)
+            sets.append(LabelSet(store, units, rate))
+        return sets
+
+
+def _folders(label_dir: Any) -> list[str]:
+    if isinstance(label_dir, str):
+        return [label_dir]
+    folders = list(label_dir) if isinstance(label_dir, Sequence) else []
+    if not folders or not all(isinstance(folder, str) for folder in folders):
+        raise InputError(f"task.label_dir is {label_dir!r}: give a folder, or a list of folders")
+    if len(set(map(os.path.realpath, folders))) < len(folders):
+        raise InputError(f"task.label_dir names a folder twice: {', '.join(folders)}")
+    return folders

@@ -22,6 +22,7 @@ from music_ssl_fairseq.criterions.totals import LateTotals
 from music_ssl_fairseq.data.manifest import Manifest, missing_manifest
 from music_ssl_fairseq.data.masks import SpanMask
 from music_ssl_fairseq.data.pretraining import PretrainingDataset
+from music_ssl_fairseq.data.targets import LabelSet
 from music_ssl_fairseq.frames import SAMPLE_RATE, conv_grid
 from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
 
@@ -117,9 +118,9 @@ class PretrainingTask(FairseqTask):
                 initialise(model, cfg.init_from, self.cfg.normalize)
             return model
 
-    def labels(self, split: str, manifest: Manifest) -> dict[str, Any]:
-        """The label arguments of PretrainingDataset, checked against the manifest."""
-        return {}
+    def labels(self, split: str, manifest: Manifest) -> list[LabelSet]:
+        """The split's label sets, checked against the manifest: none here."""
+        return []
 
     def load_dataset(self, split: str, **kwargs: Any) -> None:
         """Load `<data>/<split>.tsv`; other arguments are fairseq's and not needed."""
@@ -137,7 +138,7 @@ class PretrainingTask(FairseqTask):
                 seed=cfg.seed,
                 training=split == "train",
                 max_unreadable=cfg.max_unreadable,
-                **self.labels(split, manifest),
+                labels=self.labels(split, manifest),
             )
         hours = manifest.num_samples.sum() / SAMPLE_RATE / 3600
         logger.info(

@@ -67,7 +67,7 @@ def make_corpus(folder: Path, seconds: float, length: float) -> Manifest:
 
 def make_models(sizes: dict[str, Any], device: torch.device, precision: str) -> tuple[Any, Any]:
     """Our upstream and fairseq's model, with the same random weights."""
-    theirs = tiny.fairseq_hubert(k=500, **{**sizes, "final_dim": 256})
+    theirs = tiny.fairseq_hubert(500, **{**sizes, "final_dim": 256})
     settings = {**{k: theirs.cfg[k] for k in theirs.cfg}, "_name": "hubert"}
     checkpoint = {"model": theirs.state_dict(), "cfg": {"model": settings, "task": {}}}
     ours = Upstream(from_checkpoint(checkpoint, Path("base.pt")), device, precision)

@@ -22,6 +22,7 @@ from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.masks import SpanMask
 from music_ssl_fairseq.data.pretraining import PretrainingDataset
+from music_ssl_fairseq.data.targets import LabelSet
 from music_ssl_fairseq.data.units import UnitDictionary, choose_label_rate
 from music_ssl_fairseq.frames import conv_grid
 from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
@@ -65,9 +66,13 @@ def batches(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         normalise=False,
         mask=SpanMask(HUBERT["mask_prob"], 10),
         training=True,
-        labels=LabelStore(args.labels / "train.km"),
-        units=UnitDictionary(args.labels / "dict.km.txt"),
-        label_rate=choose_label_rate(args.labels, None),
+        labels=[
+            LabelSet(
+                LabelStore(args.labels / "train.km"),
+                UnitDictionary(args.labels / "dict.km.txt"),
+                choose_label_rate(args.labels, None),
+            )
+        ],
     )
     for epoch in range(1, 1000):
         data.set_epoch(epoch)
@@ -84,8 +89,8 @@ def batches(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def models(k: int) -> tuple[Any, Any]:
     """Ours and fairseq's, with the same weights."""
     fields = SIZES | HUBERT | {"encoder_layerdrop": 0.05}
-    theirs = tiny.fairseq_hubert(k=k, **fields)
-    ours = tiny.music_hubert(k=k, **fields)
+    theirs = tiny.fairseq_hubert(k, **fields)
+    ours = tiny.music_hubert(k, **fields)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     return ours.to(DEVICE).train(), (theirs.half() if GPU else theirs).to(DEVICE).train()
 
@@ -119,7 +124,11 @@ def trainers(args: argparse.Namespace, k: int, current: dict[str, Any]) -> dict[
         source = batch["net_input"]["source"]
         padding = torch.zeros(source.shape, dtype=torch.bool, device=DEVICE)
         net_input = {"source": source.half() if GPU else source, "padding_mask": padding}
-        sample = {"id": batch["id"], "net_input": net_input, "target_list": [batch["target"]]}
+        sample = {
+            "id": batch["id"],
+            "net_input": net_input,
+            "target_list": list(batch["target"].unbind(-1)),
+        }
         loss, size, _ = stock(theirs, sample)
         losses["fairseq"].append((loss.detach() / size / np.log(2)).float())
         return loss, size

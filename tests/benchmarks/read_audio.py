@@ -46,8 +46,12 @@ def our_batches(folder: Path, with_labels: bool) -> Callable[[int], dict]:
     from music_ssl_fairseq.data.labels import LabelStore, UnitDictionary
     from music_ssl_fairseq.data.manifest import Manifest
     from music_ssl_fairseq.data.pretraining import PretrainingDataset
+    from music_ssl_fairseq.data.targets import LabelSet
     from music_ssl_fairseq.frames import FrameGrid
 
+    if with_labels:
+        units = UnitDictionary(folder / "dict.km.txt")
+        labels_of_set = LabelSet(LabelStore(folder / "train.km"), units, 100)
     data = PretrainingDataset(
         Manifest(folder / "train.tsv"),
         crop_seconds=CROP_SECONDS,
@@ -56,9 +60,7 @@ def our_batches(folder: Path, with_labels: bool) -> Callable[[int], dict]:
         normalise=True,
         mask=None,
         training=True,
-        labels=LabelStore(folder / "train.km") if with_labels else None,
-        units=UnitDictionary(folder / "dict.km.txt") if with_labels else None,
-        label_rate=100 if with_labels else None,
+        labels=[labels_of_set] if with_labels else [],
     )
     data.set_epoch(1)
     order = data.ordered_indices()

@@ -89,7 +89,7 @@ def batch(crops: int, seconds: float, k: int, mask_prob: float) -> dict[str, Any
         "mask": mask.to(DEVICE),
         "masked": mask.flatten().nonzero().squeeze(1).to(DEVICE),
         "unmasked": (~mask).flatten().nonzero().squeeze(1).to(DEVICE),
-        "target": torch.randint(4, k + 4, mask.shape, device=DEVICE),
+        "target": torch.randint(4, k + 4, (*mask.shape, 1), device=DEVICE),
     }
 
 
@@ -99,7 +99,7 @@ def our_step(model_name: str, data: dict[str, Any], k: int, args: Any) -> Callab
     net_input = {key: data[key] for key in ("source", "masked")} | {"mask_indices": data["mask"]}
     sample = {"ntokens": data["source"].numel(), "nsentences": len(data["source"])}
     if model_name == "music_hubert":
-        model: Any = tiny.music_hubert(k=k, **(tiny.NO_DROPOUT | fields | HUBERT))
+        model: Any = tiny.music_hubert(k, **(tiny.NO_DROPOUT | fields | HUBERT))
         criterion: Any = MusicHubertCriterion(None, 1.0, 0.0, 10.0)
         net_input["unmasked"] = data["unmasked"]
         sample["target"] = data["target"]
@@ -121,13 +121,13 @@ def stock_step(model_name: str, data: dict[str, Any], k: int, args: Any) -> Call
     padding = torch.zeros(source.shape, dtype=torch.bool, device=DEVICE)
     if model_name == "music_hubert":
         model: Any = tiny.fairseq_hubert(
-            k=k, **(tiny.NO_DROPOUT | fields | HUBERT | {"dropout_features": 0.1})
+            k, **(tiny.NO_DROPOUT | fields | HUBERT | {"dropout_features": 0.1})
         )
         criterion = HubertCriterion(None, 1.0, 0.0, [10.0])
         sample = {
             "id": torch.arange(len(source)),
             "net_input": {"source": source, "padding_mask": padding},
-            "target_list": [data["target"]],
+            "target_list": list(data["target"].unbind(-1)),
         }
 
         def loss_and_size() -> tuple[Any, Any]:
@@ -152,7 +152,7 @@ def minimal_hubert_step(data: dict[str, Any], k: int, args: Any) -> Callable[[],
 
     model = HuBERTPretrain(num_classes=k).to(DEVICE).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    labels = data["target"] - 4
+    labels = data["target"][..., 0] - 4
 
     def step() -> None:
         optimiser.zero_grad()
