@@ -68,14 +68,7 @@ def test_loss_and_gradients_equal_fairseqs(monkeypatch, fields, weights, fast):
     assert ("correct_u" in logs) == bool(weights)  # in training only where they count
     loss.backward()
     their_loss.backward()
-    theirs_by_name = dict(theirs.named_parameters())
-    assert set(theirs_by_name) == {name for name, _ in ours.named_parameters()}
-    for name, parameter in ours.named_parameters():
-        expected = theirs_by_name[name].grad
-        difference = (parameter.grad - expected).norm()
-        # Relative to the gradient, but not to one that is zero up to rounding: attention does not
-        # depend on the bias of its keys.
-        assert difference <= 1e-4 * expected.norm() + 1e-4, name
+    tiny.assert_equal_gradients(ours, theirs)
     loss, _, logs = _our_loss(ours.eval(), batch, **weights)
     assert loss.item() == pytest.approx(their_loss.item(), rel=1e-5)
     assert logs["correct_u"].item() == their_logs["correct_u_0"]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from fairseq.data.dictionary import Dictionary
 from omegaconf import OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
 from music_ssl_fairseq.models.music2vec import Music2VecConfig, Music2VecModel
 from music_ssl_fairseq.models.music_hubert import MusicHubertConfig, MusicHubertModel
@@ -94,3 +94,22 @@ def batch(crops: int = 3, seconds: float = 0.6, k: int = 20, seed: int = 0) -> d
     mask[:, 0], mask[:, 1] = True, False
     units = torch.randint(0, k, (crops, frames, 1), generator=generator)
     return {"source": source, "mask_indices": mask, "units": units}
+
+
+def assert_equal_gradients(ours: nn.Module, theirs: nn.Module, relative: float = 1e-4) -> None:
+    """Of each parameter, the difference's norm is at most `relative` of the gradient's norm.
+
+    The exception is the bias of attention's keys, on which attention does not depend: both
+    gradients must be nothing but rounding, beside all the others.
+    """
+    expected = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    found = {name: parameter.grad for name, parameter in ours.named_parameters()}
+    assert set(found) == set(expected)
+    whole = torch.stack([g.norm() for g in expected.values() if g is not None]).norm()
+    for name, gradient in found.items():
+        if expected[name] is None:  # layer_norm_first: the last norm is not in the loss's way
+            assert gradient is None, name
+        elif name.endswith("k_proj.bias"):
+            assert max(gradient.norm(), expected[name].norm()) < 1e-9 * whole, name
+        else:
+            assert (gradient - expected[name]).norm() <= relative * expected[name].norm(), name
