@@ -32,10 +32,11 @@ def generator(seed: int, epoch: int, index: int, stream: int) -> np.random.Gener
 class CropPlan:
     """Cuts tracks into crops; what an index means changes from epoch to epoch only in its start.
 
-    A track of `n` crops lengths gives `n` crops an epoch, one drawn uniformly from each of `n`
-    equal strata of its possible starts: an epoch hears the whole track, and where exactly the cuts
-    fall differs between epochs. (Stock fairseq draws one crop a track and epoch, and so uses 1/60
-    of five minutes in 5 s crops.)
+    A track that holds `n` crop lengths gives `n` crops per epoch, one drawn uniformly from each of
+    `n` equal strata of its possible starts. So the crops come from all parts of the track, and the
+    cuts fall elsewhere in each epoch. Neighbours may overlap and leave gaps: of five minutes in 5 s
+    crops, one epoch reads 83 %, two read 96 % and three 98 %. (Stock fairseq draws one crop per
+    track and epoch, and reads 1/60.)
 
     Attributes:
         crop_samples: samples of a full crop.
