@@ -12,6 +12,8 @@ VARIANTS = [
     {"layer_norm_first": True, "average_top_k_layers": 3},
     # (fairseq then averages all layers, whatever average_top_k_layers.)
     {"ema_transformer_only": False, "ema_layers_only": False, "average_top_k_layers": 3},
+    # Alone it changes nothing in fairseq either: ema_layers_only implies ema_transformer_only.
+    {"ema_transformer_only": False},
     # (fairseq cannot copy its own single weight-normed convolution into a teacher any more.)
     {"pos_conv_depth": 2, "conv_pos": 64, "extractor_mode": "default", "feature_grad_mult": 0.5},
 ]
@@ -73,11 +75,11 @@ def _logged():
     return aggregate()
 
 
-@pytest.mark.parametrize("whole", [False, True])
-def test_teacher_follows_as_fairseqs_does(whole):
+@pytest.mark.parametrize("transformer_only", [True, False])
+@pytest.mark.parametrize("layers_only", [True, False])
+def test_teacher_follows_as_fairseqs_does(layers_only, transformer_only):
     fields = {"ema_decay": 0.9, "ema_end_decay": 0.99, "ema_anneal_end_step": 4}
-    if whole:
-        fields |= {"ema_transformer_only": False, "ema_layers_only": False}
+    fields |= {"ema_layers_only": layers_only, "ema_transformer_only": transformer_only}
     ours, theirs = _pair(**fields)
     generator = torch.Generator().manual_seed(5)
     for update in range(1, 7):

@@ -1,5 +1,6 @@
 """music2vec: data2vec 1.0 on music (Baevski et al. 2022; Ma et al., arXiv 2307.05161)."""
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,8 @@ from music_ssl_fairseq.modules.audio_encoder import AudioEncoder, AudioEncoderCo
 from music_ssl_fairseq.modules.dropout import drop
 from music_ssl_fairseq.modules.ema_teacher import EMATeacher, annealed_decay
 from music_ssl_fairseq.modules.fast import compiled
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -39,13 +42,17 @@ class Music2VecConfig(AudioEncoderConfig):
     )
     ema_layers_only: bool = field(
         default=True,
-        metadata={"help": "the teacher shares the student's positional convolution"},
+        metadata={
+            "help": "the teacher shares the student's positional convolution, extractor and "
+            "projection, whatever ema_transformer_only says (as in fairseq)"
+        },
     )
     ema_transformer_only: bool = field(
         default=True,
         metadata={
-            "help": "the teacher shares the student's extractor and projection. false: it has its "
-            "own, so that the student cannot make the task easy by taking the music out of them"
+            "help": "the teacher shares the student's extractor and projection. false, together "
+            "with ema_layers_only=false: it has its own, so that the student cannot make the task "
+            "easy by taking the music out of them"
         },
     )
 
@@ -66,6 +73,13 @@ class Music2VecModel(AudioEncoder):
             )
         self.final_proj = nn.Linear(cfg.encoder_embed_dim, cfg.encoder_embed_dim)
         self.teacher: EMATeacher | None = None
+        # As in fairseq: ema_layers_only implies ema_transformer_only.
+        self._whole_teacher = not (cfg.ema_transformer_only or cfg.ema_layers_only)
+        if cfg.ema_layers_only and not cfg.ema_transformer_only:
+            logger.warning(
+                "model.ema_transformer_only=false changes nothing while model.ema_layers_only is "
+                "true: set both to false for a teacher with an extractor of its own"
+            )
         self.teacher_decay = cfg.ema_decay
         self.num_updates = 0
         self._stepped_at = 0
@@ -95,13 +109,12 @@ class Music2VecModel(AudioEncoder):
 
     def make_teacher(self) -> EMATeacher:
         """Start the teacher as a copy of the student."""
-        shared = self.cfg.ema_transformer_only and self.cfg.ema_layers_only
-        self.teacher = EMATeacher(self._taught(), "pos_conv." if shared else "")
+        self.teacher = EMATeacher(self._taught(), "pos_conv." if self.cfg.ema_layers_only else "")
         return self.teacher
 
     def _taught(self) -> nn.Module:
         """The part of the student that the teacher follows."""
-        return self.encoder if self.cfg.ema_transformer_only else self
+        return self if self._whole_teacher else self.encoder
 
     def forward(
         self,
@@ -159,7 +172,7 @@ class Music2VecModel(AudioEncoder):
             `[B, frames, D]` float32.
         """
         model: Any = (self.teacher or self.make_teacher()).model
-        if not self.cfg.ema_transformer_only:
+        if self._whole_teacher:
             projected = model.project(model.extract(source, compile))
             model = model.encoder
         _, _, feed_forwards = model(projected, padding, compile)
