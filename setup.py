@@ -34,7 +34,7 @@ SOURCE = (
 
 PLOT = ["matplotlib>=3.7"]
 QUICKSTART = [*PLOT, "music21>=9", "pretty_midi>=0.2.10", "midirenderer>=0.1"]
-PROBING = ["mir_eval>=0.8", "torchmetrics>=1.4", "scikit-learn>=1.3", *PLOT]
+PROBING = ["mir_eval>=0.8", *PLOT]
 EXPORT = [
     "transformers>=4.57",
     "safetensors>=0.4",
@@ -48,6 +48,7 @@ TEST = [
     "ruff>=0.8",
     "mypy>=1.13",
     "soxr>=0.3.2",
+    "scikit-learn>=1.3",
     *PROBING,
     *EXPORT,
 ]

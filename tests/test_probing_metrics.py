@@ -1,15 +1,17 @@
-"""Metrics against scikit-learn and mir_eval; the fast rankings against both."""
+"""Metrics against scikit-learn and mir_eval, in every unit, for one head and for a grid of them."""
 
 import mir_eval
 import numpy as np
 import pytest
 from sklearn import metrics as sklearn
 
-from music_ssl_fairseq.data.probing_task import ProbingTask
+from music_ssl_fairseq.data.probing_task import METRICS, ProbingTask
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.probing.metrics import beat_counts, evaluate
+from music_ssl_fairseq.probing.metrics import beat_counts, evaluate, matched, score
 from music_ssl_fairseq.probing.predictions import Predictions
 from music_ssl_fairseq.probing.ranking import average_precision, macro, roc_auc
+from music_ssl_fairseq.probing.selection import row_scores
+from music_ssl_fairseq.probing.windows import FRAME_RATE
 
 RNG = np.random.default_rng(7)
 CLASSES = ("a", "b", "c", "d")
@@ -93,14 +95,130 @@ def test_key_score_is_mir_eval_s():
         evaluate(wrong, predictions(outputs[:, :2], targets % 2))
 
 
-def test_r2_of_each_target():
-    targets = RNG.standard_normal((25, 2))
-    outputs = targets + RNG.standard_normal((25, 2)) * (0.3, 1.5)
+@pytest.mark.parametrize("unit", [1e-6, 6e-4, 1.0, 1e6])
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_r2_in_any_unit(unit, offset):
+    truth = RNG.standard_normal((25, 2)) + offset
+    outputs, truth = unit * (truth + RNG.standard_normal((25, 2)) * (0.3, 1.5)), unit * truth
     task = ProbingTask("t", "regression", "r2", targets=("arousal", "valence"))
-    scores = evaluate(task, predictions(outputs, targets)).values
-    expected = sklearn.r2_score(targets, outputs, multioutput="raw_values")
-    np.testing.assert_allclose([scores["r2_arousal"], scores["r2_valence"]], expected, rtol=1e-6)
+    scores = evaluate(task, predictions(outputs, truth)).values
+    expected = sklearn.r2_score(truth, outputs, multioutput="raw_values")
+    found = [scores["r2_arousal"], scores["r2_valence"]]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert scores["r2"] == pytest.approx(expected.mean())
+
+
+def test_r2_of_a_target_that_does_not_vary_is_not_a_number():
+    task = ProbingTask("t", "regression", "r2", targets=("a",))
+    assert np.isnan(score("r2", task, predictions([[0.1]] * 9, [[0.3]] * 9)))
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+def test_accuracies_and_rankings_in_any_unit(unit):
+    outputs, tags = RNG.standard_normal((60, 4)), RNG.random((60, 4)) < 0.3
+    labels = RNG.integers(0, 4, 60)
+    task = ProbingTask("t", "multi-label", "macro_roc_auc", CLASSES)
+    found = evaluate(task, predictions(unit * outputs, tags)).values
+    assert found["macro_roc_auc"] == pytest.approx(sklearn.roc_auc_score(tags, outputs))
+    expected = sklearn.average_precision_score(tags, outputs)
+    assert found["macro_average_precision"] == pytest.approx(expected)
+    task = ProbingTask("t", "multi-class", "accuracy", CLASSES)
+    found = evaluate(task, predictions(unit * outputs, labels)).values
+    assert found["accuracy"] == pytest.approx(sklearn.accuracy_score(labels, outputs.argmax(1)))
+
+
+@pytest.mark.parametrize("scorable", [0, 1])
+def test_tagging_with_one_scorable_tag_or_none(scorable):
+    outputs, targets = RNG.standard_normal((20, 4)), np.zeros((20, 4), bool)
+    targets[:5, :scorable] = True
+    task = ProbingTask("t", "multi-label", "macro_roc_auc", CLASSES)
+    scores = evaluate(task, predictions(outputs, targets))
+    assert scores.absent == list(CLASSES[scorable:])
+    for name, function in (
+        ("macro_roc_auc", sklearn.roc_auc_score),
+        ("macro_average_precision", sklearn.average_precision_score),
+    ):
+        expected = function(targets[:, 0], outputs[:, 0]) if scorable else np.nan
+        assert scores.values[name] == pytest.approx(expected, nan_ok=True)
+        assert list(scores.per_class[name]) == list(CLASSES[:scorable])
+
+
+class Split(list):
+    """What selection asks of a split: as many names as there are clips, which are songs."""
+
+    def __init__(self, task: ProbingTask, clips: int):
+        super().__init__(range(clips))
+        self.task, self.manifest, self.group_index = task, self, np.arange(clips)
+
+    def name(self, index: int) -> str:
+        return f"{index}.wav"
+
+
+class Grid:
+    """A collector of heads whose outputs `[rows, clips, ...]` are given."""
+
+    def __init__(self, task: ProbingTask, rows: np.ndarray, beats=()):
+        self.dataset, self.rows, self.beats = self, rows, beats
+        self.split, self.clips = Split(task, rows.shape[1]), range(rows.shape[1])
+
+    def sums(self):
+        return 3 * self.rows, np.full(len(self.clips), 3)
+
+    def activations(self, clip):
+        return self.rows[:, clip]
+
+    def beat_times(self, clip):
+        return self.beats[clip]
+
+
+def truth(kind: str, clips: int) -> np.ndarray:
+    if kind == "multi-label":
+        return RNG.random((clips, 3)) < 0.4
+    if kind == "regression":
+        return RNG.standard_normal((clips, 3))
+    return RNG.integers(0, 3, clips)
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric"), [(k, m) for k, names in METRICS.items() for m in names if k != "beats"]
+)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_selects_is_what_is_reported(kind, metric, bad):
+    names = ("A minor", "C major", "G major")
+    task = ProbingTask(
+        "t", kind, metric, **{"targets" if kind == "regression" else "classes": names}
+    )
+    targets, rows = truth(kind, 30), RNG.standard_normal((4, 30, 3))
+    # One number of one clip is enough; its label would be the class that argmax gives for NaN.
+    rows[2, 7, 0] = bad
+    found = row_scores(Grid(task, rows), targets)
+    for row, value in zip(rows, found, strict=True):
+        reported = evaluate(task, predictions(row, targets)).values[metric]
+        assert value == pytest.approx(reported, nan_ok=True)
+    assert np.isnan(found).tolist() == [False, False, True, False]
+
+
+def test_beats_select_by_the_f_measure_of_peaks_and_never_a_diverged_head():
+    task = ProbingTask("t", "beats", "f_measure")
+    beats = [np.array([0.5, 1.0, 1.5]), np.array([0.4, 1.2])]
+    rows = np.full((3, 2, 100), 0.01)
+    for clip, times in enumerate(beats):
+        rows[0, clip, (times * FRAME_RATE).astype(int)] = 1
+        rows[1, clip, (times[1:] * FRAME_RATE).astype(int)] = 1
+    rows[2, 1, 50] = np.nan
+    found = row_scores(Grid(task, rows, beats), np.zeros((2, 0)))
+    assert found[:2].tolist() == pytest.approx([1, 2 * 3 / (3 + 5)])
+    assert np.isnan(found[2])
+
+
+@pytest.mark.parametrize("tolerance", [0.07, 0.5])
+def test_matched_events_are_as_many_as_mir_eval_s(tolerance):
+    for _ in range(50):
+        reference, estimated = (
+            np.sort(RNG.integers(0, 600, count) / 100) for count in RNG.integers(0, 30, 2)
+        )
+        expected = len(mir_eval.util.match_events(reference, estimated, tolerance))
+        assert matched(reference, estimated, tolerance) == expected
 
 
 def test_beats_pooled_and_per_file():

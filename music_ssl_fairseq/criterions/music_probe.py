@@ -34,10 +34,11 @@ class MusicProbeCriterion(FairseqCriterion):
         loss = self._loss(model, outputs, sample["target"])
         logs = self._logs(sample, loss, len(outputs), size)
         if not model.training:
+            outputs = outputs.detach().float()
             if self.kind == "regression":
                 outputs = model.in_units(outputs)
             logs["predictions"] = {
-                "outputs": outputs.detach().float().cpu(),
+                "outputs": outputs.cpu(),
                 **{key: sample[key].cpu() for key in ("clip", "first")},
                 "rows": sample["rows"],
             }

@@ -206,12 +206,15 @@ class MusicProbeModel(BaseFairseqModel):
         return self.heads
 
     def normalised_target(self, target: Tensor) -> Tensor:
-        """Targets of a regression as the heads predict them: z-scored on the training split."""
-        return (target - self.target_mean) / self.target_deviation
+        """Targets of a regression as the heads predict them: z-scored on the training split.
+
+        Computed in double precision: a target may vary little around a large mean. float32.
+        """
+        return ((target.double() - self.target_mean) / self.target_deviation).float()
 
     def in_units(self, outputs: Tensor) -> Tensor:
-        """The other way round: outputs in the units of the labels."""
-        return outputs * self.target_deviation + self.target_mean
+        """The other way round: outputs in the units of the labels, float64."""
+        return outputs.double() * self.target_deviation + self.target_mean
 
     def learning_rates(self) -> list[float]:
         """Now, of the rows in training."""

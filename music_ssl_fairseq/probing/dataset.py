@@ -113,7 +113,7 @@ class ProbingDataset(FairseqDataset):
             return {}
         features = np.concatenate([sample["features"] for sample in samples])
         targets = np.concatenate([sample["target"] for sample in samples])
-        if targets.dtype != np.int64:
+        if self.split.task.kind in ("multi-label", "beats"):
             targets = targets.astype(np.float32)
         return {
             "id": torch.tensor([sample["id"] for sample in samples]),

@@ -1,11 +1,15 @@
-"""Metrics of a task over a whole split, from predictions: torchmetrics' and mir_eval's.
+"""The metrics of a task, in one implementation for all that asks for them.
 
-All are fractions (1 is perfect), the field's usual percentages divided by 100.
+`statistic` is each metric of many weightings of a split's songs at once. Choosing among heads and
+reporting weigh every song once; the bootstrap of the report weighs each by how often it was drawn.
+So what selects, what is reported and what is resampled cannot differ. Tests hold it to
+scikit-learn and mir_eval.
+
+All are fractions (1 is perfect), the field's usual percentages divided by 100. A metric of outputs
+that are not all finite is NaN, so a head that diverged is never the best one.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
-from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -14,13 +18,27 @@ from music_ssl_fairseq.data.probing_task import ProbingTask
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.optional import optional
 from music_ssl_fairseq.probing.predictions import Predictions, grouped
-from music_ssl_fairseq.probing.ranking import present_classes
+from music_ssl_fairseq.probing.ranking import RANKINGS, by_class, macro, present_classes
 
 TOLERANCES = (0.07, 0.02)
 """Seconds that a beat may be off."""
 
 EXTRA = "probing"
-"""Of setup.py: installs torchmetrics and mir_eval."""
+"""Of setup.py: installs mir_eval."""
+
+REPORTED = {
+    "multi-class": ("accuracy", "group_accuracy"),
+    "key": ("weighted_key_score", "group_weighted_key_score", "accuracy", "group_accuracy"),
+    "multi-label": ("macro_roc_auc", "macro_average_precision"),
+    "regression": ("r2",),
+    "beats": (
+        *("f_measure", "f_measure_per_file"),
+        *("f_measure_20ms", "f_measure_per_file_20ms"),
+    ),
+}
+"""Kind of task -> what `evaluate` gives; for a regression also `r2_NAME` of each target."""
+
+_NO_SPREAD = 1e-28  # of a target's largest deviation, squared: what rounding leaves of a constant
 
 
 class Scores(NamedTuple):
@@ -32,16 +50,76 @@ class Scores(NamedTuple):
 
 
 def evaluate(task: ProbingTask, predictions: Predictions) -> Scores:
-    """All metrics of the task's kind.
+    """All metrics of the task's kind, each song weighed once.
 
     Returns:
         multi-class: `accuracy` (clips), `group_accuracy` (files or songs). key: the same, and
         `weighted_key_score`, `group_weighted_key_score`. multi-label: `macro_roc_auc`,
         `macro_average_precision` over the classes that are there. regression: `r2` and, for each
         target, `r2_NAME`. beats: `f_measure` and `f_measure_20ms`, pooled over all files;
-        `f_measure_per_file` and `f_measure_per_file_20ms`, mir_eval's means.
+        `f_measure_per_file` and `f_measure_per_file_20ms`, mir_eval's means. NaN where a metric is
+        not defined: no class with positive and negative examples, or a constant target.
+
+    Raises:
+        InputError: if a regression's split has a single file.
     """
-    return _KINDS[task.kind](task, predictions)
+    if task.kind == "regression" and len(predictions.outputs) < 2:
+        raise InputError("R2 needs at least two files in a split")
+    names = [*REPORTED[task.kind], *(f"r2_{target}" for target in task.targets)]
+    values = {name: score(name, task, predictions) for name in names}
+    if task.kind == "multi-label":
+        there = present_classes(predictions.targets)
+        chosen = [name for name, found in zip(task.classes, there, strict=True) if found]
+        per_class = {
+            metric: dict(zip(chosen, by_class(metric, *_arrays(predictions))[0], strict=True))
+            for metric in REPORTED[task.kind]
+        }
+    else:
+        there = np.isin(np.arange(len(task.classes)), predictions.targets)
+        per_class = {}
+    absent = [name for name, found in zip(task.classes, there, strict=True) if not found]
+    return Scores(values, per_class, absent)
+
+
+def score(metric: str, task: ProbingTask, predictions: Predictions) -> float:
+    """One metric, each song weighed once."""
+    once = np.ones((1, predictions.num_groups), np.int64)
+    return float(statistic(metric, predictions, once, task.classes, task.targets)[0])
+
+
+def statistic(
+    metric: str,
+    predictions: Predictions,
+    counts: np.ndarray,
+    classes: tuple[str, ...] = (),
+    targets: tuple[str, ...] = (),
+) -> np.ndarray:
+    """A metric of each weighting of the songs; all ones are the metric itself.
+
+    Args:
+        metric: a name of `evaluate`.
+        counts: `[weightings, groups]` at least 0, how often each song counts.
+        classes, targets: of the task.
+
+    Returns:
+        `[weightings]`; NaN where the metric is not defined, or an output is not finite.
+    """
+    if not np.isfinite(predictions.outputs).all():
+        return np.full(len(counts), np.nan)
+    weights = counts[:, predictions.group_index].astype(np.float64)
+    if metric in RANKINGS:
+        return macro(metric, *_arrays(predictions), weights)
+    if metric.startswith("r2"):
+        each = _r2(predictions, weights)
+        return each.mean(axis=1) if metric == "r2" else each[:, targets.index(metric[3:])]
+    if metric.startswith("f_measure"):
+        return _f_measure(metric, predictions, weights)
+    table = key_scores(classes) if "key_score" in metric else np.eye(len(classes))
+    outputs, labels = _arrays(predictions)
+    if metric.startswith("group_"):
+        weights = counts.astype(np.float64)
+        outputs, labels = group_outputs(predictions)
+    return _mean(weights, table[labels, outputs.argmax(-1)])
 
 
 def group_outputs(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
@@ -62,43 +140,6 @@ def group_outputs(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
     return grouped(sums, predictions.windows, index), targets
 
 
-def _classes(task: ProbingTask, predictions: Predictions) -> Scores:
-    accuracy = _accuracy(predictions.outputs, predictions.targets)
-    songs = _accuracy(*group_outputs(predictions))
-    there = np.isin(np.arange(len(task.classes)), predictions.targets)
-    absent = [name for name, found in zip(task.classes, there, strict=True) if not found]
-    return Scores({"accuracy": accuracy, "group_accuracy": songs}, {}, absent)
-
-
-def _accuracy(outputs: np.ndarray, targets: np.ndarray) -> float:
-    import torch
-
-    functional = _torchmetrics()
-    return float(
-        functional.multiclass_accuracy(
-            torch.from_numpy(outputs.argmax(-1)),
-            torch.from_numpy(targets),
-            num_classes=outputs.shape[1],
-            average="micro",
-        )
-    )
-
-
-def _key(task: ProbingTask, predictions: Predictions) -> Scores:
-    scores = _classes(task, predictions)
-    table = key_scores(task.classes)
-    clips = table[predictions.targets, predictions.outputs.argmax(-1)].mean()
-    outputs, targets = group_outputs(predictions)
-    songs = table[targets, outputs.argmax(-1)].mean()
-    return scores._replace(
-        values={
-            "weighted_key_score": float(clips),
-            "group_weighted_key_score": float(songs),
-            **scores.values,
-        }
-    )
-
-
 @lru_cache(maxsize=4)
 def key_scores(classes: tuple[str, ...]) -> np.ndarray:
     """`[true key, claimed key]`: mir_eval's weighted score.
@@ -113,99 +154,70 @@ def key_scores(classes: tuple[str, ...]) -> np.ndarray:
         raise InputError(f"task.json: a class is no key such as `Eb minor` ({error})") from None
 
 
-def _multi_label(task: ProbingTask, predictions: Predictions) -> Scores:
-    import torch
-
-    functional = _torchmetrics()
-    targets = predictions.targets
-    present = np.flatnonzero(present_classes(targets))
-    names = [task.classes[c] for c in present]
-    absent = [name for c, name in enumerate(task.classes) if c not in present]
-    # Ranks are all that counts, and double precision keeps those that are close apart.
-    chosen = torch.from_numpy(_ranks(predictions.outputs[:, present]))
-    labels = torch.from_numpy(targets[:, present].astype(np.int64))
-    values, per_class = {}, {}
-    for name, function in (
-        ("macro_roc_auc", functional.multilabel_auroc),
-        ("macro_average_precision", functional.multilabel_average_precision),
-    ):
-        scores = (
-            function(chosen, labels, num_labels=len(names), average=None)
-            if names
-            else torch.zeros(0)
-        )
-        found = np.atleast_1d(scores.double().numpy())
-        per_class[name] = dict(zip(names, found.tolist(), strict=True))
-        values[name] = float(found.mean()) if names else float("nan")
-    return Scores(values, per_class, absent)
-
-
-def _ranks(outputs: np.ndarray) -> np.ndarray:
-    """Each column as ranks in [0, 1], equal where values are equal; float64.
-
-    torchmetrics passes what it takes for logits through a sigmoid in single precision, which makes
-    large ones equal.
-    """
-    columns = [np.unique(column, return_inverse=True)[1] for column in outputs.T]
-    if not columns:
-        return outputs
-    return np.stack(columns, axis=1) / max(1, len(outputs))
-
-
-def _regression(task: ProbingTask, predictions: Predictions) -> Scores:
-    import torch
-
-    functional = optional("torchmetrics.functional.regression", EXTRA)
-    if len(predictions.outputs) < 2:
-        raise InputError("R2 needs at least two files in a split")
-    found = functional.r2_score(
-        torch.from_numpy(predictions.outputs),
-        torch.from_numpy(predictions.targets),
-        multioutput="raw_values",
-    )
-    each = np.atleast_1d(found.double().numpy())
-    named = {f"r2_{name}": float(v) for name, v in zip(task.targets, each, strict=True)}
-    return Scores({"r2": float(each.mean()), **named}, {}, [])
-
-
-def _beats(task: ProbingTask, predictions: Predictions) -> Scores:
-    counts = predictions.outputs.sum(axis=0)
-    per_file = predictions.targets.mean(axis=0)
-    values = {}
-    for i, suffix in enumerate(("", "_20ms")):
-        found, claimed, annotated = counts[3 * i : 3 * i + 3]
-        values[f"f_measure{suffix}"] = float(2 * found / max(1.0, claimed + annotated))
-        values[f"f_measure_per_file{suffix}"] = float(per_file[i])
-    return Scores(values, {}, [])
-
-
 def beat_counts(reference: np.ndarray, estimated: np.ndarray) -> tuple[list[int], list[float]]:
     """A file's beats found, claimed and annotated, and mir_eval's F-measures, for TOLERANCES.
 
     mir_eval leaves out the first five seconds; the counts are over the whole file.
     """
-    beat, util = optional("mir_eval.beat", EXTRA), optional("mir_eval.util", EXTRA)
-    counts: list[int] = []
-    measures: list[float] = []
-    for tolerance in TOLERANCES:
-        counts += [
-            len(util.match_events(reference, estimated, tolerance)),
-            len(estimated),
-            len(reference),
-        ]
-        trimmed = beat.trim_beats(reference), beat.trim_beats(estimated)
-        measures.append(beat.f_measure(*trimmed, f_measure_threshold=tolerance))
-    return counts, measures
+    beat = optional("mir_eval.beat", EXTRA)
+    trimmed = beat.trim_beats(reference), beat.trim_beats(estimated)
+    counts = [
+        count
+        for tolerance in TOLERANCES
+        for count in (matched(reference, estimated, tolerance), len(estimated), len(reference))
+    ]
+    return counts, [beat.f_measure(*trimmed, f_measure_threshold=limit) for limit in TOLERANCES]
 
 
-_KINDS: dict[str, Callable[[ProbingTask, Predictions], Scores]] = {
-    "multi-class": _classes,
-    "key": _key,
-    "multi-label": _multi_label,
-    "regression": _regression,
-    "beats": _beats,
-}
+def matched(reference: np.ndarray, estimated: np.ndarray, tolerance: float) -> int:
+    """The most pairs of events that are at most `tolerance` apart, each event in one pair.
+
+    Both are ascending. As every beat may be off by the same, taking for each the earliest free one
+    is best; mir_eval's `match_events` finds as many, more slowly.
+    """
+    first = np.searchsorted(reference, estimated - tolerance, side="left").tolist()
+    stop = np.searchsorted(reference, estimated + tolerance, side="right").tolist()
+    free = pairs = 0
+    for low, high in zip(first, stop, strict=True):
+        place = max(low, free)
+        if place < high:
+            pairs += 1
+            free = place + 1
+    return pairs
 
 
-def _torchmetrics() -> ModuleType:
-    return optional("torchmetrics.functional.classification", EXTRA)
+def _arrays(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
+    return predictions.outputs, predictions.targets
+
+
+def _mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    return weights @ values / weights.sum(axis=1)
+
+
+def _r2(predictions: Predictions, weights: np.ndarray) -> np.ndarray:
+    """`[weightings, targets]`, whatever the unit; NaN where a target does not vary."""
+    truth = predictions.targets
+    deviation = truth - truth.mean(axis=0)
+    unit = np.abs(deviation).max(axis=0)
+    unit[unit == 0] = 1
+    # In the target's own unit, so that no square underflows or overflows.
+    deviation, error = deviation / unit, (predictions.outputs - truth) / unit
+    total = weights.sum(axis=1, keepdims=True)
+    mean = weights @ deviation / total
+    spread = np.stack(
+        [
+            (weights * np.square(column - centre[:, None])).sum(axis=1)
+            for column, centre in zip(deviation.T, mean.T, strict=True)
+        ],
+        axis=1,
+    )
+    spread[spread <= _NO_SPREAD * total] = np.nan
+    return 1 - weights @ np.square(error) / spread
+
+
+def _f_measure(metric: str, predictions: Predictions, weights: np.ndarray) -> np.ndarray:
+    place = int(metric.endswith("_20ms"))
+    if "per_file" in metric:
+        return _mean(weights, predictions.targets[:, place])
+    found, claimed, annotated = (weights @ predictions.outputs)[:, 3 * place : 3 * place + 3].T
+    return 2 * found / np.maximum(1, claimed + annotated)

@@ -31,6 +31,11 @@ class Predictions:
     targets: np.ndarray
     windows: np.ndarray
 
+    @property
+    def num_groups(self) -> int:
+        """How many songs there are."""
+        return int(self.group_index.max()) + 1
+
     def save(self, file: str | os.PathLike) -> None:
         """Write an .npz, atomically."""
         with atomic_path(file) as temporary, temporary.open("wb") as handle:

@@ -1,8 +1,7 @@
 """ROC-AUC and average precision of many weightings of the same examples at once.
 
-For the bootstrap, which weighs each example by how often it was drawn, and for choosing among
-dozens of probes after every epoch. What is reported comes from torchmetrics; a test holds the two
-(and scikit-learn) together.
+Weightings are the bootstrap's, which counts each example as often as it was drawn; one of ones is
+the metric itself. A test holds both to scikit-learn.
 """
 
 from collections.abc import Callable
@@ -13,15 +12,20 @@ import numpy as np
 def _counts(
     scores: np.ndarray, positive: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """True and false positives at each distinct threshold, from the highest down."""
+    """True and false positives at each distinct threshold, from the highest down.
+
+    Of thresholds in a row that no positive example has, the lowest: between them no curve bends.
+    """
     order = np.argsort(-scores, kind="stable")
-    ordered = scores[order]
+    ordered, hit = scores[order], positive[order]
     ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
+    bends = np.logical_or.reduceat(hit, np.append(0, ends[:-1] + 1))
+    ends = ends[bends | np.append(bends[1:], True)]
+    starts = np.append(0, ends[:-1] + 1)
     taken = weights[:, order]
-    hits = taken * positive[order]
-    true = np.cumsum(hits, axis=1)[:, ends]
-    false = np.cumsum(taken - hits, axis=1)[:, ends]
-    return true, false
+    true = np.add.reduceat(taken * hit, starts, axis=1)
+    false = np.add.reduceat(taken * ~hit, starts, axis=1)
+    return np.cumsum(true, axis=1), np.cumsum(false, axis=1)
 
 
 def roc_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -59,22 +63,33 @@ RANKINGS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] 
 def macro(
     name: str, scores: np.ndarray, targets: np.ndarray, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """Mean over the classes that have both positive and negative examples.
+    """Mean over the classes that have both positive and negative examples; NaN without any.
 
     Args:
         name: of `RANKINGS`.
         scores: `[N, classes]`.
         targets: `[N, classes]` bool.
         weights: `[W, N]`, by default one of ones.
+
+    Returns:
+        `[W]`; where a class has no positive example of any weight, over the others.
     """
+    values = by_class(name, scores, targets, weights)
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.nansum(values, axis=1) / known.sum(axis=1)
+
+
+def by_class(
+    name: str, scores: np.ndarray, targets: np.ndarray, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """The same of each of these classes: `[W, present classes]`, in their order."""
     weights = np.ones((1, len(scores))) if weights is None else weights
     present = np.flatnonzero(present_classes(targets))
     if not len(present):
-        return np.full(len(weights), np.nan)
+        return np.zeros((len(weights), 0))
     values = [RANKINGS[name](scores[:, c], targets[:, c], weights) for c in present]
-    known = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):
-        return np.nansum(values, axis=0) / known.sum(axis=0)
+    return np.stack(values, axis=1)
 
 
 def present_classes(targets: np.ndarray) -> np.ndarray:

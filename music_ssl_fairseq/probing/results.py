@@ -38,9 +38,11 @@ def final_predictions(collector: Collector, decoder: Any) -> Predictions:
         return Predictions(names, split.group_index, outputs, split.targets, windows)
     counted, measured = [], []
     for clip in range(len(names)):
-        estimated = decoder(collector.activations(clip)[0])
+        activation = collector.activations(clip)[0]
+        finite = np.isfinite(activation).all()
+        estimated = decoder(activation) if finite else np.zeros(0)
         beats, measures = beat_counts(dataset.beat_times(clip), estimated)
-        counted.append(beats)
+        counted.append(beats if finite else [np.nan] * len(beats))
         measured.append(measures)
     outputs, targets = np.array(counted, np.float64), np.array(measured, np.float64)
     return Predictions(names, split.group_index, outputs, targets, windows)
@@ -69,7 +71,7 @@ def write_scores(
             **about,
             "split": split,
             "files": len(predictions.names),
-            "groups": int(predictions.group_index.max()) + 1,
+            "groups": predictions.num_groups,
             "windows": int(predictions.windows.sum()),
             "metrics": scores.values,
             "per_class": scores.per_class,

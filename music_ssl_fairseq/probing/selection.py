@@ -4,16 +4,13 @@ import numpy as np
 
 from music_ssl_fairseq.probing.beats import are_peaks
 from music_ssl_fairseq.probing.collector import Collector
-from music_ssl_fairseq.probing.metrics import TOLERANCES, key_scores
-from music_ssl_fairseq.probing.predictions import grouped
-from music_ssl_fairseq.probing.ranking import macro
+from music_ssl_fairseq.probing.metrics import TOLERANCES, matched, score
+from music_ssl_fairseq.probing.predictions import Predictions
 from music_ssl_fairseq.probing.windows import FRAME_RATE
-
-_APART = 10_000.0  # seconds between files on a common time line
 
 
 def row_scores(collector: Collector, targets: np.ndarray) -> np.ndarray:
-    """`task.metric` of each row's predictions.
+    """`task.metric` of each row's predictions, as `metrics.evaluate` reports it.
 
     For beats, those of `peaks`: the network of `dbn` takes half a minute for all rows of a hundred
     files, and would every epoch.
@@ -22,44 +19,32 @@ def row_scores(collector: Collector, targets: np.ndarray) -> np.ndarray:
         targets: `[clips, ...]` of the split, in the units of the outputs.
 
     Returns:
-        `[rows]` float64.
+        `[rows]` float64; NaN for a row that put out anything that is not a finite number.
     """
-    task = collector.dataset.split.task
-    if task.kind == "beats":
-        return _f_measures(collector)
-    sums, counts = collector.sums()
-    outputs = sums / counts[:, None]
-    if task.kind == "multi-label":
-        return np.array([macro(task.metric, row, targets)[0] for row in outputs])
-    if task.kind == "regression":
-        residual = np.square(outputs - targets).sum(axis=1)
-        spread = np.square(targets - targets.mean(axis=0)).sum(axis=0)
-        return (1 - residual / np.maximum(spread, 1e-12)).mean(axis=-1)
-    if task.metric == "group_accuracy":
-        index = collector.dataset.split.group_index
-        outputs = grouped(sums, counts, index)
-        targets = targets[np.unique(index, return_index=True)[1]]
-    claimed = outputs.argmax(-1)
-    if task.metric == "weighted_key_score":
-        return key_scores(task.classes)[targets, claimed].mean(axis=-1)
-    return (claimed == targets).mean(axis=-1)
+    split = collector.dataset.split
+    if split.task.kind == "beats":
+        counts = np.ones(len(collector.dataset.clips), np.int64)
+        outputs = _peak_counts(collector)
+    else:
+        sums, counts = collector.sums()
+        outputs = sums / counts[:, None]
+    names = [split.manifest.name(i) for i in range(len(counts))]
+    rows = (Predictions(names, split.group_index, row, targets, counts) for row in outputs)
+    return np.array([score(split.task.metric, split.task, row) for row in rows])
 
 
-def _f_measures(collector: Collector) -> np.ndarray:
-    """F-measure at ±70 ms pooled over all files, `[rows]`."""
+def _peak_counts(collector: Collector) -> np.ndarray:
+    """`[rows, clips, 3]`: beats found within ±70 ms, claimed and annotated."""
     dataset = collector.dataset
-    reference: list[np.ndarray] = []
-    claimed: list[list[np.ndarray]] = []
+    clips = []
     for clip in range(len(dataset.clips)):
-        reference.append(dataset.beat_times(clip) + clip * _APART)
-        found = are_peaks(collector.activations(clip))
-        claimed.append([np.flatnonzero(row) / FRAME_RATE + clip * _APART for row in found])
-    annotated = np.concatenate(reference)
-    scores = []
-    for parts in zip(*claimed, strict=True):
-        beats = np.concatenate(parts)
-        # Peaks are further apart than twice the tolerance: none is near two beats.
-        places = np.searchsorted(beats, [annotated - TOLERANCES[0], annotated + TOLERANCES[0]])
-        hits = (places[1] > places[0]).sum()
-        scores.append(2 * hits / max(1, len(beats) + len(annotated)))
-    return np.array(scores)
+        annotated, activations = dataset.beat_times(clip), collector.activations(clip)
+        counted = []
+        for row in are_peaks(activations):
+            claimed = np.flatnonzero(row) / FRAME_RATE
+            found = matched(annotated, claimed, TOLERANCES[0])
+            counted.append((found, len(claimed), len(annotated)))
+        rows = np.array(counted, np.float64)
+        rows[~np.isfinite(activations).all(axis=1)] = np.nan
+        clips.append(rows)
+    return np.stack(clips, axis=1)

@@ -202,7 +202,8 @@ class MusicProbingTask(FairseqTask):
             found["feature_deviation"] = rows.std(axis=0, dtype=np.float64) + 1e-6
         if self.kind == "regression":
             found["target_mean"] = dataset.split.targets.mean(axis=0)
-            found["target_deviation"] = dataset.split.targets.std(axis=0) + 1e-6
+            deviation = dataset.split.targets.std(axis=0)
+            found["target_deviation"] = np.where(deviation > 0, deviation, 1.0)
         return {name: torch.from_numpy(value).float() for name, value in found.items()}
 
     def load_dataset(self, split: str, **kwargs: Any) -> None:
