@@ -11,6 +11,7 @@ import functools
 import logging
 import multiprocessing
 import os
+import re
 import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -98,22 +99,56 @@ def allow_fairseq_checkpoints() -> None:
     )
 
 
+_COMMANDS = ("fairseq-hydra-train", "hydra_train", "fairseq-validate", "validate")
+
+_IN_LOADING = re.compile(
+    r"in DataLoader worker process.*^[\w.]*\.(?:Input|Audio)Error: ", re.MULTILINE | re.DOTALL
+)
+_KILLED_LOADING = re.compile(r"DataLoader worker \(pid")
+
+
+def is_training_command() -> bool:
+    """Whether this process is fairseq-hydra-train, or one that it has spawned."""
+    return _command() in _COMMANDS[:2]
+
+
+def _command() -> str:
+    return os.path.basename(sys.argv[0]).removesuffix(".py")
+
+
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Under fairseq-hydra-train and fairseq-validate, end with an InputError's one line instead of
-    a traceback.
+    a traceback; also if it comes from a loading process, as which torch wraps it.
 
-    In Python the exception passes as it is, for callers to catch.
+    In Python the exception passes, for callers to catch.
     """
     from hydra.core.hydra_config import HydraConfig
 
     try:
         yield
-    except InputError as error:
-        command = os.path.basename(sys.argv[0]).removesuffix(".py")
-        if HydraConfig.initialized() or command in ("fairseq-validate", "validate"):
-            sys.exit(f"error: {error}")
-        raise
+    except (InputError, RuntimeError) as error:
+        message = str(error) if isinstance(error, InputError) else None
+        message = _message_of_loading(str(error)) or message
+        if message is None:
+            raise
+        if HydraConfig.initialized() or _command() in _COMMANDS:
+            sys.exit(f"error: {message}")
+        if isinstance(error, InputError) and message == str(error):
+            raise
+        raise InputError(message) from error
+
+
+def _message_of_loading(message: str) -> str | None:
+    """What is to be said of an error in a loading process, from what torch says of it."""
+    if found := _IN_LOADING.search(message):
+        return message[found.end() :].strip()
+    if _KILLED_LOADING.match(message):
+        return (
+            f"{message.splitlines()[0].strip()} If that was for want of memory: fewer "
+            "dataset.num_workers"
+        )
+    return None
 
 
 def stop_loading(iterators: dict[Any, Any]) -> None:

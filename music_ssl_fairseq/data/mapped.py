@@ -4,11 +4,32 @@ import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
+from music_ssl_fairseq.errors import InputError
+
 CHUNK = 1 << 22
 """Bytes looked at at a time: the temporary arrays of a scan are some ten times this."""
+
+
+def read_part(handle: IO[bytes], begin: int, count: int) -> bytes:
+    """Read `count` bytes of an open file, from `begin` on; processes may share it.
+
+    Raises:
+        InputError: if they are no longer there, or cannot be read.
+    """
+    try:
+        part = os.pread(handle.fileno(), count, begin)
+    except OSError as error:
+        raise InputError(f"{handle.name}: {error.strerror or error}") from None
+    if len(part) < count:
+        raise InputError(
+            f"{handle.name}: it has been cut, to less than {begin + count} bytes, since it was "
+            "opened: make it again, and run the same command to continue"
+        )
+    return part
 
 
 class MappedFile:
@@ -19,10 +40,11 @@ class MappedFile:
         self._map()
 
     def _map(self) -> None:
-        with self.file.open("rb") as handle:
-            empty = os.fstat(handle.fileno()).st_size == 0
-            # An empty file cannot be mapped.
-            self._bytes = b"" if empty else mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+        self._handle = self.file.open("rb")
+        descriptor = self._handle.fileno()
+        empty = os.fstat(descriptor).st_size == 0
+        # An empty file cannot be mapped.
+        self._bytes = b"" if empty else mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
 
     def __getstate__(self) -> dict:
         # A map cannot be pickled: a spawned worker maps the file again.
@@ -36,7 +58,13 @@ class MappedFile:
         return len(self._bytes)
 
     def __getitem__(self, part: slice) -> bytes:
-        return self._bytes[part]
+        """Read, not looked at in the map: that would kill the process if the file has been cut.
+
+        Raises:
+            InputError: if it has.
+        """
+        begin, end, _ = part.indices(len(self))
+        return read_part(self._handle, begin, max(0, end - begin))
 
     def array(self) -> np.ndarray:
         """`[bytes]` uint8, a view."""

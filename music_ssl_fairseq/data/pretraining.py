@@ -173,6 +173,12 @@ class PretrainingDataset(FairseqDataset):
             "one; run `python -m manifests_tools check`"
         )
 
+    def described(self, index: int, epoch: int) -> tuple[str, float]:
+        """A crop's track, and the largest of its samples: of what a batch consisted."""
+        self.set_epoch(epoch)
+        track, _, _ = self._plan.crop(index, epoch)
+        return self._manifest.path(track), float(self[index]["source"].abs().max())
+
     def collater(self, samples: list[dict]) -> dict:
         """Batch some crops, padded at the end to the longest; never cut to the shortest.
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from music_ssl_fairseq.data.mapped import read_part
+
 
 class UnitMap:
     """The units of all tracks.
@@ -24,6 +26,7 @@ class UnitMap:
     def _open(self) -> None:
         units, offsets = map_files(self._file)
         self._units = np.load(units, mmap_mode="r", allow_pickle=False)
+        self._handle = units.open("rb")
         self._offsets = np.load(offsets, allow_pickle=False)
         self.counts = np.diff(self._offsets)
 
@@ -41,8 +44,12 @@ class UnitMap:
 
     def units(self, track: int, first: int, stop: int) -> np.ndarray:
         """Labels [first, stop) of a track: int64."""
-        begin = self._offsets[track]
-        return self._units[begin + first : begin + stop].astype(np.int64)
+        begin = int(self._offsets[track])
+        # Read, not looked at in the map: that would kill the process if the file has been cut.
+        size = self._units.itemsize
+        start = self._units.offset + (begin + first) * size
+        part = read_part(self._handle, start, (stop - first) * size)
+        return np.frombuffer(part, self._units.dtype).astype(np.int64)
 
 
 def map_files(km_file: Path) -> tuple[Path, Path]:

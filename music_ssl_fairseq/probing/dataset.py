@@ -101,6 +101,11 @@ class ProbingDataset(FairseqDataset):
         times = self.split.beats[clip].times
         return times[(times >= start) & (times < stop)] - start
 
+    def described(self, index: int, epoch: int) -> tuple[str, float]:
+        """A window's track, and the largest of its features: of what a batch consisted."""
+        clip = self.clips[self._clip_of[index]]
+        return clip.path, float(np.abs(self.features(index)).max())
+
     def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """Batch windows.
 

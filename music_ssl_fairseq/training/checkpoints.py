@@ -1,0 +1,183 @@
+"""Checkpoints that are whole or not there.
+
+A state goes to a temporary name first. It is brought to the disk, read back and compared with its
+checksums, and only then renamed. So a kill or a full disk at any moment leaves what was there
+before.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import time
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.files import atomic_path
+
+logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 3
+_PAUSE = 2.5  # seconds between two attempts: a full or slow disk may recover (fairseq's numbers)
+
+
+def write_state(state: Any, path: str | os.PathLike) -> None:
+    """Write one state to one path, atomically; each attempt begins with an empty file.
+
+    Raises:
+        InputError: if the disk is full or the like. What was at `path` is still there.
+    """
+    path = Path(path)
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            with atomic_path(path) as temporary:
+                _write_whole(state, temporary)
+            _to_disk(path.parent)
+            return
+        except OSError as error:
+            if attempt == _ATTEMPTS:
+                raise InputError(
+                    f"{path}: {error.strerror or error}; this checkpoint is not written, and those "
+                    "before it are whole. Make room, and run the same command to continue"
+                ) from None
+            logger.warning("%s: %s; trying again", path, error.strerror or error)
+            time.sleep(_PAUSE)
+
+
+def _write_whole(state: Any, path: Path) -> None:
+    """Write to a new file, and make sure that it arrived."""
+    with path.open("wb") as file:
+        watched = _Watched(file)
+        try:
+            torch.save(state, watched)
+        except Exception:  # torch's writer raises errors of its own about a write that failed
+            if watched.error:
+                raise watched.error from None
+            raise
+        file.flush()
+        os.fsync(file.fileno())
+    reason = damage(path)
+    if reason:
+        raise OSError(f"what was written does not read back ({reason})")
+
+
+class _Watched:
+    """A file that remembers why a write failed."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write, unless a write has failed before."""
+        try:
+            if self.error:
+                raise self.error
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        """Nothing: it is flushed at the end."""
+
+
+def _to_disk(folder: Path) -> None:
+    """Bring a rename to the disk as well, where folders can be opened."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def link(source: str | os.PathLike, path: str | os.PathLike) -> None:
+    """Give a checkpoint a second name, atomically; copy it where there are no hard links.
+
+    Raises:
+        InputError: if the disk is full or the like. What was at `path` is still there.
+    """
+    try:
+        with atomic_path(path) as temporary:
+            try:
+                os.link(source, temporary)
+            except OSError:
+                shutil.copyfile(source, temporary)
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
+        _to_disk(Path(path).parent)
+    except OSError as error:
+        raise InputError(
+            f"{os.fspath(path)}: {error.strerror or error}; {os.fspath(source)} is whole, and this "
+            "copy of it is not written. Make room, and run the same command to continue"
+        ) from None
+
+
+def damage(path: str | os.PathLike) -> str | None:
+    """What is wrong with a checkpoint's bytes; None if they are all there and as written."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            part = file.testzip()
+    except zipfile.BadZipFile:
+        return "it ends early, or is no checkpoint"
+    except Exception as error:  # a damaged table of contents can raise nearly anything
+        return f"{type(error).__name__}: {error}"
+    return f"{part} is not as it was written" if part else None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files of writers that were killed."""
+    for file in folder.glob(".*.tmp.pt"):
+        file.unlink(missing_ok=True)
+
+
+def checkpoint_to_resume(folder: Path, wanted: Path, suffix: str) -> Path | None:
+    """The checkpoint to go on from: `wanted`, or the newest whole one of its folder.
+
+    Args:
+        folder: `checkpoint.save_dir`.
+        wanted: what fairseq would load.
+        suffix: of the names of this process's checkpoints, before `.pt`.
+
+    Returns:
+        None if there is none yet.
+
+    Raises:
+        InputError: if all are damaged; or if `wanted` is elsewhere, and missing or damaged.
+    """
+    reason = damage(wanted) if wanted.exists() else "it is missing"
+    if reason is None:
+        return wanted
+    if wanted.parent.resolve() != folder.resolve():
+        if not wanted.exists():
+            raise InputError(f"{wanted}: no such checkpoint")
+        return wanted  # possibly an old format of torch, which fairseq reads
+    others = [f for f in folder.glob(f"checkpoint*{suffix}.pt") if f != wanted]
+    for updates, other in sorted(((_updates(f), f) for f in others), reverse=True):
+        if updates >= 0 and damage(other) is None:
+            logger.warning(
+                "%s: %s; continuing from %s, which is whole (%d updates)",
+                *(wanted, reason, other, updates),
+            )
+            return other
+    if not wanted.exists() and not others:
+        return None
+    raise InputError(
+        f"{wanted}: {reason}, and no other checkpoint in {folder} is whole; to start again, remove "
+        f"{folder}"
+    )
+
+
+def _updates(path: Path) -> int:
+    """Updates of a checkpoint that training can continue from; -1 if it cannot."""
+    try:
+        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        state["extra_state"]["train_iterator"]
+        return int(state["optimizer_history"][-1]["num_updates"])
+    except Exception:  # a damaged file can raise nearly anything
+        return -1

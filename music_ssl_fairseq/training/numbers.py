@@ -1,0 +1,130 @@
+"""Losses and gradients that are not finite: which tracks they come from."""
+
+import contextlib
+import functools
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fairseq.trainer import Trainer
+
+from music_ssl_fairseq.compat import one_line_errors
+from music_ssl_fairseq.errors import InputError
+
+_NAMED = 8
+"""Tracks that a message lists at most."""
+
+
+@dataclass(frozen=True)
+class _Update:
+    """What an update was trained on: crops (`[batches][crops]` indices) of an epoch."""
+
+    number: int
+    epoch: int
+    batches: list[list[int]]
+
+
+def patch_numbers() -> None:
+    """Let fairseq's trainer name tracks where it would write `crash.pt` and a traceback."""
+    Trainer.train_step = _watched(Trainer.train_step)
+    Trainer.begin_epoch = _noting_epoch(Trainer.begin_epoch)
+    Trainer.clip_grad_norm = _checked(Trainer.clip_grad_norm)
+
+
+def _noting_epoch(begin: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(begin)
+    def begin_epoch(self: Any, epoch: int) -> Any:
+        self.epoch_of_updates = epoch
+        return begin(self, epoch)
+
+    return begin_epoch
+
+
+def _watched(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Remember the last two updates: on a GPU, an update's norm is known after the next one."""
+
+    @functools.wraps(step)
+    def train_step(self: Any, samples: list[Any], *args: Any, **kwargs: Any) -> Any:
+        batches = [s["id"].tolist() for s in samples if isinstance(s, dict) and "id" in s]
+        updates = vars(self).setdefault("last_updates", deque(maxlen=2))
+        updates.append(_Update(self.get_num_updates() + 1, self.epoch_of_updates, batches))
+        logged = step(self, samples, *args, **kwargs)
+        if logged and not math.isfinite(logged.get("loss", 0.0)):
+            with one_line_errors():
+                raise _error(self, "the loss")
+        return logged
+
+    return train_step
+
+
+def _checked(clip: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(clip)
+    def clip_grad_norm(self: Any, clip_norm: float) -> Any:
+        try:
+            norm = clip(self, clip_norm)
+            finite = self.cfg.common.amp or bool(torch.isfinite(norm).all())
+        except FloatingPointError:  # fp16: smaller and smaller scales of the loss did not help
+            finite = False
+        if not finite:
+            with one_line_errors():
+                raise _error(self, "a gradient")
+        return norm
+
+    return clip_grad_norm
+
+
+def _error(trainer: Any, what: str) -> InputError:
+    updates = trainer.last_updates
+    begin = f"update {updates[-1].number}: {what} is not finite"
+    if not all(bool(p.isfinite().all()) for p in trainer.model.parameters()):
+        return InputError(
+            f"{begin}, and nor are the weights: training has diverged; continue from an earlier "
+            "checkpoint (checkpoint.restore_file=...) with a lower optimization.lr"
+        )
+    dataset = trainer.task.dataset(trainer.cfg.dataset.train_subset)
+    found = [
+        (update, batch)
+        for update in updates
+        for batch in update.batches
+        if not _is_finite(trainer, dataset, update, batch)
+    ]
+    if not found:
+        return InputError(
+            f"{begin}, though each of this process's batches by itself gives finite ones: another "
+            "process's message may name its tracks, or lower optimization.lr"
+        )
+    update, batch = found[0]
+    return InputError(
+        f"update {update.number}: the loss or a gradient is not finite in the batch of "
+        f"{_names(dataset, update, batch)}; listen to these tracks, leave out what is damaged, or "
+        "lower optimization.lr"
+    )
+
+
+def _is_finite(trainer: Any, dataset: Any, update: _Update, batch: list[int]) -> bool:
+    """Whether loss and gradients of one batch are, once more and by itself."""
+    trainer.zero_grad()
+    dataset.set_epoch(update.epoch)
+    sample, _ = trainer._prepare_sample(dataset.collater([dataset[index] for index in batch]))
+    alone = getattr(trainer.model, "no_sync", contextlib.nullcontext)
+    with alone():
+        loss, _, _ = trainer.task.train_step(
+            sample, trainer.model, trainer.criterion, trainer.optimizer, update.number - 1, False
+        )
+    gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+    return all(bool(tensor.isfinite().all()) for tensor in [loss, *gradients])
+
+
+def _names(dataset: Any, update: _Update, batch: list[int]) -> str:
+    """The batch's tracks, those with the largest numbers first."""
+    peaks: dict[str, float] = {}
+    for index in batch:
+        name, peak = dataset.described(index, update.epoch)
+        peaks[name] = max(peak, peaks.get(name, 0.0))
+    loudest = sorted(peaks, key=lambda name: -peaks[name])
+    more = f" and {len(loudest) - _NAMED} more" if len(loudest) > _NAMED else ""
+    named = ", ".join(f"{name} (up to {peaks[name]:.3g})" for name in loudest[:_NAMED])
+    return named + more

@@ -1,0 +1,97 @@
+"""fairseq's saving and loading of checkpoints, through `checkpoints`."""
+
+import copy
+import functools
+from pathlib import Path
+from typing import Any
+
+from fairseq import checkpoint_utils
+from fairseq.distributed import utils as distributed_utils
+from fairseq.file_io import PathManager
+
+from music_ssl_fairseq.compat import one_line_errors
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.training import checkpoints
+
+LAST = "checkpoint_last.pt"
+
+
+class _Linking(PathManager):
+    """fairseq's, whose copies of checkpoints are atomic and take no room."""
+
+    @staticmethod
+    def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
+        checkpoints.link(src_path, dst_path)
+        return True
+
+
+def patch_saving() -> None:
+    """Let fairseq write checkpoints atomically, and resume from one that is whole."""
+    save, load = checkpoint_utils.save_checkpoint, checkpoint_utils.load_checkpoint
+
+    def write(state: Any, filename: str, async_write: bool = False) -> None:
+        checkpoints.write_state(state, filename)
+
+    # fairseq keeps the best score in an attribute of the function that goes by this name.
+    @functools.wraps(save)
+    def save_checkpoint(*args: Any, **kwargs: Any) -> Any:
+        with one_line_errors():
+            return save(*args, **kwargs)
+
+    @functools.wraps(load)
+    def load_checkpoint(cfg: Any, trainer: Any, **kwargs: Any) -> Any:
+        with one_line_errors():
+            cfg = _resume_from_a_whole_one(cfg, trainer)
+        return load(cfg, trainer, **kwargs)
+
+    checkpoint_utils.torch_persistent_save = write
+    checkpoint_utils.PathManager = _Linking
+    checkpoint_utils.save_checkpoint = save_checkpoint
+    checkpoint_utils.load_checkpoint = load_checkpoint
+
+
+def resume_file(cfg: Any, suffix: str) -> Path:
+    """Where training with these settings continues from, by fairseq's rules."""
+    if cfg.restore_file == LAST:
+        return Path(cfg.save_dir, LAST.replace(".pt", f"{suffix}.pt"))
+    return Path(cfg.restore_file.replace(".pt", f"{suffix}.pt"))
+
+
+def _resume_from_a_whole_one(cfg: Any, trainer: Any) -> Any:
+    """`cfg.checkpoint`, with another `restore_file` if the one that is due is damaged."""
+    wanted = resume_file(cfg, trainer.checkpoint_suffix)
+    found = _agreed(trainer, lambda: _find(cfg, wanted, trainer.checkpoint_suffix))
+    if found is None or Path(found) == wanted:
+        return cfg
+    cfg = copy.deepcopy(cfg)
+    cfg.restore_file = found.replace(f"{trainer.checkpoint_suffix}.pt", ".pt")
+    cfg.finetune_from_model = None
+    return cfg
+
+
+def _find(cfg: Any, wanted: Path, suffix: str) -> str | None:
+    folder = Path(cfg.save_dir)
+    checkpoints.remove_leftovers(folder)
+    found = checkpoints.checkpoint_to_resume(folder, wanted, suffix)
+    return None if found is None else str(found)
+
+
+def _agreed(trainer: Any, find: Any) -> str | None:
+    """What the first process finds, or the InputError that it raises, in all of them."""
+    found: tuple[str | None, str | None] = (None, None)
+    if trainer.data_parallel_rank == 0:
+        try:
+            found = find(), None
+        except InputError as error:
+            found = None, str(error)
+    if trainer.data_parallel_world_size > 1:
+        found = distributed_utils.broadcast_object(
+            found,
+            src_rank=0,
+            group=trainer.data_parallel_process_group,
+            dist_device=trainer.device,
+        )
+    path, error = found
+    if error:
+        raise InputError(error)
+    return path

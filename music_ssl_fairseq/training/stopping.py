@@ -1,0 +1,182 @@
+"""What fairseq's training loop does once a signal has come.
+
+All processes stop at the same update, or in the same batch of a validation: the flag travels with
+the counts that they exchange anyway. A validation is not finished: its update is saved as one after
+which nothing has been done yet, and the next run begins with that.
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairseq import checkpoint_utils
+from fairseq.trainer import Trainer
+
+from music_ssl_fairseq.compat import one_line_errors
+from music_ssl_fairseq.training.interruption import interruption
+from music_ssl_fairseq.training.saving import resume_file
+
+_TO_DO = "after_update"
+"""Where a checkpoint says that saving and validating after its update is still to be done."""
+
+
+class _Stop(Exception):
+    """Leaves a validation."""
+
+
+def patch_stopping() -> None:
+    """Let fairseq's training loop stop at a signal, and continue."""
+    from fairseq_cli import train as loop
+
+    validate_and_save, train = loop.validate_and_save, loop.train
+    loop.validate_and_save = functools.partial(_validate_and_save, validate_and_save)
+    loop.train = functools.partial(_train, train, validate_and_save)
+    checkpoint_utils.load_checkpoint = _noting(checkpoint_utils.load_checkpoint)
+    Trainer.is_finishing, Trainer.to_do = False, None
+    Trainer.train_step = _training(Trainer.train_step)
+    Trainer.valid_step = _stopping(Trainer.valid_step)
+    Trainer._aggregate_logging_outputs = _agreeing(Trainer._aggregate_logging_outputs)
+
+
+def _noting(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Note what a checkpoint says is still to be done after its update."""
+
+    @functools.wraps(load)
+    def load_checkpoint(cfg: Any, trainer: Any, **kwargs: Any) -> Any:
+        interruption.install()
+        extra_state, epoch_itr = load(cfg, trainer, **kwargs)
+        if extra_state and _TO_DO in extra_state and not cfg.reset_dataloader:
+            trainer.to_do = {"position": extra_state["train_iterator"], **extra_state[_TO_DO]}
+        return extra_state, epoch_itr
+
+    return load_checkpoint
+
+
+def _training(step: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(step)
+    def train_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        interruption.training = True
+        return step(self, *args, **kwargs)
+
+    return train_step
+
+
+def _stopping(step: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(step)
+    def valid_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = step(self, *args, **kwargs)
+        if interruption.training and _asked(self) and not self.is_finishing:
+            raise _Stop
+        return result
+
+    return valid_step
+
+
+def _agreeing(aggregate: Callable[..., Any]) -> Callable[..., Any]:
+    """Sum over processes whether a signal has come, with what is summed anyway."""
+
+    @functools.wraps(aggregate)
+    def _aggregate_logging_outputs(self: Any, logs: Any, *stats: Any, **kwargs: Any) -> Any:
+        flag = float(interruption.received is not None)
+        logs, (*stats, received) = aggregate(self, logs, *stats, flag, **kwargs)
+        interruption.agreed = interruption.agreed or bool(received > 0)
+        return logs, stats
+
+    return _aggregate_logging_outputs
+
+
+def _asked(trainer: Any) -> bool:
+    if trainer.data_parallel_world_size == 1:
+        return interruption.received is not None
+    return interruption.agreed
+
+
+def _validate_and_save(
+    original: Callable[..., Any], cfg: Any, trainer: Any, task: Any, epoch_itr: Any, *args: Any
+) -> Any:
+    """fairseq's, which comes after every update."""
+    last = 0 < (cfg.optimization.max_update or 0) <= trainer.get_num_updates()
+    trainer.is_finishing = last  # a signal changes nothing then, but that all is saved first
+    if _asked(trainer):
+        _save(cfg, trainer, epoch_itr, to_do=True)
+        if not last:
+            _end(cfg, trainer)
+    try:
+        result = original(cfg, trainer, task, epoch_itr, *args)
+    except _Stop:
+        _save(cfg, trainer, epoch_itr, to_do=True)
+        _end(cfg, trainer)
+    if _asked(trainer) and not result[1]:
+        _save(cfg, trainer, epoch_itr, to_do=False)
+        _end(cfg, trainer)
+    return result
+
+
+def _save(cfg: Any, trainer: Any, epoch_itr: Any, to_do: bool) -> None:
+    """Save to where the next run continues from."""
+    if cfg.checkpoint.no_save:
+        return
+    trainer.consolidate_optimizer()
+    position = epoch_itr.state_dict()
+    state = {"train_iterator": position, "val_loss": None}
+    if hasattr(trainer.task, "get_checkpoint_dict"):
+        state |= trainer.task.get_checkpoint_dict()
+    best = getattr(checkpoint_utils.save_checkpoint, "best", None)
+    if best is not None:
+        state["best"] = best
+    if to_do:
+        state[_TO_DO] = {"epoch": epoch_itr.epoch, "end_of_epoch": epoch_itr.end_of_epoch()}
+    with one_line_errors():
+        trainer.save_checkpoint(str(_file(cfg, trainer)), state)
+
+
+def _file(cfg: Any, trainer: Any) -> Path:
+    wanted = resume_file(cfg.checkpoint, trainer.checkpoint_suffix)
+    return Path(cfg.checkpoint.save_dir, wanted.name)
+
+
+def _end(cfg: Any, trainer: Any) -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()  # whoever ends early is a reason for srun to end the others
+    updates = f"update {trainer.get_num_updates()}"
+    file = _file(cfg, trainer)
+    saved = "is the last" if cfg.checkpoint.no_save else f"is saved in {file}"
+    interruption.end(f"{updates} {saved}", say=trainer.data_parallel_rank == 0)
+
+
+class _AsItWas:
+    """An epoch's iterator, as it was after the update with which the last run ended."""
+
+    def __init__(self, position: dict[str, Any], epoch: int, end_of_epoch: bool):
+        self.epoch = epoch
+        self._position = position
+        self._end = end_of_epoch
+
+    def end_of_epoch(self) -> bool:
+        return self._end
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._position
+
+
+def _train(
+    original: Callable[..., Any],
+    validate_and_save: Callable[..., Any],
+    cfg: Any,
+    trainer: Any,
+    task: Any,
+    epoch_itr: Any,
+) -> Any:
+    """fairseq's, which trains an epoch; before the first, what the last run left to do."""
+    to_do, trainer.to_do = trainer.to_do, None
+    if to_do:
+        then = _AsItWas(**to_do)
+        subsets = cfg.dataset.valid_subset.split(",")
+        losses, stop = validate_and_save(cfg, trainer, task, then, subsets, then.end_of_epoch())
+        if stop:
+            return losses, stop
+        if then.end_of_epoch():
+            trainer.lr_step(then.epoch, losses[0])
+    return original(cfg, trainer, task, epoch_itr)
