@@ -58,6 +58,7 @@ def train(family: str, *overrides: str, config_name: str | None = None) -> None:
     from fairseq_cli.hydra_train import cli_main
 
     from music_ssl_fairseq.tasks import pretraining
+    from music_ssl_fairseq.training.interruption import interruption
 
     # fairseq imports nothing of a user_dir whose package is imported already, as it is here.
     music_ssl_fairseq.register()
@@ -72,6 +73,7 @@ def train(family: str, *overrides: str, config_name: str | None = None) -> None:
     ]
     with ExitStack() as exits:
         at_exit = SimpleNamespace(register=exits.callback)
+        exits.callback(interruption.release)
         with mock.patch.object(pretraining, "atexit", at_exit):
             cli_main()
 

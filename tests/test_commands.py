@@ -166,9 +166,12 @@ def test_labels_that_do_not_fit_are_one_line(here, damage, says):
     assert says in message
 
 
-def test_deleted_files_stop_training_with_a_clear_message(here, corpus, capsys):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_deleted_files_stop_training_in_one_line(here, corpus, workers):
     text = Path("manifests/train.tsv").read_text()
     Path("manifests/train.tsv").write_text(text.replace(str(corpus), str(corpus / "gone")))
-    with pytest.raises(SystemExit):
-        train("music2vec", *TINY)
-    assert "tracks cannot be read, more than max_unreadable=0.1 allows" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as failure:
+        train("music2vec", *TINY, f"dataset.num_workers={workers}")
+    message = str(failure.value)
+    assert "\n" not in message
+    assert "tracks cannot be read, more than max_unreadable=0.1 allows" in message

@@ -35,6 +35,8 @@ from music_ssl_fairseq.probing.metrics import evaluate
 from music_ssl_fairseq.probing.selection import row_scores
 from music_ssl_fairseq.probing.source import Source, open_source
 from music_ssl_fairseq.probing.store import FeatureStore, clip_of
+from music_ssl_fairseq.training import prepare_training
+from music_ssl_fairseq.training.epoch import note_cut
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +132,7 @@ class MusicProbingTask(FairseqTask):
         """fairseq's entry point: fails in one line if something needed is not there."""
         with one_line_errors():
             check_versions()
+            prepare_training()
             return cls(cfg)
 
     def _device(self) -> str:
@@ -278,7 +281,8 @@ class MusicProbingTask(FairseqTask):
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """fairseq's, noting which split is being gone through."""
         split = self._validating = next(k for k, v in self.datasets.items() if v is dataset)
-        self._iterators[split] = super().get_batch_iterator(dataset, *args, **kwargs)
+        iterator = super().get_batch_iterator(dataset, *args, **kwargs)
+        self._iterators[split] = note_cut(iterator, kwargs)
         return self._iterators[split]
 
     def _stop_loading(self, split: str) -> None:

@@ -29,6 +29,8 @@ from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
 # fairseq imports tasks/ and models/ of a user_dir, and nothing else.
 from music_ssl_fairseq.optim import tri_stage as _lr_scheduler  # noqa: F401
 from music_ssl_fairseq.optim.fused_adamw import FusedAdamW
+from music_ssl_fairseq.training import prepare_training
+from music_ssl_fairseq.training.epoch import note_cut
 from music_ssl_fairseq.upstream.initialise import initialise
 
 logger = logging.getLogger(__name__)
@@ -107,6 +109,7 @@ class PretrainingTask(FairseqTask):
             check_versions()
             exchange_numbers_on_cpu()
             fork_workers()
+            prepare_training()
             return cls(cfg)
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
@@ -148,6 +151,10 @@ class PretrainingTask(FairseqTask):
             hours,
             len(self.datasets[split]),
         )
+
+    def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """fairseq's, knowing how it cuts an epoch into batches: see `CroppedEpochs`."""
+        return note_cut(super().get_batch_iterator(dataset, *args, **kwargs), kwargs)
 
     def train_step(
         self, sample: Any, model: Any, criterion: Any, optimizer: Any, *args: Any, **kwargs: Any

@@ -1,17 +1,26 @@
 """fairseq's training loop, made to lose nothing: patched once, by our tasks.
 
-`checkpoints` writes one state to one path, whole or not at all; `saving` lets fairseq do it that
-way; `epoch` continues an epoch where its crops ended; `interruption` receives signals, and
-`stopping` stops at an update; `numbers` names the tracks of a loss that is not finite; `launch` acts
-before there is a task: on how several processes find each other.
+`checkpoints` writes one state to one path, whole or not at all, and `saving` lets fairseq do it so.
+`epoch` continues an epoch where its crops ended. `interruption` receives signals, and `stopping`
+stops at an update. `numbers` names the tracks of a loss that is not finite. `launch` acts before
+there is a task: on how several processes find each other, and how they end.
 """
 
 import functools
 
 
+def prepare_training() -> None:
+    """What our tasks do first: patch fairseq, and in its training command receive signals."""
+    from music_ssl_fairseq.compat import is_training_command
+    from music_ssl_fairseq.training.interruption import interruption
+
+    _patch()
+    if is_training_command():
+        interruption.install()
+
+
 @functools.cache
-def patch_trainer() -> None:
-    """Patch fairseq's trainer and training loop, for this process, once."""
+def _patch() -> None:
     from music_ssl_fairseq.training.epoch import patch_epochs
     from music_ssl_fairseq.training.numbers import patch_numbers
     from music_ssl_fairseq.training.saving import patch_saving

@@ -32,20 +32,29 @@ def write_state(state: Any, path: str | os.PathLike) -> None:
         InputError: if the disk is full or the like. What was at `path` is still there.
     """
     path = Path(path)
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            with atomic_path(path) as temporary:
-                _write_whole(state, temporary)
-            _to_disk(path.parent)
+    for _ in range(_ATTEMPTS - 1):
+        reason = _try_to_write(state, path)
+        if reason is None:
             return
-        except OSError as error:
-            if attempt == _ATTEMPTS:
-                raise InputError(
-                    f"{path}: {error.strerror or error}; this checkpoint is not written, and those "
-                    "before it are whole. Make room, and run the same command to continue"
-                ) from None
-            logger.warning("%s: %s; trying again", path, error.strerror or error)
-            time.sleep(_PAUSE)
+        logger.warning("%s: %s; trying again", path, reason)
+        time.sleep(_PAUSE)
+    reason = _try_to_write(state, path)
+    if reason is not None:
+        raise InputError(
+            f"{path}: {reason}; this checkpoint is not written, and those before it are whole. "
+            "Make room, and run the same command to continue"
+        )
+
+
+def _try_to_write(state: Any, path: Path) -> str | None:
+    """Why it failed; None if it did not."""
+    try:
+        with atomic_path(path) as temporary:
+            _write_whole(state, temporary)
+        _to_disk(path.parent)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def _write_whole(state: Any, path: Path) -> None:

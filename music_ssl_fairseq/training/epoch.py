@@ -1,9 +1,9 @@
 """An epoch that continues where its crops ended, with whatever batches come then.
 
 fairseq counts batches. After a change of the batch size, of `update_freq` or of the number of
-processes, its count means other crops: some come twice, others never, or the run ends in "dataloader
-mismatch". Here a checkpoint says how its epoch was cut. On resuming, the crops that are left are
-taken in the order in which they would have come, and cut anew.
+processes, its count means other crops: some come twice, others never, or the run ends in
+"dataloader mismatch". Here a checkpoint says how its epoch was cut. On resuming, the crops that are
+left are taken in the order in which they would have come, and cut anew.
 """
 
 import copy

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from typing import Any, NoReturn
+from typing import Any
 
 RESUBMIT = 75
 """Exit status of a training that was stopped by a signal and can continue: EX_TEMPFAIL."""
@@ -64,16 +64,15 @@ class Interruption:
     def _receive(self, number: int, frame: Any) -> None:
         self.received = self.received or signal.Signals(number)
         if not self.training:
-            self.end("before its first update")
+            self.say("before its first update")
+            raise SystemExit(RESUBMIT)
         elif os.isatty(2):
             os.write(2, b"\nfinishing this update, and saving; once more to end at once\n")
 
-    def end(self, state: str, say: bool = True) -> NoReturn:
-        """End with the status that asks for another run, and one line."""
+    def say(self, state: str) -> None:
+        """Say in one line what has happened, and what to do."""
         name = self.received.name if self.received else "a signal to another process"
-        if say:
-            print(f"stopped by {name}: {state}; {SAY}", file=sys.stderr, flush=True)
-        raise SystemExit(RESUBMIT)
+        print(f"stopped by {name}: {state}; {SAY}", file=sys.stderr, flush=True)
 
     def _watch(self, pipe: int) -> None:
         """End at once at the second signal, also while Python is waiting for something else."""

@@ -15,7 +15,7 @@ from fairseq import checkpoint_utils
 from fairseq.trainer import Trainer
 
 from music_ssl_fairseq.compat import one_line_errors
-from music_ssl_fairseq.training.interruption import interruption
+from music_ssl_fairseq.training.interruption import RESUBMIT, interruption
 from music_ssl_fairseq.training.saving import resume_file
 
 _TO_DO = "after_update"
@@ -138,12 +138,13 @@ def _file(cfg: Any, trainer: Any) -> Path:
 
 
 def _end(cfg: Any, trainer: Any) -> None:
+    file, no_save = _file(cfg, trainer), cfg.checkpoint.no_save
+    saved = "is the last, as checkpoint.no_save says" if no_save else f"is saved in {file}"
+    if trainer.data_parallel_rank == 0:
+        interruption.say(f"update {trainer.get_num_updates()} {saved}")
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()  # whoever ends early is a reason for srun to end the others
-    updates = f"update {trainer.get_num_updates()}"
-    file = _file(cfg, trainer)
-    saved = "is the last" if cfg.checkpoint.no_save else f"is saved in {file}"
-    interruption.end(f"{updates} {saved}", say=trainer.data_parallel_rank == 0)
+    raise SystemExit(RESUBMIT)
 
 
 class _AsItWas:

@@ -1,0 +1,114 @@
+"""How the processes of a `fairseq-hydra-train` find each other, and how they end together.
+
+That is settled before fairseq imports a `user_dir`, so it is a callback of hydra, which the
+configurations in `examples/` name. hydra loads this file in every program of the environment, so it
+imports nothing of the package.
+"""
+
+import functools
+import os
+import signal
+import sys
+from datetime import timedelta
+from typing import Any
+
+from hydra.experimental.callback import Callback
+
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
+
+
+class Launch(Callback):
+    """Bound the wait for other processes, and pass signals on to processes on the same machine."""
+
+    def __init__(self, rendezvous_seconds: float = 120):
+        """Note for how long to wait.
+
+        Args:
+            rendezvous_seconds: for all processes to have started. fairseq waits for half an hour.
+        """
+        self._seconds = rendezvous_seconds
+
+    def on_job_start(self, config: Any, **kwargs: Any) -> None:
+        """Patch fairseq, once."""
+        import torch
+        from fairseq.distributed import utils
+
+        if not isinstance(utils.distributed_init, functools.partial):
+            spawn = torch.multiprocessing.spawn
+            utils.distributed_init = functools.partial(
+                _distributed_init, utils.distributed_init, self._seconds
+            )
+            utils.infer_init_method = functools.partial(_infer_init_method, utils.infer_init_method)
+            torch.multiprocessing.spawn = functools.partial(_spawn, spawn)
+
+
+def _distributed_init(original: Any, seconds: float, cfg: Any) -> int:
+    """fairseq's, with an end to the wait, and one line then."""
+    from torch import distributed
+
+    settings = cfg.distributed_training
+    init = distributed.init_process_group
+    distributed.init_process_group = functools.partial(_init_process_group, init, seconds)
+    try:
+        return original(cfg)
+    except (distributed.DistError, RuntimeError) as error:
+        sys.exit(
+            f"error: process {settings.distributed_rank} of {settings.distributed_world_size}: not "
+            f"all came to {settings.distributed_init_method} within {seconds:g} s "
+            f"({str(error).splitlines()[0][:200]}). See what the others say; for a slow start, "
+            "hydra.callbacks.launch.rendezvous_seconds=600"
+        )
+    finally:
+        distributed.init_process_group = init
+
+
+def _init_process_group(init: Any, seconds: float, *args: Any, **kwargs: Any) -> None:
+    """torch's, with another timeout than what comes after it has."""
+    from torch.distributed import distributed_c10d as c10d
+
+    init(*args, **kwargs, timeout=timedelta(seconds=seconds))
+    usual = c10d._get_default_timeout(kwargs["backend"])
+    c10d._set_pg_timeout(usual)
+    c10d._get_default_store().set_timeout(usual)
+
+
+def _infer_init_method(original: Any, cfg: Any, *args: Any, **kwargs: Any) -> None:
+    """fairseq's, which chooses a GPU on machines without one, and asserts without a word."""
+    import torch
+
+    choose = torch.cuda.set_device
+    if not torch.cuda.is_available():
+        torch.cuda.set_device = lambda device: None
+    try:
+        original(cfg, *args, **kwargs)
+    except AssertionError as error:
+        tasks = os.environ.get("SLURM_NTASKS")
+        slurm = f"Slurm runs {tasks} tasks on {os.environ.get('SLURM_NNODES')} nodes, and "
+        sys.exit(
+            f"error: {slurm if tasks else ''}distributed_training.distributed_world_size is "
+            f"{cfg.distributed_world_size} ({error}): one process per GPU, or with Slurm as many "
+            "tasks as processes: srun --nodes=N --ntasks-per-node=M with a world size of N x M"
+        )
+    finally:
+        torch.cuda.set_device = choose
+
+
+def _spawn(original: Any, fn: Any, args: Any = (), nprocs: int = 1, **kwargs: Any) -> None:
+    """torch's; signals go on to the processes, and their exit status becomes this one's."""
+    from torch.multiprocessing import ProcessExitedException
+
+    context = original(fn, args=args, nprocs=nprocs, **{**kwargs, "join": False})
+
+    def pass_on(number: int, frame: Any) -> None:
+        for process in context.processes:
+            if process.is_alive():
+                os.kill(process.pid, number)
+
+    for number in (getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)):
+        if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, pass_on)
+    try:
+        while not context.join():
+            pass
+    except ProcessExitedException as error:
+        sys.exit(error.exit_code if error.exit_code > 0 else 128 - error.exit_code)
