@@ -38,7 +38,8 @@ ALLOWED = {
     "optim": {"compat", "late"},
     "tasks": FOUNDATION
     | {"compat", "data", "modules", "models", "criterions", "optim"}
-    | {"upstream", "probing"},
+    | {"upstream", "probing", "training"},
+    "training": {"compat", "errors", "files"},
 }
 
 # Library -> the only modules, or rooms, that use it. convert writes audio, and reads none.

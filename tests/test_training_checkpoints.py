@@ -85,7 +85,7 @@ def test_what_does_not_read_back_does_not_replace_what_was_there(tmp_path, monke
 
 
 def test_errors_that_are_no_disk_s_pass_as_they_are(tmp_path):
-    with pytest.raises((AttributeError, TypeError, RuntimeError), match="lambda|pickle"):
+    with pytest.raises((AttributeError, TypeError, RuntimeError), match=r"lambda|pickle"):
         checkpoints.write_state({"f": lambda: 0}, tmp_path / "checkpoint_last.pt")
     assert not os.listdir(tmp_path)
 
@@ -147,9 +147,8 @@ def _cut(path: Path) -> None:
 
 
 def test_the_newest_whole_checkpoint_is_taken(tmp_path, caplog):
-    names = {"checkpoint_1_5": 5, "checkpoint_1_10": 10, "checkpoint_best": 9, "checkpoint_last": 10}
-    for name, updates in names.items():
-        checkpoints.write_state(state(updates), tmp_path / f"{name}.pt")
+    for name, updates in {"1_5": 5, "1_10": 10, "best": 9, "last": 10}.items():
+        checkpoints.write_state(state(updates), tmp_path / f"checkpoint_{name}.pt")
     torch.save({"model": {}, "optimizer_history": [{"num_updates": 99}]}, tmp_path / "crash.pt")
     last = tmp_path / "checkpoint_last.pt"
 
@@ -167,7 +166,7 @@ def test_the_newest_whole_checkpoint_is_taken(tmp_path, caplog):
     assert found() == tmp_path / "checkpoint_best.pt"
     for path in tmp_path.glob("checkpoint*"):
         _cut(path) if path.name != "checkpoint_best.pt" else path.write_bytes(b"")
-    with pytest.raises(InputError, match="no other checkpoint .* is whole") as error:
+    with pytest.raises(InputError, match=r"no other checkpoint .* is whole") as error:
         found()
     assert "\n" not in str(error.value)
 

@@ -60,7 +60,7 @@ def _try_to_write(state: Any, path: Path) -> str | None:
 def _write_whole(state: Any, path: Path) -> None:
     """Write to a new file, and make sure that it arrived."""
     with path.open("wb") as file:
-        watched = _Watched(file)
+        watched: Any = _Watched(file)
         try:
             torch.save(state, watched)
         except Exception:  # torch's writer raises errors of its own about a write that failed

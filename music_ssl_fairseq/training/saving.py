@@ -91,7 +91,7 @@ def _agreed(trainer: Any, find: Any) -> str | None:
             group=trainer.data_parallel_process_group,
             dist_device=trainer.device,
         )
-    path, error = found
-    if error:
-        raise InputError(error)
+    path, message = found
+    if message:
+        raise InputError(message)
     return path
