@@ -14,7 +14,7 @@ from music_ssl_fairseq.probing.predictions import Predictions
 from music_ssl_fairseq.probing.results import write_rows, write_scores
 from music_ssl_fairseq.report.__main__ import run
 from music_ssl_fairseq.report.bootstrap import interval, statistic
-from music_ssl_fairseq.report.published import COLUMNS, SOURCE, figures
+from music_ssl_fairseq.report.published import COLUMNS, ROWS
 
 CLASSES = ("A minor", "C major", "G major")
 TARGETS = ("arousal", "valence")
@@ -88,7 +88,7 @@ def test_the_interval_is_that_of_a_binomial_where_one_is_known():
 
 
 def test_published_figures_are_those_of_the_protocol():
-    known = figures()
+    known = {row.model: row.figures() for row in ROWS}
     assert known["music2vec (MAP)"]["giantsteps-key", "weighted_key_score"] == 0.506
     assert known["MERT-v1-95M"]["emomusic", "r2_valence"] == 0.555
     assert known["MERT-v1-95M"]["mtg-top50", "macro_average_precision"] == 0.29
@@ -97,6 +97,10 @@ def test_published_figures_are_those_of_the_protocol():
     assert ("gtzan-beat", "f_measure") not in known["Jukebox-5B"]
     assert ("mtg-genre", "macro_roc_auc") not in known["MuQ"]
     assert len(COLUMNS) == 13
+    sources = {row.model: row.source for row in ROWS}
+    assert len(sources) == len(ROWS)
+    assert "2501.01108" in sources.pop("MuQ")
+    assert all("2306.10548" in source for source in sources.values())
 
 
 def leave_probe(folder: Path, kind: str, name: str, upstream: str, window: float = 5.0) -> None:
@@ -127,7 +131,11 @@ def test_tables_of_models_and_tasks(tmp_path):
     lines = text.splitlines()
     assert "| model | gtzan-genre: accuracy | emomusic: r2_valence / r2_arousal |" in lines
     assert any(line.startswith("| second, 30 s | ") for line in lines)
-    assert "| MERT-v1-95M (published, MARBLE) | 74.8 | 55.5 / 76.3 |" in lines
+    assert (
+        "| MERT-v1-95M | MARBLE, arXiv 2306.10548, tables of results | 74.8 | 55.5 / 76.3 |"
+        in lines
+    )
+    assert "| MuQ | MuQ, arXiv 2501.01108, tables 1 and 2 | 85.5 | 60.9 / 75.4 |" in lines
     assert "- gtzan-genre: not scored, because absent from test: kazoo." in lines
     with (tmp_path / "out/report.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -135,7 +143,10 @@ def test_tables_of_models_and_tasks(tmp_path):
     assert [row["metric"] for row in measured] == ["r2_valence", "r2_arousal", *["accuracy"] * 2]
     for row in measured:
         assert float(row["low"]) <= float(row["value"]) <= float(row["high"])
-    assert {row["task"] for row in rows if row["source"] == SOURCE} == {"gtzan-genre", "emomusic"}
+    sources = {row.source for row in ROWS}
+    published = [row for row in rows if row["source"] in sources]
+    assert len(published) == len(rows) - len(measured) == 3 * len(ROWS)
+    assert {row["task"] for row in published} == {"gtzan-genre", "emomusic"}
     assert (tmp_path / "out/layers.png").read_bytes()[:4] == b"\x89PNG"
 
 

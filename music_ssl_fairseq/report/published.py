@@ -1,9 +1,10 @@
-"""Published figures, for comparison: MARBLE's table (arXiv 2306.10548 and its leaderboard).
+"""Published figures, for comparison, each row with the paper and the tables that it comes from.
 
-Fractions. These are others' runs, with their own probes, windows and, in part, data.
+These are others' runs, with their own probes, windows and, in part, data. The same weights differ
+between papers by more than a point, so rows of different sources are not one ranking.
 """
 
-SOURCE = "published, MARBLE"
+from dataclasses import dataclass
 
 _TAGS = ("macro_roc_auc", "macro_average_precision")
 COLUMNS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -23,35 +24,59 @@ COLUMNS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 """Tasks in order, with the metrics of the figures."""
 
-# Percent, in the order of COLUMNS; None where nothing was published.
-_ROWS: dict[str, tuple[float | None, ...]] = {
-    "music2vec (MAP)": (
-        *(90.0, 36.2, 50.6, 74.1, 68.2, 52.1, 71.0, 69.3, 93.1, 71.1, 81.4),
-        *(76.1, 19.2, 76.7, 14.3, 87.1, 18.8, 83.0, 29.2),
-    ),
-    "MERT-v1-95M": (
-        *(91.0, 39.3, 63.5, 74.8, 88.3, 55.5, 76.3, 70.7, 92.6, 74.2, 83.7),
-        *(77.5, 19.4, 76.4, 13.4, 87.1, 18.8, 83.0, 29.0),
-    ),
-    "Jukebox-5B": (
-        *(91.4, 40.6, 63.8, 77.9, None, 57.0, 73.0, 70.4, 91.6, 76.7, 82.6),
-        *(78.5, 22.0, 77.6, 15.3, 88.0, 20.5, 83.7, 30.6),
-    ),
-    "MuQ": (
-        *(91.4, 40.3, 63.5, 85.5, None, 60.9, 75.4, 79.2, 92.3, 82.4, 95.8),
-        *(None,) * 8,
-    ),
-}
+MARBLE = "MARBLE, arXiv 2306.10548, tables of results"
+MUQ = "MuQ, arXiv 2501.01108, tables 1 and 2"
 
 
-def figures() -> dict[str, dict[tuple[str, str], float]]:
-    """Model -> (task, metric) -> fraction."""
-    places = [(task, metric) for task, metrics in COLUMNS for metric in metrics]
-    return {
-        model: {
-            place: value / 100
-            for place, value in zip(places, row, strict=True)
-            if value is not None
-        }
-        for model, row in _ROWS.items()
-    }
+@dataclass(frozen=True)
+class Row:
+    """A published model.
+
+    Attributes:
+        model: as its authors call it.
+        source: paper and table.
+        percent: in the order of COLUMNS; None where the source has nothing.
+    """
+
+    model: str
+    source: str
+    percent: tuple[float | None, ...]
+
+    def figures(self) -> dict[tuple[str, str], float]:
+        """(task, metric) -> fraction, of what the source has."""
+        places = [(task, metric) for task, metrics in COLUMNS for metric in metrics]
+        known = zip(places, self.percent, strict=True)
+        return {place: value / 100 for place, value in known if value is not None}
+
+
+ROWS = (
+    Row(
+        "music2vec (MAP)",
+        MARBLE,
+        (
+            *(90.0, 36.2, 50.6, 74.1, 68.2, 52.1, 71.0, 69.3, 93.1, 71.1, 81.4),
+            *(76.1, 19.2, 76.7, 14.3, 87.1, 18.8, 83.0, 29.2),
+        ),
+    ),
+    Row(
+        "MERT-v1-95M",
+        MARBLE,
+        (
+            *(91.0, 39.3, 63.5, 74.8, 88.3, 55.5, 76.3, 70.7, 92.6, 74.2, 83.7),
+            *(77.5, 19.4, 76.4, 13.4, 87.1, 18.8, 83.0, 29.0),
+        ),
+    ),
+    Row(
+        "Jukebox-5B",
+        MARBLE,
+        (
+            *(91.4, 40.6, 63.8, 77.9, None, 57.0, 73.0, 70.4, 91.6, 76.7, 82.6),
+            *(78.5, 22.0, 77.6, 15.3, 88.0, 20.5, 83.7, 30.6),
+        ),
+    ),
+    Row(
+        "MuQ",
+        MUQ,
+        (91.4, 40.3, 63.5, 85.5, None, 60.9, 75.4, 79.2, 92.3, 82.4, 95.8, *(None,) * 8),
+    ),
+)

@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 
 from music_ssl_fairseq.report.gather import Figure, Probe
-from music_ssl_fairseq.report.published import COLUMNS, SOURCE, figures
+from music_ssl_fairseq.report.published import COLUMNS, ROWS
 
 CSV_FIELDS = (
     *("source", "model", "task", "metric", "value", "low", "high", "layer", "learning_rate"),
@@ -42,9 +42,10 @@ def markdown(probes: Sequence[Probe], split: str, resamples: int) -> str:
     others = _published(tasks)
     if others:
         parts += [
-            f"## {SOURCE[0].upper()}{SOURCE[1:]}",
+            "## Published",
             "",
-            "Not measured here: other probes, other windows, and in part other data.",
+            "Not measured here: other probes, other windows, and in part other data. Each row "
+            "names its source; rows of different sources are not one ranking.",
             "",
             *_table(others[0], others[1:]),
             "",
@@ -69,15 +70,16 @@ def _published(tasks: Sequence[str]) -> list[list[str]]:
     shared = [(task, metrics) for task, metrics in COLUMNS if task in tasks]
     if not shared:
         return []
-    rows = [["model", *(f"{task}: {' / '.join(metrics)}" for task, metrics in shared)]]
-    for model, known in figures().items():
+    rows = [["model", "source", *(f"{task}: {' / '.join(metrics)}" for task, metrics in shared)]]
+    for row in ROWS:
+        known = row.figures()
         cells = []
         for task, metrics in shared:
             values = [known.get((task, metric)) for metric in metrics]
             cells.append(
                 "" if None in values else " / ".join(f"{100 * v:.1f}" for v in values if v)
             )
-        rows.append([f"{model} ({SOURCE})", *cells])
+        rows.append([row.model, row.source, *cells])
     return rows
 
 
@@ -114,9 +116,9 @@ def comma_separated(probes: Sequence[Probe]) -> str:
                 }
             )
     tasks = tasks_of(probes)
-    for model, known in figures().items():
-        for (task, metric), value in known.items():
+    for row in ROWS:
+        for (task, metric), value in row.figures().items():
             if task in tasks:
-                row = {"model": model, "task": task, "metric": metric, "value": round(value, 4)}
-                table.writerow({"source": SOURCE, **row})
+                about = {"source": row.source, "model": row.model, "task": task, "metric": metric}
+                table.writerow({**about, "value": round(value, 4)})
     return text.getvalue()
