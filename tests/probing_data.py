@@ -80,6 +80,7 @@ def train(data: Path, upstream: Path | str, run: Path, *overrides: str, name: st
     from fairseq_cli.hydra_train import cli_main
 
     import music_ssl_fairseq
+    from music_ssl_fairseq.training.interruption import interruption
 
     music_ssl_fairseq.register()
     # What a new process would not have: these live in attributes of functions.
@@ -91,7 +92,10 @@ def train(data: Path, upstream: Path | str, run: Path, *overrides: str, name: st
         *(f"model.upstream={upstream}", f"task.data={data}", f"hydra.run.dir={run}"),
         *overrides,
     ]
-    cli_main()
+    try:
+        cli_main()
+    finally:
+        interruption.release()
 
 
 def validate(data: Path, run: Path, *options: str, split: str = "test") -> None:

@@ -1,11 +1,14 @@
 """The thirteen tasks as a user runs them: train, validate, report; and what is refused."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+from fairseq.trainer import Trainer
 from omegaconf import OmegaConf
 from sklearn import metrics as sklearn
 
@@ -153,6 +156,29 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(here):
     before = (cut / "rows.csv").stat().st_mtime_ns
     train(here / "regression", "encoder.pt", cut, *options, "optimization.max_epoch=7")
     assert (cut / "rows.csv").stat().st_mtime_ns == before  # nothing left to do
+
+
+@pytest.mark.parametrize(("method", "call"), [("train_step", 4), ("valid_step", 2)])
+def test_a_signal_saves_a_probe_and_it_goes_on(here, monkeypatch, method, call):
+    runs = [Path("runs", f"{name}_{method}") for name in ("undisturbed", "stopped")]
+    options = [*SMALL, "dataset.batch_size=2", "task.save_seconds=0"]
+    train(here / "regression", "encoder.pt", runs[0], *options)
+    original, calls = getattr(Trainer, method), []
+
+    def sending(*args, **kwargs):
+        calls.append(None)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(Trainer, method, sending)
+    with pytest.raises(SystemExit) as end:
+        train(here / "regression", "encoder.pt", runs[1], *options)
+    assert end.value.code == 75
+    assert os.listdir(runs[1] / "checkpoints") == ["checkpoint_best.pt"]
+    train(here / "regression", "encoder.pt", runs[1], *options)
+    whole, cut = (json.loads((run / "probe.json").read_text())["rows"] for run in runs)
+    assert cut == [pytest.approx(row) for row in whole]
 
 
 def test_a_finished_probe_is_small_and_loads_safely(here):
