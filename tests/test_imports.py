@@ -40,6 +40,7 @@ ALLOWED = {
     | {"compat", "data", "modules", "models", "criterions", "optim"}
     | {"upstream", "probing", "training"},
     "training": {"compat", "errors", "files"},
+    "direct_probe": {"criterions", "models", "optim", "probing", "tasks"},
 }
 
 # Library -> the only modules, or rooms, that use it. convert writes audio, and reads none.

@@ -10,6 +10,8 @@ of a song are not independent. An interval says how much a figure depends on whi
 test split; not on the training, and not on the choice of the layer.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from music_ssl_fairseq.probing.metrics import statistic
@@ -37,27 +39,60 @@ def interval(
     Returns:
         Both ends, within what the metric can be; NaN if the metric itself is.
     """
-    groups = predictions.num_groups
-    point = statistic(metric, predictions, np.ones((1, groups), np.int64), classes, targets)[0]
-    if not np.isfinite(point):
-        return float("nan"), float("nan")
-    rng = np.random.default_rng(seed)
-    step = max(1, _AT_ONCE // max(groups, len(predictions.names)))
-    values = np.concatenate(
+    values = _resampled(metric, predictions, classes, targets, resamples, seed)
+    low, high = _ends(values, share)
+    least = -np.inf if metric.startswith("r2") else 0.0
+    return float(np.clip(low, least, 1.0)), float(np.clip(high, least, 1.0))
+
+
+def difference(
+    metric: str,
+    one: Predictions,
+    other: Predictions,
+    classes: tuple[str, ...] = (),
+    targets: tuple[str, ...] = (),
+    resamples: int = 1000,
+    seed: int = 0,
+    share: float = 0.95,
+) -> tuple[float, float, float]:
+    """What `one` has more than `other`, with the ends of its interval: both are scored on the same
+    draws of the same clips, so that the difference is surer than either figure."""
+    values = _resampled(metric, one, classes, targets, resamples, seed)
+    values -= _resampled(metric, other, classes, targets, resamples, seed)
+    return (float(values[0]), *_ends(values, share))
+
+
+def _resampled(
+    metric: str,
+    predictions: Predictions,
+    classes: tuple[str, ...],
+    targets: tuple[str, ...],
+    resamples: int,
+    seed: int,
+) -> np.ndarray:
+    """The metric of the split as it is, then of each resample: `[1 + resamples]`."""
+    once = np.ones((1, predictions.num_groups), np.int64)
+    return np.concatenate(
         [
-            statistic(
-                metric,
-                predictions,
-                rng.multinomial(groups, np.full(groups, 1 / groups), min(step, resamples - first)),
-                classes,
-                targets,
-            )
-            for first in range(0, resamples, step)
+            statistic(metric, predictions, counts, classes, targets)
+            for counts in (once, *draws(predictions, resamples, seed))
         ]
     )
-    values = values[np.isfinite(values)]
-    if not len(values):
+
+
+def _ends(values: np.ndarray, share: float) -> tuple[float, float]:
+    """Of the interval, from the metric itself and those of the resamples."""
+    point, drawn = values[0], values[1:][np.isfinite(values[1:])]
+    if not (np.isfinite(point) and len(drawn)):
         return float("nan"), float("nan")
-    ends = np.quantile(values, [(1 - share) / 2, (1 + share) / 2]) - (values.mean() - point)
-    low, high = np.clip(ends, -np.inf if metric.startswith("r2") else 0.0, 1.0)
-    return float(low), float(high)
+    ends = np.quantile(drawn, [(1 - share) / 2, (1 + share) / 2]) - (drawn.mean() - point)
+    return float(ends[0]), float(ends[1])
+
+
+def draws(predictions: Predictions, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each song is drawn, `[some resamples, groups]` at a time."""
+    groups = predictions.num_groups
+    rng = np.random.default_rng(seed)
+    step = max(1, _AT_ONCE // max(groups, len(predictions.names)))
+    for first in range(0, resamples, step):
+        yield rng.multinomial(groups, np.full(groups, 1 / groups), min(step, resamples - first))

@@ -1,10 +1,12 @@
 """Finding probes and what they scored."""
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.predictions import Predictions
@@ -50,8 +52,17 @@ class Probe:
     figures: dict[str, Figure]
 
 
-def find(folders: Iterable[Path], split: str, resamples: int, seed: int) -> list[Probe]:
+Unit = Callable[[str], str]
+"""A clip's name to that of the piece it is of, where clips of a piece are not independent."""
+
+
+def find(
+    folders: Iterable[Path], split: str, resamples: int, seed: int, unit: Unit | None = None
+) -> list[Probe]:
     """All probes below the folders that were scored on `split`, by task and model.
+
+    Args:
+        unit: what the bootstrap draws instead of the task's groups; metrics of groups are left out.
 
     Raises:
         InputError: if there is none, or a folder does not exist.
@@ -63,7 +74,7 @@ def find(folders: Iterable[Path], split: str, resamples: int, seed: int) -> list
             raise InputError(f"{folder}: no such folder")
         for file in sorted(folder.rglob("probe.json")):
             if (file.parent / f"{split}.json").exists():
-                found.append(_probe(file.parent, split, resamples, seed))
+                found.append(_probe(file.parent, split, resamples, seed, unit))
             else:
                 unscored.append(file.parent)
     if not found:
@@ -74,9 +85,18 @@ def find(folders: Iterable[Path], split: str, resamples: int, seed: int) -> list
     return _told_apart(sorted(found, key=lambda probe: (probe.task, probe.model)))
 
 
-def _probe(folder: Path, split: str, resamples: int, seed: int) -> Probe:
-    about, table = _read(folder / f"{split}.json"), _read(folder / "probe.json")
+def predictions_of(folder: Path, split: str, unit: Unit | None = None) -> Predictions:
+    """What a probe said of a split, grouped by `unit` if it is given."""
     predictions = Predictions.load(folder / f"{split}_predictions.npz")
+    if unit is None:
+        return predictions
+    _, index = np.unique([unit(name) for name in predictions.names], return_inverse=True)
+    return replace(predictions, group_index=index.astype(np.int64))
+
+
+def _probe(folder: Path, split: str, resamples: int, seed: int, unit: Unit | None) -> Probe:
+    about, table = _read(folder / f"{split}.json"), _read(folder / "probe.json")
+    predictions = predictions_of(folder, split, unit)
     try:
         seconds = about["window_seconds"]
         window = "" if seconds == 5 else f", {seconds:g} s" if seconds else ", whole clips"
@@ -92,7 +112,7 @@ def _probe(folder: Path, split: str, resamples: int, seed: int) -> Probe:
                     seed,
                 ),
             )
-            for name in _shown(about)
+            for name in _shown(about, unit is None)
         }
         return Probe(
             folder, about["upstream"] + window, about["task"], about, table["rows"], figures
@@ -101,12 +121,13 @@ def _probe(folder: Path, split: str, resamples: int, seed: int) -> Probe:
         raise InputError(f"{folder}: {split}.json or probe.json lacks {error}") from None
 
 
-def _shown(about: dict[str, Any]) -> Sequence[str]:
+def _shown(about: dict[str, Any], grouped: bool) -> Sequence[str]:
     if about["kind"] == "regression":
         # Valence comes first in published tables.
         return [f"r2_{name}" for name in sorted(about["targets"], reverse=True)]
     names = SHOWN[about["kind"]]
-    return [n for n in names if about["groups"] != about["files"] or not n.startswith("group_")]
+    grouped = grouped and about["groups"] != about["files"]
+    return [name for name in names if grouped or not name.startswith("group_")]
 
 
 def _read(file: Path) -> dict[str, Any]:

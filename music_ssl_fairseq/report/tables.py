@@ -36,7 +36,7 @@ def markdown(probes: Sequence[Probe], split: str, resamples: int) -> str:
         "is the projected extractor output, `all` the learned weighted sum). A window that is not "
         "5 s stands beside the model.",
         "",
-        *_table(header, measured),
+        *table(header, measured),
         "",
     ]
     others = _published(tasks)
@@ -47,7 +47,7 @@ def markdown(probes: Sequence[Probe], split: str, resamples: int) -> str:
             "Not measured here: other probes, other windows, and in part other data. Each row "
             "names its source; rows of different sources are not one ranking.",
             "",
-            *_table(others[0], others[1:]),
+            *table(others[0], others[1:]),
             "",
         ]
     notes = [note for probe in probes for note in _notes(probe, split)]
@@ -90,7 +90,8 @@ def _notes(probe: Probe, split: str) -> list[str]:
     return [f"- {probe.task}: not scored, because absent from {split}: {', '.join(absent)}."]
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines]
 
@@ -98,13 +99,13 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def comma_separated(probes: Sequence[Probe]) -> str:
     """One line for each model, task and metric, published ones included."""
     text = io.StringIO()
-    table = csv.DictWriter(text, CSV_FIELDS, lineterminator="\n")
-    table.writeheader()
+    lines = csv.DictWriter(text, CSV_FIELDS, lineterminator="\n")
+    lines.writeheader()
     for probe in probes:
         about = probe.about
         shared = {name: about[name] for name in CSV_FIELDS if name in about}
         for metric, figure in probe.figures.items():
-            table.writerow(
+            lines.writerow(
                 {
                     **shared,
                     "source": "measured",
@@ -120,5 +121,5 @@ def comma_separated(probes: Sequence[Probe]) -> str:
         for (task, metric), value in row.figures().items():
             if task in tasks:
                 about = {"source": row.source, "model": row.model, "task": task, "metric": metric}
-                table.writerow({**about, "value": round(value, 4)})
+                lines.writerow({**about, "value": round(value, 4)})
     return text.getvalue()

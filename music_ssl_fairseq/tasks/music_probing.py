@@ -135,21 +135,22 @@ class MusicProbingTask(FairseqTask):
             prepare_training()
             return cls(cfg)
 
-    def _device(self) -> str:
+    def device(self) -> str:
+        """Where features are computed and heads are trained: `cpu` or `cuda`."""
         return "cpu" if self.cfg.cpu or not torch.cuda.is_available() else "cuda"
 
     @property
     def _row_by_row(self) -> bool:
         """Train on a CPU as its caches want it. Frames of beats fill them whatever is done."""
-        return self._device() == "cpu" and not self.plan.frames
+        return self.device() == "cpu" and not self.plan.frames
 
     def _batch_seconds(self) -> float:
-        return 40.0 if self._device() == "cpu" else 640.0
+        return 40.0 if self.device() == "cpu" else 640.0
 
     @cached_property
     def source(self) -> Source:
         """What makes the features."""
-        return open_source(str(self.cfg.upstream), self._device(), int(self.cfg.upstream_seed or 0))
+        return open_source(str(self.cfg.upstream), self.device(), int(self.cfg.upstream_seed or 0))
 
     @cached_property
     def store(self) -> FeatureStore:
@@ -248,7 +249,7 @@ class MusicProbingTask(FairseqTask):
             return super().train_step(*arguments)
         with one_line_errors():
             self._refuse_accumulation(update_num)
-        self._follow(optimizer, model)
+        self.follow(optimizer, model)
         model.train()
         model.set_num_updates(update_num)
         return criterion.train_row_by_row(model, sample, optimizer)
@@ -263,10 +264,10 @@ class MusicProbingTask(FairseqTask):
 
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
         """Update the rows that are in training, each at its own rate."""
-        self._follow(optimizer, model)
+        self.follow(optimizer, model)
         optimizer.step()
 
-    def _follow(self, optimizer: Any, model: Any) -> None:
+    def follow(self, optimizer: Any, model: Any) -> None:
         """Tell the optimizer which rows are in training, and at which rates."""
         self._optimizer = optimizer
         optimizer.set_rows(model.active.tolist(), model.learning_rates())
@@ -309,7 +310,8 @@ class MusicProbingTask(FairseqTask):
             return
         if self._model.scoring:
             with one_line_errors():
-                self._score(split)
+                self._stop_loading(split)
+                self.score(split, self._collectors.pop(split))
         else:
             # Brought up to date in post_validate: fairseq wants to find the key before.
             metrics.log_scalar("saved", -1, weight=0)
@@ -325,7 +327,7 @@ class MusicProbingTask(FairseqTask):
         last = 0 < int(self.cfg.last_epoch or 0) <= self._epoch
         model.take_scores(scores, self._epoch, last)
         if self._optimizer is not None:
-            self._follow(self._optimizer, model)
+            self.follow(self._optimizer, model)
         if not len(model.active):
             self._stop_loading(CHOOSE_ON)
         chosen = model.chosen_row()
@@ -339,7 +341,7 @@ class MusicProbingTask(FairseqTask):
             "best_learning_rate": chosen.row.learning_rate,
             "rows_in_training": len(model.active),
         }
-        results.write_rows(Path(self.cfg.output_dir), self._about(), self._row_table())
+        results.write_rows(Path(self.cfg.output_dir), self.about(), self.row_table())
 
     def _checkpoint_is_due(self) -> bool:
         """Whether fairseq is to write one after this epoch: it takes `saved` for a score."""
@@ -349,7 +351,7 @@ class MusicProbingTask(FairseqTask):
         self._saved_at = now
         return True
 
-    def _about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, Any]:
         """What a probe's files say of it."""
         chosen = self._model.chosen_row()
         return {
@@ -368,7 +370,8 @@ class MusicProbingTask(FairseqTask):
             "best_epoch": chosen.epoch,
         }
 
-    def _row_table(self) -> list[dict[str, Any]]:
+    def row_table(self) -> list[dict[str, Any]]:
+        """The grid, a line per row, as `rows.csv` has it."""
         schedule, chosen = self._model.schedule, int(self._model.chosen)
         columns: Sequence[Sequence[Any]] = (
             schedule.best_score.tolist(),
@@ -389,14 +392,13 @@ class MusicProbingTask(FairseqTask):
             )
         ]
 
-    def _score(self, split: str) -> None:
-        collector = self._collectors.pop(split)
-        self._stop_loading(split)
+    def score(self, split: str, collector: Collector) -> None:
+        """Write what the chosen row scores on a split, from its outputs."""
         predictions = results.final_predictions(collector, DECODERS[self.cfg.decoder])
         scores = evaluate(self.probing, predictions)
         for name, value in scores.values.items():
             metrics.log_scalar(name, value, weight=0, round=5)
-        about = self._about()
+        about = self.about()
         if self.kind == "beats":
             about["decoder"] = self.cfg.decoder
         file = results.write_scores(Path(self.cfg.output_dir), split, about, scores, predictions)

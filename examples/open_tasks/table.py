@@ -1,0 +1,139 @@
+"""The judge's tables: figures with intervals and mean ranks, and differences of pairs."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from tasks import TASKS, unit
+
+from music_ssl_fairseq.files import atomic_path
+from music_ssl_fairseq.report.compare import difference, mean_ranks
+from music_ssl_fairseq.report.gather import Figure, Probe, find
+from music_ssl_fairseq.report.tables import table
+
+FLOORS = ("mfcc", "chroma")
+RANDOM = "random:"
+RESAMPLES, SEED = 1000, 0
+METRICS = {task.name: task.metric for task in TASKS}
+Table = dict[str, dict[str, Probe]]
+"""Model, task, probe."""
+
+
+def write_tables(
+    folders: Sequence[Path], names: Sequence[str], out: Path, form: str, against: str | None
+) -> str:
+    """Write judge.md and judge.csv; the former's text.
+
+    Args:
+        folders: one per model, in the order of the rows, with a probe per task in it.
+        against: the model whose figures are taken off; None for the better floor of each task.
+    """
+    models: Table = {}
+    for folder in folders:
+        for probe in find([folder], "test", RESAMPLES, SEED, unit):
+            if probe.task in names:
+                models.setdefault(probe.model, {})[probe.task] = probe
+    text = _markdown(models, names, form, against)
+    for ending, contents in (("md", text), ("csv", _comma_separated(models))):
+        with atomic_path(out / f"judge.{ending}") as temporary:
+            temporary.write_text(contents, encoding="utf-8")
+    return text
+
+
+def _markdown(models: Table, names: Sequence[str], form: str, against: str | None) -> str:
+    header = [f"{name}: {METRICS[name]}" for name in names]
+    values = [[_figure(probes[name], name).value for name in names] for probes in models.values()]
+    ranks = mean_ranks(values)
+    rows = [
+        [model, f"{rank:.2f}", *(_cell(probes[name], name) for name in names)]
+        for (model, probes), rank in zip(models.items(), ranks, strict=True)
+    ]
+    parts = [
+        f"# Open tasks, {form} form",
+        "",
+        "Percent on the test split, of the head that validation chose; in brackets the 95 % "
+        f"interval of a bootstrap ({RESAMPLES} resamples) over what the clips are parts of: "
+        "scores, instruments, tracks; then the layer. Rank: the mean over the tasks, among these "
+        "rows; 1 is the best.",
+        "",
+        *table(["encoder", "rank", *header], rows),
+        "",
+    ]
+    for title, pairs in _comparisons(models, names, against):
+        rows = [
+            [
+                label,
+                *(
+                    _difference(*pair, name) if pair else ""
+                    for name, pair in zip(names, row, strict=True)
+                ),
+            ]
+            for label, row in pairs
+        ]
+        parts += [f"## {title}", "", "Both on the same draws.", "", *table(["", *names], rows), ""]
+    return "\n".join(parts)
+
+
+Pair = tuple[Probe, Probe]
+
+
+def _comparisons(
+    models: Table, names: Sequence[str], against: str | None
+) -> list[tuple[str, list[tuple[str, list[Pair]]]]]:
+    """Title, and for each row its label and a pair of probes per task."""
+    found = []
+    floors = [against] if against else [name for name in FLOORS if name in models]
+    rows = []
+    for model, probes in models.items():
+        if model in floors or not floors:
+            continue
+        best = [
+            max((models[f][n] for f in floors), key=lambda p: _figure(p, p.task).value)
+            for n in names
+        ]
+        rows.append((model, [(probes[n], b) for n, b in zip(names, best, strict=True)]))
+    if rows:
+        title = against or ("better of MFCC and chroma" if len(floors) > 1 else floors[0])
+        found.append((f"Difference from {title}", rows))
+    rows = [
+        (model, [(probes[n], models[RANDOM + model][n]) for n in names])
+        for model, probes in models.items()
+        if RANDOM + model in models
+    ]
+    if rows:
+        found.append(("Difference from the same encoder with random weights", rows))
+    return found
+
+
+def _figure(probe: Probe, task: str) -> Figure:
+    return probe.figures[METRICS[task]]
+
+
+def _cell(probe: Probe, task: str) -> str:
+    figure = _figure(probe, task)
+    return (
+        f"{100 * figure.value:.1f} [{100 * figure.low:.1f}, {100 * figure.high:.1f}] "
+        f"({probe.about['layer']})"
+    )
+
+
+def _difference(one: Probe, other: Probe, task: str) -> str:
+    found = difference(one, other, METRICS[task], "test", unit, RESAMPLES, SEED)
+    text = f"{100 * found.value:+.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+    return f"**{text}**" if found.low > 0 or found.high < 0 else text
+
+
+def _comma_separated(models: Table) -> str:
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(["encoder", "task", "metric", "value", "low", "high", "layer", "fingerprint"])
+    for model, probes in models.items():
+        for task, probe in probes.items():
+            figure = _figure(probe, task)
+            values = figure.value, figure.low, figure.high
+            about = probe.about
+            lines.writerow(
+                [model, task, METRICS[task], *values, about["layer"], about["fingerprint"]]
+            )
+    return text.getvalue()

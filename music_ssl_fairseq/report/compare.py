@@ -1,0 +1,44 @@
+"""Several models on several tasks: paired differences and mean ranks."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.report import bootstrap
+from music_ssl_fairseq.report.gather import Figure, Probe, Unit, predictions_of
+
+
+def difference(
+    one: Probe,
+    other: Probe,
+    metric: str,
+    split: str = "test",
+    unit: Unit | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Figure:
+    """`one` minus `other` with its 95 % interval, as `bootstrap.difference`.
+
+    Args:
+        unit: as for `gather.find`.
+
+    Raises:
+        InputError: if the two were not scored on the same files.
+    """
+    pair = [predictions_of(probe.folder, split, unit) for probe in (one, other)]
+    if pair[0].names != pair[1].names:
+        raise InputError(f"{one.folder} and {other.folder} were scored on other files: score again")
+    classes, targets = tuple(one.about["classes"]), tuple(one.about["targets"])
+    return Figure(*bootstrap.difference(metric, *pair, classes, targets, resamples, seed))
+
+
+def mean_ranks(values: Sequence[Sequence[float]]) -> list[float]:
+    """Each model's rank, 1 the best, averaged over tasks; equal figures share their ranks' mean.
+
+    Args:
+        values: `[models][tasks]`, higher is better.
+    """
+    from scipy.stats import rankdata
+
+    return np.mean(rankdata(-np.asarray(values), axis=0), axis=1).tolist()
