@@ -1,14 +1,19 @@
-"""Span masks against fairseq's, where those are left as drawn (`require_same_masks=False`)."""
+"""Span masks against fairseq's, where those are left as drawn (`require_same_masks=False`), and
+fairseq's own."""
 
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from fairseq.data.data_utils import compute_mask_indices
 
 from music_ssl_fairseq.data.crops import MASKS, generator
-from music_ssl_fairseq.data.masks import SpanMask, expected_coverage
+from music_ssl_fairseq.data.masks import FairseqMask, SpanMask, expected_coverage
 from music_ssl_fairseq.errors import InputError
+from tests import tiny
+from tests.benchmarks.mask_ratios import ratios
 
 SETTINGS = [(0.8, 10, 249), (0.65, 10, 249), (0.5, 10, 249), (0.65, 5, 249), (0.65, 15, 249)]
 SETTINGS += [(0.8, 10, 1_499), (0.65, 10, 99)]
@@ -110,7 +115,87 @@ def test_deterministic_and_picklable():
     assert len(np.unique(ours(mask, 249, 50), axis=0)) == 50
 
 
+@pytest.mark.parametrize("kind", [SpanMask, FairseqMask])
 @pytest.mark.parametrize("arguments", [(-0.1, 10), (1.5, 10), (0.5, 0)])
-def test_impossible_settings(arguments):
+def test_impossible_settings(arguments, kind):
     with pytest.raises(InputError, match="mask_"):
-        SpanMask(*arguments)
+        kind(*arguments)
+
+
+MODELS = {
+    "fairseq.models.hubert.hubert": (tiny.fairseq_hubert, 2),
+    "fairseq.examples.data2vec.models.data2vec_audio": (tiny.fairseq_data2vec, 1),
+}
+
+
+@pytest.mark.parametrize("frames", [[249] * 4, [249, 249, 120, 99]])
+@pytest.mark.parametrize(("prob", "length"), [(0.8, 10), (0.65, 5), (0.5, 15), (0.0, 10)])
+@pytest.mark.parametrize("module", MODELS)
+def test_fairseqs_masks_are_those_of_its_models(monkeypatch, module, prob, length, frames):
+    """The model draws for itself; all that it is given is the seed, which it trains without."""
+    make, min_spans = MODELS[module]
+    indices = np.array([7, 3, 11, 20])
+    seeded = partial(compute_mask_indices, seed=5, epoch=2, indices=indices)
+    monkeypatch.setattr(f"{module}.compute_mask_indices", seeded)
+    padding = torch.arange(max(frames)) >= torch.tensor(frames)[:, None]
+    model = make(mask_prob=prob, mask_length=length)
+    _, theirs = model.apply_mask(torch.zeros(4, max(frames), 32), padding, None)
+    ours = FairseqMask(prob, length, min_spans).batch(frames, 5, 2, indices)
+    if prob == 0:
+        assert theirs is None
+        assert not ours.any()
+    else:
+        assert (ours == theirs.numpy()).all()
+        assert len(set(ours.sum(1))) == 1  # require_same_masks
+        assert not ours[padding.numpy()].any()
+
+
+def test_fairseqs_masks_follow_from_seed_epoch_and_the_batchs_indices():
+    mask = FairseqMask(0.8, 10)
+    arguments = ([249] * 3, 0, 1, [4, 5, 6])
+    first = mask.batch(*arguments)
+    np.random.random(7)  # noqa: NPY002 (whoever else draws)
+    assert (mask.batch(*arguments) == first).all()
+    for other in ((1, 1, [4, 5, 6]), (0, 2, [4, 5, 6]), (0, 1, [4, 5, 7])):
+        assert (mask.batch([249] * 3, *other) != first).any()
+    alone = mask.batch([249], 0, 1, [4])
+    assert (alone[0] & first[0] == first[0]).all()  # the batch only unmasks
+
+
+@pytest.mark.parametrize("min_spans", [1, 2])
+@pytest.mark.parametrize("prob", [0.1, 0.65, 1.0])
+@pytest.mark.parametrize("length", [1, 5, 10])
+def test_crops_on_which_fairseqs_function_fails_are_refused(length, prob, min_spans):
+    mask = FairseqMask(prob, length, min_spans)
+    fits = []
+    for frames in range(2, 60):
+        try:
+            mask.check(frames)
+        except InputError as error:
+            assert "mask_mode=fixed" in str(error)  # noqa: PT017
+            fits.append(False)
+            continue
+        fits.append(True)
+        masks = mask.batch([frames] * 50, 0, 0, range(50))
+        assert 0 < masks.sum() < masks.size
+    assert fits == sorted(fits)
+    assert any(fits) == (prob < 1 or length > 1)
+
+
+# As in the table beside the models of README.md (300 batches of each there).
+RATIOS = [
+    ((0.80, 10, 2, 249, 17), 56.6, 48.5),
+    ((0.65, 10, 1, 1499, 7), 49.0, 46.8),
+    ((0.65, 10, 1, 249, 47), 49.4, 39.6),
+    ((0.50, 10, 1, 1499, 7), 40.2, 38.3),
+    ((0.80, 10, 1, 1499, 7), 56.6, 54.2),
+    ((0.65, 5, 1, 1499, 7), 50.2, 48.7),
+    ((0.65, 15, 1, 1499, 7), 48.6, 45.9),
+]
+
+
+@pytest.mark.parametrize(("setting", "fixed", "fairseq"), RATIOS)
+def test_the_ratios_that_are_written_beside_the_models(setting, fixed, fairseq):
+    found = ratios(*setting, batches=40)
+    assert found[0] == pytest.approx(fixed, abs=0.06)
+    assert found[1] == pytest.approx(fairseq, abs=0.6)

@@ -7,15 +7,21 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.data.labels import LabelStore, UnitDictionary
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
-from music_ssl_fairseq.data.masks import SpanMask
+from music_ssl_fairseq.data.masks import FairseqMask, SpanMask
 from music_ssl_fairseq.data.pretraining import PretrainingDataset
 from music_ssl_fairseq.data.targets import LabelSet
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import FrameGrid
+from music_ssl_fairseq.modules.conv_extractor import DEFAULT_CONV_LAYERS
+from music_ssl_fairseq.tasks.music2vec_pretraining import (
+    Music2VecPretrainingConfig,
+    Music2VecPretrainingTask,
+)
 from tests.audio_files import write_tone
 
 GRID = FrameGrid(window=400, hop=320)
@@ -251,6 +257,34 @@ def test_collated(folder):
         assert (target[row, frames:] == -1).all()
         assert mask[row].sum() == SpanMask(0.65, 10).count(frames)
         assert not mask[row, frames:].any()
+
+
+def test_fairseqs_masks_are_drawn_for_a_batch(folder):
+    mask = FairseqMask(0.65, 10)
+    data = dataset(folder, mask=mask, seed=3, min_seconds=0.8)
+    data.set_epoch(2)
+    batch = data.collater([data[index] for index in (0, 10, 4)])
+    frames = [GRID.num_frames(24_000), GRID.num_frames(14_400), GRID.num_frames(24_000)]
+    masked = batch["net_input"]["mask_indices"]
+    assert (masked.numpy() == mask.batch(frames, 3, 2, [0, 10, 4])).all()
+    assert batch["net_input"]["masked"].tolist() == masked.flatten().nonzero()[:, 0].tolist()
+    assert len(batch["net_input"]["unmasked"]) == sum(frames) - masked.sum()
+    assert_equal(batches(data, 2), batches(data))
+    with pytest.raises(InputError, match=r"raise task\.min_seconds"):
+        dataset(folder, mask=FairseqMask(0.8, 40))
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("fairseq", FairseqMask), (None, SpanMask)])
+def test_the_model_says_whose_masks(folder, mode, kind):
+    """`model.mask_mode`, which a checkpoint of an older version does not have."""
+    model = {"mask_prob": 0.5, "mask_length": 8, "conv_feature_layers": DEFAULT_CONV_LAYERS}
+    cfg = OmegaConf.create({"common": {"seed": 1}, "model": model, "task": None})
+    cfg.task = OmegaConf.structured(Music2VecPretrainingConfig(data=str(folder)))
+    if mode:
+        cfg.model.mask_mode = mode
+    task = Music2VecPretrainingTask.setup_task(cfg.task)
+    task.load_dataset("train")
+    assert task.datasets["train"]._mask == kind(0.5, 8, 1)
 
 
 def test_crops_of_one_length_need_no_padding(folder):

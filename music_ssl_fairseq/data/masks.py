@@ -1,4 +1,4 @@
-"""Span masks with a fixed number of masked frames.
+"""Span masks: with a fixed number of masked frames, or fairseq's.
 
 fairseq draws spans for each crop and then, because the masked frames of a batch are to form one
 tensor, unmasks random frames until every crop has as few as the least masked one (`require_same_
@@ -8,12 +8,16 @@ single frames inside the spans are left to copy from.
 
 Here each crop gets the number of frames that fairseq's spans cover on average, whatever its batch:
 spans are drawn in the same way, until that number is reached. As a bonus, shapes are fixed.
+`model.mask_mode=fairseq` gives fairseq's own masks instead.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import torch
+from fairseq.data.data_utils import compute_mask_indices
 from numpy.lib.stride_tricks import sliding_window_view
 
 from music_ssl_fairseq.errors import InputError
@@ -35,10 +39,7 @@ class SpanMask:
     min_spans: int = 2
 
     def __post_init__(self) -> None:
-        if not 0 <= self.prob <= 1:
-            raise InputError(f"mask_prob is {self.prob:g}: it must lie in [0, 1]")
-        if self.length < 1:
-            raise InputError(f"mask_length is {self.length}: it must be at least 1 frame")
+        _check(self.prob, self.length)
 
     def count(self, num_frames: int) -> int:
         """Frames that are masked in a crop of `num_frames`: never all, and 0 only for `prob` 0.
@@ -71,6 +72,81 @@ class SpanMask:
         joins_next = added[-1] + 1 < num_frames and mask[added[-1] + 1]
         mask[added[-needed:] if joins_next else added[:needed]] = True
         return mask
+
+
+@dataclass(frozen=True)
+class FairseqMask:
+    """Draws the masks of a whole batch with fairseq's function, as its HuBERT and data2vec call it.
+
+    That is with spans of one length that may overlap and with `require_same_masks`; fairseq's
+    `mask_selection`, `mask_other`, `no_mask_overlap` and `mask_dropout` keep their defaults. It
+    trains without a seed. Here its function gets one, so that a crop's spans follow from seed,
+    epoch and index; which frames are unmasked again follows from all the indices of its batch.
+
+    Attributes:
+        prob: `mask_prob`, in [0, 1].
+        length: `mask_length`: frames of a span.
+        min_spans: `mask_min_masks`: 2 in HuBERT, 1 in data2vec.
+    """
+
+    prob: float
+    length: int
+    min_spans: int = 2
+
+    def __post_init__(self) -> None:
+        _check(self.prob, self.length)
+
+    def check(self, num_frames: int) -> None:
+        """Refuse crops on which fairseq's function fails or shortens its spans.
+
+        Args:
+            num_frames: of the shortest crop.
+        """
+        spans = max(self.min_spans, int(self.prob * num_frames / self.length) + 1)
+        if self.prob and num_frames - self.length <= spans:
+            raise InputError(
+                f"model.mask_mode=fairseq: {spans} spans of {self.length} frames do not fit the "
+                f"shortest crop, of {num_frames} frames: raise task.min_seconds, or take "
+                "model.mask_mode=fixed"
+            )
+
+    def batch(
+        self, num_frames: Sequence[int], seed: int, epoch: int, indices: Sequence[int]
+    ) -> np.ndarray:
+        """The masks of a batch.
+
+        Args:
+            num_frames: of each crop.
+            indices: of the crops in their epoch.
+
+        Returns:
+            `[B, longest]` bool, true at equally many frames of each crop, never at padding.
+        """
+        longest = max(num_frames)
+        if self.prob == 0:
+            return np.zeros((len(indices), longest), bool)
+        padding = torch.arange(longest) >= torch.tensor(num_frames)[:, None]
+        return compute_mask_indices(
+            (len(indices), longest),
+            padding if padding.any() else None,
+            self.prob,
+            self.length,
+            min_masks=self.min_spans,
+            seed=seed,
+            epoch=epoch,
+            indices=np.asarray(indices),
+        )
+
+
+MASK_MODES = {"fixed": SpanMask, "fairseq": FairseqMask}
+"""`model.mask_mode` -> what draws the masks."""
+
+
+def _check(prob: float, length: int) -> None:
+    if not 0 <= prob <= 1:
+        raise InputError(f"mask_prob is {prob:g}: it must lie in [0, 1]")
+    if length < 1:
+        raise InputError(f"mask_length is {length}: it must be at least 1 frame")
 
 
 def _span_length(num_frames: int, length: int) -> int:

@@ -10,7 +10,7 @@ from fairseq.data import FairseqDataset
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.data.crops import MASKS, REPLACEMENT, CropPlan, generator
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.data.masks import SpanMask
+from music_ssl_fairseq.data.masks import FairseqMask, SpanMask
 from music_ssl_fairseq.data.targets import FrameTargets, LabelSet
 from music_ssl_fairseq.data.unreadable import UnreadableTracks
 from music_ssl_fairseq.errors import AudioError, InputError
@@ -40,7 +40,7 @@ class PretrainingDataset(FairseqDataset):
         min_seconds: float,
         grid: FrameGrid,
         normalise: bool,
-        mask: SpanMask | None,
+        mask: SpanMask | FairseqMask | None,
         training: bool,
         labels: Sequence[LabelSet] = (),
         crops_per_track: int | None = None,
@@ -86,6 +86,8 @@ class PretrainingDataset(FairseqDataset):
                 f"{manifest.file}: none of its {len(manifest)} tracks is as long as min_seconds "
                 f"({min_seconds:g} s)"
             )
+        if isinstance(mask, FairseqMask):
+            mask.check(grid.num_frames(int(self._plan.lengths.min())))
         self._unreadable = UnreadableTracks(len(manifest), self._plan.num_tracks, max_unreadable)
         # Shared, because workers that outlive an epoch hold their own copy of everything else.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
@@ -112,8 +114,8 @@ class PretrainingDataset(FairseqDataset):
         """One crop.
 
         Returns:
-            `id`, `source` (`[T]` float32), and as configured `mask_indices` (`[F]` bool) and
-            `target` (`[F, sets]` int64 classes).
+            `id`, `source` (`[T]` float32), and as configured `mask_indices` (`[F]` bool; `epoch`
+            for a mask that depends on the batch) and `target` (`[F, sets]` int64 classes).
 
         Raises:
             InputError: if too many tracks are unreadable.
@@ -128,7 +130,9 @@ class PretrainingDataset(FairseqDataset):
             waveform = audio.normalise(waveform)
         item: dict = {"id": index, "source": torch.from_numpy(waveform)}
         num_frames = self._grid.num_frames(len(waveform))
-        if self._mask is not None:
+        if isinstance(self._mask, FairseqMask):
+            item["epoch"] = epoch  # the mask depends on the rest of the batch
+        elif self._mask is not None:
             mask = self._mask.mask(num_frames, generator(self._seed, epoch, index, MASKS))
             item["mask_indices"] = torch.from_numpy(mask)
         if self._targets:
@@ -200,9 +204,9 @@ class PretrainingDataset(FairseqDataset):
             padding_mask = torch.arange(longest) >= lengths[:, None]
         net_input = {"source": _padded(sources, 0.0), "padding_mask": padding_mask}
         if self._mask is not None:
-            masks = [sample["mask_indices"] for sample in samples]
-            mask_indices = _padded(masks, False)
-            real = _padded([torch.ones_like(mask) for mask in masks], False)
+            frames = [self._grid.num_frames(len(source)) for source in sources]
+            mask_indices = self._masks(samples, frames)
+            real = torch.arange(max(frames)) < torch.tensor(frames)[:, None]
             net_input["mask_indices"] = mask_indices
             # As indices too: on a GPU, finding them would wait for all that was asked of it.
             net_input["masked"] = mask_indices.flatten().nonzero().squeeze(1)
@@ -217,6 +221,14 @@ class PretrainingDataset(FairseqDataset):
         if self._targets:
             batch["target"] = _padded([s["target"] for s in samples], TARGET_PAD)
         return batch
+
+    def _masks(self, samples: list[dict], num_frames: list[int]) -> torch.Tensor:
+        """The masks of a batch, `[B, longest]` bool, False at padding."""
+        if not isinstance(self._mask, FairseqMask):
+            return _padded([sample["mask_indices"] for sample in samples], False)
+        indices = [sample["id"] for sample in samples]
+        drawn = self._mask.batch(num_frames, self._seed, samples[0]["epoch"], indices)
+        return torch.from_numpy(drawn)
 
     def size(self, index: int) -> int:
         """Samples of a crop."""

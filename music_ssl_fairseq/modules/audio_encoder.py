@@ -79,11 +79,18 @@ class AudioEncoderConfig(FairseqDataclass):
         default=0.65,
         metadata={
             "help": "share of frames covered by mask spans if spans did not overlap. Spans do, so "
-            "fewer frames are masked. Unlike fairseq's, the number of masked frames depends only "
-            "on the crop's length, not on the rest of the batch"
+            "fewer frames are masked: see mask_mode"
         },
     )
     mask_length: int = field(default=10, metadata={"help": "frames in a mask span"})
+    mask_mode: ChoiceEnum(["fixed", "fairseq"]) = field(  # type: ignore[valid-type]
+        default="fixed",
+        metadata={
+            "help": "fixed: every crop has as many masked frames as spans cover on average, "
+            "whatever its batch. fairseq: its own masks, of which random frames are unmasked until "
+            "all crops of the batch have as few as the least masked. Not in fairseq"
+        },
+    )
     init_from: Optional[str] = field(  # noqa: UP045 (fairseq's parser needs Optional)
         default=None,
         metadata={

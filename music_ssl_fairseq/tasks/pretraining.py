@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask
-from omegaconf import II, MISSING
+from omegaconf import II, MISSING, OmegaConf
 
 from music_ssl_fairseq.compat import (
     check_versions,
@@ -20,7 +20,7 @@ from music_ssl_fairseq.compat import (
 )
 from music_ssl_fairseq.criterions.totals import LateTotals
 from music_ssl_fairseq.data.manifest import Manifest, missing_manifest
-from music_ssl_fairseq.data.masks import SpanMask
+from music_ssl_fairseq.data.masks import MASK_MODES
 from music_ssl_fairseq.data.pretraining import PretrainingDataset
 from music_ssl_fairseq.data.targets import LabelSet
 from music_ssl_fairseq.frames import SAMPLE_RATE, conv_grid
@@ -84,6 +84,9 @@ class PretrainingConfig(FairseqDataclass):
     mask_length: Optional[int] = field(  # noqa: UP045
         default=II("model.mask_length"), metadata={"help": "the model's; set it there"}
     )
+    mask_mode: Optional[str] = field(  # noqa: UP045
+        default=II("model.mask_mode"), metadata={"help": "the model's; set it there"}
+    )
     conv_feature_layers: Optional[str] = field(  # noqa: UP045
         default=II("model.conv_feature_layers"), metadata={"help": "the model's; set it there"}
     )
@@ -128,6 +131,8 @@ class PretrainingTask(FairseqTask):
     def load_dataset(self, split: str, **kwargs: Any) -> None:
         """Load `<data>/<split>.tsv`; other arguments are fairseq's and not needed."""
         cfg = self.cfg
+        # A checkpoint from before there was a choice has no model.mask_mode.
+        mode = OmegaConf.select(cfg, "mask_mode", throw_on_resolution_failure=False) or "fixed"
         with one_line_errors():
             manifest = Manifest(os.path.join(cfg.data, f"{split}.tsv"))
             self.datasets[split] = PretrainingDataset(
@@ -136,7 +141,7 @@ class PretrainingTask(FairseqTask):
                 min_seconds=cfg.min_seconds,
                 grid=conv_grid(parse_conv_layers(cfg.conv_feature_layers)),
                 normalise=cfg.normalize,
-                mask=SpanMask(cfg.mask_prob, cfg.mask_length, self.min_mask_spans),
+                mask=MASK_MODES[mode](cfg.mask_prob, cfg.mask_length, self.min_mask_spans),
                 crops_per_track=cfg.crops_per_track,
                 seed=cfg.seed,
                 training=split == "train",
