@@ -108,9 +108,16 @@ def test_the_feature_extractor_makes_our_input(pair):
     inputs = extractor(music, sampling_rate=16_000, padding=True, return_tensors="pt")
     with torch.no_grad():
         found = AutoModel.from_pretrained(folder).eval()(**inputs, output_hidden_states=True)
+    safe = ours.normalise and ours.config["pos_conv_depth"] == 1
+    assert extractor.return_attention_mask is safe
+    assert ("never a padded batch" in (folder / "README.md").read_text()) is not safe
     for i, waveform in enumerate(music):
-        if i and (not ours.normalise or ours.config["pos_conv_depth"] > 1):
-            continue  # a group norm, and all but the first of stacked convolutions, see the padding
+        if i and not safe:
+            # A group norm, and all but the first of stacked convolutions, see the padding.
+            alone = extractor(waveform, sampling_rate=16_000, return_tensors="pt")
+            with torch.no_grad():
+                found = AutoModel.from_pretrained(folder).eval()(**alone, output_hidden_states=True)
+            i = 0
         wanted = ours.layers(torch.from_numpy(waveform)[None])[2][0]
         torch.testing.assert_close(
             found.hidden_states[2][i, : len(wanted)], wanted, rtol=0, atol=3e-3
@@ -235,22 +242,88 @@ def test_a_file_of_the_folder_means_the_folder(pair):
     assert read(folder / "config.json").family == read(folder).family
 
 
+TYPE = {"feature_extractor_type": "Wav2Vec2FeatureExtractor"}
+OLD, NEW = "preprocessor_config.json", "processor_config.json"
+
+
+@pytest.fixture(scope="module")
+def plain_folders(tmp_path_factory):
+    """Models as transformers stores them, without any settings of a feature extractor."""
+    folders = {}
+    for norm in ("group", "layer"):
+        folders[norm] = tmp_path_factory.mktemp(norm)
+        theirs("HubertModel", feat_extract_norm=norm).save_pretrained(folders[norm])
+    return folders
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
 @pytest.mark.parametrize(
-    ("norm", "settings", "normalise"),
+    "files",
     [
-        ("group", None, False),
-        ("layer", None, True),
-        ("group", {"do_normalize": True}, True),
-        ("layer", {"do_normalize": False, "sampling_rate": 24_000}, False),
+        {OLD: {"do_normalize": True}},
+        {OLD: {"do_normalize": False}},
+        {OLD: {"sampling_rate": 16_000}},
+        {NEW: {"feature_extractor": {**TYPE, "do_normalize": False}}},
+        {NEW: {"feature_extractor": {**TYPE, "do_normalize": True}}},
+        {NEW: {"feature_extractor": TYPE, "processor_class": "Wav2Vec2Processor"}},
+        {NEW: {"audio_processor": {**TYPE, "do_normalize": False}}},
+        {NEW: {"feature_extractor": {**TYPE, "do_normalize": False}}, OLD: {"do_normalize": True}},
+        {NEW: {"processor_class": "Wav2Vec2Processor"}, OLD: {"do_normalize": False}},
+        {NEW: {"feature_extractor": {**TYPE, "sampling_rate": 24_000}}},
+        {OLD: {"sampling_rate": 8_000, "do_normalize": False}},
     ],
 )
-def test_normalisation_is_the_preprocessors(tmp_path, norm, settings, normalise):
-    theirs("HubertModel", feat_extract_norm=norm).save_pretrained(tmp_path)
-    if settings is not None:
-        (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+def test_processor_settings_are_read_as_transformers_reads_them(
+    plain_folders, tmp_path, norm, files
+):
+    shutil.copytree(plain_folders[norm], tmp_path, dirs_exist_ok=True)
+    for name, settings in files.items():
+        (tmp_path / name).write_text(json.dumps({**TYPE, **settings}))
+    expected = transformers.Wav2Vec2FeatureExtractor.from_pretrained(tmp_path)
     contents = read(tmp_path)
-    assert contents.normalise is normalise
-    assert contents.sample_rate == (settings or {}).get("sampling_rate", 16_000)
+    assert contents.normalise is expected.do_normalize
+    assert contents.sample_rate == expected.sampling_rate
+    if expected.sampling_rate != 16_000:
+        with pytest.raises(InputError, match=f"was trained at {expected.sampling_rate} Hz"):
+            load(tmp_path)
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_without_processor_settings_the_extractor_decides(plain_folders, norm):
+    contents = read(plain_folders[norm])
+    assert (contents.normalise, contents.sample_rate) == (norm == "layer", 16_000)
+
+
+@pytest.mark.parametrize("rate", [16_000, 24_000])
+@pytest.mark.parametrize("normalise", [True, False])
+def test_a_processor_saved_by_transformers_is_read(plain_folders, tmp_path, normalise, rate):
+    shutil.copytree(plain_folders["group"], tmp_path, dirs_exist_ok=True)
+    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=normalise, sampling_rate=rate)
+    (tmp_path / "vocab.json").write_text('{"<pad>": 0, "<unk>": 1, "|": 2, "<s>": 3, "</s>": 4}')
+    tokenizer = transformers.Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json"))
+    transformers.Wav2Vec2Processor(extractor, tokenizer).save_pretrained(tmp_path)
+    contents = read(tmp_path)
+    assert (contents.normalise, contents.sample_rate) == (normalise, rate)
+
+
+@pytest.mark.parametrize("name", [OLD, NEW])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"do_normalize": "no"}, "do_normalize is 'no', not true or false"),
+        ({"sampling_rate": "16k"}, "sampling_rate is '16k', not a number of Hz"),
+        ({"sampling_rate": -1}, "sampling_rate is -1"),
+        ({"feature_extractor_type": "WhisperFeatureExtractor"}, "'WhisperFeatureExtractor', not"),
+        (None, "not readable as JSON"),
+    ],
+)
+def test_damaged_processor_settings_are_one_line(plain_folders, tmp_path, name, settings, message):
+    shutil.copytree(plain_folders["layer"], tmp_path, dirs_exist_ok=True)
+    content = settings if name == OLD else {"feature_extractor": settings}
+    text = "[" * 100_000 if settings is None else json.dumps(content)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=f"{name}: .*{re.escape(message)}"):
+        read(tmp_path)
 
 
 def test_config_of_the_real_models():

@@ -67,6 +67,15 @@ def test_another_normalisation_is_logged(tmp_path, caplog):
     assert "task.normalize=true" in caplog.text
 
 
+def test_another_sample_rate_is_refused(tmp_path):
+    path = checkpoints.write(tmp_path / "x.pt", "hubert", tiny.fairseq_hubert())
+    checkpoint = torch.load(path)
+    checkpoint["cfg"]["task"]["sample_rate"] = 24_000
+    torch.save(checkpoint, path)
+    with pytest.raises(InputError, match=r"x\.pt: was trained at 24000 Hz"):
+        initialise(tiny.music_hubert(), path, normalise=False)
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     return make_corpus(tmp_path_factory.mktemp("corpus"))

@@ -14,7 +14,6 @@ import music_ssl_fairseq
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.upstream import load, random
 from tests import checkpoints, tiny
-from tests.audio_files import tone
 
 STOCK = ("hubert", "data2vec_audio", "wav2vec2")
 LARGE = {"layer_norm_first": True, "extractor_mode": "layer_norm", "conv_bias": True}
@@ -67,19 +66,41 @@ def test_padded_layers_equal_fairseqs(tmp_path, family, fields):
     padding[1, 9_400:] = True
     source[padding] = 0
     expected = hidden_states(theirs, source, padding)
-    for layer, wanted in zip(ours.layers(source, padding), expected, strict=True):
+    for layer, wanted in zip(ours.model.layers(source, padding), expected, strict=True):
         torch.testing.assert_close(layer[0], wanted[0], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(layer[1, :29], wanted[1, :29], rtol=1e-4, atol=1e-5)
 
 
-def test_a_padded_waveform_is_normalised_as_if_alone(tmp_path):
-    ours, _ = pair(tmp_path, "hubert", normalize=True, **LARGE)
-    waveform = torch.from_numpy(tone(0.6, channels=2).T) + 0.1
-    padding = torch.zeros(2, 16_000, dtype=torch.bool)
-    padding[:, waveform.size(1) :] = True
-    padded = F.pad(waveform, (0, 16_000 - waveform.size(1)), value=0.3)
-    for together, alone in zip(ours.layers(padded, padding), ours.layers(waveform), strict=True):
-        torch.testing.assert_close(together[:, : alone.size(1)], alone, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("fields", [{}, LARGE], ids=["base", "large"])
+@pytest.mark.parametrize("family", checkpoints.MODELS)
+def test_a_padded_waveform_has_the_features_that_it_has_alone(tmp_path, family, fields, normalize):
+    """Whatever norms and positional convolutions a model has, and whatever the padding holds."""
+    ours, _ = pair(tmp_path, family, normalize, **fields)
+    lengths = (16_000, 9_400, 5_555, 9_400)
+    waveforms = [0.3 * torch.randn(length) + 0.1 for length in lengths]
+    padded = torch.stack([F.pad(x, (0, 16_000 - len(x)), value=0.5) for x in waveforms])
+    padding = torch.arange(16_000) >= torch.tensor(lengths)[:, None]
+    for number, together in enumerate(ours.layers(padded, padding)):
+        for row, waveform in zip(together, waveforms, strict=True):
+            alone = ours.layers(waveform[None])[number][0]
+            torch.testing.assert_close(row[: len(alone)], alone, rtol=1e-4, atol=1e-5)
+            assert not row[len(alone) :].any()
+
+
+@pytest.mark.parametrize(
+    ("padding", "message"),
+    [
+        (torch.arange(8_000)[None] < 100, "pad on the right"),
+        (torch.zeros(2, 8_000, dtype=torch.bool), r"of the waveform's shape \(1, 8000\)"),
+        (torch.zeros(1, 8_000), "is torch.float32"),
+        (torch.arange(8_000)[None] >= 300, "0.019 s of audio is less than one frame"),
+    ],
+)
+def test_a_mask_that_is_none_is_refused(tmp_path, padding, message):
+    ours, _ = pair(tmp_path, "hubert")
+    with pytest.raises(InputError, match=message):
+        ours.layers(torch.randn(1, 8_000), padding)
 
 
 @pytest.mark.parametrize("family", STOCK)

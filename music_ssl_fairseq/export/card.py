@@ -8,6 +8,8 @@ import yaml
 from music_ssl_fairseq.export.source import Source
 from music_ssl_fairseq.frames import conv_grid
 from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
+from music_ssl_fairseq.upstream.contents import Contents
+from music_ssl_fairseq.upstream.hugging_face import takes_padding
 
 _OBJECTIVES = {
     "music_hubert": "musicHuBERT: it predicts the K-means units of masked frames of music (HuBERT, "
@@ -64,8 +66,7 @@ with torch.no_grad():
 print(len(hidden_states), hidden_states[-1].shape)  # {count} torch.Size([1, {frames}, {dim}])
 ```
 
-`extractor` brings the waveform to the model's scale; pass it a list of waveforms for a padded batch
-with an attention mask.
+`extractor` brings the waveform to the model's scale. {batches}
 
 `hidden_states[n]` is the output of Transformer layer n, for n from 1 to {layers}: what fairseq's
 {fairseq_layer} returns.{last} `hidden_states[0]` is the
@@ -111,6 +112,7 @@ def model_card(source: Source, name: str, model: str) -> str:
         updates=f"{source.num_updates} updates" if source.num_updates else "not recorded",
         audio=_audio_per_update(source),
         units=_units(source),
+        batches=_batches(contents),
         count=layers + 1,
         frames=grid.num_frames(5 * rate),
         fairseq_layer=f"`extract_features(..., {'layer=n - 1' if stack else 'output_layer=n'})`",
@@ -123,9 +125,29 @@ def model_card(source: Source, name: str, model: str) -> str:
     )
 
 
+_PADDED = """Pass it a list of waveforms and
+`padding=True` for a padded batch with an attention mask."""
+
+_ALONE = """**Pass the model one waveform at a
+time, or several of the same length, never a padded batch**: {reason}, so that
+the features of a shorter waveform would be wrong, with an attention mask or without."""
+
+
 _LAST = """ (From transformers 5.16 on
 that holds for `hidden_states[{layers}]` too, and `last_hidden_state` is it after the final layer
 norm; before, both are after the norm.)"""
+
+
+def _batches(contents: Contents) -> str:
+    """What the card says of padding."""
+    if takes_padding(contents):
+        return _PADDED
+    group_norm = contents.config["extractor_mode"] == "default"
+    return _ALONE.format(
+        reason="its group norm takes its statistics over the padding"
+        if group_norm
+        else "its positional convolutions see the padding"
+    )
 
 
 def _units(source: Source) -> str:

@@ -4,6 +4,9 @@
     model = torchaudio.models.wav2vec2_model(**arguments)
     model.load_state_dict(torch.load("model.pt"))
 
+Waveforms of different lengths go through it one by one: in a padded batch a group norm takes its
+statistics over the padding, whatever `lengths` says.
+
 For a base model, `torchaudio.models.hubert_base()` is the same as `wav2vec2_model(**arguments)`.
 """
 

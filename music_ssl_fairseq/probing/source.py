@@ -9,7 +9,7 @@ import torch
 
 from music_ssl_fairseq import features, upstream
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
+from music_ssl_fairseq.frames import FrameGrid
 from music_ssl_fairseq.probing.windows import to_frame_rate
 
 RANDOM = "random:"
@@ -55,7 +55,7 @@ def open_source(name: str, device: str | torch.device = "cpu", seed: int = 0) ->
         seed: of random weights.
 
     Raises:
-        InputError: if it is none of these, or hears another sample rate.
+        InputError: if it is none of these, or of another sample rate.
     """
     parts = name.split("+")
     if all(part in features.FRONT_ENDS for part in parts):
@@ -73,11 +73,6 @@ class EncoderSource:
     standardise = False
 
     def __init__(self, encoder: "upstream.Upstream", name: str):
-        if encoder.sample_rate != SAMPLE_RATE:
-            raise InputError(
-                f"{name}: hears {encoder.sample_rate} Hz, but probing reads {SAMPLE_RATE} Hz: take "
-                "an upstream of that rate"
-            )
         self._encoder = encoder
         self.name = name
         self.fingerprint = encoder.fingerprint

@@ -59,6 +59,19 @@ class Contents:
     origin: str = field(default="", compare=False)
 
 
+def check_sample_rate(contents: Contents) -> None:
+    """Refuse a model of another sample rate than all audio here is read at.
+
+    Raises:
+        InputError: saying both.
+    """
+    if contents.sample_rate != SAMPLE_RATE:
+        raise InputError(
+            f"{contents.origin}: was trained at {contents.sample_rate} Hz, but audio is read at "
+            f"{SAMPLE_RATE} Hz here: take a model of that rate"
+        )
+
+
 def architecture(fields: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """Pick ARCHITECTURE out of a model's settings, as plain values of the right type.
 

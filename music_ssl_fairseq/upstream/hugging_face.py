@@ -1,8 +1,9 @@
 """Folders of transformers' HubertModel, Data2VecAudioModel and Wav2Vec2Model, both ways.
 
 They are read and written without transformers: `config.json`, `model.safetensors` (one file or
-several) or `pytorch_model.bin`, and `preprocessor_config.json`. Of a model with more than the
-encoder (a CTC or pre-training head, a quantizer), the encoder is read.
+several) or `pytorch_model.bin`, and the feature extractor's settings in `processor_config.json`
+(transformers 5) or `preprocessor_config.json`. Of a model with more than the encoder (a CTC or
+pre-training head, a quantizer), the encoder is read.
 
 Layers are counted alike: `layers()[i]` is `hidden_states[i]`, except that our layer 0 is what the
 extractor and the projection made, and `hidden_states[0]` is that with the positional convolution
@@ -26,6 +27,8 @@ from music_ssl_fairseq.upstream.weights import PICKLE, read_weights
 
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
+PROCESSOR = "processor_config.json"
+_EXTRACTOR = "Wav2Vec2FeatureExtractor"
 
 
 def folder_of(path: Path) -> Path | None:
@@ -39,8 +42,9 @@ def folder_of(path: Path) -> Path | None:
 def read(folder: str | Path) -> Contents:
     """The encoder in a folder that `save_pretrained` or our export wrote, or the hub holds.
 
-    Where there is no preprocessor_config.json, whether waveforms are normalised follows from the
-    extractor, as in fairseq's recipes: yes with layer norms, no with a group norm.
+    Where there are no settings of a feature extractor, which transformers would not accept,
+    whether waveforms are normalised follows from the convolutions, as in fairseq's recipes: yes
+    with layer norms, no with a group norm.
 
     Raises:
         InputError: if it is no such folder, another architecture, damaged, or wants to run code.
@@ -56,14 +60,13 @@ def read(folder: str | Path) -> Contents:
     state = _encoder_state(read_weights(folder), prefix, layer_norms)
     if family not in ("music2vec", "data2vec_audio"):
         drop_identity(state)
-    settings = folder / PREPROCESSOR
-    preprocessor = _read_json(settings) if settings.is_file() else {}
+    normalise, sample_rate = _heard(folder, layer_norms)
     return Contents(
         family=family,
         config=fields,
         state=state,
-        normalise=bool(preprocessor.get("do_normalize", layer_norms)),
-        sample_rate=int(preprocessor.get("sampling_rate", SAMPLE_RATE)),
+        normalise=normalise,
+        sample_rate=sample_rate,
         origin=str(folder),
     )
 
@@ -85,17 +88,67 @@ def to_state(contents: Contents) -> dict[str, Tensor]:
     return state
 
 
+def takes_padding(contents: Contents) -> bool:
+    """Whether transformers' model computes the same in a padded batch with an attention mask.
+
+    A group norm takes its statistics over the padding as well, and in a stack of positional
+    convolutions all but the first see what the ones before made of it.
+    """
+    config = contents.config
+    return config["extractor_mode"] == "layer_norm" and config["pos_conv_depth"] == 1
+
+
 def to_preprocessor(contents: Contents) -> dict[str, Any]:
-    """The preprocessor_config.json: how AutoFeatureExtractor makes the model's input."""
+    """The preprocessor_config.json: how AutoFeatureExtractor makes the model's input.
+
+    A model that padding disturbs gets no attention mask, as transformers wants it for a group norm.
+    """
     return {
-        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+        "feature_extractor_type": _EXTRACTOR,
         "do_normalize": contents.normalise,
         "feature_size": 1,
         "padding_side": "right",
         "padding_value": 0.0,
-        "return_attention_mask": True,
+        "return_attention_mask": takes_padding(contents),
         "sampling_rate": contents.sample_rate,
     }
+
+
+def _heard(folder: Path, layer_norms: bool) -> tuple[bool, int]:
+    """Whether waveforms are normalised, and their sample rate: what transformers reads.
+
+    Raises:
+        InputError: if the settings are damaged, or those of another kind of model.
+    """
+    file, settings = _extractor_settings(folder)
+    if settings is None:
+        return layer_norms, SAMPLE_RATE
+    kind = settings.get("feature_extractor_type", _EXTRACTOR)
+    normalise = settings.get("do_normalize", True)
+    sample_rate = settings.get("sampling_rate", SAMPLE_RATE)
+    if kind != _EXTRACTOR:
+        raise InputError(f"{file}: feature_extractor_type is {kind!r}, not {_EXTRACTOR!r}")
+    if not isinstance(normalise, bool):
+        raise InputError(f"{file}: do_normalize is {normalise!r}, not true or false")
+    if isinstance(sample_rate, bool) or not isinstance(sample_rate, int) or sample_rate <= 0:
+        raise InputError(f"{file}: sampling_rate is {sample_rate!r}, not a number of Hz")
+    return normalise, sample_rate
+
+
+def _extractor_settings(folder: Path) -> tuple[Path, dict[str, Any] | None]:
+    """The feature extractor's settings, None if there are none, and the file that they are from.
+
+    transformers 5 nests them in processor_config.json, where they go before the older file.
+    """
+    file = folder / PROCESSOR
+    whole = _read_json(file) if file.is_file() else {}
+    nested = whole.get("feature_extractor", whole.get("audio_processor"))
+    if nested is not None:
+        if not isinstance(nested, dict):
+            raise InputError(f"{file}: feature_extractor is not an object of settings")
+        return file, nested
+    file = folder / PREPROCESSOR
+    return file, _read_json(file) if file.is_file() else None
 
 
 def _encoder_state(
@@ -124,7 +177,7 @@ def drop_identity(state: dict[str, Tensor]) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: not a model's settings")

@@ -9,7 +9,7 @@ from music_ssl_fairseq.modules.audio_encoder import AudioEncoder
 from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
 from music_ssl_fairseq.upstream import read
 from music_ssl_fairseq.upstream.build import load_encoder
-from music_ssl_fairseq.upstream.contents import ARCHITECTURE
+from music_ssl_fairseq.upstream.contents import ARCHITECTURE, check_sample_rate
 
 logger = logging.getLogger(__name__)
 
@@ -22,10 +22,11 @@ def initialise(model: AudioEncoder, path: str | os.PathLike, normalise: bool) ->
             is probably a mistake, so it is logged.
 
     Raises:
-        InputError: if the checkpoint cannot be read, or the encoder has another architecture; the
-            message says which settings would make it fit.
+        InputError: if the checkpoint cannot be read, is of another sample rate, or the encoder has
+            another architecture; the message then says which settings would make it fit.
     """
     contents = read(path)
+    check_sample_rate(contents)
     different = [
         f"model.{name}={_written(contents.config[name])}"
         for name in ARCHITECTURE

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
+from music_ssl_fairseq.frames import FrameGrid
 from music_ssl_fairseq.upstream.build import build_encoder
-from music_ssl_fairseq.upstream.contents import Contents
+from music_ssl_fairseq.upstream.contents import Contents, check_sample_rate
 from music_ssl_fairseq.upstream.statistics import Statistics, measure
 from music_ssl_fairseq.upstream.windows import Windowing, sections
 
@@ -47,13 +47,10 @@ class Upstream:
             precision: arithmetic: "fp32", "bf16", or "auto" (bf16 on GPUs that have it).
 
         Raises:
-            InputError: if tensors are missing, left over or of another shape.
+            InputError: if tensors are missing, left over or of another shape, or the model is of
+                another sample rate.
         """
-        if contents.sample_rate != SAMPLE_RATE:
-            raise InputError(
-                f"{contents.origin}: was trained at {contents.sample_rate} Hz; models here hear "
-                f"{SAMPLE_RATE} Hz"
-            )
+        check_sample_rate(contents)
         self.family = contents.family
         self.path = contents.origin
         self.name = Path(contents.origin).stem
@@ -95,13 +92,15 @@ class Upstream:
         Args:
             waveform: `[B, T]` float at `sample_rate`, as read; normalised here if the model was
                 trained so.
-            padding_mask: `[B, T]` bool, True for padding, or None.
+            padding_mask: `[B, T]` bool, True for the padding after a waveform's end, or None. Each
+                waveform then has the features that it has alone, followed by zeros. (fairseq and
+                transformers let norms and stacked positional convolutions see the padding.)
 
         Returns:
             `num_layers + 1` tensors `[B, frames, D]` float32, on the model's device.
 
         Raises:
-            InputError: if there are fewer samples than one frame needs.
+            InputError: if there are fewer samples than one frame needs, or padding is elsewhere.
         """
         return [layer.float() for layer in self.hidden_states(waveform, padding_mask)]
 
@@ -126,13 +125,27 @@ class Upstream:
             raise InputError(too_short(waveform.size(1), self.sample_rate, self.grid))
         waveform = waveform.to(self.device, torch.float32)
         if padding_mask is not None:
-            padding_mask = padding_mask.to(self.device)
+            return self._without_padding(waveform, padding_mask.to(self.device))
         folded = None
         if statistics is not None:
             waveform, folded = statistics.normalise(waveform), statistics.folded
         elif self.normalise:
-            waveform = normalise(waveform, padding_mask)
-        return self.model.layers(waveform, padding_mask, compile, folded)
+            waveform = F.layer_norm(waveform, waveform.shape[-1:])
+        return self.model.layers(waveform, None, compile, folded)
+
+    def _without_padding(self, waveform: Tensor, padding_mask: Tensor) -> list[Tensor]:
+        """Waveforms of equal length together, each with its features and then zeros."""
+        frames = self.grid.num_frames(waveform.size(1))
+        outputs: list[Tensor] = []
+        for length, rows in _rows_by_length(waveform, padding_mask):
+            if length < self.grid.window:
+                raise InputError(too_short(length, self.sample_rate, self.grid))
+            found = self.hidden_states(waveform[rows, :length])
+            padded = [F.pad(layer, (0, 0, 0, frames - layer.size(1))) for layer in found]
+            outputs = outputs or [x.new_zeros(len(waveform), *x.shape[1:]) for x in padded]
+            for output, layer in zip(outputs, padded, strict=True):
+                output[rows] = layer
+        return outputs
 
     def features(
         self,
@@ -226,15 +239,23 @@ def _as_batch(waveform: Tensor | np.ndarray | Sequence[float]) -> np.ndarray:
     return np.atleast_2d(array.astype(np.float32))
 
 
-def normalise(waveform: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-    """Zero mean and unit variance for each waveform `[B, T]`, padding aside (it becomes 0)."""
-    if padding_mask is None:
-        return F.layer_norm(waveform, waveform.shape[-1:])
-    real = (~padding_mask).float()
-    count = real.sum(-1, keepdim=True).clamp(min=1)
-    centred = (waveform - (waveform * real).sum(-1, keepdim=True) / count) * real
-    variance = centred.square().sum(-1, keepdim=True) / count
-    return centred * torch.rsqrt(variance + 1e-5)
+def _rows_by_length(waveform: Tensor, padding_mask: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The real lengths there are, each with its rows' numbers.
+
+    Raises:
+        InputError: if the mask does not fit the waveforms, or marks other samples than the last.
+    """
+    if padding_mask.shape != waveform.shape or padding_mask.dtype != torch.bool:
+        raise InputError(
+            f"padding_mask is {padding_mask.dtype} {tuple(padding_mask.shape)}; expected bool of "
+            f"the waveform's shape {tuple(waveform.shape)}, True for padding"
+        )
+    lengths = (~padding_mask).sum(-1)
+    after = torch.arange(waveform.size(1), device=waveform.device) >= lengths.unsqueeze(-1)
+    if not torch.equal(after, padding_mask):
+        raise InputError("padding_mask marks samples before a waveform's end: pad on the right")
+    for length in lengths.unique().tolist():
+        yield length, (lengths == length).nonzero().squeeze(-1)
 
 
 def too_short(num_samples: int, sample_rate: int, grid: FrameGrid) -> str:
