@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import socket
 import weakref
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import IO
 
 from music_ssl_fairseq.errors import InputError
+
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.\d+\.tmp(\..*)?")
+"""Names that `atomic_path` gives."""
 
 
 @contextlib.contextmanager
@@ -30,6 +34,16 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what killed processes were writing with `atomic_path` in a folder.
+
+    Only for who knows that nobody else writes there now.
+    """
+    for path in folder.glob(".*.tmp*"):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def lock(handle: IO[bytes], wait: bool) -> bool:
@@ -58,7 +72,8 @@ def hold(file: str | os.PathLike, doing: str, way_out: str) -> IO[bytes]:
     """Let one process at a time work on a folder: the handle is the right to.
 
     The right ends when the handle is closed or the process ends, however it ends; processes that
-    this one forks do not have it. The file stays behind, and means nothing by itself.
+    this one forks do not have it. The file may stay behind, and means nothing by itself; `let_go`
+    removes it.
 
     Args:
         file: the lock, in the folder; made if needed. It names the process that holds it.
@@ -71,7 +86,12 @@ def hold(file: str | os.PathLike, doing: str, way_out: str) -> IO[bytes]:
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     handle = file.open("ab+")
-    if not lock(handle, wait=False):
+    held = lock(handle, wait=False)
+    while held and not _is_there(file, handle):  # `let_go` has removed it meanwhile
+        handle.close()
+        handle = file.open("ab+")
+        held = lock(handle, wait=False)
+    if not held:
         handle.seek(0)
         holder = handle.read(200).decode("utf-8", "replace").strip() or "another process"
         handle.close()
@@ -82,6 +102,20 @@ def hold(file: str | os.PathLike, doing: str, way_out: str) -> IO[bytes]:
         handle.flush()
     _HELD.add(handle)
     return handle
+
+
+def let_go(file: str | os.PathLike, handle: IO[bytes]) -> None:
+    """Give back what `hold` has given, and remove its file."""
+    with contextlib.suppress(OSError):  # an open file cannot be removed everywhere
+        Path(file).unlink()
+    handle.close()
+
+
+def _is_there(file: Path, handle: IO[bytes]) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), file.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _let_go_in_child() -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.extract.__main__ import get_parser, main
 from music_ssl_fairseq.extract.batches import Cut, Row, batches
 from music_ssl_fairseq.extract.store import frame_file
+from music_ssl_fairseq.files import hold
 from music_ssl_fairseq.frames import FrameGrid
 from music_ssl_fairseq.upstream import load
 from music_ssl_fairseq.upstream.windows import Windowing
@@ -133,15 +135,169 @@ def test_an_interrupted_run_goes_on(corpus, tmp_path, monkeypatch, capsys, pool)
     assert "finished already" in capsys.readouterr().out
 
 
-def test_what_is_there_is_not_computed_again(corpus, tmp_path):
+@pytest.fixture(scope="module", params=["mean", "frames"])
+def store(request, corpus, tmp_path_factory) -> tuple[str, Path]:
+    """A finished store of either kind, to copy."""
+    folder = tmp_path_factory.mktemp("store") / request.param
+    assert extract(corpus, folder, "--pool", request.param) == 0
+    return request.param, folder
+
+
+def rewrite(path: Path, change) -> None:
+    """Overwrite a file with `change(its bytes)`."""
+    path.write_bytes(change(path.read_bytes()))
+
+
+def middle(data: bytes, junk: bytes) -> bytes:
+    half = len(data) // 2
+    return data[:half] + junk + data[half + len(junk) :]
+
+
+class Attack:
+    def __init__(self, trace: Path):
+        self.trace = trace
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
+
+
+DAMAGE = {
+    "half of it": lambda data: data[: len(data) // 2],
+    "half a value less": lambda data: data[:-2],
+    "empty": lambda data: b"",
+    "a cut header": lambda data: data[:50],
+    "zeros at the end": lambda data: data[:-1000] + bytes(1000),
+    "zeros in the middle": lambda data: middle(data, bytes(64)),
+    "junk in the middle": lambda data: middle(data, b"junk" * 16),
+    "text": lambda data: b"These are no features.\n" * 50,
+    "something appended": lambda data: data + b"more",
+    "another shape": lambda data: data.replace(b"'shape': (4, ", b"'shape': (2, ", 1),
+    "another type": lambda data: data.replace(b"'<f", b"'<i", 1),
+    "an endless shape": lambda data: data.replace(b"4, ", b"4" * 60 + b", ", 1),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_what_is_damaged_is_computed_again_and_nothing_else(
+    corpus, store, tmp_path, monkeypatch, capsys, how
+):
+    pool, whole = store
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    target = "features.npy" if pool == "mean" else "album/a b.ogg.npy"
+    rewrite(tmp_path / target, DAMAGE[how])
+    assert extract(corpus, tmp_path, "--pool", pool) == 0
+    for path in whole.rglob("*.npy"):
+        if path.name != "checksums.npy":
+            there = tmp_path / path.relative_to(whole)
+            tolerance = 1e-5 if pool == "mean" else 4e-3
+            np.testing.assert_allclose(np.load(there), np.load(path), atol=tolerance)
+    said = capsys.readouterr()
+    if pool == "frames":
+        assert "1 of 4 tracks are missing, damaged or half-written" in said.err
+        assert f"{tmp_path}: 1 tracks, " in said.out
+    elif how != "something appended":
+        assert re.search(r"[1-4] of 4 tracks are missing, damaged or half-written", said.err)
+    monkeypatch.setattr("music_ssl_fairseq.extract.run.Extraction._start", None)
+    assert extract(corpus, tmp_path, "--pool", pool) == 0
+    assert "finished already, 4 tracks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("how", ["missing", "empty", "cut", "zeros"])
+def test_without_checksums_nothing_counts_as_there(corpus, store, tmp_path, capsys, how):
+    pool, whole = store
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    checksums = tmp_path / "checksums.npy"
+    if how == "missing":
+        checksums.unlink()
+    else:
+        cut = {"empty": 0, "cut": 128 + 16, "zeros": 128}[how]
+        rewrite(checksums, lambda data: data[:cut].ljust(len(data) * (how == "zeros"), b"\0"))
+    expected = 3 if how == "cut" else 4
+    assert extract(corpus, tmp_path, "--pool", pool) == 0
+    assert f"{tmp_path}: {expected} tracks, " in capsys.readouterr().out
+
+
+def test_an_array_that_wants_to_run_code_is_not_opened(corpus, store, tmp_path):
+    pool, whole = store
+    shutil.copytree(whole, tmp_path / "out")
+    for path in (tmp_path / "out").rglob("*.npy"):
+        np.save(path, np.array([Attack(tmp_path / "trace")], object), allow_pickle=True)
+    assert extract(corpus, tmp_path / "out", "--pool", pool) == 0
+    assert not (tmp_path / "trace").exists()
+    assert np.isfinite(np.load(next((tmp_path / "out").rglob("[fd]*.npy")))).all()
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "3", "[" * 100_000])
+def test_features_of_unknown_settings_are_not_taken_for_these(
+    corpus, store, tmp_path, capsys, text
+):
+    pool, whole = store
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    metadata = tmp_path / "metadata.json"
+    metadata.unlink() if text is None else metadata.write_text(text)
+    capsys.readouterr()
+    assert extract(corpus, tmp_path, "--pool", pool) == 1
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"error: .*metadata\.json: .*overwrite them with --force\n", error)
+    assert extract(corpus, tmp_path, "--pool", pool, "--force") == 0
+
+
+def test_a_store_that_was_copied_is_whole(corpus, store, tmp_path, monkeypatch, capsys):
+    pool, whole = store
+    for path in whole.rglob("*.*"):
+        if path.is_file():  # with other times of change
+            (tmp_path / path.relative_to(whole)).parent.mkdir(exist_ok=True)
+            (tmp_path / path.relative_to(whole)).write_bytes(path.read_bytes())
+    monkeypatch.setattr("music_ssl_fairseq.extract.run.Extraction._start", None)
+    assert extract(corpus, tmp_path, "--pool", pool) == 0
+    assert "finished already, 4 tracks" in capsys.readouterr().out
+
+
+def test_features_that_are_no_numbers_are_left_out(corpus, store, tmp_path, monkeypatch, capsys):
+    from music_ssl_fairseq.upstream.model import Upstream
+
+    pool, _ = store
+    hidden_states = Upstream.hidden_states
+
+    def overflows(self, waveform, *rest):
+        found = hidden_states(self, waveform, *rest)
+        return [layer * 1e9 if waveform.size(1) == 16_000 else layer for layer in found]
+
+    monkeypatch.setattr(Upstream, "hidden_states", overflows)
+    options = ("--dtype", "float16") if pool == "frames" else ()
+    times = 1 if pool == "frames" else 0
+    assert extract(corpus, tmp_path, "--pool", pool, *options) == times
+    if times:
+        left_out = (tmp_path / "left_out.tsv").read_text().splitlines()
+        assert [line.split("\t")[0] for line in left_out] == ["c.wav", "d.wav"]
+        assert all("too large for float16: give --dtype float32" in line for line in left_out)
+        assert sorted(path.name for path in tmp_path.glob("*.wav.npy")) == []
+
+
+def test_one_folder_one_process(corpus, tmp_path, capsys):
+    with hold(tmp_path / "extract.lock", "extracts features", ""):
+        assert extract(corpus, tmp_path) == 1
+    error = capsys.readouterr().err
+    assert f"{tmp_path}: process {os.getpid()} on " in error
+    assert "extracts features here already; wait until it has ended" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["extract.lock"]
     assert extract(corpus, tmp_path) == 0
-    rows = np.load(tmp_path / "features.npy", mmap_mode="r+")
-    rows[0, 0, 0], rows[2, -1, -1] = 5.0, np.nan  # a mark, and a row that was cut off
-    rows.flush()
-    assert extract(corpus, tmp_path) == 0
-    rows = np.load(tmp_path / "features.npy")
-    assert rows[0, 0, 0] == 5.0
-    np.testing.assert_allclose(rows[2], expected(corpus, "c.wav").mean(1), atol=1e-5)
+    names = ["checksums.npy", "features.npy", "index.tsv", "metadata.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_what_killed_processes_were_writing_is_removed(corpus, store, tmp_path):
+    pool, whole = store
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    left = [tmp_path / f".{'0a' * 8}.77.tmp.npy", tmp_path / "album" / f".{'1b' * 8}.7.tmp.npy"]
+    left = left if pool == "frames" else left[:1]
+    for path in left:
+        path.write_bytes(b"half")
+    mine = tmp_path / ".mine.tmp.npy"
+    mine.touch()
+    assert extract(corpus, tmp_path, "--pool", pool) == 0
+    assert [path.exists() for path in left] == [False] * len(left)
+    assert mine.exists()
 
 
 def test_other_settings_need_another_folder_or_force(corpus, tmp_path, capsys):
@@ -183,7 +339,7 @@ def test_unreadable_tracks_are_left_out_and_tried_again(corpus, tmp_path, capsys
     assert not np.isnan(np.load(out / "features.npy")[:2]).any()
     frames = tmp_path / "frames"
     assert extract(corpus, frames, "--pool", "frames", manifest=manifest) == 1
-    assert sorted(path.name for path in frames.glob("*.npy")) == ["cut.flac.npy", "good.flac.npy"]
+    assert sorted(path.name for path in frames.glob("*.*.npy")) == ["cut.flac.npy", "good.flac.npy"]
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,14 @@ from pathlib import Path
 import pytest
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.files import hold
+from music_ssl_fairseq.files import hold, let_go
 
 HOLDER = """
 import os, sys, time
 from music_ssl_fairseq.files import hold
 handle = hold(sys.argv[1], "trains", "wait")
 if not os.fork():  # as a data loader's worker, which may outlive its parent for a while
-    time.sleep(30)
-print("held", flush=True)
+    print("held", flush=True)
 time.sleep(30)
 """
 
@@ -57,3 +56,22 @@ def test_a_lock_is_given_back_with_its_handle(tmp_path):
     handle.close()
     with hold(file, "trains", ""):
         pass
+
+
+def test_who_waited_for_a_file_that_was_removed_makes_it_again(tmp_path, monkeypatch):
+    """Two processes must not hold two files of one name."""
+    from music_ssl_fairseq import files
+
+    file, lock = tmp_path / "x.lock", files.lock
+
+    def removed_meanwhile(handle, wait):
+        monkeypatch.setattr(files, "lock", lock)
+        file.unlink()
+        return lock(handle, wait)
+
+    monkeypatch.setattr(files, "lock", removed_meanwhile)
+    handle = hold(file, "trains", "")
+    with pytest.raises(InputError, match=f"process {os.getpid()} "):
+        hold(file, "trains", "")
+    let_go(file, handle)
+    assert not file.exists()

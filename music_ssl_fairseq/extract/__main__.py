@@ -1,8 +1,10 @@
 """`python -m music_ssl_fairseq.extract`: features of a manifest's tracks, on disk."""
 
 import argparse
+import contextlib
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +28,8 @@ that overlap, and are put together so that no seam shows.
                 [layers, frames, D]
 
 DIR/metadata.json says what made them, DIR/index.tsv lists the tracks, and DIR/left_out.tsv those
-that could not be read. The same command goes on with an interrupted run.
+that could not be read. The same command goes on with an interrupted run, and computes again what
+DIR/checksums.npy shows to be damaged.
 """
 
 EXAMPLES = """\
@@ -183,28 +186,49 @@ def run(
     upstream = load(checkpoint, where, precision)
     layers = upstream.check_layers(range(upstream.num_layers + 1) if layer is None else layer)
     settings = settings_of(upstream, tracks, layers, pool, dtype, windowing)
-    open_folder(out, tracks, settings, {"checkpoint": str(checkpoint)}, force)
-    upstream.drop_above(max(layers))
-    extraction = Extraction(
-        upstream,
-        layers,
-        settings["dtype"] if pool == "frames" else None,
-        windowing,
-        batch_seconds or (480 if on_gpu else 30),
-        compile=_compiles(compile, on_gpu, tracks),
-    )
-    store = open_store(extraction, tracks, out)
-    write_index(out, tracks, store.cut)
-    if workers is None:
-        workers = min(16, max(1, available_cpus() - 1)) if on_gpu else 1
-    try:
-        with tqdm(total=0, desc="extract", unit=" audio-s", unit_scale=True) as bar:
-            outcome = extraction.run(tracks, store, workers, bar)
-        store.finish()
-    finally:
-        store.close()
-    report(out, tracks, outcome)
+    with _alone(out):
+        checksums = open_folder(out, tracks, settings, {"checkpoint": str(checkpoint)}, force)
+        upstream.drop_above(max(layers))
+        extraction = Extraction(
+            upstream,
+            layers,
+            settings["dtype"] if pool == "frames" else None,
+            windowing,
+            batch_seconds or (480 if on_gpu else 30),
+            compile=_compiles(compile, on_gpu, tracks),
+        )
+        store = open_store(extraction, tracks, out, checksums)
+        if store.damaged:
+            _say(
+                f"{out}: {len(store.damaged)} of {len(tracks)} tracks are missing, damaged or "
+                "half-written: they are computed again"
+            )
+        write_index(out, tracks, store.cut)
+        if workers is None:
+            workers = min(16, max(1, available_cpus() - 1)) if on_gpu else 1
+        try:
+            with tqdm(total=0, desc="extract", unit=" audio-s", unit_scale=True) as bar:
+                outcome = extraction.run(tracks, store, workers, bar)
+            store.finish()
+        finally:
+            store.close()
+        report(out, tracks, outcome)
     return not outcome.left_out
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keep other processes from writing to the same folder."""
+    from music_ssl_fairseq.files import hold, let_go
+
+    file = out / "extract.lock"
+    handle = hold(
+        file, "extracts features", "wait until it has ended, or give another folder with --out"
+    )
+    try:
+        yield
+    finally:
+        let_go(file, handle)
 
 
 def _compiles(wanted: str, on_gpu: bool, tracks: "Manifest") -> bool:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.extract.batches import Cut, Row, batches, stacked
+from music_ssl_fairseq.extract.checksums import Checksums
 from music_ssl_fairseq.extract.reading import Load, read_loads
 from music_ssl_fairseq.extract.store import FrameStore, MeanStore
 from music_ssl_fairseq.frames import SAMPLE_RATE
@@ -84,6 +85,10 @@ class Extraction:
             for row, features in zip(rows, values, strict=True):
                 if row.track in outcome.left_out:  # since its first windows were read
                     continue
+                if not torch.isfinite(features).all():
+                    outcome.left_out[row.track] = self._not_finite()
+                    store.leave_out(row.track)
+                    continue
                 store.add(row.track, row.window, features)
                 seconds = row.window.done / self.upstream.frame_rate
                 outcome.seconds += seconds
@@ -91,6 +96,11 @@ class Extraction:
                 bar.update(seconds)
         outcome.wall = time.perf_counter() - begin
         return outcome
+
+    def _not_finite(self) -> str:
+        """The reason for leaving out a track whose features are no numbers."""
+        too_large = ", or too large for float16: give --dtype float32"
+        return f"its features are not finite{too_large if self.frames == 'float16' else ''}"
 
     def _rows(
         self, loads: Iterator[Load], cut: Cut, store: MeanStore | FrameStore, outcome: Outcome
@@ -169,11 +179,13 @@ def _coming(values: Tensor) -> _Coming:
     return _Coming(there, arrived)
 
 
-def open_store(extraction: Extraction, manifest: Manifest, folder: Path) -> MeanStore | FrameStore:
-    """The store that fits what is extracted, in `folder`."""
+def open_store(
+    extraction: Extraction, manifest: Manifest, folder: Path, checksums: Checksums
+) -> MeanStore | FrameStore:
+    """The store that fits what is extracted, in `folder`; what is damaged in it is removed."""
     upstream = extraction.upstream
     cut = Cut(manifest, upstream.grid, extraction.windowing)
     sizes = (len(extraction.layers), upstream.dimension)
     if extraction.frames is None:
-        return MeanStore(folder, cut, *sizes)
-    return FrameStore(folder, cut, *sizes, extraction.frames)
+        return MeanStore(folder, cut, *sizes, checksums)
+    return FrameStore(folder, cut, *sizes, extraction.frames, checksums)

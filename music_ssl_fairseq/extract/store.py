@@ -1,18 +1,21 @@
 """Features on disk, so that an interrupted run goes on where it stopped.
 
 `--pool mean`: `features.npy`, `[tracks, layers, D]` float32, a row for each track of the manifest
-in its order. Rows are NaN until they are there, and stay so for a track that cannot be read.
+in its order. Rows are NaN until they are there, and stay so for a track that cannot be read. Until
+every track had its turn it is called `features.partial.npy`.
 
 `--pool frames`: `NAME.npy` for each track, `[layers, frames, D]`, where NAME is the track's name in
 the manifest, with its suffix: `album/song.flac.npy`.
 
-In both, `metadata.json` says what made them, and `index.tsv` lists the tracks.
+In both, `checksums.npy` says which tracks are there and whole (`extract.checksums`),
+`metadata.json` what made them, and `index.tsv` lists the tracks.
 """
 
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,7 +25,10 @@ from torch import Tensor
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.extract.batches import Cut
-from music_ssl_fairseq.files import atomic_path
+from music_ssl_fairseq.extract.checksums import CHECKSUMS, Checksums
+from music_ssl_fairseq.extract.row_file import RowFile
+from music_ssl_fairseq.files import atomic_path, remove_temporary
+from music_ssl_fairseq.npy import is_whole, read_header, write_header
 from music_ssl_fairseq.upstream.windows import Stitcher, Window
 
 METADATA = "metadata.json"
@@ -32,29 +38,42 @@ _UNFINISHED = "features.partial.npy"
 
 
 class MeanStore:
-    """One row a track: the mean over its frames, in each layer."""
+    """One row a track: the mean over its frames, in each layer.
 
-    def __init__(self, folder: Path, cut: Cut, num_layers: int, dimension: int):
+    Attributes:
+        damaged: tracks that were there, but not whole, as the store was opened.
+    """
+
+    def __init__(
+        self, folder: Path, cut: Cut, num_layers: int, dimension: int, checksums: Checksums
+    ):
         self.cut = cut
+        self._checksums = checksums
         self._final = folder / MEANS
         self._working = self._final if self._final.exists() else folder / _UNFINISHED
+        remove_temporary(folder)
         shape = (len(cut.manifest), num_layers, dimension)
-        if not self._working.exists():
-            with atomic_path(self._working) as temporary:
-                rows = _create(temporary, np.float32, shape)
-                rows[:] = np.nan
-                rows.flush()
-        self._rows = np.load(self._working, mmap_mode="r+")
-        if self._rows.shape != shape:
-            raise InputError(
-                f"{self._working}: has shape {self._rows.shape}, expected {shape}; start over "
-                "with --force"
-            )
+        self._rows = RowFile(self._working, np.dtype(np.float32), shape, np.nan)
         self._sums: dict[int, Tensor] = {}
+        self._there = np.zeros(shape[0], bool)
+        self.damaged = [track for track in range(shape[0]) if not self._check(track)]
+        if self.damaged and self._working == self._final:
+            self._working = folder / _UNFINISHED
+            os.replace(self._final, self._working)
+
+    def _check(self, track: int) -> bool:
+        """Find out whether a track is there; clear its row if it is not. False: it is damaged."""
+        noted, _ = self._checksums[track]
+        self._there[track] = noted and noted == self._checksums.of([self._rows[track]])
+        if self._there[track] or (self._rows.is_empty(track) and not noted):
+            return True
+        self._checksums.forget(track)
+        self._rows.clear(track)
+        return False
 
     def has(self, track: int) -> bool:
-        """Whether the track's features are there. A row that was cut off still ends in NaN."""
-        return not np.isnan(self._rows[track]).any()
+        """Whether the track's features are there, and whole."""
+        return bool(self._there[track])
 
     def add(self, track: int, window: Window, values: Tensor) -> None:
         """Add the track's next window, `[layers, D]`: its weighted sum over frames."""
@@ -63,7 +82,9 @@ class MeanStore:
         if window.last < frames:
             self._sums[track] = total
         else:
-            self._rows[track] = (total / frames).numpy()
+            row = (total / frames).float().numpy()
+            self._rows[track] = row
+            self._checksums.note(track, self._checksums.of([row.tobytes()]))
 
     def leave_out(self, track: int) -> None:
         """Forget what there is of a track that cannot be read."""
@@ -71,38 +92,93 @@ class MeanStore:
 
     def close(self) -> None:
         """Keep what there is, for the run to be continued."""
-        self._rows.flush()
+        self._rows.close()
+        self._checksums.close()
 
     def finish(self) -> None:
         """Give the file its name, now that every track had its turn."""
-        self._rows.flush()
         if self._working != self._final:
             os.replace(self._working, self._final)
 
 
 class FrameStore:
-    """One file a track: its frames, in each layer."""
+    """One file a track: its frames, in each layer.
 
-    def __init__(self, folder: Path, cut: Cut, num_layers: int, dimension: int, dtype: str):
+    Attributes:
+        damaged: tracks that were there, but not whole, as the store was opened.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        cut: Cut,
+        num_layers: int,
+        dimension: int,
+        dtype: str,
+        checksums: Checksums,
+    ):
         self.folder = folder
         self.cut = cut
         self.dtype = np.dtype(dtype)
         self._sizes = (num_layers, dimension)
+        self._checksums = checksums
         self._open: dict[int, _OpenTrack] = {}
+        self._new: dict[int, int] = {}
+        tracks = range(len(cut.manifest))
+        for parent in {folder, *(self._file(track).parent for track in tracks)}:
+            remove_temporary(parent)
+        self._there = np.zeros(len(tracks), bool)
+        self.damaged = [track for track in tracks if not self._check(track)]
+
+    def _file(self, track: int) -> Path:
+        return frame_file(self.folder, self.cut.manifest, track)
+
+    def _shape(self, track: int) -> tuple[int, int, int]:
+        layers, dimension = self._sizes
+        return layers, self.cut.num_frames(track), dimension
+
+    def _check(self, track: int) -> bool:
+        """Find out whether a track is there; remove its file if it is not. False: it is damaged."""
+        file, (noted, changed) = self._file(track), self._checksums[track]
+        if not file.exists() and not noted:
+            return True
+        if noted and is_whole(file, self.dtype, self._shape(track)):
+            # Unchanged since it was on disk for good: reading hundreds of GB would take minutes.
+            self._there[track] = file.stat().st_mtime_ns == changed
+            if not self._there[track] and noted == self._checksum_of(track):
+                self._there[track] = True
+                self._settle(track, noted)
+        if self._there[track]:
+            return True
+        self._checksums.forget(track)
+        file.unlink(missing_ok=True)
+        return False
+
+    def _checksum_of(self, track: int) -> int:
+        layers, frames, dimension = self._shape(track)
+        size = frames * dimension * self.dtype.itemsize
+        with self._file(track).open("rb") as file:
+            read_header(file)
+            return self._checksums.of(blake2b(file.read(size)).digest() for _ in range(layers))
+
+    def _settle(self, track: int, checksum: int) -> None:
+        """Note when a track's file was changed last, as soon as the disk has all of it."""
+        with self._file(track).open("rb+") as file:
+            os.fsync(file.fileno())
+            self._checksums.note(track, checksum, os.fstat(file.fileno()).st_mtime_ns)
 
     def has(self, track: int) -> bool:
-        """Whether the track's file is there; files appear under their name when complete."""
-        return frame_file(self.folder, self.cut.manifest, track).exists()
+        """Whether the track's file is there, and whole."""
+        return bool(self._there[track])
 
     def add(self, track: int, window: Window, values: Tensor) -> None:
         """Add the track's next window, `[layers, frames, D]`."""
         if track not in self._open:
-            layers, dimension = self._sizes
-            shape = (layers, self.cut.num_frames(track), dimension)
-            path = frame_file(self.folder, self.cut.manifest, track)
-            self._open[track] = _OpenTrack(path, self.dtype, shape)
+            self._open[track] = _OpenTrack(self._file(track), self.dtype, self._shape(track))
         if self._open[track].add(window, values):
-            self._open.pop(track).close()
+            digests = self._open.pop(track).close()
+            self._new[track] = self._checksums.of(digests)
+            self._checksums.note(track, self._new[track])
 
     def leave_out(self, track: int) -> None:
         """Remove what there is of a track that cannot be read."""
@@ -113,42 +189,52 @@ class FrameStore:
         """Remove the files of tracks that are not complete."""
         while self._open:
             self._open.popitem()[1].discard()
+        self._checksums.close()
 
     def finish(self) -> None:
         """Every track had its turn."""
-        self.close()
+        for track, checksum in self._new.items():
+            self._settle(track, checksum)
 
 
 class _OpenTrack:
-    """A file that grows window by window; mapped, so that no track has to fit into memory."""
+    """A file that grows window by window, so that no track has to fit into memory."""
 
     def __init__(self, path: Path, dtype: np.dtype, shape: tuple[int, int, int]):
-        self._stack = contextlib.ExitStack()
-        self._array = _create(self._stack.enter_context(atomic_path(path)), dtype, shape)
+        self._dtype = dtype
+        self._shape = shape
+        self._sums = [blake2b() for _ in range(shape[0])]
         self._stitcher = Stitcher()
+        self._stack = contextlib.ExitStack()
+        with contextlib.ExitStack() as stack:
+            self._file = stack.enter_context(stack.enter_context(atomic_path(path)).open("wb"))
+            self._begin = write_header(self._file, dtype, shape)
+            self._stack = stack.pop_all()
 
     def add(self, window: Window, values: Tensor) -> bool:
         """Whether the track is complete."""
-        ready = self._stitcher.add(window, values.float())
-        stop = window.first + window.done
-        self._array[:, window.first : stop] = ready.numpy().astype(self._array.dtype)
-        return stop == self._array.shape[1]
+        ready = self._stitcher.add(window, values.float()).numpy().astype(self._dtype)
+        for layer, frames in enumerate(ready):
+            row = layer * self._shape[1] + window.first
+            self._file.seek(self._begin + row * self._shape[2] * self._dtype.itemsize)
+            self._file.write(frames.tobytes())
+            self._sums[layer].update(frames.tobytes())
+        return window.first + window.done == self._shape[1]
 
-    def close(self) -> None:
-        self._array.flush()
+    def close(self) -> Iterator[bytes]:
+        """Give the file its name; the layers' digests."""
         self._stack.close()
+        return (found.digest() for found in self._sums)
 
     def discard(self) -> None:
-        with contextlib.suppress(_Discarded), self._stack:
+        """Remove the file."""
+        # On a full disk, what is still to be written cannot be.
+        with contextlib.suppress(_Discarded, OSError), self._stack:
             raise _Discarded
 
 
 class _Discarded(Exception):
     """Makes `atomic_path` remove its temporary file."""
-
-
-def _create(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
-    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
 
 
 def frame_file(folder: Path, manifest: Manifest, track: int) -> Path:
@@ -172,32 +258,61 @@ def open_folder(
     settings: Mapping[str, Any],
     remarks: Mapping[str, Any],
     force: bool,
-) -> None:
-    """Prepare a folder for features of these settings, or go on in it.
+) -> Checksums:
+    """Prepare a folder for features of these settings, or go on in it. The caller holds its lock.
 
     Args:
         remarks: what metadata.json is to say besides, and may be different next time.
 
+    Returns:
+        What is there already.
+
     Raises:
-        InputError: if it holds features of other settings and `force` is not given.
+        InputError: if it holds features of other settings, or nobody knows of which, and `force` is
+            not given.
     """
-    file = folder / METADATA
     if force:
         _remove(folder, manifest)
-    elif file.exists():
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
-            raise InputError(f"{file}: damaged; start over with --force") from None
-        for name, value in settings.items():
-            if found.get(name) != value:
-                raise InputError(
-                    f"{folder}: holds features with {name} = {found.get(name)!r}, not {value!r}: "
-                    "choose another --out, or overwrite them with --force"
-                )
-    with atomic_path(file) as temporary:
+    else:
+        _compare(folder, manifest, settings)
+    with atomic_path(folder / METADATA) as temporary:
         metadata = json.dumps({**remarks, **settings}, indent=2) + "\n"
         temporary.write_text(metadata, encoding="utf-8")
+    return Checksums(folder, len(manifest), json.dumps(settings, sort_keys=True))
+
+
+def _compare(folder: Path, manifest: Manifest, settings: Mapping[str, Any]) -> None:
+    """Fail if a folder holds features of other settings."""
+    file = folder / METADATA
+    way_out = "choose another --out, or overwrite them with --force"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        stored = [(name, found.get(name)) for name in settings]
+    except FileNotFoundError:
+        if output := next(_outputs(folder, manifest), None):
+            raise InputError(f"{output}: features without {file}: {way_out}") from None
+        return
+    except (ValueError, AttributeError, RecursionError):
+        raise InputError(
+            f"{file}: damaged, so what made the features there is not known: {way_out}"
+        ) from None
+    for name, value in stored:
+        if value != settings[name]:
+            raise InputError(
+                f"{folder}: holds features with {name} = {value!r:.100}, not {settings[name]!r}: "
+                f"{way_out}"
+            )
+
+
+def _outputs(folder: Path, manifest: Manifest) -> Iterator[Path]:
+    """The files of features that are there, stored in either way."""
+    entries = set(os.listdir(folder))
+    yield from (folder / name for name in (MEANS, _UNFINISHED) if name in entries)
+    for track in range(len(manifest)):
+        name = f"{manifest.name(track)}.npy"
+        # A file system far away is not asked about each of a hundred thousand tracks.
+        if name.partition("/")[0] in entries and (folder / name).is_file():
+            yield frame_file(folder, manifest, track)
 
 
 def write_index(folder: Path, manifest: Manifest, cut: Cut) -> None:
@@ -210,7 +325,7 @@ def write_index(folder: Path, manifest: Manifest, cut: Cut) -> None:
 
 
 def _remove(folder: Path, manifest: Manifest) -> None:
-    for name in (MEANS, _UNFINISHED, METADATA, INDEX):
+    for name in (METADATA, INDEX, CHECKSUMS):
         (folder / name).unlink(missing_ok=True)
-    for track in range(len(manifest)):
-        frame_file(folder, manifest, track).unlink(missing_ok=True)
+    for file in _outputs(folder, manifest):
+        file.unlink()

@@ -17,6 +17,7 @@ from music_ssl_fairseq.files import atomic_path
 from music_ssl_fairseq.label.assign import unit_type
 from music_ssl_fairseq.label.usage import Usage
 from music_ssl_fairseq.label.work import WorkFolder
+from music_ssl_fairseq.npy import write_header
 
 
 class Joined:
@@ -97,7 +98,5 @@ def _array_file(path: Path, dtype: type[np.unsignedinteger], size: int) -> Itera
     Not through a memory map, in which a full disk ends the process without a word.
     """
     with path.open("wb") as handle:
-        description = np.lib.format.dtype_to_descr(np.dtype(dtype))
-        header = {"descr": description, "fortran_order": False, "shape": (size,)}
-        np.lib.format.write_array_header_1_0(handle, header)
+        write_header(handle, np.dtype(dtype), (size,))
         yield handle

@@ -19,7 +19,7 @@ import numpy as np
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features import FrontEnd
-from music_ssl_fairseq.files import atomic_path
+from music_ssl_fairseq.files import atomic_path, remove_temporary
 from music_ssl_fairseq.frames import SAMPLE_RATE
 from music_ssl_fairseq.label.join import Joined
 from music_ssl_fairseq.label.kmeans import Fit
@@ -177,7 +177,7 @@ class LabelFolder:
         for recipe in self.path.glob(".work-*"):
             if recipe != self.work.path:
                 WorkFolder(recipe).remove()
-        self._sweep()
+        remove_temporary(self.path)  # the caller holds the lock of this folder
         with atomic_path(self.path / "centroids.npy") as centroids:
             np.save(centroids, fit.centroids)
             self.metadata = {
@@ -192,12 +192,6 @@ class LabelFolder:
             with atomic_path(self.path / "dict.km.txt") as dictionary:
                 dictionary.write_text("".join(f"{unit} 1\n" for unit in range(self.recipe.k)))
         self._overwrite = False
-
-    def _sweep(self) -> None:
-        """Remove what killed processes were writing. The caller holds the lock of this folder."""
-        for kind in ("km", "npy", "json", "txt"):
-            for temporary in self.path.glob(f".*.tmp.{kind}"):
-                temporary.unlink(missing_ok=True)
 
     def _write_metadata(self) -> None:
         with atomic_path(self.path / "metadata.json") as temporary:
@@ -239,7 +233,7 @@ class LabelFolder:
         # Not in the order in which shards happen to finish them.
         self.metadata["splits"] = dict(sorted(self.metadata["splits"].items()))
         self._write_metadata()
-        self._sweep()
+        remove_temporary(self.path)
 
 
 _KINDS = ("km", "units.npy", "offsets.npy")

@@ -1,0 +1,73 @@
+"""An array on disk that is read and written row by row.
+
+Not through a memory map: there, a full disk or a file that was cut off ends the process without a
+word.
+"""
+
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from music_ssl_fairseq.files import atomic_path
+from music_ssl_fairseq.npy import header_of, write_header
+
+_BLOCK = 1 << 20  # bytes
+
+
+class RowFile:
+    """A .npy file `[rows, ...]` whose rows are there from the beginning.
+
+    Args:
+        path: kept if it is such a file; made anew if there is none, or another file. What is cut
+            off of it is filled up.
+        fill: the value of rows that nobody has written.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype, shape: tuple[int, ...], fill: float):
+        self._empty = np.full(shape[1:], fill, dtype)
+        self._size = self._empty.nbytes
+        found = header_of(path)
+        if found is not None and (found.shape, found.dtype) == (shape, dtype):
+            self._begin = found.begin
+        else:
+            with atomic_path(path) as temporary, temporary.open("wb") as file:
+                self._begin = write_header(file, dtype, shape)
+                self._fill(file, shape[0])
+        self._file = path.open("r+b")
+        self._mend(shape[0])
+
+    def _mend(self, rows: int) -> None:
+        there = self._file.seek(0, 2) - self._begin
+        whole = min(rows, there // self._size)
+        if there != rows * self._size:
+            self._file.truncate(self._begin + whole * self._size)
+            self._file.seek(0, 2)
+            self._fill(self._file, rows - whole)
+
+    def _fill(self, file: BinaryIO, rows: int) -> None:
+        together = max(1, _BLOCK // self._size)
+        for first in range(0, rows, together):
+            file.write(self._empty.tobytes() * min(together, rows - first))
+        file.flush()
+
+    def __getitem__(self, row: int) -> bytes:
+        self._file.seek(self._begin + row * self._size)
+        return self._file.read(self._size)
+
+    def __setitem__(self, row: int, values: np.ndarray) -> None:
+        self._file.seek(self._begin + row * self._size)
+        self._file.write(values.tobytes())
+        self._file.flush()
+
+    def is_empty(self, row: int) -> bool:
+        """Whether a row has nothing but the fill value."""
+        return self[row] == self._empty.tobytes()
+
+    def clear(self, row: int) -> None:
+        """Write the fill value to a row."""
+        self[row] = self._empty
+
+    def close(self) -> None:
+        """Read and write no more."""
+        self._file.close()
