@@ -6,7 +6,7 @@ import re
 import socket
 import weakref
 from collections.abc import Iterator
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import IO
 
@@ -34,6 +34,15 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def checksum(file: str | os.PathLike) -> str:
+    """SHA-256 of a file, hex."""
+    found = sha256()
+    with Path(file).open("rb") as handle:
+        while block := handle.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def remove_temporary(folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 
-_UNREADABLE: tuple[type[Exception], ...] = (
+UNREADABLE: tuple[type[Exception], ...] = (
     *(ValueError, EOFError, SyntaxError, TokenError, TypeError, KeyError),
     *(MemoryError, RecursionError, OverflowError),
 )
@@ -45,7 +45,7 @@ def read_header(file: BinaryIO) -> Header | None:
         if npy.read_magic(file) != (1, 0):
             return None
         shape, fortran_order, dtype = npy.read_array_header_1_0(file)
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
     return None if fortran_order or dtype.hasobject else Header(shape, dtype, file.tell())
 

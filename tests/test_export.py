@@ -12,6 +12,7 @@ from music_ssl_fairseq.export.__main__ import FORMATS, main
 from music_ssl_fairseq.export.source import read
 from music_ssl_fairseq.upstream import load
 from tests import checkpoints, exported
+from tests.full_disk import full_disk
 from tests.test_upstream import Attack
 
 # Tracing a graph takes seconds, and longer the more there is to trace.
@@ -126,8 +127,13 @@ def test_onnx_computes_the_layers_at_any_length(tmp_path):
     np.testing.assert_allclose(only, ours.layers(waveform)[2], rtol=0, atol=1e-4)
 
 
-def test_torch_export_computes_the_layers_at_any_length(tmp_path):
+def test_torch_export_computes_the_layers_at_any_length(tmp_path, capsys):
     source = exported.checkpoint(tmp_path / "x.pt", "music_hubert", **SMALL)
+    with full_disk(10_000):
+        to = ("--to", str(tmp_path / "full"), "--format", "torch")
+        assert main(["--checkpoint", str(source), *to]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'full'}")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
     folder = exported.export(source, tmp_path / "out", "--format", "torch")
     module = torch.export.load(folder / "model.pt2").module()
     ours = load(source)
@@ -162,6 +168,29 @@ def test_a_wrong_result_is_not_written(tmp_path, monkeypatch, capsys, format):
     assert main(["--checkpoint", str(source), "--to", str(to), "--format", format]) == 1
     assert "not written, because its layer 0 differs" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
+
+
+@pytest.mark.parametrize(
+    ("format", "earlier"),  # not onnx, whose graph takes seconds to trace
+    [("huggingface", False), ("huggingface", True), ("fairseq", True), ("torchaudio", True)],
+)
+def test_a_full_disk_is_one_line_and_an_earlier_export_stays(tmp_path, capsys, format, earlier):
+    source = exported.checkpoint(tmp_path / "x.pt", "music_hubert")
+    to = tmp_path / "out"
+    if earlier:
+        to.mkdir()
+        for name in (*FORMATS[format][2], "notes.txt"):
+            (to / name).write_text("earlier")
+    before = {path: path.read_text() for path in to.glob("*")}
+    capsys.readouterr()
+    options = ("--to", str(to), "--format", format, "--force")
+    with full_disk(10_000):
+        assert main(["--checkpoint", str(source), *options]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {to}")
+    assert error.count("\n") == 1
+    assert {path: path.read_text() for path in to.glob("*")} == before
+    assert sorted(path.name for path in tmp_path.iterdir() if path != to) == ["x.pt"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -167,6 +168,84 @@ def test_what_a_killed_run_was_writing_is_swept_up(corpus, tmp_path):
     (labels / ".0123456789abcdef.77.tmp.km").write_text("1 2")
     assert main(command(corpus, labels)) == 0
     assert contents(labels) == contents(corpus / "whole")
+
+
+FILES = ("train.km", "train.units.npy", "valid.offsets.npy", "dict.km.txt")
+
+
+@pytest.mark.parametrize("how", ["cut", "zeros", "gone"])
+def test_damaged_labels_are_made_again(corpus, tmp_path, capsys, how):
+    labels = tmp_path / "labels"
+    for name in FILES:
+        shutil.copytree(corpus / "whole", labels, dirs_exist_ok=True)
+        whole = (labels / name).read_bytes()
+        if how == "gone":
+            (labels / name).unlink()
+        else:
+            half = len(whole) // 2
+            (labels / name).write_bytes(whole[:half] + bytes(half) * (how == "zeros"))
+        capsys.readouterr()
+        assert main(command(corpus, labels)) == 0
+        if name == "dict.km.txt":
+            assert "finished already" in capsys.readouterr().out
+        elif (name, how) != ("train.km", "gone"):
+            assert f"{labels / name}: missing, damaged or changed" in capsys.readouterr().err
+        assert contents(labels) == contents(corpus / "whole")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04", b"text" * 99])
+@pytest.mark.parametrize("stage", ["sample", "train"])
+def test_damaged_blocks_are_computed_again(
+    corpus, tmp_path, small_blocks, capsys, monkeypatch, stage, content
+):
+    """Of a run that stopped before its labels were joined."""
+    labels = tmp_path / "labels"
+    with monkeypatch.context() as patch:
+        patch.setattr("music_ssl_fairseq.label.stages.join", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main(command(corpus, labels))
+    if stage == "sample":
+        (labels / "centroids.npy").unlink()
+    first, *others = sorted(labels.glob(f".work-*/{stage}-*.npz"))
+    fit = next(iter(labels.glob(".work-*/fit.npz")))
+    for file in (first, fit) if stage == "sample" else (first,):
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    before = [file.stat().st_mtime_ns for file in others]
+    capsys.readouterr()
+    with monkeypatch.context() as patch:  # to see which blocks are done again
+        patch.setattr(WorkFolder, "remove", lambda self: None)
+        assert main(command(corpus, labels)) == 0
+    assert f"{first}: damaged; what was in it is computed again" in capsys.readouterr().err
+    assert [file.stat().st_mtime_ns for file in others] == before
+    shutil.rmtree(next(iter(labels.glob(".work-*"))))
+    assert contents(labels) == contents(corpus / "whole")
+
+
+def test_a_block_that_is_damaged_meanwhile_is_one_line(tmp_path, capsys):
+    work = WorkFolder(tmp_path)
+    for content in (b"", b"text"):
+        for load in (work.load_block, work.load_lengths):
+            work.block("x", 0).write_bytes(content)
+            with pytest.raises(InputError, match=r"x-00000\.npz: damaged, now removed"):
+                load("x", 0)
+            assert not work.block("x", 0).exists()
+    work.save_arrays(work.block("x", 0), other=np.zeros(3))
+    work.remove_damaged("x", [0])
+    assert work.missing("x", 1) == [0]
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "3", "[" * 100_000, '{"splits": 3}', '{"splits": {"train": 1}}']
+)
+def test_damaged_metadata_is_one_line(corpus, tmp_path, capsys, text):
+    shutil.copytree(corpus / "whole", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "metadata.json").write_text(text)
+    assert main(command(corpus, tmp_path)) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path / 'metadata.json'}: ")
+    assert error.endswith("give --force to overwrite, or --labels for another folder\n")
+    assert len(error) < 1_000
 
 
 def test_two_at_once_share_the_work(corpus, tmp_path, small_blocks, monkeypatch):

@@ -20,6 +20,7 @@ from music_ssl_fairseq.probing.windows import (
     frames_of,
     to_frame_rate,
 )
+from tests.full_disk import full_disk
 
 
 def test_windows_of_a_clip():
@@ -161,6 +162,107 @@ def test_a_shard_without_its_index_does_not_count(tmp_path, manifest):
     assert json.loads((folder / "about.json").read_text())["upstream"] == "counting"
     index = next(file for file in folder.glob("*.json") if file.name != "about.json")
     index.unlink()
+    assert clips[0].key not in open_store(tmp_path, source, plan)
+
+
+def damage(folder: Path, how: str) -> None:
+    """Damage the only shard of a cache, or its index."""
+    index = next(file for file in folder.glob("*.json") if file.name != "about.json")
+    shard = index.with_suffix(".npy")
+    whole = shard.read_bytes()
+    if how == "cut":
+        shard.write_bytes(whole[: len(whole) // 2])
+    elif how == "longer":
+        shard.write_bytes(whole + b"more")
+    elif how == "empty":
+        shard.write_bytes(b"")
+    elif how == "gone":
+        shard.unlink()
+    elif how == "zeros":
+        shard.write_bytes(whole[:-64] + bytes(64))
+    elif how == "text":
+        shard.write_text("no features\n" * 99)
+    elif how == "another shape":
+        shard.write_bytes(whole.replace(b"(8, ", b"(4, ", 1))
+    elif how == "objects":
+        np.save(shard, np.array([[["x"]]], object), allow_pickle=True)
+    elif how == "another count":
+        found = json.loads(index.read_text())
+        found["clips"][0][1] -= 1
+        index.write_text(json.dumps(found))
+    else:
+        index.write_text(how)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        *(
+            "cut",
+            "longer",
+            "empty",
+            "gone",
+            "zeros",
+            "text",
+            "another shape",
+            "objects",
+            "another count",
+        ),
+        *("", "{", "[]", "3", '{"clips": 3}', '{"clips": [["a", "b"]], "checksum": ""}'),
+        *("[" * 100_000, '[["old format", 2]]', '{"clips": []}'),
+    ],
+)
+def test_a_damaged_shard_or_index_is_computed_again(tmp_path, manifest, how):
+    source, plan = Counting(), Plan(1.0, False)
+    clips = clips_of(manifest)
+    store = open_store(tmp_path, source, plan)
+    fill(store, source, plan, clips)
+    expected = [np.array(store.rows(clip.key)) for clip in clips]
+    computed = source.windows
+    damage(store.folder, how)
+    again = open_store(tmp_path, source, plan)
+    assert clips[0].key not in again
+    fill(again, source, plan, clips)
+    assert source.windows == 2 * computed
+    for clip, rows in zip(clips, expected, strict=True):
+        np.testing.assert_array_equal(again.rows(clip.key), rows)
+    assert len(list(store.folder.iterdir())) == 3  # nothing of the damaged one is left
+    last = open_store(tmp_path, source, plan)
+    fill(last, source, plan, clips)
+    assert source.windows == 2 * computed
+
+
+def test_a_full_disk_is_one_line_and_what_is_there_stays(tmp_path, manifest):
+    source, plan = Counting(), Plan(1.0, True)
+    clips = clips_of(manifest)
+    store = open_store(tmp_path, source, plan)
+    fill(store, source, plan, clips[:1])
+    before = sorted(store.folder.iterdir())
+    with (
+        full_disk(1_000),
+        pytest.raises(InputError, match=r"set task\.cache_dir to a disk") as full,
+    ):
+        fill(open_store(tmp_path, source, plan), source, plan, clips)
+    assert str(full.value).startswith(f"{store.folder}: ")
+    assert "\n" not in str(full.value)
+    assert sorted(store.folder.iterdir()) == before
+    again = open_store(tmp_path, source, plan)
+    computed = source.windows
+    fill(again, source, plan, clips[:1])
+    assert source.windows == computed
+
+
+def test_what_another_process_throws_away_stays_readable(tmp_path, manifest):
+    source, plan = Counting(), Plan(1.0, False)
+    clips = clips_of(manifest)
+    store = open_store(tmp_path, source, plan)
+    fill(store, source, plan, clips)
+    store = open_store(tmp_path, source, plan)
+    assert clips[0].key in store
+    expected = np.array(store.rows(clips[0].key))
+    for file in store.folder.iterdir():
+        file.unlink()
+    np.testing.assert_array_equal(store.rows(clips[0].key), expected)
     assert clips[0].key not in open_store(tmp_path, source, plan)
 
 

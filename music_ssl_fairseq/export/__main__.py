@@ -107,9 +107,10 @@ def _export(checkpoint: Path, to: Path, format: str, name: str | None, force: bo
 
 
 def _beside(target: Path) -> Path:
-    """A name for a temporary folder on the target's file system."""
+    """A name for a temporary folder on the target's file system, which may begin with it."""
     target = target.resolve()
-    return target.with_name(f".{target.name[:100]}.{os.getpid()}.tmp")
+    name = f".{target.name[:100]}.{os.getpid()}.tmp"
+    return target / name if target.is_dir() else target.with_name(name)
 
 
 def _refuse_to_overwrite(to: Path, files: Iterable[str]) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.export import check
+from music_ssl_fairseq.export.saving import save
 from music_ssl_fairseq.export.source import Source
 from music_ssl_fairseq.frames import conv_grid
 from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
@@ -79,7 +80,7 @@ def write(source: Source, folder: Path, name: str) -> str:
         ],
         "extra_state": {"train_iterator": {"epoch": 1}},
     }
-    torch.save(checkpoint, folder / FILE)
+    save(checkpoint, folder / FILE)
     return _check(source, folder / FILE, model, name)
 
 

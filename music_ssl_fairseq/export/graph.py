@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from music_ssl_fairseq.export import check
+from music_ssl_fairseq.export.saving import save
 from music_ssl_fairseq.export.source import Source
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder
 from music_ssl_fairseq.optional import optional
@@ -81,7 +82,7 @@ def write_torch(source: Source, folder: Path, name: str) -> str:
         InputError: if the result differs from the original.
     """
     original, program = _traced(source.contents)
-    torch.export.save(program, folder / TORCH_FILE)
+    save(program, folder / TORCH_FILE, torch.export.save)
     loaded = torch.export.load(folder / TORCH_FILE).module()
     return _check(original, loaded, name, f"torch {torch.__version__}")
 

@@ -37,13 +37,12 @@ def write(source: Source, folder: Path, name: str) -> str:
         InputError: if transformers has no model of this shape, safetensors is not installed, or
             the result differs from the original.
     """
-    save_file = optional("safetensors.torch", "export").save_file
+    save = optional("safetensors.torch", "export").save
     config = to_config(source.contents, source.settings.get("model", {}))
     _write_json(folder / CONFIG, config)
     _write_json(folder / PREPROCESSOR, to_preprocessor(source.contents))
-    save_file(to_state(source.contents), folder / SAFETENSORS, {"format": "pt"})
-    # safetensors lets only the owner read what it writes.
-    (folder / SAFETENSORS).chmod((folder / CONFIG).stat().st_mode & 0o777)
+    # Not by safetensors itself, which lets only the owner read what it writes.
+    (folder / SAFETENSORS).write_bytes(save(to_state(source.contents), {"format": "pt"}))
     card = model_card(source, name, config["architectures"][0])
     (folder / CARD).write_text(card, encoding="utf-8")
     if find_spec("transformers") is None:

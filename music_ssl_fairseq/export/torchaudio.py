@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from music_ssl_fairseq.export import check
+from music_ssl_fairseq.export.saving import save
 from music_ssl_fairseq.export.source import Source
 from music_ssl_fairseq.upstream.model import build_encoder
 from music_ssl_fairseq.upstream.torchaudio import SETTINGS, to_arguments, to_state
@@ -32,7 +33,7 @@ def write(source: Source, folder: Path, name: str) -> str:
     from torchaudio.models import wav2vec2_model
 
     arguments = to_arguments(source.contents, source.settings.get("model", {}))
-    torch.save(to_state(source.contents), folder / FILE)
+    save(to_state(source.contents), folder / FILE)
     (folder / SETTINGS).write_text(json.dumps(arguments, indent=2) + "\n", encoding="utf-8")
     theirs = wav2vec2_model(**json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
     theirs.load_state_dict(torch.load(folder / FILE, weights_only=True))

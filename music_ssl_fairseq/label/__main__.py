@@ -274,6 +274,8 @@ def _assign(job: "Job", splits: dict[str, "Manifest"]) -> bool:
 
     folder = job.folder
     todo = {s: m for s, m in splits.items() if not folder.is_finished(s, m)}
+    if folder.centroids() is not None:
+        folder.write_dictionary()
     if not todo:
         print(f"{folder.path}: finished already, by the same recipe from the same manifests")
     finished = [assign(job, split, manifest) for split, manifest in todo.items()]
@@ -323,9 +325,10 @@ def _job(arguments: argparse.Namespace, train: "Manifest") -> "Job":
 
 
 def _recipe(a: argparse.Namespace, features: Features, train: "Manifest"):
+    from music_ssl_fairseq.files import checksum
     from music_ssl_fairseq.label.given import load_centroids
     from music_ssl_fairseq.label.memory import check_frames, model_size
-    from music_ssl_fairseq.label.recipe import Recipe, checksum, fingerprint
+    from music_ssl_fairseq.label.recipe import Recipe, fingerprint
 
     front = front_end(features)
     k = a.k if a.centroids is None else len(load_centroids(a.centroids))

@@ -47,6 +47,7 @@ class Stage:
             InputError: naming tracks that cannot be read, unless `skip_unreadable`. All other
                 blocks are kept.
         """
+        work.remove_damaged(self.name, numbers)
         with self._bar(work, numbers) as bar:
             busy = self._run(work, numbers, job, crew, bar)
             while busy:

@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ import numpy as np
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features import FrontEnd
-from music_ssl_fairseq.files import atomic_path, remove_temporary
+from music_ssl_fairseq.files import atomic_path, checksum, remove_temporary
 from music_ssl_fairseq.frames import SAMPLE_RATE
+from music_ssl_fairseq.label.given import load_centroids
 from music_ssl_fairseq.label.join import Joined
 from music_ssl_fairseq.label.kmeans import Fit
 from music_ssl_fairseq.label.work import WorkFolder
@@ -90,15 +92,6 @@ def fingerprint(manifest: Manifest) -> str:
     return checksum(manifest.file)
 
 
-def checksum(file: Path) -> str:
-    """SHA-256 of a file."""
-    found = hashlib.sha256()
-    with file.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
-
-
 class LabelFolder:
     """`labels/`: what is there of a recipe, and what is written next.
 
@@ -137,8 +130,10 @@ class LabelFolder:
             return {}
         try:
             metadata = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{file}: not readable as JSON ({error}); {way_out}") from None
+        if not isinstance(metadata, dict) or not _is_noted(metadata):
+            raise InputError(f"{file}: damaged, or not written by the labeler; {way_out}")
         if different := self.recipe.differences(metadata):
             raise InputError(f"{self.path}: holds labels made with {different}; {way_out}")
         return metadata
@@ -163,7 +158,7 @@ class LabelFolder:
             if self.metadata["splits"]:
                 raise InputError(f"{file}: changed since labels were made with it; give --force")
             return None
-        return np.load(file, allow_pickle=False)
+        return load_centroids(file)
 
     def save_fit(self, fit: Fit, num_frames: int, front_end: FrontEnd, fitted_by: str) -> None:
         """Write the centroids and what goes with them; remove labels made with others.
@@ -189,9 +184,16 @@ class LabelFolder:
                 "splits": {},
             }
             self._write_metadata()
-            with atomic_path(self.path / "dict.km.txt") as dictionary:
-                dictionary.write_text("".join(f"{unit} 1\n" for unit in range(self.recipe.k)))
+            self.write_dictionary()
         self._overwrite = False
+
+    def write_dictionary(self) -> None:
+        """Write `dict.km.txt`, unless it is there as it should be."""
+        file = self.path / "dict.km.txt"
+        text = "".join(f"{unit} 1\n" for unit in range(self.recipe.k)).encode()
+        if not file.is_file() or file.read_bytes() != text:
+            with atomic_path(file) as dictionary:
+                dictionary.write_bytes(text)
 
     def _write_metadata(self) -> None:
         with atomic_path(self.path / "metadata.json") as temporary:
@@ -207,7 +209,7 @@ class LabelFolder:
         return f"{split}-{hashlib.sha256(both.encode()).hexdigest()[:8]}"
 
     def is_finished(self, split: str, manifest: Manifest) -> bool:
-        """Whether a split is labelled.
+        """Whether a split is labelled, and its files are as they were written.
 
         Raises:
             InputError: if it is, but its manifest has changed since.
@@ -220,6 +222,16 @@ class LabelFolder:
                 f"{manifest.file}: changed since {self.target(split)} was made from it; "
                 "give --force to label again"
             )
+        # Older labels have no checksums.
+        for name, noted in record.get("sha256", {}).items():
+            file = self.path / name
+            if not file.is_file() or checksum(file) != noted:
+                print(
+                    f"{file}: missing, damaged or changed since it was made; {split} is labelled "
+                    "again, with the same centroids",
+                    file=sys.stderr,
+                )
+                return False
         return True
 
     def finish(self, split: str, manifest: Manifest, joined: Joined) -> None:
@@ -229,6 +241,9 @@ class LabelFolder:
             "manifest_sha256": fingerprint(manifest),
             **joined.usage.summary(),
             "unreadable": joined.unreadable,
+            "sha256": {
+                name: checksum(self.path / name) for name in (f"{split}.{kind}" for kind in _KINDS)
+            },
         }
         # Not in the order in which shards happen to finish them.
         self.metadata["splits"] = dict(sorted(self.metadata["splits"].items()))
@@ -237,6 +252,16 @@ class LabelFolder:
 
 
 _KINDS = ("km", "units.npy", "offsets.npy")
+
+
+def _is_noted(metadata: dict[str, Any]) -> bool:
+    """Whether what the stages need is there."""
+    return (
+        isinstance(metadata.get("centroids_sha256"), str)
+        and isinstance(metadata.get("label_rate"), int | float)
+        and isinstance(metadata.get("splits"), dict)
+        and all(isinstance(record, dict) for record in metadata["splits"].values())
+    )
 
 
 def _describe_frames(front_end: FrontEnd) -> dict[str, Any]:

@@ -26,7 +26,6 @@ from music_ssl_fairseq.label.parallel import Crew, ordered
 from music_ssl_fairseq.label.recipe import LabelFolder
 from music_ssl_fairseq.label.sample import Part, Reader, Sample
 from music_ssl_fairseq.label.shards import Shard, cut_blocks
-from music_ssl_fairseq.label.work import WorkFolder
 
 _SAMPLE = "sample"
 _FIT = "fit"
@@ -134,8 +133,8 @@ def _fit(job: Job, num_blocks: int, backend: Backend, whole: Sample | None) -> t
     """Centroids of the sample, taken further by `whole` if that is larger."""
     work = job.folder.work
     file = work.path / "batches.npz"
-    if whole is not None and file.exists():
-        return _fit_batches(job, whole, backend, _begun_batches(work, file), file)
+    if whole is not None and (found := work.load_arrays(file)):
+        return _fit_batches(job, whole, backend, _begun_batches(found), file)
     frames = _load_sample(job.folder, num_blocks, job.front.dimension)
     kmeans.check_enough(len(frames), job.folder.recipe.k)
     fit = _fit_sample(job, frames, backend)
@@ -156,7 +155,8 @@ def _fit_sample(job: Job, frames: np.ndarray, backend: Backend) -> Fit:
             bar.set_postfix_str(f"inertia {[*fit.coarse, *fit.curve][-1]:.4g}", refresh=False)
             bar.update(fit.step - bar.n)
 
-        begun = _fit_of(folder.work.load_arrays(file)) if file.exists() else None
+        found = folder.work.load_arrays(file)
+        begun = _fit_of(found) if found else None
         return kmeans.fit(frames, job.options, backend, watch, begun)
 
 
@@ -202,8 +202,7 @@ def _fit_batches(
     return state.fit, state.frames
 
 
-def _begun_batches(work: WorkFolder, file: Path) -> minibatch.Progress:
-    found = work.load_arrays(file)
+def _begun_batches(found: dict[str, np.ndarray]) -> minibatch.Progress:
     return minibatch.Progress(
         _fit_of(found), found["counts"], int(found["batches"]), int(found["frames"])
     )

@@ -7,14 +7,22 @@ lets go of a killed process's locks.
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+import sys
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.files import atomic_path, lock
+from music_ssl_fairseq.npy import UNREADABLE
+
+_DAMAGED = (zipfile.BadZipFile, zlib.error, NotImplementedError, AttributeError, *UNREADABLE)
+"""What reading a damaged .npz raises."""
 
 
 class Block(NamedTuple):
@@ -45,21 +53,52 @@ class WorkFolder:
         self.save_arrays(self.block(stage, number), **block._asdict())
 
     def load_block(self, stage: str, number: int) -> Block:
-        return Block(**self.load_arrays(self.block(stage, number)))
+        """A block that is done.
+
+        Raises:
+            InputError: if it is damaged, and now removed.
+        """
+        file = self.block(stage, number)
+        found = self.load_arrays(file)
+        if found is None or set(found) != set(Block._fields):
+            file.unlink(missing_ok=True)
+            raise InputError(f"{file}: damaged, now removed: the same command makes it again")
+        return Block(**found)
 
     def save_arrays(self, file: Path, **arrays: Any) -> None:
         """Write a file of several arrays, whole or not at all."""
         with atomic_path(file) as temporary:
             np.savez(temporary, **arrays)
 
-    def load_arrays(self, file: Path) -> dict[str, np.ndarray]:
-        with np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
+    def load_arrays(self, file: Path) -> dict[str, np.ndarray] | None:
+        """What `save_arrays` wrote; None if there is no such file, or a damaged one: it is removed.
+
+        Every array in it has a checksum, which is compared.
+        """
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except FileNotFoundError:
+            return None
+        except _DAMAGED:
+            print(f"{file}: damaged; what was in it is computed again", file=sys.stderr)
+            file.unlink(missing_ok=True)
+            return None
 
     def load_lengths(self, stage: str, number: int) -> np.ndarray:
         """`[tracks]` rows of each track of a block, without reading the rows."""
-        with np.load(self.block(stage, number), allow_pickle=False) as arrays:
-            return arrays["lengths"]
+        try:
+            with np.load(self.block(stage, number), allow_pickle=False) as arrays:
+                return arrays["lengths"]
+        except _DAMAGED:
+            return self.load_block(stage, number).lengths
+
+    def remove_damaged(self, stage: str, numbers: Iterable[int]) -> None:
+        """Of these blocks, remove those that are there and not whole."""
+        for number in numbers:
+            found = self.load_arrays(self.block(stage, number))
+            if found is not None and set(found) != set(Block._fields):
+                self.block(stage, number).unlink(missing_ok=True)
 
     def missing(self, stage: str, count: int) -> list[int]:
         """Blocks of a stage that are not there yet."""

@@ -1,13 +1,17 @@
 """The cache of features: computed once for an upstream and a kind of window, then only read.
 
 A folder of shards for each (upstream, window, kind): `ID.npy` with the features of some dozens of
-clips, and `ID.json` with their names in the cache, written last, so that a shard without it does
-not count. What is in one stays usable whatever happens to others, so an interrupted run goes on,
-two runs may fill the cache at once, and tasks on the same audio share it.
+clips, and `ID.json` with their names in the cache and the shard's checksum, written last, so that a
+shard without it does not count. A shard is compared with its checksum before it is used; a damaged
+one is removed, and its features count as missing. What is in one stays usable whatever happens to
+others, so an interrupted run goes on, two runs may fill the cache at once, and tasks on the same
+audio share it.
 """
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 import uuid
 from collections.abc import Iterable, Sequence
@@ -18,9 +22,13 @@ import numpy as np
 
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import AudioError, InputError
-from music_ssl_fairseq.files import atomic_path
+from music_ssl_fairseq.files import atomic_path, checksum
+from music_ssl_fairseq.npy import header_of, write_header
+
+logger = logging.getLogger(__name__)
 
 _SHARD_BYTES = 64 * 2**20
+_ABOUT = "about.json"
 
 
 class Clip(NamedTuple):
@@ -50,6 +58,14 @@ def clip_of(manifest: Manifest, line: int, segment: Sequence[int]) -> Clip:
     return Clip(path, start, stop, key)
 
 
+class _Place(NamedTuple):
+    """Where a clip's rows are."""
+
+    shard: Path
+    first: int
+    count: int
+
+
 class FeatureStore:
     """Features of clips: `[rows, layers, D]` each, a row a window or, for beats, a frame."""
 
@@ -69,33 +85,73 @@ class FeatureStore:
         self.folder = self.root / digest.hexdigest()
         self._about = {"upstream": upstream, **identity}
         self._limit = limit
-        self._places: dict[str, tuple[Path, int, int]] = {}
+        self._places: dict[str, _Place] = {}
         self._arrays: dict[Path, np.ndarray] = {}
+        self._noted: dict[Path, tuple[list[tuple[str, int]], str]] = {}
         self._waiting: list[tuple[str, np.ndarray]] = []
         self._in_use: set[str] = set()
         for index in sorted(self.folder.glob("*.json")):
-            if index.name != "about.json":
+            if index.name != _ABOUT and not index.name.startswith("."):
                 self._read_index(index)
 
     def _read_index(self, index: Path) -> None:
-        array = index.with_suffix(".npy")
-        if not array.exists():
+        try:
+            found = json.loads(index.read_text(encoding="utf-8"))
+            clips = [(str(key), int(count)) for key, count in found["clips"]]
+            self._take_shard(index.with_suffix(".npy"), clips, str(found["checksum"]))
+        except FileNotFoundError:  # another process has made room
             return
+        except (ValueError, TypeError, KeyError, RecursionError):
+            self._drop(index.with_suffix(".npy"))
+
+    def _take_shard(self, shard: Path, clips: list[tuple[str, int]], noted: str) -> None:
+        self._noted[shard] = clips, noted
         first = 0
-        for key, count in json.loads(index.read_text(encoding="utf-8")):
-            self._places[key] = (array, first, count)
+        for key, count in clips:
+            self._places[key] = _Place(shard, first, count)
             first += count
 
+    def _drop(self, shard: Path) -> None:
+        """Remove a damaged shard, and forget what was in it."""
+        logger.warning("%s: damaged; the features in it are computed again", shard)
+        _remove(shard)
+        self._forget(shard)
+
+    def _forget(self, shard: Path) -> None:
+        self._arrays.pop(shard, None)
+        self._places = {key: place for key, place in self._places.items() if place.shard != shard}
+
     def __contains__(self, key: str) -> bool:
-        return key in self._places
+        """Whether a clip's features are there, and whole."""
+        return key in self._places and self._open(self._places[key].shard)
+
+    def _open(self, shard: Path) -> bool:
+        """Map a shard, for as long as this store is; whether it is whole."""
+        if shard in self._arrays:
+            return True
+        try:
+            header, size = header_of(shard), shard.stat().st_size
+            whole = header is not None and header.size == size and len(header.shape) == 3
+            clips, noted = self._noted[shard]
+            if whole and _checksum(shard, clips) == noted:
+                self._map(shard)
+                return True
+        except FileNotFoundError:  # another process has made room
+            _remove(shard)
+            self._forget(shard)
+            return False
+        self._drop(shard)
+        return False
+
+    def _map(self, shard: Path) -> None:
+        self._arrays[shard] = np.load(shard, mmap_mode="r", allow_pickle=False)
+        with contextlib.suppress(OSError):  # somebody else's cache, to read only
+            os.utime(shard)  # what was used last is thrown away last
 
     def rows(self, key: str) -> np.ndarray:
-        """A clip's features, mapped from the file: `[rows, layers, D]`."""
-        file, first, count = self._places[key]
-        if file not in self._arrays:
-            self._arrays[file] = np.load(file, mmap_mode="r")
-            os.utime(file)  # what was used last is thrown away last
-        return self._arrays[file][first : first + count]
+        """A clip's features, mapped from the file: `[rows, layers, D]`. It must be there."""
+        place = self._places[key]
+        return self._arrays[place.shard][place.first : place.first + place.count]
 
     def use(self, keys: Iterable[str]) -> None:
         """Say that these clips are wanted as long as this store is: they are not deleted by it."""
@@ -107,7 +163,7 @@ class FeatureStore:
         Raises:
             InputError: if `needed` and what is in use are more than the cache may hold.
         """
-        own = {self._places[key][0] for key in self._in_use if key in self._places}
+        own = {self._places[key].shard for key in self._in_use if key in self}
         used = {file: file.stat() for file in self.root.glob("*/*.npy") if file.exists()}
         kept = sum(used[file].st_size for file in own if file in used)
         if needed + kept > self._limit:
@@ -120,10 +176,9 @@ class FeatureStore:
         for file in sorted(used.keys() - own, key=lambda file: used[file].st_mtime):
             if total + needed <= self._limit:
                 break
-            file.with_suffix(".json").unlink(missing_ok=True)
-            file.unlink(missing_ok=True)
+            _remove(file)
             total -= used[file].st_size
-            self._places = {k: place for k, place in self._places.items() if place[0] != file}
+            self._forget(file)
 
     def add(self, key: str, features: np.ndarray) -> None:
         """Take a clip's features; they are on disk after the next `flush`, or when there is a
@@ -133,18 +188,55 @@ class FeatureStore:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is waiting."""
+        """Write what is waiting.
+
+        Raises:
+            InputError: if it cannot be written, as on a full disk. What was written before is kept.
+        """
         if not self._waiting:
             return
-        about = self.folder / "about.json"
+        try:
+            self._write()
+        except OSError as error:
+            raise InputError(
+                f"{error.filename or self.folder}: {error.strerror}: the cache of features cannot "
+                "be written; make room, or set task.cache_dir to a disk that has some. What is in "
+                "the cache is kept"
+            ) from None
+        self._waiting = []
+
+    def _write(self) -> None:
+        about = self.folder / _ABOUT
         if not about.exists():
             with atomic_path(about) as temporary:
                 temporary.write_text(json.dumps(self._about, indent=2) + "\n", encoding="utf-8")
-        index = self.folder / f"{uuid.uuid4().hex}.json"
-        with atomic_path(index.with_suffix(".npy")) as temporary:
-            np.save(temporary, np.concatenate([array for _, array in self._waiting]))
-        counts = [(key, len(array)) for key, array in self._waiting]
-        with atomic_path(index) as temporary:
-            temporary.write_text(json.dumps(counts), encoding="utf-8")
-        self._waiting = []
-        self._read_index(index)
+        shard = self.folder / f"{uuid.uuid4().hex}.npy"
+        arrays = [array for _, array in self._waiting]
+        rows = sum(len(array) for array in arrays)
+        with atomic_path(shard) as temporary:
+            with temporary.open("wb") as file:
+                write_header(file, arrays[0].dtype, (rows, *arrays[0].shape[1:]))
+                for array in arrays:
+                    file.write(array.tobytes())
+            clips = [(key, len(array)) for key, array in self._waiting]
+            noted = _checksum(temporary, clips)
+        try:
+            with atomic_path(shard.with_suffix(".json")) as temporary:
+                index = json.dumps({"checksum": noted, "clips": clips})
+                temporary.write_text(index, encoding="utf-8")
+        except OSError:
+            _remove(shard)
+            raise
+        self._take_shard(shard, clips, noted)
+        self._map(shard)
+
+
+def _checksum(shard: Path, clips: list[tuple[str, int]]) -> str:
+    """Of a shard and of what its index says."""
+    both = json.dumps([checksum(shard), clips])
+    return hashlib.blake2b(both.encode(), digest_size=16).hexdigest()
+
+
+def _remove(shard: Path) -> None:
+    shard.with_suffix(".json").unlink(missing_ok=True)
+    shard.unlink(missing_ok=True)
