@@ -70,10 +70,10 @@ setup(
         f"ve-fairseq==0.12.3; {WHEELS}",
         f"fairseq-fixed==0.12.3.1; {SOURCE}",
         "fairseq==0.12.2; python_version < '3.11'",
-        # fairseq needs torch older than 2.12; torchaudio must be of torch's minor version, which
-        # its own requirement ensures from 2.6 on.
-        "torch>=2.6,<2.12",
-        "torchaudio>=2.6,<2.12",
+        # torch's safe unpickler had holes before 2.10 (CVE-2025-32434, CVE-2026-24747). torchaudio
+        # must be of torch's minor version; it ended with 2.11.
+        "torch>=2.10,<2.12",
+        "torchaudio>=2.10,<2.12",
         "numpy>=1.26",
         "scipy>=1.11",
         "faiss-cpu>=1.12",

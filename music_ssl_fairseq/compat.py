@@ -1,7 +1,7 @@
 """The only place that knows versions of fairseq, torch, torchaudio and hydra, and what is inside.
 
-Importing it imports fairseq without its changes to logging, and makes fairseq checkpoints loadable
-with torch's safe unpickler; it changes nothing else.
+Importing it imports fairseq without its changes to logging, makes fairseq checkpoints loadable with
+torch's safe unpickler, and lets fairseq refuse others in one line; it changes nothing else.
 """
 
 import argparse
@@ -15,12 +15,14 @@ import re
 import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.unpickling import check_form, one_line_refusals
 
 WRITES_FP32 = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 8)
 """Whether products of half-precision matrices can be written as they are added up, in fp32."""
@@ -47,24 +49,73 @@ def _logging_as_it_was() -> Iterator[None]:
         root.removeHandler(handler)
 
 
+_SAFE_TORCH = (2, 10)
+"""Before, `weights_only` had holes (CVE-2025-32434, CVE-2026-24747)."""
+
+_LAST_TORCHAUDIO = (2, 11)
+"""torchaudio ended with this version, which works with every later torch."""
+
+
+def _minor(distribution: str) -> tuple[int, int]:
+    first, second = version(distribution).split(".")[:2]
+    return int(first), int(second)
+
+
 def check_versions() -> None:
-    """Fail with one clear line if torchaudio was built for another torch.
+    """Fail with one clear line if torch is not safe, or torchaudio was built for another torch.
 
     torchaudio's wheels do not require their torch any more, so pip lets the two drift apart.
 
     Raises:
         InputError: with the command that mends it.
     """
-    wanted = ".".join(version("torch").split(".")[:2])
+    check_unpickler()
+    wanted = min(_minor("torch"), _LAST_TORCHAUDIO)
     try:
-        found = ".".join(version("torchaudio").split(".")[:2])
+        found = _minor("torchaudio")
     except PackageNotFoundError:
-        found = "none"
+        found = None
     if found != wanted:
+        shown = "none" if found is None else ".".join(map(str, found))
         raise InputError(
-            f"torchaudio {found} does not fit torch {version('torch')}: "
-            f'run `pip install "torchaudio=={wanted}.*"`'
+            f"torchaudio {shown} does not fit torch {version('torch')}: "
+            f'run `pip install "torchaudio=={wanted[0]}.{wanted[1]}.*"`'
         )
+
+
+def check_unpickler() -> None:
+    """Refuse to open checkpoints with a torch in which they can run code.
+
+    Raises:
+        InputError: with the command that mends it.
+    """
+    if _minor("torch") < _SAFE_TORCH:
+        raise InputError(
+            f"torch {version('torch')} lets a checkpoint run code as it is opened (CVE-2025-32434, "
+            'CVE-2026-24747): run `pip install "torch>=2.10,<2.12" "torchaudio>=2.10,<2.12"`'
+        )
+
+
+def refuse_bad_checkpoints_in_one_line() -> None:
+    """Let fairseq say in one line why it does not load a checkpoint, where torch says that
+    `weights_only` could be turned off.
+
+    That concerns continuing, `checkpoint.restore_file`, `checkpoint.finetune_from_model` and
+    fairseq-validate.
+    """
+    from fairseq import checkpoint_utils
+
+    load = checkpoint_utils.load_checkpoint_to_cpu
+
+    @functools.wraps(load)
+    def load_checkpoint_to_cpu(path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        with one_line_errors():
+            check_unpickler()
+            check_form(Path(path))
+            with one_line_refusals(Path(path)):
+                return load(path, *args, **kwargs)
+
+    checkpoint_utils.load_checkpoint_to_cpu = load_checkpoint_to_cpu
 
 
 def allow_fairseq_checkpoints() -> None:
@@ -215,3 +266,4 @@ def _exchanges_on_cpu(group: Any) -> bool:
 
 with _logging_as_it_was():
     allow_fairseq_checkpoints()
+    refuse_bad_checkpoints_in_one_line()

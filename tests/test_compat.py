@@ -5,24 +5,21 @@ import os
 import pickle
 import subprocess
 import sys
+import tarfile
+from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 
 import pytest
 import torch
-from fairseq.checkpoint_utils import load_checkpoint_to_cpu
+from fairseq import checkpoint_utils
 
 from music_ssl_fairseq import compat
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.upstream.safe_load import safe_load
 
 
 def test_versions_fit_here():
     compat.check_versions()
-
-
-def test_a_torchaudio_of_another_torch_is_one_line(monkeypatch):
-    monkeypatch.setattr(compat, "version", {"torch": "2.8.0", "torchaudio": "2.11.0"}.get)
-    with pytest.raises(InputError, match=r'torchaudio 2\.11 .*pip install "torchaudio==2\.8\.\*"'):
-        compat.check_versions()
 
 
 def test_checkpoints_of_fairseq_load_safely(tmp_path):
@@ -46,16 +43,72 @@ def test_checkpoints_of_fairseq_load_safely(tmp_path):
 
 
 class _Malicious:
+    def __init__(self, trace: str):
+        self.trace = trace
+
     def __reduce__(self):
-        return os.system, ("touch executed",)
+        return os.system, (f"touch {self.trace}",)
 
 
-def test_a_checkpoint_that_wants_to_run_code_is_refused(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.save({"model": _Malicious()}, "bad.pt")
-    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
-        load_checkpoint_to_cpu("bad.pt")
+@pytest.mark.parametrize("way", ["zip", "legacy", "pickle", "tar", "text", "cut", "folder"])
+def test_fairseq_refuses_a_bad_checkpoint_in_one_line(tmp_path, way):
+    path = tmp_path / "bad.pt"
+    bad = {"model": {}, "cfg": {}, "evil": _Malicious(str(tmp_path / "executed"))}
+    if way == "pickle":
+        path.write_bytes(pickle.dumps(bad))
+    elif way == "tar":
+        with tarfile.open(path, "w") as archive:
+            archive.addfile(tarfile.TarInfo("pickle"))
+    elif way == "text":
+        path.write_text("no checkpoint")
+    elif way == "folder":
+        path.mkdir()
+    else:
+        torch.save(bad, path, _use_new_zipfile_serialization=way != "legacy")
+    if way == "cut":
+        path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(InputError) as error:
+        checkpoint_utils.load_checkpoint_to_cpu(str(path))
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+    assert "weights_only" not in str(error.value)
+    assert ("could run code" in str(error.value)) == (way in ("zip", "legacy", "pickle"))
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("torch_version", "torchaudio_version", "message"),
+    [
+        ("2.9.1", "2.9.1", r"torch 2\.9\.1 lets .* run code .*CVE-2026-24747"),
+        ("2.6.0+cu124", "2.6.0", "lets a checkpoint run code"),
+        ("2.10.0", "2.10.0+cu128", None),
+        ("2.11.0", "2.11.0", None),
+        ("2.14.1+cpu", "2.11.0", None),
+        ("2.11.0", "2.10.0", r'2\.10 does not fit .*run `pip install "torchaudio==2\.11\.\*"'),
+        ("2.14.1", "2.10.0", r'"torchaudio==2\.11\.\*"'),
+        ("2.10.0", None, r'torchaudio none does not fit .*"torchaudio==2\.10\.\*"'),
+    ],
+)
+def test_torch_is_safe_and_torchaudio_fits(
+    monkeypatch, tmp_path, torch_version, torchaudio_version, message
+):
+    versions = {"torch": torch_version, "torchaudio": torchaudio_version}
+
+    def version(name: str) -> str:
+        if versions[name] is None:
+            raise PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(compat, "version", version)
+    if message is None:
+        compat.check_versions()
+        return
+    with pytest.raises(InputError, match=message):
+        compat.check_versions()
+    if "run code" in message:
+        torch.save({}, tmp_path / "x.pt")
+        with pytest.raises(InputError, match="lets a checkpoint run code"):
+            safe_load(tmp_path / "x.pt")
 
 
 def test_importing_the_package_imports_nothing_heavy():

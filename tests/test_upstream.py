@@ -284,6 +284,19 @@ def test_no_such_file(tmp_path):
         ({"encoder_ffn_embed_dim": 48}, "instead of"),
         ({"conv_feature_layers": "__import__('os').system('true')"}, "conv_feature_layers"),
         ({"encoder_layers": "many"}, "encoder_layers is 'many'"),
+        ({"encoder_layers": 10**7}, "a model with 10000000 layers"),
+        ({"encoder_embed_dim": 10**6}, "but it holds"),
+        ({"encoder_ffn_embed_dim": 10**9}, "but it holds"),
+        ({"conv_pos": 10**9}, "but it holds"),
+        ({"conv_pos_groups": 0}, "no encoder can have its settings"),
+        ({"encoder_attention_heads": 0}, "no encoder can have its settings"),
+        ({"encoder_attention_heads": 5}, "no encoder can have its settings"),
+        ({"encoder_embed_dim": -32}, "no encoder can have its settings"),
+        ({"conv_feature_layers": "[(512,10,5)] * 100000"}, "conv_feature_layers"),
+        ({"conv_feature_layers": "[(512,10,5)] * 10**10"}, "conv_feature_layers"),
+        ({"conv_feature_layers": "[(1,1,1)]" + " * 99" * 99}, "conv_feature_layers"),
+        ({"conv_feature_layers": "(" * 9999}, "conv_feature_layers"),
+        ({"conv_feature_layers": "[(512,0,5)]"}, "conv_feature_layers"),
     ],
 )
 def test_another_architecture_is_refused(tmp_path, changes, message):
@@ -294,6 +307,10 @@ def test_another_architecture_is_refused(tmp_path, changes, message):
     with pytest.raises(InputError, match=message) as error:
         load(path)
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1_000
+    if "settings" in message or "holds" in message:
+        with pytest.raises(InputError, match=message):
+            random(path)
 
 
 def test_a_checkpoint_without_settings_is_refused(tmp_path):

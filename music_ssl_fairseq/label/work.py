@@ -21,7 +21,10 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.files import atomic_path, lock
 from music_ssl_fairseq.npy import UNREADABLE
 
-_DAMAGED = (zipfile.BadZipFile, zlib.error, NotImplementedError, AttributeError, *UNREADABLE)
+_DAMAGED: tuple[type[Exception], ...] = (
+    *(zipfile.BadZipFile, zlib.error, NotImplementedError, AttributeError),
+    *UNREADABLE,
+)
 """What reading a damaged .npz raises."""
 
 

@@ -19,6 +19,7 @@ from music_ssl_fairseq.modules.first_layer import (
 )
 from music_ssl_fairseq.modules.gelu import gelu
 
+_MOST_LAYERS = 100
 DEFAULT_CONV_LAYERS = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
 
 
@@ -43,17 +44,29 @@ def parse_conv_layers(text: str) -> list[tuple[int, int, int]]:
             case ast.BinOp(left=left, op=ast.Add(), right=right):
                 return value(left) + value(right)  # type: ignore[operator]
             case ast.BinOp(left=left, op=ast.Mult(), right=right):
-                return value(left) * value(right)  # type: ignore[operator]
+                return multiplied(value(left), value(right))
+        raise ValueError
+
+    def multiplied(left: object, right: object) -> object:
+        match (left, right):
+            case (int(), int()):
+                return left * right
+            case (list() as items, int() as times) | (int() as times, list() as items):
+                if len(items) * times <= _MOST_LAYERS:
+                    return items * times
         raise ValueError
 
     try:
         layers = value(ast.parse(text.strip(), mode="eval").body)
-        if not isinstance(layers, list) or not layers:
+        if not isinstance(layers, list) or not 0 < len(layers) <= _MOST_LAYERS:
             raise ValueError
-        return [(int(dim), int(kernel), int(stride)) for dim, kernel, stride in layers]
-    except (ValueError, TypeError, SyntaxError):
+        found = [(int(dim), int(kernel), int(stride)) for dim, kernel, stride in layers]
+        if min(map(min, found)) < 1:
+            raise ValueError
+        return found
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         raise InputError(
-            f"conv_feature_layers {text!r}: expected a list of (channels, kernel, stride), "
+            f"conv_feature_layers {text!r:.200}: expected a list of (channels, kernel, stride), "
             f"like {DEFAULT_CONV_LAYERS!r}"
         ) from None
 

@@ -63,7 +63,7 @@ class _Place(NamedTuple):
 
     shard: Path
     first: int
-    count: int
+    stop: int
 
 
 class FeatureStore:
@@ -108,7 +108,7 @@ class FeatureStore:
         self._noted[shard] = clips, noted
         first = 0
         for key, count in clips:
-            self._places[key] = _Place(shard, first, count)
+            self._places[key] = _Place(shard, first, first + count)
             first += count
 
     def _drop(self, shard: Path) -> None:
@@ -151,7 +151,7 @@ class FeatureStore:
     def rows(self, key: str) -> np.ndarray:
         """A clip's features, mapped from the file: `[rows, layers, D]`. It must be there."""
         place = self._places[key]
-        return self._arrays[place.shard][place.first : place.first + place.count]
+        return self._arrays[place.shard][place.first : place.stop]
 
     def use(self, keys: Iterable[str]) -> None:
         """Say that these clips are wanted as long as this store is: they are not deleted by it."""

@@ -8,6 +8,7 @@ import torch
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder, AudioEncoderConfig
+from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
 from music_ssl_fairseq.upstream.contents import ARCHITECTURE, PREFIXES, Contents
 
 
@@ -17,15 +18,53 @@ def build_encoder(contents: Contents, precision: str = "auto", fast: str = "on")
     Raises:
         InputError: if tensors are missing, left over or of another shape.
     """
-    config: dict[str, Any] = {name: contents.config[name] for name in ARCHITECTURE}
     with torch.random.fork_rng(devices=[]):
-        model = AudioEncoder(AudioEncoderConfig(**config, precision=precision, fast=fast))
+        model = _new_encoder(contents, precision=precision, fast=fast)
     projects = "post_extract_proj.weight" in contents.state
-    if not projects and model.layer_norm.weight.numel() == config["encoder_embed_dim"]:
+    if not projects and model.layer_norm.weight.numel() == contents.config["encoder_embed_dim"]:
         # HuBERT and wav2vec 2.0 have no projection where extractor and encoder are equally wide.
         model.post_extract_proj = None
     load_encoder(model, contents)
     return model
+
+
+def _new_encoder(contents: Contents, **options: Any) -> AudioEncoder:
+    """An encoder of the checkpoint's architecture, with weights as before training.
+
+    Raises:
+        InputError: if no encoder can have these settings, or one of another size than the
+            checkpoint's: a file from the internet must not fill the memory.
+    """
+    config: dict[str, Any] = {name: contents.config[name] for name in ARCHITECTURE}
+    held = sum(tensor.numel() for tensor in contents.state.values())
+    expected = _num_values(config)
+    if config["encoder_layers"] > len(contents.state) or expected > 2 * held + 1_000_000:
+        raise InputError(
+            f"{contents.origin}: another architecture: its settings are those of a model with "
+            f"{config['encoder_layers']} layers and {expected:.2g} weights, but it holds {held:.2g}"
+        )
+    try:
+        width, heads = config["encoder_embed_dim"], config["encoder_attention_heads"]
+        if width % heads:
+            raise ValueError(f"{heads} attention heads of {width} values in all")
+        return AudioEncoder(AudioEncoderConfig(**config, **options))
+    except (ValueError, RuntimeError, AssertionError, ZeroDivisionError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{contents.origin}: no encoder can have its settings ({reason:.120})"
+        ) from None
+
+
+def _num_values(config: dict[str, Any]) -> int:
+    """Weights of an encoder, without biases and norms."""
+    total, channels = 0, 1
+    for dim, kernel, _ in parse_conv_layers(config["conv_feature_layers"]):
+        total += dim * channels * kernel
+        channels = dim
+    width, groups = config["encoder_embed_dim"], max(1, config["conv_pos_groups"])
+    layer = 4 * width * width + 2 * width * config["encoder_ffn_embed_dim"]
+    positions = width * width * config["conv_pos"] // groups
+    return total + width * channels + config["encoder_layers"] * layer + positions
 
 
 def random_contents(contents: Contents, seed: int) -> Contents:
@@ -35,7 +74,7 @@ def random_contents(contents: Contents, seed: int) -> Contents:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AudioEncoder(AudioEncoderConfig(**contents.config))
+        model = _new_encoder(contents)
     state = {
         name: tensor.detach().clone()
         for name, tensor in model.state_dict().items()

@@ -1,0 +1,86 @@
+"""What is wrong with a file that torch is to open without running anything in it, in one line."""
+
+import contextlib
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from music_ssl_fairseq.errors import InputError
+
+_ZIP = b"PK\x03\x04"
+_PICKLE = b"\x80"
+_DAMAGED: tuple[type[Exception], ...] = (
+    *(RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError),
+    *(TypeError, IndexError, AssertionError, OverflowError, MemoryError),
+)
+"""What unpickling damaged bytes can raise."""
+_GIT_LFS = b"version https://git-lfs"
+
+
+def check_form(path: Path) -> bool:
+    """Look at a file's beginning; whether it is of torch's newer format.
+
+    Raises:
+        InputError: if there is no such file, or torch did not write it.
+    """
+    head = _first_bytes(path)
+    zipped = head.startswith(_ZIP)
+    if not zipped and not head.startswith(_PICKLE):
+        raise InputError(f"{path}: not a checkpoint; {_impression(head)}")
+    if zipped and not zipfile.is_zipfile(path):
+        raise InputError(f"{path}: truncated or damaged: copy or download it again")
+    return zipped
+
+
+@contextlib.contextmanager
+def one_line_refusals(path: Path) -> Iterator[None]:
+    """Say in one line why `torch.load` with `weights_only` does not take a file.
+
+    Its own text is of twenty lines, and recommends to turn `weights_only` off.
+
+    Raises:
+        InputError: if the file is damaged, or asks for anything that could run code.
+    """
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise InputError(_refusal(path, str(error))) from None
+    except InputError:
+        raise
+    except _DAMAGED as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"{path}: truncated or damaged ({reason[:120]}): copy or download it again"
+        ) from None
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(64)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such checkpoint") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+
+
+def _impression(head: bytes) -> str:
+    if not head:
+        return "the file is empty (0 bytes)"
+    if head.startswith(_GIT_LFS):
+        return "it is a Git LFS pointer: fetch the file itself with `git lfs pull`"
+    if all(byte >= 9 for byte in head):
+        text = head.splitlines()[0][:40].decode("utf-8", "backslashreplace")
+        return f"it is text that begins with {text!r}"
+    return "torch did not write it"
+
+
+def _refusal(path: Path, error: str) -> str:
+    asked = re.search(r"GLOBAL (\S+)", error) or re.search(r"[Uu]nsupported class (\S+)", error)
+    what = f"it asks for {asked[1]}" if asked else "it holds more than tensors and settings"
+    return (
+        f"{path}: refused, because unpickling it could run code ({what}); if you trust where it "
+        "comes from, open it there and store its tensors and settings alone"
+    )
