@@ -9,8 +9,11 @@ hydra loads the plugin in every program of the environment, so it imports nothin
 and it acts only if DIR/config.yaml names this package.
 """
 
+import hashlib
+import json
 import os
 import re
+from collections.abc import Sequence
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
@@ -28,8 +31,71 @@ def _slug(path: str) -> str:
     return re.sub(r"[^\w.+-]", "_", "_".join([*prefix, *named[-3:]]))
 
 
+def _task_name(folder: str) -> str:
+    """The name in a probing task's task.json, as a folder's name; without one, the folder's own."""
+    try:
+        with open(os.path.join(folder, "task.json"), encoding="utf-8") as handle:
+            name = json.load(handle)["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        name = os.path.basename(os.path.abspath(folder))
+    return re.sub(r"[^\w.+-]+", "_", str(name))[:100]
+
+
+def _swept() -> set[str] | None:
+    """The settings of which this command's sweep tries several values; None if it does not say.
+
+    A sweep may also be defined in a file, or run a process elsewhere whose command line is another.
+    """
+    from hydra._internal.utils import get_args_parser
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        given, _ = get_args_parser().parse_known_args()
+        overrides = OverridesParser.create().parse_overrides(given.overrides)
+    except HydraException:
+        return None
+    found = {override.key_or_group for override in overrides if override.is_sweep_override()}
+    return found or None
+
+
+def _sweep_name(overrides: Sequence[str], *left_out: str) -> str:
+    """What distinguishes a sweep's run, as part of a folder's name: `_mask_prob-0.5_lr-0.001`.
+
+    Args:
+        overrides: of this run, all of them.
+        left_out: settings that the folder's name has already.
+    """
+    swept = _swept()
+    pairs = sorted(override.lstrip("+~").partition("=")[::2] for override in overrides)
+    chosen = [
+        (key, value)
+        for key, value in pairs
+        if key not in left_out and (swept is None or key in swept)
+    ]
+    short = [key.rpartition(".")[2] for key, _ in chosen]
+    names = [
+        key.replace(".", "_") if short.count(last) > 1 else last
+        for (key, _), last in zip(chosen, short, strict=True)
+    ]
+    text = "".join(
+        f"_{name}-{_value(value)}" for name, (_, value) in zip(names, chosen, strict=True)
+    )
+    if len(text) <= 120:
+        return text
+    return f"{text[:100]}_{hashlib.sha256(repr(chosen).encode()).hexdigest()[:8]}"
+
+
+def _value(text: str) -> str:
+    if "/" in text:
+        return _slug(text)
+    return re.sub(r"[^\w.+-]+", "_", text).strip("_")
+
+
 OmegaConf.register_new_resolver(f"{PACKAGE}_dir", package_dir, replace=True)
 OmegaConf.register_new_resolver(f"{PACKAGE}_slug", _slug, replace=True)
+OmegaConf.register_new_resolver(f"{PACKAGE}_task", _task_name, replace=True)
+OmegaConf.register_new_resolver(f"{PACKAGE}_sweep", _sweep_name, replace=True)
 
 
 def _is_ours(config: str) -> bool:

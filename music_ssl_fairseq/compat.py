@@ -226,6 +226,85 @@ def fork_workers() -> None:
 
 
 @functools.cache
+def skip_finished_runs() -> None:
+    """Let fairseq train nothing where the task says that its run is `finished`.
+
+    Started again after its last update, fairseq's loop makes one more, and saves it.
+    """
+    from fairseq_cli import train as command
+
+    train = command.train
+
+    def train_what_is_left(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> tuple[list, bool]:
+        if getattr(task, "finished", ""):
+            return [None], True
+        return train(cfg, trainer, task, epoch_itr)
+
+    command.train = train_what_is_left
+
+
+@functools.cache
+def say_what_does_not_fit() -> None:
+    """Let a checkpoint of another model or optimizer end fairseq's trainer in one line.
+
+    It drops what torch says of the tensors that differ, and asserts the rest.
+    """
+    from fairseq.trainer import Trainer
+
+    load = Trainer.load_checkpoint
+
+    def load_checkpoint(self: Any, filename: str, *args: Any, **kwargs: Any) -> Any:
+        with one_line_errors():
+            try:
+                return load(self, filename, *args, **kwargs)
+            except InputError:
+                raise
+            except AssertionError as error:
+                raise InputError(f"{filename}: {error}") from None
+            except Exception as error:
+                cause = error.__context__
+                if cause is None or not str(error).startswith("Cannot load model parameters"):
+                    raise
+                reason = [line.strip(" \t.") for line in str(cause).splitlines() if line.strip()]
+                raise InputError(
+                    f"{filename}: does not fit the model of these settings: "
+                    f"{'; '.join(reason[1:3] or reason)}. Give its own settings (a file of the "
+                    "same run has them in `cfg`), or start from its encoder: model.init_from"
+                ) from None
+
+    Trainer.load_checkpoint = load_checkpoint
+
+
+def forget_earlier_run() -> None:
+    """Forget the best validation, and how long ago it was, of a run that this process had before.
+
+    fairseq keeps both as attributes of functions, so that in a sweep the second run's
+    checkpoint_best.pt would wait for a validation better than any of the first run's.
+    """
+    from fairseq import checkpoint_utils
+    from fairseq_cli import train as command
+
+    vars(checkpoint_utils.save_checkpoint).pop("best", None)
+    for name in ("best", "num_runs"):
+        vars(command.should_stop_early).pop(name, None)
+
+
+def early_stopping() -> dict[str, Any]:
+    """The best validation so far and how many were worse since, for `checkpoint.patience`."""
+    from fairseq_cli import train as command
+
+    state = vars(command.should_stop_early)
+    return {name: state[name] for name in ("best", "num_runs") if name in state}
+
+
+def take_early_stopping(state: dict[str, Any] | None) -> None:
+    """Go on counting where `early_stopping` left off; fairseq starts anew."""
+    from fairseq_cli import train as command
+
+    vars(command.should_stop_early).update(state or {})
+
+
+@functools.cache
 def exchange_numbers_on_cpu() -> None:
     """Let fairseq's trainer exchange numbers between processes without waiting for the GPU.
 

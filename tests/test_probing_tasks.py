@@ -188,7 +188,7 @@ def test_a_finished_probe_is_small_and_loads_safely(here):
     state = torch.load(file, weights_only=True)
     assert state["model"]["heads.hidden_weight"].shape[0] == 0
     assert state["model"]["chosen_hidden_weight"].shape == (1, 16, 32)
-    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    assert [path.name for path in file.parent.glob("*.pt")] == [file.name]
 
 
 def test_front_ends_and_random_weights_are_upstreams(here):
@@ -273,3 +273,47 @@ def test_settings_that_cannot_be(here, capsys, overrides, upstream, says):
 def test_a_folder_without_scores_is_one_line(tmp_path, capsys):
     assert report_main([str(tmp_path)]) == 1
     assert "error: no scored probe found" in capsys.readouterr().err
+
+
+def test_two_tasks_do_not_share_a_folder(here, capsys, tmp_path):
+    first, other = here / "multi-class", shutil.copytree(here / "multi-class", tmp_path / "other")
+    task = json.loads((other / "task.json").read_text())
+    (other / "task.json").write_text(json.dumps({**task, "name": "another"}))
+    run = tmp_path / "run"
+    train(first, "encoder.pt", run, *SMALL)
+    validate(first, run)
+    results = [run / name for name in ("test.json", "probe.json", "rows.csv")]
+    before = [file.read_bytes() for file in results]
+    message = refused(capsys, train, other, "encoder.pt", run, *SMALL)
+    assert "task is another (multi-class, accuracy) and was " in message
+    assert "another hydra.run.dir" in message
+    message = refused(capsys, validate, other, run)
+    assert "not the task that this probe was trained on" in message
+    labels = (other / "train.labels").read_text().splitlines(keepends=True)
+    (other / "train.labels").write_text("".join([*labels[1:], labels[0]]))
+    (other / "task.json").write_text(json.dumps(task))
+    assert "labels of train is [" in refused(capsys, train, other, "encoder.pt", run, *SMALL)
+    validate(other, run)  # the same question: other labels are no reason not to score it
+    # Written before checkpoints said so.
+    file = run / "checkpoints/checkpoint_best.pt"
+    torch.save(torch.load(file, weights_only=True) | {"task_state": {}}, file)
+    (other / "task.json").write_text(json.dumps({**task, "name": "another"}))
+    for command in (lambda: train(other, "encoder.pt", run, *SMALL), lambda: validate(other, run)):
+        assert "probe.json: holds a probe of the task " in refused(capsys, command)
+    assert [file.read_bytes() for file in results] == before
+
+
+def test_a_configuration_refuses_another_task_s_folder(here, capsys):
+    message = refused(
+        capsys, train, here / "multi-class", "encoder.pt", Path("runs/mtt"), *SMALL, name="mtt"
+    )
+    assert "but this configuration is for mtt" in message
+    assert not Path("runs/mtt/checkpoints/checkpoint_best.pt").exists()
+
+
+def test_a_finished_probe_says_so(here):
+    run = Path("runs/finished")
+    for _ in range(2):
+        train(here / "multi-class", "encoder.pt", run, *SMALL)
+    text = (run / "hydra_train.log").read_text()
+    assert text.count("finished: ") == 1

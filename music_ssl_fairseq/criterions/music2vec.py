@@ -1,6 +1,5 @@
 """Loss and statistics of music2vec."""
 
-import logging
 import math
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -12,14 +11,8 @@ from fairseq.logging import metrics
 from torch import Tensor
 from torch.nn import functional as F
 
+from music_ssl_fairseq.criterions.collapse import SpreadWatch, schedule_of
 from music_ssl_fairseq.criterions.totals import totals
-from music_ssl_fairseq.errors import InputError
-
-logger = logging.getLogger(__name__)
-
-_GRACE_UPDATES = 5000  # data2vec's: variances are small before the teacher has learned anything
-_CHECK_EVERY = 100  # updates; a check waits for the GPU
-_MUCH_POSITION = 0.7
 
 
 @dataclass
@@ -34,11 +27,21 @@ class Music2VecCriterionConfig(FairseqDataclass):
     )
     min_target_var: float = field(
         default=0.1,
-        metadata={"help": "stop once target_var is below this after 5000 updates: collapse"},
+        metadata={
+            "help": "smallest healthy target_var, 300 updates after the warm-up, but no later than "
+            "fairseq's 5000 updates: below is collapse"
+        },
     )
     min_pred_var: float = field(
         default=0.01,
-        metadata={"help": "stop once pred_var is below this after 5000 updates: collapse"},
+        metadata={"help": "smallest healthy pred_var after 5000 updates: below is collapse"},
+    )
+    stop_if_collapsed: bool = field(
+        default=True,
+        metadata={
+            "help": "end a run whose targets or predictions have no spread, or say only where in "
+            "the crop a frame lies; false warns"
+        },
     )
 
 
@@ -62,11 +65,14 @@ class Music2VecCriterion(FairseqCriterion):
         loss_scale: float | None,
         min_target_var: float,
         min_pred_var: float,
+        stop_if_collapsed: bool = True,
     ):
         super().__init__(task)
         self.loss_beta = loss_beta
         self.loss_scale = loss_scale
-        self.minimum = {"target": min_target_var, "pred": min_pred_var}
+        self.stop_if_collapsed = stop_if_collapsed
+        minimum = {"target": min_target_var, "pred": min_pred_var}
+        self.watch = SpreadWatch(*schedule_of(task), minimum)
 
     def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True):
         """Return the summed loss, the number of masked frames, and what to log."""
@@ -92,34 +98,18 @@ class Music2VecCriterion(FairseqCriterion):
         for name, y in (("target", target), ("pred", prediction.detach())):
             logs[f"{name}_sum"] = y.sum(0)
             logs[f"{name}_squares"] = y.square().sum(0)
-        self._stop_if_collapsed(model, logs)
         return loss, frames, logs
 
-    def _stop_if_collapsed(self, model: Any, logs: dict[str, Any]) -> None:
-        update = model.num_updates
-        if not model.training or update == 0 or update % _CHECK_EVERY:
-            return
-        share = float(logs["target_position"])
-        if share > _MUCH_POSITION:
-            logger.warning(
-                "collapsing? at update %d a frame's position explains %.0f %% of the targets' "
-                "variance, and the music next to nothing: try a slower teacher "
-                "(model.ema_decay), longer crops or a lower optimization.lr",
-                update,
-                100 * share,
-            )
-        if update <= _GRACE_UPDATES:
-            return
-        for name, minimum in self.minimum.items():
-            deviation = _deviation(
-                logs[f"{name}_sum"], logs[f"{name}_squares"], logs["sample_size"]
-            )
-            if deviation < minimum:
-                raise InputError(
-                    f"collapsed at update {update}: {name}_var is {deviation:.4f}, below "
-                    f"criterion.min_{name}_var {minimum:g}; start again with a lower "
-                    "optimization.lr or a longer warm-up"
-                )
+    def collapsed(self, sums: dict[str, Any], update: int) -> str | None:
+        """What to say of a run that has collapsed, if this update shows it; see `SpreadWatch`.
+
+        Args:
+            sums: the `totals` of what the workers logged in this update.
+        """
+        if not self.watch.due(update):
+            return None
+        position = sums["target_position"] / sums["workers"]
+        return self.watch.update(update, _deviations(sums), position)
 
     @staticmethod
     def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:
@@ -127,8 +117,7 @@ class Music2VecCriterion(FairseqCriterion):
         sums = totals(logging_outputs)
         size = sums["sample_size"]
         metrics.log_scalar("loss", sums["loss"] / size, size, round=4)
-        for name in ("target", "pred"):
-            value = _deviation(sums[f"{name}_sum"], sums[f"{name}_squares"], size)
+        for name, value in _deviations(sums).items():
             metrics.log_scalar(f"{name}_var", value, round=4)
         for name in ("target_position", "pred_music"):
             metrics.log_scalar(name, sums[name] / sums["workers"], round=4)
@@ -138,6 +127,14 @@ class Music2VecCriterion(FairseqCriterion):
     def logging_outputs_can_be_summed() -> bool:
         """Yes: everything logged is a sum, so that workers exchange one small tensor."""
         return True
+
+
+def _deviations(sums: dict[str, Any]) -> dict[str, float]:
+    """Of targets and predictions, from the totals of an update."""
+    return {
+        name: _deviation(sums[f"{name}_sum"], sums[f"{name}_squares"], sums["sample_size"])
+        for name in ("target", "pred")
+    }
 
 
 def _deviation(total: Tensor, squares: Tensor, count: int | Tensor) -> float:

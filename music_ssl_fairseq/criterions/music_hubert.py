@@ -12,7 +12,7 @@ from fairseq.logging import metrics
 from torch import Tensor
 from torch.nn import functional as F
 
-from music_ssl_fairseq.criterions.collapse import CollapseWatch
+from music_ssl_fairseq.criterions.collapse import UnitWatch, schedule_of
 from music_ssl_fairseq.criterions.totals import totals
 from music_ssl_fairseq.errors import InputError
 
@@ -39,6 +39,13 @@ class MusicHubertCriterionConfig(FairseqDataclass):
             "fairseq's loss_weights: [10]"
         },
     )
+    stop_if_collapsed: bool = field(
+        default=True,
+        metadata={
+            "help": "end a run that predicts the same unit everywhere, once the warm-up is over; "
+            "false warns. Not in fairseq"
+        },
+    )
 
 
 @register_criterion("music_hubert", dataclass=MusicHubertCriterionConfig)
@@ -63,13 +70,15 @@ class MusicHubertCriterion(FairseqCriterion):
         pred_nomask_weight: float,
         features_pen_weight: float,
         label_weights: Sequence[float] | None = None,
+        stop_if_collapsed: bool = True,
     ):
         super().__init__(task)
         self.label_weights = None if label_weights is None else list(label_weights)
         self.pred_masked_weight = pred_masked_weight
         self.pred_nomask_weight = pred_nomask_weight
         self.features_pen_weight = features_pen_weight
-        self.watch = CollapseWatch()
+        self.stop_if_collapsed = stop_if_collapsed
+        self.watch = UnitWatch(*schedule_of(task))
 
     def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True):
         """Return the summed loss, the number of frames it is over, and what to log."""
@@ -92,16 +101,20 @@ class MusicHubertCriterion(FairseqCriterion):
             penalty = self.features_pen_weight * output["features_pen"] * sample_size
             loss = loss + penalty
             logs["loss_features_pen"] = penalty.detach()
-        if model.training:
-            first = "_0" if len(output["logits_m"]) > 1 else ""
-            self.watch.update(
-                logs[f"correct_m{first}"],
-                logs["count_m"],
-                output["features_pen"],
-                logs[f"units_target{first}"],
-            )
         logs |= {"loss": loss.detach(), "sample_size": sample_size}
         return loss, sample_size, logs
+
+    def collapsed(self, sums: dict[str, Any], update: int) -> str | None:
+        """What to say of a run that has collapsed, if this update shows it; see `UnitWatch`.
+
+        Args:
+            sums: the `totals` of what the workers logged in this update.
+        """
+        found: dict[str, list] = {"correct_m": [], "units_pred": [], "units_target": []}
+        for name, values in found.items():  # one for each label set
+            values += [sums[key] for key in sums if key.startswith(name)]
+        correct, pred, target = found.values()
+        return self.watch.update(update, sum(correct), sums["count_m"], pred, target)
 
     def _score(self, output: dict[str, Any], kind: str, logs: dict[str, Any]) -> Tensor:
         """Loss over the masked ("m") or unmasked ("u") frames; puts its statistics into `logs`."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.files import atomic_path
 from music_ssl_fairseq.probing.collector import Collector
 from music_ssl_fairseq.probing.metrics import Scores, beat_counts
@@ -46,6 +47,24 @@ def final_predictions(collector: Collector, decoder: Any) -> Predictions:
         measured.append(measures)
     outputs, targets = np.array(counted, np.float64), np.array(measured, np.float64)
     return Predictions(names, split.group_index, outputs, targets, windows)
+
+
+def refuse_another(folder: Path, task: str) -> None:
+    """Keep the scores of one task from being overwritten by another's.
+
+    Raises:
+        InputError: if the folder holds results of another task than `task`.
+    """
+    file = folder / "probe.json"
+    try:
+        there = json.loads(file.read_text(encoding="utf-8"))["task"]
+    except (OSError, ValueError, KeyError, TypeError):  # none, or what a new one may replace
+        return
+    if there != task:
+        raise InputError(
+            f"{file}: holds a probe of the task {there}, not of {task}; give another hydra.run.dir "
+            "(task.output_dir)"
+        )
 
 
 def write_rows(folder: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:

@@ -10,6 +10,7 @@ from omegaconf import MISSING
 
 # fairseq imports tasks/ and models/ of a user_dir, but not criterions/.
 from music_ssl_fairseq.criterions import music_hubert as _criterion  # noqa: F401
+from music_ssl_fairseq.data.identity import Identity, label_identity
 from music_ssl_fairseq.data.labels import (
     LabelStore,
     UnitDictionary,
@@ -20,7 +21,7 @@ from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.targets import LabelSet
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.models import music_hubert as _model  # noqa: F401
-from music_ssl_fairseq.tasks.pretraining import PretrainingConfig, PretrainingTask
+from music_ssl_fairseq.tasks.pretraining import PretrainingConfig, PretrainingTask, data_splits
 
 
 @dataclass
@@ -56,6 +57,15 @@ class MusicHubertPretrainingTask(PretrainingTask):
         self.units = [UnitDictionary(os.path.join(d, "dict.km.txt")) for d in self.label_dirs]
         self.num_classes = [len(units.dictionary) for units in self.units]
         self.label_rates = [choose_label_rate(d, cfg.label_rate) for d in self.label_dirs]
+
+    def data_identity(self, cfg: Any) -> Identity:
+        """Tracks and their labels."""
+        found, splits = super().data_identity(cfg), data_splits(cfg)
+        for number, folder in enumerate(self.label_dirs):
+            prefix = f"label set {number} " if len(self.label_dirs) > 1 else ""
+            labels = label_identity(folder, splits, self.label_rates[number])
+            found |= {f"{prefix}{name}": value for name, value in labels.items()}
+        return found
 
     def labels(self, split: str, manifest: Manifest) -> list[LabelSet]:
         """Open and check the split's labels of each set."""

@@ -21,6 +21,12 @@ from music_ssl_fairseq.compat import check_versions, one_line_errors, stop_loadi
 
 # fairseq imports tasks/ and models/ of a user_dir, and nothing else.
 from music_ssl_fairseq.criterions import music_probe as _criterion  # noqa: F401
+from music_ssl_fairseq.data.identity import (
+    Identity,
+    differences,
+    probing_identity,
+    probing_question,
+)
 from music_ssl_fairseq.data.probing_labels import ProbingSplit
 from music_ssl_fairseq.data.probing_task import read_task
 from music_ssl_fairseq.errors import InputError
@@ -35,6 +41,7 @@ from music_ssl_fairseq.probing.metrics import evaluate
 from music_ssl_fairseq.probing.selection import row_scores
 from music_ssl_fairseq.probing.source import Source, open_source
 from music_ssl_fairseq.probing.store import FeatureStore, clip_of
+from music_ssl_fairseq.tasks.run_folder import IDENTITY, RunFolder
 from music_ssl_fairseq.training import prepare_training
 from music_ssl_fairseq.training.epoch import note_cut
 
@@ -54,6 +61,13 @@ class MusicProbingConfig(FairseqDataclass):
         default=MISSING,
         metadata={
             "help": "folder with task.json, manifests and labels (python -m manifests_tools NAME)"
+        },
+    )
+    expected: Optional[str] = field(  # noqa: UP045 (fairseq's parser needs Optional)
+        default=None,
+        metadata={
+            "help": "name of the task that this configuration is for; a folder that holds another "
+            "one is refused. null for any"
         },
     )
     window_seconds: float = field(
@@ -126,6 +140,13 @@ class MusicProbingTask(FairseqTask):
         self._epoch = 0
         self._last_update = -1
         self._saved_at = -math.inf
+        self.run = RunFolder()
+        if cfg.expected and cfg.expected != self.probing.name:
+            raise InputError(
+                f"{cfg.data}: holds the task {self.probing.name}, but this configuration is for "
+                f"{cfg.expected}: give the --config-name of the task, another task.data, or "
+                "task.expected=null for these settings all the same"
+            )
 
     @classmethod
     def setup_task(cls, cfg: Any, **kwargs: Any) -> "MusicProbingTask":
@@ -133,7 +154,40 @@ class MusicProbingTask(FairseqTask):
         with one_line_errors():
             check_versions()
             prepare_training()
-            return cls(cfg)
+            task = cls(cfg)
+            if not kwargs.get("from_checkpoint"):
+                task.run.enter(cfg, task.data_identity, own_restore_file=True)
+                results.refuse_another(Path(cfg.output_dir), task.probing.name)
+            return task
+
+    @property
+    def finished(self) -> str:
+        """Why there is nothing left to train, or empty; see `compat.skip_finished_runs`."""
+        return self.run.finished
+
+    def state_dict(self) -> dict[str, Any]:
+        """What fairseq keeps of the task in a checkpoint, and the run's identity."""
+        return {**super().state_dict(), **self.run.state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Under fairseq-validate: refuse the heads of another task; other clips are welcome.
+
+        Raises:
+            InputError: if they answer another question than `task.data` asks.
+        """
+        there = state_dict.get(IDENTITY, {})
+        with one_line_errors():
+            if found := differences(probing_question(self.probing), there):
+                raise InputError(
+                    f"{self.cfg.data}: not the task that this probe was trained on: {found}. Give "
+                    "the folder of that task, or the checkpoint of this one"
+                )
+        super().load_state_dict(state_dict)
+
+    def data_identity(self, cfg: Any) -> Identity:
+        """The task, its clips and labels, and the upstream whose features the heads see."""
+        found = probing_identity(self.cfg.data, self.probing)
+        return found | {"upstream": self.source.fingerprint[:16]}
 
     def device(self) -> str:
         """Where features are computed and heads are trained: `cpu` or `cuda`."""
@@ -401,6 +455,7 @@ class MusicProbingTask(FairseqTask):
         about = self.about()
         if self.kind == "beats":
             about["decoder"] = self.cfg.decoder
+        results.refuse_another(Path(self.cfg.output_dir), self.probing.name)
         file = results.write_scores(Path(self.cfg.output_dir), split, about, scores, predictions)
         if scores.absent:
             logger.warning(

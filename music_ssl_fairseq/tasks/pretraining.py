@@ -19,16 +19,20 @@ from music_ssl_fairseq.compat import (
     stop_loading,
 )
 from music_ssl_fairseq.criterions.totals import LateTotals
+from music_ssl_fairseq.data.identity import Identity, manifest_identity
 from music_ssl_fairseq.data.manifest import Manifest, missing_manifest
 from music_ssl_fairseq.data.masks import MASK_MODES
 from music_ssl_fairseq.data.pretraining import PretrainingDataset
 from music_ssl_fairseq.data.targets import LabelSet
+from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, conv_grid
 from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
 
 # fairseq imports tasks/ and models/ of a user_dir, and nothing else.
 from music_ssl_fairseq.optim import tri_stage as _lr_scheduler  # noqa: F401
 from music_ssl_fairseq.optim.fused_adamw import FusedAdamW
+from music_ssl_fairseq.tasks.run_folder import RunFolder, whole_configuration
+from music_ssl_fairseq.tasks.schedule import slower, warmup_updates
 from music_ssl_fairseq.training import prepare_training
 from music_ssl_fairseq.training.epoch import note_cut
 from music_ssl_fairseq.upstream.initialise import initialise
@@ -92,6 +96,12 @@ class PretrainingConfig(FairseqDataclass):
     )
 
 
+def data_splits(cfg: Any) -> list[str]:
+    """The splits that a run of this whole configuration trains and validates on."""
+    valid = [] if cfg.dataset.disable_validation else cfg.dataset.valid_subset.split(",")
+    return [cfg.dataset.train_subset, *valid]
+
+
 class PretrainingTask(FairseqTask):
     """Loads splits as crops. Subclasses say whether there are labels."""
 
@@ -104,6 +114,10 @@ class PretrainingTask(FairseqTask):
         self._stepped: set[str] = set()
         self._training = False
         self._late = LateTotals()
+        self.run = RunFolder()
+        self._update = 0
+        whole = whole_configuration(cfg)
+        self.warmup, self.advice = (warmup_updates(whole), slower(whole)) if whole else (0, "")
 
     @classmethod
     def setup_task(cls, cfg: Any, **kwargs: Any) -> "PretrainingTask":
@@ -113,7 +127,28 @@ class PretrainingTask(FairseqTask):
             exchange_numbers_on_cpu()
             fork_workers()
             prepare_training()
-            return cls(cfg)
+            task = cls(cfg)
+            if not kwargs.get("from_checkpoint"):
+                task.run.enter(cfg, task.data_identity)
+            return task
+
+    @property
+    def finished(self) -> str:
+        """Why there is nothing left to train, or empty; see `compat.skip_finished_runs`."""
+        return self.run.finished
+
+    def state_dict(self) -> dict[str, Any]:
+        """What fairseq keeps of the task in a checkpoint, and the run's identity."""
+        return {**super().state_dict(), **self.run.state()}
+
+    def data_identity(self, cfg: Any) -> Identity:
+        """What a run of this configuration trains and validates on."""
+        found: Identity = {}
+        for split in data_splits(cfg):
+            file = os.path.join(self.cfg.data, f"{split}.tsv")
+            if os.path.exists(file):
+                found |= manifest_identity(Manifest(file))
+        return found
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Build the model; settings that do not fit together are one line."""
@@ -162,17 +197,25 @@ class PretrainingTask(FairseqTask):
         return note_cut(super().get_batch_iterator(dataset, *args, **kwargs), kwargs)
 
     def train_step(
-        self, sample: Any, model: Any, criterion: Any, optimizer: Any, *args: Any, **kwargs: Any
+        self,
+        sample: Any,
+        model: Any,
+        criterion: Any,
+        optimizer: Any,
+        update_num: int,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         """fairseq's, and see `_stop_loading_at_exit` and `FusedAdamW`: `late_norm`, `batch`."""
-        self._training = True
+        self._training, self._update = True, update_num
         self._stop_loading_at_exit("train")
         batch: AbstractContextManager[None] = nullcontext()
         if isinstance(optimizer, FusedAdamW):
             optimizer.late_norm = True
             batch = optimizer.batch(model)
         with batch:
-            return super().train_step(sample, model, criterion, optimizer, *args, **kwargs)
+            arguments = sample, model, criterion, optimizer, update_num
+            return super().train_step(*arguments, *args, **kwargs)
 
     def valid_step(self, *args: Any, **kwargs: Any) -> Any:
         """fairseq's, and see `_stop_loading_at_exit`."""
@@ -184,7 +227,18 @@ class PretrainingTask(FairseqTask):
         """Log; while training on a GPU, what the update before had to say (see `Late`)."""
         if self._training and logging_outputs:
             logging_outputs = [self._late(logging_outputs)]
+            self._watch(logging_outputs[0], criterion)
         super().reduce_metrics(logging_outputs, criterion)
+
+    def _watch(self, sums: dict[str, Any], criterion: Any) -> None:
+        """End a run that has collapsed. All processes see the same sums, and end together."""
+        said = criterion.collapsed(sums, self._update)
+        if said is None:
+            return
+        if criterion.stop_if_collapsed:
+            with one_line_errors():
+                raise InputError(said)
+        logger.warning(said)
 
     def _stop_loading_at_exit(self, kind: str) -> None:
         """End the workers when the program ends, instead of waiting five seconds for each.

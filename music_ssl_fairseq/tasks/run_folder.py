@@ -1,0 +1,201 @@
+"""One run folder, one process, one run: what is asked of the folder before a run trains in it."""
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from omegaconf import OmegaConf
+
+from music_ssl_fairseq.compat import (
+    early_stopping,
+    forget_earlier_run,
+    say_what_does_not_fit,
+    skip_finished_runs,
+    take_early_stopping,
+)
+from music_ssl_fairseq.data.identity import Identity, differences, settings_identity
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.files import hold
+from music_ssl_fairseq.tasks.schedule import check_schedule
+from music_ssl_fairseq.upstream.safe_load import safe_load
+
+logger = logging.getLogger(__name__)
+
+IDENTITY = "identity"
+EARLY_STOPPING = "early_stopping"
+"""Where a checkpoint's `task_state` has what `RunFolder.state` gives."""
+
+_DEFAULT_RESTORE = "checkpoint_last.pt"
+
+_held: IO[bytes] | None = None
+
+
+class RunFolder:
+    """The folder of a run that is about to train.
+
+    Attributes:
+        identity: of this run, kept in its checkpoints.
+        finished: why there is nothing left to train, or empty.
+    """
+
+    def __init__(self) -> None:
+        self.identity: Identity = {}
+        self.finished = ""
+
+    def enter(
+        self, task_cfg: Any, data: Callable[[Any], Identity], own_restore_file: bool = False
+    ) -> None:
+        """Lock the folder, and look at the checkpoint that the run would continue.
+
+        Args:
+            task_cfg: the task's part of fairseq's whole configuration; alone, there is no run.
+            data: from the whole configuration to the identity of what the run is trained on.
+            own_restore_file: checkpoint.restore_file is set by a configuration of ours, so that it
+                does not say that somebody wants to start from that file.
+
+        Raises:
+            InputError: if another process trains here, or the checkpoint is of another run.
+            SystemExit: in processes other than the first, which says what is wrong.
+        """
+        cfg = whole_configuration(task_cfg)
+        if cfg is None or cfg.checkpoint.no_save:
+            return
+        skip_finished_runs()
+        say_what_does_not_fit()
+        forget_earlier_run()
+        check_schedule(cfg)
+        problem = None
+        if _is_first():
+            try:
+                self._enter(cfg, data, own_restore_file)
+            except InputError as error:
+                problem = error
+        self._tell_others(problem)
+        if self.finished:
+            logger.info("finished: %s", self.finished)
+
+    def _enter(self, cfg: Any, data: Callable[[Any], Identity], own_restore_file: bool) -> None:
+        global _held
+        folder = Path(cfg.checkpoint.save_dir)
+        if _held is not None:  # the run before, of a sweep
+            _held.close()
+        _held = hold(
+            folder / "training.lock",
+            "trains",
+            "wait for it or stop it, or give another hydra.run.dir",
+        )
+        groups = ("model", "task", "criterion")
+        settings = {name: _plain(cfg[name]) for name in groups if cfg.get(name) is not None}
+        self.identity = settings_identity(settings) | data(cfg)
+        file, state = _checkpoint_to_continue(cfg.checkpoint)
+        if file is None:
+            return
+        on_purpose = cfg.checkpoint.restore_file != _DEFAULT_RESTORE and not own_restore_file
+        self._compare(file, state, on_purpose)
+        take_early_stopping((state.get("task_state") or {}).get(EARLY_STOPPING))
+        self.finished = _finished(cfg, state, folder)
+
+    def _compare(self, file: Path, state: dict[str, Any], on_purpose: bool) -> None:
+        there = (state.get("task_state") or {}).get(IDENTITY)
+        if there is None:
+            logger.warning(
+                "%s: says nothing of its data and settings (an earlier version wrote it), so "
+                "whether it belongs to this run is not checked",
+                file,
+            )
+            return
+        found = differences(self.identity, there)
+        if found and on_purpose:
+            logger.warning(
+                "%s: is of another run (%s); training goes on from it, as checkpoint.restore_file "
+                "says",
+                file,
+                found,
+            )
+        elif found:
+            raise InputError(
+                f"{file}: is of another run: {found}. Give this run another hydra.run.dir, or give "
+                "back the data and settings of that one to continue it; to go on from its model on "
+                f"purpose: checkpoint.restore_file={file}"
+            )
+
+    def _tell_others(self, problem: InputError | None) -> None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            told: list[Any] = [problem is not None, self.finished]
+            torch.distributed.broadcast_object_list(told, src=0)
+            failed, self.finished = told
+            if failed and problem is None:
+                raise SystemExit(1)
+        if problem is not None:
+            raise problem
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, of plain values."""
+        if not self.identity:
+            return {}
+        return {IDENTITY: dict(self.identity), EARLY_STOPPING: early_stopping()}
+
+
+def whole_configuration(task_cfg: Any) -> Any:
+    """fairseq's, of which this is the task's part; None for a task by itself."""
+    root = task_cfg._get_root() if OmegaConf.is_config(task_cfg) else None
+    return root if root is not None and "checkpoint" in root else None
+
+
+def _is_first() -> bool:
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return not distributed or torch.distributed.get_rank() == 0
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    return OmegaConf.to_container(settings, resolve=True, enum_to_str=True)  # type: ignore[return-value]
+
+
+def _checkpoint_to_continue(cfg: Any) -> tuple[Path | None, dict[str, Any]]:
+    """The checkpoint that fairseq will load, or if that is damaged the newest whole one.
+
+    What cannot be read is reported by who loads it.
+    """
+    folder = Path(cfg.save_dir)
+    wanted = Path(cfg.restore_file)
+    file = folder / wanted if cfg.restore_file == _DEFAULT_RESTORE else wanted
+    if not file.exists():
+        return None, {}
+    others = sorted(folder.glob("checkpoint*.pt"), key=os.path.getmtime, reverse=True)
+    for candidate in (file, *others):
+        try:
+            state = safe_load(candidate)
+        except InputError:
+            continue
+        if isinstance(state, dict):
+            return candidate, state
+    return None, {}
+
+
+def _finished(cfg: Any, state: dict[str, Any], folder: Path) -> str:
+    """Why a checkpoint's run has nothing left to do; empty if it has."""
+    limits, extra = cfg.optimization, state.get("extra_state") or {}
+    history = state.get("optimizer_history") or [{}]
+    updates = history[-1].get("num_updates", 0)
+    epoch = (extra.get("train_iterator") or {}).get("epoch", 1)
+    updates = 0 if cfg.checkpoint.reset_optimizer else updates
+    epoch = 1 if cfg.checkpoint.reset_dataloader else epoch
+    hours = extra.get("previous_training_time", 0) / 3600
+    worse = ((state.get("task_state") or {}).get(EARLY_STOPPING) or {}).get("num_runs", 0)
+    done = ""
+    if 0 < limits.max_update <= updates:
+        done = f"{updates} updates done, and optimization.max_update is {limits.max_update}"
+    elif 0 < limits.max_epoch < epoch:
+        done = f"{epoch - 1} epochs done, and optimization.max_epoch is {limits.max_epoch}"
+    elif 0 < limits.stop_time_hours < hours:
+        done = f"{hours:.2f} h done, and optimization.stop_time_hours is {limits.stop_time_hours}"
+    elif 0 < cfg.checkpoint.patience <= worse:
+        done = f"{worse} validations without a better one (checkpoint.patience)"
+    elif "active" in (state.get("model") or {}) and not len(state["model"]["active"]):
+        done = "every head of the probe has stopped"
+    if not done:
+        return ""
+    return f"{folder}: {done}. Nothing is left to do; to train anew, give another hydra.run.dir"

@@ -1,0 +1,69 @@
+"""Learning rate schedules: those that cannot be, their warm-up, and what to change in them."""
+
+from typing import Any
+
+from music_ssl_fairseq.errors import InputError
+
+
+def check_schedule(cfg: Any) -> None:
+    """Refuse a schedule over a number of updates that nobody has given.
+
+    Args:
+        cfg: fairseq's whole configuration.
+
+    Raises:
+        InputError: naming the setting to give.
+    """
+    scheduler, limits = cfg.lr_scheduler, cfg.optimization
+    if limits.max_update < 0:
+        raise InputError(
+            f"optimization.max_update={limits.max_update}: must be 0 (no limit) or more"
+        )
+    name = scheduler._name
+    over = {
+        "polynomial_decay": ("total_num_update",),
+        "tri_stage": ("max_update",) if scheduler.get("phase_ratio") else (),
+        "tri_stage_any_length": ("max_update",) if scheduler.get("phase_ratio") else (),
+        "cosine": ("max_update",) if not scheduler.get("lr_period_updates") else (),
+    }.get(name, ())
+    for key in over:
+        if scheduler[key] <= 0:
+            raise InputError(
+                f"optimization.max_update={limits.max_update}: lr_scheduler {name} spreads the "
+                "learning rate over the whole run and wants its updates counted; give "
+                f"optimization.max_update=N (with optimization.max_epoch, what comes first ends "
+                "the run), or lr_scheduler=fixed"
+            )
+
+
+def warmup_updates(cfg: Any) -> int:
+    """Updates until the learning rate has reached its peak.
+
+    Args:
+        cfg: fairseq's whole configuration.
+    """
+    scheduler = cfg.lr_scheduler
+    ratio = scheduler.get("phase_ratio")
+    if ratio:
+        return int(ratio[0] * cfg.optimization.max_update)
+    return int(scheduler.get("warmup_updates") or scheduler.get("warmup_steps") or 0)
+
+
+def slower(cfg: Any) -> str:
+    """What to change after a collapse: the two settings, with values that have helped.
+
+    Args:
+        cfg: fairseq's whole configuration.
+    """
+    scheduler, rate = cfg.lr_scheduler, cfg.optimization.lr[0]
+    warmup = warmup_updates(cfg)
+    if scheduler.get("phase_ratio"):
+        longer = f"a larger first lr_scheduler.phase_ratio (now {scheduler.phase_ratio[0]:g})"
+    else:
+        name = "warmup_steps" if "warmup_steps" in scheduler else "warmup_updates"
+        longer = f"lr_scheduler.{name}={2 * warmup or 300} (now {warmup})"
+    return (
+        f"Start again with a lower rate and a longer warm-up, for instance optimization.lr="
+        f"[{rate / 3:.2g}] (now {rate:g}) and {longer}, in another hydra.run.dir; "
+        "criterion.stop_if_collapsed=false trains on"
+    )
