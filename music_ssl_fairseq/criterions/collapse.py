@@ -43,7 +43,7 @@ class Patience:
         patience: updates that it may last from then on.
     """
 
-    def __init__(self, start: int, patience: int = PATIENCE):
+    def __init__(self, start: int, patience: int):
         self._start = start
         self._patience = patience
         self._since: int | None = None
@@ -81,7 +81,7 @@ class UnitWatch:
     """
 
     def __init__(self, warmup: int, advice: str):
-        self._patience = Patience(warmup)
+        self._patience = Patience(warmup, PATIENCE)
         self._advice = advice
         self._clear()
 
@@ -152,7 +152,7 @@ class SpreadWatch:
     def __init__(self, warmup: int, advice: str, minimum: dict[str, float]):
         self._advice = advice
         self._minimum = minimum
-        self._position = Patience(warmup)
+        self._position = Patience(warmup, PATIENCE)
         early = min(_GRACE, warmup + PATIENCE)
         self._small = {"target": Patience(early, 0), "pred": Patience(_GRACE, 0)}
 

@@ -124,9 +124,10 @@ class RunFolder:
 
     def _tell_others(self, problem: InputError | None) -> None:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            told: list[Any] = [problem is not None, self.finished]
+            told: list[Any] = [problem is not None, self.finished, early_stopping()]
             torch.distributed.broadcast_object_list(told, src=0)
-            failed, self.finished = told
+            failed, self.finished, stopping = told
+            take_early_stopping(stopping)
             if failed and problem is None:
                 raise SystemExit(1)
         if problem is not None:
@@ -155,16 +156,16 @@ def _plain(settings: Any) -> dict[str, Any]:
 
 
 def _checkpoint_to_continue(cfg: Any) -> tuple[Path | None, dict[str, Any]]:
-    """The checkpoint that fairseq will load, or if that is damaged the newest whole one.
+    """The checkpoint that will be loaded: the one asked for, or if that is damaged the newest.
 
     What cannot be read is reported by who loads it.
     """
     folder = Path(cfg.save_dir)
-    wanted = Path(cfg.restore_file)
-    file = folder / wanted if cfg.restore_file == _DEFAULT_RESTORE else wanted
-    if not file.exists():
-        return None, {}
-    others = sorted(folder.glob("checkpoint*.pt"), key=os.path.getmtime, reverse=True)
+    own = cfg.restore_file == _DEFAULT_RESTORE
+    file = folder / cfg.restore_file if own else Path(cfg.restore_file)
+    others: list[Path] = []
+    if file.parent.resolve() == folder.resolve():
+        others = sorted(folder.glob("checkpoint*.pt"), key=os.path.getmtime, reverse=True)
     for candidate in (file, *others):
         try:
             state = safe_load(candidate)
@@ -178,6 +179,8 @@ def _checkpoint_to_continue(cfg: Any) -> tuple[Path | None, dict[str, Any]]:
 def _finished(cfg: Any, state: dict[str, Any], folder: Path) -> str:
     """Why a checkpoint's run has nothing left to do; empty if it has."""
     limits, extra = cfg.optimization, state.get("extra_state") or {}
+    if extra.get("after_update"):  # a signal came before its last validation
+        return ""
     history = state.get("optimizer_history") or [{}]
     updates = history[-1].get("num_updates", 0)
     epoch = (extra.get("train_iterator") or {}).get("epoch", 1)
