@@ -28,7 +28,7 @@ def _slug(path: str) -> str:
     parts = re.sub(r"\.\w{1,11}$", "", str(path)).replace(":", "/").split("/")
     named = [part for part in parts if part not in ("", ".", "..", "runs", "checkpoints")]
     prefix = ["random"] if str(path).startswith("random:") and len(named) > 3 else []
-    return re.sub(r"[^\w.+-]", "_", "_".join([*prefix, *named[-3:]]))
+    return re.sub(r"[^\w.+-]", "_", "_".join([*prefix, *named[-3:]])) or "missing"
 
 
 def _task_name(folder: str) -> str:

@@ -304,11 +304,20 @@ def test_two_tasks_do_not_share_a_folder(here, capsys, tmp_path):
 
 
 def test_a_configuration_refuses_another_task_s_folder(here, capsys):
-    message = refused(
-        capsys, train, here / "multi-class", "encoder.pt", Path("runs/mtt"), *SMALL, name="mtt"
-    )
+    data, run = here / "multi-class", Path("runs/not-mtt")
+    message = refused(capsys, train, data, "encoder.pt", run, *SMALL, name="mtt")
     assert "but this configuration is for mtt" in message
-    assert not Path("runs/mtt/checkpoints/checkpoint_best.pt").exists()
+    assert not (run / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"), [("task.data=???", "task.data=DIR"), ("model.upstream=", "upstream=FILE")]
+)
+def test_what_is_not_given_is_one_line(here, capsys, given, says):
+    run = Path("runs/missing")
+    message = refused(capsys, train, here / "multi-class", "mfcc", run, given)
+    assert f"{given.partition('=')[0]} is missing: give " in message
+    assert says in message
 
 
 def test_a_finished_probe_says_so(here):

@@ -16,6 +16,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING
+from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
 
 from music_ssl_fairseq.compat import check_versions, one_line_errors, stop_loading
 
@@ -51,8 +52,21 @@ _AT_ONCE = 8
 """Updates of a row before the next row's turn, on a CPU: its weights and moments (5 MB for a base
 model) then come from the caches most of the time, and 8 batches still are only 22 MB."""
 
+_NEEDED = (
+    ("task.data", "data", "DIR, a folder that `python -m manifests_tools NAME` has written"),
+    ("model.upstream", "upstream", "FILE, what is to be probed (or random:FILE, mfcc, chroma)"),
+)
+"""Settings without a default: their names, the task's fields, and what to give."""
+
 CHOOSE_ON = "valid"
 """The split that decides: which row, and when it stops."""
+
+
+def _is_given(cfg: Any, key: str) -> bool:
+    try:
+        return bool(cfg[key])
+    except (MissingMandatoryValue, InterpolationToMissingValueError):
+        return False
 
 
 @dataclass
@@ -154,6 +168,9 @@ class MusicProbingTask(FairseqTask):
         with one_line_errors():
             check_versions()
             prepare_training()
+            for name, key, what in _NEEDED:
+                if not _is_given(cfg, key):
+                    raise InputError(f"{name} is missing: give {name}={what}")
             task = cls(cfg)
             if not kwargs.get("from_checkpoint"):
                 task.run.enter(cfg, task.data_identity, own_restore_file=True)
