@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -158,13 +160,66 @@ def test_probes_of_one_name_are_told_apart(tmp_path):
     assert "| same (two) |" in text
 
 
+def test_tasks_of_one_name_are_told_apart(tmp_path):
+    leave_probe(tmp_path / "a", "multi-class", "custom", "first")
+    leave_probe(tmp_path / "b", "regression", "custom", "first")
+    leave_probe(tmp_path / "c", "multi-class", "custom", "second")
+    text = run([tmp_path], tmp_path / "out", resamples=9)
+    header = "| model | custom (multi-class): accuracy | custom (regression): r2_valence / "
+    assert header + "r2_arousal |" in text.splitlines()
+    # The same kind and classes, but other files, and then other labels of the same files.
+    for folder, clips, shift in (("d", 30, 0), ("e", 40, 1)):
+        leave_probe(tmp_path / folder, "multi-class", "custom", folder)
+        found = predictions("multi-class", clips, clips)
+        found = replace(found, targets=(found.targets + shift) % 3)
+        about = json.loads((tmp_path / folder / "probe.json").read_text())
+        scores = evaluate(task("multi-class"), found)
+        write_scores(tmp_path / folder, "test", about, scores, found)
+    run([tmp_path], tmp_path / "out", resamples=9)
+    with (tmp_path / "out/report.csv").open() as file:
+        tasks = {row["folder"][-1]: row["task"] for row in csv.DictReader(file)}
+    assert tasks["a"] == tasks["c"]
+    assert len(set(tasks.values())) == 4
+
+
+def test_a_figure_that_is_not_defined(tmp_path):
+    leave_probe(tmp_path / "a", "multi-label", "mtt", "x")
+    found = predictions("multi-label")
+    found.outputs[3] = np.nan
+    about = json.loads((tmp_path / "a/probe.json").read_text())
+    write_scores(tmp_path / "a", "test", about, evaluate(task("multi-label"), found), found)
+    text = run([tmp_path], tmp_path / "out", resamples=9)
+    assert "| x | not defined / not defined, layer 2 |" in text.splitlines()
+    with (tmp_path / "out/report.csv").open() as file:
+        assert [row["value"] for row in csv.DictReader(file) if row["model"] == "x"] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        *(("test.json", text) for text in (b"", b"\xff\xfe{", b"{}", b"[]", b"\0" * 50)),
+        ("test.json", b"[" * 100_000),
+        ("test.json", b'{"classes": 3, "targets": [], "kind": "key", "window_seconds": "x"}'),
+        ("probe.json", b'{"rows'),
+        ("test_predictions.npz", b"PK\x03\x04" + b"x" * 40),
+    ],
+)
+def test_damaged_results_end_in_one_line(tmp_path, file, damage):
+    leave_probe(tmp_path / "a", "key", "giantsteps-key", "x")
+    (tmp_path / "a" / file).write_bytes(damage)
+    with pytest.raises(InputError, match=re.escape(str(tmp_path / "a"))) as error:
+        run([tmp_path], tmp_path / "out", resamples=9, no_plot=True)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1000
+
+
 def test_damage_is_named(tmp_path):
     leave_probe(tmp_path / "a", "key", "giantsteps-key", "x")
     (tmp_path / "a/test_predictions.npz").write_bytes(b"no")
     with pytest.raises(InputError, match=r"test_predictions\.npz: not the predictions of a probe"):
         run([tmp_path], tmp_path / "out", resamples=9, no_plot=True)
     (tmp_path / "a/test.json").write_text("{")
-    with pytest.raises(InputError, match=r"test\.json: not readable"):
+    with pytest.raises(InputError, match=r"test\.json: not JSON"):
         run([tmp_path], tmp_path / "out", resamples=9, no_plot=True)
     (tmp_path / "a/test.json").unlink()
     with pytest.raises(InputError, match=r"1 have no test\.json"):

@@ -1,8 +1,10 @@
 """What a probe says of a whole split, on disk and over songs."""
 
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -60,7 +62,7 @@ class Predictions:
                 names = [name.decode("utf-8", "surrogateescape") for name in stored["names"]]
                 keys = ("group_index", "outputs", "targets", "windows")
                 return Predictions(names, *(stored[key] for key in keys))
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
             raise InputError(f"{Path(file)}: not the predictions of a probe ({error})") from None
 
 

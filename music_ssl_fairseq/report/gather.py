@@ -1,6 +1,6 @@
 """Finding probes and what they scored."""
 
-import json
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +11,7 @@ import numpy as np
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.predictions import Predictions
 from music_ssl_fairseq.report.bootstrap import interval
+from music_ssl_fairseq.texts import read_object
 
 SHOWN = {
     "multi-class": ("accuracy", "group_accuracy"),
@@ -24,7 +25,7 @@ songs differ."""
 
 @dataclass(frozen=True)
 class Figure:
-    """A metric with its interval."""
+    """A metric with its interval; NaN where it is not defined."""
 
     value: float
     low: float
@@ -42,6 +43,7 @@ class Probe:
         about: what its `test.json` says.
         rows: the grid, as `probe.json` has it.
         figures: metric -> figure, in order.
+        content: digest of what was asked: kind, classes or targets, files and their labels.
     """
 
     folder: Path
@@ -50,6 +52,7 @@ class Probe:
     about: dict[str, Any]
     rows: list[dict[str, Any]]
     figures: dict[str, Figure]
+    content: str = ""
 
 
 Unit = Callable[[str], str]
@@ -82,6 +85,7 @@ def find(
         raise InputError(
             f"no scored probe found{hint}: run fairseq-validate with --valid-subset {split} first"
         )
+    found = _tasks_apart(found)
     return _told_apart(sorted(found, key=lambda probe: (probe.task, probe.model)))
 
 
@@ -95,14 +99,16 @@ def predictions_of(folder: Path, split: str, unit: Unit | None = None) -> Predic
 
 
 def _probe(folder: Path, split: str, resamples: int, seed: int, unit: Unit | None) -> Probe:
-    about, table = _read(folder / f"{split}.json"), _read(folder / "probe.json")
+    again = "train or validate again"
+    about = read_object(folder / f"{split}.json", again)
+    table = read_object(folder / "probe.json", again)
     predictions = predictions_of(folder, split, unit)
     try:
         seconds = about["window_seconds"]
         window = "" if seconds == 5 else f", {seconds:g} s" if seconds else ", whole clips"
         figures = {
             name: Figure(
-                about["metrics"][name],
+                float("nan") if (value := about["metrics"][name]) is None else value,
                 *interval(
                     name,
                     predictions,
@@ -115,10 +121,30 @@ def _probe(folder: Path, split: str, resamples: int, seed: int, unit: Unit | Non
             for name in _shown(about, unit is None)
         }
         return Probe(
-            folder, about["upstream"] + window, about["task"], about, table["rows"], figures
+            folder,
+            about["upstream"] + window,
+            about["task"],
+            about,
+            table["rows"],
+            figures,
+            _content(about, predictions),
         )
     except KeyError as error:
         raise InputError(f"{folder}: {split}.json or probe.json lacks {error}") from None
+    except (TypeError, ValueError, IndexError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{folder}: {split}.json, probe.json or the predictions are damaged ({error}); {again}"
+        ) from None
+
+
+def _content(about: dict[str, Any], predictions: Predictions) -> str:
+    parts = [about["kind"], about["classes"], about["targets"], predictions.names]
+    digest = hashlib.sha256(repr(parts).encode("utf-8", "surrogateescape"))
+    if about["kind"] != "beats":  # whose targets are scores
+        digest.update(predictions.targets.tobytes())
+    return digest.hexdigest()
 
 
 def _shown(about: dict[str, Any], grouped: bool) -> Sequence[str]:
@@ -130,11 +156,32 @@ def _shown(about: dict[str, Any], grouped: bool) -> Sequence[str]:
     return [name for name in names if grouped or not name.startswith("group_")]
 
 
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: not readable ({error}); train or validate again") from None
+def _tasks_apart(probes: list[Probe]) -> list[Probe]:
+    """With what differs in the task's name, where one name stands for several tasks."""
+    described = {}
+    for name in {probe.task for probe in probes}:
+        tasks = {probe.content: probe.about for probe in probes if probe.task == name}
+        for details in (("kind",), ("kind", "files")):
+            words = [
+                ", ".join(_detail(about, detail) for detail in details) for about in tasks.values()
+            ]
+            if len(set(words)) == len(words):
+                break
+        else:
+            words = [f"{word}, {i}" for i, word in enumerate(words, 1)]
+        if len(tasks) > 1:
+            described |= {
+                (name, content): f"{name} ({word})"
+                for content, word in zip(tasks, words, strict=True)
+            }
+    return [
+        replace(probe, task=described.get((probe.task, probe.content), probe.task))
+        for probe in probes
+    ]
+
+
+def _detail(about: dict[str, Any], name: str) -> str:
+    return f"{about[name]} {name}" if name == "files" else str(about[name])
 
 
 def _told_apart(probes: list[Probe]) -> list[Probe]:

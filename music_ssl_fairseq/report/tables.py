@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 
 from music_ssl_fairseq.report.gather import Figure, Probe
@@ -62,6 +63,8 @@ def _cell(probe: Probe) -> str:
 
 
 def _figure(figure: Figure) -> str:
+    if not math.isfinite(figure.value):
+        return "not defined"
     return f"{100 * figure.value:.1f} [{100 * figure.low:.1f}, {100 * figure.high:.1f}]"
 
 
@@ -112,7 +115,7 @@ def comma_separated(probes: Sequence[Probe]) -> str:
                     "model": probe.model,
                     "task": probe.task,
                     "metric": metric,
-                    **vars(figure),
+                    **{k: v for k, v in vars(figure).items() if math.isfinite(v)},
                     "folder": str(probe.folder),
                 }
             )

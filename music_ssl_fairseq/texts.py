@@ -1,0 +1,90 @@
+"""Reading text and JSON that people or other programs wrote, and quoting it in messages.
+
+A file may be anything: truncated, of another encoding, or deeper and larger than what it should
+be. Every reader of the package ends in an `InputError` of one line that names file and reason.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from music_ssl_fairseq.errors import InputError, one_line
+
+LARGEST = 64 << 20
+"""Bytes of a text file that is read whole; one that should be small is not read beyond."""
+
+
+def read_text(file: str | os.PathLike, way_out: str = "", largest: int = LARGEST) -> str:
+    """Read a UTF-8 file whole, without its byte order mark.
+
+    Args:
+        way_out: what to do about a file that cannot be used, for the message.
+        largest: bytes it may have.
+
+    Raises:
+        InputError: if it cannot be read, is too large, is not UTF-8, or holds NUL bytes.
+    """
+    file, hint = Path(file), f"; {way_out}" if way_out else ""
+    try:
+        with file.open("rb") as handle:
+            content = handle.read(largest + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{file}: cannot be read ({reason}){hint}") from None
+    if len(content) > largest:
+        raise InputError(f"{file}: larger than {largest >> 20} MB, so not what it should be{hint}")
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError(f"{file}: UTF-16 text: save it as UTF-8{hint}")
+    if b"\0" in content:
+        raise InputError(f"{file}: holds NUL bytes, so it is damaged or not UTF-8 text{hint}")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: not UTF-8 text (byte {error.start}){hint}") from None
+
+
+def read_json(
+    file: str | os.PathLike,
+    way_out: str = "",
+    largest: int = LARGEST,
+    object_hook: Callable[[dict[str, Any]], Any] | None = None,
+) -> Any:
+    """Read a JSON file; see `read_text` and `json.loads` for the arguments.
+
+    Raises:
+        InputError: as `read_text`, or if it is not JSON, is nested too deeply, or names characters
+            that no file can hold.
+    """
+    text = read_text(file, way_out, largest)
+    hint = f"; {way_out}" if way_out else ""
+    try:
+        contents = json.loads(text, object_hook=object_hook)
+        if "\\ud" in text.lower():  # half a character outside of the basic plane, perhaps
+            json.dumps(contents, ensure_ascii=False).encode()
+    except RecursionError:
+        raise InputError(f"{file}: nested too deeply{hint}") from None
+    except UnicodeEncodeError:
+        raise InputError(f"{file}: has half a character (a lone surrogate){hint}") from None
+    except ValueError as error:
+        raise InputError(f"{file}: not JSON ({error}){hint}") from None
+    return contents
+
+
+def read_object(file: str | os.PathLike, way_out: str = "") -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        InputError: as `read_json`, or if it holds something else.
+    """
+    contents = read_json(file, way_out)
+    if not isinstance(contents, dict):
+        hint = f"; {way_out}" if way_out else ""
+        raise InputError(f"{file}: expected a JSON object, found {quoted(contents)}{hint}")
+    return contents
+
+
+def quoted(value: object) -> str:
+    """A value as it can stand in a message: one line, of some dozens of characters at most."""
+    return one_line(repr(value), 60)
