@@ -11,6 +11,7 @@ from manifests_tools.parallel import parallel_map
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.audio import AudioInfo
 from music_ssl_fairseq.cpus import available_cpus
+from music_ssl_fairseq.data.manifest import MOST_SAMPLES
 from music_ssl_fairseq.errors import AudioError
 
 EDGE_SECONDS = 0.25
@@ -18,8 +19,6 @@ EDGE_SECONDS = 0.25
 
 BLOCK_SECONDS = 120
 """Decoded at a time where a file is decoded whole, so that memory does not grow with length."""
-
-_LONGEST = 2**40  # samples; libsndfile gives 2**63 - 1 for a FLAC stream that states no length
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def examine(path: str, thorough: bool = False) -> AudioInfo:
         AudioError: if the file is not audio, or damaged in what was read.
     """
     info = audio.probe(path)
-    if info.num_samples > _LONGEST:
+    if info.num_samples > MOST_SAMPLES:
         raise AudioError(path, "its header states no length: encode it again")
     # At the file's own rate: the very last sample, and no resampling.
     if thorough:

@@ -77,8 +77,8 @@ class LabelStore:
     def _refuse_other_characters(
         self, chunk: np.ndarray, digits: np.ndarray, newlines: np.ndarray, num_lines: int
     ) -> None:
-        # All control characters pass for space, with tab and carriage return.
-        other = ~digits & (chunk > ord(" "))
+        # Other control characters pass for space, with tab and carriage return.
+        other = ~digits & ((chunk > ord(" ")) | (chunk == 0))
         if other.any():
             at = int(other.argmax())
             line = num_lines + int(np.searchsorted(newlines, at)) + 1

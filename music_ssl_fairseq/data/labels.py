@@ -15,6 +15,7 @@ from music_ssl_fairseq.data.units import (
     choose_label_rate,
     read_label_rate,
     read_metadata,
+    read_unreadable,
 )
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import LENGTH_TOLERANCE, SAMPLE_RATE, label_hop, labels_fit
@@ -96,9 +97,8 @@ def _fit(manifest: Manifest, store: LabelStore, label_rate: float, sample_rate: 
     fit = np.array(labels_fit(store.counts, manifest.num_samples, hop, sample_rate))
     # Tracks that could not be read when they were to be labelled: they have an empty line each,
     # and are too short to be trained on.
-    splits = read_metadata(store.file.parent).get("splits", {})
-    unreadable = splits.get(store.file.stem, {}).get("unreadable", [])
-    fit[[track for track in unreadable if store.counts[track] == 0]] = True
+    unreadable = read_unreadable(store.file.parent, store.file.stem)
+    fit[[t for t in unreadable if 0 <= t < len(fit) and store.counts[t] == 0]] = True
     return fit
 
 

@@ -15,7 +15,12 @@ from music_ssl_fairseq.data.mapped import MappedFile
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.files import atomic_path
 
+MOST_SAMPLES = 2**40
+"""Of a track: more than two years at 16 kHz, which no file holds, whatever a header says."""
+
 _MAX_DIGITS = 15  # of a length: what certainly fits 64 bits
+_LONGEST_NAME = 4096  # bytes of a path on Linux; elsewhere fewer
+_MARK = b"\xef\xbb\xbf"  # of byte order, which some editors put before UTF-8 text
 
 
 class Manifest:
@@ -34,7 +39,8 @@ class Manifest:
         """Index a manifest.
 
         Raises:
-            InputError: if it is missing, empty, or a line is not `name<TAB>samples`.
+            InputError: if it is missing, empty, or a line is not `name<TAB>samples`, of a name that
+                a file can have and a length that audio can have.
         """
         self.file = Path(file)
         if not self.file.is_file():
@@ -45,10 +51,30 @@ class Manifest:
             ends = np.append(ends, len(self._text))
         if len(ends) < 2:
             raise InputError(f"{self.file}: lists no track; make it again from a folder with audio")
-        self.root = os.fsdecode(self._text[: ends[0]].rstrip(b"\r"))
         self._starts = ends[:-1] + 1
+        self._refuse_nul(ends)
+        self.root = self._root(int(ends[0]))
         self._tabs = self._one_tab_a_line(ends[1:])
+        self._refuse_names(ends[1:])
         self.num_samples = self._numbers(ends[1:])
+
+    def _refuse_nul(self, ends: np.ndarray) -> None:
+        nul = self._text.positions("\0")
+        if not len(nul):
+            return
+        if self._text[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise InputError(f"{self.file}: UTF-16 text: save it as UTF-8")
+        line = int(np.searchsorted(ends, nul[0])) + 1
+        raise InputError(
+            f"{self.file}, line {line}: holds NUL bytes, so the file is damaged; make it again"
+        )
+
+    def _root(self, end: int) -> str:
+        if end > _LONGEST_NAME:
+            raise InputError(
+                f"{self.file}, line 1: {end} bytes, longer than the path of the music can be"
+            )
+        return os.fsdecode(self._text[:end].removeprefix(_MARK).rstrip(b"\r"))
 
     def _one_tab_a_line(self, ends: np.ndarray) -> np.ndarray:
         tabs = self._text.positions("\t")
@@ -56,6 +82,12 @@ class Manifest:
         in_line = np.searchsorted(tabs, ends) - np.searchsorted(tabs, self._starts)
         self._refuse_where(in_line != 1, ends)
         return tabs
+
+    def _refuse_names(self, ends: np.ndarray) -> None:
+        length = self._tabs - self._starts
+        self._refuse_where(length == 0, ends, "no name before the tab")
+        reason = f"a name of more than {_LONGEST_NAME} bytes, which no file has"
+        self._refuse_where(length > _LONGEST_NAME, ends, reason)
 
     def _numbers(self, ends: np.ndarray) -> np.ndarray:
         """What stands between the tabs and the ends of the lines, parsed for all lines at once."""
@@ -70,15 +102,18 @@ class Manifest:
             if (digit > 9).any():
                 self._refuse_where(np.isin(np.arange(len(ends)), rows[digit > 9]), ends)
             numbers[rows] += digit.astype(np.int64) * 10**place
+        reason = "more samples than any file has (2^40 at 16 kHz are two years)"
+        self._refuse_where(numbers > MOST_SAMPLES, ends, reason)
         return numbers
 
-    def _refuse_where(self, wrong: np.ndarray, ends: np.ndarray) -> None:
+    def _refuse_where(
+        self, wrong: np.ndarray, ends: np.ndarray, reason: str = "expected `name<TAB>samples`"
+    ) -> None:
         if wrong.any():
             line = int(wrong.argmax())
-            found = self._text[self._starts[line] : ends[line]][:80]
-            raise InputError(
-                f"{self.file}, line {line + 2}: expected `name<TAB>samples`, found {found!r}"
-            )
+            start, end = int(self._starts[line]), int(ends[line])
+            found = self._text[start : min(end, start + 80)]
+            raise InputError(f"{self.file}, line {line + 2}: {reason}, found {found!r}")
 
     def __len__(self) -> int:
         return len(self._starts)

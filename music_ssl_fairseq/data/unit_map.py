@@ -27,7 +27,8 @@ class UnitMap:
         units, offsets = map_files(self._file)
         self._units = np.load(units, mmap_mode="r", allow_pickle=False)
         self._handle = units.open("rb")
-        self._offsets = np.load(offsets, allow_pickle=False)
+        # Mapped first: a damaged header may state an array that no memory can hold.
+        self._offsets = np.array(np.load(offsets, mmap_mode="r", allow_pickle=False))
         self.counts = np.diff(self._offsets)
 
     def __getstate__(self) -> dict:
@@ -38,9 +39,13 @@ class UnitMap:
         self.__init__(state["_file"])  # type: ignore[misc]
 
     def agrees(self) -> bool:
-        """Whether the two files belong together."""
-        whole = self._offsets.ndim == self._units.ndim == 1 and self._units.dtype.kind in "iu"
-        return whole and len(self._offsets) > 0 and self._offsets[-1] == len(self._units)
+        """Whether the two files belong together, and no track ends before it begins."""
+        if not (self._offsets.ndim == self._units.ndim == 1 and len(self._offsets)):
+            return False
+        if self._units.dtype.kind not in "iu" or self._offsets.dtype != np.int64:
+            return False
+        whole = self._offsets[0] == 0 and self._offsets[-1] == len(self._units)
+        return bool(whole and (self.counts >= 0).all())
 
     def units(self, track: int, first: int, stop: int) -> np.ndarray:
         """Labels [first, stop) of a track: int64."""
@@ -65,6 +70,7 @@ def open_unit_map(km_file: Path) -> UnitMap | None:
         return None
     try:
         found = UnitMap(km_file)
-    except (ValueError, EOFError):  # not what the labeler writes: the text is there
+    # Whatever a damaged header makes numpy try: the text is there.
+    except (ValueError, EOFError, OSError, TypeError, OverflowError, SyntaxError, MemoryError):
         return None
     return found if found.agrees() else None

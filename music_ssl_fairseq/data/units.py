@@ -6,13 +6,15 @@ class and unit differ.
 """
 
 import io
-import json
 import os
 from pathlib import Path
 
 import numpy as np
 
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.texts import quoted, read_object, read_text
+
+_HIGHEST_RATE = 16_000  # labels a second: one a sample
 
 METADATA = "metadata.json"
 """The labeler's note beside the labels: features, k, label_rate, sample_rate, seed and more."""
@@ -43,7 +45,9 @@ class UnitDictionary:
             )
         self.dictionary = Dictionary()
         try:
-            self.dictionary.add_from_file(io.StringIO(self.file.read_text(encoding="utf-8")))
+            self.dictionary.add_from_file(io.StringIO(read_text(self.file, "label again")))
+        except InputError:
+            raise
         except (ValueError, RuntimeError) as error:
             # fairseq quotes the line with its end, or goes on about models of its own.
             reason = " ".join(str(error).split()).partition(". ")[0]
@@ -57,7 +61,7 @@ class UnitDictionary:
         for symbol in symbols:
             # So many clusters there cannot be: a table of them would fill the memory.
             if not symbol.isascii() or not symbol.isdigit() or len(symbol) > 7:
-                raise InputError(f"{self.file}: {symbol!r} is not a cluster number")
+                raise InputError(f"{self.file}: {quoted(symbol)} is not a cluster number")
         units = np.array([int(symbol) for symbol in symbols])
         classes = np.full(units.max() + 1, -1, np.int64)
         classes[units] = self.dictionary.nspecial + np.arange(len(units))
@@ -94,15 +98,24 @@ def read_metadata(label_dir: str | os.PathLike) -> dict:
         InputError: if the file is not a JSON object.
     """
     file = Path(label_dir) / METADATA
-    try:
-        metadata = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise InputError(f"{file}: not JSON ({error}); label again") from None
-    if not isinstance(metadata, dict):
-        raise InputError(f"{file}: expected a JSON object; label again")
-    return metadata
+    return read_object(file, "label again") if file.exists() else {}
+
+
+def read_unreadable(label_dir: str | os.PathLike, split: str) -> list[int]:
+    """Tracks of a split that could not be read when they were to be labelled.
+
+    Raises:
+        InputError: if the metadata are damaged.
+    """
+    splits = read_metadata(label_dir).get("splits", {})
+    record = splits.get(split, {}) if isinstance(splits, dict) else None
+    tracks = record.get("unreadable", []) if isinstance(record, dict) else None
+    if not isinstance(tracks, list) or not all(type(track) is int for track in tracks):
+        raise InputError(
+            f"{Path(label_dir) / METADATA}: `splits` does not say which tracks of {split} could "
+            "not be read; label again"
+        )
+    return tracks
 
 
 def read_label_rate(label_dir: str | os.PathLike) -> float | None:
@@ -114,8 +127,11 @@ def read_label_rate(label_dir: str | os.PathLike) -> float | None:
     rate = read_metadata(label_dir).get("label_rate")
     if rate is None:
         return None
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or rate <= 0:
-        raise InputError(f"{Path(label_dir) / METADATA}: label_rate {rate!r} is not a rate in Hz")
+    number = isinstance(rate, int | float) and not isinstance(rate, bool)
+    if not (number and 0 < rate <= _HIGHEST_RATE):  # NaN is not
+        raise InputError(
+            f"{Path(label_dir) / METADATA}: label_rate {quoted(rate)} is not a rate in Hz"
+        )
     return float(rate)
 
 
