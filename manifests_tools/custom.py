@@ -7,14 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from manifests_tools.beats import beats_within, read_beat_file
+from manifests_tools.beats import beats_within, read_beat_file, require_ascending
 from manifests_tools.find import require_folder
 from manifests_tools.keys import KEYS, normalise_key
 from manifests_tools.labelled import DataSet, Labelled, as_it_is
 from manifests_tools.probing import add_common_options, build
-from manifests_tools.tables import read_cells
+from manifests_tools.tables import Table, read_lines, read_named
 from music_ssl_fairseq.data.probing_task import METRICS, SPLITS, ProbingTask, parse_number
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.texts import quoted, read_text
 
 COLUMNS = ("path", "label", "split")
 OPTIONAL = ("start", "stop", "group")
@@ -100,8 +101,11 @@ def run(
 
 
 def _read_classes(file: Path) -> tuple[str, ...]:
-    names = [cells[0] for cells in read_cells(file, "\t") if cells and cells[0]]
-    return tuple(sorted(names))
+    lines = read_lines(file, "\t")
+    for number, cells in lines:
+        if len(cells) > 1:
+            raise InputError(f"{file}, line {number}: {len(cells)} cells, but a line is one class")
+    return tuple(sorted(cells[0] for _, cells in lines))
 
 
 def _read(reader: "_Reader", name: str, metric: str, targets: Sequence[str] | None) -> DataSet:
@@ -141,7 +145,7 @@ class _Reader:
 
     def read(self) -> dict[str, list[Labelled]]:
         """The files of each split; train and valid are there, test if the CSV has it."""
-        header, *lines = self._cells() or [[]]
+        header, lines = self._table()
         for column in COLUMNS:
             if column not in header:
                 raise InputError(
@@ -151,9 +155,7 @@ class _Reader:
         splits: dict[str, list[Labelled]] = {split: [] for split in SPLITS}
         places: dict[tuple[str, object], int] = {}
         width = 0
-        for number, cells in enumerate(lines, 2):
-            if not any(cells):
-                continue
+        for number, cells in lines:
             row = dict(zip(header, cells, strict=False))
             item = self._item(row, number)
             if places.setdefault((item.name, item.segment), number) != number:
@@ -167,11 +169,9 @@ class _Reader:
             del splits["test"]
         return splits
 
-    def _cells(self) -> list[list[str]]:
-        lines = read_cells(self.file, ",", quoted=True)
-        if lines and len(lines[0]) == 1:
-            return read_cells(self.file, "\t", quoted=True)
-        return lines
+    def _table(self) -> Table:
+        first = read_text(self.file).partition("\n")[0]
+        return read_named(self.file, "\t" if "\t" in first else ",", quotes=True, strict=True)
 
     def _item(self, row: dict[str, str], number: int) -> Labelled:
         if not row.get("path"):
@@ -201,7 +201,7 @@ class _Reader:
             self._refuse(number, str(error))
         for label in labels:
             if self.classes and label not in self.classes:
-                self._refuse(number, f"label {label!r} is not in the class list")
+                self._refuse(number, f"label {quoted(label)} is not in the class list")
         return labels
 
     def _beats(self, labels: tuple[str, ...]) -> tuple[str, ...]:
@@ -211,8 +211,7 @@ class _Reader:
             times = [parse_number(label.partition("/")[0]) for label in labels]
         except ValueError as error:
             raise ValueError(f"{error}: neither times nor the name of a file") from None
-        if times != sorted(set(times)):
-            raise ValueError("beats are not ascending")
+        require_ascending(times)
         return labels
 
     def _segment(self, row: dict[str, str], number: int) -> tuple[float, float] | None:
@@ -224,16 +223,15 @@ class _Reader:
         except ValueError:
             start = stop = 0.0
         if not 0 <= start < stop:
-            self._refuse(
-                number, f"start {cells[0]!r} and stop {cells[1]!r} are not a part in seconds"
-            )
+            start_cell, stop_cell = map(quoted, cells)
+            self._refuse(number, f"start {start_cell} and stop {stop_cell} are no part in seconds")
         return start, stop
 
     def _split(self, row: dict[str, str], number: int) -> str:
         name = row.get("split", "").lower()
         split = _SPLIT_NAMES.get(name, name)
         if split not in SPLITS:
-            self._refuse(number, f"split {name!r} is none of {', '.join(SPLITS)}")
+            self._refuse(number, f"split {quoted(name)} is none of {', '.join(SPLITS)}")
         return split
 
     def _refuse(self, number: int, reason: str) -> None:

@@ -30,7 +30,7 @@ def read(root: str, metadata: str | None = None) -> DataSet:
     file = find_file(folders, ["songs_info.csv"], hint)
     splits: dict[str, list[Labelled]] = {"train": [], "valid": [], "test": []}
     columns = ["song_id", "Artist", "Mediaeval 2013 set"]
-    for song, artist, which in read_table(file, columns, ",", quoted=True):
+    for song, artist, which in read_table(file, columns, ",", quotes=True):
         if song not in ratings:
             raise InputError(f"{file}: song {song} is not in static_annotations.csv")
         if which not in _SETS:
@@ -47,7 +47,7 @@ def read(root: str, metadata: str | None = None) -> DataSet:
 def _read_ratings(file: Path) -> dict[str, tuple[str, str]]:
     """Song -> mean arousal and mean valence, from 1 to 9."""
     columns = ["song_id", *(f"mean_{target}" for target in TARGETS)]
-    rows = read_table(file, columns, ",", quoted=True)
+    rows = read_table(file, columns, ",", quotes=True)
     try:
         return {song: (str(parse_number(a)), str(parse_number(v))) for song, a, v in rows}
     except ValueError as error:

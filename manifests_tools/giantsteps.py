@@ -19,6 +19,7 @@ from manifests_tools.probing import ProbingBuilder
 from manifests_tools.tables import find_file, read_table
 from music_ssl_fairseq.data.probing_task import ProbingTask
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.texts import read_text
 
 PUBLISHED: dict[str, int | None] = {"train": 923, "valid": 236, "test": 604}
 CONFIDENT = "2"
@@ -121,7 +122,9 @@ def test_keys(folder: str) -> dict[str, str]:
 
 def _read_key(file: Path) -> str:
     try:
-        return normalise_key(file.read_text(encoding="utf-8"))
+        return normalise_key(read_text(file))
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(f"{file}: {error}") from None
 

@@ -2,6 +2,8 @@
 
 import re
 
+from music_ssl_fairseq.texts import quoted
+
 _TONICS = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
 _SEMITONES = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 _KEY = re.compile(r"([A-G])([#b]?)[ :]*(maj|min)(?:or)?", re.IGNORECASE)
@@ -18,7 +20,7 @@ def normalise_key(text: str) -> str:
     """
     match = _KEY.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"{text!r} is not a key such as `C# minor` or `Bb major`")
+        raise ValueError(f"{quoted(text)} is not a key such as `C# minor` or `Bb major`")
     tonic, accidental, mode = match.groups()
     shift = {"": 0, "#": 1, "b": -1}[accidental.lower()]
     name = _TONICS[(_SEMITONES[tonic.upper()] + shift) % 12]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from manifests_tools.labelled import DataSet, Labelled, locate
 from manifests_tools.probing import ProbingBuilder
-from manifests_tools.tables import find_file, read_cells
+from manifests_tools.tables import find_file, read_named
 from music_ssl_fairseq.data.probing_task import ProbingTask
 from music_ssl_fairseq.errors import InputError
 
@@ -27,17 +27,17 @@ def read(root: str, annotations: str | None = None) -> DataSet:
         file = find_file([Path(annotations).parent], [Path(annotations).name], _SOURCE)
     else:
         file = find_file([root, Path(root).parent], names, f"{_SOURCE}; --annotations tells where")
-    header, *rows = read_cells(file, quoted=True) or [[]]
+    header, lines = read_named(file, quotes=True)
     if header[:1] != ["clip_id"] or header[-1:] != ["mp3_path"]:
         raise InputError(
             f"{file}: its first line does not run from clip_id to mp3_path, separated by tabs; "
             f"take it from {_SOURCE}"
         )
     tags = header[1:-1]
-    rows = [row for row in rows if any(row)]
-    for row in rows:
+    for number, row in lines:
         if len(row) != len(header):
-            raise InputError(f"{file}: {row[0]} has {len(row)} cells, not {len(header)}")
+            raise InputError(f"{file}, line {number}: {len(row)} cells, not {len(header)}")
+    rows = [row for _, row in lines]
     frequent = _most_frequent(tags, rows)
     splits: dict[str, list[Labelled]] = {split: [] for split in _SPLITS}
     skipped = []

@@ -7,7 +7,7 @@ from pathlib import Path
 from manifests_tools.examine import Track
 from manifests_tools.labelled import DataSet, Labelled, locate
 from manifests_tools.probing import ProbingBuilder
-from manifests_tools.tables import find_file, read_cells
+from manifests_tools.tables import find_file, read_lines
 from music_ssl_fairseq.data.probing_task import ProbingTask
 from music_ssl_fairseq.data.probing_writer import Example
 from music_ssl_fairseq.errors import InputError
@@ -51,7 +51,7 @@ def _read_split(root: str, subset: str, split: str, metadata: str | None) -> lis
     ]
     file = find_file(folders, [stem], f"{_SOURCE}; --metadata tells where it is")
     items = []
-    for number, cells in enumerate(read_cells(file)[1:], 2):
+    for number, cells in read_lines(file)[1:]:
         # TRACK_ID, ARTIST_ID, ALBUM_ID, PATH, DURATION, then a tag in each column.
         tags = tuple(tag for tag in cells[5:] if tag)
         if not tags:

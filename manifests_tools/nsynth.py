@@ -1,6 +1,5 @@
 """NSynth: `nsynth-instrument` and `nsynth-pitch`."""
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,8 @@ from manifests_tools.labelled import DataSet, Labelled, locate
 from manifests_tools.probing import ProbingBuilder
 from manifests_tools.tables import find_file
 from music_ssl_fairseq.data.probing_task import SPLITS, ProbingTask
-from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.errors import InputError, one_line
+from music_ssl_fairseq.texts import read_json
 
 FAMILIES = (
     "bass", "brass", "flute", "guitar", "keyboard", "mallet", "organ", "reed", "string",
@@ -19,6 +19,8 @@ PITCHES = tuple(str(pitch) for pitch in range(128))
 """MIDI numbers, in the order of the pitch."""
 
 PUBLISHED: dict[str, int | None] = {"train": 289_205, "valid": 12_678, "test": 4_096}
+
+_LARGEST = 1 << 30  # bytes of examples.json: that of train has some 200 MB
 
 _SOURCE = "NSynth (https://magenta.tensorflow.org/datasets/nsynth, json/wav)"
 
@@ -48,13 +50,12 @@ def _read_notes(folder: Path, entry: str) -> dict[str, str]:
         # Of the entries of 300,000 notes only one is kept, as they are read.
         return str(note[entry]) if entry in note else note
 
-    try:
-        notes = json.loads(file.read_text(encoding="utf-8"), object_hook=keep)
-    except ValueError as error:
-        raise InputError(f"{file}: not JSON ({error}); was the archive unpacked whole?") from None
+    notes = read_json(file, "was the archive unpacked whole?", _LARGEST, keep)
+    if not isinstance(notes, dict):
+        raise InputError(f"{file}: no notes by name; was the archive unpacked whole?")
     for note, label in notes.items():
         if not isinstance(label, str):
-            raise InputError(f"{file}: {note} has no {entry}")
+            raise InputError(f"{file}: {one_line(note, 80)} has no {entry}")
     return notes
 
 

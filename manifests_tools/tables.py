@@ -1,11 +1,30 @@
 """Metadata of data sets: finding their files, and reading tables in what CSV dialect they have."""
 
 import csv
+import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.texts import quoted, read_text
+
+_LARGEST = 256 << 20  # bytes: MagnaTagATune's table has 20 MB
+
+
+class Line(NamedTuple):
+    """A line of a table that is not empty, and where it begins in the file, from 1."""
+
+    number: int
+    cells: list[str]
+
+
+class Table(NamedTuple):
+    """The first line of a table, and the others."""
+
+    header: list[str]
+    lines: list[Line]
 
 
 def find_file(folders: Iterable[str | os.PathLike], names: Sequence[str], source: str) -> Path:
@@ -28,49 +47,85 @@ def find_file(folders: Iterable[str | os.PathLike], names: Sequence[str], source
     raise InputError(f"{names[0]} is not in {searched}; it is part of {source}")
 
 
-def read_cells(file: Path, delimiter: str = "\t", quoted: bool = False) -> list[list[str]]:
+def read_lines(
+    file: Path, delimiter: str = "\t", quotes: bool = False, strict: bool = False
+) -> list[Line]:
     """The cells of each line, without the white space around them; UTF-8, with any line ends.
 
     Args:
-        quoted: whether cells may be in double quotes.
+        quotes: whether cells may be in double quotes.
+        strict: refuse quotes within a cell, which can be read in two ways.
 
     Raises:
-        InputError: if the file cannot be read or is not UTF-8.
+        InputError: if the file is no such table.
     """
+    text = io.StringIO(read_text(file, largest=_LARGEST), newline="")
+    quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+    reader = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=strict)
+    return list(_lines(file, reader))
+
+
+def _lines(file: Path, reader: Iterator[list[str]]) -> Iterator[Line]:
+    number = 1
     try:
-        with file.open(encoding="utf-8-sig", newline="") as handle:
-            lines = csv.reader(
-                handle,
-                delimiter=delimiter,
-                quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
-            )
-            return [[cell.strip() for cell in line] for line in lines]
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: not UTF-8 text ({error})") from None
+        for cells in reader:
+            broken = [cell for cell in cells if "\n" in cell or "\r" in cell]
+            if broken:
+                raise InputError(
+                    f"{file}, line {number}: a line break within the cell {quoted(broken[0])}; is "
+                    "a quote not closed?"
+                )
+            if any(stripped := [cell.strip() for cell in cells]):
+                yield Line(number, stripped)
+            number = reader.line_num + 1  # type: ignore[attr-defined]
     except csv.Error as error:
-        raise InputError(f"{file}: not a table ({error})") from None
+        raise InputError(f"{file}, line {number}: not a table ({error})") from None
+
+
+def read_named(
+    file: Path, delimiter: str = "\t", quotes: bool = False, strict: bool = False
+) -> Table:
+    """A table whose first line names the columns; see `read_lines` for the arguments.
+
+    Raises:
+        InputError: as `read_lines`, or if two columns have one name, or a line has a cell beyond
+            them.
+    """
+    lines = read_lines(file, delimiter, quotes, strict)
+    header = lines[0].cells if lines else []
+    for place, name in enumerate(header):
+        if name and name in header[:place]:
+            raise InputError(
+                f"{file}, line {lines[0].number}: two columns are named {quoted(name)}; remove one"
+            )
+    while header and not header[-1]:
+        header.pop()
+    for number, cells in lines[1:]:
+        beyond = [cell for cell in cells[len(header) :] if cell]
+        if beyond:
+            raise InputError(
+                f"{file}, line {number}: {quoted(beyond[0])} is beyond the {len(header)} columns "
+                f"that the first line names; a cell that holds the separator {delimiter!r} has to "
+                "be in double quotes"
+            )
+    return Table(header, lines[1:])
 
 
 def read_table(
-    file: Path, columns: Sequence[str], delimiter: str = "\t", quoted: bool = False
+    file: Path, columns: Sequence[str], delimiter: str = "\t", quotes: bool = False
 ) -> list[list[str]]:
     """Some columns of a table whose first line names them; empty lines are passed over.
 
     Raises:
-        InputError: as `read_cells`, or if a column is missing, or a line is too short.
+        InputError: as `read_named`, or if a column is missing, or a line is too short.
     """
-    lines = read_cells(file, delimiter, quoted)
-    header = lines[0] if lines else []
+    header, lines = read_named(file, delimiter, quotes)
     missing = [column for column in columns if column not in header]
     if missing:
         raise InputError(f"{file}: no column {missing[0]!r} in its first line")
     places = [header.index(column) for column in columns]
     rows = []
-    for number, cells in enumerate(lines[1:], 2):
-        if not any(cells):
-            continue
+    for number, cells in lines:
         if len(cells) <= max(places):
             raise InputError(
                 f"{file}, line {number}: {len(cells)} cells, but the first line names "

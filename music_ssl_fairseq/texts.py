@@ -16,12 +16,15 @@ LARGEST = 64 << 20
 """Bytes of a text file that is read whole; one that should be small is not read beyond."""
 
 
-def read_text(file: str | os.PathLike, way_out: str = "", largest: int = LARGEST) -> str:
+def read_text(
+    file: str | os.PathLike, way_out: str = "", largest: int = LARGEST, errors: str = "strict"
+) -> str:
     """Read a UTF-8 file whole, without its byte order mark.
 
     Args:
         way_out: what to do about a file that cannot be used, for the message.
         largest: bytes it may have.
+        errors: what to do about bytes that are not UTF-8, as of `bytes.decode`.
 
     Raises:
         InputError: if it cannot be read, is too large, is not UTF-8, or holds NUL bytes.
@@ -40,7 +43,7 @@ def read_text(file: str | os.PathLike, way_out: str = "", largest: int = LARGEST
     if b"\0" in content:
         raise InputError(f"{file}: holds NUL bytes, so it is damaged or not UTF-8 text{hint}")
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8-sig", errors)
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: not UTF-8 text (byte {error.start}){hint}") from None
 

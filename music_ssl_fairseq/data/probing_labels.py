@@ -18,9 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.data.probing_task import ProbingTask, parse_number
+from music_ssl_fairseq.data.probing_task import ProbingTask, parse_number, parse_position
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import LENGTH_TOLERANCE, SAMPLE_RATE
+from music_ssl_fairseq.texts import quoted, read_text
+
+_LARGEST = 1 << 30  # bytes of a file of labels: 300,000 files have some megabytes
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ class ProbingSplit:
     def _unknown(self, line: int, name: str) -> InputError:
         return self._wrong(
             line,
-            f"{name!r} is not one of the {len(self.task.classes)} classes in task.json "
+            f"{quoted(name)} is not one of the {len(self.task.classes)} classes in task.json "
             f"({', '.join(self.task.classes[:3])}, ...): correct the label, or make both again",
         )
 
@@ -124,7 +127,7 @@ class ProbingSplit:
         try:
             cells = [cell.partition("/") for cell in row]
             times = np.array([parse_number(time) for time, _, _ in cells], np.float64)
-            positions = np.array([int(position or 0) for _, _, position in cells], np.int64)
+            positions = np.array([parse_position(place or "0") for _, _, place in cells], np.int64)
         except ValueError as error:
             raise self._wrong(
                 line, f"not a beat, `seconds` or `seconds/position in the bar` ({error})"
@@ -166,7 +169,7 @@ class ProbingSplit:
         return ["\t".join(row) for row in read_rows(file, self.manifest)]
 
     def _wrong(self, line: int, reason: str, file: Path | None = None) -> InputError:
-        name = self.manifest.name(line).encode("utf-8", "backslashreplace").decode("utf-8")
+        name = self.manifest.name(line)
         return InputError(f"{file or self.labels_file}, line {line + 1} ({name}): {reason}")
 
 
@@ -176,13 +179,11 @@ def read_rows(file: Path, manifest: Manifest) -> list[list[str]]:
     Raises:
         InputError: if there is no such file, or it has another number of lines than the manifest.
     """
-    try:
-        text = file.read_bytes().decode("utf-8", "surrogateescape")
-    except OSError:
-        raise InputError(
-            f"{file}: no such file, so {manifest.file} has no labels; make the folder again with "
-            "`python -m manifests_tools`"
-        ) from None
+    again = "make the folder again with `python -m manifests_tools`"
+    if not file.exists():
+        raise InputError(f"{file}: no such file, so {manifest.file} has no labels; {again}")
+    # Groups may be named by files, whose names need not be UTF-8.
+    text = read_text(file, again, _LARGEST, errors="surrogateescape")
     lines = text.removesuffix("\n").split("\n") if text else []
     if len(lines) != len(manifest):
         raise InputError(

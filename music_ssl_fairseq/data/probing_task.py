@@ -7,12 +7,14 @@ holds, for each split of `SPLITS`, what `probing_labels` describes, and this one
 import json
 import math
 import os
+from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.files import atomic_path
+from music_ssl_fairseq.texts import quoted, read_json
 
 SPLITS = ("train", "valid", "test")
 
@@ -26,6 +28,8 @@ METRICS = {
     "beats": ("f_measure",),
 }
 """Kind of task -> the metrics that may decide on validation, the usual one first."""
+
+_LONGEST_NAME = 1000  # characters of a task, class or target
 
 
 @dataclass(frozen=True)
@@ -74,9 +78,14 @@ class ProbingTask:
                 raise InputError(f"a task of kind {self.kind} {state} `{name}`")
             if name == "classes" and self.kind == "multi-class" and len(values) < 2:
                 raise InputError("a single class is nothing to tell apart")
-            repeated = sorted({value for value in values if values.count(value) > 1})
+            repeated = sorted(value for value, count in Counter(values).items() if count > 1)
             if repeated:
-                raise InputError(f"`{name}` lists {repeated[0]!r} twice")
+                raise InputError(f"`{name}` lists {quoted(repeated[0])} twice")
+        for text in (self.name, *self.classes, *self.targets):
+            if not 0 < len(text) <= _LONGEST_NAME:
+                raise InputError(f"{quoted(text)}: a name has 1 to {_LONGEST_NAME} characters")
+            if any(character in text for character in "\t\n\r\0"):
+                raise InputError(f"{quoted(text)}: a tab or line break, which no name can hold")
 
     @property
     def num_outputs(self) -> int:
@@ -91,15 +100,12 @@ def read_task(folder: str | os.PathLike) -> ProbingTask:
         InputError: if it is missing, not JSON, or describes no task that can be probed.
     """
     file = Path(folder, FILE)
-    try:
-        contents = json.loads(file.read_text(encoding="utf-8"))
-    except OSError:
+    if not file.exists():
         raise InputError(
             f"{file}: no such file; write it with "
             f"`python -m manifests_tools NAME --root AUDIO_DIR --out {folder}`"
-        ) from None
-    except ValueError as error:
-        raise InputError(f"{file}: not JSON ({error}); make it again") from None
+        )
+    contents = read_json(file, "make it again with `python -m manifests_tools`")
     try:
         return _task(contents)
     except InputError as error:
@@ -127,18 +133,39 @@ def _task(contents: Any) -> ProbingTask:
             raise InputError(f"`{key}` is not a list of texts")
         values[key] = tuple(listed)
     for key in ("counts", "published"):
-        if not isinstance(values.setdefault(key, {}), dict):
+        numbers = values.setdefault(key, {})
+        if not isinstance(numbers, dict) or not all(map(_is_count, numbers.values())):
             raise InputError(f"`{key}` does not give a number for each split")
+    if not _is_count(values.get("missing", 0)):
+        raise InputError("`missing` is not a number of files")
+    for key in ("counted", "source"):
+        if not isinstance(values.get(key, ""), str):
+            raise InputError(f"`{key}` is not a text")
     return ProbingTask(**values)
+
+
+def _is_count(value: Any) -> bool:
+    return value is None or (type(value) is int and 0 <= value < 2**53)
 
 
 def parse_number(text: str) -> float:
     """A finite number.
 
     Raises:
-        ValueError: if `text` is not one.
+        ValueError: if `text` is not one; Python's `1_000` is not.
     """
     number = float(text)
-    if not math.isfinite(number):
+    if not math.isfinite(number) or isinstance(text, bool) or "_" in str(text):
         raise ValueError(text)
     return number
+
+
+def parse_position(text: str) -> int:
+    """A position in the bar, from 1 on; 0 where it is not stated.
+
+    Raises:
+        ValueError: if `text` is not one.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) < 6):
+        raise ValueError(f"{quoted(text)} is not a position in the bar")
+    return int(text)
