@@ -13,7 +13,13 @@ from manifests_tools.keys import KEYS, normalise_key
 from manifests_tools.labelled import DataSet, Labelled, as_it_is
 from manifests_tools.probing import add_common_options, build
 from manifests_tools.tables import Table, read_lines, read_named
-from music_ssl_fairseq.data.probing_task import METRICS, SPLITS, ProbingTask, parse_number
+from music_ssl_fairseq.data.probing_task import (
+    METRICS,
+    SPLITS,
+    ProbingTask,
+    parse_number,
+    parse_position,
+)
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.texts import quoted, read_text
 
@@ -126,6 +132,8 @@ def _read(reader: "_Reader", name: str, metric: str, targets: Sequence[str] | No
 
 
 def _targets(file: Path, items: list[Labelled], names: Sequence[str] | None) -> tuple[str, ...]:
+    if not items:
+        raise InputError(f"{file}: no line of the split train")
     number = len(items[0].label)
     if names is None:
         names = ["value"] if number == 1 else [f"value {i + 1}" for i in range(number)]
@@ -209,6 +217,8 @@ class _Reader:
             return read_beat_file(self.file.parent / labels[0])
         try:
             times = [parse_number(label.partition("/")[0]) for label in labels]
+            for label in labels:
+                parse_position(label.partition("/")[2] or "0")
         except ValueError as error:
             raise ValueError(f"{error}: neither times nor the name of a file") from None
         require_ascending(times)

@@ -4,6 +4,8 @@ from collections import Counter
 
 from tqdm import tqdm
 
+from music_ssl_fairseq.errors import one_line
+
 _SHOWN = 20
 
 
@@ -17,8 +19,7 @@ class Findings:
         """Note a problem; `line` says all of it."""
         self._kinds[kind] += 1
         if self._kinds[kind] <= _SHOWN:
-            # Names need not be UTF-8, and would not print.
-            tqdm.write(line.encode("utf-8", "backslashreplace").decode("utf-8"))
+            tqdm.write(one_line(line))
 
     def __len__(self) -> int:
         return self._kinds.total()

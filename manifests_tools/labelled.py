@@ -8,7 +8,7 @@ from manifests_tools.examine import Track
 from music_ssl_fairseq.audio import EXTENSIONS
 from music_ssl_fairseq.data.probing_task import ProbingTask
 from music_ssl_fairseq.data.probing_writer import Example, refuse_shared
-from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.errors import InputError, one_line
 from music_ssl_fairseq.frames import LENGTH_TOLERANCE, SAMPLE_RATE
 
 
@@ -122,7 +122,7 @@ def locate(root: str, *candidates: str) -> str:
 
 def printable(name: str) -> str:
     """A name that need not be UTF-8, as it can be printed."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    return one_line(name)
 
 
 def shorten(names: Iterable[str], shown: int = 5) -> str:

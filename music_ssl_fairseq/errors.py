@@ -33,8 +33,8 @@ class AudioError(InputError):
 def one_line(text: str, longest: int = LONGEST) -> str:
     """Text as it can be printed in one line.
 
-    Control characters are written as `\\n` or `\\x00`, and so are bytes that are not UTF-8, which
-    names of files hold as surrogate escapes. What is longer than `longest` loses its middle.
+    Control characters are written as `\\n` or `\\x00`, and bytes that are not UTF-8, which names of
+    files hold as surrogate escapes, as `\\udce9`. What is longer than `longest` loses its middle.
     """
     if len(text) > longest:
         end = longest // 4
@@ -45,8 +45,6 @@ def one_line(text: str, longest: int = LONGEST) -> str:
 
 def _visible(character: str) -> str:
     code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:
-        return f"\\x{code - 0xDC00:02x}"
     if code < 0x20 or 0x7F <= code < 0xA0 or code in (0x2028, 0x2029) or 0xD800 <= code < 0xE000:
         return repr(character)[1:-1]
     return character

@@ -8,9 +8,12 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from music_ssl_fairseq.errors import InputError, one_line
+
+if TYPE_CHECKING:
+    import numpy as np
 
 LARGEST = 64 << 20
 """Bytes of a text file that is read whole; one that should be small is not read beyond."""
@@ -86,6 +89,25 @@ def read_object(file: str | os.PathLike, way_out: str = "") -> dict[str, Any]:
         hint = f"; {way_out}" if way_out else ""
         raise InputError(f"{file}: expected a JSON object, found {quoted(contents)}{hint}")
     return contents
+
+
+def read_array(file: str | os.PathLike, way_out: str = "") -> "np.ndarray":
+    """Map a .npy file; what it states is compared with the file's length, and nothing is executed.
+
+    Raises:
+        InputError: if it is no whole .npy file of numbers.
+    """
+    import numpy as np
+
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # a damaged header makes numpy raise whatever Python's parser does
+        hint = f"; {way_out}" if way_out else ""
+        reason = "pickled objects, which could run code" if "pickle" in str(error) else error
+        raise InputError(f"{file}: not a .npy file that is whole ({reason}){hint}") from None
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{file}: several arrays, where one is wanted")
+    return array
 
 
 def quoted(value: object) -> str:

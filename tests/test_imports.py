@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("music_ssl_fairseq", "manifests_tools")
-FOUNDATION = {"cpus", "errors", "files", "frames", "audio", "npy", "optional"}
+FOUNDATION = {"cpus", "errors", "files", "frames", "audio", "npy", "optional", "texts"}
 
 # Room -> the rooms of ours that it may import, itself aside. A room is a module or a folder of the
 # package. Nothing that trains knows label or manifests_tools, and only tasks know several rooms:
@@ -18,6 +18,7 @@ ALLOWED = {
     "command": {"errors"},
     "files": {"errors"},
     "optional": {"errors"},
+    "texts": {"errors"},
     "frames": {"errors"},
     "audio": {"errors", "frames"},
     "npy": set(),

@@ -17,7 +17,7 @@ from music_ssl_fairseq.data.units import (
     read_metadata,
     read_unreadable,
 )
-from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.errors import InputError, one_line
 from music_ssl_fairseq.frames import LENGTH_TOLERANCE, SAMPLE_RATE, label_hop, labels_fit
 
 __all__ = [
@@ -141,4 +141,4 @@ def _tracks_to_check(store: LabelStore) -> np.ndarray:
 
 
 def _name(manifest: Manifest, track: int) -> str:
-    return manifest.name(track).encode("utf-8", "backslashreplace").decode("utf-8")
+    return one_line(manifest.name(track), 255)

@@ -98,9 +98,8 @@ def refuse_shared(seen: dict[str, str], split: str, names: Iterable[str], where:
     """
     shared = sorted(name for name in names if seen.setdefault(name, split) != split)
     if shared:
-        shown = shared[0].encode("utf-8", "backslashreplace").decode("utf-8")
         more = f" (and {len(shared) - 1} more)" if len(shared) > 1 else ""
         raise InputError(
-            f"{where}{shown} is in {seen[shared[0]]} and in {split}{more}: leakage, the probe "
+            f"{where}{shared[0]} is in {seen[shared[0]]} and in {split}{more}: leakage, the probe "
             "would be scored on what it learned from; keep it in one split"
         )

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from music_ssl_fairseq.data.mapped import read_part
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.texts import read_array
 
 
 class UnitMap:
@@ -25,11 +27,11 @@ class UnitMap:
 
     def _open(self) -> None:
         units, offsets = map_files(self._file)
-        self._units = np.load(units, mmap_mode="r", allow_pickle=False)
         self._handle = units.open("rb")
-        # Mapped first: a damaged header may state an array that no memory can hold.
-        self._offsets = np.array(np.load(offsets, mmap_mode="r", allow_pickle=False))
-        self.counts = np.diff(self._offsets)
+        self._units = read_array(units)
+        self._offsets = np.array(read_array(offsets))
+        numbers = self._offsets.ndim == 1 and self._offsets.dtype == np.int64
+        self.counts = np.diff(self._offsets) if numbers else np.zeros(0, np.int64)
 
     def __getstate__(self) -> dict:
         # A map would be pickled with all that it holds: a spawned worker maps the file again.
@@ -70,7 +72,6 @@ def open_unit_map(km_file: Path) -> UnitMap | None:
         return None
     try:
         found = UnitMap(km_file)
-    # Whatever a damaged header makes numpy try: the text is there.
-    except (ValueError, EOFError, OSError, TypeError, OverflowError, SyntaxError, MemoryError):
+    except InputError:  # not what the labeler writes: the text is there
         return None
     return found if found.agrees() else None

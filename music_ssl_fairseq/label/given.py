@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.texts import read_array
 
 _PICKLE = b"\x80"
 _COMPRESSED = (b"\x78", b"\x1f\x8b", b"BZ", b"\xfd7zXZ", b"\x5d\x00", b"\x04\x22")
@@ -30,13 +31,9 @@ def load_centroids(file: Path) -> np.ndarray:
             f"python -c \"import joblib, numpy; model = joblib.load('{file}'); "
             f"numpy.save('centroids.npy', model.cluster_centers_)\""
         )
-    try:
-        centroids = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise InputError(f"{file}: not a .npy file of centroids ({error})") from None
-    if not isinstance(centroids, np.ndarray) or centroids.ndim != 2 or not len(centroids):
-        shape = getattr(centroids, "shape", "several arrays")
-        raise InputError(f"{file}: expected [k, dimension] numbers, found {shape}")
+    centroids = read_array(file, "give a file of centroids")
+    if centroids.ndim != 2 or not len(centroids):
+        raise InputError(f"{file}: expected [k, dimension] numbers, found {centroids.shape}")
     if centroids.dtype.kind not in "fiu" or not np.isfinite(centroids).all():
         raise InputError(f"{file}: centroids must be finite numbers")
     return np.ascontiguousarray(centroids, np.float32)

@@ -26,6 +26,7 @@ from music_ssl_fairseq.label.given import load_centroids
 from music_ssl_fairseq.label.join import Joined
 from music_ssl_fairseq.label.kmeans import Fit
 from music_ssl_fairseq.label.work import WorkFolder
+from music_ssl_fairseq.texts import read_object
 
 SPLITS = ("train", "valid")
 
@@ -128,11 +129,8 @@ class LabelFolder:
             if found := self._outputs():
                 raise InputError(f"{found[0]}: there already, without {file.name}; {way_out}")
             return {}
-        try:
-            metadata = json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{file}: not readable as JSON ({error}); {way_out}") from None
-        if not isinstance(metadata, dict) or not _is_noted(metadata):
+        metadata = read_object(file, way_out)
+        if not _is_noted(metadata):
             raise InputError(f"{file}: damaged, or not written by the labeler; {way_out}")
         if different := self.recipe.differences(metadata):
             raise InputError(f"{self.path}: holds labels made with {different}; {way_out}")
@@ -260,8 +258,13 @@ def _is_noted(metadata: dict[str, Any]) -> bool:
         isinstance(metadata.get("centroids_sha256"), str)
         and isinstance(metadata.get("label_rate"), int | float)
         and isinstance(metadata.get("splits"), dict)
-        and all(isinstance(record, dict) for record in metadata["splits"].values())
+        and all(map(_is_record, metadata["splits"].values()))
     )
+
+
+def _is_record(split: Any) -> bool:
+    """Whether it is what `LabelFolder.finish` notes of a split."""
+    return isinstance(split, dict) and isinstance(split.get("manifest_sha256"), str)
 
 
 def _describe_frames(front_end: FrontEnd) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def architecture(fields: Mapping[str, Any], origin: str) -> dict[str, Any]:
         try:
             kind: Callable[[Any], Any] = type(default)
             config[name] = kind(default if value is None else value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise InputError(f"{origin}: {name} is {value!r}, which no encoder can have") from None
     return config
 

@@ -59,7 +59,7 @@ def from_config(config: Mapping[str, Any], origin: str) -> tuple[str, dict[str, 
         InputError: if it is another architecture.
     """
     model_type = config.get("model_type")
-    if model_type not in TYPES:
+    if not isinstance(model_type, str) or model_type not in TYPES:
         raise InputError(
             f"{origin}: model_type {model_type!r} is another architecture than {', '.join(TYPES)}"
         )
@@ -72,7 +72,7 @@ def from_config(config: Mapping[str, Any], origin: str) -> tuple[str, dict[str, 
     try:
         fields["conv_feature_layers"] = _conv_layers(config)
         fields |= _stack(config) if model_type == "data2vec-audio" else _single(config)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{origin}: not understood: {error}") from None
     family = TYPES[model_type][0]
     return _as_exported(family, architecture(fields, origin), config.get(OWN), origin)

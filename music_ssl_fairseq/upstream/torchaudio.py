@@ -5,7 +5,6 @@ torchaudio stores tensors alone. What they do not show is taken from SETTINGS, a
 models that torchaudio has: hubert_base, hubert_large, hubert_xlarge and its wav2vec 2.0 models.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
+from music_ssl_fairseq.texts import read_object
 from music_ssl_fairseq.upstream import hugging_face
 from music_ssl_fairseq.upstream.contents import Contents, architecture
 from music_ssl_fairseq.upstream.names import from_transformers
@@ -137,14 +137,14 @@ def _to_transformers(name: str) -> str:
 def _stored(path: Path) -> dict[str, Any]:
     modes = {theirs: ours for ours, theirs in _MODES.items()}
     try:
-        arguments = json.loads(path.read_text(encoding="utf-8"))
+        arguments = read_object(path)
         layers = [tuple(layer) for layer in arguments["extractor_conv_layer_config"]]
         return {
             "extractor_mode": modes[arguments["extractor_mode"]],
             "conv_feature_layers": str(layers),
             **{ours: arguments[theirs] for ours, theirs in _ARGUMENTS.items()},
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise InputError(f"{path}: not arguments of wav2vec2_model ({error!r})") from None
 
 

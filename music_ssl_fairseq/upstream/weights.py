@@ -1,12 +1,12 @@
 """The tensors in a Hugging Face folder, whichever way they are stored. Nothing is executed."""
 
-import json
 from pathlib import Path
 
 from torch import Tensor
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.optional import optional
+from music_ssl_fairseq.texts import read_object
 from music_ssl_fairseq.upstream.safe_load import safe_load
 
 SAFETENSORS = "model.safetensors"
@@ -38,10 +38,10 @@ def _files(folder: Path) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(read_object(index)["weight_map"].values())
         # A name alone: an index from the internet must not point elsewhere.
         return [index.with_name(Path(name).name) for name in sorted(names)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError):
         raise InputError(f"{index}: not an index of weights") from None
 
 
