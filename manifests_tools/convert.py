@@ -64,7 +64,7 @@ def _convert_track(job: tuple[Track, str], root: str, folder: str) -> LeftOut | 
     track, name = job
     source, target = os.path.join(root, track.name), os.path.join(folder, name)
     try:
-        if not is_copy(target, track.num_samples):
+        if not is_copy(target, track.num_samples, source):
             write_flac(target, _pieces(source, track.num_samples))
     except AudioError as error:
         return LeftOut(track.name, error.reason)
@@ -75,13 +75,18 @@ def _convert_track(job: tuple[Track, str], root: str, folder: str) -> LeftOut | 
     return None
 
 
-def is_copy(path: str, num_samples: int) -> bool:
-    """Whether `path` is 16 kHz mono audio of that length, so that an earlier run finished it."""
+def is_copy(path: str, num_samples: int, source: str) -> bool:
+    """Whether `path` is 16 kHz mono audio of that length, whole to its end and no older than
+    `source`, so that an earlier run finished it."""
     try:
         info = audio.probe(path)
+        if (info.num_samples, info.sample_rate, info.channels) != (num_samples, SAMPLE_RATE, 1):
+            return False
+        last = max(0, num_samples - SAMPLE_RATE)
+        whole = len(audio.read(path, last, num_samples - last)) == num_samples - last
     except AudioError:
         return False
-    return (info.num_samples, info.sample_rate, info.channels) == (num_samples, SAMPLE_RATE, 1)
+    return whole and os.stat(path).st_mtime_ns >= os.stat(source).st_mtime_ns
 
 
 def _pieces(path: str, num_samples: int) -> Iterator[np.ndarray]:

@@ -1,6 +1,7 @@
 """`python -m manifests_tools pretrain`: train.tsv and valid.tsv from a folder of music."""
 
 import argparse
+import contextlib
 import os
 import shlex
 import sys
@@ -14,6 +15,7 @@ from manifests_tools.left_out import REPORT, LeftOut, count_kinds, write_left_ou
 from manifests_tools.split import GroupBy, choose_valid, group_tracks
 from music_ssl_fairseq.data.manifest import write_manifest
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.files import atomic_path
 from music_ssl_fairseq.frames import SAMPLE_RATE
 
 Groups = dict[str, list[Track]]
@@ -105,10 +107,12 @@ def run(
         "train": {group: groups[group] for group in groups if group not in chosen},
         "valid": {group: groups[group] for group in groups if group in chosen},
     }
-    for split, members in splits.items():
-        lines = [(listed[t.name], t.num_samples) for group in members.values() for t in group]
-        lines.sort(key=lambda line: os.fsencode(line[0]))
-        write_manifest(Path(out, f"{split}.tsv"), convert or root, lines)
+    with contextlib.ExitStack() as stack:  # both or, on a full disk, neither
+        for split, members in splits.items():
+            lines = [(listed[t.name], t.num_samples) for group in members.values() for t in group]
+            lines.sort(key=lambda line: os.fsencode(line[0]))
+            temporary = stack.enter_context(atomic_path(Path(out, f"{split}.tsv")))
+            write_manifest(temporary, convert or root, lines)
     _summarise(out, splits, left_out, report)
 
 

@@ -113,7 +113,10 @@ def refuse_bad_checkpoints_in_one_line() -> None:
             check_unpickler()
             check_form(Path(path))
             with one_line_refusals(Path(path)):
-                return load(path, *args, **kwargs)
+                state = load(path, *args, **kwargs)
+            if "model" not in state or (state.get("cfg") or state.get("args")) is None:
+                raise InputError(f"{path}: not a fairseq checkpoint: no `model`, or no settings")
+            return state
 
     checkpoint_utils.load_checkpoint_to_cpu = load_checkpoint_to_cpu
 

@@ -50,7 +50,7 @@ class _Malicious:
         return os.system, (f"touch {self.trace}",)
 
 
-@pytest.mark.parametrize("way", ["zip", "legacy", "pickle", "tar", "text", "cut", "folder"])
+@pytest.mark.parametrize("way", ["zip", "legacy", "pickle", "tar", "text", "cut", "folder", "bare"])
 def test_fairseq_refuses_a_bad_checkpoint_in_one_line(tmp_path, way):
     path = tmp_path / "bad.pt"
     bad = {"model": {}, "cfg": {}, "evil": _Malicious(str(tmp_path / "executed"))}
@@ -63,6 +63,8 @@ def test_fairseq_refuses_a_bad_checkpoint_in_one_line(tmp_path, way):
         path.write_text("no checkpoint")
     elif way == "folder":
         path.mkdir()
+    elif way == "bare":
+        torch.save({"weight": torch.ones(2)}, path)
     else:
         torch.save(bad, path, _use_new_zipfile_serialization=way != "legacy")
     if way == "cut":

@@ -1,5 +1,6 @@
 """`python -m manifests_tools pretrain`, from folders of real files to manifests."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from manifests_tools import pretrain
 from manifests_tools.__main__ import main
 from manifests_tools.pretrain import get_parser, run
 from music_ssl_fairseq.data.manifest import Manifest
@@ -184,6 +186,26 @@ def test_existing_manifests_are_replaced_only_by_force(music, tmp_path):
     assert contents(out) == before
     run(str(music), str(out), valid_share=0.5, seed=1, force=True)
     assert contents(out) != before
+
+
+def test_a_full_disk_leaves_both_manifests_as_they_were(music, tmp_path, monkeypatch):
+    """Of train and valid, one alone would share tracks with the other."""
+    out = tmp_path / "out"
+    run(str(music), str(out))
+    before = contents(out)
+    write, written = pretrain.write_manifest, []
+
+    def full(file, *rest):
+        written.append(file)
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(file, *rest)
+
+    monkeypatch.setattr(pretrain, "write_manifest", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(str(music), str(out), valid_share=0.5, seed=1, force=True)
+    assert len(written) == 2
+    assert contents(out) == before
 
 
 @pytest.mark.parametrize("usable", [0, 1])
