@@ -78,6 +78,7 @@ setup(
         "scipy>=1.11",
         "faiss-cpu>=1.12",
         "soundfile>=0.13",
+        "av>=14",
         "librosa>=0.10.2",
         "threadpoolctl>=3.5",
         "tensorboard>=2.14",

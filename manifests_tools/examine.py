@@ -11,7 +11,6 @@ from manifests_tools.parallel import parallel_map
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.audio import AudioInfo
 from music_ssl_fairseq.cpus import available_cpus
-from music_ssl_fairseq.data.manifest import MOST_SAMPLES
 from music_ssl_fairseq.errors import AudioError
 
 EDGE_SECONDS = 0.25
@@ -56,8 +55,6 @@ def examine(path: str, thorough: bool = False) -> AudioInfo:
         AudioError: if the file is not audio, or damaged in what was read.
     """
     info = audio.probe(path)
-    if info.num_samples > MOST_SAMPLES:
-        raise AudioError(path, "its header states no length: encode it again")
     # At the file's own rate: the very last sample, and no resampling.
     if thorough:
         for start, stop in blocks(info.num_samples, info.sample_rate):

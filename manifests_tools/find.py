@@ -11,6 +11,9 @@ from manifests_tools.left_out import LeftOut
 from music_ssl_fairseq.audio import EXTENSIONS
 from music_ssl_fairseq.errors import InputError
 
+KINDS = ", ".join(extension[1:] for extension in EXTENSIONS)
+"""The formats that are looked for, in words."""
+
 FileId = tuple[int, int]
 """Device and inode: the same for two names of one file."""
 
@@ -20,7 +23,8 @@ def find_audio(root: str | os.PathLike) -> tuple[list[str], list[LeftOut]]:
 
     Links to folders and files are followed. What can be reached by several names is listed once,
     by its name outside of links if it has one, so that no track is in both splits and a link to a
-    parent folder ends. Names that start with a dot are passed over, with all below them.
+    parent folder ends. Of names that start with a dot, folders are passed over with all below
+    them, and files are among what cannot be used.
 
     Returns:
         The names, and what carries an audio file's name or is a folder but cannot be used.
@@ -41,8 +45,7 @@ def find_audio(root: str | os.PathLike) -> tuple[list[str], list[LeftOut]]:
         else:
             names[identity] = name
     if not names and not left_out:
-        kinds = ", ".join(extension[1:] for extension in EXTENSIONS)
-        raise InputError(f"{root}: no audio file below this folder (looked for {kinds})")
+        raise InputError(f"{root}: no audio file below this folder (looked for {KINDS})")
     return sorted(names.values(), key=os.fsencode), left_out
 
 
@@ -95,13 +98,17 @@ class _Walk:
                 return []
             self._visited.add(identity)
             with os.scandir(path) as entries:
-                return [entry for entry in entries if not entry.name.startswith(".")]
+                return list(entries)
         except OSError as error:
             self.left_out.append(LeftOut(folder, f"folder cannot be read: {error.strerror}"))
             return []
 
     def _sort_in(self, entry: os.DirEntry[str], name: str) -> None:
         is_audio = os.path.splitext(name)[1].lower() in EXTENSIONS
+        if entry.name.startswith("."):
+            if is_audio and not entry.is_dir():
+                self.left_out.append(LeftOut(name, _hidden(entry.name)))
+            return
         try:
             status = entry.stat()
         except OSError as error:
@@ -117,6 +124,12 @@ class _Walk:
             self.files.append(key)
         elif is_audio:
             self.left_out.append(LeftOut(name, "not a regular file"))
+
+
+def _hidden(name: str) -> str:
+    if name.startswith("._"):
+        return "what macOS keeps beside a file, no audio: its name begins with ._"
+    return "hidden: its name begins with a dot"
 
 
 def identify(status: os.stat_result) -> FileId:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from manifests_tools.convert import convert_tracks
 from manifests_tools.examine import Track, add_reading_options, examine_tracks
-from manifests_tools.find import find_audio, is_within
+from manifests_tools.find import KINDS, find_audio, is_within
 from manifests_tools.left_out import REPORT, LeftOut, count_kinds, write_left_out
 from manifests_tools.split import GroupBy, choose_valid, group_tracks
 from music_ssl_fairseq.data.manifest import write_manifest
@@ -24,9 +24,9 @@ Groups = dict[str, list[Track]]
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m manifests_tools pretrain",
-        description="List the audio below a folder (wav, flac, ogg, opus, mp3; any sample rate and "
-        "number of channels) in OUT/train.tsv and OUT/valid.tsv. What cannot be used is left out, "
-        "and named with its reason in OUT/left_out.tsv. The same folder gives the same manifests.",
+        description="List the audio below a folder, of any sample rate and number of channels "
+        f"({KINDS}), in OUT/train.tsv and OUT/valid.tsv. What cannot be used is left out, and "
+        "named with its reason in OUT/left_out.tsv. The same folder gives the same manifests.",
         epilog="example: python -m manifests_tools pretrain --root ~/Music --group-by 1",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

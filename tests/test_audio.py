@@ -15,10 +15,11 @@ from tests.audio_files import tone, write_tone
 
 RATES = (8_000, 16_000, 22_050, 44_100, 48_000)
 OPUS_RATES = (8_000, 16_000, 48_000)
+LOSSY = (".ogg", ".opus", ".mp3")
 
 
 def formats_and_rates():
-    for suffix in audio.EXTENSIONS:
+    for suffix in (".wav", ".flac", *LOSSY):
         for rate in OPUS_RATES if suffix == ".opus" else RATES:
             yield suffix, rate
 
@@ -38,13 +39,14 @@ def test_a_crop_is_that_part_of_the_whole(tmp_path, suffix, rate):
 def test_the_whole_is_what_was_written(tmp_path, suffix, rate):
     path = write_tone(tmp_path / f"x{suffix}", 2, rate, seed=rate)
     info = audio.probe(path)
-    assert (info.num_samples, info.sample_rate, info.channels) == (2 * rate, rate, 1)
+    own = 48_000 if suffix == ".opus" else rate  # Opus is decoded at 48 kHz, whatever went in
+    assert (info.num_samples, info.sample_rate, info.channels) == (2 * own, own, 1)
     written = tone(2, rate, seed=rate)[:, 0]
     if rate != audio.SAMPLE_RATE:
         written = soxr.resample(written, rate, 16_000)
     read = audio.read(path)
     correlation = np.corrcoef(written, read)[0, 1]
-    assert correlation > (0.98 if suffix in (".ogg", ".opus", ".mp3") else 0.9999)
+    assert correlation > (0.98 if suffix in LOSSY else 0.9999)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
@@ -144,9 +146,8 @@ def test_truncated_flac(tmp_path):
     assert len(audio.read(path, 0, 8_000)) == 8_000
 
 
-@pytest.mark.parametrize("suffix", [".wav", ".ogg"])
-def test_truncated_where_the_header_follows_the_file(tmp_path, suffix):
-    path = write_tone(tmp_path / f"x{suffix}", 4)
+def test_truncated_where_the_header_follows_the_file(tmp_path):
+    path = write_tone(tmp_path / "x.ogg", 4)
     cut(path)
     length = audio.probe(path).num_samples
     assert 8_000 < length < 48_000

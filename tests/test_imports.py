@@ -20,7 +20,10 @@ ALLOWED = {
     "optional": {"errors"},
     "texts": {"errors"},
     "frames": {"errors"},
-    "audio": {"errors", "frames"},
+    "pcm": set(),
+    "headers": {"errors", "pcm"},
+    "decoding": {"errors", "headers"},
+    "audio": {"errors", "frames", "headers", "decoding", "pcm"},
     "npy": set(),
     "unpickling": {"errors"},
     "compat": {"errors", "files", "unpickling"},
@@ -49,6 +52,7 @@ ALLOWED = {
 # Library -> the only modules, or rooms, that use it. convert writes audio, and reads none.
 USERS = {
     "soundfile": ("music_ssl_fairseq.audio", "manifests_tools.convert"),
+    "av": ("music_ssl_fairseq.decoding",),
     "faiss": ("music_ssl_fairseq.label",),
     "librosa": ("music_ssl_fairseq.librosa_import",),
 }

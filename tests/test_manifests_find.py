@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from manifests_tools.find import find_audio, is_within
+from music_ssl_fairseq.audio import EXTENSIONS
 from music_ssl_fairseq.errors import InputError
 
 
@@ -21,16 +22,21 @@ def reasons(root: Path) -> dict[str, str]:
     return {item.name: item.reason for item in find_audio(root)[1]}
 
 
-def test_the_five_formats_in_any_case_are_found_and_nothing_else(tmp_path):
-    touch(
-        tmp_path, "a.wav", "b/c.FLAC", "b/d.Ogg", "e/f/g.opus", "h.MP3", "cover.jpg", "wav", "i.m4a"
-    )
-    assert find_audio(tmp_path)[0] == ["a.wav", "b/c.FLAC", "b/d.Ogg", "e/f/g.opus", "h.MP3"]
+def test_files_that_look_like_audio_in_any_case_are_found_and_nothing_else(tmp_path):
+    names = ["a.wav", "b/c.FLAC", "b/d.Ogg", "e/f/g.opus", "h.MP3", "i.m4a"]
+    names += [f"j{suffix}" for suffix in sorted(EXTENSIONS)]
+    touch(tmp_path, *names, "cover.jpg", "wav", "playlist.m3u", "notes.mp3.txt")
+    assert find_audio(tmp_path) == (names, [])
 
 
-def test_hidden_files_and_folders_are_passed_over(tmp_path):
-    touch(tmp_path, "a.wav", "._a.wav", ".cache/b.wav", "c/.d/e.wav")
-    assert find_audio(tmp_path) == (["a.wav"], [])
+def test_hidden_files_are_named_and_hidden_folders_passed_over(tmp_path):
+    touch(tmp_path, "a.wav", "._a.wav", "c/.b.M4A", ".cover.jpg", ".cache/b.wav", "c/.d/e.wav")
+    (tmp_path / ".folder.wav").mkdir()
+    assert find_audio(tmp_path)[0] == ["a.wav"]
+    assert reasons(tmp_path) == {
+        "._a.wav": "what macOS keeps beside a file, no audio: its name begins with ._",
+        "c/.b.M4A": "hidden: its name begins with a dot",
+    }
 
 
 def test_names_are_sorted_by_their_bytes(tmp_path):
@@ -136,7 +142,7 @@ def test_roots_that_cannot_be_searched_are_one_clear_line(tmp_path):
     for root, message in {
         "missing": "no such folder; --root takes the folder",
         "a.wav": "is a file; --root takes the folder",
-        "none": r"no audio file below this folder \(looked for wav, flac, ogg, opus, mp3\)",
+        "none": r"no audio file below this folder \(looked for wav, flac, ogg, opus, mp3, m4a",
         "two\nlines": "a line break in its name",
     }.items():
         with pytest.raises(InputError, match=message) as caught:

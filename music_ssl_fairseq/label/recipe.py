@@ -292,7 +292,7 @@ def _describe_fit(fit: Fit, num_frames: int, fitted_by: str) -> dict[str, Any]:
 def _versions() -> dict[str, str]:
     from music_ssl_fairseq.label.backends import import_faiss
 
-    distributions = ("music_ssl_fairseq", "numpy", "scipy", "soundfile")
+    distributions = ("music_ssl_fairseq", "numpy", "scipy", "soundfile", "av")
     return {
         "python": platform.python_version(),
         "faiss": import_faiss().__version__,

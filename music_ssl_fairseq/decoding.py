@@ -1,0 +1,329 @@
+"""Decoding with PyAV (FFmpeg): what libsndfile cannot read, or knows no length of.
+
+A seek must give the samples that decoding from the start gives. It does where packets have exact
+times and a decoder forgets what it did not hear; there it goes to the packet. Elsewhere (AAC's
+noise, times in milliseconds) the file is decoded from its start, and stays open so that the next
+part goes on from there.
+
+FFmpeg opens local files only, and only as `_FORMATS`: a playlist that calls itself music.mp3 must
+not make it open other files or addresses.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from fractions import Fraction
+from itertools import chain
+from typing import Any
+
+import av
+import numpy as np
+
+from music_ssl_fairseq.errors import AudioError
+from music_ssl_fairseq.headers import Header
+
+_FORMATS = (
+    "mp3,aac,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,asf,asf_o,ape,wv,ogg,flac,wav,w64,aiff,caf,au,"
+    "tta,tak,mpc,mpc8,ac3,eac3,dts,dsf,amr,rm,oma,xwma,avi,voc"
+)
+_EXACT_TIMES = {"mp3", "mov", "ogg", "flac", "wv", "tta", "wav"}
+_STATED_LENGTH = {"mov", "ape", "wv", "tta", "tak", "flac", "aiff", "caf", "dsf"}  # by the header
+_LOSSLESS = ("alac", "flac", "wavpack", "tta", "pcm_")
+
+_MPEG_FRAMES = 32  # decoded before what is wanted; the bit reservoir reaches back 24 at most
+_OPUS_SECONDS = 3  # the same; 1 s was enough for equal samples in all files tried
+_KEPT_SECONDS = 4  # of what was decoded last, for who goes on with an overlap
+_BEYOND_ANY_END = 1 << 40
+_LOST_SECONDS = 0.1  # that encoders may state and not hold, and 4096 samples of delay besides
+_LOST_SAMPLES = 4096
+
+_NOTHING = np.empty(0, np.float32)
+
+av.logging.set_level(None)
+
+
+class Decoder:
+    """An open file, decoded to mono from any sample on.
+
+    Attributes:
+        sample_rate: Hz, of what is decoded.
+        channels: in the file.
+        num_samples: once the end was reached, else None.
+        seeks: whether a seek goes to the packet; otherwise parts in order are quicker.
+    """
+
+    num_samples: int | None = None
+    sample_rate: int = 0
+    _kept: np.ndarray  # what was decoded last, up to `_position`
+    _blocks: Iterator[np.ndarray]  # what comes next
+
+    def __init__(self, name: str, header: Header):
+        """Open the file.
+
+        Raises:
+            AudioError: if FFmpeg does not know it, or it holds no audio.
+        """
+        self._name = name
+        self._header = header
+        self._container: Any = None
+        self._start_over()
+        self.seeks = self._preroll() is not None and self._origin().denominator == 1
+        if not self.seeks:
+            self._see_rate()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._container is not None:
+            self._container.close()
+
+    def read(self, start: int, stop: int | None) -> np.ndarray:
+        """Samples `[start, stop)`, to the end if None: `[T]` float32, fewer only at the end.
+
+        Raises:
+            AudioError: if the file is damaged there, or ends before its header says.
+        """
+        if start < self._position - len(self._kept) or self._is_far(start):
+            self._go_to(start)
+        wanted = []
+        if start < self._position:
+            wanted.append(self._kept[start - self._position + len(self._kept) :])
+        recent = [self._kept]
+        while stop is None or self._position < stop:
+            block = next(self._blocks, _NOTHING)
+            if not len(block):
+                self.num_samples = self._position
+                self._check_end(self._position)
+                break
+            self._position += len(block)
+            if self._position > start:
+                wanted.append(block[max(0, start - self._position + len(block)) :])
+            if not self.seeks:
+                recent = self._last(recent, block)
+        self._kept = _NOTHING if self.seeks else np.concatenate(recent)
+        whole = np.concatenate([_NOTHING, *wanted])
+        return whole if stop is None else whole[: max(0, stop - start)]
+
+    def _last(self, recent: list[np.ndarray], block: np.ndarray) -> list[np.ndarray]:
+        """Blocks with another one, without those before the last seconds."""
+        recent.append(block)
+        if len(recent) % 256 == 0:
+            size = _KEPT_SECONDS * self.sample_rate
+            recent = [np.concatenate(recent)[-size:]]
+        return recent
+
+    def measure(self) -> int:
+        """How many samples are decoded from start to end.
+
+        Raises:
+            AudioError: as `read`.
+        """
+        if self.num_samples is None:
+            self.read(_BEYOND_ANY_END, _BEYOND_ANY_END + 1)
+        assert self.num_samples is not None
+        return self.num_samples
+
+    def _start_over(self) -> None:
+        self.close()
+        options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+        try:
+            # With `file:`, a colon in a name does not end a protocol.
+            self._container = av.open(
+                f"file:{self._name}", options=options, metadata_errors="replace"
+            )
+        except (av.FFmpegError, ValueError) as error:
+            raise AudioError(self._name, f"FFmpeg: {reason(error)}") from None
+        streams = self._container.streams.audio
+        if not streams:
+            raise AudioError(self._name, "FFmpeg: no audio in it")
+        self._stream = streams[0]
+        codec = self._stream.codec_context
+        if codec is None or not codec.sample_rate:
+            raise AudioError(self._name, "FFmpeg: an unknown codec")
+        codec.thread_count = 1
+        if codec.name == "flac":
+            codec.options = {"err_detect": "crccheck+explode"}
+        self.sample_rate = self.sample_rate or codec.sample_rate
+        self.channels: int = codec.layout.nb_channels
+        self._first_time = 0
+        self._position = 0
+        self._kept = _NOTHING
+        self._blocks = self._decode()
+
+    def _see_rate(self) -> None:
+        """Take the first frame's rate: AAC may have twice the rate that its container states."""
+        for packet in self._packets():
+            with suppress(av.FFmpegError, ValueError):
+                if frames := packet.decode():
+                    self.sample_rate = frames[0].sample_rate
+                    break
+        self._start_over()
+
+    def _format(self) -> str:
+        return self._container.format.name.partition(",")[0]
+
+    def _preroll(self) -> int | None:
+        """Samples to decode before those wanted after a seek; None if no number is enough."""
+        codec = self._stream.codec_context.name
+        if self._format() not in _EXACT_TIMES:
+            return None
+        if codec.startswith("mp3"):
+            return _MPEG_FRAMES * (576 if self.sample_rate < 32_000 else 1152)
+        if codec in ("opus", "libopus"):
+            return _OPUS_SECONDS * self.sample_rate
+        return 0 if codec.startswith(_LOSSLESS) else None
+
+    def _origin(self) -> Fraction:
+        """The time of the first sample, counted in samples."""
+        return self._in_samples(self._stream.start_time or 0)
+
+    def _in_samples(self, time: int) -> Fraction:
+        return time * self._stream.time_base * self.sample_rate
+
+    def _is_far(self, start: int) -> bool:
+        """Whether a seek to `start` is worth it."""
+        return self.seeks and start - self._position > (self._preroll() or 0) + self.sample_rate
+
+    def _go_to(self, start: int) -> None:
+        """Be at a packet from which on the samples from `start` are right."""
+        first = start - (self._preroll() or 0)
+        if not self.seeks or first <= 0:
+            self._start_over()
+            return
+        time = (first + self._origin()) / self.sample_rate / self._stream.time_base
+        try:
+            self._container.seek(int(time), stream=self._stream)
+            blocks = self._decode()
+            block = next(blocks, _NOTHING)
+        except (av.FFmpegError, AudioError):
+            block = _NOTHING
+        place = self._in_samples(self._first_time) - self._origin()
+        if not len(block) or place.denominator != 1 or place > first:
+            self.seeks = False  # not as exact as it should be: never again in this file
+            self._start_over()
+            return
+        self._position = int(place)
+        self._kept = _NOTHING
+        self._blocks = chain([block], blocks)
+
+    def _decode(self) -> Iterator[np.ndarray]:
+        """Decode from here on: mono blocks; the first one's time is left in `_first_time`.
+
+        What cannot be decoded before the first frame or after the last one is passed over: the
+        first frames of a cut stream, and tags behind the last.
+        """
+        broken = ""
+        begun = False
+        for packet in self._packets():
+            try:
+                frames = packet.decode()
+            except (av.FFmpegError, ValueError) as error:
+                broken = reason(error)
+                continue
+            for frame in frames:
+                if broken and begun:
+                    seconds = float((frame.pts or 0) * self._stream.time_base)
+                    raise AudioError(
+                        self._name, f"damaged: before {seconds:.1f} s (FFmpeg: {broken})"
+                    )
+                if not begun:
+                    self._first_time = frame.pts or 0
+                broken, begun = "", True
+                if frame.samples:
+                    yield self._mono(frame)
+
+    def _packets(self) -> Iterator[Any]:
+        try:
+            yield from self._container.demux(self._stream)
+        except av.FFmpegError as error:
+            raise AudioError(
+                self._name, f"damaged or truncated (FFmpeg: {reason(error)})"
+            ) from None
+
+    def _mono(self, frame: av.AudioFrame) -> np.ndarray:
+        """`[T]` float32 in [-1, 1]: the mean of the channels."""
+        if frame.sample_rate != self.sample_rate:
+            raise AudioError(
+                self._name,
+                f"changes its sample rate, from {self.sample_rate} to {frame.sample_rate} Hz",
+            )
+        if frame.format.name == "fltp":
+            planes = [
+                np.frombuffer(memoryview(plane), np.float32, frame.samples)
+                for plane in frame.planes
+            ]
+            return planes[0].copy() if len(planes) == 1 else np.mean(planes, axis=0)
+        samples: Any = frame.to_ndarray()
+        if not frame.format.is_planar:
+            samples = samples.reshape(-1, frame.layout.nb_channels).T
+        if samples.dtype == np.uint8:
+            samples = (samples.astype(np.float32) - 128) / 128
+        elif samples.dtype.kind == "i":
+            samples = samples / np.float32(-float(np.iinfo(samples.dtype).min))
+        mono = samples[0] if len(samples) == 1 else samples.mean(axis=0)
+        return mono.astype(np.float32, copy=False)
+
+    def _check_end(self, end: int) -> None:
+        """Compare where decoding ended with what the header says."""
+        stated, lost = self._header.stated_samples, 2 * self._header.frame_samples
+        if stated is None:
+            lost = round(_LOST_SECONDS * self.sample_rate) + _LOST_SAMPLES
+            if self._format() in _STATED_LENGTH and self._stream.duration:
+                stated = int(self._in_samples(self._stream.duration))
+            elif self._format() in ("matroska", "asf") and len(self._container.streams) == 1:
+                # In milliseconds, and of the whole container.
+                stated = (self._container.duration or 0) * self.sample_rate // av.time_base
+                lost += self.sample_rate
+        if stated is not None and end < stated - lost:
+            raise AudioError(
+                self._name, f"truncated: its header says {stated} samples, but it ends at {end}"
+            )
+
+
+def reason(error: Exception) -> str:
+    """What FFmpeg says, in words."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    if isinstance(error, av.ArgumentError):
+        return "not a format that is read here"  # what it says of formats not in _FORMATS
+    return text
+
+
+class _Held(threading.local):
+    """What this thread decoded last, if the next part goes on from there."""
+
+    key: tuple | None = None
+    decoder: Decoder | None = None
+
+
+_held = _Held()
+
+
+@contextmanager
+def opened(name: str, header: Header, identity: tuple) -> Iterator[Decoder]:
+    """A decoder of a file, perhaps one that is in the middle of it.
+
+    Args:
+        identity: tells the file from another, or a changed one, of its name.
+    """
+    # Of this process: after a fork, both would move one place in the file.
+    key = (os.getpid(), name, *identity)
+    decoder = _held.decoder if _held.key == key else None
+    if decoder is None:
+        _let_go()
+        decoder = Decoder(name, header)
+    _held.key = _held.decoder = None
+    try:
+        yield decoder
+    except BaseException:
+        decoder.close()
+        raise
+    if decoder.seeks:
+        decoder.close()
+    else:
+        _held.key, _held.decoder = key, decoder
+
+
+def _let_go() -> None:
+    if _held.decoder is not None and _held.key is not None and _held.key[0] == os.getpid():
+        _held.decoder.close()
+    _held.key = _held.decoder = None

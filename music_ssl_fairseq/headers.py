@@ -1,0 +1,236 @@
+"""What the first bytes of an audio file say: which decoder it needs, and how long it claims to be.
+
+Decoders forgive a wrong length in a header, and cut or guess without a word. Here it is compared
+with the size of the file.
+"""
+
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, NamedTuple
+
+from music_ssl_fairseq.errors import AudioError
+from music_ssl_fairseq.pcm import Pcm
+
+_HEAD = 4096  # bytes, read at once; most headers are shorter
+_SLACK = 1024  # bytes of samples that may be missing, or of tags that may follow
+_MAX_CHUNKS = 1000
+_WRAP = 1 << 32
+_NO_LENGTH = "its header states no length"
+
+# How files begin that libsndfile knows by their first bytes.
+_SOUNDFILE = (b"RIFF", b"RIFX", b"RF64", b"riff", b"fLaC", b"OggS", b"FORM", b"caff", b".snd")
+
+# What recorders and pipes write as a size that they do not know yet.
+_UNKNOWN = (range(1), range(0x7FFF_F000, 0x8000_0001), range(0xFFFF_F000, _WRAP))
+
+
+@dataclass(frozen=True)
+class Header:
+    """How to read a file.
+
+    Attributes:
+        soundfile: whether libsndfile is asked first. It is not for MPEG audio, whose length it
+            guesses, nor for Opus, of which it refuses good files.
+        pcm: the samples of a WAV file of which it states a wrong number, but the right one is
+            known; else None.
+        stated_samples: per channel, of MPEG audio that states it (in a Xing or Info frame).
+        frame_samples: per channel, of a frame of such MPEG audio.
+    """
+
+    soundfile: bool
+    pcm: Pcm | None = None
+    stated_samples: int | None = None
+    frame_samples: int = 0
+
+
+def read_header(name: str) -> Header:
+    """Look at a file's first bytes.
+
+    Raises:
+        OSError: if it cannot be opened.
+        AudioError: if it states a length that it does not have.
+    """
+    with open(name, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(_HEAD)
+        while head[:3] == b"ID3" and len(head) >= 10:
+            file.seek(file.tell() - len(head) + _tag_size(head))
+            head = file.read(_HEAD)
+        magic = head[:4]
+        if magic in _CHUNKED and head[8:12] in (b"WAVE", b"AIFF", b"AIFC"):
+            chunks = _Chunks(file, size, _CHUNKED[magic])
+            length = _right_size(name, chunks, magic == b"RIFF")
+            return Header(True, None if length is None else chunks.pcm(name, length))
+    if magic == b"OggS":
+        return Header(soundfile=b"OpusHead" not in head[:80])
+    if magic == b".snd" and len(head) >= 12:
+        offset, stated = struct.unpack(">2I", head[4:12])
+        if stated != _WRAP - 1:
+            _refuse_truncated(name, stated, size - offset)
+    if magic in _SOUNDFILE:
+        return Header(soundfile=True)
+    return Header(False, None, *_xing_samples(head))
+
+
+def _tag_size(head: bytes) -> int:
+    """Bytes of the ID3v2 tag that `head` begins with."""
+    a, b, c, d = head[6:10]
+    footer = 10 if head[5] & 0x10 else 0
+    return 10 + footer + (a << 21 | b << 14 | c << 7 | d)
+
+
+class _Layout(NamedTuple):
+    """A container's chunks: the head of one (letters and size), and which one holds samples."""
+
+    head: struct.Struct
+    data: bytes
+
+
+_CHUNKED = {
+    b"RIFF": _Layout(struct.Struct("<4sI"), b"data"),
+    b"RF64": _Layout(struct.Struct("<4sI"), b"data"),
+    b"RIFX": _Layout(struct.Struct(">4sI"), b"data"),
+    b"FORM": _Layout(struct.Struct(">4sI"), b"SSND"),
+}
+
+
+class _Chunks:
+    """The chunks of a WAV or AIFF file.
+
+    Attributes:
+        stated: bytes that the chunk of samples is to have; None if there is no such chunk.
+        available: bytes from its start to the end of the file.
+    """
+
+    stated: int | None = None
+    available = 0
+    _format = b""
+
+    def __init__(self, file: BinaryIO, size: int, layout: _Layout):
+        self._file = file
+        self._size = size
+        self._layout = layout
+        large = 0
+        for letters, length, start in self._walk(12):
+            if letters == b"ds64":
+                file.seek(start + 8)
+                large = int.from_bytes(file.read(8), "little")
+            if letters == b"fmt ":
+                file.seek(start)
+                self._format = file.read(min(length, 40))
+            if letters == layout.data:
+                self._start = start
+                self.stated = large if large and length == _WRAP - 1 else length
+                self.available = size - start
+                return
+
+    def _walk(self, position: int) -> Iterator[tuple[bytes, int, int]]:
+        """Letters, size and start of the contents of each chunk from `position` on."""
+        for _ in range(_MAX_CHUNKS):
+            self._file.seek(position)
+            head = self._file.read(8)
+            if len(head) < 8:
+                return
+            letters, length = self._layout.head.unpack(head)
+            yield letters, length, position + 8
+            position += 8 + length + length % 2
+
+    def pcm(self, name: str, size: int) -> Pcm:
+        """The first `size` bytes of the samples.
+
+        Raises:
+            AudioError: if they are compressed.
+        """
+        code = channels = bits = align = rate = 0
+        if len(self._format) >= 16:
+            code, channels, rate, _, align, bits = struct.unpack("<HHIIHH", self._format[:16])
+            if code == 0xFFFE and len(self._format) >= 26:  # extensible: the code stands behind
+                code = int.from_bytes(self._format[24:26], "little")
+        known = {1: (8, 16, 24, 32), 3: (32, 64)}.get(code, ())
+        if not channels or bits not in known or align != channels * bits // 8:
+            raise AudioError(name, f"{_NO_LENGTH}: encode it again")
+        return Pcm(name, self._start, size // align, rate, channels, bits, code == 3)
+
+    def end_well(self) -> bool:
+        """Whether what follows the samples are chunks, or nothing to speak of."""
+        assert self.stated is not None
+        end = self._start + self.stated
+        # Some programs leave out the byte that makes an odd size even.
+        return any(self._follows(start) for start in {end + end % 2, end})
+
+    def _follows(self, position: int) -> bool:
+        for letters, length, start in self._walk(position):
+            if self._size - start < _SLACK or letters[:3] in (b"TAG", b"ID3", b"APE"):
+                break
+            if not all(32 <= letter < 127 for letter in letters):
+                return False
+            if length > self._size - start + _SLACK:
+                return False
+        return True
+
+
+def _right_size(name: str, chunks: _Chunks, is_riff: bool) -> int | None:
+    """Bytes of samples in a WAV or AIFF file, where it states a wrong number of them."""
+    stated, available = chunks.stated, chunks.available
+    if stated is None or available <= 0:
+        return None
+    if stated == 0 and chunks.end_well():
+        return None
+    if any(stated in sizes for sizes in _UNKNOWN) and not 0 < stated <= available:
+        if not is_riff:
+            raise AudioError(name, f"{_NO_LENGTH}: encode it again")
+        return available
+    _refuse_truncated(name, stated, available)
+    if available - stated < _SLACK or chunks.end_well():
+        return None
+    more = available - stated
+    if is_riff and more >= _WRAP:
+        # 32 bits were too few, and the size began again at 0.
+        return stated + more // _WRAP * _WRAP
+    raise AudioError(
+        name,
+        f"its header states a wrong length: {stated} bytes of samples, but {more} more follow; "
+        "encode it again",
+    )
+
+
+def _refuse_truncated(name: str, stated: int, available: int) -> None:
+    if stated > available + _SLACK:
+        raise AudioError(
+            name,
+            f"truncated: its header says {stated} bytes of samples, but the file ends after "
+            f"{max(0, available)}",
+        )
+
+
+def _xing_samples(head: bytes) -> tuple[int | None, int]:
+    """Samples that the first frame of layer III says follow it, and samples per frame."""
+    start = next((i for i in range(len(head) - 3) if _is_layer_3(head[i : i + 4])), None)
+    if start is None:
+        return None, 0
+    is_mpeg_1, is_mono = head[start + 1] >> 3 & 3 == 3, head[start + 3] >> 6 == 3
+    frame_samples = 1152 if is_mpeg_1 else 576
+    side_info = (17 if is_mono else 32) if is_mpeg_1 else (9 if is_mono else 17)
+    tag = head[start + 4 + side_info :][:200]
+    if tag[:4] not in (b"Xing", b"Info") or len(tag) < 12 or not tag[7] & 1:
+        return None, frame_samples
+    num_frames = int.from_bytes(tag[8:12], "big")
+    # What LAME adds: samples of delay before the music and of padding behind it.
+    flags = tag[7]
+    behind = 12 + (4 if flags & 2 else 0) + (100 if flags & 4 else 0) + (4 if flags & 8 else 0)
+    padding = tag[behind + 21 : behind + 24]
+    both = int.from_bytes(padding, "big") if len(padding) == 3 else 0
+    return num_frames * frame_samples - (both >> 12) - (both & 0xFFF), frame_samples
+
+
+def _is_layer_3(head: bytes) -> bool:
+    """Whether these four bytes begin a frame of MPEG audio, layer III."""
+    return (
+        head[0] == 0xFF
+        and head[1] & 0xE6 == 0xE2
+        and head[1] >> 3 & 3 != 1
+        and head[2] >> 4 != 15
+        and head[2] >> 2 & 3 != 3
+    )
