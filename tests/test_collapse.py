@@ -60,7 +60,7 @@ def test_a_collapse_is_said_once_soon_after_the_warm_up(state):
     ("states", "warmup", "majority"),
     [
         ([(250, *COLLAPSED), (1000, *LEARNING)], 300, 0.01),  # a healthy short run
-        ([(20_000, *COLLAPSED), (500, *LEARNING)], 32_000, 0.01),  # the paper's schedule
+        ([(3000, *COLLAPSED), (500, *LEARNING)], 3200, 0.01),  # the paper's schedule
         ([(250, *COLLAPSED), (100, *LEARNING), (250, *COLLAPSED)], 0, 0.01),  # it passes
         ([(2000, 0.01, 0.3)], 300, 0.01),  # on the baseline, but with many units
         ([(2000, 0.97, 0.94)], 300, 0.9),  # one unit is most of the labels, and the others are told
@@ -131,11 +131,11 @@ HIGH = {
     "music_hubert": ["optimization.lr=[3.0]", "lr_scheduler.warmup_updates=2"],
     "music2vec": ["optimization.lr=[0.0005]", "criterion.min_target_var=9"],
 }
-SHORT = [*TINY, "model.encoder_layers=8", "optimization.max_update=20"]
+SHORT = [*TINY, "model.encoder_layers=8", "optimization.max_update=14"]
 
 
 @pytest.mark.parametrize("family", HIGH)
-def test_a_collapsed_run_stops_and_names_the_settings_or_warns(impatient, family):
+def test_a_collapsed_run_stops_and_names_the_settings(impatient, family):
     with pytest.raises(SystemExit) as end:
         train(family, *SHORT, *HIGH[family], f"hydra.run.dir=stop-{family}")
     message = str(end.value)
@@ -144,12 +144,13 @@ def test_a_collapsed_run_stops_and_names_the_settings_or_warns(impatient, family
     assert f"optimization.lr=[{1 if family == 'music_hubert' else 0.00017}]" in message
     warmup = "warmup_updates=4 (now 2)" if family == "music_hubert" else "phase_ratio (now 0.03)"
     assert f"lr_scheduler.{warmup}" in message or warmup in message
-    run = Path(f"on-{family}")
-    train(
-        family, *SHORT, *HIGH[family], f"hydra.run.dir={run}", "criterion.stop_if_collapsed=false"
-    )
-    assert "[WARNING] - collapsed: at update " in (run / "hydra_train.log").read_text()
-    assert logged(run, "train_inner")[-1]["num_updates"] == 20
+
+
+def test_a_collapsed_run_trains_on_where_that_is_wanted(impatient):
+    options = [*HIGH["music_hubert"], "criterion.stop_if_collapsed=false"]
+    train("music_hubert", *SHORT, *options, "hydra.run.dir=on")
+    assert "[WARNING] - collapsed: at update " in Path("on/hydra_train.log").read_text()
+    assert logged(Path("on"), "train_inner")[-1]["num_updates"] == 14
 
 
 @pytest.mark.parametrize("family", HIGH)
@@ -157,4 +158,4 @@ def test_a_run_that_has_not_collapsed_trains_to_its_end(impatient, family):
     run = Path(f"healthy-{family}")
     train(family, *SHORT, f"hydra.run.dir={run}")
     assert "collapsed" not in (run / "hydra_train.log").read_text().replace("stop_if_collapsed", "")
-    assert logged(run, "train_inner")[-1]["num_updates"] == 20
+    assert logged(run, "train_inner")[-1]["num_updates"] == 14

@@ -12,7 +12,9 @@ from fairseq.trainer import Trainer
 from omegaconf import OmegaConf
 from sklearn import metrics as sklearn
 
+from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.predictions import Predictions
+from music_ssl_fairseq.probing.results import write_rows
 from music_ssl_fairseq.report.__main__ import main as report_main
 from music_ssl_fairseq.report.__main__ import run as make_report
 from tests import tiny
@@ -156,6 +158,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(here):
     before = (cut / "rows.csv").stat().st_mtime_ns
     train(here / "regression", "encoder.pt", cut, *options, "optimization.max_epoch=7")
     assert (cut / "rows.csv").stat().st_mtime_ns == before  # nothing left to do
+    assert (cut / "hydra_train.log").read_text().count("finished: ") == 1
 
 
 @pytest.mark.parametrize(("method", "call"), [("train_step", 4), ("valid_step", 2)])
@@ -303,6 +306,14 @@ def test_two_tasks_do_not_share_a_folder(here, capsys, tmp_path):
     assert [file.read_bytes() for file in results] == before
 
 
+def test_rows_are_not_written_over_another_task_s(tmp_path):
+    write_rows(tmp_path, {"task": "first"}, [])
+    write_rows(tmp_path, {"task": "first"}, [])
+    with pytest.raises(InputError, match="holds a probe of the task first, not of second"):
+        write_rows(tmp_path, {"task": "second"}, [])
+    assert json.loads((tmp_path / "probe.json").read_text())["task"] == "first"
+
+
 def test_a_configuration_refuses_another_task_s_folder(here, capsys):
     data, run = here / "multi-class", Path("runs/not-mtt")
     message = refused(capsys, train, data, "encoder.pt", run, *SMALL, name="mtt")
@@ -318,11 +329,3 @@ def test_what_is_not_given_is_one_line(here, capsys, given, says):
     message = refused(capsys, train, here / "multi-class", "mfcc", run, given)
     assert f"{given.partition('=')[0]} is missing: give " in message
     assert says in message
-
-
-def test_a_finished_probe_says_so(here):
-    run = Path("runs/finished")
-    for _ in range(2):
-        train(here / "multi-class", "encoder.pt", run, *SMALL)
-    text = (run / "hydra_train.log").read_text()
-    assert text.count("finished: ") == 1

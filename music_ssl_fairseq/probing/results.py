@@ -68,7 +68,8 @@ def refuse_another(folder: Path, task: str) -> None:
 
 
 def write_rows(folder: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Write `probe.json` and `rows.csv`."""
+    """Write `probe.json` and `rows.csv`; see `refuse_another`."""
+    refuse_another(folder, about["task"])
     write_json(folder / "probe.json", {**about, "rows": rows})
     text = io.StringIO()
     table = csv.DictWriter(text, ROW_FIELDS, lineterminator="\n")
@@ -81,7 +82,8 @@ def write_rows(folder: Path, about: dict[str, Any], rows: list[dict[str, Any]]) 
 def write_scores(
     folder: Path, split: str, about: dict[str, Any], scores: Scores, predictions: Predictions
 ) -> Path:
-    """Write `SPLIT.json` and `SPLIT_predictions.npz`; the former's path."""
+    """Write `SPLIT.json` and `SPLIT_predictions.npz`; the former's path. See `refuse_another`."""
+    refuse_another(folder, about["task"])
     predictions.save(folder / f"{split}_predictions.npz")
     file = folder / f"{split}.json"
     write_json(

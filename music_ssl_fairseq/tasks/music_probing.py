@@ -472,7 +472,6 @@ class MusicProbingTask(FairseqTask):
         about = self.about()
         if self.kind == "beats":
             about["decoder"] = self.cfg.decoder
-        results.refuse_another(Path(self.cfg.output_dir), self.probing.name)
         file = results.write_scores(Path(self.cfg.output_dir), split, about, scores, predictions)
         if scores.absent:
             logger.warning(
