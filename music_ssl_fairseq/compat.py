@@ -183,7 +183,7 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (InputError, RuntimeError) as error:
         message = str(error) if isinstance(error, InputError) else None
-        message = _message_of_loading(str(error)) or message
+        message = _message_of_loading(error) or message
         if message is None:
             raise
         if HydraConfig.initialized() or _command() in _COMMANDS:
@@ -193,15 +193,14 @@ def one_line_errors() -> Iterator[None]:
         raise InputError(message) from error
 
 
-def _message_of_loading(message: str) -> str | None:
+def _message_of_loading(error: Exception) -> str | None:
     """What is to be said of an error in a loading process, from what torch says of it."""
+    message = str(error)
     if found := _IN_LOADING.search(message):
         return message[found.end() :].strip()
     if _KILLED_LOADING.match(message):
-        return (
-            f"{message.splitlines()[0].strip()} If that was for want of memory: fewer "
-            "dataset.num_workers"
-        )
+        cause = str(error.__cause__ or error).splitlines()[0].rstrip(" .")
+        return f"{cause}; if that was for want of memory: fewer dataset.num_workers"
     return None
 
 

@@ -196,6 +196,16 @@ def test_a_second_signal_ends_at_once(second):
     assert (output, errors) == ("", "ended at once, by a second signal: nothing more is saved\n")
 
 
+def test_whoever_has_saved_asks_for_another_run_however_it_ends():
+    process = begin(WAITING.replace("import hashlib", "import hashlib; interruption.saved = True"))
+    process.send_signal(signal.SIGUSR1)
+    assert process.stdout.readline() == "received\n"
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=20)
+    assert (process.returncode, output, errors) == (RESUBMIT, "", "")
+
+
 def test_one_signal_sent_twice_is_one():
     """GNU timeout sends its signal to the process, and to the group."""
     process = begin(WAITING.replace("40_000_000", "1000"))

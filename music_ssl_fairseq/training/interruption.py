@@ -30,12 +30,14 @@ class Interruption:
         received: the first signal, or None.
         agreed: whether this or another process of the training has received one, as all know.
         training: whether there is an update to finish. Before, the process ends at once.
+        saved: whether nothing is left to do but to end, with RESUBMIT.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self.agreed = False
         self.training = False
+        self.saved = False
         self._handlers: dict[Any, Any] = {}
         self._pipe: tuple[int, int] | None = None
 
@@ -83,9 +85,11 @@ class Interruption:
                 continue
             first = first or now
             if now - first > _ONE:
-                os.write(2, b"ended at once, by a second signal: nothing more is saved\n")
                 for child in multiprocessing.active_children():
                     child.kill()
+                if self.saved:  # srun tells the others to end once the first has
+                    os._exit(RESUBMIT)
+                os.write(2, b"ended at once, by a second signal: nothing more is saved\n")
                 os._exit(128 + data[0])
         os.close(pipe)
 

@@ -144,6 +144,7 @@ def _end(cfg: Any, trainer: Any) -> None:
         interruption.say(f"update {trainer.get_num_updates()} {saved}")
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()  # whoever ends early is a reason for srun to end the others
+    interruption.saved = True
     raise SystemExit(RESUBMIT)
 
 

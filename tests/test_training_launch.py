@@ -1,0 +1,127 @@
+"""Several processes: how they find each other, and how they end together."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fairseq.distributed import utils
+from omegaconf import OmegaConf
+from torch.multiprocessing import ProcessExitedException
+
+from hydra_plugins import music_ssl_fairseq_launch as launch
+
+# fairseq's own, also after a command of another test.
+DISTRIBUTED_INIT = getattr(utils.distributed_init, "args", [utils.distributed_init])[0]
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def settings(rank: int, port: int):
+    fields = {
+        "distributed_rank": rank,
+        "distributed_world_size": 2,
+        "distributed_backend": "gloo",
+        "distributed_init_method": f"tcp://127.0.0.1:{port}",
+    }
+    cfg = {"distributed_training": fields, "common": {"tpu": False, "model_parallel_size": 1}}
+    return OmegaConf.create(cfg)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_nobody_waits_for_a_process_that_never_comes(rank):
+    start = time.monotonic()
+    with pytest.raises(SystemExit) as end:
+        launch._distributed_init(DISTRIBUTED_INIT, 1, settings(rank, free_port()))
+    assert time.monotonic() - start < 15
+    message = str(end.value)
+    assert "\n" not in message
+    assert f"process {rank} of 2: not all came to tcp://127.0.0.1:" in message
+    assert not torch.distributed.is_initialized()
+
+
+def test_once_together_they_have_the_usual_patience():
+    alone = settings(0, free_port())
+    alone.distributed_training.distributed_world_size = 1
+    launch._distributed_init(DISTRIBUTED_INIT, 7, alone)
+    try:
+        group = torch.distributed.distributed_c10d._get_default_group()
+        backend = group._get_backend(torch.device("cpu"))
+        assert backend.options._timeout == timedelta(minutes=30)
+        assert torch.distributed.distributed_c10d._get_default_store().timeout > timedelta(
+            seconds=7
+        )
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_slurm_s_numbers_that_do_not_fit_are_one_line(monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    monkeypatch.setenv("SLURM_NNODES", "1")
+
+    def infer(cfg):
+        torch.cuda.set_device(3)  # fairseq does, with Slurm and without a GPU
+        raise AssertionError("8, 16, 1")
+
+    with pytest.raises(SystemExit) as end:
+        launch._infer_init_method(infer, SimpleNamespace(distributed_world_size=16))
+    message = str(end.value)
+    assert "\n" not in message
+    assert "Slurm runs 8 tasks on 1 nodes" in message
+    assert "distributed_world_size is 16" in message
+    assert "srun --nodes=N" in message
+
+
+class _Context:
+    """What torch's spawn returns: one process, that ends once it gets a signal."""
+
+    def __init__(self):
+        sleep = "import signal, sys, time; signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75));"
+        command = [sys.executable, "-c", f"{sleep} print(flush=True); time.sleep(30)"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        self.process.stdout.readline()
+        self.process.is_alive = lambda: self.process.poll() is None
+        self.processes = [self.process]
+
+    def join(self):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        code = self.process.wait(10)
+        raise ProcessExitedException(
+            "ended", error_index=0, error_pid=self.process.pid, exit_code=code
+        )
+
+
+def test_signals_go_on_to_spawned_processes_and_their_status_comes_back():
+    before = {
+        number: signal.getsignal(number) for number in map(signal.Signals, (1, 2, 10, 12, 15))
+    }
+    try:
+        with pytest.raises(SystemExit) as end:
+            launch._spawn(lambda *args, **kwargs: _Context(), None)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert end.value.code == 75
+
+
+def test_fairseq_is_patched_once(monkeypatch):
+    for module, name in (
+        *((utils, "distributed_init"), (utils, "infer_init_method")),
+        (torch.multiprocessing, "spawn"),
+    ):
+        monkeypatch.setattr(module, name, getattr(module, name))
+    launch.Launch(rendezvous_seconds=7).on_job_start(None)
+    patched = utils.distributed_init
+    launch.Launch(rendezvous_seconds=9).on_job_start(None)
+    assert utils.distributed_init is patched
+    assert isinstance(torch.multiprocessing.spawn, type(patched))
