@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import shlex
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +24,9 @@ from music_ssl_fairseq.data.labels import (
 )
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.probing_task import FILE as TASK_FILE
+from music_ssl_fairseq.data.units import labels_beside, read_metadata
 from music_ssl_fairseq.errors import AudioError, InputError
+from music_ssl_fairseq.files import checksum
 from music_ssl_fairseq.frames import SAMPLE_RATE, label_hop, labels_fit
 
 SPLITS = ("valid", "test", "train")
@@ -45,7 +49,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--labels",
         metavar="DIR",
         help="folder with a .km for each split and dict.km.txt (default: `labels` beside DIR, if "
-        "there is one)",
+        "its metadata.json names these manifests)",
     )
     add(
         "--label-rate",
@@ -103,9 +107,19 @@ def run(
 
 def _find_labels(folder: Path, labels: str | None, rate: float | None) -> Labels | None:
     if labels is None:
-        where = Path(os.path.normpath(folder / ".." / "labels"))
-        if not where.is_dir():
+        beside = [labels_beside(folder), Path(os.path.normpath(folder / ".." / "labels"))]
+        there = [where for where in beside if where.is_dir()]
+        # With a rate given they are meant; else they may be of other music.
+        related = [where for where in there if rate is not None or _made_from(where, folder)]
+        if not related:
+            for where in dict.fromkeys(there):
+                print(
+                    f"{where}: not checked, because its metadata.json does not say that it was "
+                    f"made from {folder}; --labels {shlex.quote(str(where))} checks it",
+                    file=sys.stderr,
+                )
             return None
+        where = related[0]
     else:
         where = Path(labels)
     if not where.is_dir():
@@ -119,6 +133,22 @@ def _find_labels(folder: Path, labels: str | None, rate: float | None) -> Labels
         )
     label_hop(rate)
     return Labels(where, rate)
+
+
+def _made_from(labels: Path, manifests: Path) -> bool:
+    """Whether the labeler noted these manifests, by their contents or by their path."""
+    try:
+        splits = read_metadata(labels).get("splits", {})
+    except InputError:
+        return True  # which the check will say
+    for split, record in splits.items():
+        file = manifests / f"{split}.tsv"
+        # A relative path is relative to the folder that labels/ is in, unless --labels was given.
+        if Path(labels.parent, record["manifest"]).resolve() == file.resolve():
+            return True
+        if file.is_file() and record["manifest_sha256"] == checksum(file):
+            return True
+    return False
 
 
 def _open_manifests(folder: Path, findings: Findings) -> dict[str, Manifest]:

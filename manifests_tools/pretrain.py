@@ -14,6 +14,7 @@ from manifests_tools.find import KINDS, find_audio, is_within
 from manifests_tools.left_out import REPORT, LeftOut, count_kinds, write_left_out
 from manifests_tools.split import GroupBy, choose_valid, group_tracks
 from music_ssl_fairseq.data.manifest import write_manifest
+from music_ssl_fairseq.data.units import labels_beside
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.files import atomic_path
 from music_ssl_fairseq.frames import SAMPLE_RATE
@@ -136,7 +137,7 @@ def _refuse_overwriting(out: Path, force: bool) -> None:
     if existing and not force:
         raise InputError(
             f"{out}: {' and '.join(existing)} exist already; "
-            "--force replaces them, --out writes elsewhere"
+            "--out writes elsewhere; --force would replace them"
         )
 
 
@@ -178,5 +179,8 @@ def _summarise(out: str, splits: dict[str, Groups], left_out: list[LeftOut], rep
         print(f"{split}: {len(tracks)} tracks, {hours:.2f} h, {len(groups)} groups")
     print("sample rates:", ", ".join(f"{rate} Hz {rates[rate]}" for rate in sorted(rates)))
     print(f"left out: {count_kinds(left_out)}" + (f", listed in {report}" if left_out else ""))
-    where = "" if Path(out) == Path("manifests") else f" --manifests {shlex.quote(out)}"
+    where = ""
+    if Path(out) != Path("manifests"):
+        labels = shlex.quote(str(labels_beside(out)))
+        where = f" --manifests {shlex.quote(out)} --labels {labels}"
     print(f"next: python -m music_ssl_fairseq.label --k 2000{where}")

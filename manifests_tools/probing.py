@@ -14,6 +14,7 @@ from manifests_tools.examine import Track, add_reading_options, examine_tracks
 from manifests_tools.find import require_folder
 from manifests_tools.labelled import DataSet, printable, shorten
 from manifests_tools.left_out import REPORT, LeftOut, count_kinds, write_left_out
+from music_ssl_fairseq.command import example
 from music_ssl_fairseq.data.probing_task import FILE, SPLITS, ProbingTask, write_task
 from music_ssl_fairseq.data.probing_writer import Example, remove_split, write_split
 from music_ssl_fairseq.errors import InputError
@@ -116,7 +117,7 @@ def build(
     folder = Path(out)
     if (folder / FILE).exists() and not force:
         raise InputError(
-            f"{folder}: {FILE} exists already; --force replaces it, --out writes elsewhere"
+            f"{folder}: {FILE} exists already; --out writes elsewhere; --force would replace it"
         )
     data = read()
     data.refuse_unusable(root)
@@ -196,7 +197,7 @@ def _summarise(
     print(f"left out of {labelled} labelled files: {count_kinds(left_out)}{listed}")
     config = f"--config-name {config} " if config else ""
     print(
-        f"next: fairseq-hydra-train --config-dir examples/probing {config}"
+        f"next: fairseq-hydra-train --config-dir {example('probing')} {config}"
         f"model.upstream=CHECKPOINT task.data={shlex.quote(str(folder.absolute()))}"
     )
 

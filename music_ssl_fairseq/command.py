@@ -1,9 +1,11 @@
 """How every command line of the package ends."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable
 from os import PathLike
+from pathlib import Path
 
 from music_ssl_fairseq.errors import InputError
 
@@ -19,6 +21,13 @@ def new_parser(module: str, description: str, examples: str) -> argparse.Argumen
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def example(name: str) -> str:
+    """A folder of examples/, as a command typed in the current folder has to name it."""
+    here = Path("examples", name)
+    there = Path(__file__).parents[1] / here
+    return shlex.quote(str(there if there.is_dir() and not here.is_dir() else here))
 
 
 def exit_status(

@@ -121,7 +121,7 @@ def test_missing_audio_is_an_error_past_a_share(stubs, tmp_path):
 def test_an_existing_task_is_replaced_only_by_force(stubs, tmp_path):
     stubs.lay(tmp_path, ALL)
     gtzan.genre.run(str(tmp_path), str(tmp_path / "out"))
-    with pytest.raises(InputError, match=r"task\.json exists already; --force replaces"):
+    with pytest.raises(InputError, match=r"task\.json exists already; --out writes"):
         gtzan.genre.run(str(tmp_path), str(tmp_path / "out"))
     gtzan.genre.run(str(tmp_path), str(tmp_path / "out"), force=True)
 

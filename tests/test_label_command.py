@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from manifests_tools.__main__ import main as manifests_tools_main
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.data.labels import LabelStore, UnitDictionary, check_labels, read_label_rate
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
@@ -162,7 +165,8 @@ def test_a_finished_run_is_left_as_it_is(corpus, capsys):
     assert main(["--k", str(K)]) == 0
     output = capsys.readouterr().out
     assert "finished already" in output
-    assert "fairseq-hydra-train --config-dir examples/music_hubert" in output
+    examples = Path(__file__).parents[1] / "examples"  # which this folder does not have
+    assert f"fairseq-hydra-train --config-dir {examples / 'music_hubert'}\n" in output
     assert before == {path: path.stat().st_mtime_ns for path in (corpus / "labels").iterdir()}
 
 
@@ -176,11 +180,28 @@ def test_the_next_command_says_where_the_labels_are(corpus, capsys):
 def test_other_labels_are_not_overwritten(corpus, capsys):
     before = contents(corpus / "labels")
     error = error_of(["--k", "21"], capsys)
-    assert error.startswith("labels: holds labels made with k 20 instead of 21; give --force")
+    assert error.startswith("labels: holds labels made with k 20 instead of 21; --labels writes")
     (corpus / "labels" / "metadata.json").unlink()
     assert "train.km: there already, without metadata.json" in error_of(["--k", str(K)], capsys)
     del before["metadata.json"]
     assert contents(corpus / "labels") == before
+
+
+def test_errors_repeat_the_options_of_the_labels(corpus, capsys):
+    """Obeying `check` gives the same labels again, and leaves others alone."""
+    options = ["--k", "9", "--seed", "5", "--memory", "1G", "--labels", "jazz labels"]
+    assert main([*options, "--max-frames", "2000", "--workers", "1"]) == 0
+    before = contents(corpus / "labels"), contents(corpus / "jazz labels")
+    units = corpus / "jazz labels" / "train.km"
+    units.write_text(units.read_text().partition("\n")[2])
+    for stale in units.parent.glob("train.*.npy"):
+        stale.unlink()
+    capsys.readouterr()
+    assert manifests_tools_main(["check", "manifests", "--labels", "jazz labels"]) == 1
+    advice = re.search(r"`python -m music_ssl_fairseq\.label (.*)`", capsys.readouterr().out)[1]
+    assert main(shlex.split(advice)) == 0
+    assert "--force" in advice
+    assert (contents(corpus / "labels"), contents(corpus / "jazz labels")) == before
 
 
 def test_force_starts_over(corpus):

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from music_ssl_fairseq.data.labels import (
     read_label_rate,
 )
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
+from music_ssl_fairseq.data.units import labels_beside
 from music_ssl_fairseq.errors import InputError
 
 
@@ -90,8 +93,29 @@ def test_not_numbers(tmp_path, monkeypatch, token, chunk):
 
 
 def test_missing_labels(tmp_path):
-    with pytest.raises(InputError, match=r"python -m music_ssl_fairseq.label --k 2000"):
+    command = f"`python -m music_ssl_fairseq.label --k K --labels {tmp_path}`"
+    with pytest.raises(InputError, match=re.escape(command)):
         LabelStore(tmp_path / "train.km")
+    options = {"options": "--k 9 --features deep --layer 6", "manifests": "manifests/jazz"}
+    (tmp_path / "metadata.json").write_text(json.dumps(options))
+    for read in (LabelStore, UnitDictionary):
+        command = f"label {options['options']} --manifests manifests/jazz --labels {tmp_path}`"
+        with pytest.raises(InputError, match=re.escape(command)):
+            read(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("manifests", "labels"),
+    [
+        ("manifests", "labels"),
+        ("a/manifests", "a/labels"),
+        ("manifests/jazz", "labels/jazz"),
+        ("/manifests/manifests/x", "/manifests/labels/x"),
+        ("jazz/", "jazz_labels"),
+    ],
+)
+def test_labels_have_a_place_of_their_own(manifests, labels):
+    assert labels_beside(manifests) == Path(labels)
 
 
 def test_pickled_store(tmp_path):

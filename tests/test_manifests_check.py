@@ -11,6 +11,7 @@ from manifests_tools.__main__ import main
 from manifests_tools.findings import Findings
 from manifests_tools.pretrain import run as pretrain
 from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.files import checksum
 from tests.audio_files import tone, write_tone
 
 K = 10
@@ -31,7 +32,9 @@ def corpus(tmp_path: Path, capsys) -> Path:
         text = "".join(" ".join(map(str, line)) + "\n" for line in lines)
         (labels / f"{split}.km").write_text(text)
     (labels / "dict.km.txt").write_text("".join(f"{unit} 1\n" for unit in range(K)))
-    (labels / "metadata.json").write_text(json.dumps({"label_rate": 100, "k": K}))
+    splits = {"train": {"manifest": "manifests/train.tsv", "manifest_sha256": "?"}}
+    metadata = {"label_rate": 100, "k": K, "splits": splits, "options": f"--k {K} --seed 3"}
+    (labels / "metadata.json").write_text(json.dumps(metadata))
     capsys.readouterr()
     return tmp_path
 
@@ -180,6 +183,13 @@ def test_one_label_line_too_few(corpus, check):
     assert len(lines) == 2
     assert "train.km: 1 lines of labels, but" in lines[0]
     assert "lists 2 tracks" in lines[0]
+    # Of these labels, into this folder: no others are overwritten by obeying.
+    paths = f"--manifests {corpus / 'manifests'} --labels {corpus / 'labels'}"
+    command = f"python -m music_ssl_fairseq.label --k {K} --seed 3 {paths} --force"
+    assert lines[0].endswith(f"label again: `{command}`")
+    (corpus / "labels" / "metadata.json").write_text(json.dumps({"label_rate": 100}))
+    lines = check("--labels", str(corpus / "labels"))[1]
+    assert lines[0].endswith("label again with the options that they were made with")
 
 
 def test_a_track_with_too_few_labels(corpus, check):
@@ -205,7 +215,7 @@ def test_the_label_rate_of_other_features(corpus, check):
 
 def test_the_dict_of_another_k(corpus, check):
     labels = corpus / "labels"
-    (labels / "metadata.json").write_text(json.dumps({"label_rate": 100, "k": K - 1}))
+    replace(labels / "metadata.json", f'"k": {K}', f'"k": {K - 1}')
     replace(labels / "dict.km.txt", f"{K - 1} 1\n", "")
     status, lines = check()
     assert status == 1
@@ -255,9 +265,27 @@ def test_wrong_arguments_are_one_line(corpus, capsys, monkeypatch, arguments, me
 def test_no_word_of_the_label_rate(corpus, capsys, monkeypatch):
     monkeypatch.chdir(corpus)
     (corpus / "labels" / "metadata.json").unlink()
-    assert main(["check", "manifests"]) == 1
+    assert main(["check", "manifests", "--labels", "labels"]) == 1
     assert capsys.readouterr().err.startswith("error: labels: no metadata.json that tells")
     assert main(["check", "manifests", "--label-rate", "100"]) == 0
+
+
+@pytest.mark.parametrize("noted", ["path", "contents", "neither", "nothing"])
+def test_labels_of_other_manifests_are_not_checked(corpus, capsys, monkeypatch, noted):
+    monkeypatch.chdir(corpus)
+    other = {"manifest": "jazz/train.tsv", "manifest_sha256": "?"}
+    other |= {"path": {"manifest": str(corpus / "manifests" / "train.tsv")}}.get(noted, {})
+    if noted == "contents":
+        other["manifest_sha256"] = checksum(corpus / "manifests" / "train.tsv")
+    metadata = {"label_rate": 100, "splits": {} if noted == "nothing" else {"train": other}}
+    (corpus / "labels" / "metadata.json").write_text(json.dumps(metadata))
+    (corpus / "labels" / "train.km").write_text("1\n")
+    related = noted in ("path", "contents")
+    assert main(["check", "manifests"]) == related
+    shown = capsys.readouterr()
+    assert ("train.km: 1 lines" in shown.out) == related
+    assert ("labels: not checked, because" in shown.err) != related
+    assert main(["check", "manifests", "--labels", "labels"]) == 1
 
 
 def test_of_each_kind_twenty_are_printed_and_the_others_counted(capsys):

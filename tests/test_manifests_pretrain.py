@@ -173,14 +173,15 @@ def test_the_summary_counts_and_tells_the_next_command(music, tmp_path, capsys, 
     )
     assert lines[3:] == ["left out: none", "next: python -m music_ssl_fairseq.label --k 2000"]
     run("music", "else where")
-    assert capsys.readouterr().out.endswith("--k 2000 --manifests 'else where'\n")
+    paths = "--manifests 'else where' --labels 'else where_labels'"
+    assert capsys.readouterr().out.endswith(f"--k 2000 {paths}\n")
 
 
 def test_existing_manifests_are_replaced_only_by_force(music, tmp_path):
     out = tmp_path / "out"
     run(str(music), str(out))
     before = contents(out)
-    with pytest.raises(InputError, match=r"train\.tsv and valid\.tsv exist already; --force"):
+    with pytest.raises(InputError, match=r"train\.tsv and valid\.tsv exist already; --out"):
         run(str(music), str(out), seed=1)
     assert contents(out) == before
     run(str(music), str(out), valid_share=0.5, seed=1, force=True)

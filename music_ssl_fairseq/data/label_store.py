@@ -10,6 +10,7 @@ import numpy as np
 
 from music_ssl_fairseq.data.mapped import MappedFile
 from music_ssl_fairseq.data.unit_map import open_unit_map
+from music_ssl_fairseq.data.units import label_command
 from music_ssl_fairseq.errors import InputError
 
 ANCHOR_STEP = 1024
@@ -33,8 +34,7 @@ class LabelStore:
         self.file = Path(km_file)
         if not self.file.is_file():
             raise InputError(
-                f"{self.file}: no such label file; make it with "
-                "`python -m music_ssl_fairseq.label --k 2000`"
+                f"{self.file}: no such label file; make it with `{label_command(self.file.parent)}`"
             )
         self._text = MappedFile(self.file)
         self._map = open_unit_map(self.file)

@@ -13,6 +13,7 @@ from music_ssl_fairseq.data.units import (
     METADATA,
     UnitDictionary,
     choose_label_rate,
+    label_again,
     read_label_rate,
     read_metadata,
     read_unreadable,
@@ -65,8 +66,7 @@ def _check_tracks(manifest: Manifest, store: LabelStore, units: UnitDictionary) 
         raise InputError(
             f"{store.file}: {len(store)} lines of labels, but {manifest.file} lists "
             f"{len(manifest)} tracks: the manifest was made again after the labels, or labelling "
-            f"did not finish; run `python -m music_ssl_fairseq.label --k {units.num_units} "
-            "--force`"
+            f"did not finish; {label_again(store.file.parent, manifest.file.parent)}"
         )
 
 
@@ -88,7 +88,7 @@ def _check_rate(manifest: Manifest, store: LabelStore, label_rate: float, sample
         f"{store.counts[first]} labels at label_rate {label_rate:g} are "
         f"{store.counts[first] / label_rate:.2f} s, the audio has "
         f"{manifest.num_samples[first] / sample_rate:.2f} s; were audio or manifest changed after "
-        "labelling? Label again"
+        f"labelling? If so, {label_again(store.file.parent, manifest.file.parent)}"
     )
 
 
@@ -107,7 +107,8 @@ def _check_units(manifest: Manifest, store: LabelStore, units: UnitDictionary) -
     if stated != units.num_units:
         raise InputError(
             f"{units.file}: lists {units.num_units} units, but {METADATA} beside it says "
-            f"k={stated}: they are from different runs; label again"
+            f"k={stated}: they are from different runs; "
+            f"{label_again(store.file.parent, manifest.file.parent)}"
         )
     num_labels = num_outside = largest = 0
     example = ""

@@ -138,7 +138,10 @@ class FairseqMask:
         )
 
 
-MASK_MODES: dict[str, type[SpanMask] | type[FairseqMask]] = {"fixed": SpanMask, "fairseq": FairseqMask}
+MASK_MODES: dict[str, type[SpanMask] | type[FairseqMask]] = {
+    "fixed": SpanMask,
+    "fairseq": FairseqMask,
+}
 """`model.mask_mode` -> what draws the masks."""
 
 

@@ -1,6 +1,7 @@
 """Crops with masks, and units if there are labels: the data of both pre-training tasks."""
 
 import logging
+import shlex
 from collections.abc import Sequence
 
 import numpy as np
@@ -88,7 +89,9 @@ class PretrainingDataset(FairseqDataset):
             )
         if isinstance(mask, FairseqMask):
             mask.check(grid.num_frames(int(self._plan.lengths.min())))
-        self._unreadable = UnreadableTracks(len(manifest), self._plan.num_tracks, max_unreadable)
+        self._unreadable = UnreadableTracks(
+            len(manifest), self._plan.num_tracks, max_unreadable, manifest.file.parent
+        )
         # Shared, because workers that outlive an epoch hold their own copy of everything else.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         logger.info(
@@ -174,7 +177,8 @@ class PretrainingDataset(FairseqDataset):
                 return track, start, waveform
         raise InputError(
             f"{self._manifest.file}: no readable track found to take the place of an unreadable "
-            "one; run `python -m manifests_tools check`"
+            "one; run `python -m manifests_tools check "
+            f"{shlex.quote(str(self._manifest.file.parent))}`"
         )
 
     def described(self, index: int, epoch: int) -> tuple[str, float]:

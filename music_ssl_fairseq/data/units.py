@@ -7,6 +7,7 @@ class and unit differ.
 
 import io
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +41,8 @@ class UnitDictionary:
         self.file = Path(dict_file)
         if not self.file.is_file():
             raise InputError(
-                f"{self.file}: no such dictionary of units; `python -m music_ssl_fairseq.label "
-                "--k 2000` writes it together with the labels"
+                f"{self.file}: no such dictionary of units; `{label_command(self.file.parent)}` "
+                "writes it together with the labels"
             )
         self.dictionary = Dictionary()
         try:
@@ -116,6 +117,50 @@ def read_unreadable(label_dir: str | os.PathLike, split: str) -> list[int]:
             "not be read; label again"
         )
     return tracks
+
+
+def labels_beside(manifests: str | os.PathLike) -> Path:
+    """Where labels of a folder of manifests go: manifests/jazz -> labels/jazz, jazz -> jazz_labels.
+
+    Not everybody's ./labels, which may be of other music.
+    """
+    folder = Path(manifests)
+    parts = list(folder.parts)
+    if "manifests" not in parts:
+        return folder.with_name(f"{folder.name}_labels")
+    parts[len(parts) - 1 - parts[::-1].index("manifests")] = "labels"
+    return Path(*parts)
+
+
+def label_command(label_dir: str | os.PathLike, manifests: str | os.PathLike | None = None) -> str:
+    """The command that makes labels, with the paths and options in use, for an error message.
+
+    Args:
+        label_dir: its --labels. Of labels that are there it repeats the options; else it leaves K
+            open.
+        manifests: its --manifests; None for those that the labels were made from.
+    """
+    try:
+        metadata = read_metadata(label_dir)
+    except InputError:
+        metadata = {}
+    command = f"python -m music_ssl_fairseq.label {metadata.get('options', '--k K')}"
+    manifests = manifests or metadata.get("manifests", "manifests")
+    for option, folder in (("manifests", manifests), ("labels", label_dir)):
+        if Path(folder) != Path(option):
+            command += f" --{option} {shlex.quote(str(folder))}"
+    return command
+
+
+def label_again(label_dir: str | os.PathLike, manifests: str | os.PathLike | None = None) -> str:
+    """How to make labels once more: in the same way, or not at all."""
+    try:
+        known = "options" in read_metadata(label_dir)
+    except InputError:
+        known = False
+    if known:
+        return f"label again: `{label_command(label_dir, manifests)} --force`"
+    return "label again with the options that they were made with"
 
 
 def read_label_rate(label_dir: str | os.PathLike) -> float | None:

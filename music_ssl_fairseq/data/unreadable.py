@@ -1,6 +1,8 @@
 """Tracks that turned out to be unreadable during training: remembered, named once, counted."""
 
 import logging
+import shlex
+from pathlib import Path
 
 import torch
 
@@ -12,17 +14,19 @@ logger = logging.getLogger(__name__)
 class UnreadableTracks:
     """Flags in shared memory, so that what one data-loading worker finds, all others know."""
 
-    def __init__(self, num_tracks: int, num_used: int, max_share: float):
+    def __init__(self, num_tracks: int, num_used: int, max_share: float, manifests: Path):
         """Begin with no track flagged.
 
         Args:
             num_tracks: tracks of the manifest.
             num_used: those of them that crops are taken from.
             max_share: of those used, in [0, 1]: more than this end the training.
+            manifests: the manifest's folder, for the error message.
         """
         self._flags = torch.zeros(num_tracks, dtype=torch.bool).share_memory_()
         self._num_used = num_used
         self._max_share = max_share
+        self._manifests = manifests
 
     def __contains__(self, track: int) -> bool:
         return bool(self._flags[track])
@@ -43,6 +47,7 @@ class UnreadableTracks:
         if len(self) > self._max_share * self._num_used:
             raise InputError(
                 f"{so_far} cannot be read, more than max_unreadable={self._max_share:g} allows; "
-                f"the last one is {error}. `python -m manifests_tools check` lists them all"
+                f"the last one is {error}. `python -m manifests_tools check "
+                f"{shlex.quote(str(self._manifests))}` lists them all"
             )
         logger.warning("%s; using other crops instead (%s so far)", error, so_far)

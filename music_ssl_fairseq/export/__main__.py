@@ -117,8 +117,8 @@ def _refuse_to_overwrite(to: Path, files: Iterable[str]) -> None:
     there = [file for file in files if (to / file).exists()]
     if there:
         raise InputError(
-            f"{to}: has {', '.join(there)} already; choose another folder, or overwrite with "
-            "--force"
+            f"{to}: has {', '.join(there)} already; --to writes elsewhere; --force would "
+            "replace them"
         )
 
 

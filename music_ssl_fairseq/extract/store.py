@@ -284,7 +284,7 @@ def open_folder(
 def _compare(folder: Path, manifest: Manifest, settings: Mapping[str, Any]) -> None:
     """Fail if a folder holds features of other settings."""
     file = folder / METADATA
-    way_out = "choose another --out, or overwrite them with --force"
+    way_out = "--out writes elsewhere; --force would replace them"
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         stored = [(name, found.get(name)) for name in settings]

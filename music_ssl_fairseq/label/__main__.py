@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from music_ssl_fairseq.command import exit_status, new_parser
+from music_ssl_fairseq.command import example, exit_status, new_parser
 from music_ssl_fairseq.cpus import available_cpus
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features import DEEP, Features, front_end
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 STAGES = ("fit", "assign", "report")
 _MAX_FRAMES = 1_000_000
+_MEMORY = "4G"
 
 DESCRIPTION = """\
 Give every frame of every track a unit: the number of the nearest of k centroids, which K-means
@@ -119,7 +120,7 @@ def get_parser() -> argparse.ArgumentParser:
     add(
         "--memory",
         type=_size,
-        default="4G",
+        default=_MEMORY,
         metavar="SIZE",
         help="what all processes may hold together, such as 512M or 16G; bounds the frames that "
         "K-means is fitted on, and the workers (default: %(default)s)",
@@ -314,7 +315,7 @@ def _job(arguments: argparse.Namespace, train: "Manifest") -> "Job":
     if workers < a.workers:
         _say(f"--memory {memory.show_size(a.memory)} is enough for {workers} workers")
     return Job(
-        folder=LabelFolder(a.labels, recipe, a.force),
+        folder=LabelFolder(a.labels, recipe, a.force, _remarks(a)),
         features=replace(features, device=computed_on),
         crew=choose_crew(workers, computed_on),
         device=device,
@@ -322,6 +323,24 @@ def _job(arguments: argparse.Namespace, train: "Manifest") -> "Job":
         shard=shard,
         skip_unreadable=a.skip_unreadable,
     )
+
+
+_NOT_OF_THE_LABELS = {"manifests", "labels", "stage", "workers", "num_shards", "shard", "report"}
+"""Options that are not repeated when labels like these are asked for again."""
+
+
+def _remarks(a: argparse.Namespace) -> dict[str, str]:
+    """The options that labels are made with, and of which manifests, so that errors can say it."""
+    options = ["--k", str(a.k)]
+    for action in get_parser()._actions:
+        value = getattr(a, action.dest, None)
+        if action.dest in {"k", "force", *_NOT_OF_THE_LABELS} or value in (None, False):
+            continue
+        if value is True:
+            options.append(action.option_strings[0])
+        elif str(value) not in (str(action.default), str(_size(_MEMORY))):
+            options += [action.option_strings[0], str(value)]
+    return {"options": shlex.join(options), "manifests": str(a.manifests)}
 
 
 def _recipe(a: argparse.Namespace, features: Features, train: "Manifest"):
@@ -392,7 +411,7 @@ def _summarise(folder: "LabelFolder", splits: dict[str, "Manifest"]) -> None:
 
 
 def _say_next(manifests: Path, labels: Path) -> None:
-    command = "fairseq-hydra-train --config-dir examples/music_hubert"
+    command = f"fairseq-hydra-train --config-dir {example('music_hubert')}"
     # These two are where the configuration looks by itself.
     if manifests.resolve() != Path("manifests").resolve():
         command += f" task.data={shlex.quote(str(manifests.resolve()))}"

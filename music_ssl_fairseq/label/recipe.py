@@ -99,6 +99,7 @@ class LabelFolder:
     Args:
         path: see `make`.
         force: forget what is there. It is removed only when there are new centroids.
+        remarks: what else to note in the metadata.
 
     Attributes:
         work: what is done of what is not finished.
@@ -107,9 +108,12 @@ class LabelFolder:
         InputError: if labels are there that this recipe did not make, unless `force`.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, force: bool):
+    def __init__(
+        self, path: Path, recipe: Recipe, force: bool, remarks: dict[str, str] | None = None
+    ):
         self.path = path
         self.recipe = recipe
+        self._remarks = remarks or {}
         self.work = WorkFolder(path / f".work-{recipe.identity}")
         self._overwrite = force
         self.metadata: dict[str, Any] = {}
@@ -124,7 +128,7 @@ class LabelFolder:
 
     def _read(self) -> dict[str, Any]:
         file = self.path / "metadata.json"
-        way_out = "give --force to overwrite, or --labels for another folder"
+        way_out = "--labels writes elsewhere; --force would replace them"
         if not file.exists():
             if found := self._outputs():
                 raise InputError(f"{found[0]}: there already, without {file.name}; {way_out}")
@@ -175,6 +179,7 @@ class LabelFolder:
             np.save(centroids, fit.centroids)
             self.metadata = {
                 **dataclasses.asdict(self.recipe),
+                **self._remarks,
                 **_describe_frames(front_end),
                 **_describe_fit(fit, num_frames, fitted_by),
                 "centroids_sha256": checksum(centroids),
