@@ -47,6 +47,9 @@ FORMATS = {
 }
 """Name on the command line: module of this package, function, and the files that it writes."""
 
+GRAPHS = ("onnx", "torch")
+"""Formats that hold what is computed; the others name a class of other software."""
+
 
 def get_parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -95,6 +98,11 @@ def _export(checkpoint: Path, to: Path, format: str, name: str | None, force: bo
     package = "music_ssl_fairseq.export"
     write = getattr(import_module(f"{package}.{module}"), function)
     source = import_module(f"{package}.source").read(checkpoint)
+    if source.contents.config["pitch_bands"] and format not in GRAPHS:
+        raise InputError(
+            f"{checkpoint}: has pitch filters (model.pitch_bands), and no model class of {format} "
+            f"has them; use --format {' or '.join(GRAPHS)}, or music_ssl_fairseq.load"
+        )
     temporary = _beside(to)
     temporary.mkdir(parents=True)
     try:

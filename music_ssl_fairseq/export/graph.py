@@ -39,7 +39,7 @@ class Layers(nn.Module):
             centred = waveform - waveform.mean(-1, keepdim=True)
             variance = centred.square().mean(-1, keepdim=True)
             waveform = centred * torch.rsqrt(variance + 1e-5)
-        projected = self.encoder.project(self.encoder.feature_extractor(waveform))
+        projected = self.encoder.project(self.encoder.extract(waveform))
         _, hidden_states, _ = self.encoder.encoder(projected)
         return (projected, *hidden_states)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from fairseq.dataclass import ChoiceEnum
 from fairseq.models import register_model
 from torch import Tensor, nn
 
@@ -28,6 +29,14 @@ class MusicHubertConfig(AudioEncoderConfig):
     )
     logit_temp: float = field(
         default=0.1, metadata={"help": "temperature: cosine similarities are divided by it"}
+    )
+    unit_init: ChoiceEnum(["uniform", "normal"]) = field(  # type: ignore[valid-type]
+        default="uniform",
+        metadata={
+            "help": "how unit embeddings are drawn. uniform, fairseq's: all in [0, 1), so that any "
+            "two units begin with a cosine similarity of 0.75; normal: nearly orthogonal, which "
+            "learns faster at the start"
+        },
     )
     skip_nomask: bool = field(
         default=False,
@@ -58,7 +67,8 @@ class MusicHubertModel(AudioEncoder):
         self.num_classes = list(num_classes)
         self.final_proj = nn.Linear(cfg.encoder_embed_dim, cfg.final_dim * len(self.num_classes))
         embeddings = torch.empty(sum(self.num_classes), cfg.final_dim)
-        self.label_embs_concat = nn.Parameter(embeddings.uniform_())
+        draw = nn.init.normal_ if str(cfg.unit_init) == "normal" else nn.init.uniform_
+        self.label_embs_concat = nn.Parameter(draw(embeddings))
         self.head = UnitHead(cfg.logit_temp)
 
     @classmethod
@@ -138,7 +148,7 @@ def _enter(
 ) -> tuple[Tensor, Tensor]:
     """From the extractor's features to the encoder's input, and the features' mean square."""
     x = model.mask(drop(model.dropout_input, model.project(features), seed), mask_indices)
-    return x, features.float().square().mean()
+    return x, model.feature_penalty(features)
 
 
 def _score(model: MusicHubertModel, x: Tensor) -> list[Tensor]:

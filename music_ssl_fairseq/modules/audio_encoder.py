@@ -17,7 +17,8 @@ from music_ssl_fairseq.modules.conv_extractor import (
     parse_conv_layers,
 )
 from music_ssl_fairseq.modules.dropout import draw_seeds
-from music_ssl_fairseq.modules.fast import ShapeGate, can_compile
+from music_ssl_fairseq.modules.fast import ShapeGate, can_compile, compiled
+from music_ssl_fairseq.modules.pitch_filters import PitchFilters
 from music_ssl_fairseq.modules.positional_conv import PositionalConv
 from music_ssl_fairseq.modules.transformer import TransformerEncoder, TransformerLayer
 
@@ -91,6 +92,26 @@ class AudioEncoderConfig(FairseqDataclass):
             "all crops of the batch have as few as the least masked. Not in fairseq"
         },
     )
+    residual_init: float = field(
+        default=1.0,
+        metadata={
+            "help": "factor on the initial weights of what each Transformer layer adds to its "
+            "input: value, output and feed-forward projections (as DeepNet, arXiv 2203.00555, "
+            "equation 6). With 1, fairseq's, short schedules collapse at rates above 1e-4; with "
+            "0.1 they learn faster at up to 6e-4. Trained weights load anywhere either way"
+        },
+    )
+    pitch_bands: int = field(
+        default=0,
+        metadata={
+            "help": "bands per octave of a second first layer with long filters, beside the "
+            "extractor (modules/pitch_filters.py): 24 for quarter tones; 0 for none. Not in "
+            "fairseq: such a checkpoint loads in this package alone"
+        },
+    )
+    pitch_taps: int = field(
+        default=4096, metadata={"help": "samples of a pitch filter: 4096 are 256 ms"}
+    )
     init_from: Optional[str] = field(  # noqa: UP045 (fairseq's parser needs Optional)
         default=None,
         metadata={
@@ -133,6 +154,10 @@ class AudioEncoder(BaseFairseqModel):
         )
         self.layer_norm = nn.LayerNorm(channels)
         self.post_extract_proj = self._projection(channels, dim)
+        self.pitch_filters = self.pitch_proj = None
+        if cfg.pitch_bands:
+            self.pitch_filters = PitchFilters(cfg.pitch_bands, cfg.pitch_taps, self.grid)
+            self.pitch_proj = nn.Linear(self.pitch_filters.bands, dim)
         self.dropout_input = nn.Dropout(cfg.dropout_input)
         self.mask_emb = nn.Parameter(torch.empty(dim).uniform_())
         self.encoder = TransformerEncoder(
@@ -153,6 +178,7 @@ class AudioEncoder(BaseFairseqModel):
             cfg.dropout,
             cfg.encoder_layerdrop,
             cfg.layer_norm_first,
+            cfg.residual_init,
         )
 
     def _projection(self, channels: int, dim: int) -> nn.Linear | None:
@@ -187,21 +213,38 @@ class AudioEncoder(BaseFairseqModel):
         compile: bool = False,
         folded: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """`[B, T]` to the extractor's features `[B, frames, channels]`, gradient scaled.
+        """`[B, T]` to the extractor's features, gradient scaled, and the pitch filters' bands.
 
         `compile` and `folded` are those of `ConvExtractor.forward`.
+
+        Returns:
+            `[B, frames, channels + bands]`; there are no bands without `pitch_bands`.
         """
         scale = self.cfg.feature_grad_mult
         with torch.set_grad_enabled(torch.is_grad_enabled() and scale > 0):
             features = self.feature_extractor(waveform, compile, folded)
         if scale not in (0.0, 1.0) and features.requires_grad:
             features = ScaleGradient.apply(features, scale)
-        return features
+        if self.pitch_filters is None:
+            return features
+        bands = compiled(_run, compile)(self.pitch_filters, waveform)
+        return torch.cat([features, bands.to(features.dtype)], dim=-1)
 
     def project(self, features: Tensor) -> Tensor:
-        """Normalise the extractor's features and bring them to the encoder's width."""
-        features = self.layer_norm(features)
-        return features if self.post_extract_proj is None else self.post_extract_proj(features)
+        """Normalise what `extract` returns and bring it to the encoder's width."""
+        bands = None
+        if self.pitch_filters is not None:
+            own = features.size(-1) - self.pitch_filters.bands
+            features, bands = features[..., :own], features[..., own:]
+        x = self.layer_norm(features)
+        if self.post_extract_proj is not None:
+            x = self.post_extract_proj(x)
+        return x if bands is None else x + self.pitch_proj(bands)
+
+    def feature_penalty(self, features: Tensor) -> Tensor:
+        """Mean square of the extractor's own features, of what `extract` returns."""
+        bands = 0 if self.pitch_filters is None else self.pitch_filters.bands
+        return features[..., : features.size(-1) - bands].float().square().mean()
 
     def frame_padding(self, padding_mask: Tensor | None, num_frames: int) -> Tensor | None:
         """From padded samples `[B, T]` to padded frames `[B, frames]`, both True for padding.
@@ -254,3 +297,7 @@ class AudioEncoder(BaseFairseqModel):
             return [projected, *hidden_states]
         finally:
             self.train(was_training)
+
+
+def _run(module: nn.Module, x: Tensor) -> Tensor:
+    return module(x)

@@ -24,6 +24,8 @@ ARCHITECTURE = {
     "conv_pos": 128,
     "conv_pos_groups": 16,
     "pos_conv_depth": 1,
+    "pitch_bands": 0,
+    "pitch_taps": 4096,
 }
 """The fields of AudioEncoderConfig that decide what an encoder computes, with fairseq's defaults
 (what an old checkpoint means that does not name them)."""
@@ -31,8 +33,12 @@ ARCHITECTURE = {
 FAMILIES = ("music_hubert", "music2vec", "hubert", "data2vec_audio", "wav2vec2")
 """Registered names of the models whose encoder ours is."""
 
-PREFIXES = ("feature_extractor.", "layer_norm.", "post_extract_proj.", "encoder.")
-"""Where fairseq keeps an encoder's tensors, apart from `mask_emb`; the rest is heads."""
+PREFIXES = (
+    *("feature_extractor.", "layer_norm.", "post_extract_proj.", "encoder."),
+    *("pitch_filters.", "pitch_proj."),
+)
+"""Where an encoder's tensors are, apart from `mask_emb`; the rest is heads. fairseq has the first
+four."""
 
 
 @dataclass
