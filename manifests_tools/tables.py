@@ -60,8 +60,12 @@ def read_lines(
         InputError: if the file is no such table.
     """
     text = io.StringIO(read_text(file, largest=_LARGEST), newline="")
-    quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
-    reader = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=strict)
+    reader = csv.reader(
+        text,
+        delimiter=delimiter,
+        quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
+        strict=strict,
+    )
     return list(_lines(file, reader))
 
 

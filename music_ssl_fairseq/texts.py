@@ -91,7 +91,7 @@ def read_object(file: str | os.PathLike, way_out: str = "") -> dict[str, Any]:
     return contents
 
 
-def read_array(file: str | os.PathLike, way_out: str = "") -> "np.ndarray":
+def read_array(file: str | os.PathLike, way_out: str = "") -> "np.memmap":
     """Map a .npy file; what it states is compared with the file's length, and nothing is executed.
 
     Raises:
@@ -105,7 +105,7 @@ def read_array(file: str | os.PathLike, way_out: str = "") -> "np.ndarray":
         hint = f"; {way_out}" if way_out else ""
         reason = "pickled objects, which could run code" if "pickle" in str(error) else error
         raise InputError(f"{file}: not a .npy file that is whole ({reason}){hint}") from None
-    if not isinstance(array, np.ndarray):
+    if not isinstance(array, np.memmap):
         raise InputError(f"{file}: several arrays, where one is wanted")
     return array
 

@@ -36,7 +36,7 @@ def load_centroids(file: Path) -> np.ndarray:
         raise InputError(f"{file}: expected [k, dimension] numbers, found {centroids.shape}")
     if centroids.dtype.kind not in "fiu" or not np.isfinite(centroids).all():
         raise InputError(f"{file}: centroids must be finite numbers")
-    return np.ascontiguousarray(centroids, np.float32)
+    return np.array(centroids, np.float32, order="C")
 
 
 def check_dimension(file: Path, centroids: np.ndarray, dimension: int, features: str) -> None:

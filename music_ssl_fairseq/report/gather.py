@@ -158,7 +158,7 @@ def _shown(about: dict[str, Any], grouped: bool) -> Sequence[str]:
 
 def _tasks_apart(probes: list[Probe]) -> list[Probe]:
     """With what differs in the task's name, where one name stands for several tasks."""
-    described = {}
+    described: dict[tuple[str, str], str] = {}
     for name in {probe.task for probe in probes}:
         tasks = {probe.content: probe.about for probe in probes if probe.task == name}
         for details in (("kind",), ("kind", "files")):
