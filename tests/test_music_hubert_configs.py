@@ -21,7 +21,8 @@ from music_ssl_fairseq.label.__main__ import get_parser, main
 from tests.commands import EXAMPLES, TINY, logged, make_corpus, train
 
 CONFIGS = EXAMPLES / "music_hubert"
-OTHERS = ("config", "run_folder", "short", "tiny", "open_scores", "open_scores_gpu")
+SCHEDULES = ("short", "day")
+OTHERS = ("config", "run_folder", *SCHEDULES, "harmonic", "tiny", "open_scores", "open_scores_gpu")
 VARIANTS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in OTHERS)
 PAPER = {"mfcc60", "k2000", "k2000_iteration2"}  # and config itself
 ASKED = {"k100", "chroma", "cqt", "early_layer"}
@@ -96,6 +97,28 @@ def test_the_models_of_open_scores_train(here, name):
     steps = logged(Path(f"runs/music_hubert/{name}"), "train_inner")
     assert [step["num_updates"] for step in steps] == [1, 2]
     assert all(np.isfinite(step["loss_m"]) for step in steps)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_train(here, name):
+    train("music_hubert", *TINY, "optimization.max_update=1", config_name=name)
+    state = torch.load(
+        f"runs/music_hubert/{name}/checkpoints/checkpoint_last.pt", weights_only=True
+    )
+    assert state["cfg"]["model"]["residual_init"] == 0.1
+    assert state["cfg"]["criterion"]["features_pen_weight"] == 0
+
+
+def test_the_harmonic_recipe_trains_on_the_label_sets_of_its_header(here):
+    text = (CONFIGS / "harmonic.yaml").read_text()
+    folders = re.findall(r"--labels (\S+)", text)
+    assert folders == ["labels/mfcc", "labels/chroma"]
+    for folder in folders:
+        make_labels(Path(folder), 100)
+    pitch = ["model.pitch_bands=12", "model.pitch_taps=1024"]
+    train("music_hubert", *TINY, *pitch, "optimization.max_update=2", config_name="harmonic")
+    (step, _) = logged(Path("runs/music_hubert/harmonic"), "train_inner")
+    assert step["loss_m"] == pytest.approx(step["loss_m_0"] + step["loss_m_1"], abs=1e-3)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
