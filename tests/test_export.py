@@ -222,6 +222,9 @@ def bad(path, how: str):
         torch.save({"model": {}, "cfg": Attack(f"touch {path.parent / 'trace'}")}, path)
     elif how == "folder":
         path.mkdir()
+    elif how == "history":
+        exported.checkpoint(path, "music_hubert")
+        torch.save({**torch.load(path), "optimizer_history": "x"}, path)
     elif how == "another":
         torch.save({"model": {}, "cfg": {"model": {"_name": "bart"}}}, path)
 
@@ -235,6 +238,7 @@ def bad(path, how: str):
         ("attack", "refused, because unpickling it could run code"),
         ("folder", "no config.json in it"),
         ("another", "'bart', another architecture"),
+        ("history", "its settings are damaged"),
     ],
 )
 def test_a_bad_checkpoint_is_one_line(tmp_path, capsys, how, message):

@@ -288,10 +288,13 @@ def test_no_such_file(tmp_path):
         ({"encoder_embed_dim": 10**6}, "but it holds"),
         ({"encoder_ffn_embed_dim": 10**9}, "but it holds"),
         ({"conv_pos": 10**9}, "but it holds"),
-        ({"conv_pos_groups": 0}, "no encoder can have its settings"),
-        ({"encoder_attention_heads": 0}, "no encoder can have its settings"),
+        ({"conv_pos_groups": 0}, "which no encoder can have"),
+        ({"encoder_attention_heads": float("nan")}, "which no encoder can have"),
+        ({"conv_bias": torch.ones(3)}, "its settings are damaged"),
+        ({"extractor_mode": "x"}, "extractor_mode is 'x', which no encoder can have"),
+        ({"_name": torch.ones(3)}, "its settings are damaged"),
         ({"encoder_attention_heads": 5}, "no encoder can have its settings"),
-        ({"encoder_embed_dim": -32}, "no encoder can have its settings"),
+        ({"encoder_embed_dim": -32}, "which no encoder can have"),
         ({"conv_feature_layers": "[(512,10,5)] * 100000"}, "conv_feature_layers"),
         ({"conv_feature_layers": "[(512,10,5)] * 10**10"}, "conv_feature_layers"),
         ({"conv_feature_layers": "[(1,1,1)]" + " * 99" * 99}, "conv_feature_layers"),
@@ -306,6 +309,7 @@ def test_another_architecture_is_refused(tmp_path, changes, message):
     torch.save(checkpoint, path)
     with pytest.raises(InputError, match=message) as error:
         load(path)
+    assert str(error.value).startswith(f"{path}: ")
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 1_000
     if "settings" in message or "holds" in message:

@@ -55,6 +55,11 @@ def read(path: str | Path) -> Source:
     loaded = safe_load(path)
     if not checkpoint.is_checkpoint(loaded):
         return Source(upstream.read(path))
+    with checkpoint.damaged_settings(path):
+        return _source(loaded, path)
+
+
+def _source(loaded: Mapping[str, Any], path: Path) -> Source:
     tensors = loaded["model"]
     history = loaded.get("optimizer_history") or [{}]
     return Source(
@@ -66,7 +71,7 @@ def read(path: str | Path) -> Source:
             if isinstance(tensor, Tensor) and name != "mask_emb" and not name.startswith(PREFIXES)
         },
         teacher=dict(tensors.get("_ema") or {}),
-        num_updates=history[-1].get("num_updates"),
+        num_updates=int(history[-1].get("num_updates") or 0) or None,
     )
 
 

@@ -1,7 +1,8 @@
 """fairseq checkpoints, ours and stock, old and new."""
 
+import contextlib
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,23 @@ def from_checkpoint(loaded: Any, path: Path) -> Contents:
     """The contents of a fairseq checkpoint that `safe_load` has read from `path`."""
     if not is_checkpoint(loaded):
         raise InputError(f"{path}: not a fairseq checkpoint: it has no `model`")
+    with damaged_settings(path):
+        return _contents(loaded, path)
+
+
+@contextlib.contextmanager
+def damaged_settings(path: Path) -> Iterator[None]:
+    """Say in one line that a checkpoint holds other things than fairseq stores."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, TypeError, RuntimeError, LookupError, AttributeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: its settings are damaged ({reason:.120})") from None
+
+
+def _contents(loaded: Mapping[str, Any], path: Path) -> Contents:
     model, task = _settings(loaded, path)
     family = _family(model, path)
     for name, (known, reason) in _REQUIRED.items():

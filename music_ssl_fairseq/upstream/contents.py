@@ -11,6 +11,7 @@ from torch import Tensor
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE
+from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
 
 ARCHITECTURE = {
     "extractor_mode": "default",
@@ -90,8 +91,18 @@ def architecture(fields: Mapping[str, Any], origin: str) -> dict[str, Any]:
         try:
             kind: Callable[[Any], Any] = type(default)
             config[name] = kind(default if value is None else value)
+            if kind is int and config[name] < 1:
+                raise ValueError
+            if name == "extractor_mode" and config[name] not in ("default", "layer_norm"):
+                raise ValueError
         except (TypeError, ValueError, OverflowError):
-            raise InputError(f"{origin}: {name} is {value!r}, which no encoder can have") from None
+            raise InputError(
+                f"{origin}: {name} is {value!r:.200}, which no encoder can have"
+            ) from None
+    try:
+        parse_conv_layers(config["conv_feature_layers"])
+    except InputError as error:
+        raise InputError(f"{origin}: {error}") from None
     return config
 
 
