@@ -318,7 +318,7 @@ def test_a_configuration_refuses_another_task_s_folder(here, capsys):
     data, run = here / "multi-class", Path("runs/not-mtt")
     message = refused(capsys, train, data, "encoder.pt", run, *SMALL, name="mtt")
     assert "but this configuration is for mtt" in message
-    assert not (run / "checkpoints").exists()
+    assert not list(run.rglob("*.pt"))
 
 
 @pytest.mark.parametrize(

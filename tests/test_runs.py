@@ -147,9 +147,9 @@ def test_a_checkpoint_of_an_earlier_version_is_continued_with_a_warning(here):
 
 
 def test_a_folder_in_which_another_process_trains_is_refused(here):
-    with hold("run/checkpoints/training.lock", "trains", ""):
+    with hold("run/checkpoints.lock", "trains", ""):
         message = refused()
-    assert "run/checkpoints: process" in message
+    assert "/run: process " in message
     assert "trains here already; wait for it or stop it" in message
 
 

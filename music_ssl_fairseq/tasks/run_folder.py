@@ -1,7 +1,6 @@
 """One run folder, one process, one run: what is asked of the folder before a run trains in it."""
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +19,8 @@ from music_ssl_fairseq.data.identity import Identity, differences, settings_iden
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.files import hold
 from music_ssl_fairseq.tasks.schedule import check_schedule
+from music_ssl_fairseq.training.checkpoints import checkpoint_to_resume
+from music_ssl_fairseq.training.saving import LAST, resume_file
 from music_ssl_fairseq.upstream.safe_load import safe_load
 
 logger = logging.getLogger(__name__)
@@ -27,8 +28,6 @@ logger = logging.getLogger(__name__)
 IDENTITY = "identity"
 EARLY_STOPPING = "early_stopping"
 """Where a checkpoint's `task_state` has what `RunFolder.state` gives."""
-
-_DEFAULT_RESTORE = "checkpoint_last.pt"
 
 _held: IO[bytes] | None = None
 
@@ -83,7 +82,7 @@ class RunFolder:
         if _held is not None:  # the run before, of a sweep
             _held.close()
         _held = hold(
-            folder / "training.lock",
+            folder.with_name(f"{folder.name}.lock"),
             "trains",
             "wait for it or stop it, or give another hydra.run.dir",
         )
@@ -93,7 +92,7 @@ class RunFolder:
         file, state = _checkpoint_to_continue(cfg.checkpoint)
         if file is None:
             return
-        on_purpose = cfg.checkpoint.restore_file != _DEFAULT_RESTORE and not own_restore_file
+        on_purpose = cfg.checkpoint.restore_file != LAST and not own_restore_file
         self._compare(file, state, on_purpose)
         take_early_stopping((state.get("task_state") or {}).get(EARLY_STOPPING))
         self.finished = _finished(cfg, state, folder)
@@ -156,24 +155,17 @@ def _plain(settings: Any) -> dict[str, Any]:
 
 
 def _checkpoint_to_continue(cfg: Any) -> tuple[Path | None, dict[str, Any]]:
-    """The checkpoint that will be loaded: the one asked for, or if that is damaged the newest.
+    """The checkpoint that will be loaded, and what is in it.
 
     What cannot be read is reported by who loads it.
     """
-    folder = Path(cfg.save_dir)
-    own = cfg.restore_file == _DEFAULT_RESTORE
-    file = folder / cfg.restore_file if own else Path(cfg.restore_file)
-    others: list[Path] = []
-    if file.parent.resolve() == folder.resolve():
-        others = sorted(folder.glob("checkpoint*.pt"), key=os.path.getmtime, reverse=True)
-    for candidate in (file, *others):
-        try:
-            state = safe_load(candidate)
-        except InputError:
-            continue
-        if isinstance(state, dict):
-            return candidate, state
-    return None, {}
+    suffix = cfg.checkpoint_suffix
+    try:
+        file = checkpoint_to_resume(Path(cfg.save_dir), resume_file(cfg, suffix), suffix)
+        state = None if file is None else safe_load(file)
+    except InputError:
+        return None, {}
+    return (file, state) if isinstance(state, dict) else (None, {})
 
 
 def _finished(cfg: Any, state: dict[str, Any], folder: Path) -> str:
