@@ -244,7 +244,7 @@ def test_damaged_metadata_is_one_line(corpus, tmp_path, capsys, text):
     assert main(command(corpus, tmp_path)) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"error: {tmp_path / 'metadata.json'}: ")
-    assert error.endswith("give --force to overwrite, or --labels for another folder\n")
+    assert error.endswith("--labels writes elsewhere; --force would replace them\n")
     assert len(error) < 1_000
 
 

@@ -6,6 +6,7 @@ manifest; a file of another rate is resampled when read, and its length here is 
 """
 
 import os
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -146,5 +147,6 @@ def missing_manifest(file: str | os.PathLike) -> InputError:
     """What to raise if `file` does not exist: names the command that makes it."""
     return InputError(
         f"{file}: no such manifest; make it with "
-        f"`python -m manifests_tools pretrain --root MUSIC_DIR --out {Path(file).parent}`"
+        "`python -m manifests_tools pretrain --root MUSIC_DIR --out "
+        f"{shlex.quote(str(Path(file).parent))}`"
     )

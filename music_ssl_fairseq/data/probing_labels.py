@@ -18,7 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.data.probing_task import ProbingTask, parse_number, parse_position
+from music_ssl_fairseq.data.probing_task import (
+    ProbingTask,
+    builder_command,
+    parse_number,
+    parse_position,
+)
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import LENGTH_TOLERANCE, SAMPLE_RATE
 from music_ssl_fairseq.texts import quoted, read_text
@@ -179,7 +184,7 @@ def read_rows(file: Path, manifest: Manifest) -> list[list[str]]:
     Raises:
         InputError: if there is no such file, or it has another number of lines than the manifest.
     """
-    again = "make the folder again with `python -m manifests_tools`"
+    again = f"make the folder again with {builder_command(manifest.file.parent)}"
     if not file.exists():
         raise InputError(f"{file}: no such file, so {manifest.file} has no labels; {again}")
     # Groups may be named by files, whose names need not be UTF-8.
@@ -187,7 +192,6 @@ def read_rows(file: Path, manifest: Manifest) -> list[list[str]]:
     lines = text.removesuffix("\n").split("\n") if text else []
     if len(lines) != len(manifest):
         raise InputError(
-            f"{file}: {len(lines)} lines, but {manifest.file} lists {len(manifest)} files: "
-            "make both again with `python -m manifests_tools`"
+            f"{file}: {len(lines)} lines, but {manifest.file} lists {len(manifest)} files: {again}"
         )
     return [line.split("\t") if line else [] for line in (line.rstrip("\r") for line in lines)]

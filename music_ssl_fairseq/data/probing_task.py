@@ -7,6 +7,7 @@ holds, for each split of `SPLITS`, what `probing_labels` describes, and this one
 import json
 import math
 import os
+import shlex
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -93,6 +94,12 @@ class ProbingTask:
         return len(self.classes) or len(self.targets) or 1
 
 
+def builder_command(folder: str | os.PathLike) -> str:
+    """What makes a task's folder, for an error message."""
+    where = shlex.quote(str(folder))
+    return f"`python -m manifests_tools NAME --root AUDIO_DIR --out {where}`"
+
+
 def read_task(folder: str | os.PathLike) -> ProbingTask:
     """Read `task.json` of a folder.
 
@@ -101,11 +108,8 @@ def read_task(folder: str | os.PathLike) -> ProbingTask:
     """
     file = Path(folder, FILE)
     if not file.exists():
-        raise InputError(
-            f"{file}: no such file; write it with "
-            f"`python -m manifests_tools NAME --root AUDIO_DIR --out {folder}`"
-        )
-    contents = read_json(file, "make it again with `python -m manifests_tools`")
+        raise InputError(f"{file}: no such file; write it with {builder_command(folder)}")
+    contents = read_json(file, f"make it again with {builder_command(folder)}")
     try:
         return _task(contents)
     except InputError as error:

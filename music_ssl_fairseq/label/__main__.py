@@ -300,8 +300,8 @@ def _job(arguments: argparse.Namespace, train: "Manifest") -> "Job":
     shard = choose_shard(a.shard, a.num_shards, os.environ)
     if a.force and shard.count > 1:
         raise InputError(
-            "--force: shards would undo each other's work; remove the folder of labels, or run "
-            "--stage fit --force once, by itself, and then the shards without --force"
+            "--force: shards would undo each other's work; run this command once with --stage fit "
+            "--force, by itself (--num-shards 1), and then the shards without --force"
         )
     features = Features(a.features, a.checkpoint, a.layer)
     asked_for_gpu = features.can_use_gpu and a.device == "cuda"
