@@ -1,12 +1,16 @@
 """Bad numbers and broken inputs during training: one line that names the tracks or the file."""
 
+import logging
 import os
+import resource
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from fairseq.logging import progress_bar
 
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.compat import one_line_errors
@@ -14,6 +18,7 @@ from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.unit_map import map_files
 from music_ssl_fairseq.errors import AudioError, InputError
+from music_ssl_fairseq.training.logs import patch_logs
 from tests.commands import TINY, make_corpus, train
 
 
@@ -126,3 +131,32 @@ def test_a_manifest_that_is_cut_while_in_use_is_one_line(tmp_path):
     with pytest.raises(InputError, match=r"train\.tsv: it has been cut"):
         manifest.name(1_900)
     assert manifest.name(3) == "0003.wav"
+
+
+@pytest.fixture
+def full_disk():
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_logs_on_a_full_disk_are_one_line_each(tmp_path, capsys, full_disk):
+    patch_logs()
+    logger = logging.Logger("of its own")
+    logger.addHandler(logging.FileHandler(tmp_path / "train.log"))
+    bar = progress_bar.TensorboardProgressBarWrapper([], str(tmp_path / "tensorboard"))
+    bar.wrapped_bar = SimpleNamespace(log=lambda *args, **kwargs: None)
+    logger.info("before")
+    full_disk()
+    try:
+        for step in range(4):
+            logger.info("a line " * 20)
+            bar.log({"loss": step, "num_updates": step}, tag="train", step=step)
+        assert not progress_bar._tensorboard_writers
+    finally:
+        progress_bar._tensorboard_writers.clear()
+        progress_bar.tensorboard_is_full = False
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2, lines
+    assert f"{tmp_path}/train.log: File too large; training goes on without it" in lines[0]
+    assert f"{tmp_path}/tensorboard: File too large" in lines[1]
