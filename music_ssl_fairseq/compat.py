@@ -155,8 +155,9 @@ def allow_fairseq_checkpoints() -> None:
 
 _COMMANDS = ("fairseq-hydra-train", "hydra_train", "fairseq-validate", "validate")
 
+# What torch makes of an InputError's message has lines; an InputError with it writes them as backslash and n.
 _IN_LOADING = re.compile(
-    r"in DataLoader worker process.*^[\w.]*\.(?:Input|Audio)Error: ", re.MULTILINE | re.DOTALL
+    r"in DataLoader worker process.*(?:\n|\\n)[\w.]*\.(?:Input|Audio)Error: ", re.DOTALL
 )
 _KILLED_LOADING = re.compile(r"DataLoader worker \(pid")
 
@@ -197,7 +198,7 @@ def _message_of_loading(error: Exception) -> str | None:
     """What is to be said of an error in a loading process, from what torch says of it."""
     message = str(error)
     if found := _IN_LOADING.search(message):
-        return message[found.end() :].strip()
+        return message[found.end() :].removesuffix("\\n").strip()
     if _KILLED_LOADING.match(message):
         cause = str(error.__cause__ or error).splitlines()[0].rstrip(" .")
         return f"{cause}; if that was for want of memory: fewer dataset.num_workers"

@@ -1,6 +1,8 @@
-"""Every test starts from the same state of the random generators, on one thread."""
+"""Every test starts from the same state of the random generators, on one thread, in no command."""
 
 import random
+import sys
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -18,3 +20,13 @@ def seed() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 (fairseq draws from the global generator)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_command() -> Iterator[None]:
+    """A test that runs a command in this process leaves it behind; so errors pass as in Python."""
+    argv = sys.argv
+    yield
+    sys.argv = argv
+    if "hydra.core.hydra_config" in sys.modules:
+        sys.modules["hydra.core.hydra_config"].HydraConfig.instance().cfg = None

@@ -6,6 +6,7 @@ nothing to index or parse: of a thousand hours at 100 Hz, 720 MB, of which a cro
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ class UnitMap:
     def _open(self) -> None:
         units, offsets = map_files(self._file)
         self._handle = units.open("rb")
-        self._units = read_array(units)
+        self._units: Any = read_array(units)  # a np.memmap
         self._offsets = np.array(read_array(offsets))
         numbers = self._offsets.ndim == 1 and self._offsets.dtype == np.int64
         self.counts = np.diff(self._offsets) if numbers else np.zeros(0, np.int64)

@@ -15,7 +15,8 @@ def patch_logs() -> None:
     """Let a log that cannot be written be one line, instead of a traceback for each of its own."""
     from fairseq.logging import progress_bar
 
-    logging.FileHandler.handleError = _once(logging.FileHandler.handleError)
+    handler: Any = logging.FileHandler
+    handler.handleError = _once(handler.handleError)
     threading.excepthook = _without_full_disks(threading.excepthook)
     bar = progress_bar.TensorboardProgressBarWrapper
     bar._log_to_tensorboard = _giving_up(bar._log_to_tensorboard, progress_bar)
