@@ -155,7 +155,7 @@ def allow_fairseq_checkpoints() -> None:
 
 _COMMANDS = ("fairseq-hydra-train", "hydra_train", "fairseq-validate", "validate")
 
-# What torch makes of an InputError's message has lines; an InputError with it writes them as backslash and n.
+# torch puts a traceback before the message. An InputError shows its line ends as backslash and n.
 _IN_LOADING = re.compile(
     r"in DataLoader worker process.*(?:\n|\\n)[\w.]*\.(?:Input|Audio)Error: ", re.DOTALL
 )
