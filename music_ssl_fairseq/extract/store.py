@@ -29,6 +29,7 @@ from music_ssl_fairseq.extract.checksums import CHECKSUMS, Checksums
 from music_ssl_fairseq.extract.row_file import RowFile
 from music_ssl_fairseq.files import atomic_path, remove_temporary
 from music_ssl_fairseq.npy import is_whole, read_header, write_header
+from music_ssl_fairseq.texts import read_object
 from music_ssl_fairseq.upstream.windows import Stitcher, Window
 
 METADATA = "metadata.json"
@@ -284,22 +285,16 @@ def open_folder(
 def _compare(folder: Path, manifest: Manifest, settings: Mapping[str, Any]) -> None:
     """Fail if a folder holds features of other settings."""
     file = folder / METADATA
-    way_out = "--out writes elsewhere; --force would replace them"
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        stored = [(name, found.get(name)) for name in settings]
-    except FileNotFoundError:
+    way_out = "choose another --out, or overwrite them with --force"
+    if not file.exists():
         if output := next(_outputs(folder, manifest), None):
-            raise InputError(f"{output}: features without {file}: {way_out}") from None
+            raise InputError(f"{output}: features without {file}: {way_out}")
         return
-    except (ValueError, AttributeError, RecursionError):
-        raise InputError(
-            f"{file}: damaged, so what made the features there is not known: {way_out}"
-        ) from None
-    for name, value in stored:
-        if value != settings[name]:
+    found = read_object(file, way_out)
+    for name, value in settings.items():
+        if found.get(name) != value:
             raise InputError(
-                f"{folder}: holds features with {name} = {value!r:.100}, not {settings[name]!r}: "
+                f"{folder}: holds features with {name} = {found.get(name)!r:.100}, not {value!r}: "
                 f"{way_out}"
             )
 
