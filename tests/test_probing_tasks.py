@@ -329,3 +329,12 @@ def test_what_is_not_given_is_one_line(here, capsys, given, says):
     message = refused(capsys, train, here / "multi-class", "mfcc", run, given)
     assert f"{given.partition('=')[0]} is missing: give " in message
     assert says in message
+
+
+def test_a_head_that_diverges_is_left_behind_by_the_others(here):
+    run = Path("runs") / "diverged"
+    small = [option for option in SMALL if "learning_rates" not in option]
+    train(here / "regression", "encoder.pt", run, *small, "model.learning_rates=[0.01,1e30]")
+    rows = json.loads((run / "probe.json").read_text())["rows"]
+    assert [row["score"] is None for row in rows] == [False, True] * 3
+    assert [row["learning_rate"] for row in rows if row["chosen"]] == [0.01]

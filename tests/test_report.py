@@ -89,6 +89,17 @@ def test_the_interval_is_that_of_a_binomial_where_one_is_known():
     assert wide[1] - wide[0] > 1.7 * (high - low)
 
 
+def test_the_interval_of_r2_of_a_few_files_holds_the_figure():
+    """Resamples of almost one value have huge negative scores."""
+    rng = np.random.default_rng(0)
+    truth = np.array([0.0, 0.0, 0.0, 1e-3, 0.01, 1.0])[:, None]
+    outputs = truth + 0.3 * rng.standard_normal(truth.shape)
+    found = Predictions([""] * 6, np.arange(6), outputs, truth, np.ones(6, np.int64))
+    low, high = interval("r2_a", found, targets=("a",))
+    assert low <= statistic("r2_a", found, np.ones((1, 6)), targets=("a",))[0] <= high
+    assert low < -100
+
+
 def test_published_figures_are_those_of_the_protocol():
     known = {row.model: row.figures() for row in ROWS}
     assert known["music2vec (MAP)"]["giantsteps-key", "weighted_key_score"] == 0.506

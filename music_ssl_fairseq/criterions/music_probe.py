@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
@@ -17,7 +18,9 @@ class MusicProbeCriterionConfig(FairseqDataclass):
 @register_criterion("music_probe", dataclass=MusicProbeCriterionConfig)
 class MusicProbeCriterion(FairseqCriterion):
     """Cross-entropy (multi-class, key), binary cross-entropy (multi-label, beats) or squared error
-    (regression), summed over rows and items: each row gets the gradient of its own loss alone."""
+    (regression), summed over rows and items: each row gets the gradient of its own loss alone.
+
+    A row that has diverged is left out of what is logged, so that the others go on."""
 
     def __init__(self, task: Any):
         super().__init__(task)
@@ -31,8 +34,8 @@ class MusicProbeCriterion(FairseqCriterion):
         """
         outputs = model(**sample["net_input"])
         size = outputs.size(1)
-        loss = self._loss(model, outputs, sample["target"])
-        logs = self._logs(sample, loss, len(outputs), size)
+        losses = self._losses(model, outputs, sample["target"])
+        loss, logs = losses.sum(), self._logs(sample, losses)
         if not model.training:
             outputs = outputs.detach().float()
             if self.kind == "regression":
@@ -44,33 +47,31 @@ class MusicProbeCriterion(FairseqCriterion):
             }
         return loss, size, logs
 
-    def _loss(self, model: Any, outputs: Tensor, target: Tensor) -> Tensor:
-        """Summed over rows and items, a mean over the outputs of an item."""
+    def _losses(self, model: Any, outputs: Tensor, target: Tensor) -> Tensor:
+        """`[rows]`, summed over items, a mean over the outputs of an item."""
         if self.kind in ("multi-class", "key"):
             rows = len(outputs)
-            return F.cross_entropy(outputs.flatten(0, 1), target.repeat(rows), reduction="sum")
+            each = F.cross_entropy(outputs.flatten(0, 1), target.repeat(rows), reduction="none")
+            return each.view(rows, -1).sum(1)
         if self.kind == "regression":
             target = model.normalised_target(target)
-            return (outputs - target).square().mean(-1).sum()
-        target = target.reshape(outputs.shape[1:])
-        return (
-            F.binary_cross_entropy_with_logits(outputs, target.expand_as(outputs), reduction="none")
-            .mean(-1)
-            .sum()
-        )
+            return (outputs - target).square().mean(-1).sum(1)
+        target = target.reshape(outputs.shape[1:]).expand_as(outputs)
+        each = F.binary_cross_entropy_with_logits(outputs, target, reduction="none")
+        return each.mean(-1).sum(1)
 
     def train_row_by_row(self, model: Any, sample: dict[str, Any], optimizer: Any):
         """As `forward` in training, but with the updates made."""
         losses = model.train_row_by_row(sample, optimizer, partial(self.loss_and_gradient, model))
-        size = sample["ntokens"]
-        loss = losses.sum()
-        return loss, size, self._logs(sample, loss, len(losses), size)
+        return losses.nansum(), sample["ntokens"], self._logs(sample, losses)
 
     @staticmethod
-    def _logs(sample: dict[str, Any], loss: Tensor, rows: int, size: int) -> dict[str, Any]:
+    def _logs(sample: dict[str, Any], losses: Tensor) -> dict[str, Any]:
+        losses = losses.detach()
+        finite = losses.isfinite()
         return {
-            "loss": loss.detach() / max(1, rows),
-            "sample_size": size,
+            "loss": torch.where(finite, losses, 0.0).sum() / finite.sum().clamp(min=1),
+            "sample_size": sample["ntokens"],
             "nsentences": sample["nsentences"],
             "ntokens": sample["ntokens"],
         }

@@ -111,8 +111,8 @@ def train(
         target: `[N, ...]`.
 
     Returns:
-        `[rows]` losses summed over all items. The norm of the output weights' last gradients is
-        left in `optimizer.norm`.
+        `[rows]` losses summed over all items. The norm of the output weights' last gradients, of
+        all rows but diverged ones, is left in `optimizer.norm`.
     """
     by_layer = features.transpose(0, 1).contiguous()
     losses, norms = torch.zeros(2, len(heads.rows))
@@ -126,7 +126,7 @@ def train(
 
     # The weighted sums take longest: first, so that no thread waits for another at the end.
     _for_each(reversed(range(len(heads.rows))), work)
-    optimizer.norm = norms.norm()
+    optimizer.norm = torch.where(norms.isfinite(), norms, 0.0).norm()
     return losses
 
 

@@ -194,15 +194,16 @@ class RowAdam(FairseqOptimizer):
         self, max_norm: float, aggregate_norm_fn: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
         """The norm of the gradients of all but the largest parameter, whose norm alone would take
-        as long as a tenth of the step; `norm`, if gradients are kept elsewhere. Nothing is
-        clipped: it would tie the rows together."""
+        as long as a tenth of the step; `norm`, if gradients are kept elsewhere. Rows that have
+        diverged are left out. Nothing is clipped: it would tie the rows together."""
         largest = max(self.params, key=Tensor.numel)
         gradients = [
             p.grad for p in self.params if p is not largest and p.grad is not None and p.numel()
         ]
         if not gradients:
             return self.norm
-        return torch.stack(torch._foreach_norm(gradients)).norm() * self._scale
+        rows = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
+        return torch.where(rows.isfinite(), rows, 0.0).norm() * self._scale
 
     def step(self, closure: Any = None, scale: float = 1.0, groups: Any = None) -> None:
         """Update each row at its own rate."""

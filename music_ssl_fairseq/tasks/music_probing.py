@@ -403,7 +403,10 @@ class MusicProbingTask(FairseqTask):
             self._stop_loading(CHOOSE_ON)
         chosen = model.chosen_row()
         if chosen is None:
-            raise InputError(f"{self.probing.metric} is not a number for any row: too few labels?")
+            raise InputError(
+                f"{self.probing.metric} is not a number for any head: too few different labels in "
+                f"{CHOOSE_ON}, or every model.learning_rates too high"
+            )
         stats.pop("best_saved", None)
         stats |= {
             "saved": self._epoch if self._checkpoint_is_due() else -1,
