@@ -285,7 +285,7 @@ def open_folder(
 def _compare(folder: Path, manifest: Manifest, settings: Mapping[str, Any]) -> None:
     """Fail if a folder holds features of other settings."""
     file = folder / METADATA
-    way_out = "choose another --out, or overwrite them with --force"
+    way_out = "--out writes elsewhere; --force would replace them"
     if not file.exists():
         if output := next(_outputs(folder, manifest), None):
             raise InputError(f"{output}: features without {file}: {way_out}")

@@ -91,7 +91,7 @@ def architecture(fields: Mapping[str, Any], origin: str) -> dict[str, Any]:
         try:
             kind: Callable[[Any], Any] = type(default)
             config[name] = kind(default if value is None else value)
-            if kind is int and config[name] < min(default, 1):
+            if kind is int and config[name] < (1 if default else 0):
                 raise ValueError
             if name == "extractor_mode" and config[name] not in ("default", "layer_norm"):
                 raise ValueError
