@@ -11,11 +11,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from manifests_tools.check_probing import check_probing
-from manifests_tools.examine import add_reading_options, examine
+from manifests_tools.examine import COPY, SILENT, add_reading_options, listen
 from manifests_tools.find import FileId, identify
 from manifests_tools.findings import Findings
 from manifests_tools.left_out import kind_of
 from manifests_tools.parallel import parallel_map
+from music_ssl_fairseq.data.copies import find_copies
 from music_ssl_fairseq.data.labels import (
     LabelStore,
     UnitDictionary,
@@ -25,6 +26,7 @@ from music_ssl_fairseq.data.labels import (
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.probing_task import FILE as TASK_FILE
 from music_ssl_fairseq.data.units import labels_beside, read_metadata
+from music_ssl_fairseq.data.validation import concerns
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.files import checksum
 from music_ssl_fairseq.frames import SAMPLE_RATE, label_hop, labels_fit
@@ -90,12 +92,18 @@ def run(
     its_labels = _find_labels(folder, labels, label_rate)
     findings = Findings()
     splits = _open_manifests(folder, findings)
-    _check_audio(splits, thorough, workers, findings)
+    is_task = (folder / TASK_FILE).exists()
+    _check_audio(splits, thorough, workers, findings, is_task)
+    if thorough:
+        _check_copies(splits, findings, is_task)
     totals = dict.fromkeys(splits, "")
     if its_labels is not None:
         totals = _check_labels(splits, its_labels, findings)
-    if (folder / TASK_FILE).exists():
+    if is_task:
         check_probing(folder, list(splits), findings)
+    if "valid" in splits and not is_task:
+        for sentence in concerns(splits["valid"]):
+            print(f"warning: {sentence}", file=sys.stderr)
     if findings:
         findings.finish()
         return 1
@@ -165,7 +173,7 @@ def _open_manifests(folder: Path, findings: Findings) -> dict[str, Manifest]:
 
 
 def _check_audio(
-    splits: dict[str, Manifest], thorough: bool, workers: int, findings: Findings
+    splits: dict[str, Manifest], thorough: bool, workers: int, findings: Findings, is_task: bool
 ) -> None:
     seen: dict[FileId, str] = {}
     for split, manifest in splits.items():
@@ -181,13 +189,34 @@ def _check_audio(
         results = parallel_map(function, tracks, workers, f"reading {split}")
         here: dict[FileId, str] = {}
         for (name, _), (reason, identity) in zip(tracks, results, strict=True):
-            if reason is not None:
+            if reason == SILENT and is_task:
+                # Which files a task has is not the user's choice.
+                findings.note(f"warning: {split}: {name}: {reason}")
+            elif reason is not None:
                 findings.add(f"{split}, {kind_of(reason)}", f"{split}: {name}: {reason}")
             if identity in seen:
                 findings.add("in two splits", f"{split}: {name}: also in {seen[identity]}")
             elif identity is not None and split != SPLITS[-1]:
                 here[identity] = split
         seen |= here
+
+
+def _check_copies(splits: dict[str, Manifest], findings: Findings, is_task: bool) -> None:
+    """Files of equal bytes: a problem in two splits, worth a line within one."""
+    paths = {s: [m.path(i) for i in range(len(m))] for s, m in splits.items()}
+    for split, of_split in paths.items():
+        within = find_copies(of_split)
+        if within:
+            findings.note(f"warning: {split}: {len(within)} files are copies of others in it")
+    for number, first in enumerate(SPLITS):
+        for second in SPLITS[number + 1 :]:
+            for path, twin in find_copies(paths.get(second, []), paths.get(first, [])).items():
+                if not os.path.samefile(path, twin):
+                    line = f"{second}: {path}: {COPY} in {first}: {twin}"
+                    if is_task:
+                        findings.note(f"warning: {line}")
+                    else:
+                        findings.add(f"{second}, {COPY}", line)
 
 
 def _check_track(
@@ -199,14 +228,14 @@ def _check_track(
     identity = None
     try:
         identity = identify(os.stat(path))
-        info = examine(path, thorough)
+        info, silent = listen(path, thorough)
     except AudioError as error:
         return error.reason, identity
     except OSError as error:
         return f"cannot be opened: {error.strerror}", None
     length = info.length_at()
     if abs(length - stated) <= 1:
-        return None, identity
+        return SILENT if silent else None, identity
     reason = f"wrong length: {stated} samples stated, at {SAMPLE_RATE} Hz it has {length}"
     if stated == info.num_samples:
         reason += f" (stated at its own rate, {info.sample_rate} Hz: make the manifest again)"

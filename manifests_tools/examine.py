@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from math import log10
 
 from manifests_tools.left_out import LeftOut
 from manifests_tools.parallel import parallel_map
@@ -15,6 +16,9 @@ from music_ssl_fairseq.errors import AudioError
 
 EDGE_SECONDS = 0.25
 """Decoded at the start and at the end of each file."""
+
+SILENT = f"silent: nothing in it is louder than {20 * log10(audio.SILENCE):.0f} dB"
+COPY = "a copy of another file"
 
 BLOCK_SECONDS = 120
 """Decoded at a time where a file is decoded whole, so that memory does not grow with length."""
@@ -27,6 +31,7 @@ class Track:
     name: str
     num_samples: int
     sample_rate: int
+    silent: bool = False
 
 
 def add_reading_options(parser: argparse.ArgumentParser) -> None:
@@ -54,16 +59,27 @@ def examine(path: str, thorough: bool = False) -> AudioInfo:
     Raises:
         AudioError: if the file is not audio, or damaged in what was read.
     """
+    return listen(path, thorough)[0]
+
+
+def listen(path: str, thorough: bool = False) -> tuple[AudioInfo, bool]:
+    """As `examine`, and whether the file is silent: decoded whole only where both ends are.
+
+    Raises:
+        AudioError: as `examine`.
+    """
     info = audio.probe(path)
-    # At the file's own rate: the very last sample, and no resampling.
-    if thorough:
-        for start, stop in blocks(info.num_samples, info.sample_rate):
-            audio.read(path, start, stop - start, info.sample_rate)
-    else:
-        edge = int(EDGE_SECONDS * info.sample_rate)
-        audio.read(path, 0, edge, info.sample_rate)
-        audio.read(path, max(0, info.num_samples - edge), edge, info.sample_rate)
-    return info
+    everything = list(blocks(info.num_samples, info.sample_rate))
+    edge = int(EDGE_SECONDS * info.sample_rate)
+    edges = [(0, edge), (max(0, info.num_samples - edge), info.num_samples)]
+
+    def is_silent(part: tuple[int, int]) -> bool:
+        # At the file's own rate: the very last sample, and no resampling.
+        start, stop = part
+        return audio.is_silent(audio.read(path, start, stop - start, info.sample_rate))
+
+    silent = [is_silent(part) for part in (everything if thorough else edges)]
+    return info, all(silent) and (thorough or all(map(is_silent, everything)))
 
 
 def blocks(num_samples: int, sample_rate: int) -> Iterator[tuple[int, int]]:
@@ -89,10 +105,10 @@ def examine_tracks(
 
 def _examine_track(name: str, root: str, min_seconds: float, thorough: bool) -> Track | LeftOut:
     try:
-        info = examine(os.path.join(root, name), thorough)
+        info, silent = listen(os.path.join(root, name), thorough)
     except AudioError as error:
         return LeftOut(name, error.reason)
     seconds = info.num_samples / info.sample_rate
     if info.num_samples == 0 or seconds < min_seconds:
         return LeftOut(name, f"too short: {seconds:.3f} s, at least {min_seconds:g} s are needed")
-    return Track(name, info.length_at(), info.sample_rate)
+    return Track(name, info.length_at(), info.sample_rate, silent)

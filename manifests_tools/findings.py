@@ -1,5 +1,6 @@
 """Problems that a check comes across."""
 
+import sys
 from collections import Counter
 
 from tqdm import tqdm
@@ -14,6 +15,10 @@ class Findings:
 
     def __init__(self) -> None:
         self._kinds: Counter[str] = Counter()
+
+    def note(self, line: str) -> None:
+        """Print something that is worth knowing, and no problem."""
+        tqdm.write(_printable(line), file=sys.stderr)
 
     def add(self, kind: str, line: str) -> None:
         """Note a problem; `line` says all of it."""
@@ -30,3 +35,8 @@ class Findings:
             if count > _SHOWN:
                 print(f"... and {count - _SHOWN} more: {kind}")
         print(f"{len(self)} problem{'s' if len(self) > 1 else ''} found")
+
+
+def _printable(line: str) -> str:
+    # Names need not be UTF-8, and would not print.
+    return line.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -9,12 +9,20 @@ from collections import Counter
 from pathlib import Path
 
 from manifests_tools.convert import convert_tracks
-from manifests_tools.examine import Track, add_reading_options, examine_tracks
+from manifests_tools.examine import (
+    COPY,
+    SILENT,
+    Track,
+    add_reading_options,
+    examine_tracks,
+)
 from manifests_tools.find import KINDS, find_audio, is_within
 from manifests_tools.left_out import REPORT, LeftOut, count_kinds, write_left_out
 from manifests_tools.split import GroupBy, choose_valid, group_tracks
-from music_ssl_fairseq.data.manifest import write_manifest
+from music_ssl_fairseq.data.copies import find_copies
+from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.data.units import labels_beside
+from music_ssl_fairseq.data.validation import concerns
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.files import atomic_path
 from music_ssl_fairseq.frames import SAMPLE_RATE
@@ -93,7 +101,8 @@ def run(
         _refuse_mixing(root, convert)
     names, unlisted = find_audio(root)
     tracks, unusable = examine_tracks(root, names, min_seconds, thorough, workers)
-    left_out = [*unlisted, *unusable]
+    tracks, of_no_use = _without_silence_and_copies(root, tracks)
+    left_out = [*unlisted, *unusable, *of_no_use]
     listed = {track.name: track.name for track in tracks}
     if convert is not None:
         listed, damaged = convert_tracks(root, convert, tracks, workers)
@@ -115,6 +124,23 @@ def run(
             temporary = stack.enter_context(atomic_path(Path(out, f"{split}.tsv")))
             write_manifest(temporary, convert or root, lines)
     _summarise(out, splits, left_out, report)
+
+
+def _without_silence_and_copies(
+    root: str, tracks: list[Track]
+) -> tuple[list[Track], list[LeftOut]]:
+    """Tracks that teach something, and that validation does not share with training."""
+    left_out = [LeftOut(track.name, SILENT) for track in tracks if track.silent]
+    tracks = [track for track in tracks if not track.silent]
+    copies = find_copies([os.path.join(root, track.name) for track in tracks])
+    kept = []
+    for track in tracks:
+        first = copies.get(os.path.join(root, track.name))
+        if first is None:
+            kept.append(track)
+        else:
+            left_out.append(LeftOut(track.name, f"{COPY}: {os.path.relpath(first, root)}"))
+    return kept, left_out
 
 
 def _share(text: str) -> float:
@@ -179,6 +205,8 @@ def _summarise(out: str, splits: dict[str, Groups], left_out: list[LeftOut], rep
         print(f"{split}: {len(tracks)} tracks, {hours:.2f} h, {len(groups)} groups")
     print("sample rates:", ", ".join(f"{rate} Hz {rates[rate]}" for rate in sorted(rates)))
     print(f"left out: {count_kinds(left_out)}" + (f", listed in {report}" if left_out else ""))
+    for sentence in concerns(Manifest(Path(out, "valid.tsv"))):
+        print(f"warning: {sentence}", file=sys.stderr)
     where = ""
     if Path(out) != Path("manifests"):
         labels = shlex.quote(str(labels_beside(out)))

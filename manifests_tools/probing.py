@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from manifests_tools.find import require_folder
 from manifests_tools.labelled import DataSet, printable, shorten
 from manifests_tools.left_out import REPORT, LeftOut, count_kinds, write_left_out
 from music_ssl_fairseq.command import example
+from music_ssl_fairseq.data.copies import find_copies
 from music_ssl_fairseq.data.probing_task import FILE, SPLITS, ProbingTask, write_task
 from music_ssl_fairseq.data.probing_writer import Example, remove_split, write_split
 from music_ssl_fairseq.errors import InputError
@@ -123,6 +125,7 @@ def build(
     data.refuse_unusable(root)
     names = list(dict.fromkeys(name for split in data.splits for name in data.names(split)))
     tracks, left_out = examine_tracks(root, names, MIN_SECONDS, thorough, workers)
+    _warn_of_silence_and_copies(root, data, tracks)
     unusable = {item.name: item for item in left_out}
     write_left_out(folder / REPORT, left_out)
     for split in data.splits:
@@ -138,6 +141,23 @@ def build(
             remove_split(folder, split)
     write_task(folder, task)
     _summarise(folder, task, examples, [*left_out, *empty], len(names), config)
+
+
+def _warn_of_silence_and_copies(root: str, data: DataSet, tracks: list[Track]) -> None:
+    """Say what makes scores doubtful, but stays: which files a task has is not ours to choose."""
+    if silent := [printable(track.name) for track in tracks if track.silent]:
+        print(
+            f"warning: {len(silent)} labelled files are silent: {shorten(silent)}", file=sys.stderr
+        )
+    paths = {s: [os.path.join(root, name) for name in data.names(s)] for s in data.splits}
+    for first, second in combinations(paths, 2):
+        if copies := find_copies(paths[second], paths[first]):
+            names = [printable(os.path.relpath(path, root)) for path in copies]
+            print(
+                f"warning: {len(names)} files of {second} are copies, byte for byte, of files of "
+                f"{first}: {shorten(names)}",
+                file=sys.stderr,
+            )
 
 
 def _refuse_missing(

@@ -41,6 +41,9 @@ _ROLLOFF = 0.945  # cut-off as a share of the lower Nyquist frequency
 
 _LOST_TAIL = 0.02  # seconds at most by which encoders state more than can be decoded
 _LONGEST = 2**40  # samples; libsndfile gives 2**63 - 1 for a FLAC stream that states no length
+SILENCE = 1e-4
+"""A waveform that stays within this much of one value is silent: -80 dB of full scale."""
+
 _LARGEST_SAMPLE = 1e10  # beyond 32-bit integers stored as floats; its square still fits float32
 
 
@@ -112,6 +115,11 @@ def _refuse_bad_samples(name: str, waveform: np.ndarray) -> None:
         raise AudioError(name, "holds NaN or infinite samples")
     if peak > _LARGEST_SAMPLE:
         raise AudioError(name, f"holds samples as large as {peak:.3g}, where audio is within 1")
+
+
+def is_silent(waveform: np.ndarray) -> bool:
+    """Whether nothing is to be heard in `[T]`: it does not move, or by no more than dither does."""
+    return not len(waveform) or float(waveform.max() - waveform.min()) <= 2 * SILENCE
 
 
 def normalise(waveform: np.ndarray) -> np.ndarray:

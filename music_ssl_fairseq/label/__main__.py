@@ -383,6 +383,8 @@ def _manifests(where: Path) -> dict[str, "Manifest"]:
 
 
 def _summarise(folder: "LabelFolder", splits: dict[str, "Manifest"]) -> None:
+    from music_ssl_fairseq.label.notices import notices
+
     metadata = folder.metadata
     if not metadata:
         raise InputError(f"{folder.path}: nothing there yet; run --stage fit, then --stage assign")
@@ -408,6 +410,13 @@ def _summarise(folder: "LabelFolder", splits: dict[str, "Manifest"]) -> None:
         )
         if record["unreadable"]:
             _say(f"  {split}: {len(record['unreadable'])} tracks cannot be read, and have no units")
+    for sentence in notices(splits, metadata["splits"]):
+        _say(_printable(f"warning: {sentence}"))
+
+
+def _printable(text: str) -> str:
+    # Names need not be UTF-8, and would not print.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _say_next(manifests: Path, labels: Path) -> None:

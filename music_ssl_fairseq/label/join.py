@@ -19,6 +19,8 @@ from music_ssl_fairseq.label.usage import Usage
 from music_ssl_fairseq.label.work import WorkFolder
 from music_ssl_fairseq.npy import write_header
 
+_MONOTONOUS = 0.8  # share of labels
+
 
 class Joined:
     """What joining has found out.
@@ -26,12 +28,14 @@ class Joined:
     Attributes:
         usage: of the units.
         unreadable: tracks without labels because they could not be read.
+        monotonous: tracks of which one unit has nearly all labels: they may be silent.
         words: each unit's text.
     """
 
     def __init__(self, k: int):
         self.usage = Usage(k)
         self.unreadable: list[int] = []
+        self.monotonous: list[int] = []
         # Looked up, a unit's text costs half of what it costs to make.
         self.words = [str(unit) for unit in range(k)]
 
@@ -88,6 +92,8 @@ def _join_block(
     for units in np.split(block.values, np.cumsum(block.lengths)[:-1]):
         words = map(joined.words.__getitem__, units.tolist())
         text.write(" ".join(words).encode() + b"\n")
+        if len(units) and np.bincount(units).max() > _MONOTONOUS * len(units):
+            joined.monotonous.append(joined.usage.tracks)
         joined.usage.add(units)
 
 

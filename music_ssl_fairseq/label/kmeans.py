@@ -108,6 +108,32 @@ def check_enough(num_frames: int, k: int) -> str | None:
     return None
 
 
+def check_distinct(frames: np.ndarray, k: int) -> str | None:
+    """Whether `[n, D]` float32 frames differ enough for `k` clusters: a warning if not.
+
+    Raises:
+        InputError: if all frames are equal, as they are of silence.
+    """
+    # A sum with odd weights tells rows apart, and costs a part of sorting them.
+    weights = np.random.default_rng(0).integers(1, 2**62, frames.shape[1], np.uint64) * 2 + 1
+    number, size = 0, 4 * k
+    while number < k and size < 8 * len(frames):
+        rows = np.ascontiguousarray(frames[:size]).view(np.uint32).astype(np.uint64)
+        number = len(np.unique((rows * weights).sum(axis=1, dtype=np.uint64)))
+        size *= 8
+    if number == 1:
+        raise InputError(
+            f"all {len(frames)} frames sampled are equal: is the music silent? "
+            "`python -m manifests_tools check MANIFESTS --thorough` names silent tracks"
+        )
+    if number < k:
+        return (
+            f"only {number} of the {len(frames)} frames sampled are distinct, for {k} clusters: "
+            f"some units will never occur; give more audio, or --k {number} at most"
+        )
+    return None
+
+
 def fit(
     frames: np.ndarray,
     options: Options,

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -237,13 +238,14 @@ class LabelFolder:
                 return False
         return True
 
-    def finish(self, split: str, manifest: Manifest, joined: Joined) -> None:
-        """Record that a split's labels are all there."""
+    def finish(self, split: str, manifest: Manifest, joined: Joined, silent: Sequence[int]) -> None:
+        """Record that a split's labels are all there; `silent` are its silent tracks."""
         self.metadata["splits"][split] = {
             "manifest": str(manifest.file),
             "manifest_sha256": fingerprint(manifest),
             **joined.usage.summary(),
             "unreadable": joined.unreadable,
+            "silent": list(silent),
             "sha256": {
                 name: checksum(self.path / name) for name in (f"{split}.{kind}" for kind in _KINDS)
             },

@@ -22,6 +22,7 @@ from music_ssl_fairseq.label.blocks import Stage
 from music_ssl_fairseq.label.given import check_dimension, load_centroids
 from music_ssl_fairseq.label.join import join
 from music_ssl_fairseq.label.kmeans import Fit, Options
+from music_ssl_fairseq.label.notices import silent_tracks
 from music_ssl_fairseq.label.parallel import Crew, ordered
 from music_ssl_fairseq.label.recipe import LabelFolder
 from music_ssl_fairseq.label.sample import Part, Reader, Sample
@@ -137,6 +138,8 @@ def _fit(job: Job, num_blocks: int, backend: Backend, whole: Sample | None) -> t
         return _fit_batches(job, whole, backend, _begun_batches(found), file)
     frames = _load_sample(job.folder, num_blocks, job.front.dimension)
     kmeans.check_enough(len(frames), job.folder.recipe.k)
+    if warning := kmeans.check_distinct(frames, job.folder.recipe.k):
+        print(f"warning: {warning}", file=sys.stderr)
     fit = _fit_sample(job, frames, backend)
     if whole is None:
         return fit, len(frames)
@@ -281,9 +284,6 @@ def assign(job: Job, split: str, manifest: Manifest) -> bool:
                 file=sys.stderr,
             )
             return False
-        folder.finish(
-            split,
-            manifest,
-            join(folder.work, name, len(blocks), folder.target(split), len(centroids)),
-        )
+        joined = join(folder.work, name, len(blocks), folder.target(split), len(centroids))
+        folder.finish(split, manifest, joined, silent_tracks(manifest, joined.monotonous))
     return True

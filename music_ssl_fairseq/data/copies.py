@@ -1,0 +1,64 @@
+"""Files that hold the same bytes under different names."""
+
+import os
+import stat
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable
+from contextlib import suppress
+from hashlib import blake2b
+
+_PART = 1 << 16  # bytes from the middle, which tell most files of equal size apart
+
+
+def find_copies(paths: Iterable[str], others: Iterable[str] = ()) -> dict[str, str]:
+    """Find files whose bytes are those of another one; only files of equal size are read.
+
+    Args:
+        paths: what to look at; files that cannot be read have no copies.
+        others: if given, copies are looked for among these alone.
+
+    Returns:
+        Path -> the first of `others`, or of the paths before it, that it is a copy of.
+    """
+    among = set(others)
+    groups = [list(dict.fromkeys([*others, *paths]))]
+    for key in (_size, _middle, _whole):
+        parts = [part for group in groups for part in _divide(group, key)]
+        groups = [part for part in parts if _may_hold_copies(part, among)]
+    return {path: group[0] for group in groups for path in group[1:] if path not in among}
+
+
+def _divide(group: list[str], key: Callable[[str], Hashable]) -> Iterable[list[str]]:
+    parts: dict[Hashable, list[str]] = defaultdict(list)
+    for path in group:
+        with suppress(OSError, ValueError):  # a name may hold a NUL byte
+            parts[key(path)].append(path)
+    return parts.values()
+
+
+def _may_hold_copies(part: list[str], among: set[str]) -> bool:
+    if not among:
+        return len(part) > 1
+    return part[0] in among and part[-1] not in among
+
+
+def _size(path: str) -> int:
+    # Only regular files: to read from another may never end.
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(f"{path}: not a regular file")
+    return status.st_size
+
+
+def _middle(path: str) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) // 2 - _PART // 2))
+        return blake2b(file.read(_PART)).digest()
+
+
+def _whole(path: str) -> bytes:
+    found = blake2b()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.digest()

@@ -1,0 +1,54 @@
+"""What is wrong with the music, and labels would hide: silence, copies, little validation."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from music_ssl_fairseq import audio
+from music_ssl_fairseq.data.copies import find_copies
+from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.data.validation import concerns
+from music_ssl_fairseq.errors import AudioError
+from music_ssl_fairseq.frames import SAMPLE_RATE
+
+_BLOCK = 60 * SAMPLE_RATE  # samples read at a time
+
+
+def silent_tracks(manifest: Manifest, candidates: Iterable[int]) -> list[int]:
+    """Which of some tracks are silent."""
+    return [track for track in candidates if _is_silent(manifest, track)]
+
+
+def _is_silent(manifest: Manifest, track: int) -> bool:
+    path = manifest.path(track)
+    starts = range(0, int(manifest.num_samples[track]), _BLOCK)
+    try:
+        return all(audio.is_silent(audio.read(path, start, _BLOCK)) for start in starts)
+    except AudioError:
+        return False
+
+
+def notices(splits: dict[str, Manifest], records: dict[str, Any]) -> Iterator[str]:
+    """Sentences about the music of labelled splits.
+
+    Args:
+        records: of the splits, in metadata.json.
+    """
+    for split, manifest in splits.items():
+        silent = records[split].get("silent", [])
+        if silent:
+            yield (
+                f"{split}: {len(silent)} of {len(manifest)} tracks are silent, and their frames "
+                f"have labels all the same: take them out; the first is {manifest.path(silent[0])}"
+            )
+    if "valid" not in splits:
+        return
+    paths = [[m.path(i) for i in range(len(m))] for m in (splits["train"], splits["valid"])]
+    copies = find_copies(paths[1], paths[0])
+    if copies:
+        first = next(iter(copies))
+        yield (
+            f"valid: {len(copies)} of {len(splits['valid'])} tracks are copies of tracks of train, "
+            f"byte for byte; the first is {first}, a copy of {copies[first]}: make the manifests "
+            "again, which leaves copies out"
+        )
+    yield from concerns(splits["valid"])
