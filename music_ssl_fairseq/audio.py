@@ -35,6 +35,8 @@ EXTENSIONS = (
 MIN_RATE, MAX_RATE = 1_000, 768_000
 """Hz. A header with another rate is damaged, and resampling from it would cost gigabytes."""
 
+_ODDEST_RATE = 400_000  # Hz, without common divisors with 16 kHz: a filter of 100 MB
+
 _ZERO_CROSSINGS = 16  # of the sinc, each side: 90 dB stop band with the window below
 _KAISER_BETA = 9.0
 _ROLLOFF = 0.945  # cut-off as a share of the lower Nyquist frequency
@@ -237,11 +239,13 @@ Source = _Soundfile | Decoder | Pcm
 def _open(file: _File) -> Iterator[Source]:
     with ExitStack() as stack:
         source = _choose(file, stack)
-        if not MIN_RATE <= source.sample_rate <= MAX_RATE:
+        rate = source.sample_rate
+        odd = rate // gcd(rate, SAMPLE_RATE) > _ODDEST_RATE
+        if odd or not MIN_RATE <= rate <= MAX_RATE:
             raise AudioError(
                 file.name,
-                f"its header is damaged: it states a sample rate of {source.sample_rate} Hz "
-                f"({MIN_RATE} to {MAX_RATE} can be read)",
+                f"its header is damaged: it states a sample rate of {rate} Hz "
+                f"({MIN_RATE} to {MAX_RATE} are read, and above {_ODDEST_RATE} usual ones)",
             )
         yield source
 
@@ -286,13 +290,15 @@ def _measured(file: _File) -> AudioInfo:
 
 
 def _decodes_whole(file: _File, stated: _Soundfile) -> bool:
-    """Whether PyAV decodes all that the header states, where libsndfile does not."""
+    """Whether PyAV decodes all that the header states, where libsndfile does not.
+
+    To the sample: FFmpeg passes over damaged frames of FLAC without a word.
+    """
     try:
         found = _measured(file)
     except AudioError:
         return False
-    missing = stated.num_samples / stated.sample_rate - found.num_samples / found.sample_rate
-    return missing <= _LOST_TAIL
+    return (found.num_samples, found.sample_rate) == (stated.num_samples, stated.sample_rate)
 
 
 @lru_cache(maxsize=32)
