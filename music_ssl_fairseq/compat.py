@@ -129,6 +129,7 @@ def allow_fairseq_checkpoints() -> None:
     still refused.
     """
     from fairseq.data.dictionary import Dictionary
+    from fairseq.distributed.utils import _TensorPlaceholder  # where processes exchange a state
     from omegaconf.base import ContainerMetadata, Metadata
     from omegaconf.dictconfig import DictConfig
     from omegaconf.listconfig import ListConfig
@@ -137,6 +138,7 @@ def allow_fairseq_checkpoints() -> None:
     torch.serialization.add_safe_globals(
         [
             Dictionary,
+            _TensorPlaceholder,
             argparse.Namespace,
             collections.defaultdict,
             collections.OrderedDict,

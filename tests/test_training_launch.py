@@ -125,3 +125,12 @@ def test_fairseq_is_patched_once(monkeypatch):
     launch.Launch(rendezvous_seconds=9).on_job_start(None)
     assert utils.distributed_init is patched
     assert isinstance(torch.multiprocessing.spawn, type(patched))
+
+
+def test_a_state_that_one_process_sends_to_the_others_can_be_read(tmp_path):
+    """fairseq's `broadcast_object`: a checkpoint's tensors travel apart from the rest of it."""
+    state = {"model": {"weight": torch.ones(2)}, "cfg": {"task": "x"}}
+    holder = utils._TensorPlaceholder(index=3)
+    torch.save({**state, "model": {"weight": holder}}, tmp_path / "sent")
+    received = torch.load(tmp_path / "sent", map_location="cpu")
+    assert received == {**state, "model": {"weight": holder}}
