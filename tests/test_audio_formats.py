@@ -197,6 +197,15 @@ def test_flac_that_states_no_length(tmp_path):
     np.testing.assert_array_equal(audio.read(path, 60_000, 9_000), expected[60_000:69_000])
 
 
+def test_flac_with_a_damaged_frame_is_refused_whoever_decodes_it(tmp_path):
+    path = write_tone(tmp_path / "x.flac", SECONDS)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 3_000] = bytes(3_000)
+    path.write_bytes(content)
+    with pytest.raises(AudioError, match="damaged or truncated"):
+        audio.read(path)
+
+
 @pytest.mark.parametrize("rate", [1, 999, 655_349, 768_001, 10**6, 10**8])
 def test_absurd_sample_rates_are_refused_at_the_header(tmp_path, rate):
     path = write_tone(tmp_path / "x.wav", 1)
