@@ -1,125 +1,251 @@
-"""Render the open tasks that come from scores, and write a CSV of each.
+"""Render and cut the audio of the open tasks, and write a CSV of each.
 
-python examples/open_tasks/build.py --out open_tasks
+    python examples/open_tasks/build.py --packages open_tasks/packages --out open_tasks
+
+writes OUT/data/NAME.csv (path, label, split) and OUT/data/audio. Everything follows from the seed;
+what the plan and the labels must be is in hashes.json, beside this file. What is there is kept.
 """
 
 import argparse
 import csv
-import os
+import hashlib
+import io
+import json
 import sys
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import notes
+import real
 import render
 import scores
 import songs
+import tasks
 
+from music_ssl_fairseq.command import exit_status
+from music_ssl_fairseq.cpus import available_cpus
+from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.files import atomic_path
 
+SEED = 0
 SONGS = {"train": 1000, "valid": 220, "test": 1000}
 CHORDS = {"train": 1000, "valid": 200, "test": 1000}
-NOTES = 20, 6
-TEST_NOTES = 28, 8
+NOTES, TEST_NOTES = (20, 6), (28, 8)
+"""Of a program and font: if its pitch counts in both tasks, and if only its family does."""
+EACH_COLLECTION = {"train": 170, "valid": 35, "test": 170}
 TRAIN_FONTS = ("timgm6mb", "csound")
 TEST_FONT = "fluidr3"
+HASHES = Path(__file__).with_name("hashes.json")
+Rows = dict[str, list[tasks.Row]]
+Jobs = dict[str, Callable[[], None]]
+"""What makes a file, by its path below the data's folder."""
 
 
-def fonts(folder: Path) -> dict[str, Path]:
+def fonts(packages: Path) -> dict[str, Path]:
+    """The soundfonts' files by name.
+
+    Raises:
+        InputError: if one is missing.
+    """
     import pretty_midi
 
-    sounds = folder / "usr/share/sounds/sf2"
-    return {
+    found = {
         "timgm6mb": Path(pretty_midi.__file__).with_name("TimGM6mb.sf2"),
-        "csound": sounds / "sf_GMbank.sf2",
-        "fluidr3": sounds / "FluidR3_GM.sf2",
+        "csound": packages / "csound-soundfont/usr/share/sounds/sf2/sf_GMbank.sf2",
+        "fluidr3": packages / "fluid-soundfont-gm/usr/share/sounds/sf2/FluidR3_GM.sf2",
     }
+    for path in found.values():
+        if not path.exists():
+            raise InputError(
+                f"{path}: no such file; run bash examples/open_tasks/fetch.sh {packages}"
+            )
+    return found
 
 
 def font_of(song: songs.Song) -> str:
+    """One for testing, the others in turn."""
     return TEST_FONT if song.split == "test" else TRAIN_FONTS[sum(song.seed) % 2]
 
 
-def render_song(path: Path, song: songs.Song, font: Path) -> None:
-    if not path.exists():
-        render.write(path, render.song_waveform(song, font))
+def song_rows(planned: Sequence[songs.Song]) -> Rows:
+    """The tasks on excerpts of scores."""
+    rows: Rows = {name: [] for name in ("key", "families", "tempo", "metre", "beat", "downbeat")}
+    for song in planned:
+        beats = songs.beats_of(song)
+        labels = {
+            "key": songs.key_of(song),
+            "families": ";".join(songs.families_of(song)),
+            "tempo": songs.tempo_of(song),
+            "metre": songs.metre_of(song.piece.metre),
+            "beat": ";".join(f"{time:.3f}" for time, _ in beats),
+            "downbeat": ";".join(f"{time:.3f}" for time, place in beats if place == 1),
+        }
+        for name, label in labels.items():
+            if label or name == "families":
+                rows[name].append((_path("songs", song.name), label or "", song.split))
+    return rows
 
 
-def render_notes(folder: Path, planned: Sequence[notes.Note], font: Path) -> None:
-    paths = [folder / f"{note.name}.opus" for note in planned]
-    if not all(path.exists() for path in paths):
-        for path, waveform in zip(paths, render.note_waveforms(planned, font), strict=True):
-            render.write(path, waveform)
+def collection_rows(planned: Sequence[songs.Song]) -> list[tasks.Row]:
+    """As many excerpts of each collection."""
+    rows = []
+    for collection in scores.COLLECTIONS:
+        for split, count in EACH_COLLECTION.items():
+            names = [
+                song.name
+                for song in planned
+                if song.piece.collection == collection and song.split == split
+            ]
+            rows += [(_path("songs", name), collection, split) for name in names[:count]]
+    return rows
 
 
-def write_csv(path: Path, rows: Sequence[Sequence[object]]) -> None:
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([["path", "label", "split"], *rows])
-    print(path.stem, dict(Counter(row[2] for row in rows)), len({row[1] for row in rows}), "labels")
+def note_rows(listed: Sequence[notes.Note]) -> Rows:
+    """The tasks on single notes."""
+    return {
+        "instrument": [(_path("notes", n.name), n.family, n.split) for n in listed],
+        "pitch": [
+            (_path("notes", n.name), f"{n.pitch:03d}", n.pitch_split)
+            for n in listed
+            if n.pitch_split
+        ],
+    }
 
 
-def main() -> None:
+def _path(kind: str, name: str) -> str:
+    return f"audio/{kind}/{name}.opus"
+
+
+def plan(out: Path, packages: Path, workers: int) -> tuple[Rows, Jobs, list[Any]]:
+    """Rows of each task, what makes each file, and all that was drawn."""
+    found = scores.read(out / "scores", list(scores.COLLECTIONS), workers)
+    files = fonts(packages)
+    planned = songs.plan(found, songs.COLLECTION_SHARES, SONGS, SEED)
+    chords = songs.plan_chords(found["bach"], CHORDS, SEED)
+    others = [
+        song
+        for number, name in enumerate(songs.OTHER_COLLECTIONS)
+        for song in songs.plan(found, {name: 1.0}, EACH_COLLECTION, SEED, 10 + 3 * number)
+    ]
+    groups = {
+        **notes.plan(dict.fromkeys(TRAIN_FONTS, False), *NOTES, SEED),
+        **notes.plan({TEST_FONT: True}, *TEST_NOTES, SEED),
+    }
+    cuts = {
+        "package": real.package_cuts(packages),
+        "speaker": real.speaker_cuts(packages),
+    }
+    rows = song_rows(planned)
+    rows["collection"] = collection_rows([*planned, *others])
+    rows["chord"] = [(_path("chords", song.name), label, song.split) for song, label in chords]
+    rows |= note_rows([note for group in groups.values() for note in group])
+    for name, made in cuts.items():
+        rows[name] = [(_path(name, one.name), one.label, one.split) for one in made]
+    data = out / "data"
+    jobs: Jobs = {}
+    for kind, made in (("songs", [*planned, *others]), ("chords", [song for song, _ in chords])):
+        for song in made:
+            path = _path(kind, song.name)
+            jobs[path] = partial(render.song, data / path, song, files[font_of(song)])
+    for (font, _), group in groups.items():
+        job = partial(render.notes, data / "audio/notes", group, files[font])
+        jobs |= {_path("notes", note.name): job for note in group}
+    for name, made in cuts.items():
+        for one in made:
+            jobs[_path(name, one.name)] = partial(real.cut, data / _path(name, one.name), one)
+    drawn = [[vars(song) for song in (*planned, *others, *(song for song, _ in chords))], groups]
+    return rows, jobs, drawn
+
+
+def check(rows: Mapping[str, Sequence[tasks.Row]], drawn: Sequence[Any], record: bool) -> None:
+    """Compare plan and labels with what they were when hashes.json was made.
+
+    Args:
+        record: write it instead.
+
+    Raises:
+        InputError: if something differs.
+    """
+    found = {
+        name: hashlib.sha256(_csv(of_task).encode()).hexdigest() for name, of_task in rows.items()
+    }
+    found["plan"] = hashlib.sha256(repr(_rounded(drawn)).encode()).hexdigest()
+    if record:
+        with atomic_path(HASHES) as temporary:
+            temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        return
+    expected = json.loads(HASHES.read_text(encoding="utf-8"))
+    differ = [name for name, digest in expected.items() if found.get(name) != digest]
+    if differ:
+        raise InputError(
+            f"{', '.join(differ)}: plan or labels are not those of {HASHES}, so figures could not be "
+            "compared with others'. Scores come from music21 10.5 and recordings from Debian 12; "
+            "build.py --record accepts what there is, for comparisons of your own"
+        )
+
+
+def _rounded(value: Any) -> Any:
+    """Plain values that print alike on every machine."""
+    if isinstance(value, dict):
+        return {str(key): _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    if hasattr(value, "__dataclass_fields__"):
+        return _rounded(vars(value))
+    return round(value, 6) if isinstance(value, float) else value
+
+
+def _csv(rows: Sequence[tasks.Row]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("path", "label", "split"), *rows])
+    return text.getvalue()
+
+
+def run(out: Path, packages: Path, small: bool, workers: int, record: bool = False) -> None:
+    """Make what is missing.
+
+    Raises:
+        InputError: as `fonts` and `check`.
+    """
     from tqdm import tqdm
 
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--fonts", type=Path, required=True)
-    parser.add_argument("--scores", type=Path, required=True)
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
-    args = parser.parse_args()
-    seed = 0
-    out = args.out
-    found = scores.read(args.scores, list(songs.COLLECTION_SHARES), args.workers)
-    planned = songs.plan(found, SONGS, seed)
-    chords = songs.plan_chords(found["bach"], CHORDS, seed)
-    files = fonts(args.fonts)
-    note_plan = {}
-    for name in (*TRAIN_FONTS, TEST_FONT):
-        many, few = NOTES if name != TEST_FONT else TEST_NOTES
-        note_plan |= notes.plan({name: name == TEST_FONT}, many, few, seed)
-    for folder in ("songs", "chords", "notes"):
-        (out / "audio" / folder).mkdir(parents=True, exist_ok=True)
-    rows = {name: [] for name in ("key", "families", "tempo", "metre", "beat", "downbeat")}
-    for song in planned:
-        path = f"audio/songs/{song.name}.opus"
-        if key := songs.key_of(song):
-            rows["key"].append((path, key, song.split))
-        rows["families"].append((path, ";".join(songs.families_of(song)), song.split))
-        rows["tempo"].append((path, songs.tempo_of(song), song.split))
-        rows["metre"].append((path, songs.metre_of(song.piece.metre), song.split))
-        beats = songs.beats_of(song)
-        rows["beat"].append((path, ";".join(f"{t:.3f}" for t, _ in beats), song.split))
-        down = [f"{t:.3f}" for t, place in beats if place == 1]
-        if down:
-            rows["downbeat"].append((path, ";".join(down), song.split))
-    rows["chord"] = [(f"audio/chords/{s.name}.opus", label, s.split) for s, label in chords]
-    listed = [note for group in note_plan.values() for note in group]
-    rows["instrument"] = [(f"audio/notes/{n.name}.opus", n.family, n.split) for n in listed]
-    rows["pitch"] = [
-        (f"audio/notes/{n.name}.opus", f"{n.pitch:03d}", n.pitch_split)
-        for n in listed
-        if n.pitch_split
-    ]
-    for name, values in rows.items():
-        write_csv(out / f"{name}.csv", values)
-    with ProcessPoolExecutor(args.workers) as pool:
-        jobs = [
-            pool.submit(render_notes, out / "audio" / "notes", group, files[font])
-            for (font, _), group in note_plan.items()
-        ]
-        mixed = [("chords", song) for song, _ in chords] + [("songs", song) for song in planned]
-        # Every kind and split grows alike, so that an interrupted run has some of each.
-        mixed.sort(key=lambda pair: pair[1].seed[2])
-        jobs += [
-            pool.submit(
-                render_song, out / "audio" / kind / f"{song.name}.opus", song, files[font_of(song)]
-            )
-            for kind, song in mixed
-        ]
-        for job in tqdm(jobs, "render", unit="file"):
-            job.result()
+    rows, jobs, drawn = plan(out, packages, workers)
+    check(rows, drawn, record)
+    data = out / "data"
+    for name, of_task in rows.items():
+        with atomic_path(data / f"{name}.csv") as temporary:
+            temporary.write_text(_csv(of_task), encoding="utf-8")
+    wanted = {
+        path
+        for task in tasks.chosen((), data)
+        for path, _, _ in tasks.rows_of(task, data, small)
+        if not (data / path).exists()
+    }
+    # A group of notes is one job for many files.
+    missing = {id(jobs[path]): jobs[path] for path in sorted(wanted)}
+    for kind in {Path(path).parent for path in wanted}:
+        (data / kind).mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(workers) as pool:
+        futures = [pool.submit(job) for job in missing.values()]
+        for future in tqdm(futures, "audio", disable=not futures):
+            future.result()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="folder to write to")
+    add("--packages", type=Path, required=True, help="folder that fetch.sh has filled")
+    add("--small", action="store_true", help="only what judge.py --small takes")
+    add("--workers", type=int, default=available_cpus(), help="processes (default: one per core)")
+    add("--record", action="store_true", help="rewrite hashes.json with what is found")
+    args = parser.parse_args(argv)
+    return exit_status(lambda: run(**vars(args)), args.out)
 
 
 if __name__ == "__main__":

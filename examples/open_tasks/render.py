@@ -60,7 +60,7 @@ def song_waveform(song: Song, font: Path) -> np.ndarray:
         midi.instruments.append(instrument)
     waveform = synthesise(midi, font)[round(preroll * RATE) :]
     waveform = np.pad(waveform, (0, max(0, round(song.seconds * RATE) - len(waveform))))
-    return _scaled(waveform[: round(song.seconds * RATE)], float(rng.uniform(0.3, 0.95)))
+    return scaled(waveform[: round(song.seconds * RATE)], float(rng.uniform(0.3, 0.95)))
 
 
 def _play(
@@ -109,13 +109,25 @@ def note_waveforms(notes: Sequence[Note], font: Path) -> list[np.ndarray]:
     waveform = np.pad(waveform, (0, round(len(notes) * GAP_SECONDS * RATE)))
     starts = [round(number * GAP_SECONDS * RATE) for number in range(len(notes))]
     return [
-        _scaled(waveform[start : start + round(NOTE_SECONDS * RATE)], note.peak)
+        scaled(waveform[start : start + round(NOTE_SECONDS * RATE)], note.peak)
         for start, note in zip(starts, notes, strict=True)
     ]
 
 
-def _scaled(waveform: np.ndarray, peak: float) -> np.ndarray:
+def scaled(waveform: np.ndarray, peak: float) -> np.ndarray:
+    """With this as the largest absolute value."""
     return waveform * (peak / max(1e-6, float(np.abs(waveform).max())))
+
+
+def song(path: Path, planned: Song, font: Path) -> None:
+    """Write a song."""
+    write(path, song_waveform(planned, font))
+
+
+def notes(folder: Path, planned: Sequence[Note], font: Path) -> None:
+    """Write the notes of a program."""
+    for note, waveform in zip(planned, note_waveforms(planned, font), strict=True):
+        write(folder / f"{note.name}.opus", waveform)
 
 
 def write(path: Path, waveform: np.ndarray) -> None:

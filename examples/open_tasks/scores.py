@@ -27,9 +27,9 @@ COLLECTIONS: dict[str, tuple[str, str, int]] = {
     "bach": ("bach", ".mxl", 0),
     "oneills": ("oneills1850", ".abc", 12),
     "airds": ("airdsAirs", ".abc", 3),
-    "palestrina": ("palestrina", ".krn", 150),
+    "palestrina": ("palestrina", ".krn", 90),
     "monteverdi": ("monteverdi", ".mxl", 0),
-    "trecento": ("trecento", ".xml", 0),
+    "trecento": ("trecento", ".xml", 70),
 }
 """Name here: folder in music21's corpus, ending of its files, how many of them at most (0: all)."""
 SHORTEST = 16.0

@@ -45,7 +45,12 @@ CHORDS = {
 }
 """Semitones above the root, and what the chord counts as."""
 COLLECTION_SHARES = {"bach": 0.4, "oneills": 0.35, "airds": 0.25}
+"""Of the excerpts for most tasks: scores with a declared key or a dance's metre."""
+OTHER_COLLECTIONS = ("palestrina", "monteverdi", "trecento")
+"""In the task of collections alone."""
+TUNES = ("oneills", "airds")
 METRES = ("duple", "triple", "compound")
+_TRIES = 10_000
 PREROLL = 1.0
 """Seconds that are played before an excerpt and cut, so that it begins amid sound."""
 
@@ -103,50 +108,65 @@ def split_of(piece: Piece) -> str:
     return "train" if place < 48 else "valid" if place < 60 else "test"
 
 
-def plan(scores: Mapping[str, Sequence[Piece]], counts: Mapping[str, int], seed: int) -> list[Song]:
-    """`counts` excerpts of each split; more of them begin with the same."""
+def plan(
+    scores: Mapping[str, Sequence[Piece]],
+    shares: Mapping[str, float],
+    counts: Mapping[str, int],
+    seed: int,
+    stream: int = 0,
+) -> list[Song]:
+    """`counts` excerpts of each split; more of them begin with the same.
+
+    Args:
+        shares: of the excerpts, by collection.
+        stream: tells the draws of one set of excerpts from those of another.
+    """
     songs = []
     for number, split in enumerate(SPLITS):
         pieces: dict[tuple[str, str], list[Piece]] = {}
-        for collection, all_pieces in scores.items():
-            for piece in all_pieces:
+        for collection in shares:
+            for piece in scores[collection]:
                 metre = metre_of(piece.metre)
                 if metre is not None and split_of(piece) == split:
                     pieces.setdefault((collection, metre), []).append(piece)
-        songs += [_draw(pieces, split, i, (seed, number, i)) for i in range(counts[split])]
+        songs += [
+            _draw(pieces, shares, split, i, (seed, stream + number, i))
+            for i in range(counts[split])
+        ]
     return songs
 
 
 def _draw(
     pieces: Mapping[tuple[str, str], Sequence[Piece]],
+    shares: Mapping[str, float],
     split: str,
     index: int,
     seed: tuple[int, ...],
 ) -> Song:
     rng = np.random.default_rng(seed)
-    while True:
-        collection = str(rng.choice(list(COLLECTION_SHARES), p=list(COLLECTION_SHARES.values())))
-        # Metres are equally frequent among tunes; chorales have what they have.
+    for _ in range(_TRIES):
+        collection = str(rng.choice(list(shares), p=list(shares.values())))
+        # Metres are equally frequent among tunes; other scores have what they have.
         names = [metre for metre in METRES if (collection, metre) in pieces]
         sizes = np.array([len(pieces[collection, metre]) for metre in names], float)
-        share = np.sqrt(sizes) if collection == "bach" else np.ones(len(names))
+        share = np.ones(len(names)) if collection in TUNES else np.sqrt(sizes)
         metre = str(rng.choice(names, p=share / share.sum()))
         piece = pieces[collection, metre][rng.integers(len(pieces[collection, metre]))]
         tempo = _tempo(rng)
         needed = SECONDS * tempo / 60 * beat_of(piece.metre)
         room = piece.bars[-1] - piece.bars[0] - needed
         if room >= 0:
-            break
-    return Song(
-        f"{piece.name}_{split}{index:04d}",
-        split,
-        piece,
-        piece.bars[0] + float(rng.uniform(0, room)),
-        tempo,
-        int(rng.integers(-6, 6)),
-        _voices(rng, len(piece.parts)),
-        seed,
-    )
+            return Song(
+                f"{piece.name}_{split}{index:04d}",
+                split,
+                piece,
+                piece.bars[0] + float(rng.uniform(0, room)),
+                tempo,
+                int(rng.integers(-6, 6)),
+                _voices(rng, len(piece.parts)),
+                seed,
+            )
+    raise ValueError(f"{split}: no score of {', '.join(shares)} has {SECONDS:g} s of whole bars")
 
 
 def _tempo(rng: np.random.Generator) -> float:

@@ -35,15 +35,15 @@ class OpenTask:
     kind: str
     metric: str
     at_most: tuple[int, int, int] | None = None
-    small: tuple[int, int, int] = (160, 60, 160)
+    small: tuple[int, int, int] = (120, 40, 120)
     settings: dict[str, Any] = field(default_factory=dict)
 
 
 TASKS = (
     OpenTask("key", "key", "weighted_key_score"),
-    OpenTask("chord", "multi-class", "accuracy", small=(400, 100, 300)),
-    OpenTask("pitch", "multi-class", "accuracy", small=(400, 100, 300)),
-    OpenTask("instrument", "multi-class", "accuracy", small=(300, 100, 300)),
+    OpenTask("chord", "multi-class", "accuracy", small=(300, 80, 200)),
+    OpenTask("pitch", "multi-class", "accuracy", small=(300, 80, 200)),
+    OpenTask("instrument", "multi-class", "accuracy", small=(250, 80, 200)),
     OpenTask("families", "multi-label", "macro_average_precision"),
     OpenTask("beat", "beats", "f_measure", (400, 100, 1000), (40, 20, 60), _BEATS),
     OpenTask(
@@ -56,6 +56,9 @@ TASKS = (
     ),
     OpenTask("tempo", "multi-class", "accuracy"),
     OpenTask("metre", "multi-class", "accuracy"),
+    OpenTask("collection", "multi-class", "accuracy"),
+    OpenTask("package", "multi-class", "accuracy"),
+    OpenTask("speaker", "multi-class", "accuracy", small=(300, 100, 200)),
 )
 
 
