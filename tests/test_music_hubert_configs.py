@@ -22,7 +22,7 @@ from tests.commands import EXAMPLES, TINY, logged, make_corpus, train
 
 CONFIGS = EXAMPLES / "music_hubert"
 SCHEDULES = ("short", "day")
-OTHERS = ("config", "run_folder", *SCHEDULES, "harmonic", "tiny", "open_scores", "open_scores_gpu")
+OTHERS = ("config", "run_folder", *SCHEDULES, "harmonic", "tiny")
 VARIANTS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in OTHERS)
 PAPER = {"mfcc60", "k2000", "k2000_iteration2"}  # and config itself
 ASKED = {"k100", "chroma", "cqt", "early_layer"}
@@ -84,19 +84,6 @@ def test_each_composes_and_trains_on_the_labels_of_its_header(here, name):
     assert state["cfg"]["model"]["_name"] == "music_hubert"
     assert state["cfg"]["optimizer"]["_name"] == "fused_adamw"  # config.yaml's, no default
     assert state["cfg"]["task"]["label_dir"] == str(here / wanted.labels)
-
-
-@pytest.mark.parametrize("name", ["open_scores", "open_scores_gpu"])
-def test_the_models_of_open_scores_train(here, name):
-    wanted = get_parser().parse_args(header_command(name))
-    assert (wanted.features, wanted.k) == ("chroma", 200)
-    small = [option for option in TINY if not option.startswith("model.")]
-    shrunk = ["model.encoder_embed_dim=24", "model.encoder_ffn_embed_dim=48", "model.final_dim=8"]
-    shrunk += ["model.encoder_attention_heads=2", "model.conv_pos_groups=4"]
-    train("music_hubert", *small, *shrunk, "optimization.max_update=2", config_name=name)
-    steps = logged(Path(f"runs/music_hubert/{name}"), "train_inner")
-    assert [step["num_updates"] for step in steps] == [1, 2]
-    assert all(np.isfinite(step["loss_m"]) for step in steps)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

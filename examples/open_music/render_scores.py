@@ -13,7 +13,7 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -72,7 +72,6 @@ class Track:
     channels: int
     peak: float  # of the waveform, full scale 1
     seed: Sequence[int]
-    start: float = 0.0  # where in the score, 1 is its end
 
 
 def plan(out: Path, num_tracks: int, seed: int) -> list[Track]:
@@ -121,22 +120,17 @@ def midi_of(track: Track, seconds: float) -> "PrettyMIDI":
     rng = np.random.default_rng([*track.seed, 1])
     quarter = 60 / track.quarters_per_minute
     midi = pretty_midi.PrettyMIDI()
-    score = parse(track.score)
-    first = track.start * float(score.highestTime)
-    for voice, part in enumerate(score.parts):
+    for voice, part in enumerate(parse(track.score).parts):
         instrument = pretty_midi.Instrument(track.programs[voice % len(track.programs)])
         instrument.control_changes.append(
             pretty_midi.ControlChange(10, int(rng.integers(24, 104)), 0.0)  # pan
         )
         loudness = rng.uniform(70, 105)
         for element in part.stripTies().flatten().notes:
-            offset = float(element.offset) - first
-            start = offset * quarter + abs(rng.normal(0, 0.008))
+            start = float(element.offset) * quarter + abs(rng.normal(0, 0.008))
             end = start + max(0.05, float(element.quarterLength) * quarter * 0.97)
             if start >= seconds:
                 break
-            if offset < 0:
-                continue
             velocity = int(np.clip(rng.normal(loudness, 7), 30, 127))
             instrument.notes += [
                 pretty_midi.Note(velocity, pitch.midi + track.transposition, start, end)
@@ -206,43 +200,24 @@ def render_all(tracks: Sequence[Track], seconds: float, workers: int) -> None:
             pass
 
 
-def parse_options(
-    description: str | None, seconds: float, counts: Mapping[str, tuple[int, str]]
-) -> argparse.Namespace:
-    """The options of all that render scores.
-
-    Args:
-        seconds: default of `--seconds`.
-        counts: default and meaning of the numbers of each kind of thing, by the option's name.
-    """
+def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    for name, (default, meaning) in counts.items():
-        parser.add_argument(
-            f"--{name}", type=int, default=default, help=f"{meaning} (default: {default})"
-        )
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=seconds,
-        help=f"of each score, at most (default: {seconds})",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="which corpus (default: 0)")
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)"
-    )
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="folder to write to")
+    add("--tracks", type=int, default=60, help="how many (default: 60)")
+    add("--seconds", type=float, default=40, help="of each score, at most (default: 40)")
+    add("--seed", type=int, default=0, help="which corpus (default: 0)")
+    add("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
     args = parser.parse_args()
-    at_least_one = [*counts, "seconds", "workers"]
-    if min(getattr(args, name) for name in at_least_one) < 1:
-        names = ", ".join(f"--{name}" for name in at_least_one[:-1])
-        sys.exit(f"error: {names} and --{at_least_one[-1]} must be at least 1")
+    if min(args.tracks, args.seconds, args.workers) < 1:
+        sys.exit("error: --tracks, --seconds and --workers must be at least 1")
     return args
 
 
 def main() -> None:
-    args = parse_options(__doc__, seconds=40, counts={"tracks": (60, "how many")})
+    args = parse_options()
     tracks = plan(args.out, args.tracks, args.seed)
     render_all(tracks, args.seconds, args.workers)
     folders = len({track.path.parent for track in tracks})

@@ -181,9 +181,9 @@ def check(rows: Mapping[str, Sequence[tasks.Row]], drawn: Sequence[Any], record:
     differ = [name for name, digest in expected.items() if found.get(name) != digest]
     if differ:
         raise InputError(
-            f"{', '.join(differ)}: plan or labels are not those of {HASHES}, so figures could not be "
-            "compared with others'. Scores come from music21 10.5 and recordings from Debian 12; "
-            "build.py --record accepts what there is, for comparisons of your own"
+            f"{', '.join(differ)}: plan or labels are not those of {HASHES}, so figures could not "
+            "be compared with others'. Scores come from music21 10.5 and recordings from Debian "
+            "12; build.py --record accepts what there is, for comparisons of your own"
         )
 
 

@@ -27,7 +27,7 @@ COLLECTIONS: dict[str, tuple[str, str, int]] = {
     "bach": ("bach", ".mxl", 0),
     "oneills": ("oneills1850", ".abc", 12),
     "airds": ("airdsAirs", ".abc", 3),
-    "palestrina": ("palestrina", ".krn", 90),
+    "palestrina": ("palestrina", ".krn", 50),
     "monteverdi": ("monteverdi", ".mxl", 0),
     "trecento": ("trecento", ".xml", 70),
 }
