@@ -29,7 +29,6 @@ COLLECTIONS: dict[str, tuple[str, str, int]] = {
     "airds": ("airdsAirs", ".abc", 3),
     "palestrina": ("palestrina", ".krn", 50),
     "monteverdi": ("monteverdi", ".mxl", 0),
-    "trecento": ("trecento", ".xml", 70),
 }
 """Name here: folder in music21's corpus, ending of its files, how many of them at most (0: all)."""
 SHORTEST = 16.0

@@ -46,7 +46,7 @@ CHORDS = {
 """Semitones above the root, and what the chord counts as."""
 COLLECTION_SHARES = {"bach": 0.4, "oneills": 0.35, "airds": 0.25}
 """Of the excerpts for most tasks: scores with a declared key or a dance's metre."""
-OTHER_COLLECTIONS = ("palestrina", "monteverdi", "trecento")
+OTHER_COLLECTIONS = ("palestrina", "monteverdi")
 """In the task of collections alone."""
 TUNES = ("oneills", "airds")
 METRES = ("duple", "triple", "compound")

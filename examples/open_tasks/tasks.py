@@ -35,30 +35,30 @@ class OpenTask:
     kind: str
     metric: str
     at_most: tuple[int, int, int] | None = None
-    small: tuple[int, int, int] = (120, 40, 120)
+    small: tuple[int, int, int] = (50, 20, 60)
     settings: dict[str, Any] = field(default_factory=dict)
 
 
 TASKS = (
     OpenTask("key", "key", "weighted_key_score"),
-    OpenTask("chord", "multi-class", "accuracy", small=(300, 80, 200)),
-    OpenTask("pitch", "multi-class", "accuracy", small=(300, 80, 200)),
-    OpenTask("instrument", "multi-class", "accuracy", small=(250, 80, 200)),
+    OpenTask("chord", "multi-class", "accuracy", small=(150, 50, 120)),
+    OpenTask("pitch", "multi-class", "accuracy", small=(120, 40, 100)),
+    OpenTask("instrument", "multi-class", "accuracy", small=(100, 40, 100)),
     OpenTask("families", "multi-label", "macro_average_precision"),
-    OpenTask("beat", "beats", "f_measure", (400, 100, 1000), (40, 20, 60), _BEATS),
+    OpenTask("beat", "beats", "f_measure", (400, 100, 1000), (16, 8, 24), _BEATS),
     OpenTask(
         "downbeat",
         "beats",
         "f_measure",
         (400, 100, 1000),
-        (40, 20, 60),
+        (16, 8, 24),
         {**_BEATS, "task.decoder": "peaks"},  # bars are longer than the network's beats may be
     ),
     OpenTask("tempo", "multi-class", "accuracy"),
     OpenTask("metre", "multi-class", "accuracy"),
-    OpenTask("collection", "multi-class", "accuracy"),
-    OpenTask("package", "multi-class", "accuracy"),
-    OpenTask("speaker", "multi-class", "accuracy", small=(300, 100, 200)),
+    OpenTask("collection", "multi-class", "accuracy", small=(40, 15, 45)),
+    OpenTask("package", "multi-class", "accuracy", small=(40, 15, 45)),
+    OpenTask("speaker", "multi-class", "accuracy", small=(100, 40, 80)),
 )
 
 
