@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ("examples/environment.sh", "examples/quickstart.sh", "examples/open_music/prepare.sh")
+SCRIPTS = (
+    *("examples/environment.sh", "examples/debian.sh", "examples/quickstart.sh"),
+    *("examples/open_music/prepare.sh", "examples/open_tasks/fetch.sh"),
+    "examples/open_tasks/judge.sh",
+)
 BASH = shutil.which("bash")
 
 
@@ -88,6 +92,9 @@ def test_shows_the_end_of_what_pip_said(tools, tmp_path):
         ("examples/quickstart.sh one two", "error: usage: "),
         ("examples/open_music/prepare.sh", "error: usage: "),
         ("examples/open_music/prepare.sh out huge", "error: unknown set 'huge'"),
+        ("examples/open_tasks/fetch.sh", "error: usage: "),
+        ("examples/open_tasks/judge.sh --small", "error: name an encoder"),
+        ("examples/open_tasks/judge.sh mfcc --work", "error: --work needs a folder"),
     ],
 )
 def test_wrong_calls(command, message):
@@ -114,6 +121,24 @@ def test_open_music_needs_apt(tools):
     done = bash(f"{BASH} examples/open_music/prepare.sh /nowhere", PATH=tools.path)
     assert done.returncode == 1
     assert done.stderr.startswith("error: apt-get is not here")
+
+
+def test_the_judge_explains_itself():
+    done = bash("bash examples/open_tasks/judge.sh --help")
+    assert done.returncode == 0
+    assert "judge.sh [--small] [--work DIR] [OPTION...] ENCODER..." in done.stdout
+    assert "set -euo" not in done.stdout
+
+
+def test_open_tasks_want_every_package(tools, tmp_path):
+    for name in ("mv", "rmdir"):
+        (Path(tools.path) / name).symlink_to(shutil.which(name))
+    tools("apt-cache", 'case "$2" in klettres-data) ;; *) echo "$2:";; esac')
+    tools("apt-get", ": > package.deb")
+    tools("dpkg-deb", 'mkdir -p "$3/usr"')
+    done = bash(f"{BASH} examples/open_tasks/fetch.sh '{tmp_path}/out'", PATH=tools.path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: this release does not have: klettres-data")
 
 
 def test_open_music_unpacks_what_apt_has(tools, tmp_path):

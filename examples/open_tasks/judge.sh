@@ -34,6 +34,6 @@ done
 environment probing,quickstart
 
 here="$ROOT/examples/open_tasks"
-bash "$here/fetch.sh" "$work/packages" > /dev/null
+bash "$here/fetch.sh" "$work/packages" >&2
 python "$here/build.py" --out "$work" --packages "$work/packages" "${small[@]}"
 python "$here/judge.py" --data "$work/data" --out "$work" "${small[@]}" "${rest[@]}"

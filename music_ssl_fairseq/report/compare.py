@@ -26,11 +26,12 @@ def difference(
     Raises:
         InputError: if the two were not scored on the same files.
     """
-    pair = [predictions_of(probe.folder, split, unit) for probe in (one, other)]
-    if pair[0].names != pair[1].names:
+    first, second = (predictions_of(probe.folder, split, unit) for probe in (one, other))
+    if first.names != second.names:
         raise InputError(f"{one.folder} and {other.folder} were scored on other files: score again")
     classes, targets = tuple(one.about["classes"]), tuple(one.about["targets"])
-    return Figure(*bootstrap.difference(metric, *pair, classes, targets, resamples, seed))
+    found = bootstrap.difference(metric, first, second, classes, targets, resamples, seed)
+    return Figure(*found)
 
 
 def mean_ranks(values: Sequence[Sequence[float]]) -> list[float]:
