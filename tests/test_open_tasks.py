@@ -205,12 +205,12 @@ def test_other_labels_than_recorded_are_an_error(modules, tmp_path, monkeypatch)
     build = modules["build"]
     monkeypatch.setattr(build, "HASHES", tmp_path / "hashes.json")
     rows = {"key": [("a.opus", "C major", "test")]}
-    build.check(rows, [{"tempo": 0.1}], record=True)
-    build.check(rows, [{"tempo": 0.1 + 1e-12}], record=False)
-    with pytest.raises(InputError, match=r"^plan: "):
-        build.check(rows, [{"tempo": 0.2}], record=False)
+    build.check(rows, {"songs": [0.1]}, record=True)
+    build.check(rows, {"songs": [0.1 + 1e-12]}, record=False)
+    with pytest.raises(InputError, match=r"^songs: "):
+        build.check(rows, {"songs": [0.2]}, record=False)
     with pytest.raises(InputError, match=r"^key: "):
-        build.check({"key": [("a.opus", "D major", "test")]}, [{"tempo": 0.1}], record=False)
+        build.check({"key": [("a.opus", "D major", "test")]}, {"songs": [0.1]}, record=False)
 
 
 def test_small_tasks_on_the_same_files_take_the_same_ones(modules, data):

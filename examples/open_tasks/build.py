@@ -32,6 +32,8 @@ from music_ssl_fairseq.files import atomic_path
 
 SEED = 0
 SONGS = {"train": 1000, "valid": 220, "test": 1000}
+SONGS_WITH_A_KEY = {**SONGS, "test": 1020}
+"""More, because some scores declare no key; only the task of keys has those beyond SONGS."""
 CHORDS = {"train": 1000, "valid": 200, "test": 1000}
 NOTES, TEST_NOTES = (20, 6), (28, 8)
 """Of a program and font: if its pitch counts in both tasks, and if only its family does."""
@@ -83,6 +85,8 @@ def song_rows(planned: Sequence[songs.Song]) -> Rows:
             "beat": ";".join(f"{time:.3f}" for time, _ in beats),
             "downbeat": ";".join(f"{time:.3f}" for time, place in beats if place == 1),
         }
+        if song.seed[-1] >= SONGS[song.split]:
+            labels = {"key": labels["key"]}
         for name, label in labels.items():
             if label or name == "families":
                 rows[name].append((_path("songs", song.name), label or "", song.split))
@@ -119,11 +123,11 @@ def _path(kind: str, name: str) -> str:
     return f"audio/{kind}/{name}.opus"
 
 
-def plan(out: Path, packages: Path, workers: int) -> tuple[Rows, Jobs, list[Any]]:
-    """Rows of each task, what makes each file, and all that was drawn."""
+def plan(out: Path, packages: Path, workers: int) -> tuple[Rows, Jobs, dict[str, Any]]:
+    """Rows of each task, what makes each file, and by name all that decides the audio."""
     found = scores.read(out / "scores", list(scores.COLLECTIONS), workers)
     files = fonts(packages)
-    planned = songs.plan(found, songs.COLLECTION_SHARES, SONGS, SEED)
+    planned = songs.plan(found, songs.COLLECTION_SHARES, SONGS_WITH_A_KEY, SEED)
     chords = songs.plan_chords(found["bach"], CHORDS, SEED)
     others = [
         song
@@ -156,11 +160,20 @@ def plan(out: Path, packages: Path, workers: int) -> tuple[Rows, Jobs, list[Any]
     for name, made in cuts.items():
         for one in made:
             jobs[_path(name, one.name)] = partial(real.cut, data / _path(name, one.name), one)
-    drawn = [[vars(song) for song in (*planned, *others, *(song for song, _ in chords))], groups]
+    drawn = {
+        "songs": [vars(song) for song in (*planned, *others, *(song for song, _ in chords))],
+        "notes": list(groups.values()),
+        "soundfonts": [hashlib.sha256(path.read_bytes()).hexdigest() for path in files.values()],
+        "recordings": [
+            (one.name, one.start, one.source.stat().st_size)
+            for made in cuts.values()
+            for one in made
+        ],
+    }
     return rows, jobs, drawn
 
 
-def check(rows: Mapping[str, Sequence[tasks.Row]], drawn: Sequence[Any], record: bool) -> None:
+def check(rows: Mapping[str, Sequence[tasks.Row]], drawn: Mapping[str, Any], record: bool) -> None:
     """Compare plan and labels with what they were when hashes.json was made.
 
     Args:
@@ -172,7 +185,8 @@ def check(rows: Mapping[str, Sequence[tasks.Row]], drawn: Sequence[Any], record:
     found = {
         name: hashlib.sha256(_csv(of_task).encode()).hexdigest() for name, of_task in rows.items()
     }
-    found["plan"] = hashlib.sha256(repr(_rounded(drawn)).encode()).hexdigest()
+    for name, values in drawn.items():
+        found[name] = hashlib.sha256(repr(_rounded(values)).encode()).hexdigest()
     if record:
         with atomic_path(HASHES) as temporary:
             temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
@@ -181,7 +195,7 @@ def check(rows: Mapping[str, Sequence[tasks.Row]], drawn: Sequence[Any], record:
     differ = [name for name, digest in expected.items() if found.get(name) != digest]
     if differ:
         raise InputError(
-            f"{', '.join(differ)}: plan or labels are not those of {HASHES}, so figures could not "
+            f"{', '.join(differ)}: not those that {HASHES} records, so figures could not "
             "be compared with others'. Scores come from music21 10.5 and recordings from Debian "
             "12; build.py --record accepts what there is, for comparisons of your own"
         )

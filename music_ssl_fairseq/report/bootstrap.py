@@ -12,6 +12,7 @@ test split; not on the training, and not on the choice of the layer.
 """
 
 from collections.abc import Iterator
+from itertools import chain
 
 import numpy as np
 
@@ -77,7 +78,7 @@ def _resampled(
     return np.concatenate(
         [
             statistic(metric, predictions, counts, classes, targets)
-            for counts in (once, *draws(predictions, resamples, seed))
+            for counts in chain([once], draws(predictions, resamples, seed))
         ]
     )
 
