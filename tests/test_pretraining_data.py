@@ -287,6 +287,18 @@ def test_the_model_says_whose_masks(folder, mode, kind):
     assert task.datasets["train"]._mask == kind(0.5, 8, 1)
 
 
+def test_mixing_changes_training_crops_alone(folder):
+    plain = dataset(folder)
+    for training in (True, False):
+        data = dataset(folder, mix_prob=1.0, training=training)
+        items = [0, 1, 2]
+        batch = data.collater([data[index] for index in items])["net_input"]["source"]
+        whole = dataset(folder, training=training)
+        expected = whole.collater([whole[index] for index in items])["net_input"]["source"]
+        assert torch.equal(batch, expected) is not training
+    assert "gain" not in plain[0]
+
+
 def test_crops_of_one_length_need_no_padding(folder):
     data = dataset(folder, labels=False, mask=None)
     batch = data.collater([data[0], data[1]])

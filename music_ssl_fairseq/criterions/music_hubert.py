@@ -32,6 +32,10 @@ class MusicHubertCriterionConfig(FairseqDataclass):
             "default. Not in fairseq"
         },
     )
+    cqt_weight: float = field(
+        default=1.0,
+        metadata={"help": "weight of the error of the constant-Q head (model.cqt_bands)"},
+    )
     features_pen_weight: float = field(
         default=10.0,
         metadata={
@@ -52,9 +56,9 @@ class MusicHubertCriterionConfig(FairseqDataclass):
 class MusicHubertCriterion(FairseqCriterion):
     """Cross-entropy over units of masked (and, weighted, unmasked) frames.
 
-    Logged, in bits where they are losses: `loss` with the feature penalty, `loss_m` and `loss_u`
-    without (those of unmasked frames, `_u`, in validation, and in training if they count);
-    `accuracy_m`, `accuracy_u`; `majority_m`, the accuracy on masked frames of always
+    Logged, in bits where they are losses: `loss` with the feature penalty and the constant-Q error;
+    `loss_m` and `loss_u` without (those of unmasked frames, `_u`, in validation, and in training if
+    they count); `accuracy_m`, `accuracy_u`; `majority_m`, the accuracy on masked frames of always
     naming the most frequent unit; `perplexity_target`, `perplexity_pred`: how many units the labels
     and the predictions really use. Learning shows as accuracy_m rising above majority_m; a
     perplexity_pred that falls to 1 while it does not is collapse.
@@ -70,6 +74,7 @@ class MusicHubertCriterion(FairseqCriterion):
         pred_nomask_weight: float,
         features_pen_weight: float,
         label_weights: Sequence[float] | None = None,
+        cqt_weight: float = 1.0,
         stop_if_collapsed: bool = True,
     ):
         super().__init__(task)
@@ -77,6 +82,7 @@ class MusicHubertCriterion(FairseqCriterion):
         self.pred_masked_weight = pred_masked_weight
         self.pred_nomask_weight = pred_nomask_weight
         self.features_pen_weight = features_pen_weight
+        self.cqt_weight = cqt_weight
         self.stop_if_collapsed = stop_if_collapsed
         self.watch = UnitWatch(*schedule_of(task))
 
@@ -97,6 +103,9 @@ class MusicHubertCriterion(FairseqCriterion):
             if self.pred_nomask_weight > 0:
                 loss = loss + self.pred_nomask_weight * loss_u
                 sample_size += logs["count_u"]
+        if "cqt_error" in output:
+            loss = loss + self.cqt_weight * output["cqt_error"]
+            logs["cqt_error"] = output["cqt_error"].detach()
         if self.features_pen_weight > 0:
             penalty = self.features_pen_weight * output["features_pen"] * sample_size
             loss = loss + penalty
@@ -142,6 +151,8 @@ class MusicHubertCriterion(FairseqCriterion):
         size = sums["sample_size"]
         bits = 1 / math.log(2)
         metrics.log_scalar("loss", sums["loss"] * bits / size, size, round=4)
+        if "cqt_error" in sums:
+            metrics.log_scalar("cqt_error", sums["cqt_error"] / sums["count_m"], size, round=4)
         if "loss_features_pen" in sums:
             penalty = sums["loss_features_pen"] * bits / size
             metrics.log_scalar("loss_features_pen", penalty, size, round=5)

@@ -7,7 +7,7 @@ a resume, and whoever else draws random numbers.
 import numpy as np
 
 # What a generator is for. Streams never overlap, so adding draws to one leaves the others alone.
-CROPS, MASKS, REPLACEMENT, ORDER = range(4)
+CROPS, MASKS, REPLACEMENT, ORDER, MIXING = range(5)
 
 _WORD = (1 << 64) - 1
 
@@ -23,7 +23,7 @@ def generator(seed: int, epoch: int, index: int, stream: int) -> np.random.Gener
         seed: any integer.
         epoch: 0 or more; 0 is also what evaluation uses always.
         index: of the crop in its epoch.
-        stream: one of CROPS, MASKS, REPLACEMENT, ORDER.
+        stream: one of CROPS, MASKS, REPLACEMENT, ORDER, MIXING.
     """
     key = (seed & _WORD) | stream << 64
     return np.random.Generator(np.random.Philox(key=key, counter=index << 128 | epoch << 192))

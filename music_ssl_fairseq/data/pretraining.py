@@ -9,9 +9,10 @@ import torch
 from fairseq.data import FairseqDataset
 
 from music_ssl_fairseq import audio
-from music_ssl_fairseq.data.crops import MASKS, REPLACEMENT, CropPlan, generator
+from music_ssl_fairseq.data.crops import MASKS, MIXING, REPLACEMENT, CropPlan, generator
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.masks import FairseqMask, SpanMask
+from music_ssl_fairseq.data.mixing import draw_gain, mix
 from music_ssl_fairseq.data.targets import FrameTargets, LabelSet
 from music_ssl_fairseq.data.unreadable import UnreadableTracks
 from music_ssl_fairseq.errors import AudioError, InputError
@@ -47,6 +48,7 @@ class PretrainingDataset(FairseqDataset):
         crops_per_track: int | None = None,
         seed: int = 0,
         max_unreadable: float = 0.1,
+        mix_prob: float = 0.0,
         sample_rate: int = SAMPLE_RATE,
     ):
         """Plan the crops.
@@ -61,6 +63,7 @@ class PretrainingDataset(FairseqDataset):
             labels: label sets of the manifest's tracks; none for crops alone.
             crops_per_track: an epoch; None for as many as fit.
             max_unreadable: share of the tracks that may turn out to be unreadable.
+            mix_prob: share of training crops to which another of the batch is added (`mixing`).
 
         Raises:
             InputError: if no track is long enough.
@@ -71,6 +74,7 @@ class PretrainingDataset(FairseqDataset):
         self._mask = mask
         self._training = training
         self._seed = seed
+        self._mix_prob = mix_prob if training else 0.0
         self._sample_rate = sample_rate
         self._targets = [FrameTargets(labels_of_set, grid, sample_rate) for labels_of_set in labels]
         usable, start_hop = manifest.num_samples, _START_HOP
@@ -132,6 +136,8 @@ class PretrainingDataset(FairseqDataset):
         if self._normalise:
             waveform = audio.normalise(waveform)
         item: dict = {"id": index, "source": torch.from_numpy(waveform)}
+        if self._mix_prob > 0:
+            item["gain"] = draw_gain(self._mix_prob, generator(self._seed, epoch, index, MIXING))
         num_frames = self._grid.num_frames(len(waveform))
         if isinstance(self._mask, FairseqMask):
             item["epoch"] = epoch  # the mask depends on the rest of the batch
@@ -201,6 +207,8 @@ class PretrainingDataset(FairseqDataset):
         if not samples:
             return {}
         sources = [sample["source"] for sample in samples]
+        if self._mix_prob > 0:
+            sources = mix(sources, [sample["gain"] for sample in samples])
         lengths = torch.tensor([len(source) for source in sources])
         longest = int(lengths.max())
         padding_mask = None

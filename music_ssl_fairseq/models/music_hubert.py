@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder, AudioEncoderConfig
 from music_ssl_fairseq.modules.dropout import drop
 from music_ssl_fairseq.modules.fast import compiled
+from music_ssl_fairseq.modules.pitch_filters import ConstantQ
 from music_ssl_fairseq.modules.unit_head import UnitHead
 
 
@@ -36,6 +37,14 @@ class MusicHubertConfig(AudioEncoderConfig):
             "help": "how unit embeddings are drawn. uniform, fairseq's: all in [0, 1), so that any "
             "two units begin with a cosine similarity of 0.75; normal: nearly orthogonal, which "
             "learns faster at the start"
+        },
+    )
+    cqt_bands: int = field(
+        default=0,
+        metadata={
+            "help": "bands per octave of a constant-Q transform that a linear head predicts at "
+            "masked frames, beside the units (MERT, arXiv 2306.00107, section 3.2): 12 for "
+            "semitones; 0 for no such head. Its weight is criterion.cqt_weight. Not in fairseq"
         },
     )
     skip_nomask: bool = field(
@@ -70,6 +79,11 @@ class MusicHubertModel(AudioEncoder):
         draw = nn.init.normal_ if str(cfg.unit_init) == "normal" else nn.init.uniform_
         self.label_embs_concat = nn.Parameter(draw(embeddings))
         self.head = UnitHead(cfg.logit_temp)
+        self.cqt: ConstantQ | None = None
+        self.cqt_proj: nn.Linear | None = None
+        if cfg.cqt_bands:
+            self.cqt = ConstantQ(cfg.cqt_bands, cfg.pitch_taps, self.grid)
+            self.cqt_proj = nn.Linear(cfg.encoder_embed_dim, self.cqt.bands)
 
     @classmethod
     def build_model(cls, cfg: MusicHubertConfig, task: Any) -> "MusicHubertModel":
@@ -105,8 +119,9 @@ class MusicHubertModel(AudioEncoder):
         Returns:
             `logits_m`, a list with `[masked, classes]` of each set, and `target_m`
             `[masked, sets]`; the same for unmasked frames as `logits_u`, `target_u`, or None
-            without `score_unmasked` or with `skip_nomask`; and `features_pen`, the mean square of
-            the extractor's features.
+            without `score_unmasked` or with `skip_nomask`; `features_pen`, the mean square of the
+            extractor's features; and with `cqt_bands` `cqt_error`, the squared error of each masked
+            frame's constant-Q transform, a mean over bands and a sum over frames.
         """
         compile = self.compiles(source, padding_mask)
         score_unmasked = score_unmasked and not self.cfg.skip_nomask
@@ -132,6 +147,11 @@ class MusicHubertModel(AudioEncoder):
             "target_u": None,
             "features_pen": penalty,
         }
+        if self.cqt is not None and self.cqt_proj is not None:
+            with self.autocast(source.device):
+                levels = self.cqt(source).flatten(0, 1)[masked]
+                error = (self.cqt_proj(x_masked).float() - levels).square()
+            output["cqt_error"] = error.mean(-1).sum()
         if score_unmasked:
             output["logits_u"] = self.logits(x[unmasked], compile)
             output["target_u"] = target[unmasked]

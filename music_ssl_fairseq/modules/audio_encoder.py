@@ -154,7 +154,8 @@ class AudioEncoder(BaseFairseqModel):
         )
         self.layer_norm = nn.LayerNorm(channels)
         self.post_extract_proj = self._projection(channels, dim)
-        self.pitch_filters = self.pitch_proj = None
+        self.pitch_filters: PitchFilters | None = None
+        self.pitch_proj: nn.Linear | None = None
         if cfg.pitch_bands:
             self.pitch_filters = PitchFilters(cfg.pitch_bands, cfg.pitch_taps, self.grid)
             self.pitch_proj = nn.Linear(self.pitch_filters.bands, dim)
@@ -232,19 +233,15 @@ class AudioEncoder(BaseFairseqModel):
 
     def project(self, features: Tensor) -> Tensor:
         """Normalise what `extract` returns and bring it to the encoder's width."""
-        bands = None
-        if self.pitch_filters is not None:
-            own = features.size(-1) - self.pitch_filters.bands
-            features, bands = features[..., :own], features[..., own:]
-        x = self.layer_norm(features)
+        bands = features[..., self.layer_norm.normalized_shape[0] :]
+        x = self.layer_norm(features[..., : self.layer_norm.normalized_shape[0]])
         if self.post_extract_proj is not None:
             x = self.post_extract_proj(x)
-        return x if bands is None else x + self.pitch_proj(bands)
+        return x if self.pitch_proj is None else x + self.pitch_proj(bands)
 
     def feature_penalty(self, features: Tensor) -> Tensor:
         """Mean square of the extractor's own features, of what `extract` returns."""
-        bands = 0 if self.pitch_filters is None else self.pitch_filters.bands
-        return features[..., : features.size(-1) - bands].float().square().mean()
+        return features[..., : self.layer_norm.normalized_shape[0]].float().square().mean()
 
     def frame_padding(self, padding_mask: Tensor | None, num_frames: int) -> Tensor | None:
         """From padded samples `[B, T]` to padded frames `[B, frames]`, both True for padding.

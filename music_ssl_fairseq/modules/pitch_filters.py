@@ -30,18 +30,18 @@ _SHORTEST = 256  # samples of a filter: 16 ms, as long as the highest bands stil
 _QUIET = 1e-7  # power at which the logarithm levels off: 70 dB below a full-scale sine
 
 
-class PitchFilters(nn.Module):
-    """Log power of each band at each of the extractor's frames, normalised over the bands.
+class ConstantQ(nn.Module):
+    """Log power of each band at each of the extractor's frames; nothing in it learns.
 
     Attributes:
-        filters: `[2 * bands, taps]`, cosines and then sines, with a peak of PEAK. The larger it is,
-            the less a learning rate changes them: Adam's steps do not depend on a weight's size.
+        filters: `[2 * bands, taps]`, cosines and then sines, with a peak of PEAK.
     """
 
+    filters: Tensor
     scale: Tensor
 
     def __init__(self, bands_per_octave: int, taps: int, grid: FrameGrid):
-        """Start as a constant-Q filter bank.
+        """Make the filter bank.
 
         Args:
             bands_per_octave: 12 for one band per semitone.
@@ -61,18 +61,42 @@ class PitchFilters(nn.Module):
         before = (taps - grid.window) // 2
         self.padding = (before, taps - grid.window - before)
         cosines, sines, scale = _constant_q(self.bands, bands_per_octave, taps)
-        self.filters = nn.Parameter(torch.cat([cosines, sines]))
+        self.register_buffer("filters", torch.cat([cosines, sines]), persistent=False)
         self.register_buffer("scale", torch.cat([scale, scale])[:, None], persistent=False)
-        self.norm = nn.LayerNorm(self.bands)
 
-    def forward(self, waveform: Tensor) -> Tensor:
-        """Map `[B, T]` to `[B, frames, bands]`, in the precision of matrix products."""
+    def log_power(self, waveform: Tensor) -> Tensor:
+        """Map `[B, T]` to `[B, frames, bands]` float32, natural logarithm."""
         dtype = working_dtype(waveform)
         windows = F.pad(waveform, self.padding).to(dtype).unfold(-1, self.filters.size(1), self.hop)
         parts = windows @ (self.filters * self.scale).to(dtype).t()
         cosines, sines = parts.float().split(self.bands, dim=-1)
-        power = cosines.square() + sines.square()
-        return self.norm(torch.log(power + _QUIET)).to(dtype)
+        return torch.log(cosines.square() + sines.square() + _QUIET)
+
+    @torch.no_grad()
+    def forward(self, waveform: Tensor) -> Tensor:
+        """Map `[B, T]` to `[B, frames, bands]` float32, each frame with mean 0 and variance 1."""
+        return F.layer_norm(self.log_power(waveform), (self.bands,))
+
+
+class PitchFilters(ConstantQ):
+    """A constant-Q filter bank to start from, trained like any other weight.
+
+    Attributes:
+        filters: a parameter here. The larger its PEAK, the less a learning rate changes it: Adam's
+            steps do not depend on a weight's size.
+    """
+
+    def __init__(self, bands_per_octave: int, taps: int, grid: FrameGrid):
+        """As for `ConstantQ`."""
+        super().__init__(bands_per_octave, taps, grid)
+        filters = self.filters
+        del self.filters
+        self.filters = nn.Parameter(filters)
+        self.norm = nn.LayerNorm(self.bands)
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """Map `[B, T]` to `[B, frames, bands]`, normalised, in the precision of products."""
+        return self.norm(self.log_power(waveform)).to(working_dtype(waveform))
 
 
 def _constant_q(bands: int, bands_per_octave: int, taps: int) -> tuple[Tensor, Tensor, Tensor]:

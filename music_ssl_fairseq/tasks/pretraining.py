@@ -63,6 +63,13 @@ class PretrainingConfig(FairseqDataclass):
         default=False,
         metadata={"help": "bring each crop to zero mean and unit variance"},
     )
+    mix_prob: float = field(
+        default=0.0,
+        metadata={
+            "help": "share of training crops to which a quieter other crop of the batch is added, "
+            "6 to 20 dB below; labels stay. Which crop it is depends on the batch. Not in fairseq"
+        },
+    )
     max_unreadable: float = field(
         default=0.1,
         metadata={
@@ -181,6 +188,7 @@ class PretrainingTask(FairseqTask):
                 seed=cfg.seed,
                 training=split == "train",
                 max_unreadable=cfg.max_unreadable,
+                mix_prob=cfg.mix_prob,
                 labels=self.labels(split, manifest),
             )
         hours = manifest.num_samples.sum() / SAMPLE_RATE / 3600
