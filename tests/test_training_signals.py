@@ -182,6 +182,30 @@ def begin(code):
     return process
 
 
+CONVOLVING = """
+import math, os, time, torch
+from music_ssl_fairseq.training import interruption as module
+module._ONE = math.inf  # any number of signals counts as one
+module.interruption.install()
+module.interruption.training = True
+convolution = torch.nn.Conv1d(64, 64, 128, padding=64, groups=8)
+convolution(torch.randn(4, 64, 50)).sum().backward()
+print("ready", flush=True)
+end = time.monotonic() + 0.5
+while time.monotonic() < end:
+    convolution(torch.randn(4, 64, 50)).sum().backward()
+os._exit(0)
+"""
+
+
+def test_signals_overwrite_no_memory():
+    process = begin(CONVOLVING)
+    while process.poll() is None:
+        process.send_signal(signal.SIGUSR1)
+        time.sleep(0.0005)
+    assert (process.returncode, process.stderr.read()) == (0, "")
+
+
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_ends_at_once(second):
     process = begin(WAITING)

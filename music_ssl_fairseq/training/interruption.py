@@ -9,6 +9,8 @@ import threading
 import time
 from typing import Any
 
+from music_ssl_fairseq.command import give_signals_a_stack
+
 RESUBMIT = 75
 """Exit status of a training that was stopped by a signal and can continue: EX_TEMPFAIL."""
 
@@ -45,6 +47,7 @@ class Interruption:
         """Handle signals from now on, once, where Python allows it: in a main thread."""
         if self._handlers or threading.current_thread() is not threading.main_thread():
             return
+        give_signals_a_stack()
         for number in SIGNALS:
             # nohup wants it ignored. An ignored SIGINT says only that a shell started us with `&`.
             if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
