@@ -76,7 +76,12 @@ def listen(path: str, thorough: bool = False) -> tuple[AudioInfo, bool]:
     def is_silent(part: tuple[int, int]) -> bool:
         # At the file's own rate: the very last sample, and no resampling.
         start, stop = part
-        return audio.is_silent(audio.read(path, start, stop - start, info.sample_rate))
+        waveform = audio.read(path, start, stop - start, info.sample_rate)
+        if len(waveform) < stop - start:
+            raise AudioError(
+                path, f"damaged: of {stop} samples {start + len(waveform)} are decoded"
+            )
+        return audio.is_silent(waveform)
 
     silent = [is_silent(part) for part in (everything if thorough else edges)]
     return info, all(silent) and (thorough or all(map(is_silent, everything)))

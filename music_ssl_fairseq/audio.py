@@ -41,7 +41,23 @@ _ZERO_CROSSINGS = 16  # of the sinc, each side: 90 dB stop band with the window 
 _KAISER_BETA = 9.0
 _ROLLOFF = 0.945  # cut-off as a share of the lower Nyquist frequency
 
+# Of libsndfile. In others a sample follows from all before it, or there is no seek.
+_SEEKING = (
+    "PCM_",
+    "FLOAT",
+    "DOUBLE",
+    "ULAW",
+    "ALAW",
+    "IMA_",
+    "MS_",
+    "ALAC",
+    "VORBIS",
+    "OPUS",
+    "MPEG",
+)
+
 _LOST_TAIL = 0.02  # seconds at most by which encoders state more than can be decoded
+_PASSED_OVER = 2**20  # samples, decoded at a time
 _LONGEST = 2**40  # samples; libsndfile gives 2**63 - 1 for a FLAC stream that states no length
 SILENCE = 1e-4
 """A waveform that stays within this much of one value is silent: -80 dB of full scale."""
@@ -216,8 +232,10 @@ class _Soundfile:
             return np.zeros(0, np.float32)
         try:
             # A seek costs a decoder reset in the compressed formats, even to where it already is.
-            if start:
+            if start and self._file.subtype.startswith(_SEEKING):
                 self._file.seek(start)
+            elif start:
+                self._pass_over(start)
             block = self._file.read(stop - start, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             raise AudioError(self._name, f"damaged or truncated ({error.error_string})") from None
@@ -230,6 +248,11 @@ class _Soundfile:
                 )
             block = np.pad(block, ((0, stop - end), (0, 0)))
         return block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
+
+    def _pass_over(self, num_samples: int) -> None:
+        """Decode that many samples from the start: `read` comes once for each opened file."""
+        while num_samples > 0 and len(self._file.read(min(num_samples, _PASSED_OVER))):
+            num_samples -= _PASSED_OVER
 
 
 Source = _Soundfile | Decoder | Pcm

@@ -1,7 +1,6 @@
 """How every command line of the package ends."""
 
 import argparse
-import faulthandler
 import shlex
 import sys
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.signal_stack import give_signals_a_stack
 
 GOES_ON = "interrupted; the same command, without --force, goes on from here"
 """What a command that can be continued says when it is stopped."""
@@ -29,17 +29,6 @@ def example(name: str) -> str:
     here = Path("examples", name)
     there = Path(__file__).parents[1] / here
     return shlex.quote(str(there if there.is_dir() and not here.is_dir() else here))
-
-
-def give_signals_a_stack() -> None:
-    """Let signals to this thread have a stack of their own, which `faulthandler` asks for.
-
-    While oneDNN multiplies matrices on a CPU, in a positional convolution for example, the stack
-    pointer points into the heap (oneDNN 3.11, issue 4845). The frame of a signal that comes then
-    overwrites what is there, and the process crashes soon after.
-    """
-    if not faulthandler.is_enabled():
-        faulthandler.enable(file=2)
 
 
 def exit_status(

@@ -34,6 +34,7 @@ _LOSSLESS = ("alac", "flac", "wavpack", "tta", "pcm_")
 _MPEG_FRAMES = 32  # decoded before what is wanted; the bit reservoir reaches back 24 at most
 _OPUS_SECONDS = 3  # the same; 1 s was enough for equal samples in all files tried
 _KEPT_SECONDS = 4  # of what was decoded last, for who goes on with an overlap
+_TAGS = 1024  # bytes behind the last frame that no decoder understands
 _BEYOND_ANY_END = 1 << 40
 _LOST_SECONDS = 0.1  # that encoders may state and not hold, and 4096 samples of delay besides
 _LOST_SAMPLES = 4096
@@ -210,15 +211,19 @@ class Decoder:
         """Decode from here on: mono blocks; the first one's time is left in `_first_time`.
 
         What cannot be decoded before the first frame or after the last one is passed over: the
-        first frames of a cut stream, and tags behind the last.
+        first frames of a cut stream, and tags behind the last. Lossless formats are not cut so:
+        there it is damage.
         """
         broken = ""
-        begun = False
+        lossless = self._stream.codec_context.name.startswith(_LOSSLESS)
+        begun, decoded = False, 0
         for packet in self._packets():
             try:
                 frames = packet.decode()
             except (av.FFmpegError, ValueError) as error:
                 broken = reason(error)
+                if lossless and (not begun or packet.size > _TAGS):
+                    raise AudioError(self._name, f"damaged (FFmpeg: {broken})") from None
                 continue
             for frame in frames:
                 if broken and begun:
@@ -229,8 +234,22 @@ class Decoder:
                 if not begun:
                     self._first_time = frame.pts or 0
                 broken, begun = "", True
+                if lossless:
+                    self._refuse_gap(frame, decoded)
+                decoded += frame.samples
                 if frame.samples:
                     yield self._mono(frame)
+
+    def _refuse_gap(self, frame: av.AudioFrame, decoded: int) -> None:
+        """Compare a frame's time with the samples before it: FFmpeg drops frames without a word."""
+        if frame.pts is None or self._format() not in _EXACT_TIMES:
+            return
+        missing = self._in_samples(frame.pts - self._first_time) - decoded
+        if abs(missing) >= 1:
+            seconds = float(frame.pts * self._stream.time_base)
+            raise AudioError(
+                self._name, f"damaged: before {seconds:.1f} s, {int(missing)} samples are missing"
+            )
 
     def _packets(self) -> Iterator[Any]:
         try:

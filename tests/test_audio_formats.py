@@ -4,13 +4,17 @@ import multiprocessing
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import soundfile
 
+from manifests_tools.examine import examine
 from music_ssl_fairseq import audio
+from music_ssl_fairseq.decoding import opened
 from music_ssl_fairseq.errors import AudioError
+from music_ssl_fairseq.headers import Header
 from tests.audio_files import PYAV, encode, tone, write_tone
 
 SECONDS = 6  # more than the lead that decoders get after a seek
@@ -204,6 +208,47 @@ def test_flac_with_a_damaged_frame_is_refused_whoever_decodes_it(tmp_path):
     path.write_bytes(content)
     with pytest.raises(AudioError, match="damaged or truncated"):
         audio.read(path)
+
+
+@pytest.mark.parametrize("place", [0, 0.5, 1], ids=["first", "middle", "last"])
+def test_ffmpeg_passes_over_no_frame_of_flac(tmp_path, place):
+    path = write_tone(tmp_path / "x.flac", SECONDS)
+    content = bytearray(path.read_bytes())
+    first = content.index(b"\xff\xf8")
+    start = int((len(content) - first - 3_000) * place) + first + 100
+    content[start : start + 2_000] = bytes(2_000)
+    path.write_bytes(content)
+    with (
+        pytest.raises(AudioError, match="damaged"),
+        opened(str(path), Header(soundfile=False), ()) as decoder,
+    ):
+        decoder.read(0, None)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [
+        *((".wav", "G721_32"), (".wav", "NMS_ADPCM_16"), (".wav", "GSM610"), (".aiff", "GSM610")),
+        *((".au", "G723_24"), (".wav", "IMA_ADPCM"), (".wav", "MS_ADPCM"), (".caf", "ALAC_16")),
+    ],
+)
+def test_crops_where_a_sample_follows_from_those_before(tmp_path, suffix, codec):
+    path = tmp_path / f"x{suffix}"
+    noise = np.random.default_rng(0).normal(0, 0.1, 48_000)
+    soundfile.write(path, tone(3)[:, 0] + noise, 16_000, subtype=codec)
+    whole = audio.read(path)
+    for start in (1, 7_777, 20_001):
+        np.testing.assert_array_equal(audio.read(path, start, 5_000), whole[start : start + 5_000])
+
+
+def test_thorough_compares_what_is_stated_with_what_is_decoded(tmp_path, monkeypatch):
+    path = write_tone(tmp_path / "x.wav", 1)
+    info = audio.probe(path)
+    assert examine(str(path), thorough=True) == info
+    more = replace(info, num_samples=info.num_samples + 100)
+    monkeypatch.setattr(audio, "probe", lambda path: more)
+    with pytest.raises(AudioError, match="damaged: of 16100 samples 16000 are decoded"):
+        examine(str(path), thorough=True)
 
 
 @pytest.mark.parametrize("rate", [1, 999, 655_349, 768_001, 10**6, 10**8])

@@ -15,7 +15,8 @@ FOUNDATION = {"cpus", "errors", "files", "frames", "audio", "npy", "optional", "
 ALLOWED = {
     "cpus": set(),
     "errors": set(),
-    "command": {"errors"},
+    "signal_stack": set(),
+    "command": {"errors", "signal_stack"},
     "files": {"errors"},
     "optional": {"errors"},
     "texts": {"errors"},
@@ -45,7 +46,7 @@ ALLOWED = {
     "tasks": FOUNDATION
     | {"compat", "data", "modules", "models", "criterions", "optim"}
     | {"upstream", "probing", "training"},
-    "training": {"compat", "errors", "files"},
+    "training": {"compat", "errors", "files", "signal_stack"},
     "direct_probe": {"criterions", "models", "optim", "probing", "tasks"},
 }
 
