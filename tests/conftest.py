@@ -22,11 +22,21 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
+_ARGV = list(sys.argv)
+
+
 @pytest.fixture(autouse=True)
 def no_command() -> Iterator[None]:
-    """A test that runs a command in this process leaves it behind; so errors pass as in Python."""
-    argv = sys.argv
+    """Take back what a test, or a fixture of its module, leaves of a command in this process.
+
+    So errors pass as in Python, whichever tests ran before.
+    """
+    _forget_command()
     yield
-    sys.argv = argv
+    _forget_command()
+
+
+def _forget_command() -> None:
+    sys.argv = list(_ARGV)
     if "hydra.core.hydra_config" in sys.modules:
         sys.modules["hydra.core.hydra_config"].HydraConfig.instance().cfg = None
