@@ -218,6 +218,7 @@ class _Soundfile:
         self.num_samples: int = self._file.frames
         self.sample_rate: int = self._file.samplerate
         self.channels: int = self._file.channels
+        self.format: str = self._file.format
 
     def __enter__(self) -> "_Soundfile":
         return self
@@ -299,6 +300,9 @@ def _by_soundfile(file: _File) -> _Soundfile:
         opened = _Soundfile(file.name)
     except soundfile.LibsndfileError as error:
         raise AudioError(file.name, f"libsndfile: {error.error_string}") from None
+    if opened.format == "RAW":  # anything at all whose name ends in .au, .snd, .vox or .gsm
+        with opened:
+            raise AudioError(file.name, "libsndfile: its first bytes are of no known format")
     if not 0 <= opened.num_samples <= _LONGEST:
         with opened:
             raise AudioError(file.name, "libsndfile: it states no length")

@@ -15,6 +15,7 @@ from music_ssl_fairseq.pcm import Pcm
 
 _HEAD = 4096  # bytes, read at once; most headers are shorter
 _SLACK = 1024  # bytes of samples that may be missing, or of tags that may follow
+_SND_HEAD = 24  # bytes, at least
 _MAX_CHUNKS = 1000
 _WRAP = 1 << 32
 _NO_LENGTH = "its header states no length"
@@ -67,6 +68,8 @@ def read_header(name: str) -> Header:
         return Header(soundfile=b"OpusHead" not in head[:80])
     if magic == b".snd" and len(head) >= 12:
         offset, stated = struct.unpack(">2I", head[4:12])
+        if offset < _SND_HEAD:
+            raise AudioError(name, f"its header is damaged: it states samples at byte {offset}")
         if stated != _WRAP - 1:
             _refuse_truncated(name, stated, size - offset)
     if magic in _SOUNDFILE:

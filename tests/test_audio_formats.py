@@ -241,6 +241,17 @@ def test_crops_where_a_sample_follows_from_those_before(tmp_path, suffix, codec)
         np.testing.assert_array_equal(audio.read(path, start, 5_000), whole[start : start + 5_000])
 
 
+@pytest.mark.parametrize("suffix", [".au", ".snd"])
+@pytest.mark.parametrize(
+    "head", [b"# Notes\n" * 99, b".snd" + bytes(20), b".snd\0\0\0\1" + bytes(99)]
+)
+def test_a_name_does_not_make_it_audio(tmp_path, suffix, head):
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(head + bytes(range(256)) * 99)
+    with pytest.raises(AudioError, match=r"no known format|header is damaged"):
+        audio.probe(path)
+
+
 def test_thorough_compares_what_is_stated_with_what_is_decoded(tmp_path, monkeypatch):
     path = write_tone(tmp_path / "x.wav", 1)
     info = audio.probe(path)
