@@ -26,6 +26,7 @@ from music_ssl_fairseq.upstream import load
 from music_ssl_fairseq.upstream.windows import Windowing
 from tests import checkpoints, tiny
 from tests.audio_files import write_tone
+from tests.full_disk import full_disk
 
 GRID = FrameGrid(window=400, hop=320)
 WINDOWING = Windowing(seconds=6.0, overlap=3.0, whole=9.0)
@@ -340,6 +341,28 @@ def test_unreadable_tracks_are_left_out_and_tried_again(corpus, tmp_path, capsys
     frames = tmp_path / "frames"
     assert extract(corpus, frames, "--pool", "frames", manifest=manifest) == 1
     assert sorted(path.name for path in frames.glob("*.*.npy")) == ["cut.flac.npy", "good.flac.npy"]
+
+
+@pytest.mark.parametrize(("pool", "size"), [("mean", 1_000), ("frames", 50_000)])
+def test_a_full_disk_is_one_line_and_what_is_there_stays(corpus, tmp_path, capsys, pool, size):
+    out, options = tmp_path / "out", ("--pool", pool, "--batch-seconds", "2")
+    folder, *lines = (corpus / "tracks.tsv").read_text().splitlines()
+    manifest = tmp_path / "longest_last.tsv"
+    manifest.write_text("\n".join([folder, *lines[::-1]]) + "\n")
+    with full_disk(size):
+        assert extract(corpus, out, *options, manifest=manifest) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
+    assert re.search(r"out\S*: File too large", lines[-1])
+    assert not [path for path in out.rglob(".*") if path.name != ".lock"]
+    there = {path: path.stat().st_mtime_ns for path in out.glob("*.wav.npy")}
+    assert len(there) == (2 if pool == "frames" else 0)
+    assert extract(corpus, out, *options, manifest=manifest) == 0
+    assert {path: path.stat().st_mtime_ns for path in there} == there
+    assert extract(corpus, tmp_path / "whole", *options, manifest=manifest) == 0
+    for path in (tmp_path / "whole").rglob("*.npy"):
+        found = np.load(out / path.relative_to(tmp_path / "whole"))
+        np.testing.assert_allclose(found, np.load(path), atol=1e-5 if pool == "mean" else 4e-3)
 
 
 @pytest.mark.parametrize(
