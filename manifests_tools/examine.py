@@ -71,7 +71,7 @@ def listen(path: str, thorough: bool = False) -> tuple[AudioInfo, bool]:
     info = audio.probe(path)
     everything = list(blocks(info.num_samples, info.sample_rate))
     edge = int(EDGE_SECONDS * info.sample_rate)
-    edges = [(0, edge), (max(0, info.num_samples - edge), info.num_samples)]
+    edges = [(0, min(edge, info.num_samples)), (max(0, info.num_samples - edge), info.num_samples)]
 
     def is_silent(part: tuple[int, int]) -> bool:
         # At the file's own rate: the very last sample, and no resampling.
