@@ -11,7 +11,7 @@ from music_ssl_fairseq.export import check
 from music_ssl_fairseq.export.__main__ import FORMATS, main
 from music_ssl_fairseq.export.source import read
 from music_ssl_fairseq.upstream import load
-from tests import checkpoints, exported
+from tests import checkpoints, exported, tiny
 from tests.full_disk import full_disk
 from tests.test_upstream import Attack
 
@@ -71,6 +71,15 @@ def test_stock_fairseq_loads_it_without_this_package(tmp_path):
             assert all(torch.equal(teacher[key], expected[key]) for key in teacher)
         assert state.keys() == original.keys()
         assert all(torch.equal(state[key], original[key]) for key in state)
+
+
+def test_of_several_label_sets_the_encoder_goes_to_fairseq(tmp_path):
+    model = tiny.music_hubert(20, 7)
+    source = checkpoints.write(tmp_path / "x.pt", "music_hubert", model)
+    folder = exported.export(source, tmp_path / "out", "--format", "fairseq")
+    back = read(folder / "checkpoint.pt")
+    assert back.heads.keys() == {"final_proj.weight", "final_proj.bias"}
+    assert load(folder / "checkpoint.pt").fingerprint == load(source).fingerprint
 
 
 @pytest.mark.parametrize("family", ["music_hubert", "music2vec"])

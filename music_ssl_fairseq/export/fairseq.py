@@ -46,6 +46,7 @@ def write(source: Source, folder: Path, name: str) -> str:
     """Write checkpoint.pt, with heads and teacher where the source has them.
 
     A model without its pre-training head gets one of zeros, because stock fairseq insists on it.
+    So does one of several label sets: its checkpoint does not say how many units each set has.
 
     Raises:
         InputError: if stock fairseq has no such model, the source is stock fairseq's already, or
@@ -92,7 +93,11 @@ def _encoder(source: Source) -> dict[str, Tensor]:
 
 
 def _hubert_state(source: Source) -> dict[str, Any]:
-    state = _encoder(source) | source.heads
+    heads = source.heads
+    units, projection = heads.get("label_embs_concat"), heads.get("final_proj.weight")
+    if units is not None and projection is not None and units.size(1) != len(projection):
+        heads = {}
+    state = _encoder(source) | heads
     dim = source.contents.config["encoder_embed_dim"]
     state.setdefault("final_proj.weight", torch.zeros(_FINAL_DIM, dim))
     state.setdefault("final_proj.bias", torch.zeros(len(state["final_proj.weight"])))
