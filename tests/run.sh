@@ -13,4 +13,5 @@ environment test,quickstart
 cd "$ROOT"
 # Small tensors: a second thread costs more than it brings.
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
-exec python -m pytest -n 3 "$@"
+# Neighbouring tests share what their module prepares: worksteal keeps them in one process.
+exec python -m pytest -n 3 --dist worksteal "$@"
