@@ -159,7 +159,7 @@ class MusicHubertCriterion(FairseqCriterion):
         for key in sums:
             kind, _, name = key.partition("_")
             count = sums.get(f"count_{name[:1]}")
-            if kind == "loss" and count is not None and name != "features_pen":
+            if kind == "loss" and count is not None:
                 metrics.log_scalar(key, sums[key] * bits / count, count, round=4)
             elif kind == "correct":
                 metrics.log_scalar(f"accuracy_{name}", sums[key] / count, count, round=5)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
-from fairseq.tasks import FairseqTask, register_task
+from fairseq.tasks import register_task
 from omegaconf import II, MISSING
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
 
@@ -42,7 +42,7 @@ from music_ssl_fairseq.probing.metrics import evaluate
 from music_ssl_fairseq.probing.selection import row_scores
 from music_ssl_fairseq.probing.source import Source, open_source
 from music_ssl_fairseq.probing.store import FeatureStore, clip_of
-from music_ssl_fairseq.tasks.run_folder import IDENTITY, RunFolder
+from music_ssl_fairseq.tasks.run_folder import IDENTITY, RunFolderTask
 from music_ssl_fairseq.training import prepare_training
 from music_ssl_fairseq.training.epoch import note_cut
 
@@ -132,7 +132,7 @@ class MusicProbingConfig(FairseqDataclass):
 
 
 @register_task("music_probing", dataclass=MusicProbingConfig)
-class MusicProbingTask(FairseqTask):
+class MusicProbingTask(RunFolderTask):
     """Train heads on cached features of a frozen upstream; choose on validation; score."""
 
     cfg: MusicProbingConfig
@@ -154,7 +154,6 @@ class MusicProbingTask(FairseqTask):
         self._epoch = 0
         self._last_update = -1
         self._saved_at = -math.inf
-        self.run = RunFolder()
         if cfg.expected and cfg.expected != self.probing.name:
             raise InputError(
                 f"{cfg.data}: holds the task {self.probing.name}, but this configuration is for "
@@ -176,15 +175,6 @@ class MusicProbingTask(FairseqTask):
                 task.run.enter(cfg, task.data_identity, own_restore_file=True)
                 results.refuse_another(Path(cfg.output_dir), task.probing.name)
             return task
-
-    @property
-    def finished(self) -> str:
-        """Why there is nothing left to train, or empty; see `compat.skip_finished_runs`."""
-        return self.run.finished
-
-    def state_dict(self) -> dict[str, Any]:
-        """What fairseq keeps of the task in a checkpoint, and the run's identity."""
-        return {**super().state_dict(), **self.run.state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Under fairseq-validate: refuse the heads of another task; other clips are welcome.

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from fairseq.dataclass import FairseqDataclass
-from fairseq.tasks import FairseqTask
 from omegaconf import II, MISSING, OmegaConf
 
 from music_ssl_fairseq.compat import (
@@ -31,7 +30,7 @@ from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
 # fairseq imports tasks/ and models/ of a user_dir, and nothing else.
 from music_ssl_fairseq.optim import tri_stage as _lr_scheduler  # noqa: F401
 from music_ssl_fairseq.optim.fused_adamw import FusedAdamW
-from music_ssl_fairseq.tasks.run_folder import RunFolder, whole_configuration
+from music_ssl_fairseq.tasks.run_folder import RunFolderTask, whole_configuration
 from music_ssl_fairseq.tasks.schedule import slower, warmup_updates
 from music_ssl_fairseq.training import prepare_training
 from music_ssl_fairseq.training.epoch import note_cut
@@ -109,7 +108,7 @@ def data_splits(cfg: Any) -> list[str]:
     return [cfg.dataset.train_subset, *valid]
 
 
-class PretrainingTask(FairseqTask):
+class PretrainingTask(RunFolderTask):
     """Loads splits as crops. Subclasses say whether there are labels."""
 
     min_mask_spans = 1
@@ -121,7 +120,6 @@ class PretrainingTask(FairseqTask):
         self._stepped: set[str] = set()
         self._training = False
         self._late = LateTotals()
-        self.run = RunFolder()
         self._update = 0
         whole = whole_configuration(cfg)
         self.warmup, self.advice = (warmup_updates(whole), slower(whole)) if whole else (0, "")
@@ -138,15 +136,6 @@ class PretrainingTask(FairseqTask):
             if not kwargs.get("from_checkpoint"):
                 task.run.enter(cfg, task.data_identity)
             return task
-
-    @property
-    def finished(self) -> str:
-        """Why there is nothing left to train, or empty; see `compat.skip_finished_runs`."""
-        return self.run.finished
-
-    def state_dict(self) -> dict[str, Any]:
-        """What fairseq keeps of the task in a checkpoint, and the run's identity."""
-        return {**super().state_dict(), **self.run.state()}
 
     def data_identity(self, cfg: Any) -> Identity:
         """What a run of this configuration trains and validates on."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from fairseq.tasks import FairseqTask
 from omegaconf import OmegaConf
 
 from music_ssl_fairseq.compat import (
@@ -194,3 +195,24 @@ def _finished(cfg: Any, state: dict[str, Any], folder: Path) -> str:
     if not done:
         return ""
     return f"{folder}: {done}. Nothing is left to do; to train anew, give another hydra.run.dir"
+
+
+class RunFolderTask(FairseqTask):
+    """A task whose checkpoints carry the identity of their run.
+
+    Attributes:
+        run: the folder; `setup_task` enters it.
+    """
+
+    def __init__(self, cfg: Any):
+        super().__init__(cfg)
+        self.run = RunFolder()
+
+    @property
+    def finished(self) -> str:
+        """Why there is nothing left to train, or empty; see `compat.skip_finished_runs`."""
+        return self.run.finished
+
+    def state_dict(self) -> dict[str, Any]:
+        """What fairseq keeps of the task in a checkpoint, and the run's identity."""
+        return {**super().state_dict(), **self.run.state()}
