@@ -14,21 +14,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from music_ssl_fairseq.compat import TENSOR_DESCRIPTORS
-from music_ssl_fairseq.modules import (
-    attention_kernels,
-    conv_stack,
-    first_layer_kernels,
-    gelu_kernels,
-    norm_kernels,
-    recorded_layers,
-    sum_kernels,
-)
-from music_ssl_fairseq.modules.chosen_frames import ChosenFrames, choose
-from music_ssl_fairseq.modules.dropout import hashed_dropout, keep_pairs
-from music_ssl_fairseq.modules.fast import is_hopper
-from music_ssl_fairseq.modules.fused_layer import cast_weights, fused_layer
+from music_ssl_fairseq.fast import conv_stack, cuda_graphs
+from music_ssl_fairseq.fast.cuda_graphs import RecordedLayers
+from music_ssl_fairseq.fast.device import is_hopper
+from music_ssl_fairseq.fast.frame_selection import ChosenFrames, choose
+from music_ssl_fairseq.fast.hashed_dropout import hashed_dropout, keep_pairs
+from music_ssl_fairseq.fast.kernels import attention as attention_kernels
+from music_ssl_fairseq.fast.kernels import first_conv as first_layer_kernels
+from music_ssl_fairseq.fast.kernels import gelu as gelu_kernels
+from music_ssl_fairseq.fast.kernels import norm as norm_kernels
+from music_ssl_fairseq.fast.kernels import sum as sum_kernels
+from music_ssl_fairseq.fast.transformer_layer import cast_weights, fused_layer
 from music_ssl_fairseq.modules.positional_conv import PositionalConv
-from music_ssl_fairseq.modules.recorded_layers import RecordedLayers
 from music_ssl_fairseq.modules.transformer import TransformerEncoder, TransformerLayer
 
 GPU = torch.cuda.is_available()
@@ -171,7 +168,7 @@ def conv_kernels(monkeypatch):
     """With several tiles for each program, and used in the interpreter too."""
     if not HOPPER:
         pytest.skip("for Hopper GPUs and recent versions of Triton")
-    from music_ssl_fairseq.modules import conv_kernels
+    from music_ssl_fairseq.fast.kernels import conv as conv_kernels
 
     monkeypatch.setattr(conv_kernels, "multiprocessors", lambda device: 2)
     if not GPU:
@@ -224,7 +221,7 @@ def test_convolutions_with_the_gelu_before_them(frames, conv_kernels):
 def product_kernels():
     if not HOPPER:
         pytest.skip("for Hopper GPUs and recent versions of Triton")
-    from music_ssl_fairseq.modules import product_kernels
+    from music_ssl_fairseq.fast.kernels import linear_gelu as product_kernels
 
     return product_kernels
 
@@ -276,7 +273,7 @@ def test_layer(training):
 @pytest.mark.parametrize("fused", [True, False])
 def test_layer_with_products(fused, product_kernels, monkeypatch):
     """On a Hopper GPU without them too: elsewhere that is the layer of all other tests."""
-    name = "music_ssl_fairseq.modules.fused_layer._can_fuse_products"
+    name = "music_ssl_fairseq.fast.transformer_layer._can_fuse_products"
     monkeypatch.setattr(name, lambda *_: fused)
     compare_layers(True)
 
@@ -363,7 +360,7 @@ def _tensors(result: Any) -> list[Tensor]:
 @pytest.fixture
 def graphs(monkeypatch):
     if not GPU:
-        monkeypatch.setattr(recorded_layers, "_Recorder", _Again)
+        monkeypatch.setattr(cuda_graphs, "_Recorder", _Again)
 
 
 def _layers(number: int) -> list[TransformerLayer]:

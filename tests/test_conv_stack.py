@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from music_ssl_fairseq.fast.conv_stack import rows_before, run_conv_stack
 from music_ssl_fairseq.modules.conv_extractor import ConvExtractor
-from music_ssl_fairseq.modules.conv_stack import rows_before, run_conv_stack
 
 Layers = list[tuple[int, int, int]]
 

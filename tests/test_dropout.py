@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from music_ssl_fairseq.modules.dropout import draw_seeds, hashed_dropout
+from music_ssl_fairseq.fast.hashed_dropout import draw_seeds, hashed_dropout
 
 SHAPE = (40, 249, 96)
 

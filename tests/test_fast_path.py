@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from music_ssl_fairseq.modules.block_conv import block_conv
-from music_ssl_fairseq.modules.channels_last_conv import conv_channels_last
-from music_ssl_fairseq.modules.fast import ShapeGate
-from music_ssl_fairseq.modules.first_layer import fold_group_norm, folded_first_layer
+from music_ssl_fairseq.fast.block_conv import block_conv
+from music_ssl_fairseq.fast.channels_last_conv import conv_channels_last
+from music_ssl_fairseq.fast.device import ShapeGate
+from music_ssl_fairseq.fast.first_conv import fold_group_norm, folded_first_layer
 from tests import tiny
 
 
@@ -87,7 +87,7 @@ def test_folded_first_layer_is_convolution_shift_and_gelu(lead):
 KERNELS = """
 import torch
 from torch.nn import functional as F
-from music_ssl_fairseq.modules.first_layer import fused_first_layer
+from music_ssl_fairseq.fast.first_conv import fused_first_layer
 
 torch.manual_seed(0)
 for group, lead in ((True, 0), (True, 1), (False, 0), (False, 1)):

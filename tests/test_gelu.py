@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from music_ssl_fairseq.modules.gelu import compiled_gelu
+from music_ssl_fairseq.fast.gelu import compiled_gelu
 
 
 def test_it_equals_torch_s_to_the_rounding_of_its_type():

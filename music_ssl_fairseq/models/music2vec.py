@@ -9,10 +9,10 @@ from fairseq.models import register_model
 from torch import Tensor, nn
 
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.fast.device import compiled
+from music_ssl_fairseq.fast.hashed_dropout import drop
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder, AudioEncoderConfig
-from music_ssl_fairseq.modules.dropout import drop
 from music_ssl_fairseq.modules.ema_teacher import EMATeacher, annealed_decay
-from music_ssl_fairseq.modules.fast import compiled
 
 logger = logging.getLogger(__name__)
 

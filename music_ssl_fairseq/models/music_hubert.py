@@ -9,9 +9,9 @@ from fairseq.dataclass import ChoiceEnum
 from fairseq.models import register_model
 from torch import Tensor, nn
 
+from music_ssl_fairseq.fast.device import compiled
+from music_ssl_fairseq.fast.hashed_dropout import drop
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder, AudioEncoderConfig
-from music_ssl_fairseq.modules.dropout import drop
-from music_ssl_fairseq.modules.fast import compiled
 from music_ssl_fairseq.modules.pitch_filters import ConstantQ
 from music_ssl_fairseq.modules.unit_head import UnitHead
 

@@ -9,6 +9,8 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models import BaseFairseqModel
 from torch import Tensor, nn
 
+from music_ssl_fairseq.fast.device import ShapeGate, can_compile, compiled
+from music_ssl_fairseq.fast.hashed_dropout import draw_seeds
 from music_ssl_fairseq.frames import conv_grid
 from music_ssl_fairseq.modules.conv_extractor import (
     DEFAULT_CONV_LAYERS,
@@ -16,8 +18,6 @@ from music_ssl_fairseq.modules.conv_extractor import (
     ScaleGradient,
     parse_conv_layers,
 )
-from music_ssl_fairseq.modules.dropout import draw_seeds
-from music_ssl_fairseq.modules.fast import ShapeGate, can_compile, compiled
 from music_ssl_fairseq.modules.pitch_filters import PitchFilters
 from music_ssl_fairseq.modules.positional_conv import PositionalConv
 from music_ssl_fairseq.modules.transformer import TransformerEncoder, TransformerLayer

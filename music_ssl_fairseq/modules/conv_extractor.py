@@ -8,16 +8,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.frames import FrameGrid
-from music_ssl_fairseq.modules.channels_last_conv import conv_channels_last
-from music_ssl_fairseq.modules.conv_stack import rows_before, run_conv_stack
-from music_ssl_fairseq.modules.fast import compiled, use_fast
-from music_ssl_fairseq.modules.first_layer import (
+from music_ssl_fairseq.fast.channels_last_conv import conv_channels_last
+from music_ssl_fairseq.fast.conv_stack import rows_before, run_conv_stack
+from music_ssl_fairseq.fast.device import compiled, use_fast
+from music_ssl_fairseq.fast.first_conv import (
     can_fuse,
     folded_first_layer,
     fused_first_layer,
 )
-from music_ssl_fairseq.modules.gelu import gelu
+from music_ssl_fairseq.fast.gelu import gelu
+from music_ssl_fairseq.frames import FrameGrid
 
 _MOST_LAYERS = 100
 DEFAULT_CONV_LAYERS = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"

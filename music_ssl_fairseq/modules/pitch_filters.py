@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.fast.device import working_dtype
 from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
-from music_ssl_fairseq.modules.fast import working_dtype
 
 LOWEST = 440.0 * 2 ** (-33 / 12)
 """Hz, C2: the first band's frequency."""

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from music_ssl_fairseq.modules.block_conv import block_conv
-from music_ssl_fairseq.modules.fast import use_fast, working_dtype
+from music_ssl_fairseq.fast.block_conv import block_conv
+from music_ssl_fairseq.fast.device import use_fast, working_dtype
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor, groups: int, fast: str) -> Tensor:

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from music_ssl_fairseq.modules.chosen_frames import choose
-from music_ssl_fairseq.modules.dropout import draw_seeds, drop
-from music_ssl_fairseq.modules.fast import compiled, working_dtype
-from music_ssl_fairseq.modules.fused_layer import can_fuse_layer, cast_weights, fused_layer
-from music_ssl_fairseq.modules.gelu import gelu
+from music_ssl_fairseq.fast.cuda_graphs import recorded_layers
+from music_ssl_fairseq.fast.device import compiled, working_dtype
+from music_ssl_fairseq.fast.frame_selection import choose
+from music_ssl_fairseq.fast.gelu import gelu
+from music_ssl_fairseq.fast.hashed_dropout import draw_seeds, drop
+from music_ssl_fairseq.fast.transformer_layer import can_fuse_layer, cast_weights, fused_layer
 from music_ssl_fairseq.modules.positional_conv import PositionalConv
-from music_ssl_fairseq.modules.recorded_layers import recorded_layers
 
 
 class SelfAttention(nn.Module):

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from music_ssl_fairseq.fast.first_conv import fold_moments
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder
 from music_ssl_fairseq.modules.conv_extractor import ConvLayer
-from music_ssl_fairseq.modules.first_layer import fold_moments
 
 _BLOCK = 4096  # windows
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from music_ssl_fairseq.modules import gelu_kernels
+from music_ssl_fairseq.fast.kernels import gelu as gelu_kernels
 
 parts = gelu_kernels.parts
 

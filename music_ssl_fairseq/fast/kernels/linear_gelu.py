@@ -17,8 +17,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from music_ssl_fairseq.modules.fast import multiprocessors
-from music_ssl_fairseq.modules.triton_math import gelu_parts, halves, loop_count
+from music_ssl_fairseq.fast.device import multiprocessors
+from music_ssl_fairseq.fast.kernels.elementwise import gelu_parts, halves, loop_count
 
 # A tile is ROWS x COLUMNS, summed up over DEPTH at a time, and leaves in so many PIECES of columns.
 # Measured: the fastest of 8 each on an H100.

@@ -56,7 +56,7 @@ def suits_kernels(x: Tensor) -> bool:
 class _KernelGelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, frames: int, skip: int, lead: int) -> Tensor:
-        from music_ssl_fairseq.modules import gelu_kernels
+        from music_ssl_fairseq.fast.kernels import gelu as gelu_kernels
 
         ctx.save_for_backward(x)
         ctx.rows = (skip, lead)
@@ -64,7 +64,7 @@ class _KernelGelu(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        from music_ssl_fairseq.modules import gelu_kernels
+        from music_ssl_fairseq.fast.kernels import gelu as gelu_kernels
 
         (x,) = ctx.saved_tensors
         return gelu_kernels.backward(x, grad.contiguous(), *ctx.rows), None, None, None

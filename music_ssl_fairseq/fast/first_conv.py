@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from music_ssl_fairseq.modules.fast import compiled, has_triton, working_dtype
+from music_ssl_fairseq.fast.device import compiled, has_triton, working_dtype
 
 TAPS = 16
 """Weights are padded to this many taps, the least that a matrix unit multiplies; the kernels use
@@ -77,7 +77,7 @@ def window_moments(waveform: Tensor, taps: int, stride: int) -> tuple[Tensor, Te
         `[B, taps]` and `[B, taps, taps]`, float64.
     """
     if waveform.is_cuda and has_triton():
-        from music_ssl_fairseq.modules import first_layer_kernels as kernels
+        from music_ssl_fairseq.fast.kernels import first_conv as kernels
 
         frames = (waveform.size(-1) - taps) // stride + 1
         return kernels.moments(waveform.contiguous(), taps, stride, frames)
@@ -193,7 +193,7 @@ class _FirstLayer(torch.autograd.Function):
         lead: int,
         dtype: torch.dtype,
     ) -> Tensor:
-        from music_ssl_fairseq.modules import first_layer_kernels as kernels
+        from music_ssl_fairseq.fast.kernels import first_conv as kernels
 
         ctx.save_for_backward(waveform, filters, gains, shifts)
         ctx.settings = (eps, group, stride, frames, lead)
@@ -203,7 +203,7 @@ class _FirstLayer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        from music_ssl_fairseq.modules import first_layer_kernels as kernels
+        from music_ssl_fairseq.fast.kernels import first_conv as kernels
 
         d_filters, d_gains, d_shifts = kernels.backward(
             grad.contiguous(), *ctx.saved_tensors, *ctx.settings

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from music_ssl_fairseq.modules.chosen_frames import ChosenFrames
-from music_ssl_fairseq.modules.fast import is_hopper, working_dtype
-from music_ssl_fairseq.modules.weight_gradient import weight_gradient
+from music_ssl_fairseq.fast.device import is_hopper, working_dtype
+from music_ssl_fairseq.fast.frame_selection import ChosenFrames
+from music_ssl_fairseq.fast.weight_gradient import weight_gradient
 
 Weights = tuple[Tensor, ...]
 
@@ -31,7 +31,7 @@ def can_fuse_layer(layer: Any, x: Tensor, attend: Tensor | None) -> bool:
     """
     if not (x.is_cuda and _is_recent(x.device)):
         return False
-    from music_ssl_fairseq.modules.attention_kernels import LONGEST
+    from music_ssl_fairseq.fast.kernels.attention import LONGEST
 
     return (
         attend is None
@@ -184,7 +184,8 @@ def forward_steps(
     Each is `[B * T, ...]`; for N chosen frames, from the attention's output on, `[N, ...]`. Without
     `keep` they will not do for `backward_steps`.
     """
-    from music_ssl_fairseq.modules import attention_kernels, norm_kernels
+    from music_ssl_fairseq.fast.kernels import attention as attention_kernels
+    from music_ssl_fairseq.fast.kernels import norm as norm_kernels
 
     batch, frames, dim = x.shape
     heads, p_attention, p, eps_1, eps_2 = settings
@@ -229,7 +230,9 @@ def backward_steps(
     Returns:
         Those of the input, `[B, T, D]`, and of `norm_parameters` and `linear_parameters`, float32.
     """
-    from music_ssl_fairseq.modules import attention_kernels, norm_kernels, sum_kernels
+    from music_ssl_fairseq.fast.kernels import attention as attention_kernels
+    from music_ssl_fairseq.fast.kernels import norm as norm_kernels
+    from music_ssl_fairseq.fast.kernels import sum as sum_kernels
 
     (
         seeds, w_qkv, w_out, w_in, w_ffn, scale_1, scale_2,
@@ -305,10 +308,10 @@ class _FusedLayer(torch.autograd.Function):
 def _products(x: Tensor, width: int) -> ModuleType:
     """The module that multiplies `x` `[N, K]` into the network within, `width` wide, with GELU."""
     if _can_fuse_products(x, width):
-        from music_ssl_fairseq.modules import product_kernels
+        from music_ssl_fairseq.fast.kernels import linear_gelu as product_kernels
 
         return product_kernels
-    from music_ssl_fairseq.modules import gelu_products
+    from music_ssl_fairseq.fast import linear_gelu as gelu_products
 
     return gelu_products
 

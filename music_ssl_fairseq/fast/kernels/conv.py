@@ -22,8 +22,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from music_ssl_fairseq.modules.fast import multiprocessors
-from music_ssl_fairseq.modules.triton_math import gelu_parts, halves, loop_count
+from music_ssl_fairseq.fast.device import multiprocessors
+from music_ssl_fairseq.fast.kernels.elementwise import gelu_parts, halves, loop_count
 
 # Measured: the fastest of 8 on an H100. One program fills a multiprocessor.
 _TILE = {"M": 128, "N": 256, "K": 64, "num_warps": 8, "num_stages": 3}

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from music_ssl_fairseq.modules.triton_math import gelu_parts
+from music_ssl_fairseq.fast.kernels.elementwise import gelu_parts
 
 _CHANNELS = 256  # that a program holds; with a layer norm, all of them
 _FORWARD = (32, 8)  # frames a block, and blocks a program, which reads its filters once

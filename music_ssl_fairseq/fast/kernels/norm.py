@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from music_ssl_fairseq.modules.dropout import drop_threshold
-from music_ssl_fairseq.modules.triton_math import kept
+from music_ssl_fairseq.fast.hashed_dropout import drop_threshold
+from music_ssl_fairseq.fast.kernels.elementwise import kept
 
 _FORWARD = {"ROWS": 4, "num_warps": 4}
 # Of the backward pass, each a warp with a row at a time, which waits for no other.

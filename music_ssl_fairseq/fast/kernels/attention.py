@@ -18,9 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from music_ssl_fairseq.modules.chosen_frames import ChosenFrames
-from music_ssl_fairseq.modules.dropout import drop_threshold
-from music_ssl_fairseq.modules.triton_math import (
+from music_ssl_fairseq.fast.frame_selection import ChosenFrames
+from music_ssl_fairseq.fast.hashed_dropout import drop_threshold
+from music_ssl_fairseq.fast.kernels.elementwise import (
     exp2,
     kept_pairs,
     loop_count,

@@ -15,9 +15,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from music_ssl_fairseq.modules.chosen_frames import ChosenFrames
-from music_ssl_fairseq.modules.fast import working_dtype
-from music_ssl_fairseq.modules.fused_layer import (
+from music_ssl_fairseq.fast.device import working_dtype
+from music_ssl_fairseq.fast.frame_selection import ChosenFrames
+from music_ssl_fairseq.fast.transformer_layer import (
     CastWeights,
     backward_steps,
     forward_steps,

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from music_ssl_fairseq.modules.fast import working_dtype
+from music_ssl_fairseq.fast.device import working_dtype
 
 
 def conv_channels_last(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:

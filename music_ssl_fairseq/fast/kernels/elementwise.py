@@ -70,7 +70,7 @@ def halves(x):
 
 @triton.jit
 def scramble(index, seed):
-    """`modules.dropout.scramble`."""
+    """`hashed_dropout.scramble`."""
     h = (index ^ seed) * -1640531535  # 0x9E3779B1
     h = (h ^ ((h >> 16) & 0xFFFF)) * -2048144789  # 0x85EBCA6B
     return (h ^ ((h >> 13) & 0x7FFFF)) * -1028477387  # 0xC2B2AE35
@@ -78,11 +78,11 @@ def scramble(index, seed):
 
 @triton.jit
 def kept(index, seed, threshold):
-    """`modules.dropout.keep_mask`."""
+    """`hashed_dropout.keep_mask`."""
     return scramble(index, seed) >= threshold
 
 
 @triton.jit
 def kept_pairs(row, column, threshold):
-    """`modules.dropout.keep_pairs` of scrambled rows and columns, spread out to meet."""
+    """`hashed_dropout.keep_pairs` of scrambled rows and columns, spread out to meet."""
     return (row ^ column) * -1640531535 >= threshold

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from music_ssl_fairseq.modules.channels_last_conv import conv_channels_last
-from music_ssl_fairseq.modules.fast import has_triton, is_hopper, working_dtype
-from music_ssl_fairseq.modules.gelu import kernel_gelu, suits_kernels
-from music_ssl_fairseq.modules.weight_gradient import weight_gradient
+from music_ssl_fairseq.fast.channels_last_conv import conv_channels_last
+from music_ssl_fairseq.fast.device import has_triton, is_hopper, working_dtype
+from music_ssl_fairseq.fast.gelu import kernel_gelu, suits_kernels
+from music_ssl_fairseq.fast.weight_gradient import weight_gradient
 
 _KERNEL, _STRIDE, _PADDING = (1, 3), (1, 2), (0, 1)  # of `[B, C, 1, rows]`
 
@@ -107,7 +107,7 @@ class _ConvAfterRow(torch.autograd.Function):
         filters = weight.unsqueeze(2).to(x.dtype, memory_format=torch.channels_last)
         z = None
         if with_gelu:
-            from music_ssl_fairseq.modules import gelu_kernels
+            from music_ssl_fairseq.fast.kernels import gelu as gelu_kernels
 
             z, x = x, gelu_kernels.forward(x, x.size(1) - 1, 1, 1)
         ctx.save_for_backward(x, filters, z)
@@ -118,7 +118,7 @@ class _ConvAfterRow(torch.autograd.Function):
         x, filters, z = ctx.saved_tensors
         grad = grad.contiguous()
         if can_use_kernel(x, filters):
-            from music_ssl_fairseq.modules import conv_kernels
+            from music_ssl_fairseq.fast.kernels import conv as conv_kernels
 
             d_input = conv_kernels.input_gradient(grad, filters.squeeze(2), z)
         else:

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from music_ssl_fairseq.modules.triton_math import gelu_parts
+from music_ssl_fairseq.fast.kernels.elementwise import gelu_parts
 
 _FLAT = {"BLOCK": 2048, "num_warps": 8}
 _SUMMED = {"ROWS": 8, "BLOCK": 128, "num_warps": 4}

@@ -1,0 +1,1 @@
+"""Triton kernels, each file with the functions that launch its own."""
