@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from manifests_tools.examine import Track
 from manifests_tools.labelled import Labelled, as_it_is
-from music_ssl_fairseq.data.probing_task import parse_number, parse_position
-from music_ssl_fairseq.data.probing_writer import Example
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE
+from music_ssl_fairseq.probing.spec import parse_number, parse_position
+from music_ssl_fairseq.probing.writer import Example
 from music_ssl_fairseq.texts import read_json, read_text
 
 

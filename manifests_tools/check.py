@@ -24,12 +24,12 @@ from music_ssl_fairseq.data.labels import (
     read_label_rate,
 )
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.data.probing_task import FILE as TASK_FILE
 from music_ssl_fairseq.data.units import labels_beside, read_metadata
 from music_ssl_fairseq.data.validation import concerns
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.files import checksum
 from music_ssl_fairseq.frames import SAMPLE_RATE, label_hop, labels_fit
+from music_ssl_fairseq.probing.spec import FILE as TASK_FILE
 
 SPLITS = ("valid", "test", "train")
 """Smallest first: the files of the earlier ones are remembered, and looked for in the later."""

@@ -5,17 +5,17 @@ from functools import partial
 from pathlib import Path
 
 from manifests_tools.findings import Findings
-from music_ssl_fairseq.data.probing_labels import ProbingSplit
-from music_ssl_fairseq.data.probing_task import read_task
-from music_ssl_fairseq.data.probing_writer import check_leakage
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.probing.labels import ProbingSplit
+from music_ssl_fairseq.probing.spec import read_spec
+from music_ssl_fairseq.probing.writer import check_leakage
 
 
 def check_probing(folder: Path, splits: list[str], findings: Findings) -> None:
     """Read the labels of all splits; a wrong one is a finding, and so is a song in two splits."""
     _try(partial(check_leakage, folder), findings)
     try:
-        task = read_task(folder)
+        task = read_spec(folder)
     except InputError as error:
         findings.add("task", str(error))
         return

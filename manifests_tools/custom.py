@@ -13,14 +13,14 @@ from manifests_tools.keys import KEYS, normalise_key
 from manifests_tools.labelled import DataSet, Labelled, as_it_is
 from manifests_tools.probing import add_common_options, build
 from manifests_tools.tables import Table, read_lines, read_named
-from music_ssl_fairseq.data.probing_task import (
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.probing.spec import (
     METRICS,
     SPLITS,
-    ProbingTask,
+    ProbingSpec,
     parse_number,
     parse_position,
 )
-from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.texts import quoted, read_text
 
 COLUMNS = ("path", "label", "split")
@@ -125,7 +125,7 @@ def _read(reader: "_Reader", name: str, metric: str, targets: Sequence[str] | No
     numbers: tuple[str, ...] = ()
     if reader.kind == "regression":
         numbers = _targets(reader.file, splits["train"], targets)
-    task = ProbingTask(
+    task = ProbingSpec(
         name, reader.kind, metric, classes, numbers, source=str(reader.file.absolute())
     )
     return DataSet(task, splits, beats_within if reader.kind == "beats" else as_it_is)

@@ -11,8 +11,8 @@ from pathlib import Path
 from manifests_tools.labelled import DataSet, Labelled, locate
 from manifests_tools.probing import ProbingBuilder
 from manifests_tools.tables import find_file, read_table
-from music_ssl_fairseq.data.probing_task import ProbingTask, parse_number
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.probing.spec import ProbingSpec, parse_number
 
 PUBLISHED: dict[str, int | None] = {"train": 504, "valid": 115, "test": 125}
 TARGETS = ("arousal", "valence")
@@ -38,7 +38,7 @@ def read(root: str, metadata: str | None = None) -> DataSet:
         split = "test" if which == "evaluation" else split_of(artist)
         name = locate(root, f"clips_45seconds/{song}.mp3", f"{song}.mp3")
         splits[split].append(Labelled(name, ratings[song]))
-    task = ProbingTask(
+    task = ProbingSpec(
         "emomusic", "regression", "r2", targets=TARGETS, published=PUBLISHED, source=_SOURCE
     )
     return DataSet(task, splits)

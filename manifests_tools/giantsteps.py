@@ -17,8 +17,8 @@ from manifests_tools.keys import KEYS, normalise_key
 from manifests_tools.labelled import DataSet, Labelled, locate
 from manifests_tools.probing import ProbingBuilder
 from manifests_tools.tables import find_file, read_table
-from music_ssl_fairseq.data.probing_task import ProbingTask
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.probing.spec import ProbingSpec
 from music_ssl_fairseq.texts import read_text
 
 PUBLISHED: dict[str, int | None] = {"train": 923, "valid": 236, "test": 604}
@@ -45,7 +45,7 @@ def read(root: str, metadata: str | None = None) -> DataSet:
     folder = os.path.basename(_folder(root, "giantsteps-key", _TEST))
     for song, key in test_keys(_folder(where, "giantsteps-key", _TEST)).items():
         splits["test"].append(Labelled(_audio(root, folder, song), (key,)))
-    task = ProbingTask(
+    task = ProbingSpec(
         "giantsteps-key",
         "key",
         "weighted_key_score",

@@ -14,8 +14,8 @@ from pathlib import Path
 from manifests_tools.beats import beats_within, read_beat_file
 from manifests_tools.labelled import DataSet, Labelled, locate
 from manifests_tools.probing import ProbingBuilder
-from music_ssl_fairseq.data.probing_task import SPLITS, ProbingTask
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.probing.spec import SPLITS, ProbingSpec
 
 GENRES = (
     "blues", "classical", "country", "disco", "hiphop", "jazz", "metal", "pop", "reggae", "rock",
@@ -46,7 +46,7 @@ def read_genre(root: str) -> DataSet:
         ]
         for split in SPLITS
     }
-    task = ProbingTask(
+    task = ProbingSpec(
         "gtzan-genre", "multi-class", "accuracy", GENRES, published=PUBLISHED, source=_SOURCE
     )
     return DataSet(task, splits)
@@ -68,7 +68,7 @@ def read_beats(root: str, annotations: str | None = None) -> DataSet:
             cells = read_beat_file(beats[excerpt])
             splits[split].append(Labelled(_audio(root, folder, name), cells))
     source = f"{_SOURCE}; {_BEATS}"
-    task = ProbingTask("gtzan-beat", "beats", "f_measure", published=PUBLISHED, source=source)
+    task = ProbingSpec("gtzan-beat", "beats", "f_measure", published=PUBLISHED, source=source)
     return DataSet(task, splits, beats_within)
 
 

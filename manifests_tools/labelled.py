@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 from manifests_tools.examine import Track
 from music_ssl_fairseq.audio import EXTENSIONS
-from music_ssl_fairseq.data.probing_task import ProbingTask
-from music_ssl_fairseq.data.probing_writer import Example, refuse_shared
 from music_ssl_fairseq.errors import InputError, one_line
 from music_ssl_fairseq.frames import LENGTH_TOLERANCE, SAMPLE_RATE
+from music_ssl_fairseq.probing.spec import ProbingSpec
+from music_ssl_fairseq.probing.writer import Example, refuse_shared
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class DataSet:
             use.
     """
 
-    task: ProbingTask
+    task: ProbingSpec
     splits: dict[str, list[Labelled]]
     to_examples: Callable[[Labelled, Track], list[Example]] = field(default=as_it_is)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from manifests_tools.labelled import DataSet, Labelled, locate
 from manifests_tools.probing import ProbingBuilder
 from manifests_tools.tables import find_file, read_named
-from music_ssl_fairseq.data.probing_task import ProbingTask
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.probing.spec import ProbingSpec
 
 NUM_TAGS = 50
 DAMAGED = ("35644", "55753", "57881")
@@ -50,7 +50,7 @@ def read(root: str, annotations: str | None = None) -> DataSet:
         labels = tuple(sorted(label for label in labels if label in frequent))
         split = _split_of(path, file)
         splits[split].append(Labelled(locate(root, path, f"mp3/{path}"), labels))
-    task = ProbingTask(
+    task = ProbingSpec(
         "mtt",
         "multi-label",
         "macro_roc_auc",

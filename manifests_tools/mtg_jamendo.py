@@ -8,10 +8,10 @@ from manifests_tools.examine import Track
 from manifests_tools.labelled import DataSet, Labelled, locate
 from manifests_tools.probing import ProbingBuilder
 from manifests_tools.tables import find_file, read_lines
-from music_ssl_fairseq.data.probing_task import ProbingTask
-from music_ssl_fairseq.data.probing_writer import Example
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE
+from music_ssl_fairseq.probing.spec import ProbingSpec
+from music_ssl_fairseq.probing.writer import Example
 
 PUBLISHED: dict[str, dict[str, int | None]] = {
     "instrument": {"train": 14_395, "valid": 5_466, "test": 5_115},
@@ -30,7 +30,7 @@ def read(
     """Labels of `mtg-SUBSET`; see `ProbingBuilder`."""
     splits = {split: _read_split(root, subset, split, metadata) for split in _FILES}
     classes = {label for items in splits.values() for item in items for label in item.label}
-    task = ProbingTask(
+    task = ProbingSpec(
         f"mtg-{subset}",
         "multi-label",
         "macro_roc_auc",

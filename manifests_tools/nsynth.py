@@ -7,8 +7,8 @@ from typing import Any
 from manifests_tools.labelled import DataSet, Labelled, locate
 from manifests_tools.probing import ProbingBuilder
 from manifests_tools.tables import find_file
-from music_ssl_fairseq.data.probing_task import SPLITS, ProbingTask
 from music_ssl_fairseq.errors import InputError, one_line
+from music_ssl_fairseq.probing.spec import SPLITS, ProbingSpec
 from music_ssl_fairseq.texts import read_json
 
 FAMILIES = (
@@ -35,7 +35,7 @@ def read(root: str, name: str, entry: str, classes: tuple[str, ...]) -> DataSet:
             Labelled(locate(root, f"{folder}/audio/{note}.wav"), (label,))
             for note, label in notes.items()
         ]
-    task = ProbingTask(
+    task = ProbingSpec(
         name, "multi-class", "accuracy", classes, published=PUBLISHED, counted="notes",
         source=_SOURCE,
     )  # fmt: skip

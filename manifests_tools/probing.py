@@ -17,10 +17,10 @@ from manifests_tools.labelled import DataSet, printable, shorten
 from manifests_tools.left_out import REPORT, LeftOut, count_kinds, write_left_out
 from music_ssl_fairseq.command import example
 from music_ssl_fairseq.data.copies import find_copies
-from music_ssl_fairseq.data.probing_task import FILE, SPLITS, ProbingTask, write_task
-from music_ssl_fairseq.data.probing_writer import Example, remove_split, write_split
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE
+from music_ssl_fairseq.probing.spec import FILE, SPLITS, ProbingSpec, write_spec
+from music_ssl_fairseq.probing.writer import Example, remove_split, write_split
 
 MIN_SECONDS = 0.1
 """Shorter files hold too few frames to tell anything."""
@@ -139,7 +139,7 @@ def build(
             write_split(folder, split, root, examples[split])
         else:
             remove_split(folder, split)
-    write_task(folder, task)
+    write_spec(folder, task)
     _summarise(folder, task, examples, [*left_out, *empty], len(names), config)
 
 
@@ -193,7 +193,7 @@ def _examples(data: DataSet, tracks: dict[str, Track]) -> tuple[Splits, list[Lef
 
 def _summarise(
     folder: Path,
-    task: ProbingTask,
+    task: ProbingSpec,
     examples: Splits,
     left_out: list[LeftOut],
     labelled: int,
@@ -233,7 +233,7 @@ def _samples(example: Example) -> float:
     return (example.segment[1] - example.segment[0]) * SAMPLE_RATE
 
 
-def _name_absent(task: ProbingTask, examples: Splits) -> None:
+def _name_absent(task: ProbingSpec, examples: Splits) -> None:
     for split, lines in examples.items():
         present = {label for line in lines for label in line.label}
         absent = [name for name in task.classes if name not in present]

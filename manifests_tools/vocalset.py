@@ -16,10 +16,10 @@ from manifests_tools.examine import Track
 from manifests_tools.find import find_audio
 from manifests_tools.labelled import DataSet, Labelled
 from manifests_tools.probing import ProbingBuilder
-from music_ssl_fairseq.data.probing_task import ProbingTask
-from music_ssl_fairseq.data.probing_writer import Example
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE
+from music_ssl_fairseq.probing.spec import ProbingSpec
+from music_ssl_fairseq.probing.writer import Example
 
 SINGERS = tuple(
     sorted([*(f"female{i}" for i in range(1, 10)), *(f"male{i}" for i in range(1, 12))])
@@ -73,7 +73,7 @@ def read(root: str, label: str, split: str = "marble") -> DataSet:
         side: [Labelled(item.name, (getattr(item, label),)) for item in items]
         for side, items in sides.items()
     }
-    task = ProbingTask(
+    task = ProbingSpec(
         f"vocalset-{label}",
         "multi-class",
         "accuracy",

@@ -14,12 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from music_ssl_fairseq.criterions.music_probe import MusicProbeCriterion
 from music_ssl_fairseq.models.music_probe import MusicProbeConfig, MusicProbeModel
-from music_ssl_fairseq.optim.row_adam import RowAdam
-from music_ssl_fairseq.probing import results
-from music_ssl_fairseq.probing.collector import Collector
 from music_ssl_fairseq.probing.dataset import ProbingDataset
-from music_ssl_fairseq.probing.selection import row_scores
-from music_ssl_fairseq.probing.source import Source
+from music_ssl_fairseq.probing.features.source import Source
+from music_ssl_fairseq.probing.heads.adam import RowAdam
+from music_ssl_fairseq.probing.scoring import results
+from music_ssl_fairseq.probing.scoring.collector import Collector
+from music_ssl_fairseq.probing.scoring.selection import row_scores
 from music_ssl_fairseq.tasks.music_probing import (
     CHOOSE_ON,
     MusicProbingConfig,

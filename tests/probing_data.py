@@ -7,8 +7,8 @@ import numpy as np
 import soundfile
 from fairseq import checkpoint_utils
 
-from music_ssl_fairseq.data.probing_task import METRICS, ProbingTask, write_task
-from music_ssl_fairseq.data.probing_writer import Example, write_split
+from music_ssl_fairseq.probing.spec import METRICS, ProbingSpec, write_spec
+from music_ssl_fairseq.probing.writer import Example, write_split
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RATE = 16_000
@@ -57,7 +57,7 @@ def write_probing(
     names = "targets" if kind == "regression" else "classes"
     metric = METRICS[kind][0]
     task = {"name": name, "kind": kind, "metric": metric, names: LABELS[kind], **fields}
-    write_task(folder, ProbingTask(**task))
+    write_spec(folder, ProbingSpec(**task))
     first = 0
     for split, count in SPLITS.items():
         examples = [

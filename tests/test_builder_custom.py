@@ -7,8 +7,8 @@ import pytest
 
 from manifests_tools.__main__ import main
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.data.probing_labels import ProbingSplit
-from music_ssl_fairseq.data.probing_task import read_task
+from music_ssl_fairseq.probing.labels import ProbingSplit
+from music_ssl_fairseq.probing.spec import read_spec
 from tests.audio_files import write_tone
 
 GOOD = ("a", "b", "a", "b", "a", "b")
@@ -29,7 +29,7 @@ def build(music: Path, text: str, *options: str) -> int:
 
 
 def loaded(music: Path, split: str) -> ProbingSplit:
-    return ProbingSplit(music.parent / "out", split, read_task(music.parent / "out"))
+    return ProbingSplit(music.parent / "out", split, read_spec(music.parent / "out"))
 
 
 def table(*labels: str, quote: str = '"') -> str:
@@ -41,7 +41,7 @@ def table(*labels: str, quote: str = '"') -> str:
 def test_multi_class(music, capsys):
     assert build(music, table("rock", "pop, étude", "rock", "rock", "pop, étude", "rock"),
                  "--kind", "multi-class", "--name", "my-genre") == 0  # fmt: skip
-    task = read_task(music.parent / "out")
+    task = read_spec(music.parent / "out")
     assert (task.name, task.classes) == ("my-genre", ("pop, étude", "rock"))
     assert task.counts == {"train": 3, "valid": 1, "test": 2}
     assert task.metric == "accuracy"
@@ -63,7 +63,7 @@ def test_tabs_byte_order_mark_other_columns_and_names_of_splits(music):
 def test_multi_label_and_another_separator(music):
     labels = ("fast|loud", "", "slow", "fast", "slow | loud", "")
     assert build(music, table(*labels), "--kind", "multi-label", "--separator", "|") == 0
-    assert read_task(music.parent / "out").classes == ("fast", "loud", "slow")
+    assert read_spec(music.parent / "out").classes == ("fast", "loud", "slow")
     assert loaded(music, "train").targets.astype(int).tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
     assert loaded(music, "test").targets.astype(int).tolist() == [[0, 1, 1], [0, 0, 0]]
 
@@ -71,16 +71,16 @@ def test_multi_label_and_another_separator(music):
 def test_regression(music):
     labels = ("1;2.5", "-1;0", "3e1;1", "0;0", "1;1", "2;2")
     assert build(music, table(*labels), "--kind", "regression", "--targets", "x,y") == 0
-    assert read_task(music.parent / "out").targets == ("x", "y")
+    assert read_spec(music.parent / "out").targets == ("x", "y")
     np.testing.assert_array_equal(loaded(music, "train").targets, [[1, 2.5], [-1, 0], [30, 1]])
     assert build(music, table(*labels), "--kind", "regression", "--force") == 0
-    assert read_task(music.parent / "out").targets == ("value 1", "value 2")
+    assert read_spec(music.parent / "out").targets == ("value 1", "value 2")
 
 
 def test_key(music):
     labels = ("C# minor", "Db minor", "c major", "F:maj", "A minor", "B major")
     assert build(music, table(*labels), "--kind", "key") == 0
-    task = read_task(music.parent / "out")
+    task = read_spec(music.parent / "out")
     assert len(task.classes) == 24
     found = [task.classes[i] for i in loaded(music, "train").targets]
     assert found == ["Db minor", "Db minor", "C major"]
@@ -134,7 +134,7 @@ def test_without_a_test_split(music, capsys):
     assert build(music, text, "--kind", "multi-class", "--force") == 0
     assert "warning: no test split" in capsys.readouterr().err
     out = music.parent / "out"
-    assert read_task(out).counts == {"train": 3, "valid": 1}
+    assert read_spec(out).counts == {"train": 3, "valid": 1}
     # Of the earlier run, which had one, nothing is left.
     assert not list(out.glob("test.*"))
 

@@ -9,10 +9,10 @@ import pytest
 from manifests_tools import giantsteps
 from manifests_tools.keys import KEYS, normalise_key
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.data.probing_labels import ProbingSplit
-from music_ssl_fairseq.data.probing_task import SPLITS, read_task
-from music_ssl_fairseq.data.probing_writer import check_leakage
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.probing.labels import ProbingSplit
+from music_ssl_fairseq.probing.spec import SPLITS, read_spec
+from music_ssl_fairseq.probing.writer import check_leakage
 from tests.golden import write_giantsteps
 
 COUNTS = {"train": 923, "valid": 236, "test": 604}
@@ -32,7 +32,7 @@ def songs(folder, split: str) -> list[str]:
 
 
 def test_golden_counts(built):
-    task = read_task(built / "out")
+    task = read_spec(built / "out")
     assert task.counts == task.published == COUNTS
     assert (task.kind, task.metric, task.counted) == ("key", "weighted_key_score", "songs")
     assert task.classes == KEYS
@@ -40,7 +40,7 @@ def test_golden_counts(built):
 
 
 def test_songs_and_keys_are_those_of_the_annotations(built):
-    task = read_task(built / "out")
+    task = read_spec(built / "out")
     annotations = built / "giantsteps-mtg-key-dataset" / "annotations" / "annotations.txt"
     stated = {
         song: key.strip()
@@ -94,7 +94,7 @@ def test_metadata_elsewhere_and_archive_names(stubs, tmp_path):
     giantsteps.key.run(
         str(tmp_path / "audio"), str(tmp_path / "out"), metadata=str(tmp_path / "metadata")
     )
-    assert read_task(tmp_path / "out").counts == COUNTS
+    assert read_spec(tmp_path / "out").counts == COUNTS
 
 
 def test_what_is_not_there_is_named_with_its_source(tmp_path):

@@ -9,10 +9,10 @@ import pytest
 from manifests_tools import gtzan
 from manifests_tools.__main__ import main
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.data.probing_labels import ProbingSplit
-from music_ssl_fairseq.data.probing_task import SPLITS, read_task
-from music_ssl_fairseq.data.probing_writer import check_leakage
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.probing.labels import ProbingSplit
+from music_ssl_fairseq.probing.spec import SPLITS, read_spec
+from music_ssl_fairseq.probing.writer import check_leakage
 
 COUNTS = {"train": 443, "valid": 197, "test": 290}
 ALL = [name for split in SPLITS for name in gtzan.listed(split)]
@@ -67,7 +67,7 @@ def test_genre_golden_counts_in_every_layout(stubs, tmp_path, capsys, folder):
     stubs.lay(root / folder, ALL)
     stubs.lay(root / folder, ["jazz/jazz.00999.wav"])  # is in no list
     assert main(["gtzan-genre", "--root", str(root), "--out", str(out), "--workers", "1"]) == 0
-    task = read_task(out)
+    task = read_spec(out)
     assert (task.name, task.kind, task.metric) == ("gtzan-genre", "multi-class", "accuracy")
     assert task.classes == gtzan.GENRES
     assert task.counts == task.published == COUNTS
@@ -96,7 +96,7 @@ def test_the_corrupt_copy_of_jazz_54_is_named_and_left_out(stubs, tmp_path, caps
     corrupt.unlink()
     corrupt.write_bytes(b"RIFF but nothing else of a wav file" * 30)
     gtzan.genre.run(str(tmp_path), str(tmp_path / "out"))
-    task = read_task(tmp_path / "out")
+    task = read_spec(tmp_path / "out")
     assert task.counts == {**COUNTS, "train": 442}
     assert task.missing == 1
     left_out = (tmp_path / "out" / "left_out.tsv").read_text()
@@ -114,8 +114,8 @@ def test_missing_audio_is_an_error_past_a_share(stubs, tmp_path):
     assert [file.name for file in out.iterdir()] == ["left_out.tsv"]
     assert len((out / "left_out.tsv").read_text().splitlines()) == 3
     gtzan.genre.run(str(tmp_path), str(out), max_missing=0.02)
-    assert read_task(out).counts == {**COUNTS, "valid": 194}
-    assert read_task(out).missing == 3
+    assert read_spec(out).counts == {**COUNTS, "valid": 194}
+    assert read_spec(out).missing == 3
 
 
 def test_an_existing_task_is_replaced_only_by_force(stubs, tmp_path):
@@ -143,7 +143,7 @@ def test_beats_from_either_annotation(stubs, tmp_path, write):
     write(tmp_path / "annotations")
     out = tmp_path / "out"
     gtzan.beat.run(str(tmp_path / "gtzan"), str(out), annotations=str(tmp_path / "annotations"))
-    task = read_task(out)
+    task = read_spec(out)
     assert (task.kind, task.counts) == ("beats", COUNTS)
     data = ProbingSplit(out, "train", task)
     for i, name in enumerate(gtzan.listed("train")):
@@ -158,7 +158,7 @@ def test_beats_are_found_beside_the_audio_and_cut_at_its_end(stubs, tmp_path):
     file = tmp_path / "gtzan_tempo_beat" / "beats" / "gtzan_reggae_00002.beats"
     file.write_text("29.0\t1\n29.9\t2\n30.4\t3\n31.0\t4\n")
     gtzan.beat.run(str(tmp_path), str(tmp_path / "out"))
-    task = read_task(tmp_path / "out")
+    task = read_spec(tmp_path / "out")
     found = [
         ProbingSplit(tmp_path / "out", split, task).beats[names.index("reggae/reggae.00002.wav")]
         for split in SPLITS

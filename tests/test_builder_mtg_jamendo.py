@@ -6,10 +6,10 @@ import soundfile
 
 from manifests_tools import mtg_jamendo
 from manifests_tools.__main__ import BUILDERS, main
-from music_ssl_fairseq.data.probing_labels import ProbingSplit
-from music_ssl_fairseq.data.probing_task import SPLITS, read_task
-from music_ssl_fairseq.data.probing_writer import check_leakage
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.probing.labels import ProbingSplit
+from music_ssl_fairseq.probing.spec import SPLITS, read_spec
+from music_ssl_fairseq.probing.writer import check_leakage
 from tests.golden import write_mtg_jamendo
 
 COUNTS = {
@@ -62,16 +62,16 @@ def test_the_middle_of_a_track_is_used(tmp_path, seconds, start, stop):
     out = tmp_path / "out"
     arguments = ["--root", str(tmp_path), "--out", str(out), "--excerpt-seconds", str(seconds)]
     assert main(["mtg-instrument", *arguments]) == 0
-    segments = ProbingSplit(out, "train", read_task(out)).segments / 16_000
+    segments = ProbingSplit(out, "train", read_spec(out)).segments / 16_000
     assert segments.tolist() == [[start, stop]]
-    short = ProbingSplit(out, "valid", read_task(out)).segments / 16_000
+    short = ProbingSplit(out, "valid", read_spec(out)).segments / 16_000
     assert short.tolist() == [[5, 15] if seconds == 10 else [0, 20]]
 
 
 def test_from_audio_of_low_quality_to_labels(tmp_path, capsys):
     small(tmp_path, suffix=".low.mp3")
     assert main(["mtg-instrument", "--root", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
-    task = read_task(tmp_path / "out")
+    task = read_spec(tmp_path / "out")
     assert (task.kind, task.metric) == ("multi-label", "macro_roc_auc")
     assert task.classes == ("instrument---drums", "instrument---piano")
     data = ProbingSplit(tmp_path / "out", "test", task)

@@ -10,10 +10,10 @@ import pytest
 from manifests_tools import emomusic, magnatagatune, nsynth, vocalset
 from manifests_tools.__main__ import main
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.data.probing_labels import ProbingSplit
-from music_ssl_fairseq.data.probing_task import SPLITS, read_task
-from music_ssl_fairseq.data.probing_writer import check_leakage
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.probing.labels import ProbingSplit
+from music_ssl_fairseq.probing.spec import SPLITS, read_spec
+from music_ssl_fairseq.probing.writer import check_leakage
 from tests.audio_files import write_tone
 
 
@@ -70,7 +70,7 @@ def test_mtt_from_audio_to_labels(stubs, tmp_path, capsys):
     (tmp_path / "annotations_final.csv").write_text("\n".join(rows) + "\n")
     stubs.lay(tmp_path / "mp3", ["0/a.mp3", "c/c.mp3", "f/d.mp3"])
     assert main(["mtt", "--root", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
-    task = read_task(tmp_path / "out")
+    task = read_spec(tmp_path / "out")
     assert (len(task.classes), task.skipped, task.missing) == (50, ("1/b.mp3",), 0)
     assert names(tmp_path / "out", "train") == ["mp3/0/a.mp3"]
     assert ProbingSplit(tmp_path / "out", "test", task).targets.sum() == 5
@@ -126,7 +126,7 @@ def test_emomusic_golden_counts(stubs, tmp_path, where):
     stubs.lay(tmp_path / "emo" / "clips_45seconds", songs)
     out = tmp_path / "out"
     assert main(["emomusic", "--root", str(tmp_path / "emo"), "--out", str(out)]) == 0
-    task = read_task(out)
+    task = read_spec(out)
     assert task.counts == task.published == {"train": 504, "valid": 115, "test": 125}
     assert (task.kind, task.targets, task.classes) == ("regression", ("arousal", "valence"), ())
     assert names(out, "valid")[0] == "clips_45seconds/506.mp3"
@@ -177,7 +177,7 @@ def test_nsynth(stubs, tmp_path, capsys, label, entry, classes):
     notes = write_nsynth(tmp_path, stubs)
     out = tmp_path / "out"
     assert main([f"nsynth-{label}", "--root", str(tmp_path), "--out", str(out)]) == 0
-    task = read_task(out)
+    task = read_spec(out)
     assert task.published == {"train": 289_205, "valid": 12_678, "test": 4_096}
     assert task.counts == {"train": 11, "valid": 9, "test": 9}
     assert len(task.classes) == classes
@@ -235,7 +235,7 @@ def build_voices(voices, out, label: str, split: str):
     assert (
         main([f"vocalset-{label}", "--root", str(voices), "--out", str(out), "--split", split]) == 0
     )
-    task = read_task(out)
+    task = read_spec(out)
     check_leakage(out)
     return task, {name: ProbingSplit(out, name, task) for name in SPLITS}
 

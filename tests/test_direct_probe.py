@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from music_ssl_fairseq import direct_probe
-from music_ssl_fairseq.probing.predictions import Predictions
-from music_ssl_fairseq.probing.source import open_source
+from music_ssl_fairseq.probing.features.source import open_source
+from music_ssl_fairseq.probing.scoring.predictions import Predictions
 from tests.probing_data import EXAMPLES, train, validate, write_audio, write_probing
 
 SETTINGS = {

@@ -31,14 +31,14 @@ ALLOWED = {
     "data": FOUNDATION | {"compat"},
     "features": FOUNDATION | {"data", "upstream"},
     "label": FOUNDATION | {"command", "data", "features"},
-    "manifests_tools": FOUNDATION | {"command", "data"},
+    "manifests_tools": FOUNDATION | {"command", "data", "probing"},
     "fast": {"compat", "frames"},
     "modules": FOUNDATION | {"compat", "fast"},
     "upstream": FOUNDATION | {"compat", "fast", "modules", "unpickling"},
     "extract": FOUNDATION | {"command", "data", "fast", "features", "upstream"},
     "export": FOUNDATION | {"command", "compat", "modules", "upstream"},
-    "models": FOUNDATION | {"compat", "fast", "modules"},
-    "probing": FOUNDATION | {"data", "features", "librosa_import", "optional", "upstream"},
+    "models": FOUNDATION | {"compat", "fast", "modules", "probing"},
+    "probing": FOUNDATION | {"data", "features", "librosa_import", "upstream"},
     "report": FOUNDATION | {"command", "optional", "probing"},
     "criterions": FOUNDATION | {"compat", "late"},
     "late": set(),
@@ -46,9 +46,9 @@ ALLOWED = {
     "optim": {"compat", "late"},
     "tasks": FOUNDATION
     | {"compat", "data", "modules", "models", "criterions", "optim"}
-    | {"upstream", "probing", "training"},
+    | {"probing", "training", "upstream"},
     "training": {"compat", "errors", "files", "signal_stack"},
-    "direct_probe": {"criterions", "models", "optim", "probing", "tasks"},
+    "direct_probe": {"criterions", "models", "probing", "tasks"},
 }
 
 # Library -> the only modules, or rooms, that use it. convert writes audio, and reads none.

@@ -8,10 +8,10 @@ from omegaconf import OmegaConf
 from torch.nn import functional as F
 
 from music_ssl_fairseq.criterions.music_probe import MusicProbeCriterion
-from music_ssl_fairseq.modules import row_by_row
-from music_ssl_fairseq.modules.probe_rows import MIXED, ProbeRows, grid
-from music_ssl_fairseq.modules.row_by_row import Update
-from music_ssl_fairseq.optim.row_adam import RowAdam, RowAdamConfig
+from music_ssl_fairseq.probing.heads import row_by_row
+from music_ssl_fairseq.probing.heads.adam import RowAdam, RowAdamConfig
+from music_ssl_fairseq.probing.heads.grid import MIXED, ProbeRows, grid
+from music_ssl_fairseq.probing.heads.row_by_row import Update
 
 LAYERS = ["0", "1", "2", "3"]
 ROWS = grid([*LAYERS, MIXED], [1e-3, 1e-2])

@@ -6,10 +6,10 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.nn import functional as F
 
-from music_ssl_fairseq.modules.probe_rows import MIXED, ProbeRows, Row, grid
-from music_ssl_fairseq.modules.row_schedule import RowSchedule
-from music_ssl_fairseq.optim import row_adam
-from music_ssl_fairseq.optim.row_adam import RowAdam, RowAdamConfig
+from music_ssl_fairseq.probing.heads import adam as row_adam
+from music_ssl_fairseq.probing.heads.adam import RowAdam, RowAdamConfig
+from music_ssl_fairseq.probing.heads.grid import MIXED, ProbeRows, Row, grid
+from music_ssl_fairseq.probing.heads.schedule import RowSchedule
 
 LAYERS = ["0", "1", "2", "3"]
 ROWS = grid([*LAYERS, MIXED], [1e-3, 1e-2])

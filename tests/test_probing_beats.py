@@ -5,7 +5,7 @@ import importlib.metadata
 import numpy as np
 import pytest
 
-from music_ssl_fairseq.probing.beats import DECODERS, are_peaks, dbn
+from music_ssl_fairseq.probing.scoring.beats import DECODERS, are_peaks, dbn
 
 
 def activation(seed: int, seconds: float = 20.0) -> tuple[np.ndarray, np.ndarray]:

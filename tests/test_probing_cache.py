@@ -10,10 +10,10 @@ import soundfile
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
-from music_ssl_fairseq.probing.fill import Plan, fill, identity
-from music_ssl_fairseq.probing.source import open_source
-from music_ssl_fairseq.probing.store import FeatureStore, clip_of
-from music_ssl_fairseq.probing.windows import (
+from music_ssl_fairseq.probing.features.cache import FeatureStore, clip_of
+from music_ssl_fairseq.probing.features.fill import Plan, fill, identity
+from music_ssl_fairseq.probing.features.source import open_source
+from music_ssl_fairseq.probing.features.windows import (
     Window,
     clip_windows,
     frame_windows,

@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.data.probing_labels import ProbingSplit
-from music_ssl_fairseq.data.probing_task import METRICS, ProbingTask, read_task, write_task
-from music_ssl_fairseq.data.probing_writer import (
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.probing.labels import ProbingSplit
+from music_ssl_fairseq.probing.spec import METRICS, ProbingSpec, read_spec, write_spec
+from music_ssl_fairseq.probing.writer import (
     Example,
     check_leakage,
     remove_split,
     write_split,
 )
-from music_ssl_fairseq.errors import InputError
 
-GENRE = ProbingTask("genre", "multi-class", "accuracy", ("jazz", "pop", "rock"))
-TAGS = ProbingTask("tags", "multi-label", "macro_roc_auc", ("fast", "slow", "sänger"))
-MOOD = ProbingTask("mood", "regression", "r2", targets=("arousal", "valence"))
-BEAT = ProbingTask("beat", "beats", "f_measure")
+GENRE = ProbingSpec("genre", "multi-class", "accuracy", ("jazz", "pop", "rock"))
+TAGS = ProbingSpec("tags", "multi-label", "macro_roc_auc", ("fast", "slow", "sänger"))
+MOOD = ProbingSpec("mood", "regression", "r2", targets=("arousal", "valence"))
+BEAT = ProbingSpec("beat", "beats", "f_measure")
 
 SECOND = 16_000
 
@@ -168,8 +168,8 @@ def test_equal_names_below_different_roots_are_different_files(tmp_path):
 
 @pytest.mark.parametrize("task", [GENRE, TAGS, MOOD, BEAT])
 def test_task_json_round_trip(tmp_path, task):
-    write_task(tmp_path, task)
-    assert read_task(tmp_path) == task
+    write_spec(tmp_path, task)
+    assert read_spec(tmp_path) == task
     assert task.num_outputs == {"genre": 3, "tags": 3, "mood": 2, "beat": 1}[task.name]
 
 
@@ -188,20 +188,20 @@ def test_task_json_round_trip(tmp_path, task):
     ],
 )
 def test_wrong_task_json(tmp_path, changes, expected):
-    write_task(tmp_path, GENRE)
+    write_spec(tmp_path, GENRE)
     file = tmp_path / "task.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
     with pytest.raises(InputError, match=rf"task\.json: .*{expected}"):
-        read_task(tmp_path)
+        read_spec(tmp_path)
 
 
 def test_missing_or_broken_task_json(tmp_path):
     with pytest.raises(InputError, match=r"task\.json: no such file; write it with `python -m man"):
-        read_task(tmp_path)
+        read_spec(tmp_path)
     for text in ("{", "[]"):
         (tmp_path / "task.json").write_text(text)
         with pytest.raises(InputError, match=r"task\.json: (not JSON|is not an object)"):
-            read_task(tmp_path)
+            read_spec(tmp_path)
 
 
 def test_each_kind_has_a_usual_metric():

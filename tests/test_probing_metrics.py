@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn
 
-from music_ssl_fairseq.data.probing_task import METRICS, ProbingTask
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.probing.metrics import beat_counts, evaluate, matched, score
-from music_ssl_fairseq.probing.predictions import Predictions
-from music_ssl_fairseq.probing.ranking import average_precision, macro, roc_auc
-from music_ssl_fairseq.probing.selection import row_scores
-from music_ssl_fairseq.probing.windows import FRAME_RATE
+from music_ssl_fairseq.probing.features.windows import FRAME_RATE
+from music_ssl_fairseq.probing.scoring.metrics import beat_counts, evaluate, matched, score
+from music_ssl_fairseq.probing.scoring.predictions import Predictions
+from music_ssl_fairseq.probing.scoring.ranking import average_precision, macro, roc_auc
+from music_ssl_fairseq.probing.scoring.selection import row_scores
+from music_ssl_fairseq.probing.spec import METRICS, ProbingSpec
 
 RNG = np.random.default_rng(7)
 CLASSES = ("a", "b", "c", "d")
@@ -31,7 +31,7 @@ def predictions(outputs, targets, groups=None, windows=None) -> Predictions:
 def test_accuracy_per_clip_and_per_song():
     outputs, targets = RNG.standard_normal((30, 4)), RNG.integers(0, 4, 10)[np.arange(30) % 10]
     groups, windows = np.arange(30) % 10, RNG.integers(1, 5, 30)
-    task = ProbingTask("t", "multi-class", "accuracy", CLASSES)
+    task = ProbingSpec("t", "multi-class", "accuracy", CLASSES)
     scores = evaluate(task, predictions(outputs, targets, groups, windows))
     assert scores.values["accuracy"] == pytest.approx(
         sklearn.accuracy_score(targets, outputs.argmax(1))
@@ -43,7 +43,7 @@ def test_accuracy_per_clip_and_per_song():
 
 
 def test_a_class_that_is_not_in_the_split_is_named():
-    task = ProbingTask("t", "multi-class", "accuracy", CLASSES)
+    task = ProbingSpec("t", "multi-class", "accuracy", CLASSES)
     assert evaluate(task, predictions(np.eye(4)[:3], [0, 1, 3])).absent == ["c"]
 
 
@@ -51,7 +51,7 @@ def test_tagging_leaves_out_and_names_absent_classes():
     outputs, targets = 30 * RNG.standard_normal((40, 4)), RNG.random((40, 4)) < 0.3
     outputs[:8] = outputs[8:16]  # ties
     targets[:, 1], targets[:, 3] = False, True
-    task = ProbingTask("t", "multi-label", "macro_roc_auc", CLASSES)
+    task = ProbingSpec("t", "multi-label", "macro_roc_auc", CLASSES)
     scores = evaluate(task, predictions(outputs, targets))
     there = [0, 2]
     for name, function in (
@@ -81,7 +81,7 @@ def test_weighted_rankings_are_scikit_learn_s(ours, theirs):
 def test_key_score_is_mir_eval_s():
     classes = ("A minor", "Bb major", "C major", "F# minor", "G major")
     outputs, targets = RNG.standard_normal((40, 5)), RNG.integers(0, 5, 40)
-    task = ProbingTask("t", "key", "weighted_key_score", classes)
+    task = ProbingSpec("t", "key", "weighted_key_score", classes)
     found = evaluate(task, predictions(outputs, targets)).values["weighted_key_score"]
     claimed = outputs.argmax(1)
     expected = [
@@ -90,7 +90,7 @@ def test_key_score_is_mir_eval_s():
     ]
     assert found == pytest.approx(np.mean(expected))
     assert 0 < found < 1
-    wrong = ProbingTask("t", "key", "weighted_key_score", ("C major", "blue"))
+    wrong = ProbingSpec("t", "key", "weighted_key_score", ("C major", "blue"))
     with pytest.raises(InputError, match="is no key"):
         evaluate(wrong, predictions(outputs[:, :2], targets % 2))
 
@@ -100,7 +100,7 @@ def test_key_score_is_mir_eval_s():
 def test_r2_in_any_unit(unit, offset):
     truth = RNG.standard_normal((25, 2)) + offset
     outputs, truth = unit * (truth + RNG.standard_normal((25, 2)) * (0.3, 1.5)), unit * truth
-    task = ProbingTask("t", "regression", "r2", targets=("arousal", "valence"))
+    task = ProbingSpec("t", "regression", "r2", targets=("arousal", "valence"))
     scores = evaluate(task, predictions(outputs, truth)).values
     expected = sklearn.r2_score(truth, outputs, multioutput="raw_values")
     found = [scores["r2_arousal"], scores["r2_valence"]]
@@ -109,7 +109,7 @@ def test_r2_in_any_unit(unit, offset):
 
 
 def test_r2_of_a_target_that_does_not_vary_is_not_a_number():
-    task = ProbingTask("t", "regression", "r2", targets=("a",))
+    task = ProbingSpec("t", "regression", "r2", targets=("a",))
     assert np.isnan(score("r2", task, predictions([[0.1]] * 9, [[0.3]] * 9)))
 
 
@@ -117,12 +117,12 @@ def test_r2_of_a_target_that_does_not_vary_is_not_a_number():
 def test_accuracies_and_rankings_in_any_unit(unit):
     outputs, tags = RNG.standard_normal((60, 4)), RNG.random((60, 4)) < 0.3
     labels = RNG.integers(0, 4, 60)
-    task = ProbingTask("t", "multi-label", "macro_roc_auc", CLASSES)
+    task = ProbingSpec("t", "multi-label", "macro_roc_auc", CLASSES)
     found = evaluate(task, predictions(unit * outputs, tags)).values
     assert found["macro_roc_auc"] == pytest.approx(sklearn.roc_auc_score(tags, outputs))
     expected = sklearn.average_precision_score(tags, outputs)
     assert found["macro_average_precision"] == pytest.approx(expected)
-    task = ProbingTask("t", "multi-class", "accuracy", CLASSES)
+    task = ProbingSpec("t", "multi-class", "accuracy", CLASSES)
     found = evaluate(task, predictions(unit * outputs, labels)).values
     assert found["accuracy"] == pytest.approx(sklearn.accuracy_score(labels, outputs.argmax(1)))
 
@@ -131,7 +131,7 @@ def test_accuracies_and_rankings_in_any_unit(unit):
 def test_tagging_with_one_scorable_tag_or_none(scorable):
     outputs, targets = RNG.standard_normal((20, 4)), np.zeros((20, 4), bool)
     targets[:5, :scorable] = True
-    task = ProbingTask("t", "multi-label", "macro_roc_auc", CLASSES)
+    task = ProbingSpec("t", "multi-label", "macro_roc_auc", CLASSES)
     scores = evaluate(task, predictions(outputs, targets))
     assert scores.absent == list(CLASSES[scorable:])
     for name, function in (
@@ -146,7 +146,7 @@ def test_tagging_with_one_scorable_tag_or_none(scorable):
 class Split(list):
     """What selection asks of a split: as many names as there are clips, which are songs."""
 
-    def __init__(self, task: ProbingTask, clips: int):
+    def __init__(self, task: ProbingSpec, clips: int):
         super().__init__(range(clips))
         self.task, self.manifest, self.group_index = task, self, np.arange(clips)
 
@@ -157,7 +157,7 @@ class Split(list):
 class Grid:
     """A collector of heads whose outputs `[rows, clips, ...]` are given."""
 
-    def __init__(self, task: ProbingTask, rows: np.ndarray, beats=()):
+    def __init__(self, task: ProbingSpec, rows: np.ndarray, beats=()):
         self.dataset, self.rows, self.beats = self, rows, beats
         self.split, self.clips = Split(task, rows.shape[1]), range(rows.shape[1])
 
@@ -185,7 +185,7 @@ def truth(kind: str, clips: int) -> np.ndarray:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_selects_is_what_is_reported(kind, metric, bad):
     names = ("A minor", "C major", "G major")
-    task = ProbingTask(
+    task = ProbingSpec(
         "t", kind, metric, **{"targets" if kind == "regression" else "classes": names}
     )
     targets, rows = truth(kind, 30), RNG.standard_normal((4, 30, 3))
@@ -199,7 +199,7 @@ def test_what_selects_is_what_is_reported(kind, metric, bad):
 
 
 def test_beats_select_by_the_f_measure_of_peaks_and_never_a_diverged_head():
-    task = ProbingTask("t", "beats", "f_measure")
+    task = ProbingSpec("t", "beats", "f_measure")
     beats = [np.array([0.5, 1.0, 1.5]), np.array([0.4, 1.2])]
     rows = np.full((3, 2, 100), 0.01)
     for clip, times in enumerate(beats):
@@ -222,7 +222,7 @@ def test_matched_events_are_as_many_as_mir_eval_s(tolerance):
 
 
 def test_beats_pooled_and_per_file():
-    task = ProbingTask("t", "beats", "f_measure")
+    task = ProbingSpec("t", "beats", "f_measure")
     files = []
     for _ in range(6):
         reference = np.arange(0.4, 20, RNG.uniform(0.4, 0.8))

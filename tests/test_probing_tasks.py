@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from sklearn import metrics as sklearn
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.probing.predictions import Predictions
-from music_ssl_fairseq.probing.results import write_rows
+from music_ssl_fairseq.probing.scoring.predictions import Predictions
+from music_ssl_fairseq.probing.scoring.results import write_rows
 from music_ssl_fairseq.report.__main__ import main as report_main
 from music_ssl_fairseq.report.__main__ import run as make_report
 from tests import tiny

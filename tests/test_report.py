@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from music_ssl_fairseq.data.probing_task import METRICS, ProbingTask
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.probing.metrics import Scores, evaluate
-from music_ssl_fairseq.probing.predictions import Predictions
-from music_ssl_fairseq.probing.results import write_rows, write_scores
+from music_ssl_fairseq.probing.scoring.metrics import Scores, evaluate
+from music_ssl_fairseq.probing.scoring.predictions import Predictions
+from music_ssl_fairseq.probing.scoring.results import write_rows, write_scores
+from music_ssl_fairseq.probing.spec import METRICS, ProbingSpec
 from music_ssl_fairseq.report.__main__ import run
 from music_ssl_fairseq.report.bootstrap import interval, statistic
 from music_ssl_fairseq.report.published import COLUMNS, ROWS
@@ -40,9 +40,9 @@ def predictions(kind: str, clips: int = 40, groups: int = 40) -> Predictions:
     return Predictions(names, index, outputs, targets, np.ones(clips, np.int64))
 
 
-def task(kind: str, name: str = "t") -> ProbingTask:
+def task(kind: str, name: str = "t") -> ProbingSpec:
     fields = {"regression": {"targets": TARGETS}, "beats": {}}.get(kind, {"classes": CLASSES})
-    return ProbingTask(name, kind, METRICS[kind][0], **fields)
+    return ProbingSpec(name, kind, METRICS[kind][0], **fields)
 
 
 @pytest.mark.parametrize("kind", METRICS)

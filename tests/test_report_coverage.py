@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from music_ssl_fairseq.data.probing_task import METRICS, ProbingTask
-from music_ssl_fairseq.probing.metrics import score
-from music_ssl_fairseq.probing.predictions import Predictions
+from music_ssl_fairseq.probing.scoring.metrics import score
+from music_ssl_fairseq.probing.scoring.predictions import Predictions
+from music_ssl_fairseq.probing.spec import METRICS, ProbingSpec
 from music_ssl_fairseq.report.bootstrap import interval
 from music_ssl_fairseq.report.gather import SHOWN
 
@@ -53,12 +53,12 @@ def beats(rng: np.random.Generator, songs: int):
     return counts.astype(float), np.zeros((songs, 2)), np.arange(songs)
 
 
-KINDS: dict[str, tuple[Callable, ProbingTask, int, int]] = {
-    "multi-class": (classes, ProbingTask("t", "multi-class", "accuracy", KEYS), 150, 300),
-    "key": (classes, ProbingTask("t", "key", "weighted_key_score", KEYS), 150, 300),
-    "multi-label": (tags, ProbingTask("t", "multi-label", "macro_roc_auc", TAGS), 300, 100),
-    "regression": (numbers, ProbingTask("t", "regression", "r2", targets=TARGETS), 150, 300),
-    "beats": (beats, ProbingTask("t", "beats", "f_measure"), 150, 300),
+KINDS: dict[str, tuple[Callable, ProbingSpec, int, int]] = {
+    "multi-class": (classes, ProbingSpec("t", "multi-class", "accuracy", KEYS), 150, 300),
+    "key": (classes, ProbingSpec("t", "key", "weighted_key_score", KEYS), 150, 300),
+    "multi-label": (tags, ProbingSpec("t", "multi-label", "macro_roc_auc", TAGS), 300, 100),
+    "regression": (numbers, ProbingSpec("t", "regression", "r2", targets=TARGETS), 150, 300),
+    "beats": (beats, ProbingSpec("t", "beats", "f_measure"), 150, 300),
 }
 
 

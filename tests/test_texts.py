@@ -11,15 +11,15 @@ from manifests_tools.beats import read_beat_file
 from manifests_tools.tables import read_named, read_table
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.data.probing_task import read_task
 from music_ssl_fairseq.data.unit_map import open_unit_map
 from music_ssl_fairseq.data.units import UnitDictionary, read_label_rate, read_unreadable
 from music_ssl_fairseq.errors import AudioError, InputError, one_line
+from music_ssl_fairseq.probing.spec import read_spec
 from music_ssl_fairseq.texts import read_json
 from music_ssl_fairseq.upstream import hugging_face, torchaudio, weights
 
 READERS: dict[str, Callable[[Path], object]] = {
-    "task.json": lambda file: read_task(file.parent),
+    "task.json": lambda file: read_spec(file.parent),
     "metadata.json": lambda file: read_label_rate(file.parent),
     "config.json": lambda file: hugging_face.read(file.parent),
     "wav2vec2_model.json": torchaudio._stored,

@@ -78,7 +78,7 @@ def probe_all(
     import torch
 
     from music_ssl_fairseq import direct_probe
-    from music_ssl_fairseq.probing.source import open_source
+    from music_ssl_fairseq.probing.features.source import open_source
 
     began = time.monotonic()
     on_cpu = cpu or not torch.cuda.is_available()

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.data.probing_task import ProbingTask
 from music_ssl_fairseq.data.units import read_metadata
 from music_ssl_fairseq.frames import SAMPLE_RATE
 
@@ -53,7 +52,7 @@ def manifest_identity(manifest: Manifest) -> Identity:
     """Names and lengths of the tracks, in their order; not the folder that they are in."""
     with manifest.file.open("rb") as handle:
         handle.readline()
-        digest = _digest(line.rstrip(b"\r\n") + b"\n" for line in handle)
+        digest = digest_of(line.rstrip(b"\r\n") + b"\n" for line in handle)
     hours = manifest.num_samples.sum() / SAMPLE_RATE / 3600
     return {manifest.file.name: f"{len(manifest)} tracks of {hours:.3g} h [{digest}]"}
 
@@ -70,28 +69,9 @@ def label_identity(folder: str | os.PathLike, splits: Iterable[str], label_rate:
     files = [Path(folder, f"{split}.km") for split in splits]
     found = {}
     for file in [file for file in files if file.exists()]:
-        digest = _digest(_contents(Path(folder, "dict.km.txt"), file))
+        digest = digest_of(contents_of(Path(folder, "dict.km.txt"), file))
         found[file.name] = " ".join([*about, f"{label_rate:g} a second [{digest}]"])
     return found
-
-
-def probing_identity(folder: str | os.PathLike, task: ProbingTask) -> Identity:
-    """What a probing task asks (`probing_question`), and the clips and labels that teach it."""
-    found = probing_question(task)
-    for split in ("train", "valid"):
-        manifest = Manifest(Path(folder, f"{split}.tsv"))
-        files = [Path(folder, f"{split}.{kind}") for kind in ("labels", "segments", "groups")]
-        digest = _digest(_contents(*[file for file in files if file.exists()]))
-        found |= manifest_identity(manifest) | {f"labels of {split}": f"[{digest}]"}
-    return found
-
-
-def probing_question(task: ProbingTask) -> Identity:
-    """What a probing task asks: without it, a score means nothing."""
-    names = [*task.classes, *task.targets]
-    digest = _digest(f"{name}\n".encode() for name in names)
-    answers = f"{len(names)} [{digest}]" if names else "beats"
-    return {"task": f"{task.name} ({task.kind}, {task.metric})", "classes": answers}
 
 
 def differences(here: Identity, there: Mapping[str, str]) -> str:
@@ -105,7 +85,7 @@ def differences(here: Identity, there: Mapping[str, str]) -> str:
     return "; ".join([*words[:_SHOWN], *more])
 
 
-def _digest(parts: Iterable[bytes]) -> str:
+def digest_of(parts: Iterable[bytes]) -> str:
     """16 hex digits of all parts, one after the other."""
     found = hashlib.blake2b(digest_size=8)
     for part in parts:
@@ -113,7 +93,7 @@ def _digest(parts: Iterable[bytes]) -> str:
     return found.hexdigest()
 
 
-def _contents(*files: Path) -> Iterable[bytes]:
+def contents_of(*files: Path) -> Iterable[bytes]:
     """The bytes of files, each with its length before it."""
     for file in files:
         yield f"{file.stat().st_size} ".encode()

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from music_ssl_fairseq.compat import one_line_errors
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.modules import row_by_row
-from music_ssl_fairseq.modules.probe_rows import MIXED, PARAMETERS, ProbeRows, Row, grid
-from music_ssl_fairseq.modules.row_schedule import RowSchedule
+from music_ssl_fairseq.probing.heads import row_by_row
+from music_ssl_fairseq.probing.heads.grid import MIXED, PARAMETERS, ProbeRows, Row, grid
+from music_ssl_fairseq.probing.heads.schedule import RowSchedule
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
-"""Probing a frozen encoder: its features, computed once, and what is measured with them.
+"""Probing a frozen encoder on a music task.
 
-`source` makes features of audio, `windows` says of which parts, `store` and `fill` keep them,
-`dataset` hands them out with their labels, `predictions` gathers what probes say of a split, and
-`metrics` and `beats` judge it. The probes themselves are `models.music_probe`.
+`spec`, `labels` and `writer` are the task's folder; `features/` computes and caches the encoder's
+features; `dataset` pairs them with labels; `heads/` is the grid of heads, its schedule and its
+optimizer; `scoring/` judges what the heads predict.
 """

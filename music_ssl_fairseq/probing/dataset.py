@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from fairseq.data import FairseqDataset
 
-from music_ssl_fairseq.data.probing_labels import ProbingSplit
 from music_ssl_fairseq.frames import SAMPLE_RATE
-from music_ssl_fairseq.probing.fill import Plan
-from music_ssl_fairseq.probing.store import Clip, FeatureStore
-from music_ssl_fairseq.probing.windows import FRAME_HOP, FRAME_RATE
+from music_ssl_fairseq.probing.features.cache import Clip, FeatureStore
+from music_ssl_fairseq.probing.features.fill import Plan
+from music_ssl_fairseq.probing.features.windows import FRAME_HOP, FRAME_RATE
+from music_ssl_fairseq.probing.labels import ProbingSplit
 
 NEIGHBOUR = 0.5
 """Target of the frames beside a beat's: an annotation is no more precise than that."""

@@ -16,9 +16,9 @@ from itertools import chain
 
 import numpy as np
 
-from music_ssl_fairseq.probing.metrics import statistic
-from music_ssl_fairseq.probing.predictions import Predictions
-from music_ssl_fairseq.probing.ranking import RANKINGS
+from music_ssl_fairseq.probing.scoring.metrics import statistic
+from music_ssl_fairseq.probing.scoring.predictions import Predictions
+from music_ssl_fairseq.probing.scoring.ranking import RANKINGS
 
 _AT_ONCE = 2_000_000  # weights held at a time
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.probing.predictions import Predictions
+from music_ssl_fairseq.probing.scoring.predictions import Predictions
 from music_ssl_fairseq.report.bootstrap import interval
 from music_ssl_fairseq.texts import read_object
 

@@ -22,26 +22,22 @@ from music_ssl_fairseq.compat import check_versions, one_line_errors, stop_loadi
 
 # fairseq imports tasks/ and models/ of a user_dir, and nothing else.
 from music_ssl_fairseq.criterions import music_probe as _criterion  # noqa: F401
-from music_ssl_fairseq.data.identity import (
-    Identity,
-    differences,
-    probing_identity,
-    probing_question,
-)
-from music_ssl_fairseq.data.probing_labels import ProbingSplit
-from music_ssl_fairseq.data.probing_task import read_task
+from music_ssl_fairseq.data.identity import Identity, differences
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.models import music_probe as _model
-from music_ssl_fairseq.optim import row_adam as _optimizer  # noqa: F401
-from music_ssl_fairseq.probing import results
-from music_ssl_fairseq.probing.beats import DECODERS
-from music_ssl_fairseq.probing.collector import Collector
 from music_ssl_fairseq.probing.dataset import ProbingDataset
-from music_ssl_fairseq.probing.fill import Plan, fill, identity
-from music_ssl_fairseq.probing.metrics import evaluate
-from music_ssl_fairseq.probing.selection import row_scores
-from music_ssl_fairseq.probing.source import Source, open_source
-from music_ssl_fairseq.probing.store import FeatureStore, clip_of
+from music_ssl_fairseq.probing.features.cache import FeatureStore, clip_of
+from music_ssl_fairseq.probing.features.fill import Plan, fill, identity
+from music_ssl_fairseq.probing.features.source import Source, open_source
+from music_ssl_fairseq.probing.heads import adam as _optimizer  # noqa: F401
+from music_ssl_fairseq.probing.identity import probing_identity, probing_question
+from music_ssl_fairseq.probing.labels import ProbingSplit
+from music_ssl_fairseq.probing.scoring import results
+from music_ssl_fairseq.probing.scoring.beats import DECODERS
+from music_ssl_fairseq.probing.scoring.collector import Collector
+from music_ssl_fairseq.probing.scoring.metrics import evaluate
+from music_ssl_fairseq.probing.scoring.selection import row_scores
+from music_ssl_fairseq.probing.spec import read_spec
 from music_ssl_fairseq.tasks.run_folder import IDENTITY, RunFolderTask
 from music_ssl_fairseq.training import prepare_training
 from music_ssl_fairseq.training.epoch import note_cut
@@ -139,7 +135,7 @@ class MusicProbingTask(RunFolderTask):
 
     def __init__(self, cfg: MusicProbingConfig):
         super().__init__(cfg)
-        self.probing = read_task(cfg.data)
+        self.probing = read_spec(cfg.data)
         self.kind = self.probing.kind
         if cfg.decoder not in DECODERS:
             raise InputError(f"task.decoder {cfg.decoder!r}: one of {', '.join(DECODERS)}")

@@ -28,9 +28,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from music_ssl_fairseq.data.probing_labels import ProbingSplit
-from music_ssl_fairseq.data.probing_task import ProbingTask, read_task, write_task
-from music_ssl_fairseq.data.probing_writer import Example, write_split
+from music_ssl_fairseq.probing.labels import ProbingSplit
+from music_ssl_fairseq.probing.spec import ProbingSpec, read_spec, write_spec
+from music_ssl_fairseq.probing.writer import Example, write_split
 
 GTZAN = {"train": 443, "valid": 197, "test": 290}
 CLASSES = tuple(f"class {i}" for i in range(10))
@@ -80,7 +80,7 @@ def make_task(folder: Path, clips: int) -> None:
     audio = folder / "audio"
     audio.mkdir(parents=True)
     soundfile.write(audio / "silence.flac", np.zeros(SECONDS * 16_000, np.float32), 16_000)
-    write_task(folder, ProbingTask("benchmark", "multi-class", "accuracy", CLASSES))
+    write_spec(folder, ProbingSpec("benchmark", "multi-class", "accuracy", CLASSES))
     number = 0
     for split, count in GTZAN.items():
         examples = []
@@ -97,9 +97,9 @@ def make_task(folder: Path, clips: int) -> None:
 
 def fill_cache(folder: Path, checkpoint: Path, window_seconds: float) -> None:
     """Features with a trace of the class, strongest in the middle layers."""
-    from music_ssl_fairseq.probing.fill import Plan, identity
-    from music_ssl_fairseq.probing.source import open_source
-    from music_ssl_fairseq.probing.store import FeatureStore, clip_of
+    from music_ssl_fairseq.probing.features.cache import FeatureStore, clip_of
+    from music_ssl_fairseq.probing.features.fill import Plan, identity
+    from music_ssl_fairseq.probing.features.source import open_source
 
     source = open_source(str(checkpoint))
     plan = Plan(window_seconds, frames=False)
@@ -107,7 +107,7 @@ def fill_cache(folder: Path, checkpoint: Path, window_seconds: float) -> None:
     rng = np.random.default_rng(0)
     directions = rng.standard_normal((LAYERS, len(CLASSES), DIMENSION)).astype(np.float32)
     strength = np.exp(-np.square((np.arange(LAYERS) - 6) / 4))[:, None] * 0.12
-    task = read_task(folder)
+    task = read_spec(folder)
     for split in GTZAN:
         labels = ProbingSplit(folder, split, task)
         for i, target in enumerate(labels.targets):

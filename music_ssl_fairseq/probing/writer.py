@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
-from music_ssl_fairseq.data.probing_labels import read_rows
-from music_ssl_fairseq.data.probing_task import SPLITS
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.files import atomic_path
 from music_ssl_fairseq.frames import SAMPLE_RATE
+from music_ssl_fairseq.probing.labels import read_rows
+from music_ssl_fairseq.probing.spec import SPLITS
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from music_ssl_fairseq.data.probing_task import ProbingTask
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.optional import optional
-from music_ssl_fairseq.probing.predictions import Predictions, grouped
-from music_ssl_fairseq.probing.ranking import RANKINGS, by_class, macro, present_classes
+from music_ssl_fairseq.probing.scoring.predictions import Predictions, grouped
+from music_ssl_fairseq.probing.scoring.ranking import RANKINGS, by_class, macro, present_classes
+from music_ssl_fairseq.probing.spec import ProbingSpec
 
 TOLERANCES = (0.07, 0.02)
 """Seconds that a beat may be off."""
@@ -49,7 +49,7 @@ class Scores(NamedTuple):
     absent: list[str]
 
 
-def evaluate(task: ProbingTask, predictions: Predictions) -> Scores:
+def evaluate(task: ProbingSpec, predictions: Predictions) -> Scores:
     """All metrics of the task's kind, each song weighed once.
 
     Returns:
@@ -81,7 +81,7 @@ def evaluate(task: ProbingTask, predictions: Predictions) -> Scores:
     return Scores(values, per_class, absent)
 
 
-def score(metric: str, task: ProbingTask, predictions: Predictions) -> float:
+def score(metric: str, task: ProbingSpec, predictions: Predictions) -> float:
     """One metric, each song weighed once."""
     once = np.ones((1, predictions.num_groups), np.int64)
     return float(statistic(metric, predictions, once, task.classes, task.targets)[0])

@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.data.probing_task import (
-    ProbingTask,
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.frames import LENGTH_TOLERANCE, SAMPLE_RATE
+from music_ssl_fairseq.probing.spec import (
+    ProbingSpec,
     builder_command,
     parse_number,
     parse_position,
 )
-from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.frames import LENGTH_TOLERANCE, SAMPLE_RATE
 from music_ssl_fairseq.texts import quoted, read_text
 
 _LARGEST = 1 << 30  # bytes of a file of labels: 300,000 files have some megabytes
@@ -59,7 +59,7 @@ class ProbingSplit:
         group_index: `[lines]` int64, which song, in the order of their first lines.
     """
 
-    def __init__(self, folder: str | os.PathLike, split: str, task: ProbingTask):
+    def __init__(self, folder: str | os.PathLike, split: str, task: ProbingSpec):
         """Read a split.
 
         Raises:

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from music_ssl_fairseq.modules.probe_rows import MIXED, ProbeRows
+from music_ssl_fairseq.probing.heads.grid import MIXED, ProbeRows
 
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """From outputs `[N, outputs]` and targets to the loss, summed over items, and its gradient."""
@@ -32,7 +32,7 @@ class OfRow(Protocol):
 
 
 class RowOptimizer(Protocol):
-    """What is needed of an optimiser; `optim.row_adam` has it."""
+    """What is needed of an optimiser; `probing.heads.adam` has it."""
 
     norm: Tensor
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from music_ssl_fairseq.probing.windows import FRAME_RATE
+from music_ssl_fairseq.probing.features.windows import FRAME_RATE
 
 _SLOWEST, _FASTEST = 55.0, 215.0  # beats a minute
 _TEMPO_LAMBDA = 100.0  # how steep: a tempo change by the factor r has exp(-lambda |r - 1|)

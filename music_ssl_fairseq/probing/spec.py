@@ -1,7 +1,7 @@
 """What a probing task asks for: `task.json` in the folder that also holds its manifests and labels.
 
 The folder is written by `python -m manifests_tools NAME` and read by the task `music_probing`. It
-holds, for each split of `SPLITS`, what `probing_labels` describes, and this one file.
+holds, for each split of `SPLITS`, what `labels` describes, and this one file.
 """
 
 import json
@@ -34,7 +34,7 @@ _LONGEST_NAME = 1000  # characters of a task, class or target
 
 
 @dataclass(frozen=True)
-class ProbingTask:
+class ProbingSpec:
     """The contents of `task.json`.
 
     Attributes:
@@ -100,7 +100,7 @@ def builder_command(folder: str | os.PathLike) -> str:
     return f"`python -m manifests_tools NAME --root AUDIO_DIR --out {where}`"
 
 
-def read_task(folder: str | os.PathLike) -> ProbingTask:
+def read_spec(folder: str | os.PathLike) -> ProbingSpec:
     """Read `task.json` of a folder.
 
     Raises:
@@ -116,17 +116,17 @@ def read_task(folder: str | os.PathLike) -> ProbingTask:
         raise InputError(f"{file}: {error}") from None
 
 
-def write_task(folder: str | os.PathLike, task: ProbingTask) -> None:
+def write_spec(folder: str | os.PathLike, task: ProbingSpec) -> None:
     """Write `task.json` of a folder, atomically."""
     with atomic_path(Path(folder, FILE)) as temporary:
         text = json.dumps(asdict(task), indent=2, ensure_ascii=False)
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def _task(contents: Any) -> ProbingTask:
+def _task(contents: Any) -> ProbingSpec:
     if not isinstance(contents, dict):
         raise InputError("is not an object with name, kind and metric")
-    known = {entry.name for entry in fields(ProbingTask)}
+    known = {entry.name for entry in fields(ProbingSpec)}
     values = {key: value for key, value in contents.items() if key in known}
     for key in ("name", "kind", "metric"):
         if not isinstance(values.get(key), str):
@@ -145,7 +145,7 @@ def _task(contents: Any) -> ProbingTask:
     for key in ("counted", "source"):
         if not isinstance(values.get(key, ""), str):
             raise InputError(f"`{key}` is not a text")
-    return ProbingTask(**values)
+    return ProbingSpec(**values)
 
 
 def _is_count(value: Any) -> bool:

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from music_ssl_fairseq.probing.beats import are_peaks
-from music_ssl_fairseq.probing.collector import Collector
-from music_ssl_fairseq.probing.metrics import TOLERANCES, matched, score
-from music_ssl_fairseq.probing.predictions import Predictions
-from music_ssl_fairseq.probing.windows import FRAME_RATE
+from music_ssl_fairseq.probing.features.windows import FRAME_RATE
+from music_ssl_fairseq.probing.scoring.beats import are_peaks
+from music_ssl_fairseq.probing.scoring.collector import Collector
+from music_ssl_fairseq.probing.scoring.metrics import TOLERANCES, matched, score
+from music_ssl_fairseq.probing.scoring.predictions import Predictions
 
 
 def row_scores(collector: Collector, targets: np.ndarray) -> np.ndarray:

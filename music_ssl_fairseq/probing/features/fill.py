@@ -12,9 +12,14 @@ from music_ssl_fairseq import audio
 from music_ssl_fairseq.cpus import available_cpus
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.frames import SAMPLE_RATE
-from music_ssl_fairseq.probing.source import Source
-from music_ssl_fairseq.probing.store import Clip, FeatureStore
-from music_ssl_fairseq.probing.windows import Window, clip_windows, frame_windows, frames_of
+from music_ssl_fairseq.probing.features.cache import Clip, FeatureStore
+from music_ssl_fairseq.probing.features.source import Source
+from music_ssl_fairseq.probing.features.windows import (
+    Window,
+    clip_windows,
+    frame_windows,
+    frames_of,
+)
 
 _READ_AHEAD = 8  # clips a thread
 _CLIPS_AT_ONCE = 64  # clips whose windows are encoded together

@@ -10,7 +10,7 @@ import torch
 from music_ssl_fairseq import features, upstream
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import FrameGrid
-from music_ssl_fairseq.probing.windows import to_frame_rate
+from music_ssl_fairseq.probing.features.windows import to_frame_rate
 
 RANDOM = "random:"
 """Before a checkpoint: its architecture with random weights."""

@@ -1,0 +1,1 @@
+"""Features of a frozen encoder: which part of the audio, computed once, cached on disk."""

@@ -1,0 +1,27 @@
+"""Identity of a probe's data: what its checkpoints carry, and what a later run is compared with."""
+
+import os
+from pathlib import Path
+
+from music_ssl_fairseq.data.identity import Identity, contents_of, digest_of, manifest_identity
+from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.probing.spec import ProbingSpec
+
+
+def probing_identity(folder: str | os.PathLike, spec: ProbingSpec) -> Identity:
+    """What a probing task asks (`probing_question`), and the clips and labels that teach it."""
+    found = probing_question(spec)
+    for split in ("train", "valid"):
+        manifest = Manifest(Path(folder, f"{split}.tsv"))
+        files = [Path(folder, f"{split}.{kind}") for kind in ("labels", "segments", "groups")]
+        digest = digest_of(contents_of(*[file for file in files if file.exists()]))
+        found |= manifest_identity(manifest) | {f"labels of {split}": f"[{digest}]"}
+    return found
+
+
+def probing_question(spec: ProbingSpec) -> Identity:
+    """What a probing task asks: without it, a score means nothing."""
+    names = [*spec.classes, *spec.targets]
+    digest = digest_of(f"{name}\n".encode() for name in names)
+    answers = f"{len(names)} [{digest}]" if names else "beats"
+    return {"task": f"{spec.name} ({spec.kind}, {spec.metric})", "classes": answers}

@@ -1,0 +1,1 @@
+"""Judging heads: predictions of a whole split, metrics, and the files of results."""
