@@ -1,5 +1,6 @@
 """Checkpoints of tiny models on disk, as fairseq writes them: ours and stock, old and new."""
 
+import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -57,3 +58,13 @@ def write(
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(checkpoint, path)
     return path
+
+
+class Attack:
+    """Wants a command run when it is unpickled."""
+
+    def __init__(self, command: str):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)

@@ -1,8 +1,10 @@
 """Every test starts from the same state of the random generators, on one thread, in no command."""
 
 import random
+import shutil
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,29 @@ def seed() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 (fairseq draws from the global generator)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A generator of the test's own, so that no test depends on those before it."""
+    return np.random.default_rng(7)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """Music, manifests and labels of `make_corpus`, which the tests of a module share."""
+    from tests.fairseq_commands import make_corpus  # imports fairseq
+
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture
+def here(corpus, tmp_path, monkeypatch) -> Path:
+    """A working folder with manifests/ and labels/, where the commands are run."""
+    for name in ("manifests", "labels"):
+        shutil.copytree(corpus / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 _ARGV = list(sys.argv)

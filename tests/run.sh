@@ -2,7 +2,7 @@
 # Run the tests on three processes, of which one mostly waits for commands that it tests; arguments
 # go to pytest.
 #
-#   bash tests/run.sh [-k frames] [tests/test_frames.py] ...
+#   bash tests/run.sh [-k frames] [tests/features] ...
 #
 # Uses the active virtual environment, or makes .venv in the repository.
 set -euo pipefail

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests import ROOT
+
 PACKAGES = ("music_ssl_fairseq", "manifests_tools")
 FOUNDATION = {"cpus", "errors", "files", "frames", "audio", "npy", "optional", "texts"}
 

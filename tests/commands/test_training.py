@@ -1,0 +1,164 @@
+"""The promised commands: they train, resume, sweep, validate, and say in a line what is missing."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import EXAMPLES
+from tests.fairseq_commands import TINY, logged, train, validate
+
+FAMILIES = ["music2vec", "music_hubert"]
+NOT_MODELS = ("config", "run_folder", "tiny")
+MODELS = [  # music_hubert's others want labels of their own: test_music_hubert_configs.py
+    ("music_hubert", "short"),
+    *(
+        ("music2vec", path.stem)
+        for path in sorted((EXAMPLES / "music2vec").glob("*.yaml"))
+        if path.stem not in NOT_MODELS
+    ),
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_resumed_training_has_the_losses_of_an_uninterrupted_one(here, family):
+    # 7 updates over epochs of 6 batches; interrupted in the middle of the first. Dropout and
+    # LayerDrop stay on: they have to repeat as well.
+    updates = [*TINY, "optimization.max_update=7", "hydra.run.dir=run"]
+    keep = ["checkpoint.save_interval_updates=3", "checkpoint.keep_interval_updates=-1"]
+    train(family, *updates, *keep)
+    whole = logged(Path("run"), "train_inner")
+    assert [step["num_updates"] for step in whole] == [1, 2, 3, 4, 5, 6, 7]
+    after_three = next(Path("run/checkpoints").glob("checkpoint_*_3.pt"))
+    shutil.copy(after_three, "run/checkpoints/checkpoint_last.pt")
+    Path("run/hydra_train.log").unlink()
+    train(family, *updates)
+    resumed = logged(Path("run"), "train_inner")
+    assert [step["num_updates"] for step in resumed] == [4, 5, 6, 7]
+    for key in whole[0].keys() - {"wps", "ups", "wall", "train_wall"}:
+        assert [step[key] for step in resumed] == [step[key] for step in whole[3:]], key
+
+
+def test_crops_and_losses_do_not_depend_on_workers(here):
+    for workers in (0, 2):
+        train(
+            "music_hubert",
+            *TINY,
+            "optimization.max_update=14",  # three epochs
+            f"dataset.num_workers={workers}",
+            f"hydra.run.dir=run{workers}",
+        )
+    losses = [[step["loss"] for step in logged(Path(f"run{n}"), "train_inner")] for n in (0, 2)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_validation_gives_the_same_loss_each_time(here, family, capsys):
+    train(family, *TINY, "optimization.max_update=2")
+    run = Path(f"runs/{family}/config")
+    in_training = logged(run, "valid")[-1]["valid_loss"]
+    losses = []
+    for batch_size in ("2", "2", "3"):
+        capsys.readouterr()
+        validate(
+            *(run / "checkpoints/checkpoint_last.pt", Path("manifests"), f"{family}_pretraining"),
+            *("--batch-size", batch_size),
+        )
+        output = capsys.readouterr()
+        line = next(x for x in (output.out + output.err).splitlines() if '"valid_loss"' in x)
+        losses.append(float(json.loads(line[line.index("{") :])["valid_loss"]))
+    assert losses[0] == losses[1] == in_training
+    assert losses[2] == pytest.approx(losses[0], abs=2e-4)
+
+
+@pytest.mark.parametrize(("family", "name"), MODELS)
+def test_each_model_composes_and_trains(here, family, name):
+    train(family, *TINY, "optimization.max_update=2", config_name=name)
+    run = Path(f"runs/{family}/{name}")
+    assert len(logged(run, "train_inner")) == 2
+    state = torch.load(run / "checkpoints/checkpoint_last.pt", weights_only=True)
+    text = (EXAMPLES / family / f"{name}.yaml").read_text()
+    assert "Audio per update" in text
+    assert state["cfg"]["model"]["_name"] == family
+    assert state["cfg"]["optimizer"]["_name"] == "fused_adamw"  # config.yaml's, no default
+
+
+def test_the_paper_s_music2vec_variants_differ_as_they_say(here):
+    def setting(name, group, key):
+        train("music2vec", *TINY, "optimization.max_update=1", config_name=name)
+        file = Path(f"runs/music2vec/{name}/checkpoints/checkpoint_last.pt")
+        return torch.load(file, weights_only=True)["cfg"][group][key]
+
+    assert setting("mask_prob_080", "model", "mask_prob") == 0.80
+    assert setting("mask_length_5", "model", "mask_length") == 5
+
+
+def test_sweep(here):
+    train("music2vec", *TINY, "optimization.max_update=1,2", "-m")
+    runs = sorted(path.parent for path in Path("runs/music2vec").glob("*/checkpoints"))
+    assert len(runs) == 2
+    assert [len(logged(run, "train_inner")) for run in runs] == [1, 2]
+
+
+def test_tensorboard(here):
+    args = [arg for arg in TINY if "tensorboard" not in arg]
+    train("music2vec", *args, "optimization.max_update=1")
+    assert list(Path("runs/music2vec/config/tensorboard").rglob("events.out.*"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_missing_manifests_are_one_line(here, family):
+    shutil.rmtree("manifests")
+    with pytest.raises(SystemExit) as failure:
+        train(family, *TINY)
+    message = str(failure.value)
+    assert "\n" not in message
+    assert "manifests/train.tsv: no such manifest" in message
+    assert "python -m manifests_tools pretrain --root" in message
+
+
+def test_missing_labels_are_one_line(here):
+    shutil.rmtree("labels")
+    with pytest.raises(SystemExit) as failure:
+        train("music_hubert", *TINY)
+    message = str(failure.value)
+    assert "\n" not in message
+    assert "labels/dict.km.txt" in message
+    assert "python -m music_ssl_fairseq.label" in message
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        ("line", "valid.km"),
+        ("dict", "dict.km.txt"),
+        ("rate", "label_rate"),
+    ],
+)
+def test_labels_that_do_not_fit_are_one_line(here, damage, says):
+    extra = []
+    if damage == "line":
+        lines = Path("labels/valid.km").read_text().splitlines(keepends=True)
+        Path("labels/valid.km").write_text("".join(lines[:-1]))
+    elif damage == "dict":
+        Path("labels/dict.km.txt").write_text("0 1\n1 1\n")
+    else:
+        extra = ["task.label_rate=50"]
+    with pytest.raises(SystemExit) as failure:
+        train("music_hubert", *TINY, *extra)
+    message = str(failure.value)
+    assert "\n" not in message
+    assert says in message
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_deleted_files_stop_training_in_one_line(here, corpus, workers):
+    text = Path("manifests/train.tsv").read_text()
+    Path("manifests/train.tsv").write_text(text.replace(str(corpus), str(corpus / "gone")))
+    with pytest.raises(SystemExit) as failure:
+        train("music2vec", *TINY, f"dataset.num_workers={workers}")
+    message = str(failure.value)
+    assert "\n" not in message
+    assert "tracks cannot be read, more than max_unreadable=0.1 allows" in message

@@ -1,0 +1,146 @@
+"""examples/plot_training.py, on lines that fairseq's own progress bar wrote."""
+
+import importlib
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fairseq.logging.progress_bar import JsonProgressBar
+
+from tests import EXAMPLES
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture(scope="module")
+def plot():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXAMPLES))
+        return importlib.import_module("plot_training")
+
+
+@pytest.fixture
+def write_log():
+    """Log `(tag, statistics)` as a run of fairseq-hydra-train would, to `folder`."""
+
+    def write(folder: Path, entries: list[tuple[str, dict]]) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        logger = logging.getLogger("fairseq.logging.progress_bar")
+        handler = logging.FileHandler(folder / "hydra_train.log")
+        handler.setFormatter(
+            logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s")
+        )
+        level = logger.level
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        try:
+            progress = JsonProgressBar([None], epoch=1, log_interval=1)
+            next(iter(progress))
+            for tag, stats in entries:
+                if tag == "train_inner":
+                    progress.log(stats, tag=tag, step=stats["num_updates"])
+                else:
+                    progress.print(stats, tag=tag)
+            logger.info("a line of another kind {}")
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+            handler.close()
+        return folder
+
+    return write
+
+
+def hubert(update: int, loss: float) -> dict:
+    return {
+        "loss": loss + 0.5,
+        "loss_m": loss,
+        "accuracy_m": 0.1 * update,
+        "majority_m": 0.05,
+        "num_updates": update,
+        "wps": 32_000.0 * update,
+        "lr": 1e-4 * update,
+    }
+
+
+def test_reads_what_fairseq_writes(plot, write_log, tmp_path):
+    entries = [("train_inner", hubert(update, 6 - update)) for update in (1, 2, 3)]
+    entries += [("train", hubert(3, 4.5)), ("valid", hubert(3, 3.25))]
+    curves = plot.read_log(write_log(tmp_path / "run", entries))
+    assert plot.series(curves.train, "loss_m") == ([1, 2, 3], [5, 4, 3])
+    assert plot.series(curves.train, "lr") == ([1, 2, 3], pytest.approx([1e-4, 2e-4, 3e-4]))
+    assert plot.series(curves.valid, "loss_m") == ([3], [3.25])
+    assert plot.series(curves.train, "target_var") == ([], [])
+
+
+def test_after_a_resume_the_later_line_counts(plot, write_log, tmp_path):
+    write_log(tmp_path, [("train_inner", hubert(u, 6)) for u in (1, 2, 3)])
+    write_log(tmp_path, [("train_inner", hubert(u, 5)) for u in (2, 3, 4)])
+    assert plot.series(plot.read_log(tmp_path).train, "loss_m") == ([1, 2, 3, 4], [6, 5, 5, 5])
+
+
+def test_a_run_shorter_than_the_log_interval_has_its_last_line(plot, write_log, tmp_path):
+    curves = plot.read_log(write_log(tmp_path, [("train", hubert(2, 4.0))]))
+    assert plot.series(curves.train, "loss_m") == ([2], [4.0])
+
+
+def test_table(plot, write_log, tmp_path):
+    folder = write_log(
+        tmp_path / "music_hubert",
+        [("train_inner", hubert(u, 6 - u)) for u in (1, 2, 3)] + [("valid", hubert(3, 3.25))],
+    )
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "checkpoint_last.pt").touch()
+    other = write_log(
+        tmp_path / "music2vec",
+        [("train_inner", {"loss": 2.0, "target_var": 0.7, "pred_var": 0.2, "num_updates": 5})],
+    )
+    header, rule, first, second = plot.table(
+        [plot.read_log(folder), plot.read_log(other)]
+    ).splitlines()
+    assert header.count("|") == rule.count("|") == first.count("|") == second.count("|")
+    assert first.split(" | ")[1:-1] == [
+        "3",
+        "5.000 → 3.000",
+        "3.250",
+        "masked accuracy 0.300, commonest unit 0.050",
+        "5",  # median of the intervals after the first: 4 and 6 seconds of audio a second
+    ]
+    assert first.endswith(f"| {folder}/checkpoints/checkpoint_last.pt |")
+    assert "std. of targets 0.700, of predictions 0.200" in second
+
+
+def test_command_line_draws(write_log, tmp_path):
+    run = write_log(tmp_path / "run", [("train_inner", hubert(u, 6 - u)) for u in (1, 2, 3)])
+    command = [sys.executable, str(EXAMPLES / "plot_training.py"), str(run), "--table"]
+    out = tmp_path / "curves.png"
+    done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, check=True)
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert "| run | 3 | 5.000 → 3.000 |" in done.stdout
+
+
+def test_draws_each_health_curve(plot, write_log, tmp_path):
+    import matplotlib.figure
+
+    variances = {"loss": 2.0, "target_var": 0.7, "pred_var": 0.2, "num_updates": 5}
+    for stats, labels in (
+        (hubert(1, 5), ["train", "commonest unit (train)"]),
+        (variances, ["targets", "predictions"]),
+    ):
+        curves = plot.read_log(write_log(tmp_path / labels[0], [("train_inner", stats)]))
+        axes = matplotlib.figure.Figure().subplots()
+        plot.draw_health(axes, curves)
+        assert [line.get_label() for line in axes.lines] == labels
+
+
+@pytest.mark.parametrize("text", [None, "no statistics\n"])
+def test_a_folder_without_curves_is_one_clear_line(tmp_path, text):
+    if text is not None:
+        (tmp_path / "hydra_train.log").write_text(text)
+    command = [sys.executable, str(EXAMPLES / "plot_training.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {tmp_path}/hydra_train.log: ")
+    assert done.stderr.count("\n") == 1

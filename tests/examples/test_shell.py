@@ -1,0 +1,159 @@
+"""The shell scripts: what they say when the machine or the call does not suit them."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests import ROOT
+
+SCRIPTS = (
+    *("examples/environment.sh", "examples/debian.sh", "examples/quickstart.sh"),
+    *("examples/open_music/prepare.sh", "examples/open_tasks/fetch.sh"),
+    "examples/open_tasks/judge.sh",
+)
+BASH = shutil.which("bash")
+
+
+def bash(command: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [BASH, "-c", command],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def tools(tmp_path):
+    """A PATH with a few commands and no Python; `add(name, script)` puts in another."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("dirname", "cat", "mkdir", "rm", "sed"):
+        (folder / name).symlink_to(shutil.which(name))
+
+    def add(name: str, script: str) -> None:
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+
+    add.path = str(folder)
+    return add
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "tests/run.sh", ".ci/run"])
+def test_parses(script):
+    assert bash(f"bash -n {script}").stderr == ""
+
+
+def test_finds_a_python_that_works(tools):
+    tools("python3.12", "exit 127")  # a shim of pyenv without that version
+    tools("python3.11", "exit 0")
+    done = bash("source examples/environment.sh; find_python", PATH=tools.path)
+    assert done.stdout == f"{tools.path}/python3.11\n"
+
+
+def test_says_which_python_is_needed(tools):
+    tools("python3", "exit 1")  # another version
+    done = bash("source examples/environment.sh; find_python", PATH=tools.path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: needs Python 3.11 or 3.12")
+
+
+def test_refuses_an_active_environment_of_another_python(tools, tmp_path):
+    (tmp_path / "venv").mkdir()
+    tools("python", "exit 1")
+    (tmp_path / "venv" / "bin").symlink_to(tools.path)
+    done = bash("source examples/environment.sh; use_venv", VIRTUAL_ENV=str(tmp_path / "venv"))
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {tmp_path}/venv has no Python 3.11 or 3.12")
+
+
+def test_shows_the_end_of_what_pip_said(tools, tmp_path):
+    tools("python", 'case "$*" in *install*) echo "no space left on device"; exit 1;; esac')
+    (tmp_path / "venv").mkdir()
+    (tmp_path / "venv" / "bin").symlink_to(tools.path)
+    done = bash(
+        "source examples/environment.sh; environment plot",
+        VIRTUAL_ENV=str(tmp_path / "venv"),
+        TMPDIR=str(tmp_path),
+    )
+    assert done.returncode == 1
+    assert "no space left on device\nerror: pip could not install" in done.stderr
+    assert not list((tmp_path / "venv").glob(".music*"))
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("examples/quickstart.sh /no/such/folder", "error: /no/such/folder: no such folder"),
+        ("examples/quickstart.sh one two", "error: usage: "),
+        ("examples/open_music/prepare.sh", "error: usage: "),
+        ("examples/open_music/prepare.sh out huge", "error: unknown set 'huge'"),
+        ("examples/open_tasks/fetch.sh", "error: usage: "),
+        ("examples/open_tasks/judge.sh --small", "error: name an encoder"),
+        ("examples/open_tasks/judge.sh mfcc --work", "error: --work needs a folder"),
+    ],
+)
+def test_wrong_calls(command, message):
+    done = bash(f"bash {command}")
+    assert done.returncode == 1
+    assert done.stderr.startswith(message)
+
+
+def test_quickstart_explains_itself():
+    done = bash("bash examples/quickstart.sh --help")
+    assert done.returncode == 0
+    assert "bash examples/quickstart.sh [MUSIC_DIR]" in done.stdout
+    assert "set -euo" not in done.stdout
+
+
+def test_quickstart_keeps_to_the_music_it_began_with(tmp_path):
+    (tmp_path / "music_dir").write_text("/elsewhere\n")
+    done = bash("bash examples/quickstart.sh", QUICKSTART_DIR=str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {tmp_path} holds a quickstart with other music, /else")
+
+
+def test_open_music_needs_apt(tools):
+    done = bash(f"{BASH} examples/open_music/prepare.sh /nowhere", PATH=tools.path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: apt-get is not here")
+
+
+def test_the_judge_explains_itself():
+    done = bash("bash examples/open_tasks/judge.sh --help")
+    assert done.returncode == 0
+    assert "judge.sh [--small] [--work DIR] [OPTION...] ENCODER..." in done.stdout
+    assert "set -euo" not in done.stdout
+
+
+def test_open_tasks_want_every_package(tools, tmp_path):
+    for name in ("mv", "rmdir"):
+        (Path(tools.path) / name).symlink_to(shutil.which(name))
+    tools("apt-cache", 'case "$2" in klettres-data) ;; *) echo "$2:";; esac')
+    tools("apt-get", ": > package.deb")
+    tools("dpkg-deb", 'mkdir -p "$3/usr"')
+    done = bash(f"{BASH} examples/open_tasks/fetch.sh '{tmp_path}/out'", PATH=tools.path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: this release does not have: klettres-data")
+
+
+def test_open_music_unpacks_what_apt_has(tools, tmp_path):
+    """One package is there already, one is fetched, two this release does not have."""
+    for name in ("mv", "rmdir", "du", "cut"):
+        (Path(tools.path) / name).symlink_to(shutil.which(name))
+    tools("apt-cache", 'case "$2" in w*-*) echo "$2:";; esac')
+    tools("apt-get", ": > package.deb")
+    tools("dpkg-deb", 'mkdir -p "$3/usr"; : > "$3/usr/song.ogg"')
+    out = tmp_path / "open music"
+    (out / "warzone2100-music").mkdir(parents=True)
+    done = bash(f"{BASH} examples/open_music/prepare.sh '{out}'", PATH=tools.path)
+    assert done.returncode == 0, done.stderr
+    assert "warzone2100-music: already here" in done.stdout
+    assert "this release does not have: singularity-music colobot-common-sounds" in done.stdout
+    assert (out / "wizznic-data" / "usr" / "song.ogg").exists()
+    assert sorted(os.listdir(out)) == ["warzone2100-music", "wizznic-data"]

@@ -1,0 +1,163 @@
+"""Bad numbers and broken inputs during training: one line that names the tracks or the file."""
+
+import logging
+import os
+import resource
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from fairseq.logging import progress_bar
+
+from music_ssl_fairseq import audio
+from music_ssl_fairseq.compat import one_line_errors
+from music_ssl_fairseq.data.label_store import LabelStore
+from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.data.unit_map import map_files
+from music_ssl_fairseq.errors import AudioError, InputError
+from music_ssl_fairseq.training.logs import patch_logs
+from tests.fairseq_commands import TINY, make_corpus, train
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working folder whose audio is its own, so that a test may damage it."""
+    monkeypatch.chdir(make_corpus(tmp_path))
+    return tmp_path
+
+
+def _make_huge(folder: Path) -> str:
+    """Give a track samples that no recording has."""
+    name = Path("manifests/train.tsv").read_text().splitlines()[2].split("\t")[0]
+    file = folder / "music" / name
+    samples = np.full(70_000, 3e38, np.float32)
+    samples[::2] *= -1
+    with file.open("wb") as handle:
+        soundfile.write(handle, samples, 16_000, format="WAV", subtype="FLOAT")
+    return str(file)
+
+
+def test_absurd_audio_is_named_and_replaced(here):
+    file = _make_huge(here)
+    train("music2vec", *TINY, "optimization.max_update=8", "task.max_unreadable=0.5")
+    log = Path("runs/music2vec/config/hydra_train.log").read_text()
+    assert f"{file}: holds samples as large as 3e+38" in log
+
+
+@pytest.mark.parametrize("family", ["music_hubert", "music2vec"])
+def test_the_tracks_of_a_batch_that_is_not_finite_are_named(here, monkeypatch, family):
+    file = _make_huge(here)
+    monkeypatch.setattr(audio, "_LARGEST_SAMPLE", np.inf)
+    with pytest.raises(SystemExit) as end:
+        train(family, *TINY, "optimization.max_update=9", "task.normalize=false")
+    message = str(end.value)
+    assert "\n" not in message
+    assert "not finite in the batch of" in message
+    assert f"{file} (up to 3e+38)" in message
+    assert not list(Path("runs").rglob("crash.pt"))
+
+
+class _Broken(torch.utils.data.Dataset):
+    def __init__(self, error):
+        self.error = error
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise self.error
+
+
+def says_of(loader) -> str:
+    """The error that comes of loading."""
+    with pytest.raises(InputError) as found, one_line_errors():
+        next(iter(loader))
+    return str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (AudioError("a.wav", "no such file"), "a.wav: no such file"),
+        (InputError("12 of 20 tracks cannot be read"), "12 of 20 tracks cannot be read"),
+    ],
+)
+def test_an_error_of_a_loading_process_is_as_it_was(error, says):
+    loader = torch.utils.data.DataLoader(_Broken(error), num_workers=1)
+    assert says_of(loader) == says
+
+
+class _Killed(_Broken):
+    def __getitem__(self, index):
+        os.kill(os.getpid(), 9)
+
+
+def test_a_killed_loading_process_is_one_line():
+    loader = torch.utils.data.DataLoader(_Killed(None), num_workers=1)
+    message = says_of(loader)
+    assert "killed by signal: Killed; if that was for want of memory: fewer" in message
+    assert "\n" not in message
+
+
+def test_other_errors_pass_as_they_are():
+    with pytest.raises(RuntimeError, match="out of memory"), one_line_errors():
+        raise RuntimeError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_labels_that_are_cut_while_in_use_are_one_line(tmp_path, mapped):
+    km = tmp_path / "train.km"
+    km.write_text("".join(" ".join(str(i % 40) for i in range(9_000)) + "\n" for _ in range(3)))
+    cut = km
+    if mapped:
+        cut, offsets = map_files(km)
+        np.save(cut, np.tile(np.arange(9_000) % 40, 3).astype(np.uint16))
+        np.save(offsets, np.arange(4) * 9_000)
+    store = LabelStore(km)
+    assert store.units(2, 8_990).tolist() == [i % 40 for i in range(8_990, 9_000)]
+    os.truncate(cut, 5_000)
+    with pytest.raises(InputError, match=f"{cut.name}: it has been cut"):
+        store.units(2, 8_990)
+    assert store.units(0, 0, 5).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_manifest_that_is_cut_while_in_use_is_one_line(tmp_path):
+    file = tmp_path / "train.tsv"
+    file.write_text(f"{tmp_path}\n" + "".join(f"{i:04}.wav\t20000\n" for i in range(2_000)))
+    manifest = Manifest(file)
+    os.truncate(file, 6_000)
+    with pytest.raises(InputError, match=r"train\.tsv: it has been cut"):
+        manifest.name(1_900)
+    assert manifest.name(3) == "0003.wav"
+
+
+@pytest.fixture
+def full_disk():
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_logs_on_a_full_disk_are_one_line_each(tmp_path, capsys, full_disk):
+    patch_logs()
+    logger = logging.Logger("of its own")
+    logger.addHandler(logging.FileHandler(tmp_path / "train.log"))
+    bar = progress_bar.TensorboardProgressBarWrapper([], str(tmp_path / "tensorboard"))
+    bar.wrapped_bar = SimpleNamespace(log=lambda *args, **kwargs: None)
+    logger.info("before")
+    full_disk()
+    try:
+        for step in range(4):
+            logger.info("a line " * 20)
+            bar.log({"loss": step, "num_updates": step}, tag="train", step=step)
+        assert not progress_bar._tensorboard_writers
+    finally:
+        progress_bar._tensorboard_writers.clear()
+        progress_bar.tensorboard_is_full = False
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2, lines
+    assert f"{tmp_path}/train.log: File too large; training goes on without it" in lines[0]
+    assert f"{tmp_path}/tensorboard: File too large" in lines[1]
