@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.files import atomic_path
 from music_ssl_fairseq.frames import SAMPLE_RATE
+from music_ssl_fairseq.runtime.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

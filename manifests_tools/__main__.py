@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
-from music_ssl_fairseq.command import exit_status
+from music_ssl_fairseq.cli import exit_status
 
 BUILDERS = {
     "pretrain": ("manifests_tools.pretrain", "train.tsv and valid.tsv from a folder of music"),

@@ -12,7 +12,7 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE
 from music_ssl_fairseq.probing.spec import parse_number, parse_position
 from music_ssl_fairseq.probing.writer import Example
-from music_ssl_fairseq.texts import read_json, read_text
+from music_ssl_fairseq.runtime.texts import read_json, read_text
 
 
 def read_beat_file(file: Path) -> tuple[str, ...]:

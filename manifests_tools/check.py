@@ -27,9 +27,9 @@ from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.units import labels_beside, read_metadata
 from music_ssl_fairseq.data.validation import concerns
 from music_ssl_fairseq.errors import AudioError, InputError
-from music_ssl_fairseq.files import checksum
 from music_ssl_fairseq.frames import SAMPLE_RATE, label_hop, labels_fit
 from music_ssl_fairseq.probing.spec import FILE as TASK_FILE
+from music_ssl_fairseq.runtime.files import checksum
 
 SPLITS = ("valid", "test", "train")
 """Smallest first: the files of the earlier ones are remembered, and looked for in the later."""

@@ -13,8 +13,8 @@ from manifests_tools.left_out import LeftOut
 from manifests_tools.parallel import parallel_map
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.errors import AudioError, InputError
-from music_ssl_fairseq.files import atomic_path
 from music_ssl_fairseq.frames import SAMPLE_RATE
+from music_ssl_fairseq.runtime.files import atomic_path
 
 
 def target_names(names: list[str]) -> dict[str, str]:

@@ -21,7 +21,7 @@ from music_ssl_fairseq.probing.spec import (
     parse_number,
     parse_position,
 )
-from music_ssl_fairseq.texts import quoted, read_text
+from music_ssl_fairseq.runtime.texts import quoted, read_text
 
 COLUMNS = ("path", "label", "split")
 OPTIONAL = ("start", "stop", "group")

@@ -11,8 +11,8 @@ from manifests_tools.left_out import LeftOut
 from manifests_tools.parallel import parallel_map
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.audio import AudioInfo
-from music_ssl_fairseq.cpus import available_cpus
 from music_ssl_fairseq.errors import AudioError
+from music_ssl_fairseq.runtime.cpus import available_cpus
 
 EDGE_SECONDS = 0.25
 """Decoded at the start and at the end of each file."""

@@ -19,7 +19,7 @@ from manifests_tools.probing import ProbingBuilder
 from manifests_tools.tables import find_file, read_table
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.spec import ProbingSpec
-from music_ssl_fairseq.texts import read_text
+from music_ssl_fairseq.runtime.texts import read_text
 
 PUBLISHED: dict[str, int | None] = {"train": 923, "valid": 236, "test": 604}
 CONFIDENT = "2"

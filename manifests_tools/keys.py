@@ -2,7 +2,7 @@
 
 import re
 
-from music_ssl_fairseq.texts import quoted
+from music_ssl_fairseq.runtime.texts import quoted
 
 _TONICS = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
 _SEMITONES = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}

@@ -9,7 +9,7 @@ from manifests_tools.probing import ProbingBuilder
 from manifests_tools.tables import find_file
 from music_ssl_fairseq.errors import InputError, one_line
 from music_ssl_fairseq.probing.spec import SPLITS, ProbingSpec
-from music_ssl_fairseq.texts import read_json
+from music_ssl_fairseq.runtime.texts import read_json
 
 FAMILIES = (
     "bass", "brass", "flute", "guitar", "keyboard", "mallet", "organ", "reed", "string",

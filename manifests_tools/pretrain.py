@@ -24,8 +24,8 @@ from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.data.units import labels_beside
 from music_ssl_fairseq.data.validation import concerns
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.files import atomic_path
 from music_ssl_fairseq.frames import SAMPLE_RATE
+from music_ssl_fairseq.runtime.files import atomic_path
 
 Groups = dict[str, list[Track]]
 

@@ -15,7 +15,7 @@ from manifests_tools.examine import Track, add_reading_options, examine_tracks
 from manifests_tools.find import require_folder
 from manifests_tools.labelled import DataSet, printable, shorten
 from manifests_tools.left_out import REPORT, LeftOut, count_kinds, write_left_out
-from music_ssl_fairseq.command import example
+from music_ssl_fairseq.cli import example
 from music_ssl_fairseq.data.copies import find_copies
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE

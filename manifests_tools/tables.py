@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.texts import quoted, read_text
+from music_ssl_fairseq.runtime.texts import quoted, read_text
 
 _LARGEST = 256 << 20  # bytes: MagnaTagATune's table has 20 MB
 

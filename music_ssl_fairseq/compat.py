@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.unpickling import check_form, one_line_refusals
+from music_ssl_fairseq.runtime.unpickling import check_form, one_line_refusals
 
 WRITES_FP32 = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 8)
 """Whether products of half-precision matrices can be written as they are added up, in fp32."""

@@ -8,47 +8,39 @@ import pytest
 from tests import ROOT
 
 PACKAGES = ("music_ssl_fairseq", "manifests_tools")
-FOUNDATION = {"cpus", "errors", "files", "frames", "audio", "npy", "optional", "texts"}
+FOUNDATION = {"errors", "runtime", "frames", "audio"}
 
 # Room -> the rooms of ours that it may import, itself aside. A room is a module or a folder of the
 # package. Nothing that trains knows label or manifests_tools, and only tasks know several rooms:
 # importing them registers all there is.
 ALLOWED = {
-    "cpus": set(),
     "errors": set(),
-    "signal_stack": set(),
-    "command": {"errors", "signal_stack"},
-    "files": {"errors"},
-    "optional": {"errors"},
-    "texts": {"errors"},
+    "runtime": {"errors"},
+    "cli": {"errors", "runtime"},
     "frames": {"errors"},
     "pcm": set(),
     "headers": {"errors", "pcm"},
     "decoding": {"errors", "headers"},
     "audio": {"errors", "frames", "headers", "decoding", "pcm"},
-    "npy": set(),
-    "unpickling": {"errors"},
-    "compat": {"errors", "files", "unpickling"},
+    "compat": {"errors", "runtime"},
     "data": FOUNDATION | {"compat"},
     "features": FOUNDATION | {"data", "upstream"},
-    "label": FOUNDATION | {"command", "data", "features"},
-    "manifests_tools": FOUNDATION | {"command", "data", "probing"},
+    "label": FOUNDATION | {"cli", "data", "features"},
+    "manifests_tools": FOUNDATION | {"cli", "data", "probing"},
     "fast": {"compat", "frames"},
     "modules": FOUNDATION | {"compat", "fast"},
-    "upstream": FOUNDATION | {"compat", "fast", "modules", "unpickling"},
-    "extract": FOUNDATION | {"command", "data", "fast", "features", "upstream"},
-    "export": FOUNDATION | {"command", "compat", "modules", "upstream"},
+    "upstream": FOUNDATION | {"compat", "fast", "modules"},
+    "extract": FOUNDATION | {"cli", "data", "fast", "features", "upstream"},
+    "export": FOUNDATION | {"cli", "compat", "modules", "upstream"},
     "models": FOUNDATION | {"compat", "fast", "modules", "probing"},
-    "probing": FOUNDATION | {"data", "features", "librosa_import", "upstream"},
-    "report": FOUNDATION | {"command", "optional", "probing"},
-    "criterions": FOUNDATION | {"compat", "late"},
-    "late": set(),
-    "librosa_import": {"files"},
-    "optim": {"compat", "late"},
+    "probing": FOUNDATION | {"data", "features", "upstream"},
+    "report": FOUNDATION | {"cli", "probing"},
+    "criterions": FOUNDATION | {"compat"},
+    "optim": {"compat", "runtime"},
     "tasks": FOUNDATION
     | {"compat", "data", "modules", "models", "criterions", "optim"}
     | {"probing", "training", "upstream"},
-    "training": {"compat", "errors", "files", "signal_stack"},
+    "training": {"compat", "errors", "runtime"},
     "direct_probe": {"criterions", "models", "probing", "tasks"},
 }
 
@@ -57,7 +49,7 @@ USERS = {
     "soundfile": ("music_ssl_fairseq.audio", "manifests_tools.convert"),
     "av": ("music_ssl_fairseq.decoding",),
     "faiss": ("music_ssl_fairseq.label",),
-    "librosa": ("music_ssl_fairseq.librosa_import",),
+    "librosa": ("music_ssl_fairseq.runtime.librosa_import",),
 }
 
 

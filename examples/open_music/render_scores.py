@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from music_ssl_fairseq.files import atomic_path
+from music_ssl_fairseq.runtime.files import atomic_path
 
 if TYPE_CHECKING:
     from music21.stream import Score

@@ -25,10 +25,10 @@ import scores
 import songs
 import tasks
 
-from music_ssl_fairseq.command import exit_status
-from music_ssl_fairseq.cpus import available_cpus
+from music_ssl_fairseq.cli import exit_status
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.files import atomic_path
+from music_ssl_fairseq.runtime.cpus import available_cpus
+from music_ssl_fairseq.runtime.files import atomic_path
 
 SEED = 0
 SONGS = {"train": 1000, "valid": 220, "test": 1000}

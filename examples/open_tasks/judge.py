@@ -19,9 +19,9 @@ from pathlib import Path
 import tasks
 from table import write_tables
 
-from music_ssl_fairseq.command import exit_status
+from music_ssl_fairseq.cli import exit_status
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.files import atomic_path
+from music_ssl_fairseq.runtime.files import atomic_path
 
 CONFIG = Path(__file__).parents[1] / "probing" / "config.yaml"
 

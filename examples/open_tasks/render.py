@@ -10,7 +10,7 @@ import numpy as np
 from notes import Note
 from songs import PREROLL, Song
 
-from music_ssl_fairseq.files import atomic_path
+from music_ssl_fairseq.runtime.files import atomic_path
 
 if TYPE_CHECKING:
     from pretty_midi import Instrument, PrettyMIDI

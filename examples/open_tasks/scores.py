@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from music_ssl_fairseq.files import atomic_path
+from music_ssl_fairseq.runtime.files import atomic_path
 
 if TYPE_CHECKING:
     from music21.stream import Measure, Score

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from tasks import TASKS, unit
 
-from music_ssl_fairseq.files import atomic_path
 from music_ssl_fairseq.report.compare import difference, mean_ranks
 from music_ssl_fairseq.report.gather import Figure, Probe, find
 from music_ssl_fairseq.report.tables import table
+from music_ssl_fairseq.runtime.files import atomic_path
 
 FLOORS = ("mfcc", "chroma")
 RANDOM = "random:"

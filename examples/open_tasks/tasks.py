@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.files import atomic_path
+from music_ssl_fairseq.runtime.files import atomic_path
 
 SPLITS = ("train", "valid", "test")
 Row = tuple[str, str, str]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from music_ssl_fairseq.late import Late
+from music_ssl_fairseq.runtime.delayed_fetch import DelayedFetch
 
 
 def totals(
@@ -39,10 +39,10 @@ def totals(
 
 
 class LateTotals:
-    """`totals` of the call before, where they are on a GPU: see `Late`."""
+    """`totals` of the call before, where they are on a GPU: see `DelayedFetch`."""
 
     def __init__(self) -> None:
-        self._late = Late()
+        self._late = DelayedFetch()
         self._numbers: dict[str, Any] = {}
 
     def __call__(self, logging_outputs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from music_ssl_fairseq.data.mapped import MappedFile
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.files import atomic_path
+from music_ssl_fairseq.runtime.files import atomic_path
 
 MOST_SAMPLES = 2**40
 """Of a track: more than two years at 16 kHz, which no file holds, whatever a header says."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.texts import quoted, read_object, read_text
+from music_ssl_fairseq.runtime.texts import quoted, read_object, read_text
 
 _HIGHEST_RATE = 16_000  # labels a second: one a sample
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 
-from music_ssl_fairseq.command import exit_status, new_parser
+from music_ssl_fairseq.cli import exit_status, new_parser
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.export.quiet import quiet
 

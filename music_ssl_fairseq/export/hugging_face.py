@@ -14,7 +14,7 @@ from music_ssl_fairseq.export import check
 from music_ssl_fairseq.export.card import model_card
 from music_ssl_fairseq.export.source import Source
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder
-from music_ssl_fairseq.optional import optional
+from music_ssl_fairseq.runtime.optional import optional
 from music_ssl_fairseq.upstream.hugging_face import (
     CONFIG,
     PREPROCESSOR,

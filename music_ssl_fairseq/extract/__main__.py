@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from music_ssl_fairseq.command import exit_status, new_parser
-from music_ssl_fairseq.cpus import available_cpus
+from music_ssl_fairseq.cli import exit_status, new_parser
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.runtime.cpus import available_cpus
 
 if TYPE_CHECKING:
     from music_ssl_fairseq.data.manifest import Manifest
@@ -219,7 +219,7 @@ def run(
 @contextlib.contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Keep other processes from writing to the same folder."""
-    from music_ssl_fairseq.files import hold, let_go
+    from music_ssl_fairseq.runtime.files import hold, let_go
 
     file = out / "extract.lock"
     handle = hold(

@@ -9,7 +9,7 @@ from typing import Any
 
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.extract.run import Outcome
-from music_ssl_fairseq.files import atomic_path
+from music_ssl_fairseq.runtime.files import atomic_path
 from music_ssl_fairseq.upstream.model import Upstream
 from music_ssl_fairseq.upstream.windows import Windowing
 

@@ -9,8 +9,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from music_ssl_fairseq.files import atomic_path
-from music_ssl_fairseq.npy import header_of, write_header
+from music_ssl_fairseq.runtime.files import atomic_path
+from music_ssl_fairseq.runtime.npy import header_of, write_header
 
 _BLOCK = 1 << 20  # bytes
 

@@ -27,9 +27,9 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.extract.batches import Cut
 from music_ssl_fairseq.extract.checksums import CHECKSUMS, Checksums
 from music_ssl_fairseq.extract.row_file import RowFile
-from music_ssl_fairseq.files import atomic_path, remove_temporary
-from music_ssl_fairseq.npy import is_whole, read_header, write_header
-from music_ssl_fairseq.texts import read_object
+from music_ssl_fairseq.runtime.files import atomic_path, remove_temporary
+from music_ssl_fairseq.runtime.npy import is_whole, read_header, write_header
+from music_ssl_fairseq.runtime.texts import read_object
 from music_ssl_fairseq.upstream.windows import Stitcher, Window
 
 METADATA = "metadata.json"

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from music_ssl_fairseq.command import example, exit_status, new_parser
-from music_ssl_fairseq.cpus import available_cpus
+from music_ssl_fairseq.cli import example, exit_status, new_parser
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features import DEEP, Features, front_end
-from music_ssl_fairseq.optional import optional
+from music_ssl_fairseq.runtime.cpus import available_cpus
+from music_ssl_fairseq.runtime.optional import optional
 
 if TYPE_CHECKING:
     from music_ssl_fairseq.data.manifest import Manifest
@@ -344,10 +344,10 @@ def _remarks(a: argparse.Namespace) -> dict[str, str]:
 
 
 def _recipe(a: argparse.Namespace, features: Features, train: "Manifest"):
-    from music_ssl_fairseq.files import checksum
     from music_ssl_fairseq.label.given import load_centroids
     from music_ssl_fairseq.label.memory import check_frames, model_size
     from music_ssl_fairseq.label.recipe import Recipe, fingerprint
+    from music_ssl_fairseq.runtime.files import checksum
 
     front = front_end(features)
     k = a.k if a.centroids is None else len(load_centroids(a.centroids))

@@ -13,11 +13,11 @@ import numpy as np
 
 from music_ssl_fairseq.data.unit_map import map_files
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.files import atomic_path
 from music_ssl_fairseq.label.assign import unit_type
 from music_ssl_fairseq.label.usage import Usage
 from music_ssl_fairseq.label.work import WorkFolder
-from music_ssl_fairseq.npy import write_header
+from music_ssl_fairseq.runtime.files import atomic_path
+from music_ssl_fairseq.runtime.npy import write_header
 
 _MONOTONOUS = 0.8  # share of labels
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from music_ssl_fairseq.files import atomic_path
 from music_ssl_fairseq.label.evidence import Evidence
+from music_ssl_fairseq.runtime.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from music_ssl_fairseq.cpus import available_cpus
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.features import Features, front_end
 from music_ssl_fairseq.features.framewise import Piece
 from music_ssl_fairseq.features.track import Track, check_length, read_piece
+from music_ssl_fairseq.runtime.cpus import available_cpus
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing's own needs Python 3.11

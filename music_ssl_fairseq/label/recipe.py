@@ -21,13 +21,13 @@ import numpy as np
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features import FrontEnd
-from music_ssl_fairseq.files import atomic_path, checksum, remove_temporary
 from music_ssl_fairseq.frames import SAMPLE_RATE
 from music_ssl_fairseq.label.given import load_centroids
 from music_ssl_fairseq.label.join import Joined
 from music_ssl_fairseq.label.kmeans import Fit
 from music_ssl_fairseq.label.work import WorkFolder
-from music_ssl_fairseq.texts import read_object
+from music_ssl_fairseq.runtime.files import atomic_path, checksum, remove_temporary
+from music_ssl_fairseq.runtime.texts import read_object
 
 SPLITS = ("train", "valid")
 

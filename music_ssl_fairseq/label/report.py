@@ -7,12 +7,12 @@ import numpy as np
 
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.files import atomic_path
 from music_ssl_fairseq.frames import label_hop
 from music_ssl_fairseq.label import pictures
 from music_ssl_fairseq.label.evidence import Evidence, gather
 from music_ssl_fairseq.label.information import Information, mutual_information, quantiles
 from music_ssl_fairseq.label.usage import Usage
+from music_ssl_fairseq.runtime.files import atomic_path
 
 PITCH_CLASSES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 _LOUDNESS_STEPS = 12

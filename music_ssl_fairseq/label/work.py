@@ -18,8 +18,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.files import atomic_path, lock
-from music_ssl_fairseq.npy import UNREADABLE
+from music_ssl_fairseq.runtime.files import atomic_path, lock
+from music_ssl_fairseq.runtime.npy import UNREADABLE
 
 _DAMAGED: tuple[type[Exception], ...] = (
     *(zipfile.BadZipFile, zlib.error, NotImplementedError, AttributeError),

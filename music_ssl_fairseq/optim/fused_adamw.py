@@ -12,8 +12,8 @@ from fairseq.optim import FairseqOptimizer, register_optimizer
 from omegaconf import II
 from torch import Tensor
 
-from music_ssl_fairseq.late import Late
 from music_ssl_fairseq.optim.gradient_sums import GradientSums, can_sum
+from music_ssl_fairseq.runtime.delayed_fetch import DelayedFetch
 
 
 @dataclass
@@ -54,7 +54,7 @@ class FusedAdamW(FairseqOptimizer):
         on_gpu = all(p.is_cuda for p in tensors)
         self._optimizer = torch.optim.AdamW(tensors, fused=on_gpu, **self.optimizer_config)
         self.late_norm = False
-        self._late = Late()
+        self._late = DelayedFetch()
         self._factor: float | Tensor = 1.0
         self._sums: dict[torch.nn.Module, GradientSums] = {}
 
@@ -124,7 +124,7 @@ class FusedAdamW(FairseqOptimizer):
 
         Returns:
             Their norm before. With `late_norm` on a GPU it is that of the update before, on the
-            CPU (`Late`), so fairseq logs it, and stops when it is not finite, one update later.
+            CPU (`DelayedFetch`): fairseq logs it, and stops if it is not finite, one update later.
             `step` does nothing with gradients that are not finite, so no weight is lost by that.
         """
         gradients = self._gradients()

@@ -26,7 +26,7 @@ from music_ssl_fairseq.probing.spec import (
     parse_number,
     parse_position,
 )
-from music_ssl_fairseq.texts import quoted, read_text
+from music_ssl_fairseq.runtime.texts import quoted, read_text
 
 _LARGEST = 1 << 30  # bytes of a file of labels: 300,000 files have some megabytes
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.files import atomic_path
-from music_ssl_fairseq.texts import quoted, read_json
+from music_ssl_fairseq.runtime.files import atomic_path
+from music_ssl_fairseq.runtime.texts import quoted, read_json
 
 SPLITS = ("train", "valid", "test")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.files import atomic_path
 from music_ssl_fairseq.frames import SAMPLE_RATE
 from music_ssl_fairseq.probing.labels import read_rows
 from music_ssl_fairseq.probing.spec import SPLITS
+from music_ssl_fairseq.runtime.files import atomic_path
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from music_ssl_fairseq.command import exit_status, new_parser
+from music_ssl_fairseq.cli import exit_status, new_parser
 from music_ssl_fairseq.errors import InputError
 
 DESCRIPTION = """\
@@ -48,9 +48,9 @@ def run(
     Raises:
         InputError: if there is no scored probe, or a file of one is damaged.
     """
-    from music_ssl_fairseq.files import atomic_path
     from music_ssl_fairseq.report import heat_map, tables
     from music_ssl_fairseq.report.gather import find
+    from music_ssl_fairseq.runtime.files import atomic_path
 
     if resamples < 2:
         raise InputError("--resamples must be at least 2")

@@ -11,7 +11,7 @@ import numpy as np
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.scoring.predictions import Predictions
 from music_ssl_fairseq.report.bootstrap import interval
-from music_ssl_fairseq.texts import read_object
+from music_ssl_fairseq.runtime.texts import read_object
 
 SHOWN = {
     "multi-class": ("accuracy", "group_accuracy"),

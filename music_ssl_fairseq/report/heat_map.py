@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from music_ssl_fairseq.files import atomic_path
-from music_ssl_fairseq.optional import optional
 from music_ssl_fairseq.report.gather import Probe
 from music_ssl_fairseq.report.tables import tasks_of
+from music_ssl_fairseq.runtime.files import atomic_path
+from music_ssl_fairseq.runtime.optional import optional
 
 
 def layer_curve(probe: Probe) -> dict[str, float]:

@@ -221,7 +221,7 @@ class PretrainingTask(RunFolderTask):
         return super().valid_step(*args, **kwargs)
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
-        """Log; while training on a GPU, what the update before had to say (see `Late`)."""
+        """Log; while training on a GPU, what the update before had to say (see `DelayedFetch`)."""
         if self._training and logging_outputs:
             logging_outputs = [self._late(logging_outputs)]
             self._watch(logging_outputs[0], criterion)

@@ -18,7 +18,7 @@ from music_ssl_fairseq.compat import (
 )
 from music_ssl_fairseq.data.identity import Identity, differences, settings_identity
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.files import hold
+from music_ssl_fairseq.runtime.files import hold
 from music_ssl_fairseq.tasks.schedule import check_schedule
 from music_ssl_fairseq.training.checkpoints import checkpoint_to_resume
 from music_ssl_fairseq.training.saving import LAST, resume_file

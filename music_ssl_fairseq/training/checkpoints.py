@@ -17,7 +17,7 @@ from typing import IO, Any
 import torch
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.files import atomic_path
+from music_ssl_fairseq.runtime.files import atomic_path
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import threading
 import time
 from typing import Any
 
-from music_ssl_fairseq.signal_stack import give_signals_a_stack
+from music_ssl_fairseq.runtime.signal_stack import give_signals_a_stack
 
 RESUBMIT = 75
 """Exit status of a training that was stopped by a signal and can continue: EX_TEMPFAIL."""

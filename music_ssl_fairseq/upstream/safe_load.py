@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from music_ssl_fairseq import compat
-from music_ssl_fairseq.unpickling import check_form, one_line_refusals
+from music_ssl_fairseq.runtime.unpickling import check_form, one_line_refusals
 
 
 def safe_load(path: Path) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
-from music_ssl_fairseq.texts import read_object
+from music_ssl_fairseq.runtime.texts import read_object
 from music_ssl_fairseq.upstream import hugging_face
 from music_ssl_fairseq.upstream.contents import Contents, architecture
 from music_ssl_fairseq.upstream.names import from_transformers

@@ -5,8 +5,8 @@ from pathlib import Path
 from torch import Tensor
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.optional import optional
-from music_ssl_fairseq.texts import read_object
+from music_ssl_fairseq.runtime.optional import optional
+from music_ssl_fairseq.runtime.texts import read_object
 from music_ssl_fairseq.upstream.safe_load import safe_load
 
 SAFETENSORS = "model.safetensors"

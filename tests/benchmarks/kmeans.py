@@ -206,7 +206,7 @@ def predictor(tracks: list[np.ndarray], centroids: np.ndarray) -> Callable[[], n
 
 
 def main() -> int:
-    from music_ssl_fairseq.cpus import available_cpus
+    from music_ssl_fairseq.runtime.cpus import available_cpus
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from music_ssl_fairseq.cpus import available_cpus
+from music_ssl_fairseq.runtime.cpus import available_cpus
 from tests import tiny
 from tests.audio_files import write_tone
 from tests.benchmarks.train_step import matrix_rate, operations

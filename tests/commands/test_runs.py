@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from hydra_plugins.music_ssl_fairseq_config import _sweep_name, _task_name
 from music_ssl_fairseq.data.identity import differences, label_identity, manifest_identity
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.files import hold
+from music_ssl_fairseq.runtime.files import hold
 from music_ssl_fairseq.tasks.run_folder import EARLY_STOPPING, _finished
 from tests.fairseq_commands import TINY, logged, make_corpus, train, validate
 

@@ -20,8 +20,8 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.extract.__main__ import get_parser, main
 from music_ssl_fairseq.extract.batches import Cut, Row, batches
 from music_ssl_fairseq.extract.store import frame_file
-from music_ssl_fairseq.files import hold
 from music_ssl_fairseq.frames import FrameGrid
+from music_ssl_fairseq.runtime.files import hold
 from music_ssl_fairseq.upstream import load
 from music_ssl_fairseq.upstream.windows import Windowing
 from tests import checkpoints, tiny

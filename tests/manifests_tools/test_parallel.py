@@ -78,7 +78,7 @@ from pathlib import Path
 from manifests_tools.__main__ import main
 from manifests_tools import pretrain
 from manifests_tools.parallel import parallel_map
-from music_ssl_fairseq.files import atomic_path
+from music_ssl_fairseq.runtime.files import atomic_path
 
 # Jobs that a shell runs in the background ignore Ctrl-C, and so would this.
 signal.signal(signal.SIGINT, signal.default_int_handler)

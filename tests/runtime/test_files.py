@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.files import hold, let_go
+from music_ssl_fairseq.runtime.files import hold, let_go
 
 HOLDER = """
 import os, sys, time
-from music_ssl_fairseq.files import hold
+from music_ssl_fairseq.runtime.files import hold
 handle = hold(sys.argv[1], "trains", "wait")
 if not os.fork():  # as a data loader's worker, which may outlive its parent for a while
     print("held", flush=True)
@@ -60,7 +60,7 @@ def test_a_lock_is_given_back_with_its_handle(tmp_path):
 
 def test_who_waited_for_a_file_that_was_removed_makes_it_again(tmp_path, monkeypatch):
     """Two processes must not hold two files of one name."""
-    from music_ssl_fairseq import files
+    from music_ssl_fairseq.runtime import files
 
     file, lock = tmp_path / "x.lock", files.lock
 

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from music_ssl_fairseq import librosa_import
-from music_ssl_fairseq.files import lock
+from music_ssl_fairseq.runtime import librosa_import
+from music_ssl_fairseq.runtime.files import lock
 
 
 @pytest.fixture

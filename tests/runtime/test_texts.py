@@ -15,7 +15,7 @@ from music_ssl_fairseq.data.unit_map import open_unit_map
 from music_ssl_fairseq.data.units import UnitDictionary, read_label_rate, read_unreadable
 from music_ssl_fairseq.errors import AudioError, InputError, one_line
 from music_ssl_fairseq.probing.spec import read_spec
-from music_ssl_fairseq.texts import read_json
+from music_ssl_fairseq.runtime.texts import read_json
 from music_ssl_fairseq.upstream import hugging_face, torchaudio, weights
 
 READERS: dict[str, Callable[[Path], object]] = {

@@ -22,8 +22,8 @@ import numpy as np
 
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import AudioError, InputError
-from music_ssl_fairseq.files import atomic_path, checksum
-from music_ssl_fairseq.npy import header_of, write_header
+from music_ssl_fairseq.runtime.files import atomic_path, checksum
+from music_ssl_fairseq.runtime.npy import header_of, write_header
 
 logger = logging.getLogger(__name__)
 

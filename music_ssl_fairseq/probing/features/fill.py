@@ -9,7 +9,6 @@ import numpy as np
 from tqdm import tqdm
 
 from music_ssl_fairseq import audio
-from music_ssl_fairseq.cpus import available_cpus
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.frames import SAMPLE_RATE
 from music_ssl_fairseq.probing.features.cache import Clip, FeatureStore
@@ -20,6 +19,7 @@ from music_ssl_fairseq.probing.features.windows import (
     frame_windows,
     frames_of,
 )
+from music_ssl_fairseq.runtime.cpus import available_cpus
 
 _READ_AHEAD = 8  # clips a thread
 _CLIPS_AT_ONCE = 64  # clips whose windows are encoded together

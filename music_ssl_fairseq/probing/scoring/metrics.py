@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.optional import optional
 from music_ssl_fairseq.probing.scoring.predictions import Predictions, grouped
 from music_ssl_fairseq.probing.scoring.ranking import RANKINGS, by_class, macro, present_classes
 from music_ssl_fairseq.probing.spec import ProbingSpec
+from music_ssl_fairseq.runtime.optional import optional
 
 TOLERANCES = (0.07, 0.02)
 """Seconds that a beat may be off."""

@@ -9,7 +9,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.files import atomic_path
+from music_ssl_fairseq.runtime.files import atomic_path
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.files import atomic_path
 from music_ssl_fairseq.probing.scoring.collector import Collector
 from music_ssl_fairseq.probing.scoring.metrics import Scores, beat_counts
 from music_ssl_fairseq.probing.scoring.predictions import Predictions
+from music_ssl_fairseq.runtime.files import atomic_path
 
 ROW_FIELDS = ("layer", "learning_rate", "score", "best_epoch", "epochs", "chosen")
 

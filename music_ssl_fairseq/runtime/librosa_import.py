@@ -8,7 +8,7 @@ from typing import IO
 
 import librosa  # imports its own modules when they are asked for
 
-from music_ssl_fairseq.files import lock
+from music_ssl_fairseq.runtime.files import lock
 
 
 def import_librosa() -> ModuleType:

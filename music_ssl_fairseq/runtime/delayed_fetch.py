@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-class Late:
+class DelayedFetch:
     """Hands back what the call before brought, while the present is still being computed.
 
     Python runs ahead of a GPU: it asks for kernels long before they run. To look at a number is to

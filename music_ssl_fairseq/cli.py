@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.signal_stack import give_signals_a_stack
+from music_ssl_fairseq.runtime.signal_stack import give_signals_a_stack
 
 GOES_ON = "interrupted; the same command, without --force, goes on from here"
 """What a command that can be continued says when it is stopped."""
