@@ -1,17 +1,22 @@
 """Processes that read audio ahead of the model."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.errors import AudioError, InputError
+from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.extract.batches import Part
 from music_ssl_fairseq.features.track import Track, check_length
+from music_ssl_fairseq.jobs.pool import WorkerPool, ordered
+from music_ssl_fairseq.jobs.read_ahead import ReadAhead
+
+_PINNED_AHEAD = 2  # loads in page-locked memory before their use
 
 
 class Load(NamedTuple):
@@ -29,58 +34,45 @@ class Load(NamedTuple):
 
 
 def read_loads(
-    manifest: Manifest, loads: Iterable[list[Part]], workers: int, pin: bool
+    manifest: Manifest, loads: Iterable[list[Part]], workers: int, device: torch.device
 ) -> Iterator[Load]:
-    """Read what `Cut.loads` lists, in order, by `workers` processes that keep ahead (0: here).
+    """Yield what `Cut.loads` lists, in order, read ahead by processes.
 
     Args:
-        pin: hand over in page-locked memory, from which a GPU copies while it computes.
+        workers: processes; 0 to read in this one.
+        device: of the model. For a GPU, loads are in page-locked memory, from which it copies while
+            it computes.
 
     Raises:
         InputError: if a process was killed, as happens where there is little shared memory.
     """
-    options: dict[str, Any] = {"prefetch_factor": 2} if workers else {}
-    loader = DataLoader(
-        _Reader(manifest),
-        batch_size=None,
-        sampler=loads,
-        num_workers=workers,
-        pin_memory=pin,
-        collate_fn=_as_it_is,
-        **options,
-    )
-    arriving = iter(loader)
-    while True:
-        try:
-            parts, waveform, reasons = next(arriving)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise InputError(
-                "a process that reads audio was killed: out of memory, or of shared memory "
-                "(/dev/shm, of which containers have little); give fewer --workers, or 0"
-            ) from None
-        yield Load([Part(*part) for part in parts], waveform, reasons)
+    advice = "give fewer --workers, or 0 (containers have little shared memory, /dev/shm)"
+    pool = WorkerPool(workers, fork=True, advice=advice)
+    read = ordered(_Reader(manifest), loads, pool)
+    if device.type != "cuda":
+        yield from read
+        return
+    with ReadAhead(partial(_pinned, device), read, threads=1, depth=_PINNED_AHEAD) as pinned:
+        yield from pinned
 
 
-def _as_it_is(load: Any) -> Any:
-    return load
+def _pinned(device: torch.device, load: Load) -> Load:
+    with torch.cuda.device(device):
+        return load._replace(waveform=load.waveform.pin_memory())
 
 
-class _Reader(Dataset):
-    def __init__(self, manifest: Manifest):
-        self.manifest = manifest
+@dataclass(frozen=True)
+class _Reader:
+    manifest: Manifest
 
-    def __getitem__(self, parts: list[Part]) -> tuple[list[tuple], Tensor, list[str]]:
+    def __call__(self, parts: list[Part]) -> Load:
         waveform = torch.zeros(sum(part.num_samples for part in parts))
         pieces = waveform.split([part.num_samples for part in parts])
-        rows = zip(parts, pieces, strict=True)
-        return [tuple(part) for part in parts], waveform, [self._read(*row) for row in rows]
+        reasons = [self._read(*row) for row in zip(parts, pieces, strict=True)]
+        return Load(parts, waveform, reasons)
 
     def _read(self, part: Part, samples: Tensor) -> str:
-        """Fill `samples`; or the reason why not."""
+        """Fill `samples`; return "", or the reason why not."""
         path = self.manifest.path(part.track)
         try:
             if part.section == 0:

@@ -78,8 +78,7 @@ class Extraction:
         todo = [track for track in todo if track not in outcome.left_out]
         bar.reset(total=round(sum(cut.num_frames(t) for t in todo) / self.upstream.frame_rate))
         begin = time.perf_counter()
-        on_gpu = self.upstream.device.type == "cuda"
-        loads = read_loads(manifest, cut.loads(todo), workers, on_gpu)
+        loads = read_loads(manifest, cut.loads(todo), workers, self.upstream.device)
         ready = batches(self._rows(loads, cut, store, outcome), self.batch_seconds)
         for rows, values in self._computed(ready):
             for row, features in zip(rows, values, strict=True):

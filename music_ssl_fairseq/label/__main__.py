@@ -220,7 +220,7 @@ def _seed(text: str) -> int:
 
 
 def _size(text: str) -> int:
-    from music_ssl_fairseq.label.memory import parse_size
+    from music_ssl_fairseq.jobs.memory import parse_size
 
     try:
         return parse_size(text)
@@ -252,7 +252,7 @@ def run(arguments: argparse.Namespace) -> None:
     if reports:
         from music_ssl_fairseq.label.report import write_report
 
-        page = write_report(folder.path, folder.metadata, splits, job.crew.workers)
+        page = write_report(folder.path, folder.metadata, splits, job.pool.workers)
         print(f"report: {page}")
     if arguments.stage is None:
         _say_next(arguments.manifests, folder.path)
@@ -289,12 +289,12 @@ def _assign(job: "Job", splits: dict[str, "Manifest"]) -> bool:
 
 def _job(arguments: argparse.Namespace, train: "Manifest") -> "Job":
     """Check what can be checked before any work is done."""
-    from music_ssl_fairseq.label import memory
+    from music_ssl_fairseq.jobs import memory
+    from music_ssl_fairseq.jobs.pool import start_server
+    from music_ssl_fairseq.jobs.shards import choose_shard
     from music_ssl_fairseq.label.backends import choose_device
-    from music_ssl_fairseq.label.parallel import start_server
     from music_ssl_fairseq.label.recipe import LabelFolder
-    from music_ssl_fairseq.label.shards import choose_shard
-    from music_ssl_fairseq.label.stages import Job, choose_crew
+    from music_ssl_fairseq.label.stages import Job, choose_pool
 
     a = arguments
     shard = choose_shard(a.shard, a.num_shards, os.environ)
@@ -317,7 +317,7 @@ def _job(arguments: argparse.Namespace, train: "Manifest") -> "Job":
     return Job(
         folder=LabelFolder(a.labels, recipe, a.force, _remarks(a)),
         features=replace(features, device=computed_on),
-        crew=choose_crew(workers, computed_on),
+        pool=choose_pool(workers, computed_on),
         device=device,
         threads=a.workers,
         shard=shard,
@@ -344,8 +344,8 @@ def _remarks(a: argparse.Namespace) -> dict[str, str]:
 
 
 def _recipe(a: argparse.Namespace, features: Features, train: "Manifest"):
+    from music_ssl_fairseq.jobs.memory import check_frames, model_size
     from music_ssl_fairseq.label.given import load_centroids
-    from music_ssl_fairseq.label.memory import check_frames, model_size
     from music_ssl_fairseq.label.recipe import Recipe, fingerprint
     from music_ssl_fairseq.runtime.files import checksum
 

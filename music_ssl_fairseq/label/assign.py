@@ -7,9 +7,9 @@ from functools import cached_property
 import numpy as np
 
 from music_ssl_fairseq.errors import AudioError
+from music_ssl_fairseq.features.chunk_features import FeatureJob, Request
 from music_ssl_fairseq.features.track import Track
 from music_ssl_fairseq.label.nearest import make_nearest
-from music_ssl_fairseq.label.pieces import FeatureJob, Request
 
 
 def unit_type(k: int) -> type[np.unsignedinteger]:
@@ -36,7 +36,7 @@ class Labeller(FeatureJob):
 
     def requests(self, item: list[Track]) -> list[Request]:
         """All frames of some tracks."""
-        size = self._pieces.front.piece_frames
+        size = self.front.piece_frames
         return [
             Request(track, first, min(self._num_frames(track), first + size))
             for track in item
@@ -51,11 +51,11 @@ class Labeller(FeatureJob):
         return [self._label(self._num_frames(track), features) for track in item]
 
     def _num_frames(self, track: Track) -> int:
-        return self._pieces.front.grid.num_frames(track.num_samples)
+        return self.front.grid.num_frames(track.num_samples)
 
     def _label(self, num_frames: int, read: Iterator) -> np.ndarray | AudioError:
         units = np.empty(num_frames, unit_type(len(self.centroids)))
-        size = self._pieces.front.piece_frames
+        size = self.front.piece_frames
         error = None
         for first in range(0, num_frames, size):
             found = next(read)

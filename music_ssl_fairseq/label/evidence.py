@@ -13,7 +13,7 @@ from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.features import FrontEnd, front_end
 from music_ssl_fairseq.frames import SAMPLE_RATE
-from music_ssl_fairseq.label.parallel import Crew, ordered
+from music_ssl_fairseq.jobs.pool import WorkerPool, ordered
 
 _SECONDS = 10  # an excerpt
 _EXCERPTS = 180  # half an hour, enough to tell 500 units and 12 pitch classes apart
@@ -102,7 +102,7 @@ def gather(manifest: Manifest, labels: LabelStore, hop: int, seed: int, workers:
     """
     step = front_end("logmel").grid.hop
     requests = _choose(manifest, labels.counts * hop // step, seed)
-    found = ordered(Listener(), (request for _, request in requests), Crew(workers))
+    found = ordered(Listener(), (request for _, request in requests), WorkerPool(workers))
     rows: list[tuple[np.ndarray, ...]] = []
     for number, ((track, request), excerpt) in enumerate(zip(requests, found, strict=True)):
         if isinstance(excerpt, AudioError):

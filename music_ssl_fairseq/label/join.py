@@ -13,9 +13,9 @@ import numpy as np
 
 from music_ssl_fairseq.data.unit_map import map_files
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.jobs.checkpoint_dir import CheckpointDir
 from music_ssl_fairseq.label.assign import unit_type
 from music_ssl_fairseq.label.usage import Usage
-from music_ssl_fairseq.label.work import WorkFolder
 from music_ssl_fairseq.runtime.files import atomic_path
 from music_ssl_fairseq.runtime.npy import write_header
 
@@ -40,7 +40,7 @@ class Joined:
         self.words = [str(unit) for unit in range(k)]
 
 
-def join(work: WorkFolder, stage: str, num_blocks: int, target: Path, k: int) -> Joined:
+def join(work: CheckpointDir, stage: str, num_blocks: int, target: Path, k: int) -> Joined:
     """Write `SPLIT.km`, `SPLIT.units.npy` and `SPLIT.offsets.npy`, in this order.
 
     One block is held at a time.
@@ -78,13 +78,13 @@ def join(work: WorkFolder, stage: str, num_blocks: int, target: Path, k: int) ->
     return joined
 
 
-def _offsets(work: WorkFolder, stage: str, num_blocks: int) -> np.ndarray:
+def _offsets(work: CheckpointDir, stage: str, num_blocks: int) -> np.ndarray:
     lengths = [work.load_lengths(stage, number) for number in range(num_blocks)]
     return np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
 
 
 def _join_block(
-    work: WorkFolder, stage: str, number: int, text: BinaryIO, array: BinaryIO, joined: Joined
+    work: CheckpointDir, stage: str, number: int, text: BinaryIO, array: BinaryIO, joined: Joined
 ) -> None:
     block = work.load_block(stage, number)
     joined.unreadable += (joined.usage.tracks + block.unreadable).tolist()

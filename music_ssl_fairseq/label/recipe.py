@@ -22,10 +22,10 @@ from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features import FrontEnd
 from music_ssl_fairseq.frames import SAMPLE_RATE
+from music_ssl_fairseq.jobs.checkpoint_dir import CheckpointDir
 from music_ssl_fairseq.label.given import load_centroids
 from music_ssl_fairseq.label.join import Joined
 from music_ssl_fairseq.label.kmeans import Fit
-from music_ssl_fairseq.label.work import WorkFolder
 from music_ssl_fairseq.runtime.files import atomic_path, checksum, remove_temporary
 from music_ssl_fairseq.runtime.texts import read_object
 
@@ -115,7 +115,7 @@ class LabelFolder:
         self.path = path
         self.recipe = recipe
         self._remarks = remarks or {}
-        self.work = WorkFolder(path / f".work-{recipe.identity}")
+        self.work = CheckpointDir(path / f".work-{recipe.identity}")
         self._overwrite = force
         self.metadata: dict[str, Any] = {}
         if force:
@@ -174,7 +174,7 @@ class LabelFolder:
             outdated.unlink()
         for recipe in self.path.glob(".work-*"):
             if recipe != self.work.path:
-                WorkFolder(recipe).remove()
+                CheckpointDir(recipe).remove()
         remove_temporary(self.path)  # the caller holds the lock of this folder
         with atomic_path(self.path / "centroids.npy") as centroids:
             np.save(centroids, fit.centroids)

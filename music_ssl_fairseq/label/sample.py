@@ -26,8 +26,8 @@ import numpy as np
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.features import FrontEnd
+from music_ssl_fairseq.features.chunk_features import FeatureJob, Request
 from music_ssl_fairseq.features.track import Track
-from music_ssl_fairseq.label.pieces import FeatureJob, Request
 
 _APART = 1.0  # seconds between frames of a span
 
@@ -151,11 +151,11 @@ class Reader(FeatureJob):
         return [self._rows(part, features) for part in item]
 
     def _runs(self, part: Part) -> Iterator[np.ndarray]:
-        front = self._pieces.front
+        front = self.front
         return _runs(part.frames, front.piece_frames, front.together // 2)
 
     def _rows(self, part: Part, read: Iterator) -> np.ndarray | AudioError:
-        rows, error = [np.empty((0, self._pieces.front.dimension), np.float32)], None
+        rows, error = [np.empty((0, self.front.dimension), np.float32)], None
         for _ in self._runs(part):
             found = next(read)
             if isinstance(found, AudioError):

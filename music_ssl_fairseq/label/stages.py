@@ -14,19 +14,19 @@ from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features import Features, FrontEnd, front_end
 from music_ssl_fairseq.features.track import Track
+from music_ssl_fairseq.jobs.blocks import BlockJob
+from music_ssl_fairseq.jobs.pool import WorkerPool, ordered
+from music_ssl_fairseq.jobs.shards import Shard, cut_blocks, in_own_order
 from music_ssl_fairseq.label import kmeans, minibatch
 from music_ssl_fairseq.label.assign import Labeller
 from music_ssl_fairseq.label.backends import Backend, choose_backend
 from music_ssl_fairseq.label.batches import Batches
-from music_ssl_fairseq.label.blocks import Stage
 from music_ssl_fairseq.label.given import check_dimension, load_centroids
 from music_ssl_fairseq.label.join import join
 from music_ssl_fairseq.label.kmeans import Fit, Options
 from music_ssl_fairseq.label.notices import silent_tracks
-from music_ssl_fairseq.label.parallel import Crew, ordered
 from music_ssl_fairseq.label.recipe import LabelFolder
 from music_ssl_fairseq.label.sample import Part, Reader, Sample
-from music_ssl_fairseq.label.shards import Shard, cut_blocks
 
 _SAMPLE = "sample"
 _FIT = "fit"
@@ -39,7 +39,7 @@ class Job:
     Attributes:
         folder: where labels go, with their recipe.
         features: of the recipe; their device is where models run.
-        crew: who computes features.
+        pool: who computes features.
         device: where K-means runs, `cpu` or `cuda`.
         threads: of K-means on the CPU.
         shard: which part of the assignment is this process's.
@@ -48,7 +48,7 @@ class Job:
 
     folder: LabelFolder
     features: Features
-    crew: Crew
+    pool: WorkerPool
     device: str
     threads: int
     shard: Shard
@@ -86,9 +86,11 @@ def fit_centroids(job: Job, manifest: Manifest) -> None:
     sample = whole
     if recipe.minibatch is not None and recipe.minibatch < whole.total:
         sample = Sample(manifest, front, recipe.minibatch, recipe.seed)
-    Stage(_SAMPLE, "sampling", blocks, manifest.num_samples, sample.part, job.skip_unreadable).run(
-        folder.work, _from_own_part(len(blocks), job.shard), Reader(job.features), job.crew
+    sampling = BlockJob(
+        _SAMPLE, "sampling", blocks, manifest.num_samples, sample.part, job.skip_unreadable
     )
+    mine = in_own_order(len(blocks), job.shard)
+    sampling.run(folder.work, mine, Reader(job.features), job.pool)
     with folder.work.locked(_FIT):
         folder.reload()
         if folder.centroids() is not None:
@@ -114,20 +116,14 @@ def take_centroids(job: Job, file: Path) -> None:
             job.folder.save_fit(Fit(centroids), 0, front, f"given as {file.name}")
 
 
-def choose_crew(workers: int, device: str) -> Crew:
+def choose_pool(workers: int, device: str) -> WorkerPool:
     """So many processes on the CPU, or one for each GPU."""
     if device == "cpu":
-        return Crew(workers)
+        return WorkerPool(workers)
     import torch
 
     devices = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
-    return Crew(len(devices), devices)
-
-
-def _from_own_part(number: int, shard: Shard) -> list[int]:
-    """All blocks, each shard beginning elsewhere, so that they meet late."""
-    first = number * shard.index // shard.count
-    return [*range(first, number), *range(first)]
+    return WorkerPool(len(devices), devices)
 
 
 def _fit(job: Job, num_blocks: int, backend: Backend, whole: Sample | None) -> tuple[Fit, int]:
@@ -236,12 +232,12 @@ def _read_batches(job: Job, batches: Batches, done: int) -> Iterator[np.ndarray]
     def groups() -> Iterator[list[Part]]:
         for batch in range(done, len(batches)):
             parts = list(batches.parts(batch))
-            starts = range(0, len(parts), job.crew.together)
+            starts = range(0, len(parts), job.pool.group_size)
             groups_of.append(len(starts))
             for start in starts:
-                yield parts[start : start + job.crew.together]
+                yield parts[start : start + job.pool.group_size]
 
-    results = ordered(Reader(job.features), groups(), job.crew)
+    results = ordered(Reader(job.features), groups(), job.pool)
     for _ in range(done, len(batches)):
         found = [next(results)]  # by now the batch's groups are counted
         found += [next(results) for _ in range(groups_of.popleft() - 1)]
@@ -270,9 +266,9 @@ def assign(job: Job, split: str, manifest: Manifest) -> bool:
     def track(index: int) -> Track:
         return Track(manifest.path(index), int(manifest.num_samples[index]))
 
-    stage = Stage(name, split, blocks, manifest.num_samples, track, job.skip_unreadable)
+    stage = BlockJob(name, split, blocks, manifest.num_samples, track, job.skip_unreadable)
     mine = range(job.shard.index, len(blocks), job.shard.count)
-    stage.run(folder.work, mine, Labeller(job.features, centroids), job.crew)
+    stage.run(folder.work, mine, Labeller(job.features, centroids), job.pool)
     with folder.work.locked(_FIT):
         folder.reload()
         if folder.is_finished(split, manifest):

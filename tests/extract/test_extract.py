@@ -465,7 +465,7 @@ def test_loads_are_long_enough_to_hand_over_and_bounded(tmp_path):
 def test_a_killed_reader_is_explained(corpus, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(audio, "read", lambda *arguments: os.kill(os.getpid(), signal.SIGKILL))
     assert extract(corpus, tmp_path, "--workers", "1") == 1
-    assert "a process that reads audio was killed" in capsys.readouterr().err
+    assert "a worker process was killed" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -17,7 +17,8 @@ from manifests_tools.__main__ import main as manifests_tools_main
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.data.labels import LabelStore, UnitDictionary, check_labels, read_label_rate
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
-from music_ssl_fairseq.label import blocks, kmeans, shards
+from music_ssl_fairseq.jobs import blocks, shards
+from music_ssl_fairseq.label import kmeans
 from music_ssl_fairseq.label.__main__ import main
 from tests import EXAMPLES
 from tests.audio_files import write_tone
@@ -318,7 +319,7 @@ def test_labelling_goes_on_at_the_block_it_had_reached(corpus, monkeypatch):
     monkeypatch.setattr(blocks, "ordered", stops_after_two)
     assert main(["--k", str(K)]) == 130
     asked = []
-    monkeypatch.setattr(blocks, "ordered", lambda job, items, crew: map(job, note(items, asked)))
+    monkeypatch.setattr(blocks, "ordered", lambda job, items, pool: map(job, note(items, asked)))
     assert main(["--k", str(K)]) == 0
     assert [Path(track.path).name for (track,) in asked] == ["c d.wav"]
     assert (corpus / "labels" / "train.km").read_bytes() == whole["train.km"]
@@ -326,7 +327,7 @@ def test_labelling_goes_on_at_the_block_it_had_reached(corpus, monkeypatch):
     assert sorted(contents(corpus / "labels")) == sorted(OUTPUTS)
 
 
-def stops_after_two(job, items, crew):
+def stops_after_two(job, items, pool):
     for i, item in enumerate(items):
         if i == 2:
             raise KeyboardInterrupt

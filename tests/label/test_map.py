@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from music_ssl_fairseq.data.label_store import LabelStore
+from music_ssl_fairseq.jobs.checkpoint_dir import Block, CheckpointDir
 from music_ssl_fairseq.label.join import join
-from music_ssl_fairseq.label.work import Block, WorkFolder
 
 LENGTHS = [3, 0, 2000, 5]
 
@@ -18,7 +18,7 @@ def joined(tmp_path):
     """A `.km` with its map, of two blocks, and the units of each track."""
     rng = np.random.default_rng(0)
     tracks = [rng.integers(0, 900, length).astype(np.uint16) for length in LENGTHS]
-    work = WorkFolder(tmp_path / ".work")
+    work = CheckpointDir(tmp_path / ".work")
     for number, part in enumerate((tracks[:3], tracks[3:])):
         lengths = np.array([len(units) for units in part])
         work.save_block("train", number, Block(np.concatenate(part), lengths, np.zeros(0, int)))

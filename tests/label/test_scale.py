@@ -14,10 +14,11 @@ import pytest
 
 from music_ssl_fairseq.data.manifest import write_manifest
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.label import blocks, memory, shards
+from music_ssl_fairseq.jobs import memory, shards
+from music_ssl_fairseq.jobs.blocks import Claims
+from music_ssl_fairseq.jobs.checkpoint_dir import CheckpointDir
+from music_ssl_fairseq.jobs.shards import Shard, choose_shard, cut_blocks
 from music_ssl_fairseq.label.__main__ import main
-from music_ssl_fairseq.label.shards import Shard, choose_shard, cut_blocks
-from music_ssl_fairseq.label.work import WorkFolder
 from tests.audio_files import write_tone
 
 SECONDS = [3.0, 2.0, 4.0, 1.0, 3.0, 2.5]
@@ -214,7 +215,7 @@ def test_damaged_blocks_are_computed_again(
     before = [file.stat().st_mtime_ns for file in others]
     capsys.readouterr()
     with monkeypatch.context() as patch:  # to see which blocks are done again
-        patch.setattr(WorkFolder, "remove", lambda self: None)
+        patch.setattr(CheckpointDir, "remove", lambda self: None)
         assert main(command(corpus, labels)) == 0
     assert f"{first}: damaged; what was in it is computed again" in capsys.readouterr().err
     assert [file.stat().st_mtime_ns for file in others] == before
@@ -223,7 +224,7 @@ def test_damaged_blocks_are_computed_again(
 
 
 def test_a_block_that_is_damaged_meanwhile_is_one_line(tmp_path, capsys):
-    work = WorkFolder(tmp_path)
+    work = CheckpointDir(tmp_path)
     for content in (b"", b"text"):
         for load in (work.load_block, work.load_lengths):
             work.block("x", 0).write_bytes(content)
@@ -250,17 +251,17 @@ def test_damaged_metadata_is_one_line(corpus, tmp_path, capsys, text):
 
 def test_two_at_once_share_the_work(corpus, tmp_path, small_blocks, monkeypatch):
     """Another process holds a block: this one does the others, waits, and then does it."""
-    work = WorkFolder(tmp_path)
+    work = CheckpointDir(tmp_path)
     handle = work.claim("x-00001")
     assert handle is not None
     assert work.claim("x-00001") is None
     assert work.claim("x-00002") is not None
-    claims = blocks._Claims(work, "x", [0, 1])
+    claims = Claims(work, "x", [0, 1])
     assert list(claims) == [0]
     assert claims.busy == [1]
     claims.release_all()
     work.release("x-00001", handle)
-    assert list(blocks._Claims(work, "x", [1])) == [1]
+    assert list(Claims(work, "x", [1])) == [1]
 
 
 def test_a_full_disk(corpus, tmp_path):

@@ -46,7 +46,7 @@ def test_what_the_function_raises_is_raised_here(workers):
 
 
 def test_a_killed_worker_is_one_line_and_no_endless_wait():
-    with pytest.raises(InputError, match="a worker process died"):
+    with pytest.raises(InputError, match="a worker process was killed"):
         list(parallel_map(crash_at_seven, range(20), 2, "counting"))
 
 
@@ -58,7 +58,7 @@ def fail_or_refuse_to_leave(number):
 
 
 def test_workers_that_do_not_leave_are_killed(monkeypatch):
-    monkeypatch.setattr("manifests_tools.parallel._SECONDS_TO_LEAVE", 0.5)
+    monkeypatch.setattr("music_ssl_fairseq.jobs.pool._SECONDS_TO_LEAVE", 0.5)
     with pytest.raises(ValueError, match="no"):
         list(parallel_map(fail_or_refuse_to_leave, range(2), 2, "waiting", chunk=1))
     assert not active_children()

@@ -1,7 +1,7 @@
-"""One run shared by several: which part of the work is whose.
+"""One run shared by several processes: which blocks of tracks each does.
 
-Work is cut into blocks of neighbouring tracks. The cut depends on the tracks alone, so that labels
-are the same, and a killed run is taken up where it was, however many shares there are.
+The cut into blocks depends on the tracks alone, so that results are the same, and a killed run
+resumes, whatever the number of shards.
 """
 
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ import numpy as np
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE
 
-_BLOCK_SECONDS = 300  # of audio: what a killed process loses at most, if no track is longer
+_BLOCK_SECONDS = 300  # of audio that a killed process loses at most, if no track is longer
 _MAX_BLOCKS = 4000  # files a folder is to hold at most; blocks are longer in a larger corpus
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Share `index` of `count`, counted from 0."""
+    """Shard `index` of `count`, counted from 0."""
 
     index: int = 0
     count: int = 1
@@ -35,10 +35,11 @@ class Shard:
 
 
 def choose_shard(index: int | None, count: int | None, environment: Mapping[str, str]) -> Shard:
-    """The shard of the command line, or of a Slurm array, or all.
+    """Return the shard of the command line or of a Slurm array; without either, all the work.
 
     Args:
-        index: of the command line, as is `count`; both or none.
+        index: `--shard`, given together with `count` or not at all.
+        count: `--num-shards`.
         environment: of the process. An array job's tasks are the shards (`sbatch --array=0-15`).
 
     Raises:
@@ -64,7 +65,7 @@ def choose_shard(index: int | None, count: int | None, environment: Mapping[str,
 
 
 def cut_blocks(num_samples: np.ndarray) -> list[range]:
-    """Blocks of a manifest: ranges of its tracks, in order, which together are all of them.
+    """Cut a manifest into blocks: ranges of tracks, in order, that together are all of them.
 
     Args:
         num_samples: `[tracks]` at 16 kHz.
@@ -77,3 +78,9 @@ def cut_blocks(num_samples: np.ndarray) -> list[range]:
         range(first, last)
         for first, last in zip(firsts, [*firsts[1:], len(num_samples)], strict=True)
     ]
+
+
+def in_own_order(num_blocks: int, shard: Shard) -> list[int]:
+    """Return all blocks, each shard starting at another one, so that shards meet late."""
+    first = num_blocks * shard.index // shard.count
+    return [*range(first, num_blocks), *range(first)]

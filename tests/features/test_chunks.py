@@ -1,4 +1,4 @@
-"""Features of many pieces: read ahead by threads as for a GPU, and one by one."""
+"""Features of many chunks: read ahead by threads as for a GPU, and one by one."""
 
 import json
 from dataclasses import replace
@@ -9,10 +9,10 @@ import pytest
 from music_ssl_fairseq.data.manifest import write_manifest
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.features import Features
+from music_ssl_fairseq.features.chunk_features import FeatureJob, Request
 from music_ssl_fairseq.features.track import Track
 from music_ssl_fairseq.label.__main__ import main
 from music_ssl_fairseq.label.assign import Labeller
-from music_ssl_fairseq.label.pieces import PieceFeatures, Request
 from music_ssl_fairseq.label.sample import Part, Reader
 from tests import checkpoints
 from tests.audio_files import write_tone
@@ -36,18 +36,33 @@ def tracks(tmp_path_factory) -> list[Track]:
     ]
 
 
-def as_on_a_gpu(job):
-    job._pieces._on_gpu = True
-    return job
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Read ahead, and take the features of several chunks at once."""
+
+    def call(job, items) -> list:
+        with monkeypatch.context() as patch:
+            patch.setattr(FeatureJob, "_on_gpu", True)
+            return list(job.stream(iter(items)))
+
+    return call
 
 
-def test_reading_ahead_changes_nothing(deep, tracks):
+class Groups(FeatureJob):
+    """Items are lists of requests, results lists of features."""
+
+    def requests(self, item):
+        return item
+
+    def collect(self, item, features):
+        return list(features)
+
+
+def test_reading_ahead_changes_nothing(deep, tracks, as_on_a_gpu):
     gone = Track("gone.wav", 16_000)
     requests = [Request(track, 0, 40) for track in [*tracks[:3], gone, *tracks[3:]]]
     groups = [requests[:2], [], requests[2:9], requests[9:], []]
-    ahead = PieceFeatures(deep)
-    ahead._on_gpu = True
-    one_by_one, found = ([list(f) for f in p(iter(groups))] for p in (PieceFeatures(deep), ahead))
+    found, one_by_one = as_on_a_gpu(Groups(deep), groups), list(Groups(deep).stream(groups))
     sizes = [len(group) for group in groups]
     assert sizes == [len(group) for group in found] == [len(group) for group in one_by_one]
     one_by_one, found = ([x for group in each for x in group] for each in (one_by_one, found))
@@ -57,15 +72,15 @@ def test_reading_ahead_changes_nothing(deep, tracks):
         np.testing.assert_allclose(found[i].numpy(), one_by_one[i], atol=1e-5)
 
 
-def test_jobs_of_a_gpu(deep, tracks):
+def test_jobs_of_a_gpu(deep, tracks, as_on_a_gpu):
     centroids = np.random.default_rng(0).normal(size=(9, 32)).astype(np.float32)
-    many = as_on_a_gpu(Labeller(deep, centroids))(tracks)
+    (many,) = as_on_a_gpu(Labeller(deep, centroids), [tracks])
     single = [Labeller(deep, centroids)([track])[0] for track in tracks]
     for found, expected in zip(many, single, strict=True):
         assert found.dtype == np.uint16
         assert (found == expected).mean() > 0.98
     parts = [Part(track, np.array([3, 20, 40])) for track in tracks]
-    many = as_on_a_gpu(Reader(deep))(parts)
+    (many,) = as_on_a_gpu(Reader(deep), [parts])
     for found, part in zip(many, parts, strict=True):
         np.testing.assert_allclose(found, Reader(deep)([part])[0], atol=1e-5)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from music_ssl_fairseq.errors import AudioError, InputError
-from music_ssl_fairseq.label.parallel import Crew, ordered
+from music_ssl_fairseq.jobs.pool import WorkerPool, ordered
 
 
 def slow_first(item: int) -> tuple[int, str | None]:
@@ -32,7 +32,7 @@ def killed(item: int) -> None:
 
 def test_results_in_order_from_workers_of_one_thread(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    results = list(ordered(slow_first, range(100), Crew(2)))
+    results = list(ordered(slow_first, range(100), WorkerPool(2)))
     assert results == [(i, "1") for i in range(100)]
     assert os.environ["OMP_NUM_THREADS"] == "3"
 
@@ -40,18 +40,18 @@ def test_results_in_order_from_workers_of_one_thread(monkeypatch):
 def test_results_before_an_error_arrive():
     results = []
     with pytest.raises(AudioError, match=r"five\.wav: is bad"):
-        results.extend(ordered(fails_at_five, iter(range(200)), Crew(2)))
+        results.extend(ordered(fails_at_five, iter(range(200)), WorkerPool(2)))
     assert results == [0, 1, 2, 3, 4]
 
 
 def test_a_killed_worker_is_an_error_and_no_wait_for_ever():
     with pytest.raises(InputError, match="worker process was killed"):
-        list(ordered(killed, range(3), Crew(1)))
+        list(ordered(killed, range(3), WorkerPool(1)))
 
 
 def test_stopping_early_does_not_wait_for_what_is_being_done():
     start = time.monotonic()
-    results = ordered(first_is_quick, range(40), Crew(2))
+    results = ordered(first_is_quick, range(40), WorkerPool(2))
     assert next(results) == 0
     results.close()
     assert time.monotonic() - start < 30
@@ -96,25 +96,25 @@ class Numbers:
 
 def test_a_process_for_each_gpu():
     devices = ("cuda:0", "cuda:1")
-    found = list(ordered(Where(), range(30), Crew(2, devices)))
+    found = list(ordered(Where(), range(30), WorkerPool(2, devices)))
     assert set(found) <= set(devices)
-    assert list(ordered(Where(), range(2), Crew(1))) == ["nowhere"] * 2
-    assert Crew(2, devices).together > Crew(2).together == 1
+    assert list(ordered(Where(), range(2), WorkerPool(1))) == ["nowhere"] * 2
+    assert WorkerPool(2, devices).group_size > WorkerPool(2).group_size == 1
 
 
 @pytest.mark.parametrize("number", [0, 2, 150])
 def test_workers_of_gpus_are_given_items_ahead_and_answer_in_order(number):
-    found = ordered(Numbers(), iter(range(number)), Crew(2, ("cuda:0", "cuda:1")))
+    found = ordered(Numbers(), iter(range(number)), WorkerPool(2, ("cuda:0", "cuda:1")))
     assert list(found) == [i**2 for i in range(number)]
 
 
 def test_what_a_worker_of_a_gpu_raises_arrives():
     results = []
     with pytest.raises(AudioError, match=r"negative\.wav: is bad"):
-        results.extend(ordered(Numbers(), iter([*range(20), -1]), Crew(1, ("cuda:0",))))
+        results.extend(ordered(Numbers(), iter([*range(20), -1]), WorkerPool(1, ("cuda:0",))))
     assert results == [i**2 for i in range(18)]
 
 
 def test_a_killed_worker_of_a_gpu_is_an_error():
     with pytest.raises(InputError, match="worker process was killed"):
-        list(ordered(Numbers(), iter([1, 1000]), Crew(1, ("cuda:0",))))
+        list(ordered(Numbers(), iter([1, 1000]), WorkerPool(1, ("cuda:0",))))

@@ -1,8 +1,7 @@
-"""What a run that is not finished has done so far, in a folder beside its results.
+"""What an unfinished run has done so far, in a folder beside its results.
 
-Each block of tracks is a file that is there whole or not at all. Processes that share a run see
-each other's blocks; what one is working on is locked, so that no other does the same. The system
-lets go of a killed process's locks.
+Each block of tracks is one file, written atomically. Processes that share a run see each other's
+blocks, and lock the one that they are doing. The system releases a killed process's locks.
 """
 
 import contextlib
@@ -29,12 +28,12 @@ _DAMAGED: tuple[type[Exception], ...] = (
 
 
 class Block(NamedTuple):
-    """What a block of tracks gave.
+    """The results of a block of tracks.
 
     Attributes:
         values: `[n, ...]` of all its tracks, one after the other.
-        lengths: `[tracks]` int64 rows of each.
-        unreadable: places of those tracks within the block that could not be read.
+        lengths: `[tracks]` int64, how many of `values` each track has.
+        unreadable: int64 places within the block of tracks that cannot be read.
     """
 
     values: np.ndarray
@@ -43,25 +42,26 @@ class Block(NamedTuple):
 
 
 @dataclass(frozen=True)
-class WorkFolder:
-    """Files of one recipe's unfinished work."""
+class CheckpointDir:
+    """Files of one unfinished run."""
 
     path: Path
 
-    def block(self, stage: str, number: int) -> Path:
-        """Where a block of a stage is, once it is done."""
-        return self.path / f"{stage}-{number:05d}.npz"
+    def block(self, job: str, number: int) -> Path:
+        """Return the file of a block, which exists once the block is done."""
+        return self.path / f"{job}-{number:05d}.npz"
 
-    def save_block(self, stage: str, number: int, block: Block) -> None:
-        self.save_arrays(self.block(stage, number), **block._asdict())
+    def save_block(self, job: str, number: int, block: Block) -> None:
+        """Write a block atomically."""
+        self.save_arrays(self.block(job, number), **block._asdict())
 
-    def load_block(self, stage: str, number: int) -> Block:
-        """A block that is done.
+    def load_block(self, job: str, number: int) -> Block:
+        """Read a block that is done.
 
         Raises:
             InputError: if it is damaged, and now removed.
         """
-        file = self.block(stage, number)
+        file = self.block(job, number)
         found = self.load_arrays(file)
         if found is None or set(found) != set(Block._fields):
             file.unlink(missing_ok=True)
@@ -69,14 +69,15 @@ class WorkFolder:
         return Block(**found)
 
     def save_arrays(self, file: Path, **arrays: Any) -> None:
-        """Write a file of several arrays, whole or not at all."""
+        """Write a file of several arrays atomically."""
         with atomic_path(file) as temporary:
             np.savez(temporary, **arrays)
 
     def load_arrays(self, file: Path) -> dict[str, np.ndarray] | None:
-        """What `save_arrays` wrote; None if there is no such file, or a damaged one: it is removed.
+        """Read what `save_arrays` wrote, or return None.
 
-        Every array in it has a checksum, which is compared.
+        None if the file does not exist, or is damaged: then it is removed. numpy compares
+        the checksum that every array in it has.
         """
         try:
             with np.load(file, allow_pickle=False) as arrays:
@@ -88,27 +89,27 @@ class WorkFolder:
             file.unlink(missing_ok=True)
             return None
 
-    def load_lengths(self, stage: str, number: int) -> np.ndarray:
-        """`[tracks]` rows of each track of a block, without reading the rows."""
+    def load_lengths(self, job: str, number: int) -> np.ndarray:
+        """Read a block's `lengths` without its values."""
         try:
-            with np.load(self.block(stage, number), allow_pickle=False) as arrays:
+            with np.load(self.block(job, number), allow_pickle=False) as arrays:
                 return arrays["lengths"]
         except _DAMAGED:
-            return self.load_block(stage, number).lengths
+            return self.load_block(job, number).lengths
 
-    def remove_damaged(self, stage: str, numbers: Iterable[int]) -> None:
-        """Of these blocks, remove those that are there and not whole."""
+    def remove_damaged(self, job: str, numbers: Iterable[int]) -> None:
+        """Remove the damaged files of these blocks."""
         for number in numbers:
-            found = self.load_arrays(self.block(stage, number))
+            found = self.load_arrays(self.block(job, number))
             if found is not None and set(found) != set(Block._fields):
-                self.block(stage, number).unlink(missing_ok=True)
+                self.block(job, number).unlink(missing_ok=True)
 
-    def missing(self, stage: str, count: int) -> list[int]:
-        """Blocks of a stage that are not there yet."""
-        return [number for number in range(count) if not self.block(stage, number).exists()]
+    def missing(self, job: str, count: int) -> list[int]:
+        """Return the numbers of those of `count` blocks that are not done yet."""
+        return [number for number in range(count) if not self.block(job, number).exists()]
 
     def remove(self) -> None:
-        """Remove all there is."""
+        """Remove the folder and all in it."""
         shutil.rmtree(self.path, ignore_errors=True)
 
     @contextlib.contextmanager
@@ -119,7 +120,7 @@ class WorkFolder:
             yield
 
     def claim(self, name: str) -> IO[bytes] | None:
-        """Take a lock until the handle is closed; None if another process has it."""
+        """Take a lock until the handle is closed; None if another process holds it."""
         handle = self._open_lock(name)
         if lock(handle, wait=False):
             return handle
@@ -127,7 +128,7 @@ class WorkFolder:
         return None
 
     def release(self, name: str, handle: IO[bytes]) -> None:
-        """Give back what `claim` has given."""
+        """Release a lock that `claim` has taken, and remove its file."""
         (self.path / f"{name}.lock").unlink(missing_ok=True)
         handle.close()
 

@@ -1,0 +1,176 @@
+"""One job over blocks of tracks, each block saved as soon as it is complete."""
+
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from music_ssl_fairseq.errors import AudioError, InputError
+from music_ssl_fairseq.frames import SAMPLE_RATE
+from music_ssl_fairseq.jobs.checkpoint_dir import Block, CheckpointDir
+from music_ssl_fairseq.jobs.pool import WorkerPool, ordered
+
+_MAX_UNREADABLE = 20  # tracks after which the job stops
+
+
+@dataclass
+class BlockJob:
+    """A job, and the tracks of a manifest that it is applied to.
+
+    Attributes:
+        name: of its files in the checkpoint dir.
+        description: beside its progress bar.
+        blocks: ranges of tracks, see `shards.cut_blocks`.
+        num_samples: `[tracks]` at 16 kHz, for the progress.
+        item: what the job is given for a track.
+        skip_unreadable: count a track that cannot be read as one with an empty result.
+    """
+
+    name: str
+    description: str
+    blocks: Sequence[range]
+    num_samples: np.ndarray
+    item: Callable[[int], Any]
+    skip_unreadable: bool = False
+    errors: dict[int, AudioError] = field(default_factory=dict)
+
+    def run(self, done: CheckpointDir, numbers: Sequence[int], job: Any, pool: WorkerPool) -> None:
+        """Do those blocks of `numbers` that are not in `done` yet.
+
+        Blocks that another process is doing are left to it, and waited for.
+
+        Args:
+            job: applied to lists of items in the workers (`pool.ordered`); for each item it
+                returns an array `[n, ...]`, or the AudioError of a track that cannot be read.
+
+        Raises:
+            InputError: naming tracks that cannot be read, unless `skip_unreadable`. All other
+                blocks are kept.
+        """
+        done.remove_damaged(self.name, numbers)
+        with self._bar(done, numbers) as bar:
+            busy = self._run(done, numbers, job, pool, bar)
+            while busy:
+                with done.locked(lock_name(self.name, busy[0])):
+                    pass
+                busy = self._run(done, busy, job, pool, bar)
+        if self.errors and not self.skip_unreadable:
+            raise self._unreadable()
+
+    def _bar(self, done: CheckpointDir, numbers: Sequence[int]) -> tqdm:
+        exist = [number for number in numbers if done.block(self.name, number).exists()]
+        return tqdm(
+            desc=self.description,
+            total=round(sum(map(self._seconds, numbers)), 1),
+            initial=round(sum(map(self._seconds, exist)), 1),
+            unit=" audio-s",
+            unit_scale=True,
+        )
+
+    def _seconds(self, number: int) -> float:
+        block = self.blocks[number]
+        return float(self.num_samples[block.start : block.stop].sum()) / SAMPLE_RATE
+
+    def _run(
+        self, done: CheckpointDir, numbers: Sequence[int], job: Any, pool: WorkerPool, bar: tqdm
+    ) -> list[int]:
+        """Do the blocks that no other process is doing; return the numbers of the others."""
+        claims = Claims(done, self.name, numbers)
+        try:
+            groups = (group for number in claims for group in self._groups(number, pool.group_size))
+            results: list[np.ndarray | AudioError] = []
+            for found in ordered(job, groups, pool):
+                block = self.blocks[claims.first]
+                first = block.start + len(results)
+                samples = self.num_samples[first : first + len(found)].sum()
+                bar.update(round(float(samples) / SAMPLE_RATE, 1))
+                results += found
+                if len(results) == len(block):
+                    self._save(done, claims.first, results)
+                    claims.release_first()
+                    results = []
+        finally:
+            claims.release_all()
+        return claims.busy
+
+    def _groups(self, number: int, size: int) -> Iterator[list[Any]]:
+        block = self.blocks[number]
+        for start in range(block.start, block.stop, size):
+            yield [self.item(i) for i in range(start, min(start + size, block.stop))]
+
+    def _save(
+        self, done: CheckpointDir, number: int, results: Sequence[np.ndarray | AudioError]
+    ) -> None:
+        errors = {i: e for i, e in enumerate(results) if isinstance(e, AudioError)}
+        for place, error in errors.items():
+            tqdm.write(f"warning: {error}", file=sys.stderr)
+            self.errors[self.blocks[number][place]] = error
+        if not errors or self.skip_unreadable:
+            arrays = [a for a in results if not isinstance(a, AudioError)]
+            # Empty arrays may be of another shape, and are no part of the values.
+            values = [a for a in arrays if len(a)] or arrays[:1] or [np.zeros(0)]
+            lengths = [0 if isinstance(a, AudioError) else len(a) for a in results]
+            places = np.array(list(errors), np.int64)
+            block = Block(np.concatenate(values), np.array(lengths, np.int64), places)
+            done.save_block(self.name, number, block)
+        elif len(self.errors) >= _MAX_UNREADABLE:
+            raise self._unreadable()
+
+    def _unreadable(self) -> InputError:
+        others = f" (and {len(self.errors) - 1} more, see above)" if len(self.errors) > 1 else ""
+        first = self.errors[min(self.errors)]
+        return InputError(
+            f"{first}{others}; all else is kept: repair it and run the same command, or add "
+            "--skip-unreadable, which gives such a track an empty line, and training leaves it out"
+        )
+
+
+class Claims:
+    """Blocks that this process is doing: iterate to claim the next one that is free.
+
+    Attributes:
+        busy: blocks passed over because another process is doing them.
+    """
+
+    def __init__(self, done: CheckpointDir, job: str, numbers: Sequence[int]):
+        self._done = done
+        self._job = job
+        self._numbers = numbers
+        self._held: deque[tuple[int, IO[bytes]]] = deque()
+        self.busy: list[int] = []
+
+    def __iter__(self) -> Iterator[int]:
+        for number in self._numbers:
+            file = self._done.block(self._job, number)
+            if file.exists():
+                continue
+            handle = self._done.claim(lock_name(self._job, number))
+            if handle is None:
+                self.busy.append(number)
+            elif file.exists():  # another process has finished it since
+                self._done.release(lock_name(self._job, number), handle)
+            else:
+                self._held.append((number, handle))
+                yield number
+
+    @property
+    def first(self) -> int:
+        """The block whose results come next."""
+        return self._held[0][0]
+
+    def release_first(self) -> None:
+        number, handle = self._held.popleft()
+        self._done.release(lock_name(self._job, number), handle)
+
+    def release_all(self) -> None:
+        while self._held:
+            self.release_first()
+
+
+def lock_name(job: str, number: int) -> str:
+    """Return the name of a block's lock in the checkpoint dir."""
+    return f"{job}-{number:05d}"

@@ -1,0 +1,237 @@
+"""Apply a job to many items in worker processes, with results in the items' order."""
+
+import contextlib
+import multiprocessing
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from music_ssl_fairseq.errors import InputError
+
+_ITEMS_PER_GPU_GROUP = 32
+_ITEMS_AHEAD = 16  # items per worker that may be started before the oldest one is done
+_ITEMS_AHEAD_ON_GPU = 48
+_ITEMS_HELD = 2  # items that a worker on a CPU has at once: one waits while the other is done
+_SECONDS_TO_LEAVE = 5.0
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class WorkerPool:
+    """How many processes do the work, and where.
+
+    Attributes:
+        workers: processes; with 0 the work is done in this one.
+        devices: GPUs, as torch names them, one per worker; empty for work on the CPU.
+        fork: fork workers from this process where that exists: they start at once, and the caller
+            needs no `__main__` guard. Without it they come from a server that has imported what
+            the job needs and nothing else: a process in which faiss or another user of OpenMP has
+            run may hang when forked.
+        advice: what to do if a worker is killed, for the message.
+    """
+
+    workers: int
+    devices: tuple[str, ...] = ()
+    fork: bool = False
+    advice: str = "the same command resumes the work, with fewer --workers"
+
+    @property
+    def group_size(self) -> int:
+        """Items to hand to a worker at once: a GPU is done with one in milliseconds."""
+        return _ITEMS_PER_GPU_GROUP if self.devices else 1
+
+
+def ordered(job: Any, items: Iterable[Any], pool: WorkerPool) -> Iterator[Any]:
+    """Yield `job(item)` for each item, in the items' order.
+
+    Workers are processes of one thread each, even a single one, so that every number is computed
+    the same way however many there are. When the caller stops early or is interrupted, the workers
+    end too, and what they hold open for writing is cleaned up.
+
+    Args:
+        job: picklable and sent to each worker once, so it may hold arrays; its `modules`, if it has
+            any, are names of others that it imports as it works. A job with a method
+            `stream(items)`, which yields the results of items in order, is asked for that, and so
+            may look at items before their turn. If the pool has GPUs, each worker does
+            `job.on(device)` with its own.
+        items: taken as they are needed; small, because they are sent one by one.
+
+    Raises:
+        InputError: if a worker is killed, as the system does when memory runs out. What `job`
+            raises is raised here when that item's turn comes, after all earlier results.
+    """
+    if not pool.workers:
+        yield from _results(job, items)
+        return
+    held = _ITEMS_AHEAD_ON_GPU if pool.devices else _ITEMS_HELD
+    ahead = pool.workers * (_ITEMS_AHEAD_ON_GPU if pool.devices else _ITEMS_AHEAD)
+    with _running(job, pool) as workers:
+        yield from _exchange(iter(items), workers, held, ahead)
+
+
+def _results(job: Any, items: Iterable[Any]) -> Iterator[Any]:
+    return job.stream(items) if hasattr(job, "stream") else map(job, items)
+
+
+def _exchange(
+    items: Iterator[Any], workers: list["_Worker"], held: int, ahead: int
+) -> Iterator[Any]:
+    """Hand out items, at most `held` per worker and `ahead` in all; yield results in order."""
+    done: dict[int, Any] = {}
+    sent = due = 0
+    more = True
+    while more or due < sent:
+        while more and sent < due + ahead:
+            worker = min(workers, key=lambda worker: len(worker.numbers))
+            if len(worker.numbers) >= held:
+                break
+            message = next(((item,) for item in items), None)
+            if message is None:
+                more = False
+                for worker in workers:
+                    worker.send(None)
+            else:
+                worker.send(message, number=sent)
+                sent += 1
+        if due in done:
+            result, error = done.pop(due)
+            if error is not None:
+                raise error
+            due += 1
+            yield result
+        elif due < sent:
+            by_connection = {worker.connection: worker for worker in workers}
+            done.update(by_connection[ready].receive() for ready in wait(list(by_connection)))
+
+
+class _Worker:
+    """A worker process, seen from its parent.
+
+    Attributes:
+        numbers: of the items that it has not answered yet, in order.
+    """
+
+    def __init__(self, job: Any, device: str | None, pool: WorkerPool):
+        context = _context(pool.fork)
+        self._advice = pool.advice
+        self.numbers: deque[int] = deque()
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(job, device, theirs), daemon=True)
+        self.process.start()
+        theirs.close()  # so that the death of the process closes the pipe
+
+    def send(self, message: Any, number: int | None = None) -> None:
+        if number is not None:
+            self.numbers.append(number)
+        with self._alive():
+            self.connection.send(message)
+
+    def receive(self) -> tuple[int, Any]:
+        """Return the number of the oldest item, and its result and error."""
+        with self._alive():
+            return self.numbers.popleft(), self.connection.recv()
+
+    @contextlib.contextmanager
+    def _alive(self) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise InputError(
+                "a worker process was killed: memory ran out, or a file crashes its decoder; "
+                f"{self._advice}"
+            ) from None
+
+
+@contextlib.contextmanager
+def _running(job: Any, pool: WorkerPool) -> Iterator[list[_Worker]]:
+    if not pool.fork:
+        start_server([type(job).__module__, *getattr(job, "modules", [])])
+    workers: list[_Worker] = []
+    try:
+        for number in range(pool.workers):
+            device = pool.devices[number] if pool.devices else None
+            workers.append(_Worker(job, device, pool))
+        yield workers
+    finally:
+        _end([worker.process for worker in workers])
+
+
+def _end(processes: list[Any]) -> None:
+    """Ask workers to clean up and leave; kill those that have not after a few seconds."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + _SECONDS_TO_LEAVE
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        process.kill()
+        process.join()
+
+
+def start_server(modules: list[str]) -> None:
+    """Start the process that workers are forked from, unless it is there.
+
+    It imports `modules` once, which takes seconds for models, while this process does the same.
+    """
+    _context(fork=False).set_forkserver_preload(["scipy.signal", *modules])
+    before = {name: os.environ.get(name) for name in _THREADS}
+    # Numerical libraries read this as they load.
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        forkserver.ensure_running()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _context(fork: bool) -> Any:
+    if fork:
+        exists = "fork" in multiprocessing.get_all_start_methods()
+        return multiprocessing.get_context("fork" if exists else None)
+    return multiprocessing.get_context("forkserver")
+
+
+def _serve(job: Any, device: str | None, connection: Connection) -> None:
+    """Answer the parent's items until it ends this process."""
+    # Ctrl-C reaches every process of the terminal: the parent decides, and ends the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    if "torch" in sys.modules:  # forked with the parent's number of threads
+        sys.modules["torch"].set_num_threads(1)
+    arriving: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, arriving), daemon=True).start()
+    try:
+        items = (item for (item,) in iter(arriving.get, None))
+        for result in _results(job if device is None else job.on(device), items):
+            connection.send((result, None))
+    except Exception as error:
+        error.add_note(f"In a worker process:\n{traceback.format_exc()}")
+        try:
+            connection.send((None, error))
+        except Exception:  # not every exception can be pickled
+            connection.send((None, RuntimeError(traceback.format_exc())))
+    # Results in shared memory are there for as long as this process is.
+    threading.Event().wait()
+
+
+def _receive(connection: Connection, arriving: "queue.SimpleQueue[Any]") -> None:
+    """Take items as they come, so that the parent never waits; end this process with its parent."""
+    parent, main = multiprocessing.parent_process(), threading.main_thread().ident
+    assert parent is not None
+    assert main is not None
+    with contextlib.suppress(EOFError, OSError):
+        while connection in wait([connection, parent.sentinel]):
+            arriving.put(connection.recv())
+    signal.pthread_kill(main, signal.SIGTERM)
