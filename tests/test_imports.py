@@ -18,10 +18,7 @@ ALLOWED = {
     "runtime": {"errors"},
     "cli": {"errors", "runtime"},
     "frames": {"errors"},
-    "pcm": set(),
-    "headers": {"errors", "pcm"},
-    "decoding": {"errors", "headers"},
-    "audio": {"errors", "frames", "headers", "decoding", "pcm"},
+    "audio": {"errors", "frames"},
     "compat": {"errors", "runtime"},
     "data": FOUNDATION | {"compat"},
     "jobs": FOUNDATION,
@@ -47,8 +44,8 @@ ALLOWED = {
 
 # Library -> the only modules, or rooms, that use it. convert writes audio, and reads none.
 USERS = {
-    "soundfile": ("music_ssl_fairseq.audio", "manifests_tools.convert"),
-    "av": ("music_ssl_fairseq.decoding",),
+    "soundfile": ("music_ssl_fairseq.audio.libsndfile", "manifests_tools.convert"),
+    "av": ("music_ssl_fairseq.audio.pyav",),
     "faiss": ("music_ssl_fairseq.label",),
     "librosa": ("music_ssl_fairseq.runtime.librosa_import",),
 }

@@ -11,6 +11,7 @@ import torch
 
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.errors import AudioError
+from music_ssl_fairseq.frames import SAMPLE_RATE
 from tests.audio_files import tone, write_tone
 
 RATES = (8_000, 16_000, 22_050, 44_100, 48_000)
@@ -42,7 +43,7 @@ def test_the_whole_is_what_was_written(tmp_path, suffix, rate):
     own = 48_000 if suffix == ".opus" else rate  # Opus is decoded at 48 kHz, whatever went in
     assert (info.num_samples, info.sample_rate, info.channels) == (2 * own, own, 1)
     written = tone(2, rate, seed=rate)[:, 0]
-    if rate != audio.SAMPLE_RATE:
+    if rate != SAMPLE_RATE:
         written = soxr.resample(written, rate, 16_000)
     read = audio.read(path)
     correlation = np.corrcoef(written, read)[0, 1]

@@ -12,9 +12,9 @@ import soundfile
 
 from manifests_tools.examine import examine
 from music_ssl_fairseq import audio
-from music_ssl_fairseq.decoding import opened
+from music_ssl_fairseq.audio.headers import Header
+from music_ssl_fairseq.audio.pyav import opened
 from music_ssl_fairseq.errors import AudioError
-from music_ssl_fairseq.headers import Header
 from tests.audio_files import PYAV, encode, tone, write_tone
 
 SECONDS = 6  # more than the lead that decoders get after a seek

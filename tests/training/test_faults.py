@@ -50,7 +50,7 @@ def test_absurd_audio_is_named_and_replaced(here):
 @pytest.mark.parametrize("family", ["music_hubert", "music2vec"])
 def test_the_tracks_of_a_batch_that_is_not_finite_are_named(here, monkeypatch, family):
     file = _make_huge(here)
-    monkeypatch.setattr(audio, "_LARGEST_SAMPLE", np.inf)
+    monkeypatch.setattr(audio.waveforms, "MAX_SAMPLE", np.inf)
     with pytest.raises(SystemExit) as end:
         train(family, *TINY, "optimization.max_update=9", "task.normalize=false")
     message = str(end.value)

@@ -20,8 +20,8 @@ from typing import Any
 import av
 import numpy as np
 
+from music_ssl_fairseq.audio.headers import Header
 from music_ssl_fairseq.errors import AudioError
-from music_ssl_fairseq.headers import Header
 
 _FORMATS = (
     "mp3,aac,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,asf,asf_o,ape,wv,ogg,flac,wav,w64,aiff,caf,au,"

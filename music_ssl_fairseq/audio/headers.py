@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
+from music_ssl_fairseq.audio.pcm import Pcm
 from music_ssl_fairseq.errors import AudioError
-from music_ssl_fairseq.pcm import Pcm
 
 _HEAD = 4096  # bytes, read at once; most headers are shorter
 _SLACK = 1024  # bytes of samples that may be missing, or of tags that may follow

@@ -1,0 +1,85 @@
+"""Read audio with libsndfile (soundfile)."""
+
+import os
+
+import numpy as np
+import soundfile
+
+from music_ssl_fairseq.errors import AudioError
+
+# Subtypes of libsndfile that seek exactly. In others a sample follows from all before it.
+_SEEKING = (
+    *("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_", "MS_", "ALAC"),
+    *("VORBIS", "OPUS", "MPEG"),
+)
+
+_MAX_LOST_SECONDS = 0.02  # encoders state up to this much more than can be decoded
+_SKIP_BLOCK_SAMPLES = 2**20  # decoded at once
+_MAX_SAMPLES = 2**40  # libsndfile gives 2**63 - 1 for a FLAC stream that states no length
+
+
+class Libsndfile:
+    """An open file with the methods of `pyav.Decoder`; a context manager."""
+
+    def __init__(self, name: str):
+        self._name = name
+        # libsndfile takes bytes, so names that are not UTF-8 open as well.
+        self._file = soundfile.SoundFile(os.fsencode(name))
+        self.num_samples: int = self._file.frames
+        self.sample_rate: int = self._file.samplerate
+        self.channels: int = self._file.channels
+        self.format: str = self._file.format
+
+    def __enter__(self) -> "Libsndfile":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def read(self, start: int, stop: int | None) -> np.ndarray:
+        """Samples `[start, stop)` at the file's own rate, mono."""
+        stop = self.num_samples if stop is None else min(stop, self.num_samples)
+        if stop <= start:
+            return np.zeros(0, np.float32)
+        try:
+            # A seek costs a decoder reset in the compressed formats, even to where it already is.
+            if start and self._file.subtype.startswith(_SEEKING):
+                self._file.seek(start)
+            elif start:
+                self._skip(start)
+            block = self._file.read(stop - start, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise AudioError(self._name, f"damaged or truncated ({error.error_string})") from None
+        if len(block) < stop - start:
+            end = start + len(block)
+            if self.num_samples - end > _MAX_LOST_SECONDS * self.sample_rate:
+                raise AudioError(
+                    self._name,
+                    f"truncated: its header says {self.num_samples} samples, but it ends at {end}",
+                )
+            block = np.pad(block, ((0, stop - end), (0, 0)))
+        return block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
+
+    def _skip(self, num_samples: int) -> None:
+        """Decode that many samples from the start: `read` is called once per opened file."""
+        while num_samples > 0 and len(self._file.read(min(num_samples, _SKIP_BLOCK_SAMPLES))):
+            num_samples -= _SKIP_BLOCK_SAMPLES
+
+
+def opened(name: str) -> Libsndfile:
+    """Open a file.
+
+    Raises:
+        AudioError: if libsndfile does not know its format or its length.
+    """
+    try:
+        found = Libsndfile(name)
+    except soundfile.LibsndfileError as error:
+        raise AudioError(name, f"libsndfile: {error.error_string}") from None
+    if found.format == "RAW":  # anything at all whose name ends in .au, .snd, .vox or .gsm
+        with found:
+            raise AudioError(name, "libsndfile: its first bytes are of no known format")
+    if not 0 <= found.num_samples <= _MAX_SAMPLES:
+        with found:
+            raise AudioError(name, "libsndfile: it states no length")
+    return found

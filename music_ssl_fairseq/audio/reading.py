@@ -1,0 +1,192 @@
+"""Read files: with libsndfile where it reads well, with PyAV elsewhere (see `headers`)."""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from math import gcd
+
+import numpy as np
+
+from music_ssl_fairseq.audio import libsndfile, pyav
+from music_ssl_fairseq.audio.headers import Header, read_header
+from music_ssl_fairseq.audio.libsndfile import Libsndfile
+from music_ssl_fairseq.audio.pcm import Pcm
+from music_ssl_fairseq.audio.pyav import Decoder
+from music_ssl_fairseq.audio.resampling import resampled_part
+from music_ssl_fairseq.audio.waveforms import refuse_bad_samples
+from music_ssl_fairseq.errors import AudioError
+from music_ssl_fairseq.frames import SAMPLE_RATE, resampled_length
+
+MIN_RATE, MAX_RATE = 1_000, 768_000
+"""Hz. A header with another rate is damaged, and resampling from it would cost gigabytes."""
+
+_MAX_ODD_RATE = 400_000  # Hz, without common divisors with 16 kHz: a filter of 100 MB
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """Length of a file: `num_samples` per channel, at the file's own `sample_rate`."""
+
+    num_samples: int
+    sample_rate: int
+    channels: int
+
+    def length_at(self, sample_rate: int = SAMPLE_RATE) -> int:
+        """Return the number of samples once resampled."""
+        return resampled_length(self.num_samples, self.sample_rate, sample_rate)
+
+
+def probe(path: str | os.PathLike) -> AudioInfo:
+    """Return how much audio can be decoded: from a reliable header, or else measured.
+
+    Raises:
+        AudioError: if the file is missing, empty or not audio, or its header is wrong.
+    """
+    file = _File(path)
+    with _open(file) as source:
+        if isinstance(source, Decoder):
+            return _measured(file)
+        return AudioInfo(source.num_samples, source.sample_rate, source.channels)
+
+
+def read(
+    path: str | os.PathLike,
+    start: int = 0,
+    num_samples: int | None = None,
+    sample_rate: int = SAMPLE_RATE,
+) -> np.ndarray:
+    """Decode `num_samples` samples from `start` on (to the end if None), mono, at `sample_rate`.
+
+    Only the part asked for is decoded, where the format allows it. Fewer samples come back only
+    where the file ends.
+
+    Returns:
+        `[T]` float32.
+
+    Raises:
+        AudioError: if the file is missing, not audio, over 20 ms shorter than its header says,
+            or holds samples that no recording has: see `refuse_bad_samples`.
+    """
+    file = _File(path)
+    stop = None if num_samples is None else start + num_samples
+    with _open(file) as source:
+        try:
+            waveform = _part(source, start, stop, sample_rate)
+        except AudioError:
+            if not isinstance(source, Libsndfile) or not _decodes_whole(file, source):
+                raise
+            with file.decoder() as decoder:
+                waveform = _part(decoder, start, stop, sample_rate)
+    refuse_bad_samples(file.name, waveform)
+    return waveform
+
+
+class _File:
+    """An existing file and its header.
+
+    Attributes:
+        identity: changes when another file takes the name, or the file itself changes.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.name = os.fspath(path)
+        try:
+            status = os.stat(self.name)
+            if not stat.S_ISREG(status.st_mode):
+                raise AudioError(self.name, "not a regular file")
+            if status.st_size == 0:
+                raise AudioError(self.name, "the file is empty (0 bytes)")
+            self.header: Header = read_header(self.name)
+        except FileNotFoundError:
+            raise AudioError(self.name, "no such file") from None
+        except OSError as error:
+            raise AudioError(self.name, error.strerror or str(error)) from None
+        except ValueError as error:
+            if isinstance(error, AudioError):
+                raise
+            raise AudioError(self.name, f"not a name of a file ({error})") from None
+        self.identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+    def decoder(self):
+        """Open the file with PyAV, as a context manager."""
+        return pyav.opened(self.name, self.header, self.identity)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _File) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @property
+    def _key(self) -> tuple:
+        return self.name, self.identity
+
+
+Source = Libsndfile | Decoder | Pcm
+
+
+@contextmanager
+def _open(file: _File) -> Iterator[Source]:
+    with ExitStack() as stack:
+        source = _choose(file, stack)
+        rate = source.sample_rate
+        odd = rate // gcd(rate, SAMPLE_RATE) > _MAX_ODD_RATE
+        if odd or not MIN_RATE <= rate <= MAX_RATE:
+            raise AudioError(
+                file.name,
+                f"its header is damaged: it states a sample rate of {rate} Hz "
+                f"({MIN_RATE} to {MAX_RATE} are read, and above {_MAX_ODD_RATE} usual ones)",
+            )
+        yield source
+
+
+def _choose(file: _File, stack: ExitStack) -> Source:
+    """Open with the decoder that the header asks for, or with the other if that fails."""
+    if file.header.pcm is not None:
+        return file.header.pcm
+    ways = [lambda: libsndfile.opened(file.name), file.decoder]
+    if not file.header.soundfile:
+        ways.reverse()
+    try:
+        return stack.enter_context(ways[0]())
+    except AudioError as error:
+        first = error.reason
+    try:
+        return stack.enter_context(ways[1]())
+    except AudioError as error:
+        raise AudioError(file.name, f"not readable as audio ({first}; {error.reason})") from None
+
+
+@lru_cache(maxsize=256)
+def _measured(file: _File) -> AudioInfo:
+    """Return what PyAV decodes; cached, because some formats must be decoded whole for it."""
+    with file.decoder() as decoder:
+        return AudioInfo(decoder.measure(), decoder.sample_rate, decoder.channels)
+
+
+def _decodes_whole(file: _File, stated: Libsndfile) -> bool:
+    """Tell whether PyAV decodes all samples that the header states, where libsndfile does not.
+
+    Counted without seeks: FFmpeg silently skips damaged frames of FLAC, but the times of later
+    frames show it.
+    """
+    decoded, block = 0, 60 * stated.sample_rate
+    try:
+        with file.decoder() as decoder:
+            while len(part := decoder.read(decoded, decoded + block)):
+                decoded += len(part)
+            return (decoded, decoder.sample_rate) == (stated.num_samples, stated.sample_rate)
+    except AudioError:
+        return False
+
+
+def _part(source: Source, start: int, stop: int | None, sample_rate: int) -> np.ndarray:
+    """Read the samples `[start, stop)` at `sample_rate`, fewer where the file ends."""
+    if stop is not None and stop <= start:
+        return np.zeros(0, np.float32)
+    if source.sample_rate == sample_rate:
+        return source.read(start, stop)
+    return resampled_part(source, start, stop, sample_rate)
