@@ -30,7 +30,7 @@ ALLOWED = {
     "upstream": FOUNDATION | {"compat", "fast", "modules"},
     "extract": FOUNDATION | {"cli", "data", "fast", "features", "jobs", "upstream"},
     "export": FOUNDATION | {"cli", "compat", "modules", "upstream"},
-    "models": FOUNDATION | {"compat", "fast", "modules", "probing"},
+    "models": FOUNDATION | {"compat", "modules", "probing"},
     "probing": FOUNDATION | {"data", "features", "jobs", "upstream"},
     "report": FOUNDATION | {"cli", "probing"},
     "criterions": FOUNDATION | {"compat"},

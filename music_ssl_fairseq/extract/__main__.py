@@ -232,7 +232,7 @@ def _alone(out: Path) -> Iterator[None]:
 
 
 def _compiles(wanted: str, on_gpu: bool, tracks: "Manifest") -> bool:
-    from music_ssl_fairseq.fast.device import can_compile
+    from music_ssl_fairseq.fast.dispatch import can_compile
     from music_ssl_fairseq.frames import SAMPLE_RATE
 
     if not on_gpu or wanted == "off":

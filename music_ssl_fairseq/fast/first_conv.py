@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from music_ssl_fairseq.fast.device import compiled, has_triton, working_dtype
+from music_ssl_fairseq.fast.compilation import compiled
+from music_ssl_fairseq.fast.device import has_triton, working_dtype
 
 TAPS = 16
 """Weights are padded to this many taps, the least that a matrix unit multiplies; the kernels use

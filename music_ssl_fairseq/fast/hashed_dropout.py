@@ -1,5 +1,7 @@
 """Dropout whose mask costs a few integer operations."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -11,9 +13,10 @@ def draw_seeds(number: int, device: torch.device) -> Tensor:
     return torch.randint(2**31 - 1, (number,), dtype=torch.int32, device=device)
 
 
-def drop(dropout: nn.Dropout, x: Tensor, seed: Tensor | None) -> Tensor:
-    """`dropout`, by `hashed_dropout` if there is a seed for it."""
-    return dropout(x) if seed is None else hashed_dropout(x, dropout.p, seed)
+def hashed(seeds: Sequence[Tensor]) -> Callable[[nn.Dropout, Tensor], Tensor]:
+    """Return a function that applies dropout modules, one call per seed, by `hashed_dropout`."""
+    left = iter(seeds)
+    return lambda dropout, x: hashed_dropout(x, dropout.p, next(left))
 
 
 def hashed_dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:

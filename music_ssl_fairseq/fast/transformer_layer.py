@@ -5,7 +5,6 @@ Written out, each kernel between two products reads and writes them once, gradie
 the products, and the sums for biases fall off on the way.
 """
 
-import functools
 from collections.abc import Iterable
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from music_ssl_fairseq.fast.device import is_hopper, working_dtype
+from music_ssl_fairseq.fast.device import is_ampere, is_hopper, working_dtype
 from music_ssl_fairseq.fast.frame_selection import ChosenFrames
 from music_ssl_fairseq.fast.weight_gradient import weight_gradient
 
@@ -29,7 +28,7 @@ def can_fuse_layer(layer: Any, x: Tensor, attend: Tensor | None) -> bool:
     take so long that there is nothing to gain. The kernels fit GPUs from Ampere on. To be asked
     where kernels can be compiled at all.
     """
-    if not (x.is_cuda and _is_recent(x.device)):
+    if not (x.is_cuda and is_ampere(x.device)):
         return False
     from music_ssl_fairseq.fast.kernels.attention import LONGEST
 
@@ -41,11 +40,6 @@ def can_fuse_layer(layer: Any, x: Tensor, attend: Tensor | None) -> bool:
         and not layer.layer_norm_first
         and not (layer.training and layer.activation_dropout.p > 0)
     )
-
-
-@functools.cache
-def _is_recent(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def fused_layer(

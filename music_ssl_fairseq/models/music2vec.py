@@ -9,9 +9,8 @@ from fairseq.models import register_model
 from torch import Tensor, nn
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.fast.device import compiled
-from music_ssl_fairseq.fast.hashed_dropout import drop
-from music_ssl_fairseq.modules.audio_encoder import AudioEncoder, AudioEncoderConfig
+from music_ssl_fairseq.modules.audio_encoder import AudioEncoder, AudioEncoderConfig, Execution
+from music_ssl_fairseq.modules.dropout import Drop, drop
 from music_ssl_fairseq.modules.ema_teacher import EMATeacher, annealed_decay
 
 logger = logging.getLogger(__name__)
@@ -135,17 +134,16 @@ class Music2VecModel(AudioEncoder):
             `prediction` and `target`, both `[masked frames, D]` float32, the target without
             gradient; `target_position`, see `position_share`; and `pred_music`, see `music_gain`.
         """
-        compile = self.compiles(source, padding_mask)
+        execution = self.execution.for_batch(source, padding_mask, self.training)
         if masked is None:
             masked = mask_indices.flatten().nonzero().squeeze(1)
         with self.autocast(source.device):
-            features = self.extract(source, compile)
+            features = self.extract(source, execution)
             padding = self.frame_padding(padding_mask, features.size(1))
-            seed = self.draw_seed(compile, source.device)
-            x, projected = compiled(_enter, compile)(self, features, mask_indices, seed)
-            x, _, _ = self.encoder(x, padding, compile, masked)
+            x, projected = execution.enter(self, features, mask_indices)
+            x, _, _ = self.encoder(x, padding, execution, masked)
             prediction = self.final_proj(x)
-            target = self.targets(source, projected.detach(), padding, compile)
+            target = self.targets(source, projected.detach(), padding, execution)
         prediction, own = prediction.float(), target.flatten(0, 1)[masked]
         return {
             "prediction": prediction,
@@ -156,7 +154,11 @@ class Music2VecModel(AudioEncoder):
 
     @torch.no_grad()
     def targets(
-        self, source: Tensor, projected: Tensor, padding: Tensor | None, compile: bool = False
+        self,
+        source: Tensor,
+        projected: Tensor,
+        padding: Tensor | None,
+        execution: Execution | None = None,
     ) -> Tensor:
         """Mean over the teacher's last layers of their instance-normed feed-forward outputs.
 
@@ -171,14 +173,20 @@ class Music2VecModel(AudioEncoder):
         Returns:
             `[B, frames, D]` float32.
         """
+        execution = execution or self.execution
         model: Any = (self.teacher or self.make_teacher()).model
         if self._whole_teacher:
-            projected = model.project(model.extract(source, compile))
+            projected = model.project(model.extract(source, execution))
             model = model.encoder
-        _, _, feed_forwards = model(projected, padding, compile)
-        return compiled(_instance_norm_mean, compile)(
-            feed_forwards[-self.cfg.average_top_k_layers :]
-        )
+        _, _, feed_forwards = model(projected, padding, execution)
+        return execution.run(_instance_norm_mean, feed_forwards[-self.cfg.average_top_k_layers :])
+
+    def enter(
+        self, features: Tensor, mask_indices: Tensor, drop: Drop = drop
+    ) -> tuple[Tensor, Tensor]:
+        """Map the extractor's features to the encoder's input, masked and unmasked."""
+        projected = self.project(features)
+        return self.mask(drop(self.dropout_input, projected), mask_indices), projected
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The tensors of fairseq's Data2VecAudioModel, with the teacher's as a dict in `_ema`."""
@@ -250,14 +258,6 @@ def music_gain(prediction: Tensor, own: Tensor, target: Tensor, masked: Tensor) 
     other = flat[(masked - target.size(1)) % len(flat)]
     ours, theirs = ((prediction - wanted).square().sum() for wanted in (own, other))
     return 1 - ours / theirs.clamp(min=1e-12)
-
-
-def _enter(
-    model: AudioEncoder, features: Tensor, mask_indices: Tensor, seed: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """From the extractor's features to the encoder's input, and the same without masking."""
-    projected = model.project(features)
-    return model.mask(drop(model.dropout_input, projected, seed), mask_indices), projected
 
 
 def _instance_norm_mean(layers: list[Tensor]) -> Tensor:

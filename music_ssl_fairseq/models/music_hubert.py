@@ -9,9 +9,8 @@ from fairseq.dataclass import ChoiceEnum
 from fairseq.models import register_model
 from torch import Tensor, nn
 
-from music_ssl_fairseq.fast.device import compiled
-from music_ssl_fairseq.fast.hashed_dropout import drop
-from music_ssl_fairseq.modules.audio_encoder import AudioEncoder, AudioEncoderConfig
+from music_ssl_fairseq.modules.audio_encoder import AudioEncoder, AudioEncoderConfig, Execution
+from music_ssl_fairseq.modules.dropout import Drop, drop
 from music_ssl_fairseq.modules.pitch_filters import ConstantQ
 from music_ssl_fairseq.modules.unit_head import UnitHead
 
@@ -123,25 +122,24 @@ class MusicHubertModel(AudioEncoder):
             extractor's features; and with `cqt_bands` `cqt_error`, the squared error of each masked
             frame's constant-Q transform, a mean over bands and a sum over frames.
         """
-        compile = self.compiles(source, padding_mask)
+        execution = self.execution.for_batch(source, padding_mask, self.training)
         score_unmasked = score_unmasked and not self.cfg.skip_nomask
         if masked is None:
             masked = (mask_indices & _has_units(target)).flatten().nonzero().squeeze(1)
         if unmasked is None and score_unmasked:
             unmasked = (~mask_indices & _has_units(target)).flatten().nonzero().squeeze(1)
         with self.autocast(source.device):
-            features = self.extract(source, compile)
+            features = self.extract(source, execution)
             padding = self.frame_padding(padding_mask, features.size(1))
-            seed = self.draw_seed(compile, source.device)
-            x, penalty = compiled(_enter, compile)(self, features, mask_indices, seed)
-            x, _, _ = self.encoder(x, padding, compile, None if score_unmasked else masked)
+            x, penalty = execution.enter(self, features, mask_indices)
+            x, _, _ = self.encoder(x, padding, execution, None if score_unmasked else masked)
         target = target.flatten(0, 1)
         x_masked = x
         if score_unmasked:
             x = x.flatten(0, 1)
             x_masked = x[masked]
         output: dict[str, Any] = {
-            "logits_m": self.logits(x_masked, compile),
+            "logits_m": self.logits(x_masked, execution),
             "target_m": target[masked],
             "logits_u": None,
             "target_u": None,
@@ -153,22 +151,21 @@ class MusicHubertModel(AudioEncoder):
                 error = (self.cqt_proj(x_masked).float() - levels).square()
             output["cqt_error"] = error.mean(-1).sum()
         if score_unmasked:
-            output["logits_u"] = self.logits(x[unmasked], compile)
+            output["logits_u"] = self.logits(x[unmasked], execution)
             output["target_u"] = target[unmasked]
         return output
 
-    def logits(self, x: Tensor, compile: bool = False) -> list[Tensor]:
-        """Encoder frames `[N, D]` to each set's scores `[N, classes]`, float32."""
+    def enter(
+        self, features: Tensor, mask_indices: Tensor, drop: Drop = drop
+    ) -> tuple[Tensor, Tensor]:
+        """Map the extractor's features to the encoder's input and the features' mean square."""
+        x = self.mask(drop(self.dropout_input, self.project(features)), mask_indices)
+        return x, self.feature_penalty(features)
+
+    def logits(self, x: Tensor, execution: Execution | None = None) -> list[Tensor]:
+        """Map encoder frames `[N, D]` to each set's scores `[N, classes]`, float32."""
         with self.autocast(x.device):
-            return compiled(_score, compile)(self, x)
-
-
-def _enter(
-    model: AudioEncoder, features: Tensor, mask_indices: Tensor, seed: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """From the extractor's features to the encoder's input, and the features' mean square."""
-    x = model.mask(drop(model.dropout_input, model.project(features), seed), mask_indices)
-    return x, model.feature_penalty(features)
+            return (execution or self.execution).run(_score, self, x)
 
 
 def _score(model: MusicHubertModel, x: Tensor) -> list[Tensor]:

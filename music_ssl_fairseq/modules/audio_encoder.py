@@ -9,8 +9,7 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models import BaseFairseqModel
 from torch import Tensor, nn
 
-from music_ssl_fairseq.fast.device import ShapeGate, can_compile, compiled
-from music_ssl_fairseq.fast.hashed_dropout import draw_seeds
+from music_ssl_fairseq.fast.dispatch import Execution
 from music_ssl_fairseq.frames import conv_grid
 from music_ssl_fairseq.modules.conv_extractor import (
     DEFAULT_CONV_LAYERS,
@@ -146,12 +145,10 @@ class AudioEncoder(BaseFairseqModel):
         self.cfg = cfg
         conv_layers = parse_conv_layers(cfg.conv_feature_layers)
         self.grid = conv_grid(conv_layers)
-        self._gate = ShapeGate()
+        self.execution = Execution(cfg.fast)
         channels = conv_layers[-1][0]
         dim = cfg.encoder_embed_dim
-        self.feature_extractor = ConvExtractor(
-            conv_layers, cfg.extractor_mode, cfg.conv_bias, cfg.fast
-        )
+        self.feature_extractor = ConvExtractor(conv_layers, cfg.extractor_mode, cfg.conv_bias)
         self.layer_norm = nn.LayerNorm(channels)
         self.post_extract_proj = self._projection(channels, dim)
         self.pitch_filters: PitchFilters | None = None
@@ -174,7 +171,9 @@ class AudioEncoder(BaseFairseqModel):
                 )
                 for _ in range(cfg.encoder_layers)
             ],
-            PositionalConv(dim, cfg.conv_pos, cfg.conv_pos_groups, cfg.pos_conv_depth, cfg.fast),
+            PositionalConv(
+                dim, cfg.conv_pos, cfg.conv_pos_groups, cfg.pos_conv_depth, self.execution
+            ),
             dim,
             cfg.dropout,
             cfg.encoder_layerdrop,
@@ -201,34 +200,21 @@ class AudioEncoder(BaseFairseqModel):
             torch.backends.cuda.matmul.allow_tf32 = True
         return torch.autocast(device.type, torch.bfloat16)
 
-    def compiles(self, waveform: Tensor, padding_mask: Tensor | None) -> bool:
-        """Whether a forward pass of this batch is to run as compiled kernels."""
-        if str(self.cfg.fast) == "off" or not waveform.is_cuda or not can_compile():
-            return False
-        mode = (self.training, torch.is_grad_enabled(), padding_mask is None)
-        return self._gate(mode, tuple(waveform.shape))
-
-    def extract(
-        self,
-        waveform: Tensor,
-        compile: bool = False,
-        folded: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """`[B, T]` to the extractor's features, gradient scaled, and the pitch filters' bands.
-
-        `compile` and `folded` are those of `ConvExtractor.forward`.
+    def extract(self, waveform: Tensor, execution: Execution | None = None) -> Tensor:
+        """Map `[B, T]` to the extractor's features, gradient scaled, and the pitch filters' bands.
 
         Returns:
             `[B, frames, channels + bands]`; there are no bands without `pitch_bands`.
         """
+        execution = execution or self.execution
         scale = self.cfg.feature_grad_mult
         with torch.set_grad_enabled(torch.is_grad_enabled() and scale > 0):
-            features = self.feature_extractor(waveform, compile, folded)
+            features = self.feature_extractor(waveform, execution)
         if scale not in (0.0, 1.0) and features.requires_grad:
             features = ScaleGradient.apply(features, scale)
         if self.pitch_filters is None:
             return features
-        bands = compiled(_run, compile)(self.pitch_filters, waveform)
+        bands = execution.run(_filter, self.pitch_filters, waveform)
         return torch.cat([features, bands.to(features.dtype)], dim=-1)
 
     def project(self, features: Tensor) -> Tensor:
@@ -255,10 +241,6 @@ class AudioEncoder(BaseFairseqModel):
         frames = torch.div(real - self.grid.window, self.grid.hop, rounding_mode="floor") + 1
         return torch.arange(num_frames, device=padding_mask.device) >= frames
 
-    def draw_seed(self, compile: bool, device: torch.device) -> Tensor | None:
-        """What `dropout.drop` needs for the encoder's input in compiled kernels; else None."""
-        return draw_seeds(1, device)[0] if compile and self.training else None
-
     def mask(self, x: Tensor, mask_indices: Tensor) -> Tensor:
         """Replace the masked frames (`[B, frames]` bool) by the learned mask embedding."""
         return torch.where(mask_indices.unsqueeze(-1), self.mask_emb.to(x.dtype), x)
@@ -268,33 +250,32 @@ class AudioEncoder(BaseFairseqModel):
         self,
         waveform: Tensor,
         padding_mask: Tensor | None = None,
-        compile: bool = False,
-        folded: tuple[Tensor, Tensor] | None = None,
+        execution: Execution | None = None,
     ) -> list[Tensor]:
         """Hidden states without masking, in evaluation mode: layer 0, then each Transformer layer.
 
         Args:
             waveform: `[B, T]` float, normalised as in training.
             padding_mask: `[B, T]` bool, True for padding, or None.
-            compile: as compiled kernels.
-            folded: of `fold_group_norm`, for a norm with the statistics of longer waveforms.
+            execution: by default the model's own.
 
         Returns:
             `encoder_layers + 1` tensors `[B, frames, D]`, in the precision in which they were
             computed. Layer 0 is the projected output of the extractor, before the positional
             convolution.
         """
+        execution = execution or self.execution
         was_training = self.training
         self.eval()
         try:
             with self.autocast(waveform.device):
-                projected = self.project(self.extract(waveform, compile, folded))
+                projected = self.project(self.extract(waveform, execution))
                 padding = self.frame_padding(padding_mask, projected.size(1))
-                _, hidden_states, _ = self.encoder(projected, padding, compile)
+                _, hidden_states, _ = self.encoder(projected, padding, execution)
             return [projected, *hidden_states]
         finally:
             self.train(was_training)
 
 
-def _run(module: nn.Module, x: Tensor) -> Tensor:
-    return module(x)
+def _filter(filters: PitchFilters, waveform: Tensor) -> Tensor:
+    return filters(waveform)

@@ -1,23 +1,14 @@
 """The convolutional feature extractor: waveform to 50 feature vectors a second."""
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.fast.channels_last_conv import conv_channels_last
-from music_ssl_fairseq.fast.conv_stack import rows_before, run_conv_stack
-from music_ssl_fairseq.fast.device import compiled, use_fast
-from music_ssl_fairseq.fast.first_conv import (
-    can_fuse,
-    folded_first_layer,
-    fused_first_layer,
-)
-from music_ssl_fairseq.fast.gelu import gelu
-from music_ssl_fairseq.frames import FrameGrid
+from music_ssl_fairseq.fast.dispatch import PLAIN, Execution, gelu
 
 _MOST_LAYERS = 100
 DEFAULT_CONV_LAYERS = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
@@ -72,10 +63,25 @@ def parse_conv_layers(text: str) -> list[tuple[int, int, int]]:
 
 
 Norm = nn.GroupNorm | nn.LayerNorm
+Conv = Callable[[Tensor, Tensor, Tensor | None, int], Tensor]
+
+
+def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+    """Convolve `[B, T, C]` with `[channels, C, kernel]`: `[B, frames, channels]`, unpadded."""
+    return F.conv1d(x.transpose(1, 2), weight, bias, stride).transpose(1, 2)
+
+
+def normalise(norm: Norm, x: Tensor) -> Tensor:
+    """Apply a norm to `[B, T, C]`, in fp32: statistics of half a million samples need it."""
+    y, weight, bias = x.float(), norm.weight.float(), norm.bias.float()
+    if isinstance(norm, nn.LayerNorm):
+        return F.layer_norm(y, norm.normalized_shape, weight, bias, norm.eps).to(x.dtype)
+    variance, mean = torch.var_mean(y, dim=1, keepdim=True, correction=0)
+    return ((y - mean) * (weight * torch.rsqrt(variance + norm.eps)) + bias).to(x.dtype)
 
 
 class ConvLayer(nn.Module):
-    """A convolution and, if it has one, its norm, under fairseq's names.
+    """A convolution, its norm if it has one, and a GELU, under fairseq's names.
 
     Those are positions in an nn.Sequential: 0 convolution, 2 norm, where a layer norm stands
     between two transpositions.
@@ -101,6 +107,11 @@ class ConvLayer(nn.Module):
         norm = self._modules.get("2")
         return norm["1"] if isinstance(norm, nn.ModuleDict) else norm  # type: ignore[return-value]
 
+    def forward(self, x: Tensor, convolve: Conv = conv1d) -> Tensor:
+        """Map `[B, T, C]` to `[B, frames, channels]`, if need be by another convolution."""
+        x = convolve(x, self.conv.weight, self.conv.bias, self.conv.stride[0])
+        return gelu(x if self.norm is None else normalise(self.norm, x))
+
 
 class ConvExtractor(nn.Module):
     """Unpadded 1-d convolutions with GELU (wav2vec 2.0, section 2; fairseq's names).
@@ -110,22 +121,13 @@ class ConvExtractor(nn.Module):
         mode: "default" has one group norm, with a group a channel, after the first convolution;
             "layer_norm" normalises the channels of each frame after every one.
         bias: whether the convolutions have biases.
-        fast: `model.fast`.
     """
 
-    def __init__(
-        self,
-        layers: Sequence[tuple[int, int, int]],
-        mode: str,
-        bias: bool,
-        fast: str = "auto",
-    ):
+    def __init__(self, layers: Sequence[tuple[int, int, int]], mode: str, bias: bool):
         super().__init__()
         if mode not in ("default", "layer_norm"):
             raise InputError(f"extractor_mode {mode!r}: choose 'default' or 'layer_norm'")
-        # Plain strings: a compiler does not see that an Enum of fairseq's equals its name.
         self.mode = str(mode)
-        self.fast = str(fast)
         self.conv_layers = nn.ModuleList()
         channels = 1
         for i, (dim, kernel, stride) in enumerate(layers):
@@ -138,69 +140,15 @@ class ConvExtractor(nn.Module):
             self.conv_layers.append(ConvLayer(conv, norm))
             channels = dim
 
-    def forward(
-        self,
-        waveform: Tensor,
-        compile: bool = False,
-        folded: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """Map `[B, T]` to features `[B, frames, channels]`.
-
-        Args:
-            compile: as compiled kernels.
-            folded: filters and shifts of `fold_group_norm`, for a group norm whose statistics are
-                those of more than `waveform`.
-        """
-        fast = use_fast(self.fast, waveform)
-        layers: list[ConvLayer] = list(self.conv_layers)  # type: ignore[arg-type]
-        first, others = layers[0], layers[1:]
-        conv, norm = first.conv, first.norm
-        convs = [layer.conv for layer in others]
-        stacked = compile and all(layer.norm is None for layer in others)
-        lead = 0
-        if stacked:
-            frames = FrameGrid(conv.kernel_size[0], conv.stride[0]).num_frames(waveform.size(-1))
-            lead = rows_before(convs, frames, waveform)
-        if folded is not None:
-            x = folded_first_layer(waveform, *folded, conv.stride[0], lead)
-        elif fast and norm is not None and can_fuse(waveform, conv.weight, conv.bias):
-            x = fused_first_layer(
-                waveform,
-                conv.weight,
-                (norm.weight, norm.bias, norm.eps),
-                isinstance(norm, nn.GroupNorm),
-                conv.stride[0],
-                compile,
-                lead,
-            )
-        else:
-            # Channels last: norms and products run along them, and nothing has to be transposed.
-            return compiled(_run_layers, compile)(layers, waveform.unsqueeze(-1), fast)
-        if stacked:
-            return run_conv_stack(convs, x, lead)
-        return compiled(_run_layers, compile)(others, x, fast)
-
-
-def _run_layers(layers: list[ConvLayer], x: Tensor, fast: bool) -> Tensor:
-    convolve = conv_channels_last if fast else _conv
-    for layer in layers:
-        conv, norm = layer.conv, layer.norm
-        x = convolve(x, conv.weight, conv.bias, conv.stride[0])
-        x = gelu(x if norm is None else _normalise(norm, x))
-    return x
-
-
-def _normalise(norm: Norm, x: Tensor) -> Tensor:
-    # fp32 whatever the precision: the statistics of half a million samples need it.
-    y, weight, bias = x.float(), norm.weight.float(), norm.bias.float()
-    if isinstance(norm, nn.LayerNorm):
-        return F.layer_norm(y, norm.normalized_shape, weight, bias, norm.eps).to(x.dtype)
-    variance, mean = torch.var_mean(y, dim=1, keepdim=True, correction=0)
-    return ((y - mean) * (weight * torch.rsqrt(variance + norm.eps)) + bias).to(x.dtype)
-
-
-def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-    return F.conv1d(x.transpose(1, 2), weight, bias, stride).transpose(1, 2)
+    def forward(self, waveform: Tensor, execution: Execution = PLAIN) -> Tensor:
+        """Map `[B, T]` to features `[B, frames, channels]`."""
+        if execution.is_fast(waveform) or execution.group_norm is not None:
+            return execution.extract(list(self.conv_layers), waveform)
+        # Channels last: norms run along them, and nothing has to be transposed for the encoder.
+        x = waveform.unsqueeze(-1)
+        for layer in self.conv_layers:
+            x = layer(x)
+        return x
 
 
 class ScaleGradient(torch.autograd.Function):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.fast.device import working_dtype
+from music_ssl_fairseq.fast.dispatch import working_dtype
 from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
 
 LOWEST = 440.0 * 2 ** (-33 / 12)

@@ -6,15 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from music_ssl_fairseq.fast.block_conv import block_conv
-from music_ssl_fairseq.fast.device import use_fast, working_dtype
+from music_ssl_fairseq.fast.dispatch import PLAIN, Execution
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor, groups: int, fast: str) -> Tensor:
-    """Grouped convolution that keeps the length: `[B, T, D]` to `[B, T, D]`."""
-    if use_fast(fast, x):
-        dtype = working_dtype(x)
-        return block_conv(x.to(dtype), weight.to(dtype), bias.to(dtype), groups)
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor, groups: int, execution: Execution) -> Tensor:
+    """Convolve groups of channels over time, keeping the length: `[B, T, D]` to `[B, T, D]`."""
+    if execution.is_fast(x):
+        return execution.grouped_conv(x, weight, bias, groups)
     y = F.conv1d(x.transpose(1, 2), weight, bias, padding=weight.size(-1) // 2, groups=groups)
     return y[..., : x.size(1)].transpose(1, 2)
 
@@ -26,10 +24,10 @@ class _WeightNormConv(nn.Module):
     checkpoints of every age.
     """
 
-    def __init__(self, dim: int, kernel: int, groups: int, fast: str):
+    def __init__(self, dim: int, kernel: int, groups: int, execution: Execution):
         super().__init__()
         self.groups = groups
-        self.fast = str(fast)  # no Enum: see ConvExtractor
+        self.execution = execution
         weight = torch.empty(dim, dim // groups, kernel)
         nn.init.normal_(weight, std=math.sqrt(4.0 / (kernel * dim)))
         self.weight_g = nn.Parameter(weight.norm(dim=(0, 1), keepdim=True))
@@ -40,22 +38,22 @@ class _WeightNormConv(nn.Module):
         """`[B, T, D]` to `[B, T, D]`."""
         norm = self.weight_v.norm(dim=(0, 1), keepdim=True)
         weight = self.weight_v * (self.weight_g / norm)
-        return F.gelu(_convolve(x, weight, self.bias, self.groups, self.fast))
+        return F.gelu(_convolve(x, weight, self.bias, self.groups, self.execution))
 
 
 class _ConvBlock(nn.Module):
     """One of data2vec's stacked convolutions: convolve, normalise without parameters, GELU."""
 
-    def __init__(self, dim: int, kernel: int, groups: int, fast: str):
+    def __init__(self, dim: int, kernel: int, groups: int, execution: Execution):
         super().__init__()
-        self.fast = str(fast)
+        self.execution = execution
         # "0": the convolution's position in fairseq's nn.Sequential.
         self.add_module("0", nn.Conv1d(dim, dim, kernel, groups=groups))
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, T, D]` to `[B, T, D]`."""
         conv = self.get_submodule("0")
-        y = _convolve(x, conv.weight, conv.bias, conv.groups, self.fast)  # type: ignore[arg-type]
+        y = _convolve(x, conv.weight, conv.bias, conv.groups, self.execution)  # type: ignore[arg-type]
         return F.gelu(F.layer_norm(y.float(), y.shape[-1:]).to(y.dtype))
 
 
@@ -69,14 +67,16 @@ class PositionalConv(nn.Sequential):
         groups: of each convolution.
         depth: 1 for wav2vec 2.0's and HuBERT's single weight-normed convolution, more for
             data2vec's stack.
-        fast: `model.fast`.
+        execution: that of the model.
 
     Maps `[B, T, D]` to `[B, T, D]`.
     """
 
-    def __init__(self, dim: int, kernel: int, groups: int, depth: int, fast: str = "auto"):
+    def __init__(
+        self, dim: int, kernel: int, groups: int, depth: int, execution: Execution = PLAIN
+    ):
         if depth > 1:
             width = max(3, kernel // depth)
-            super().__init__(*[_ConvBlock(dim, width, groups, fast) for _ in range(depth)])
+            super().__init__(*[_ConvBlock(dim, width, groups, execution) for _ in range(depth)])
         else:
-            super().__init__(_WeightNormConv(dim, kernel, groups, fast))
+            super().__init__(_WeightNormConv(dim, kernel, groups, execution))

@@ -1,18 +1,11 @@
 """The Transformer encoder that both families share (fairseq's names and mathematics)."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from music_ssl_fairseq.fast.cuda_graphs import recorded_layers
-from music_ssl_fairseq.fast.device import compiled, working_dtype
-from music_ssl_fairseq.fast.frame_selection import choose
-from music_ssl_fairseq.fast.gelu import gelu
-from music_ssl_fairseq.fast.hashed_dropout import draw_seeds, drop
-from music_ssl_fairseq.fast.transformer_layer import can_fuse_layer, cast_weights, fused_layer
+from music_ssl_fairseq.fast.dispatch import PLAIN, Execution, gelu, working_dtype
+from music_ssl_fairseq.modules.dropout import Drop, drop
 from music_ssl_fairseq.modules.positional_conv import PositionalConv
 
 
@@ -65,33 +58,25 @@ class TransformerLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.activation_dropout = nn.Dropout(activation_dropout)
 
-    def forward(
-        self, x: Tensor, attend: Tensor | None, seeds: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """One layer.
+    def forward(self, x: Tensor, attend: Tensor | None, drop: Drop = drop) -> tuple[Tensor, Tensor]:
+        """Run the layer.
 
         Args:
             x: `[B, T, D]`.
             attend: `[B, 1, 1, T]` bool, True where a key is real, or None for all.
-            seeds: `[3]` int32 for `hashed_dropout`, or None for torch's dropout. (The first is the
-                attention's, of which only `fused_layer` makes use.)
+            drop: applies the two residual branches' dropout, attention's first.
 
         Returns:
             The layer's output and, before dropout and residual, its feed-forward output, which is
             what data2vec averages into its targets (section 3.3). Both `[B, T, D]`.
         """
-        _, first, second = (None,) * 3 if seeds is None else seeds.unbind()
         if self.layer_norm_first:
-            x = x + drop(self.dropout, self.self_attn(self.self_attn_layer_norm(x), attend), first)
+            x = x + drop(self.dropout, self.self_attn(self.self_attn_layer_norm(x), attend))
             feed_forward = self._feed_forward(self.final_layer_norm(x))
-            return x + drop(self.dropout, feed_forward, second), feed_forward
-        x = _norm(
-            self.self_attn_layer_norm, x + drop(self.dropout, self.self_attn(x, attend), first)
-        )
+            return x + drop(self.dropout, feed_forward), feed_forward
+        x = _norm(self.self_attn_layer_norm, x + drop(self.dropout, self.self_attn(x, attend)))
         feed_forward = self._feed_forward(x)
-        return _norm(
-            self.final_layer_norm, x + drop(self.dropout, feed_forward, second)
-        ), feed_forward
+        return _norm(self.final_layer_norm, x + drop(self.dropout, feed_forward)), feed_forward
 
     @torch.no_grad()
     def scale_residual(self, factor: float) -> None:
@@ -145,77 +130,49 @@ class TransformerEncoder(nn.Module):
         self,
         x: Tensor,
         padding_mask: Tensor | None = None,
-        compile: bool = False,
-        wanted: Tensor | None = None,
+        execution: Execution = PLAIN,
+        masked_indices: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Encode frames.
 
         Args:
             x: `[B, T, D]`.
             padding_mask: `[B, T]` bool, True where a frame is padding; None if there is none.
-            compile: run each layer as `fused_layer` where that can, else as compiled kernels.
-                (Layer by layer: LayerDrop chooses among them, and one compilation serves all.)
-            wanted: `[N]` int64, ascending indices into `B * T` of the frames whose output is
-                wanted, where not all are. `fused_layer` leaves out the others in the last layer.
+            execution: how layers run, one by one, because LayerDrop chooses among them.
+            masked_indices: `[N]` int64, ascending indices into `B * T`, where the output of these
+                frames is all that is needed. None for all frames.
 
         Returns:
-            The encoder's output, `[B, T, D]` or that of the wanted frames `[N, D]`; the output of
-            each layer that ran, first to last (of the last, perhaps, of the wanted frames); and,
-            likewise, the feed-forward output of each (but not those of `fused_layer` where
-            gradients are wanted). In training, LayerDrop leaves some layers out.
+            The encoder's output, `[B, T, D]`, or `[N, D]` of the masked frames; the output of each
+            layer that ran, first to last (of the last, perhaps, of the masked frames alone); and,
+            likewise, the feed-forward output of each (but not those of fused layers where
+            gradients are needed). In training, LayerDrop leaves some layers out.
         """
         attend = None
         if padding_mask is not None:
             x = x.masked_fill(padding_mask.unsqueeze(-1), 0)
             attend = ~padding_mask[:, None, None, :]
         hidden_states, feed_forwards = [], []
-        seeds: Sequence[Tensor | None] = [None] * (len(self.layers) + 1)
-        drawn = None
-        if compile and self.training:
-            drawn = draw_seeds(3 * len(seeds), x.device).view(-1, 3)
-            seeds = drawn.unbind()
-        *layer_seeds, input_seeds = seeds
-        x = compiled(_embed, compile)(self, x, input_seeds)
-        run = self._runner(x, attend, drawn, wanted) if compile else _run_layer
-        for layer, own_seeds in zip(self.layers, layer_seeds, strict=True):
+        x, run_layer = execution.encode(self, x, attend, masked_indices)
+        for layer in self.layers:
             if self.training and self.layerdrop > 0 and torch.rand(()).item() < self.layerdrop:
                 continue
-            x, feed_forward = run(layer, x, attend, own_seeds)
+            x, feed_forward = run_layer(layer, x)
             hidden_states.append(x)
             if feed_forward is not None:
                 feed_forwards.append(feed_forward)
-        if wanted is not None and x.dim() == 3:  # the last layer gave all, or was left out
-            x = x.flatten(0, 1)[wanted]
+        if masked_indices is not None and x.dim() == 3:  # the last layer gave all, or was left out
+            x = x.flatten(0, 1)[masked_indices]
         if self.layer_norm_first:
             x = self.layer_norm(x)
         return x, hidden_states, feed_forwards
 
-    def _runner(
-        self, x: Tensor, attend: Tensor | None, seeds: Tensor | None, wanted: Tensor | None
-    ) -> Callable[..., Any]:
-        """The fastest way to run layers on `x`, in training with the `seeds` of all."""
-        if not can_fuse_layer(self.layers[0], x, attend):
-            return compiled(_run_layer, True)
-        chosen = None if wanted is None else choose(wanted, *x.shape[:2])
-        if seeds is not None and torch.is_grad_enabled():
-            recorded = recorded_layers(self, x, chosen)
-            if recorded is not None:
-                recorded.begin(seeds[:-1], chosen)
-                numbers = {layer: i for i, layer in enumerate(self.layers)}
-                return lambda layer, x, attend, seeds: (recorded(numbers[layer], x), None)
-        last = self.layers[-1]
-        weights = dict(zip(self.layers, cast_weights(self.layers, x), strict=True))
-        return lambda layer, x, attend, seeds: fused_layer(
-            layer, x, seeds, weights[layer], chosen if layer is last else None
-        )
-
-
-def _embed(encoder: TransformerEncoder, x: Tensor, seeds: Tensor | None) -> Tensor:
-    """Add positions; normalise and drop."""
-    x = x + encoder.pos_conv(x)
-    if not encoder.layer_norm_first:
-        x = _norm(encoder.layer_norm, x)
-    return drop(encoder.dropout, x, None if seeds is None else seeds[0])
+    def embed(self, x: Tensor, drop: Drop = drop) -> Tensor:
+        """Add positions to `[B, T, D]`; normalise and drop."""
+        x = x + self.pos_conv(x)
+        if not self.layer_norm_first:
+            x = _norm(self.layer_norm, x)
+        return drop(self.dropout, x)
 
 
 def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
@@ -226,9 +183,3 @@ def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     layer_norm_first the sum itself runs through, and stays fp32.)
     """
     return norm(x).to(working_dtype(x))
-
-
-def _run_layer(
-    layer: nn.Module, x: Tensor, attend: Tensor | None, seeds: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    return layer(x, attend, seeds)

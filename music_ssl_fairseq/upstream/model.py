@@ -131,7 +131,7 @@ class Upstream:
             waveform, folded = statistics.normalise(waveform), statistics.folded
         elif self.normalise:
             waveform = F.layer_norm(waveform, waveform.shape[-1:])
-        return self.model.layers(waveform, None, compile, folded)
+        return self.model.layers(waveform, None, self.model.execution.using(compile, folded))
 
     def _without_padding(self, waveform: Tensor, padding_mask: Tensor) -> list[Tensor]:
         """Waveforms of equal length together, each with its features and then zeros."""

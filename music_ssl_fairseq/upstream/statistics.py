@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from music_ssl_fairseq.fast.first_conv import fold_moments
+from music_ssl_fairseq.fast.dispatch import fold_moments
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder
 from music_ssl_fairseq.modules.conv_extractor import ConvLayer
 

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from music_ssl_fairseq.compat import TENSOR_DESCRIPTORS
-from music_ssl_fairseq.fast import conv_stack, cuda_graphs
+from music_ssl_fairseq.fast import conv_stack, cuda_graphs, dispatch
 from music_ssl_fairseq.fast.cuda_graphs import RecordedLayers
 from music_ssl_fairseq.fast.device import is_hopper
+from music_ssl_fairseq.fast.dispatch import Execution
 from music_ssl_fairseq.fast.frame_selection import ChosenFrames, choose
 from music_ssl_fairseq.fast.hashed_dropout import hashed_dropout, keep_pairs
 from music_ssl_fairseq.fast.kernels import attention as attention_kernels
@@ -289,7 +290,7 @@ def compare_layers(training: bool) -> None:
         return fused_layer(layer, y, seeds, cast_weights([layer], y)[0])
 
     results = []
-    for run in (lambda y: layer(y, None, seeds), fused):
+    for run in (lambda y: dispatch._run_layer(layer, y, None, seeds), fused):
         layer.zero_grad()
         y = x.clone().requires_grad_()
         with torch.autocast("cuda", torch.float16, enabled=GPU):
@@ -452,7 +453,7 @@ def test_encoder_of_wanted_frames(layerdrop):
     layers = _layers(2)
     for layer in layers:
         layer.dropout.p = 0.0
-    pos_conv = PositionalConv(32, 9, 4, 1)
+    pos_conv = PositionalConv(32, 9, 4, 1, Execution("auto"))
     encoder = TransformerEncoder(layers, pos_conv, 32, 0.0, 0.0, False).to(DEVICE)
     encoder.layerdrop = layerdrop
     for count in (60, 60, 41):
@@ -463,7 +464,7 @@ def test_encoder_of_wanted_frames(layerdrop):
             encoder.zero_grad()
             y = x.clone().requires_grad_()
             with torch.autocast("cuda", torch.float16):
-                output, _, _ = encoder(y, None, fast, wanted)
+                output, _, _ = encoder(y, None, Execution("auto", compiled=fast), wanted)
             output.backward(grad.to(output.dtype))
             gradients = [p.grad for p in encoder.parameters() if p.grad is not None]
             results.append([output, y.grad, *gradients])

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from music_ssl_fairseq.fast.conv_stack import rows_before, run_conv_stack
+from music_ssl_fairseq.fast.dispatch import PLAIN, Execution
 from music_ssl_fairseq.modules.conv_extractor import ConvExtractor
 
 Layers = list[tuple[int, int, int]]
@@ -84,18 +85,18 @@ def test_crops_of_the_paper_take_this_path_in_all_layers():
 def test_extractor_in_half_precision_on_a_gpu(samples):
     """All of it, whose kernels and products are for these types, against the plain path in fp32."""
     layers = [(32, 10, 5)] + [(32, 3, 2)] * 4 + [(32, 2, 2)] * 2
-    extractor = ConvExtractor(layers, "default", False, "on").cuda()
+    extractor = ConvExtractor(layers, "default", False).cuda()
     waveform = torch.randn(3, samples, device="cuda")
     frames = (samples - 10) // 5 + 1
     results: list[list[Tensor]] = []
     for compile in (False, True):
-        extractor.fast = "on" if compile else "off"
+        execution = Execution("on", compiled=True) if compile else PLAIN
         extractor.zero_grad()
         with (
             torch.backends.cudnn.flags(allow_tf32=False),
             torch.autocast("cuda", torch.float16, enabled=compile),
         ):
-            y = extractor(waveform, compile)
+            y = extractor(waveform, execution)
             lead = rows_before([extractor.conv_layers[1].conv], frames, waveform)
         assert lead == (frames % 2 if compile else 0)
         torch.manual_seed(0)

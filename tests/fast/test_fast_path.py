@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from music_ssl_fairseq.fast.block_conv import block_conv
 from music_ssl_fairseq.fast.channels_last_conv import conv_channels_last
-from music_ssl_fairseq.fast.device import ShapeGate
+from music_ssl_fairseq.fast.compilation import ShapeGate
 from music_ssl_fairseq.fast.first_conv import fold_group_norm, folded_first_layer
 from tests import tiny
 

@@ -1,0 +1,163 @@
+"""How a model's operations run: the one door through which `modules` enter this package."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from music_ssl_fairseq.fast.block_conv import block_conv
+from music_ssl_fairseq.fast.compilation import ShapeGate, can_compile, compiled
+from music_ssl_fairseq.fast.cuda_graphs import recorded_layers
+from music_ssl_fairseq.fast.device import working_dtype
+from music_ssl_fairseq.fast.extractor import extract
+from music_ssl_fairseq.fast.first_conv import fold_moments
+from music_ssl_fairseq.fast.frame_selection import choose
+from music_ssl_fairseq.fast.gelu import gelu
+from music_ssl_fairseq.fast.hashed_dropout import draw_seeds, hashed
+from music_ssl_fairseq.fast.transformer_layer import can_fuse_layer, cast_weights, fused_layer
+
+__all__ = ["PLAIN", "Execution", "can_compile", "fold_moments", "gelu", "working_dtype"]
+
+RunLayer = Callable[[Any, Tensor], tuple[Tensor, Tensor | None]]
+
+
+class Execution:
+    """How a model's operations run: one by one, or compiled, fused and as CUDA graphs.
+
+    Made once per model, from its settings. `for_batch` gives the one for a batch. Results are equal
+    to rounding, except that masks of dropout are drawn from other random numbers.
+
+    Args:
+        setting: `model.fast`. Layouts and algorithms that suit GPUs: auto (on GPUs), on or off.
+        compiled: run compiled functions, fused kernels and CUDA graphs, for inputs on a GPU.
+        group_norm: filters and shifts of `fold_group_norm`: the extractor's first layer with a
+            group norm whose statistics are those of longer waveforms.
+    """
+
+    def __init__(
+        self,
+        setting: str = "auto",
+        compiled: bool = False,
+        group_norm: tuple[Tensor, Tensor] | None = None,
+    ):
+        # A plain string: a compiler does not see that an Enum of fairseq's equals its name.
+        self.setting = str(setting)
+        self.compiled = compiled
+        self.group_norm = group_norm
+        self._gate = ShapeGate()
+
+    def for_batch(
+        self, waveform: Tensor, padding_mask: Tensor | None, training: bool
+    ) -> "Execution":
+        """Return this, or for a shape that keeps coming on a GPU its compiled form."""
+        if self.setting == "off" or not waveform.is_cuda or not can_compile():
+            return self
+        mode = (training, torch.is_grad_enabled(), padding_mask is None)
+        return self.using(self._gate(mode, tuple(waveform.shape)))
+
+    def using(self, compiled: bool, group_norm: tuple[Tensor, Tensor] | None = None) -> "Execution":
+        """Return another with the same setting."""
+        return Execution(self.setting, compiled, group_norm)
+
+    def is_fast(self, x: Tensor) -> bool:
+        """Return whether layouts and algorithms for GPUs are to be used for a tensor like `x`."""
+        return self.setting == "on" or (self.setting == "auto" and x.is_cuda)
+
+    def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function, compiled or as it is."""
+        return compiled(function, self.compiled)(*args)
+
+    def extract(self, layers: Sequence[Any], waveform: Tensor) -> Tensor:
+        """Run the extractor's `layers` on `[B, T]`: see `extractor.extract`."""
+        return extract(layers, waveform, self.is_fast(waveform), self.compiled, self.group_norm)
+
+    def grouped_conv(self, x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
+        """Convolve `[B, T, D]` over time, with as many frames in the output: see `block_conv`."""
+        dtype = working_dtype(x)
+        return block_conv(x.to(dtype), weight.to(dtype), bias.to(dtype), groups)
+
+    def enter(self, model: Any, features: Tensor, mask: Tensor) -> Any:
+        """Call `model.enter(features, mask)`, whose dropout is hashed if it is compiled."""
+        seed = None
+        if self.compiled and model.training:
+            seed = draw_seeds(1, features.device)[0]
+        return self.run(_enter, model, features, mask, seed)
+
+    def encode(
+        self, encoder: Any, x: Tensor, attend: Tensor | None, masked_indices: Tensor | None
+    ) -> tuple[Tensor, RunLayer]:
+        """Begin a pass of a Transformer encoder.
+
+        Args:
+            encoder: has `embed(x, drop)` and `layers`, each called as `layer(x, attend, drop)`.
+            x: `[B, T, D]`.
+            attend: `[B, 1, 1, T]` bool, True where a key is real, or None for all.
+            masked_indices: `[N]` int64, ascending indices into `B * T`: of the last layer only
+                these frames are needed. Fused layers leave out the others.
+
+        Returns:
+            The first layer's input, and a function that runs a layer (LayerDrop chooses among
+            them): from the layer and its input to its output and, except for fused layers where
+            gradients are needed, its feed-forward output.
+        """
+        if not self.compiled:
+            return encoder.embed(x), lambda layer, x: layer(x, attend)
+        seeds = None
+        if encoder.training:  # a row per layer, and one for the input
+            seeds = draw_seeds(3 * (len(encoder.layers) + 1), x.device).view(-1, 3)
+        x = compiled(_embed, True)(encoder, x, None if seeds is None else seeds[-1])
+        return x, _layer_runner(encoder, x, attend, seeds, masked_indices)
+
+
+PLAIN = Execution("off")
+"""Each operation by itself, as the papers write it."""
+
+
+def _layer_runner(
+    encoder: Any,
+    x: Tensor,
+    attend: Tensor | None,
+    seeds: Tensor | None,
+    masked_indices: Tensor | None,
+) -> RunLayer:
+    """The fastest way to run layers on `x`; `seeds` as in `Execution.encode`."""
+    layers = list(encoder.layers)
+    numbers = {layer: i for i, layer in enumerate(layers)}
+    own_seeds = [None] * len(layers) if seeds is None else seeds.unbind()
+    if not can_fuse_layer(layers[0], x, attend):
+        run = compiled(_run_layer, True)
+        return lambda layer, x: run(layer, x, attend, own_seeds[numbers[layer]])
+    selection = None if masked_indices is None else choose(masked_indices, *x.shape[:2])
+    if seeds is not None and torch.is_grad_enabled():
+        recorded = recorded_layers(encoder, x, selection)
+        if recorded is not None:
+            recorded.begin(seeds[:-1], selection)
+            return lambda layer, x: (recorded(numbers[layer], x), None)
+    weights = cast_weights(layers, x)
+
+    def run_fused(layer: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        number = numbers[layer]
+        some = selection if layer is layers[-1] else None
+        return fused_layer(layer, x, own_seeds[number], weights[number], some)
+
+    return run_fused
+
+
+def _enter(model: Any, features: Tensor, mask: Tensor, seed: Tensor | None) -> Any:
+    if seed is None:
+        return model.enter(features, mask)
+    return model.enter(features, mask, hashed([seed]))
+
+
+def _embed(encoder: Any, x: Tensor, seeds: Tensor | None) -> Tensor:
+    return encoder.embed(x) if seeds is None else encoder.embed(x, hashed([seeds[0]]))
+
+
+def _run_layer(
+    layer: Any, x: Tensor, attend: Tensor | None, seeds: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    if seeds is None:
+        return layer(x, attend)
+    _, *residuals = seeds.unbind()  # the first is that of the attention weights in `fused_layer`
+    return layer(x, attend, hashed(residuals))
