@@ -84,6 +84,17 @@ def test_a_module_imports_only_the_rooms_below_its_own(module: str):
     assert used <= ALLOWED[room(module)] | {room(module)}
 
 
+def test_dispatch_is_the_door_of_fast():
+    used = {
+        imported.removeprefix("music_ssl_fairseq.fast.").partition(".")[0]
+        for module in MODULES
+        if room(module) != "fast"
+        for imported in MODULES[module]
+        if imported.startswith("music_ssl_fairseq.fast")
+    }
+    assert used == {"dispatch"}
+
+
 @pytest.mark.parametrize("library", USERS)
 def test_one_place_knows_a_library(library: str):
     users = {
