@@ -93,7 +93,7 @@ def batch(crops: int = 3, seconds: float = 0.6, k: int = 20, seed: int = 0) -> d
     mask = torch.rand(crops, frames, generator=generator) < 0.5
     mask[:, 0], mask[:, 1] = True, False
     units = torch.randint(0, k, (crops, frames, 1), generator=generator)
-    return {"source": source, "mask_indices": mask, "units": units}
+    return {"source": source, "mask": mask, "units": units}
 
 
 def assert_equal_gradients(ours: nn.Module, theirs: nn.Module, relative: float = 1e-4) -> None:

@@ -121,7 +121,7 @@ class PretrainingDataset(FairseqDataset):
         """One crop.
 
         Returns:
-            `id`, `source` (`[T]` float32), and as configured `mask_indices` (`[F]` bool; `epoch`
+            `id`, `source` (`[T]` float32), and as configured `mask` (`[F]` bool; `epoch`
             for a mask that depends on the batch) and `target` (`[F, sets]` int64 classes).
 
         Raises:
@@ -143,7 +143,7 @@ class PretrainingDataset(FairseqDataset):
             item["epoch"] = epoch  # the mask depends on the rest of the batch
         elif self._mask is not None:
             mask = self._mask.mask(num_frames, generator(self._seed, epoch, index, MASKS))
-            item["mask_indices"] = torch.from_numpy(mask)
+            item["mask"] = torch.from_numpy(mask)
         if self._targets:
             classes = [targets.classes(track, start, num_frames) for targets in self._targets]
             item["target"] = torch.from_numpy(np.stack(classes, axis=-1))
@@ -200,8 +200,9 @@ class PretrainingDataset(FairseqDataset):
             `id` `[B]`, `nsentences`, `ntokens` (samples without padding), `target` (`[B, F, sets]`
             int64 classes, -1 beyond a crop's frames; with labels only) and `net_input`: `source`
             (`[B, T]` float32), `padding_mask` (`[B, T]` bool, or None if there is no padding) and,
-            with a mask, `mask_indices` (`[B, F]` bool), `masked` and, with labels, `unmasked`: the
-            masked and the other frames that are not padding, as indices into `B * F`. Empty for no
+            with a mask, `mask` (`[B, F]` bool), `masked_indices` and, with labels,
+            `unmasked_indices`: the masked and the other frames that are not padding, as ascending
+            indices into `B * F`. Empty for no
             samples, which is how fairseq fills up the ranks that have run out of batches.
         """
         if not samples:
@@ -217,13 +218,13 @@ class PretrainingDataset(FairseqDataset):
         net_input = {"source": _padded(sources, 0.0), "padding_mask": padding_mask}
         if self._mask is not None:
             frames = [self._grid.num_frames(len(source)) for source in sources]
-            mask_indices = self._masks(samples, frames)
+            mask = self._masks(samples, frames)
             real = torch.arange(max(frames)) < torch.tensor(frames)[:, None]
-            net_input["mask_indices"] = mask_indices
-            # As indices too: on a GPU, finding them would wait for all that was asked of it.
-            net_input["masked"] = mask_indices.flatten().nonzero().squeeze(1)
+            net_input["mask"] = mask
+            # Found here, because finding indices on a GPU synchronises with it.
+            net_input["masked_indices"] = mask.flatten().nonzero().squeeze(1)
             if self._targets:
-                net_input["unmasked"] = (real & ~mask_indices).flatten().nonzero().squeeze(1)
+                net_input["unmasked_indices"] = (real & ~mask).flatten().nonzero().squeeze(1)
         batch = {
             "id": torch.tensor([sample["id"] for sample in samples]),
             "nsentences": len(samples),
@@ -237,7 +238,7 @@ class PretrainingDataset(FairseqDataset):
     def _masks(self, samples: list[dict], num_frames: list[int]) -> torch.Tensor:
         """The masks of a batch, `[B, longest]` bool, False at padding."""
         if not isinstance(self._mask, FairseqMask):
-            return _padded([sample["mask_indices"] for sample in samples], False)
+            return _padded([sample["mask"] for sample in samples], False)
         indices = [sample["id"] for sample in samples]
         drawn = self._mask.batch(num_frames, self._seed, samples[0]["epoch"], indices)
         return torch.from_numpy(drawn)

@@ -118,38 +118,39 @@ class Music2VecModel(AudioEncoder):
     def forward(
         self,
         source: Tensor,
-        mask_indices: Tensor,
-        masked: Tensor | None = None,
+        mask: Tensor,
+        masked_indices: Tensor | None = None,
         padding_mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Predict the teacher's representation of the masked frames.
 
         Args:
             source: `[B, T]` waveforms.
-            mask_indices: `[B, frames]` bool, True for masked frames (never for padding).
-            masked: the same as indices into `B * frames`; finding them here waits for the GPU.
+            mask: `[B, frames]` bool, True for masked frames (never for padding).
+            masked_indices: `[N]` ascending indices into `B * frames` of the masked frames. By
+                default found here, which synchronises with the GPU.
             padding_mask: `[B, T]` bool, True for padding, or None.
 
         Returns:
-            `prediction` and `target`, both `[masked frames, D]` float32, the target without
-            gradient; `target_position`, see `position_share`; and `pred_music`, see `music_gain`.
+            `prediction` and `target`, both `[N, D]` float32, the target without gradient;
+            `target_position`, see `position_share`; and `pred_music`, see `music_gain`.
         """
         execution = self.execution.for_batch(source, padding_mask, self.training)
-        if masked is None:
-            masked = mask_indices.flatten().nonzero().squeeze(1)
+        if masked_indices is None:
+            masked_indices = mask.flatten().nonzero().squeeze(1)
         with self.autocast(source.device):
             features = self.extract(source, execution)
             padding = self.frame_padding(padding_mask, features.size(1))
-            x, projected = execution.enter(self, features, mask_indices)
-            x, _, _ = self.encoder(x, padding, execution, masked)
+            x, projected = execution.enter(self, features, mask)
+            x, _, _ = self.encoder(x, padding, execution, masked_indices)
             prediction = self.final_proj(x)
             target = self.targets(source, projected.detach(), padding, execution)
-        prediction, own = prediction.float(), target.flatten(0, 1)[masked]
+        prediction, own = prediction.float(), target.flatten(0, 1)[masked_indices]
         return {
             "prediction": prediction,
             "target": own,
             "target_position": position_share(target),
-            "pred_music": music_gain(prediction.detach(), own, target, masked),
+            "pred_music": music_gain(prediction.detach(), own, target, masked_indices),
         }
 
     @torch.no_grad()
@@ -181,12 +182,10 @@ class Music2VecModel(AudioEncoder):
         _, _, feed_forwards = model(projected, padding, execution)
         return execution.run(_instance_norm_mean, feed_forwards[-self.cfg.average_top_k_layers :])
 
-    def enter(
-        self, features: Tensor, mask_indices: Tensor, drop: Drop = drop
-    ) -> tuple[Tensor, Tensor]:
+    def enter(self, features: Tensor, mask: Tensor, drop: Drop = drop) -> tuple[Tensor, Tensor]:
         """Map the extractor's features to the encoder's input, masked and unmasked."""
         projected = self.project(features)
-        return self.mask(drop(self.dropout_input, projected), mask_indices), projected
+        return self.apply_mask(drop(self.dropout_input, projected), mask), projected
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The tensors of fairseq's Data2VecAudioModel, with the teacher's as a dict in `_ema`."""
@@ -236,7 +235,7 @@ def position_share(target: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def music_gain(prediction: Tensor, own: Tensor, target: Tensor, masked: Tensor) -> Tensor:
+def music_gain(prediction: Tensor, own: Tensor, target: Tensor, masked_indices: Tensor) -> Tensor:
     """How much nearer predictions are to their own crop's targets than to another crop's.
 
     A falling loss does not say what is learned: a frame's position in its crop helps to predict its
@@ -248,14 +247,14 @@ def music_gain(prediction: Tensor, own: Tensor, target: Tensor, masked: Tensor) 
         prediction: `[masked frames, D]`.
         own: `[masked frames, D]`, the targets of these frames.
         target: `[B, frames, D]`, those of all.
-        masked: `[masked frames]`, indices into `B * frames`.
+        masked_indices: `[masked frames]`, indices into `B * frames`.
 
     Returns:
         A scalar: 1 - own error / other error. 0 if predictions know nothing of the music (and for a
         single crop), towards 1 the more they know.
     """
     flat = target.flatten(0, 1)
-    other = flat[(masked - target.size(1)) % len(flat)]
+    other = flat[(masked_indices - target.size(1)) % len(flat)]
     ours, theirs = ((prediction - wanted).square().sum() for wanted in (own, other))
     return 1 - ours / theirs.clamp(min=1e-12)
 

@@ -96,70 +96,69 @@ class MusicHubertModel(AudioEncoder):
         self,
         source: Tensor,
         target: Tensor,
-        mask_indices: Tensor,
-        masked: Tensor | None = None,
-        unmasked: Tensor | None = None,
+        mask: Tensor,
+        masked_indices: Tensor | None = None,
+        unmasked_indices: Tensor | None = None,
         padding_mask: Tensor | None = None,
         score_unmasked: bool = True,
     ) -> dict[str, Any]:
-        """Score every unit for every frame, or for every masked one.
+        """Score every unit at every frame, or at every masked frame.
 
         Args:
             source: `[B, T]` waveforms.
             target: `[B, frames, sets]` class of each frame in each label set, -1 where there is
                 none.
-            mask_indices: `[B, frames]` bool, True for masked frames.
-            masked: indices into `B * frames` of masked frames that have a target; finding them
-                here waits for the GPU.
-            unmasked: the same for unmasked frames.
+            mask: `[B, frames]` bool, True for masked frames.
+            masked_indices: `[N]` ascending indices into `B * frames` of the masked frames that
+                have a target. By default found here, which synchronises with the GPU.
+            unmasked_indices: `[M]` likewise for unmasked frames.
             padding_mask: `[B, T]` bool, True for padding, or None.
-            score_unmasked: False where nobody asks for the unmasked frames.
+            score_unmasked: False if the unmasked frames' scores are not needed.
 
         Returns:
-            `logits_m`, a list with `[masked, classes]` of each set, and `target_m`
-            `[masked, sets]`; the same for unmasked frames as `logits_u`, `target_u`, or None
-            without `score_unmasked` or with `skip_nomask`; `features_pen`, the mean square of the
-            extractor's features; and with `cqt_bands` `cqt_error`, the squared error of each masked
-            frame's constant-Q transform, a mean over bands and a sum over frames.
+            `logits_m`: a list with `[N, classes]` per label set. `target_m`: `[N, sets]`.
+            `logits_u`, `target_u`: likewise for unmasked frames; None without `score_unmasked` or
+            with `skip_nomask`. `features_pen`: mean square of the extractor's features.
+            `cqt_error`, with `cqt_bands`: squared error of the masked frames' constant-Q
+            transforms, a mean over bands and a sum over frames.
         """
         execution = self.execution.for_batch(source, padding_mask, self.training)
         score_unmasked = score_unmasked and not self.cfg.skip_nomask
-        if masked is None:
-            masked = (mask_indices & _has_units(target)).flatten().nonzero().squeeze(1)
-        if unmasked is None and score_unmasked:
-            unmasked = (~mask_indices & _has_units(target)).flatten().nonzero().squeeze(1)
+        if masked_indices is None:
+            masked_indices = _indices(mask & _has_units(target))
+        if unmasked_indices is None and score_unmasked:
+            unmasked_indices = _indices(~mask & _has_units(target))
+        needed = None if score_unmasked else masked_indices
         with self.autocast(source.device):
             features = self.extract(source, execution)
             padding = self.frame_padding(padding_mask, features.size(1))
-            x, penalty = execution.enter(self, features, mask_indices)
-            x, _, _ = self.encoder(x, padding, execution, None if score_unmasked else masked)
+            x, penalty = execution.enter(self, features, mask)
+            x, _, _ = self.encoder(x, padding, execution, needed)
         target = target.flatten(0, 1)
         x_masked = x
         if score_unmasked:
             x = x.flatten(0, 1)
-            x_masked = x[masked]
+            x_masked = x[masked_indices]
         output: dict[str, Any] = {
             "logits_m": self.logits(x_masked, execution),
-            "target_m": target[masked],
+            "target_m": target[masked_indices],
             "logits_u": None,
             "target_u": None,
             "features_pen": penalty,
         }
         if self.cqt is not None and self.cqt_proj is not None:
             with self.autocast(source.device):
-                levels = self.cqt(source).flatten(0, 1)[masked]
+                levels = self.cqt(source).flatten(0, 1)[masked_indices]
                 error = (self.cqt_proj(x_masked).float() - levels).square()
             output["cqt_error"] = error.mean(-1).sum()
         if score_unmasked:
-            output["logits_u"] = self.logits(x[unmasked], execution)
-            output["target_u"] = target[unmasked]
+            output["logits_u"] = self.logits(x[unmasked_indices], execution)
+            output["target_u"] = target[unmasked_indices]
         return output
 
-    def enter(
-        self, features: Tensor, mask_indices: Tensor, drop: Drop = drop
-    ) -> tuple[Tensor, Tensor]:
+    def enter(self, features: Tensor, mask: Tensor, drop: Drop = drop) -> tuple[Tensor, Tensor]:
         """Map the extractor's features to the encoder's input and the features' mean square."""
-        x = self.mask(drop(self.dropout_input, self.project(features)), mask_indices)
+        x = self.apply_mask(drop(self.dropout_input, self.project(features)), mask)
         return x, self.feature_penalty(features)
 
     def logits(self, x: Tensor, execution: Execution | None = None) -> list[Tensor]:
@@ -172,6 +171,10 @@ def _score(model: MusicHubertModel, x: Tensor) -> list[Tensor]:
     projections = model.final_proj(x).split(model.cfg.final_dim, dim=-1)
     embeddings = model.label_embs_concat.split(model.num_classes)
     return [model.head(*pair) for pair in zip(projections, embeddings, strict=True)]
+
+
+def _indices(mask: Tensor) -> Tensor:
+    return mask.flatten().nonzero().squeeze(1)
 
 
 def _has_units(target: Tensor) -> Tensor:

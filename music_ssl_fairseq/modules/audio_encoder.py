@@ -241,9 +241,9 @@ class AudioEncoder(BaseFairseqModel):
         frames = torch.div(real - self.grid.window, self.grid.hop, rounding_mode="floor") + 1
         return torch.arange(num_frames, device=padding_mask.device) >= frames
 
-    def mask(self, x: Tensor, mask_indices: Tensor) -> Tensor:
+    def apply_mask(self, x: Tensor, mask: Tensor) -> Tensor:
         """Replace the masked frames (`[B, frames]` bool) by the learned mask embedding."""
-        return torch.where(mask_indices.unsqueeze(-1), self.mask_emb.to(x.dtype), x)
+        return torch.where(mask.unsqueeze(-1), self.mask_emb.to(x.dtype), x)
 
     @torch.no_grad()
     def layers(

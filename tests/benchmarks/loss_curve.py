@@ -100,7 +100,7 @@ def use_our_masks(current: dict[str, Any]) -> None:
     from fairseq.models.hubert import hubert
 
     def masks(*args: Any, **kwargs: Any) -> np.ndarray:
-        return current["batch"]["net_input"]["mask_indices"].cpu().numpy()
+        return current["batch"]["net_input"]["mask"].cpu().numpy()
 
     hubert.compute_mask_indices = masks
 

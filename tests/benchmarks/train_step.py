@@ -87,8 +87,8 @@ def batch(crops: int, seconds: float, k: int, mask_prob: float) -> dict[str, Any
     return {
         "source": torch.randn(crops, samples, device=DEVICE),
         "mask": mask.to(DEVICE),
-        "masked": mask.flatten().nonzero().squeeze(1).to(DEVICE),
-        "unmasked": (~mask).flatten().nonzero().squeeze(1).to(DEVICE),
+        "masked_indices": mask.flatten().nonzero().squeeze(1).to(DEVICE),
+        "unmasked_indices": (~mask).flatten().nonzero().squeeze(1).to(DEVICE),
         "target": torch.randint(4, k + 4, (*mask.shape, 1), device=DEVICE),
     }
 
@@ -96,12 +96,12 @@ def batch(crops: int, seconds: float, k: int, mask_prob: float) -> dict[str, Any
 def our_step(model_name: str, data: dict[str, Any], k: int, args: Any) -> Callable[[], None]:
     """A closure that trains one of our models for one update."""
     fields = SIZES | {"encoder_layerdrop": args.layerdrop, "fast": args.fast}
-    net_input = {key: data[key] for key in ("source", "masked")} | {"mask_indices": data["mask"]}
+    net_input = {key: data[key] for key in ("source", "mask", "masked_indices")}
     sample = {"ntokens": data["source"].numel(), "nsentences": len(data["source"])}
     if model_name == "music_hubert":
         model: Any = tiny.music_hubert(k, **(tiny.NO_DROPOUT | fields | HUBERT))
         criterion: Any = MusicHubertCriterion(None, 1.0, 0.0, 10.0)
-        net_input["unmasked"] = data["unmasked"]
+        net_input["unmasked_indices"] = data["unmasked_indices"]
         sample["target"] = data["target"]
     else:
         model = tiny.music2vec(**(tiny.NO_DROPOUT | fields | TOP_K))

@@ -173,7 +173,7 @@ def test_epochs_differ_in_training_only(folder):
     data.set_epoch(2)
     assert (data.ordered_indices() != order).any()
     assert not torch.equal(data[0]["source"], first[0]["source"])
-    assert not torch.equal(data[0]["mask_indices"], first[0]["mask_indices"])
+    assert not torch.equal(data[0]["mask"], first[0]["mask"])
     assert data.can_reuse_epoch_itr_across_epochs  # the same workers: the epoch is shared
 
     valid = dataset(folder, training=False)
@@ -185,7 +185,7 @@ def test_epochs_differ_in_training_only(folder):
 
 def test_seeds_differ(folder):
     one, two = (dataset(folder, seed=seed) for seed in (1, 2))
-    for key in ("source", "mask_indices"):
+    for key in ("source", "mask"):
         assert sum(torch.equal(one[i][key], two[i][key]) for i in range(6)) < 2
 
 
@@ -240,7 +240,7 @@ def test_collated(folder):
     lengths = [24_000, 14_400, 11_360]
     assert [len(item["source"]) for item in items] == lengths
     source, padding = batch["net_input"]["source"], batch["net_input"]["padding_mask"]
-    mask, target = batch["net_input"]["mask_indices"], batch["target"]
+    mask, target = batch["net_input"]["mask"], batch["target"]
     assert batch["id"].tolist() == [0, 10, 11]
     assert batch["nsentences"] == 3
     assert batch["ntokens"] == sum(lengths)
@@ -265,10 +265,12 @@ def test_fairseqs_masks_are_drawn_for_a_batch(folder):
     data.set_epoch(2)
     batch = data.collater([data[index] for index in (0, 10, 4)])
     frames = [GRID.num_frames(24_000), GRID.num_frames(14_400), GRID.num_frames(24_000)]
-    masked = batch["net_input"]["mask_indices"]
+    masked = batch["net_input"]["mask"]
     assert (masked.numpy() == mask.batch(frames, 3, 2, [0, 10, 4])).all()
-    assert batch["net_input"]["masked"].tolist() == masked.flatten().nonzero()[:, 0].tolist()
-    assert len(batch["net_input"]["unmasked"]) == sum(frames) - masked.sum()
+    assert (
+        batch["net_input"]["masked_indices"].tolist() == masked.flatten().nonzero()[:, 0].tolist()
+    )
+    assert len(batch["net_input"]["unmasked_indices"]) == sum(frames) - masked.sum()
     assert_equal(batches(data, 2), batches(data))
     with pytest.raises(InputError, match=r"raise task\.min_seconds"):
         dataset(folder, mask=FairseqMask(0.8, 40))

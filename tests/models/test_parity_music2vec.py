@@ -35,7 +35,7 @@ def _pair(fast="off", **fields):
 def _our_loss(model, batch, beta=0.0, scale=None):
     criterion = Music2VecCriterion(None, beta, scale, 0.1, 0.01)
     sample = {
-        "net_input": {"source": batch["source"], "mask_indices": batch["mask_indices"]},
+        "net_input": {"source": batch["source"], "mask": batch["mask"]},
         "ntokens": batch["source"].numel(),
         "nsentences": len(batch["source"]),
     }
@@ -50,7 +50,7 @@ def test_loss_gradients_and_variances_equal_fairseqs(fields, beta, fast):
     ours, theirs = _pair(fast, **fields)
     theirs.loss_beta = beta
     loss, size, logs = _our_loss(ours, batch, beta)
-    result = theirs(batch["source"], mask_indices=batch["mask_indices"])
+    result = theirs(batch["source"], mask_indices=batch["mask"])
     assert size == result["sample_size"]
     assert loss.item() == pytest.approx(result["losses"]["regression"].item(), rel=1e-5)
     with _logged() as values:

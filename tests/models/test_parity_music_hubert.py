@@ -22,7 +22,7 @@ def _pair(monkeypatch, batch, fast="off", k=(20,), **fields):
     ours.load_state_dict(theirs.state_dict(), strict=True)
     monkeypatch.setattr(
         "fairseq.models.hubert.hubert.compute_mask_indices",
-        lambda *args, **kwargs: batch["mask_indices"].numpy().copy(),
+        lambda *args, **kwargs: batch["mask"].numpy().copy(),
     )
     return ours, theirs
 
@@ -31,7 +31,7 @@ def _our_loss(model, batch, **weights):
     weights = {"pred_masked_weight": 1.0, "pred_nomask_weight": 0.0} | weights
     criterion = MusicHubertCriterion(None, features_pen_weight=10.0, **weights)
     sample = {
-        "net_input": {"source": batch["source"], "mask_indices": batch["mask_indices"]},
+        "net_input": {"source": batch["source"], "mask": batch["mask"]},
         "target": batch["units"] + 4,  # [B, F, sets]
         "ntokens": batch["source"].numel(),
         "nsentences": len(batch["source"]),

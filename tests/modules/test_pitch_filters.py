@@ -106,7 +106,7 @@ def test_the_constant_q_head_learns_the_masked_frames():
     model = tiny.music_hubert(cqt_bands=12, pitch_taps=1024)
     assert not [name for name in model.state_dict() if name.startswith("cqt.")]
     batch = tiny.batch()
-    masked = batch["mask_indices"].flatten()
+    masked = batch["mask"].flatten()
     model(target=batch.pop("units") + 4, **batch)["cqt_error"].backward()
     assert model.cqt_proj.weight.grad.any()
     target = model.cqt(batch["source"]).flatten(0, 1)[masked]
@@ -114,5 +114,5 @@ def test_the_constant_q_head_learns_the_masked_frames():
     with torch.no_grad():
         model.cqt_proj.weight.zero_()
         model.cqt_proj.bias.zero_()
-    silent = model(target=torch.zeros(*batch["mask_indices"].shape, 1).long(), **batch)
+    silent = model(target=torch.zeros(*batch["mask"].shape, 1).long(), **batch)
     torch.testing.assert_close(silent["cqt_error"], target.square().mean(-1).sum())
