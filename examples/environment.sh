@@ -28,9 +28,14 @@ supported() { # python: whether it runs, and is a version that fairseq has wheel
   "$1" -c 'import sys; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])' 2> /dev/null
 }
 
-# Print a Python 3.11 or 3.12 of this machine.
+# Print a Python 3.11 or 3.12 of this machine; $PYTHON names one.
 find_python() {
   local python
+  if [ -n "${PYTHON:-}" ]; then
+    supported "$PYTHON" || fail "PYTHON=$PYTHON is no Python 3.11 or 3.12"
+    command -v "$PYTHON"
+    return
+  fi
   for python in python3.12 python3.11 python3 python; do
     # A command may be there and not work: pyenv leaves such behind.
     if supported "$python"; then
@@ -40,7 +45,7 @@ find_python() {
   done
   fail "needs Python 3.11 or 3.12, and finds none under python3.12, python3.11, python3 or" \
     "python. Install one (Debian: apt-get install python3 python3-venv; anywhere: uv python" \
-    "install 3.12), or activate a virtual environment that has it"
+    "install 3.12), or name one: PYTHON=/path/to/python3.12"
 }
 
 make_venv() { # folder
@@ -51,18 +56,16 @@ make_venv() { # folder
       "install python3-venv), and run this again"
 }
 
-# Put the active virtual environment, or else .venv of the repository, first on PATH.
+# Put an environment of our own first on PATH: .venv of the repository, or $MUSIC_SSL_VENV. The
+# caller's active environment is left as it is.
 use_venv() {
-  if [ -z "${VIRTUAL_ENV:-}" ]; then
-    export VIRTUAL_ENV="$ROOT/.venv"
-    if [ ! -x "$VIRTUAL_ENV/bin/python" ]; then
-      echo "making a virtual environment in $VIRTUAL_ENV"
-      make_venv "$VIRTUAL_ENV"
-    fi
+  export VIRTUAL_ENV="${MUSIC_SSL_VENV:-$ROOT/.venv}"
+  if [ ! -x "$VIRTUAL_ENV/bin/python" ]; then
+    echo "making a virtual environment in $VIRTUAL_ENV"
+    make_venv "$VIRTUAL_ENV"
   fi
   supported "$VIRTUAL_ENV/bin/python" \
-    || fail "$VIRTUAL_ENV has no Python 3.11 or 3.12: deactivate or remove it, and one is made in" \
-      "$ROOT/.venv"
+    || fail "$VIRTUAL_ENV has no Python 3.11 or 3.12: remove it, and it is made anew"
   export PATH="$VIRTUAL_ENV/bin:$PATH"
 }
 
@@ -77,12 +80,12 @@ EOF
 }
 
 # environment EXTRAS: an environment with this repository and those of its extras, installed if
-# the same setup.py has not been installed there before.
+# the same pyproject.toml has not been installed there before.
 environment() {
   local stamp state log
   use_venv
   stamp="$VIRTUAL_ENV/.music_ssl_fairseq-$1"
-  state="$ROOT $(cksum < "$ROOT/setup.py")"
+  state="$ROOT $(cksum < "$ROOT/pyproject.toml")"
   if [ "$(cat "$stamp" 2> /dev/null)" = "$state" ] && importable; then
     return
   fi

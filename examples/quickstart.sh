@@ -3,7 +3,7 @@
 #
 #   bash examples/quickstart.sh [MUSIC_DIR]
 #
-# Installs the package (into the active virtual environment, or .venv of the repository), takes the
+# Installs the package into .venv of the repository (or into $MUSIC_SSL_VENV), takes the
 # music of MUSIC_DIR or renders a small corpus of chorales, makes manifests and labels, trains
 # music2vec and music_hubert, resumes one of them, validates both, and draws their curves. On a CPU
 # the models are tiny and the whole takes some five minutes: it shows that everything works, not

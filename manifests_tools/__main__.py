@@ -56,8 +56,9 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the builder that the first argument names; returns the exit status."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the builder that the first argument names; return the exit status."""
+    arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0 if arguments else 2
@@ -76,4 +77,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -4,7 +4,7 @@
 #
 #   bash tests/run.sh [-k frames] [tests/features] ...
 #
-# Uses the active virtual environment, or makes .venv in the repository.
+# Makes .venv in the repository, or uses the environment in $MUSIC_SSL_VENV; never the active one.
 set -euo pipefail
 # shellcheck source=examples/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../examples/environment.sh"

@@ -7,7 +7,7 @@ from music_ssl_fairseq.errors import InputError
 
 
 def optional(module: str, extra: str) -> ModuleType:
-    """Import `module`, which the extra called `extra` in setup.py installs.
+    """Import `module`, which the extra called `extra` in pyproject.toml installs.
 
     Raises:
         InputError: if it is not installed, with the command that installs it.

@@ -1,11 +1,14 @@
 """`--user-dir music_ssl_fairseq`, typed anywhere, is the package's folder."""
 
+import importlib
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+import music_ssl_fairseq
 from tests import ROOT
 
 FOLDER = str(ROOT / "music_ssl_fairseq")
@@ -52,18 +55,29 @@ def test_a_package_in_the_current_folder_comes_first(tmp_path):
 
 @pytest.mark.parametrize("editable", [False, True])
 def test_it_is_installed_beside_the_packages(tmp_path, monkeypatch, editable):
-    command = pytest.importorskip("setuptools.command.build_py")
-    from distutils.core import run_setup
-
+    setuptools = pytest.importorskip("setuptools")
+    name = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["cmdclass"]
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(command.build_py, "run", lambda self: None)
-    setup = run_setup("setup.py", stop_after="init")
-    build = setup.get_command_obj("build_py")
+    monkeypatch.syspath_prepend(ROOT)
+    module, _, command = name["build_py"].rpartition(".")
+    monkeypatch.setattr("setuptools.command.build_py.build_py.run", lambda self: None)
+    distribution = setuptools.Distribution()
+    build = getattr(importlib.import_module(module), command)(distribution)
     build.build_lib, build.editable_mode = str(tmp_path / "build"), editable
-    setup.get_command_obj("install").install_lib = str(tmp_path / "wheel")
+    distribution.get_command_obj("install").install_lib = str(tmp_path / "wheel")
     for folder in ("build", "wheel"):
         (tmp_path / folder).mkdir()
     build.ensure_finalized()
     build.run()
     found = [file.parent.name for file in tmp_path.rglob("music_ssl_fairseq.pth")]
     assert found == ["wheel" if editable else "build"]
+
+
+def test_there_is_one_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" in project["project"]["dynamic"]
+    where = project["tool"]["setuptools"]["dynamic"]["version"]["attr"]
+    assert where == "music_ssl_fairseq.__version__"
+    assert f"## {music_ssl_fairseq.__version__} " in (ROOT / "CHANGELOG.md").read_text()
+    cited = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {music_ssl_fairseq.__version__}\n" in cited

@@ -63,11 +63,36 @@ def test_says_which_python_is_needed(tools):
     assert done.stderr.startswith("error: needs Python 3.11 or 3.12")
 
 
-def test_refuses_an_active_environment_of_another_python(tools, tmp_path):
+def test_takes_the_python_that_is_named(tools):
+    tools("mine", "exit 0")
+    tools("python3.12", "exit 0")
+    named = {"PATH": tools.path, "PYTHON": "mine"}
+    done = bash("source examples/environment.sh; find_python", **named)
+    assert done.stdout == f"{tools.path}/mine\n"
+    done = bash("source examples/environment.sh; find_python", **named | {"PYTHON": "no such"})
+    assert done.stderr.startswith("error: PYTHON=no such is no Python 3.11 or 3.12")
+
+
+def test_makes_its_own_environment_beside_an_active_one(tools, tmp_path):
+    tools("python3.12", 'test "$1" = -c || { mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; }')
+    (Path(tools.path) / "cp").symlink_to(shutil.which("cp"))
+    active, own = tmp_path / "active", tmp_path / "own"
+    (active / "bin").mkdir(parents=True)
+    done = bash(
+        'source examples/environment.sh; use_venv; echo "$VIRTUAL_ENV"; command -v python',
+        PATH=tools.path,
+        VIRTUAL_ENV=str(active),
+        MUSIC_SSL_VENV=str(own),
+    )
+    assert done.stdout.splitlines()[1:] == [str(own), f"{own}/bin/python"]
+    assert not list((active / "bin").iterdir())
+
+
+def test_refuses_an_environment_of_another_python(tools, tmp_path):
     (tmp_path / "venv").mkdir()
     tools("python", "exit 1")
     (tmp_path / "venv" / "bin").symlink_to(tools.path)
-    done = bash("source examples/environment.sh; use_venv", VIRTUAL_ENV=str(tmp_path / "venv"))
+    done = bash("source examples/environment.sh; use_venv", MUSIC_SSL_VENV=str(tmp_path / "venv"))
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {tmp_path}/venv has no Python 3.11 or 3.12")
 
@@ -78,7 +103,7 @@ def test_shows_the_end_of_what_pip_said(tools, tmp_path):
     (tmp_path / "venv" / "bin").symlink_to(tools.path)
     done = bash(
         "source examples/environment.sh; environment plot",
-        VIRTUAL_ENV=str(tmp_path / "venv"),
+        MUSIC_SSL_VENV=str(tmp_path / "venv"),
         TMPDIR=str(tmp_path),
     )
     assert done.returncode == 1
