@@ -10,6 +10,7 @@ frame `2 t`, and both start on multiples of 160 samples.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, gcd
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,17 @@ LENGTH_TOLERANCE = 0.1
 """Seconds by which labels may end before or after their audio (fairseq's HubertDataset: 0.1)."""
 
 
+def frames_within(num_samples: Any, window: int, hop: int) -> Any:
+    """Count the frames that lie within `num_samples`, element-wise; below 1 if not even one does.
+
+    Args:
+        num_samples: an int, an array or a tensor of ints.
+        window: samples per frame.
+        hop: samples from one frame to the next.
+    """
+    return (num_samples - window) // hop + 1
+
+
 @dataclass(frozen=True)
 class FrameGrid:
     """Frames of `window` samples, one every `hop` samples."""
@@ -31,7 +43,7 @@ class FrameGrid:
 
     def num_frames(self, num_samples: int) -> int:
         """Whole frames in `num_samples` samples: 0 if not even one fits."""
-        return max(0, 1 + (num_samples - self.window) // self.hop)
+        return max(0, frames_within(num_samples, self.window, self.hop))
 
     def num_samples(self, num_frames: int) -> int:
         """The fewest samples that hold `num_frames` frames (0 for 0)."""

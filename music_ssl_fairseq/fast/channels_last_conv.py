@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from music_ssl_fairseq.fast.device import working_dtype
+from music_ssl_fairseq.frames import frames_within
 
 
 def conv_channels_last(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
@@ -18,13 +19,13 @@ def conv_channels_last(x: Tensor, weight: Tensor, bias: Tensor | None, stride: i
         weight: `[channels, C, kernel]`.
 
     Returns:
-        `[B, (T - kernel) // stride + 1, channels]`.
+        `[B, frames, channels]`.
     """
     dtype = working_dtype(x)
     x, weight = x.to(dtype), weight.to(dtype)
     batch, length, in_channels = x.shape
     kernel = weight.size(-1)
-    frames = (length - kernel) // stride + 1
+    frames = frames_within(length, kernel, stride)
     taps = weight.permute(2, 1, 0)  # [kernel, C, channels]
     if in_channels == 1:
         # Tensor cores want a multiple of 8 numbers in a row.

@@ -24,6 +24,7 @@ from music_ssl_fairseq.fast.channels_last_conv import conv_channels_last
 from music_ssl_fairseq.fast.device import has_triton, is_hopper, working_dtype
 from music_ssl_fairseq.fast.gelu import kernel_gelu, suits_kernels
 from music_ssl_fairseq.fast.weight_gradient import weight_gradient
+from music_ssl_fairseq.frames import FrameGrid
 
 _KERNEL, _STRIDE, _PADDING = (1, 3), (1, 2), (0, 1)  # of `[B, C, 1, rows]`
 
@@ -84,8 +85,9 @@ def run_conv_stack(convs: Sequence[nn.Conv1d], x: Tensor, lead: int) -> Tensor:
         skip, frames = lead, x.size(1) - lead
         following = convs[i + 1 :]
         if following:
-            # What the next layer does not read.
-            frames -= (frames - following[0].kernel_size[0]) % following[0].stride[0]
+            # Without the frames that the next layer does not read.
+            grid = FrameGrid(following[0].kernel_size[0], following[0].stride[0])
+            frames = grid.num_samples(grid.num_frames(frames))
         lead = rows_before(following, frames, x)
         same_rows = skip == lead == 1 and lead + frames == x.size(1)
         with_gelu = same_rows and can_use_kernel(x, following[0].weight)

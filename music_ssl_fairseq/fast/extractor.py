@@ -9,7 +9,7 @@ from music_ssl_fairseq.fast.channels_last_conv import conv_channels_last
 from music_ssl_fairseq.fast.compilation import compiled
 from music_ssl_fairseq.fast.conv_stack import rows_before, run_conv_stack
 from music_ssl_fairseq.fast.first_conv import can_fuse, folded_first_layer, fused_first_layer
-from music_ssl_fairseq.frames import FrameGrid
+from music_ssl_fairseq.frames import frames_within
 
 
 def extract(
@@ -39,7 +39,7 @@ def extract(
     stacked = compile and all(layer.norm is None for layer in others)
     lead = 0
     if stacked:
-        frames = FrameGrid(conv.kernel_size[0], conv.stride[0]).num_frames(waveform.size(-1))
+        frames = frames_within(waveform.size(-1), conv.kernel_size[0], conv.stride[0])
         lead = rows_before(convs, frames, waveform)
     if folded is not None:
         x = folded_first_layer(waveform, *folded, conv.stride[0], lead)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from music_ssl_fairseq.fast.compilation import compiled
 from music_ssl_fairseq.fast.device import has_triton, working_dtype
+from music_ssl_fairseq.frames import frames_within
 
 TAPS = 16
 """Weights are padded to this many taps, the least that a matrix unit multiplies; the kernels use
@@ -80,7 +81,7 @@ def window_moments(waveform: Tensor, taps: int, stride: int) -> tuple[Tensor, Te
     if waveform.is_cuda and has_triton():
         from music_ssl_fairseq.fast.kernels import first_conv as kernels
 
-        frames = (waveform.size(-1) - taps) // stride + 1
+        frames = frames_within(waveform.size(-1), taps, stride)
         return kernels.moments(waveform.contiguous(), taps, stride, frames)
     windows = waveform.double().unfold(-1, taps, stride)
     return windows.mean(1), windows.transpose(1, 2) @ windows / windows.size(1)
@@ -170,7 +171,7 @@ def _apply(
     lead: int,
 ) -> Tensor:
     kernel = filters.size(-1)
-    frames = (waveform.size(-1) - kernel) // stride + 1
+    frames = frames_within(waveform.size(-1), kernel, stride)
     filters = F.pad(filters, (0, TAPS - kernel)).transpose(1, 2).contiguous()
     waveform = waveform.float()
     return _FirstLayer.apply(

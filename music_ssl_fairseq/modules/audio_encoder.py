@@ -10,7 +10,7 @@ from fairseq.models import BaseFairseqModel
 from torch import Tensor, nn
 
 from music_ssl_fairseq.fast.dispatch import Execution
-from music_ssl_fairseq.frames import conv_grid
+from music_ssl_fairseq.frames import conv_grid, frames_within
 from music_ssl_fairseq.modules.conv_extractor import (
     DEFAULT_CONV_LAYERS,
     ConvExtractor,
@@ -237,9 +237,9 @@ class AudioEncoder(BaseFairseqModel):
         """
         if padding_mask is None:
             return None
-        real = (~padding_mask).sum(-1, keepdim=True)
-        frames = torch.div(real - self.grid.window, self.grid.hop, rounding_mode="floor") + 1
-        return torch.arange(num_frames, device=padding_mask.device) >= frames
+        real_samples = (~padding_mask).sum(-1, keepdim=True)
+        real_frames = frames_within(real_samples, self.grid.window, self.grid.hop)
+        return torch.arange(num_frames, device=padding_mask.device) >= real_frames
 
     def apply_mask(self, x: Tensor, mask: Tensor) -> Tensor:
         """Replace the masked frames (`[B, frames]` bool) by the learned mask embedding."""

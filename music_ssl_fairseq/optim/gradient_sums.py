@@ -6,7 +6,6 @@ from contextlib import contextmanager
 import torch
 from fairseq.distributed import LegacyDistributedDataParallel
 from torch import Tensor, nn
-from torch._utils import _unflatten_dense_tensors
 from torch.distributed import ProcessGroup, Work
 
 
@@ -109,8 +108,10 @@ class _Part:
         self.parameters = parameters
         self._divisor = divisor
         self._group = group
-        self._flat = parameters[0].new_zeros(sum(p.numel() for p in parameters))
-        self._places = _unflatten_dense_tensors(self._flat, parameters)
+        sizes = [p.numel() for p in parameters]
+        self._flat = parameters[0].new_zeros(sum(sizes))
+        parts = zip(self._flat.split(sizes), parameters, strict=True)
+        self._places = [part.view_as(p) for part, p in parts]
         self._work: Work | None = None
 
     @torch.no_grad()
