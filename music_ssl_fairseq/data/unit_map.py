@@ -12,7 +12,7 @@ import numpy as np
 
 from music_ssl_fairseq.data.mapped import read_part
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.texts import read_array
+from music_ssl_fairseq.runtime.npy import read_array
 
 
 class UnitMap:

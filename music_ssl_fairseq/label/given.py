@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.texts import read_array
+from music_ssl_fairseq.runtime.npy import read_array
 
 _PICKLE = b"\x80"
 _COMPRESSED = (b"\x78", b"\x1f\x8b", b"BZ", b"\xfd7zXZ", b"\x5d\x00", b"\x04\x22")

@@ -1,26 +1,23 @@
-"""Reading text and JSON that people or other programs wrote, and quoting it in messages.
+"""Read text and JSON that people or other programs wrote, and quote it in messages.
 
-A file may be anything: truncated, of another encoding, or deeper and larger than what it should
-be. Every reader of the package ends in an `InputError` of one line that names file and reason.
+A file may be truncated, of another encoding, or deeper and larger than it should be. Every reader
+here raises an `InputError` of one line that names file and reason.
 """
 
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from music_ssl_fairseq.errors import InputError, one_line
 
-if TYPE_CHECKING:
-    import numpy as np
-
-LARGEST = 64 << 20
-"""Bytes of a text file that is read whole; one that should be small is not read beyond."""
+MAX_BYTES = 64 << 20
+"""Bytes of the largest text file that is read."""
 
 
 def read_text(
-    file: str | os.PathLike, way_out: str = "", largest: int = LARGEST, errors: str = "strict"
+    file: str | os.PathLike, way_out: str = "", largest: int = MAX_BYTES, errors: str = "strict"
 ) -> str:
     """Read a UTF-8 file whole, without its byte order mark.
 
@@ -54,7 +51,7 @@ def read_text(
 def read_json(
     file: str | os.PathLike,
     way_out: str = "",
-    largest: int = LARGEST,
+    largest: int = MAX_BYTES,
     object_hook: Callable[[dict[str, Any]], Any] | None = None,
 ) -> Any:
     """Read a JSON file; see `read_text` and `json.loads` for the arguments.
@@ -91,25 +88,6 @@ def read_object(file: str | os.PathLike, way_out: str = "") -> dict[str, Any]:
     return contents
 
 
-def read_array(file: str | os.PathLike, way_out: str = "") -> "np.memmap":
-    """Map a .npy file; what it states is compared with the file's length, and nothing is executed.
-
-    Raises:
-        InputError: if it is no whole .npy file of numbers.
-    """
-    import numpy as np
-
-    try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # a damaged header makes numpy raise whatever Python's parser does
-        hint = f"; {way_out}" if way_out else ""
-        reason = "pickled objects, which could run code" if "pickle" in str(error) else error
-        raise InputError(f"{file}: not a .npy file that is whole ({reason}){hint}") from None
-    if not isinstance(array, np.memmap):
-        raise InputError(f"{file}: several arrays, where one is wanted")
-    return array
-
-
 def quoted(value: object) -> str:
-    """A value as it can stand in a message: one line, of some dozens of characters at most."""
+    """Return a value as a message can show it: one line of at most 60 characters."""
     return one_line(repr(value), 60)
