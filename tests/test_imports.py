@@ -31,15 +31,14 @@ ALLOWED = {
     "extract": FOUNDATION | {"cli", "data", "fast", "features", "jobs", "upstream"},
     "export": FOUNDATION | {"cli", "compat", "modules", "upstream"},
     "models": FOUNDATION | {"compat", "modules", "probing"},
-    "probing": FOUNDATION | {"data", "features", "jobs", "upstream"},
+    "probing": FOUNDATION | {"compat", "data", "features", "jobs", "upstream"},
     "report": FOUNDATION | {"cli", "probing"},
-    "criterions": FOUNDATION | {"compat"},
+    "criterions": FOUNDATION | {"compat", "probing"},
     "optim": {"compat", "runtime"},
     "tasks": FOUNDATION
     | {"compat", "data", "modules", "models", "criterions", "optim"}
     | {"probing", "training", "upstream"},
     "training": {"compat", "errors", "runtime"},
-    "direct_probe": {"criterions", "models", "probing", "tasks"},
 }
 
 # Library -> the only modules, or rooms, that use it. convert writes audio, and reads none.

@@ -77,7 +77,7 @@ def probe_all(
     """Probe an encoder on each task; the folder of its probes."""
     import torch
 
-    from music_ssl_fairseq import direct_probe
+    from music_ssl_fairseq.probing import direct
     from music_ssl_fairseq.probing.features.source import open_source
 
     began = time.monotonic()
@@ -100,7 +100,7 @@ def probe_all(
         if stamp.exists() and json.loads(stamp.read_text()) == made_of:
             continue
         start = time.monotonic()
-        direct_probe.run(direct_probe.settings(CONFIG, values), source)
+        direct.run(direct.settings(CONFIG, values), source)
         with atomic_path(stamp) as temporary:
             temporary.write_text(json.dumps(made_of))
         print(f"{upstream}: {task.name}, {time.monotonic() - start:.1f} s", file=sys.stderr)

@@ -48,7 +48,7 @@ class ProbingSplit:
     """One split of a task, read and checked.
 
     Attributes:
-        task: what `task.json` says.
+        spec: contents of `task.json`.
         manifest: files and their lengths.
         targets: multi-class and key: `[lines]` int64 index of the class; multi-label:
             `[lines, classes]` bool; regression: `[lines, targets]` float64, as written, not
@@ -59,7 +59,7 @@ class ProbingSplit:
         group_index: `[lines]` int64, which song, in the order of their first lines.
     """
 
-    def __init__(self, folder: str | os.PathLike, split: str, task: ProbingSpec):
+    def __init__(self, folder: str | os.PathLike, split: str, spec: ProbingSpec):
         """Read a split.
 
         Raises:
@@ -67,17 +67,17 @@ class ProbingSplit:
                 manifest's lines, are not in the class list or not numbers; if a segment is not
                 within its file or a beat after its end.
         """
-        self.task = task
+        self.spec = spec
         self.manifest = Manifest(Path(folder, f"{split}.tsv"))
         self.labels_file = Path(folder, f"{split}.labels")
-        rows = read_rows(self.labels_file, self.manifest)
+        rows = read_cells(self.labels_file, self.manifest)
         self.beats: list[Beats] = []
         self.targets = np.zeros((len(rows), 0), np.float64)
-        if task.kind == "beats":
+        if spec.kind == "beats":
             self.beats = [self._beats(i, row) for i, row in enumerate(rows)]
-        elif task.kind == "regression":
+        elif spec.kind == "regression":
             self.targets = np.array([self._numbers(i, row) for i, row in enumerate(rows)])
-        elif task.kind == "multi-label":
+        elif spec.kind == "multi-label":
             self.targets = self._multi_hot(rows)
         else:
             self.targets = self._class_indices(rows)
@@ -90,17 +90,17 @@ class ProbingSplit:
         return len(self.manifest)
 
     def _class_indices(self, rows: list[list[str]]) -> np.ndarray:
-        index = {name: i for i, name in enumerate(self.task.classes)}
+        index = {name: i for i, name in enumerate(self.spec.classes)}
         for line, row in enumerate(rows):
             if len(row) != 1:
                 found = f"{len(row)} labels" if row else "no label"
-                raise self._wrong(line, f"{found}, but the task is {self.task.kind}: one a line")
+                raise self._wrong(line, f"{found}, but the task is {self.spec.kind}: one a line")
             if row[0] not in index:
                 raise self._unknown(line, row[0])
         return np.array([index[row[0]] for row in rows], np.int64)
 
     def _multi_hot(self, rows: list[list[str]]) -> np.ndarray:
-        index = {name: i for i, name in enumerate(self.task.classes)}
+        index = {name: i for i, name in enumerate(self.spec.classes)}
         targets = np.zeros((len(rows), len(index)), bool)
         for line, row in enumerate(rows):
             for name in row:
@@ -114,14 +114,14 @@ class ProbingSplit:
     def _unknown(self, line: int, name: str) -> InputError:
         return self._wrong(
             line,
-            f"{quoted(name)} is not one of the {len(self.task.classes)} classes in task.json "
-            f"({', '.join(self.task.classes[:3])}, ...): correct the label, or make both again",
+            f"{quoted(name)} is not one of the {len(self.spec.classes)} classes in task.json "
+            f"({', '.join(self.spec.classes[:3])}, ...): correct the label, or make both again",
         )
 
     def _numbers(self, line: int, row: list[str]) -> list[float]:
-        if len(row) != len(self.task.targets):
+        if len(row) != len(self.spec.targets):
             raise self._wrong(
-                line, f"{len(row)} numbers, the targets are {', '.join(self.task.targets)}"
+                line, f"{len(row)} numbers, the targets are {', '.join(self.spec.targets)}"
             )
         try:
             return [parse_number(cell) for cell in row]
@@ -156,7 +156,7 @@ class ProbingSplit:
         if not file.exists():
             return segments
         tolerance = round(LENGTH_TOLERANCE * SAMPLE_RATE)
-        for line, row in enumerate(read_rows(file, self.manifest)):
+        for line, row in enumerate(read_cells(file, self.manifest)):
             try:
                 start, stop = (round(parse_number(cell) * SAMPLE_RATE) for cell in row)
             except ValueError:
@@ -171,14 +171,14 @@ class ProbingSplit:
     def _read_groups(self, file: Path) -> list[str]:
         if not file.exists():
             return [self.manifest.name(i) for i in range(len(self.manifest))]
-        return ["\t".join(row) for row in read_rows(file, self.manifest)]
+        return ["\t".join(row) for row in read_cells(file, self.manifest)]
 
     def _wrong(self, line: int, reason: str, file: Path | None = None) -> InputError:
         name = self.manifest.name(line)
         return InputError(f"{file or self.labels_file}, line {line + 1} ({name}): {reason}")
 
 
-def read_rows(file: Path, manifest: Manifest) -> list[list[str]]:
+def read_cells(file: Path, manifest: Manifest) -> list[list[str]]:
     """The cells of each line; an empty line has none.
 
     Raises:

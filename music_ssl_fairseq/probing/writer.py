@@ -8,7 +8,7 @@ from pathlib import Path
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE
-from music_ssl_fairseq.probing.labels import read_rows
+from music_ssl_fairseq.probing.labels import read_cells
 from music_ssl_fairseq.probing.spec import SPLITS
 from music_ssl_fairseq.runtime.files import atomic_path
 
@@ -37,14 +37,14 @@ def write_split(
 ) -> None:
     """Write manifest, labels and, if any example has them, segments and groups, atomically."""
     folder = Path(folder)
-    _write_rows(folder / f"{split}.labels", (example.label for example in examples))
+    _write_cells(folder / f"{split}.labels", (example.label for example in examples))
     segments, groups = folder / f"{split}.segments", folder / f"{split}.groups"
     if any(example.segment for example in examples):
-        _write_rows(segments, (_segment(example) for example in examples))
+        _write_cells(segments, (_segment(example) for example in examples))
     else:
         segments.unlink(missing_ok=True)
     if any(example.group is not None for example in examples):
-        _write_rows(groups, ((example.group or example.name,) for example in examples))
+        _write_cells(groups, ((example.group or example.name,) for example in examples))
     else:
         groups.unlink(missing_ok=True)
     write_manifest(
@@ -63,7 +63,7 @@ def _segment(example: Example) -> tuple[str, str]:
     return f"{start:.10g}", f"{stop:.10g}"
 
 
-def _write_rows(file: Path, rows: Iterable[Sequence[str]]) -> None:
+def _write_cells(file: Path, rows: Iterable[Sequence[str]]) -> None:
     with atomic_path(file) as temporary, temporary.open("wb") as handle:
         for row in rows:
             handle.write("\t".join(row).encode("utf-8", "surrogateescape") + b"\n")
@@ -86,7 +86,7 @@ def check_leakage(folder: str | os.PathLike) -> None:
         refuse_shared(files, split, names, f"{file}: ")
         groups = file.with_suffix(".groups")
         if groups.exists():
-            names = {"\t".join(row) for row in read_rows(groups, manifest)}
+            names = {"\t".join(row) for row in read_cells(groups, manifest)}
             refuse_shared(songs, split, names, f"{groups}: group ")
 
 

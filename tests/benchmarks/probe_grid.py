@@ -97,13 +97,13 @@ def make_task(folder: Path, clips: int) -> None:
 
 def fill_cache(folder: Path, checkpoint: Path, window_seconds: float) -> None:
     """Features with a trace of the class, strongest in the middle layers."""
-    from music_ssl_fairseq.probing.features.cache import FeatureStore, clip_of
-    from music_ssl_fairseq.probing.features.fill import Plan, identity
+    from music_ssl_fairseq.probing.features.cache import FeatureCache, clip_of
+    from music_ssl_fairseq.probing.features.fill import WindowPlan, identity
     from music_ssl_fairseq.probing.features.source import open_source
 
     source = open_source(str(checkpoint))
-    plan = Plan(window_seconds, frames=False)
-    store = FeatureStore(folder / "cache", identity(source, plan), 10**10, source.name)
+    plan = WindowPlan(window_seconds, frames=False)
+    store = FeatureCache(folder / "cache", identity(source, plan), 10**10, source.name)
     rng = np.random.default_rng(0)
     directions = rng.standard_normal((LAYERS, len(CLASSES), DIMENSION)).astype(np.float32)
     strength = np.exp(-np.square((np.arange(LAYERS) - 6) / 4))[:, None] * 0.12

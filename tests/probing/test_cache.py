@@ -10,11 +10,11 @@ import soundfile
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
-from music_ssl_fairseq.probing.features.cache import FeatureStore, clip_of
-from music_ssl_fairseq.probing.features.fill import Plan, fill, identity
+from music_ssl_fairseq.probing.features.cache import FeatureCache, clip_of
+from music_ssl_fairseq.probing.features.fill import WindowPlan, fill, identity
 from music_ssl_fairseq.probing.features.source import open_source
 from music_ssl_fairseq.probing.features.windows import (
-    Window,
+    ClipWindow,
     clip_windows,
     frame_windows,
     frames_of,
@@ -24,11 +24,11 @@ from tests.full_disk import full_disk
 
 
 def test_windows_of_a_clip():
-    assert clip_windows(0, 30, 10) == [Window(0, 10), Window(10, 10), Window(20, 10)]
-    assert clip_windows(5, 30, 10) == [Window(5, 10), Window(15, 10), Window(25, 5)]
-    assert clip_windows(0, 24, 10) == [Window(0, 10), Window(10, 10)]
-    assert clip_windows(3, 7, 10) == [Window(3, 4)]
-    assert clip_windows(3, 70, 0) == [Window(3, 67)]
+    assert clip_windows(0, 30, 10) == [ClipWindow(0, 10), ClipWindow(10, 10), ClipWindow(20, 10)]
+    assert clip_windows(5, 30, 10) == [ClipWindow(5, 10), ClipWindow(15, 10), ClipWindow(25, 5)]
+    assert clip_windows(0, 24, 10) == [ClipWindow(0, 10), ClipWindow(10, 10)]
+    assert clip_windows(3, 7, 10) == [ClipWindow(3, 4)]
+    assert clip_windows(3, 70, 0) == [ClipWindow(3, 67)]
 
 
 def test_windows_of_frames_lose_no_frame():
@@ -92,19 +92,19 @@ def clips_of(manifest):
 
 
 def open_store(folder, source, plan, limit=10**9):
-    return FeatureStore(folder / "cache", identity(source, plan), limit, source.name)
+    return FeatureCache(folder / "cache", identity(source, plan), limit, source.name)
 
 
 @pytest.mark.parametrize("batch_seconds", [0.1, 2.5, 100])
 def test_windows_have_their_own_features_whatever_the_batch(tmp_path, manifest, batch_seconds):
-    source, plan = Counting(), Plan(1.0, False, batch_seconds)
+    source, plan = Counting(), WindowPlan(1.0, False, batch_seconds)
     store = open_store(tmp_path, source, plan)
     clips = clips_of(manifest)
     fill(store, source, plan, clips)
     assert source.windows == 2 + 3 + 1 + 2
     for clip in clips:
         samples = soundfile.read(clip.path, dtype="float32")[0]
-        rows = store.rows(clip.key)
+        rows = store.vectors(clip.key)
         for row, window in zip(rows, plan.windows(clip), strict=True):
             part = samples[window.start : window.start + window.num_samples]
             np.testing.assert_allclose(row[0], part.mean(), atol=1e-6)
@@ -112,11 +112,11 @@ def test_windows_have_their_own_features_whatever_the_batch(tmp_path, manifest, 
 
 
 def test_frames_go_on_over_the_ends_of_windows(tmp_path, manifest):
-    source, plan = Counting(), Plan(1.0, True)
+    source, plan = Counting(), WindowPlan(1.0, True)
     store = open_store(tmp_path, source, plan)
     clip = clips_of(manifest)[1]
     fill(store, source, plan, [clip])
-    rows = store.rows(clip.key)
+    rows = store.vectors(clip.key)
     assert rows.dtype == np.float16
     assert len(rows) == 165
     samples = soundfile.read(clip.path, dtype="float32")[0]
@@ -125,7 +125,7 @@ def test_frames_go_on_over_the_ends_of_windows(tmp_path, manifest):
 
 
 def test_nothing_is_computed_twice_and_tasks_share(tmp_path, manifest):
-    source, plan = Counting(), Plan(1.0, False)
+    source, plan = Counting(), WindowPlan(1.0, False)
     fill(open_store(tmp_path, source, plan), source, plan, clips_of(manifest)[:2])
     computed = source.windows
     again = open_store(tmp_path, source, plan)
@@ -133,7 +133,7 @@ def test_nothing_is_computed_twice_and_tasks_share(tmp_path, manifest):
     assert source.windows == computed
     fill(again, source, plan, clips_of(manifest))  # another task, with two more files
     assert source.windows == computed + 3
-    other = open_store(tmp_path, source, Plan(0.5, False))
+    other = open_store(tmp_path, source, WindowPlan(0.5, False))
     assert clips_of(manifest)[0].key not in other
 
 
@@ -144,7 +144,7 @@ def test_a_changed_file_is_computed_again(tmp_path, manifest):
 
 
 def test_what_was_computed_before_an_interruption_is_kept(tmp_path, manifest):
-    source, plan = Counting(), Plan(1.0, False)
+    source, plan = Counting(), WindowPlan(1.0, False)
     clips = clips_of(manifest)
     Path(clips[3].path).write_bytes(b"no audio")
     store = open_store(tmp_path, source, plan)
@@ -155,7 +155,7 @@ def test_what_was_computed_before_an_interruption_is_kept(tmp_path, manifest):
 
 
 def test_a_shard_without_its_index_does_not_count(tmp_path, manifest):
-    source, plan = Counting(), Plan(1.0, False)
+    source, plan = Counting(), WindowPlan(1.0, False)
     clips = clips_of(manifest)
     fill(open_store(tmp_path, source, plan), source, plan, clips)
     folder = open_store(tmp_path, source, plan).folder
@@ -213,11 +213,11 @@ def damage(folder: Path, how: str) -> None:
     ],
 )
 def test_a_damaged_shard_or_index_is_computed_again(tmp_path, manifest, how):
-    source, plan = Counting(), Plan(1.0, False)
+    source, plan = Counting(), WindowPlan(1.0, False)
     clips = clips_of(manifest)
     store = open_store(tmp_path, source, plan)
     fill(store, source, plan, clips)
-    expected = [np.array(store.rows(clip.key)) for clip in clips]
+    expected = [np.array(store.vectors(clip.key)) for clip in clips]
     computed = source.windows
     damage(store.folder, how)
     again = open_store(tmp_path, source, plan)
@@ -225,7 +225,7 @@ def test_a_damaged_shard_or_index_is_computed_again(tmp_path, manifest, how):
     fill(again, source, plan, clips)
     assert source.windows == 2 * computed
     for clip, rows in zip(clips, expected, strict=True):
-        np.testing.assert_array_equal(again.rows(clip.key), rows)
+        np.testing.assert_array_equal(again.vectors(clip.key), rows)
     assert len(list(store.folder.iterdir())) == 3  # nothing of the damaged one is left
     last = open_store(tmp_path, source, plan)
     fill(last, source, plan, clips)
@@ -233,7 +233,7 @@ def test_a_damaged_shard_or_index_is_computed_again(tmp_path, manifest, how):
 
 
 def test_a_full_disk_is_one_line_and_what_is_there_stays(tmp_path, manifest):
-    source, plan = Counting(), Plan(1.0, True)
+    source, plan = Counting(), WindowPlan(1.0, True)
     clips = clips_of(manifest)
     store = open_store(tmp_path, source, plan)
     fill(store, source, plan, clips[:1])
@@ -253,21 +253,21 @@ def test_a_full_disk_is_one_line_and_what_is_there_stays(tmp_path, manifest):
 
 
 def test_what_another_process_throws_away_stays_readable(tmp_path, manifest):
-    source, plan = Counting(), Plan(1.0, False)
+    source, plan = Counting(), WindowPlan(1.0, False)
     clips = clips_of(manifest)
     store = open_store(tmp_path, source, plan)
     fill(store, source, plan, clips)
     store = open_store(tmp_path, source, plan)
     assert clips[0].key in store
-    expected = np.array(store.rows(clips[0].key))
+    expected = np.array(store.vectors(clips[0].key))
     for file in store.folder.iterdir():
         file.unlink()
-    np.testing.assert_array_equal(store.rows(clips[0].key), expected)
+    np.testing.assert_array_equal(store.vectors(clips[0].key), expected)
     assert clips[0].key not in open_store(tmp_path, source, plan)
 
 
 def test_the_cache_is_bounded(tmp_path, manifest):
-    source, plan = Counting(), Plan(1.0, False)
+    source, plan = Counting(), WindowPlan(1.0, False)
     clips = clips_of(manifest)
     row = 2 * 3 * 4
     old = open_store(tmp_path, source, plan)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from music_ssl_fairseq import direct_probe
+from music_ssl_fairseq.probing import direct
 from music_ssl_fairseq.probing.features.source import open_source
 from music_ssl_fairseq.probing.scoring.predictions import Predictions
 from tests import EXAMPLES
@@ -40,7 +40,7 @@ def test_it_gives_what_fairseq_gives(tmp_path, monkeypatch, kind):
         "task.cache_dir": "feature_cache",
     }
     config = EXAMPLES / "probing" / "config.yaml"
-    direct_probe.run(direct_probe.settings(config, values), open_source("logmel"))
+    direct.run(direct.settings(config, values), open_source("logmel"))
     assert Path("direct/rows.csv").read_text() == Path("fairseq/rows.csv").read_text()
     abouts = [json.loads(Path(run, "test.json").read_text()) for run in ("direct", "fairseq")]
     assert abouts[0] == abouts[1]

@@ -10,7 +10,7 @@ from music_ssl_fairseq.probing.features.windows import FRAME_RATE
 from music_ssl_fairseq.probing.scoring.metrics import beat_counts, evaluate, matched, score
 from music_ssl_fairseq.probing.scoring.predictions import Predictions
 from music_ssl_fairseq.probing.scoring.ranking import average_precision, macro, roc_auc
-from music_ssl_fairseq.probing.scoring.selection import row_scores
+from music_ssl_fairseq.probing.scoring.selection import head_scores
 from music_ssl_fairseq.probing.spec import METRICS, ProbingSpec
 
 CLASSES = ("a", "b", "c", "d")
@@ -147,7 +147,7 @@ class Split(list):
 
     def __init__(self, task: ProbingSpec, clips: int):
         super().__init__(range(clips))
-        self.task, self.manifest, self.group_index = task, self, np.arange(clips)
+        self.spec, self.manifest, self.group_index = task, self, np.arange(clips)
 
     def name(self, index: int) -> str:
         return f"{index}.wav"
@@ -190,7 +190,7 @@ def test_what_selects_is_what_is_reported(rng, kind, metric, bad):
     targets, rows = truth(rng, kind, 30), rng.standard_normal((4, 30, 3))
     # One number of one clip is enough; its label would be the class that argmax gives for NaN.
     rows[2, 7, 0] = bad
-    found = row_scores(Grid(task, rows), targets)
+    found = head_scores(Grid(task, rows), targets)
     for row, value in zip(rows, found, strict=True):
         reported = evaluate(task, predictions(row, targets)).values[metric]
         assert value == pytest.approx(reported, nan_ok=True)
@@ -205,7 +205,7 @@ def test_beats_select_by_the_f_measure_of_peaks_and_never_a_diverged_head():
         rows[0, clip, (times * FRAME_RATE).astype(int)] = 1
         rows[1, clip, (times[1:] * FRAME_RATE).astype(int)] = 1
     rows[2, 1, 50] = np.nan
-    found = row_scores(Grid(task, rows, beats), np.zeros((2, 0)))
+    found = head_scores(Grid(task, rows, beats), np.zeros((2, 0)))
     assert found[:2].tolist() == pytest.approx([1, 2 * 3 / (3 + 5)])
     assert np.isnan(found[2])
 

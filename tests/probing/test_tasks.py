@@ -14,7 +14,7 @@ from sklearn import metrics as sklearn
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.scoring.predictions import Predictions
-from music_ssl_fairseq.probing.scoring.results import write_rows
+from music_ssl_fairseq.probing.scoring.results import write_heads
 from music_ssl_fairseq.report.__main__ import main as report_main
 from music_ssl_fairseq.report.__main__ import run as make_report
 from tests import EXAMPLES, tiny
@@ -307,10 +307,10 @@ def test_two_tasks_do_not_share_a_folder(here, capsys, tmp_path):
 
 
 def test_rows_are_not_written_over_another_task_s(tmp_path):
-    write_rows(tmp_path, {"task": "first"}, [])
-    write_rows(tmp_path, {"task": "first"}, [])
+    write_heads(tmp_path, {"task": "first"}, [])
+    write_heads(tmp_path, {"task": "first"}, [])
     with pytest.raises(InputError, match="holds a probe of the task first, not of second"):
-        write_rows(tmp_path, {"task": "second"}, [])
+        write_heads(tmp_path, {"task": "second"}, [])
     assert json.loads((tmp_path / "probe.json").read_text())["task"] == "first"
 
 

@@ -12,7 +12,7 @@ import pytest
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.scoring.metrics import Scores, evaluate
 from music_ssl_fairseq.probing.scoring.predictions import Predictions
-from music_ssl_fairseq.probing.scoring.results import write_rows, write_scores
+from music_ssl_fairseq.probing.scoring.results import write_heads, write_scores
 from music_ssl_fairseq.probing.spec import METRICS, ProbingSpec
 from music_ssl_fairseq.report.__main__ import run
 from music_ssl_fairseq.report.bootstrap import interval, statistic
@@ -130,7 +130,7 @@ def leave_probe(folder: Path, kind: str, name: str, upstream: str, window: float
         for layer in ("0", "1", "all")
         for rate, score in ((0.1, 0.4), (0.01, float("nan")))
     ]
-    write_rows(folder, about, rows)
+    write_heads(folder, about, rows)
     found = predictions(kind)
     scores: Scores = evaluate(task(kind, name), found)
     write_scores(folder, "test", about, scores._replace(absent=["kazoo"]), found)

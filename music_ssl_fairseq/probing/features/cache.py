@@ -1,11 +1,10 @@
-"""The cache of features: computed once for an upstream and a kind of window, then only read.
+"""Cache of features: computed once per upstream and kind of window, then only read.
 
-A folder of shards for each (upstream, window, kind): `ID.npy` with the features of some dozens of
-clips, and `ID.json` with their names in the cache and the shard's checksum, written last, so that a
-shard without it does not count. A shard is compared with its checksum before it is used; a damaged
-one is removed, and its features count as missing. What is in one stays usable whatever happens to
-others, so an interrupted run goes on, two runs may fill the cache at once, and tasks on the same
-audio share it.
+Each (upstream, window, kind) has a folder of files: `ID.npy` holds the features of some dozens of
+clips; `ID.json`, written last, holds their keys and a checksum. A file without its index does not
+count. A file that does not match its checksum is removed, and its features count as missing. Files
+do not depend on each other: an interrupted run resumes, two runs may fill the cache at once, and
+tasks on the same audio share it.
 """
 
 import contextlib
@@ -24,15 +23,16 @@ from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.runtime.files import atomic_path, checksum
 from music_ssl_fairseq.runtime.npy import header_of, write_header
+from music_ssl_fairseq.runtime.texts import read_object
 
 logger = logging.getLogger(__name__)
 
-_SHARD_BYTES = 64 * 2**20
+_FILE_BYTES = 64 * 2**20
 _ABOUT = "about.json"
 
 
 class Clip(NamedTuple):
-    """A part of a file, with its name in the cache."""
+    """A part of an audio file, in samples at 16 kHz, and its key in the cache."""
 
     path: str
     start: int
@@ -41,8 +41,13 @@ class Clip(NamedTuple):
 
 
 def clip_of(manifest: Manifest, line: int, segment: Sequence[int]) -> Clip:
-    """A line of a manifest. The name follows from the file's path, size and time of last change,
-    and the part that counts.
+    """Return the clip of a manifest row.
+
+    Its key follows from the audio file's path, size and time of last change, and from the segment.
+
+    Args:
+        line: number of the row, from 0.
+        segment: first sample of the clip, and the first one after it.
 
     Raises:
         AudioError: if the file does not exist.
@@ -59,15 +64,15 @@ def clip_of(manifest: Manifest, line: int, segment: Sequence[int]) -> Clip:
 
 
 class _Place(NamedTuple):
-    """Where a clip's rows are."""
+    """The vectors of a clip within a file."""
 
-    shard: Path
+    file: Path
     first: int
     stop: int
 
 
-class FeatureStore:
-    """Features of clips: `[rows, layers, D]` each, a row a window or, for beats, a frame."""
+class FeatureCache:
+    """Features of clips: `[vectors, layers, D]`, a vector per window or, for beats, per frame."""
 
     def __init__(
         self, root: str | os.PathLike, identity: dict[str, Any], limit: int, upstream: str = ""
@@ -76,9 +81,9 @@ class FeatureStore:
 
         Args:
             root: the cache's folder.
-            identity: what the features are.
-            limit: bytes that the whole cache may hold.
-            upstream: a name; kept with the identity as text, for who looks into the folder.
+            identity: of the features; see `fill.identity`.
+            limit: largest size of the whole cache in bytes.
+            upstream: name to write beside the identity, for people.
         """
         self.root = Path(root)
         digest = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=8)
@@ -96,74 +101,73 @@ class FeatureStore:
 
     def _read_index(self, index: Path) -> None:
         try:
-            found = json.loads(index.read_text(encoding="utf-8"))
+            found = read_object(index)
             clips = [(str(key), int(count)) for key, count in found["clips"]]
-            self._take_shard(index.with_suffix(".npy"), clips, str(found["checksum"]))
-        except FileNotFoundError:  # another process has made room
-            return
-        except (ValueError, TypeError, KeyError, RecursionError):
-            self._drop(index.with_suffix(".npy"))
+            self._note(index.with_suffix(".npy"), clips, str(found["checksum"]))
+        except (InputError, ValueError, TypeError, KeyError):
+            if index.exists():  # otherwise another process has made room
+                self._drop(index.with_suffix(".npy"))
 
-    def _take_shard(self, shard: Path, clips: list[tuple[str, int]], noted: str) -> None:
-        self._noted[shard] = clips, noted
+    def _note(self, file: Path, clips: list[tuple[str, int]], noted: str) -> None:
+        self._noted[file] = clips, noted
         first = 0
         for key, count in clips:
-            self._places[key] = _Place(shard, first, first + count)
+            self._places[key] = _Place(file, first, first + count)
             first += count
 
-    def _drop(self, shard: Path) -> None:
-        """Remove a damaged shard, and forget what was in it."""
-        logger.warning("%s: damaged; the features in it are computed again", shard)
-        _remove(shard)
-        self._forget(shard)
+    def _drop(self, file: Path) -> None:
+        """Remove a damaged file, and forget its clips."""
+        logger.warning("%s: damaged; the features in it are computed again", file)
+        _remove(file)
+        self._forget(file)
 
-    def _forget(self, shard: Path) -> None:
-        self._arrays.pop(shard, None)
-        self._places = {key: place for key, place in self._places.items() if place.shard != shard}
+    def _forget(self, file: Path) -> None:
+        self._arrays.pop(file, None)
+        self._places = {key: place for key, place in self._places.items() if place.file != file}
 
     def __contains__(self, key: str) -> bool:
-        """Whether a clip's features are there, and whole."""
-        return key in self._places and self._open(self._places[key].shard)
+        """Return whether a clip's features are in the cache, undamaged."""
+        return key in self._places and self._open(self._places[key].file)
 
-    def _open(self, shard: Path) -> bool:
-        """Map a shard, for as long as this store is; whether it is whole."""
-        if shard in self._arrays:
+    def _open(self, file: Path) -> bool:
+        """Map a file into memory; return whether it is undamaged."""
+        if file in self._arrays:
             return True
         try:
-            header, size = header_of(shard), shard.stat().st_size
+            header, size = header_of(file), file.stat().st_size
             whole = header is not None and header.size == size and len(header.shape) == 3
-            clips, noted = self._noted[shard]
-            if whole and _checksum(shard, clips) == noted:
-                self._map(shard)
+            clips, noted = self._noted[file]
+            if whole and _checksum(file, clips) == noted:
+                self._map(file)
                 return True
         except FileNotFoundError:  # another process has made room
-            _remove(shard)
-            self._forget(shard)
+            _remove(file)
+            self._forget(file)
             return False
-        self._drop(shard)
+        self._drop(file)
         return False
 
-    def _map(self, shard: Path) -> None:
-        self._arrays[shard] = np.load(shard, mmap_mode="r", allow_pickle=False)
-        with contextlib.suppress(OSError):  # somebody else's cache, to read only
-            os.utime(shard)  # what was used last is thrown away last
+    def _map(self, file: Path) -> None:
+        self._arrays[file] = np.load(file, mmap_mode="r", allow_pickle=False)
+        with contextlib.suppress(OSError):  # a cache that this user may only read
+            os.utime(file)  # the least recently used file is deleted first
 
-    def rows(self, key: str) -> np.ndarray:
-        """A clip's features, mapped from the file: `[rows, layers, D]`. It must be there."""
+    def vectors(self, key: str) -> np.ndarray:
+        """Return a clip's features, which must be in the cache: `[vectors, layers, D]`, mapped."""
         place = self._places[key]
-        return self._arrays[place.shard][place.first : place.stop]
+        return self._arrays[place.file][place.first : place.stop]
 
     def use(self, keys: Iterable[str]) -> None:
-        """Say that these clips are wanted as long as this store is: they are not deleted by it."""
+        """Protect these clips from `make_room`."""
         self._in_use.update(keys)
 
     def make_room(self, needed: int) -> None:
-        """Delete what was not used for longest until `needed` bytes fit; never what is in use.
+        """Delete the least recently used files until `needed` bytes fit; never those in use.
 
         Raises:
-            InputError: if `needed` and what is in use are more than the cache may hold.
+            InputError: if `needed` and the files in use are more than the cache may hold.
         """
-        own = {self._places[key].shard for key in self._in_use if key in self}
+        own = {self._places[key].file for key in self._in_use if key in self}
         used = {file: file.stat() for file in self.root.glob("*/*.npy") if file.exists()}
         kept = sum(used[file].st_size for file in own if file in used)
         if needed + kept > self._limit:
@@ -181,17 +185,16 @@ class FeatureStore:
             self._forget(file)
 
     def add(self, key: str, features: np.ndarray) -> None:
-        """Take a clip's features; they are on disk after the next `flush`, or when there is a
-        shard's worth of them."""
+        """Take a clip's features; they are written by `flush`, or once they fill a file."""
         self._waiting.append((key, features))
-        if sum(array.nbytes for _, array in self._waiting) >= _SHARD_BYTES:
+        if sum(array.nbytes for _, array in self._waiting) >= _FILE_BYTES:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is waiting.
+        """Write all features that are not on disk.
 
         Raises:
-            InputError: if it cannot be written, as on a full disk. What was written before is kept.
+            InputError: if they cannot be written, as on a full disk. Earlier files are kept.
         """
         if not self._waiting:
             return
@@ -210,33 +213,33 @@ class FeatureStore:
         if not about.exists():
             with atomic_path(about) as temporary:
                 temporary.write_text(json.dumps(self._about, indent=2) + "\n", encoding="utf-8")
-        shard = self.folder / f"{uuid.uuid4().hex}.npy"
+        file = self.folder / f"{uuid.uuid4().hex}.npy"
         arrays = [array for _, array in self._waiting]
-        rows = sum(len(array) for array in arrays)
-        with atomic_path(shard) as temporary:
-            with temporary.open("wb") as file:
-                write_header(file, arrays[0].dtype, (rows, *arrays[0].shape[1:]))
+        count = sum(len(array) for array in arrays)
+        with atomic_path(file) as temporary:
+            with temporary.open("wb") as handle:
+                write_header(handle, arrays[0].dtype, (count, *arrays[0].shape[1:]))
                 for array in arrays:
-                    file.write(array.tobytes())
+                    handle.write(array.tobytes())
             clips = [(key, len(array)) for key, array in self._waiting]
             noted = _checksum(temporary, clips)
         try:
-            with atomic_path(shard.with_suffix(".json")) as temporary:
+            with atomic_path(file.with_suffix(".json")) as temporary:
                 index = json.dumps({"checksum": noted, "clips": clips})
                 temporary.write_text(index, encoding="utf-8")
         except OSError:
-            _remove(shard)
+            _remove(file)
             raise
-        self._take_shard(shard, clips, noted)
-        self._map(shard)
+        self._note(file, clips, noted)
+        self._map(file)
 
 
-def _checksum(shard: Path, clips: list[tuple[str, int]]) -> str:
-    """Of a shard and of what its index says."""
-    both = json.dumps([checksum(shard), clips])
+def _checksum(file: Path, clips: list[tuple[str, int]]) -> str:
+    """Digest a file and its index's list of clips."""
+    both = json.dumps([checksum(file), clips])
     return hashlib.blake2b(both.encode(), digest_size=16).hexdigest()
 
 
-def _remove(shard: Path) -> None:
-    shard.with_suffix(".json").unlink(missing_ok=True)
-    shard.unlink(missing_ok=True)
+def _remove(file: Path) -> None:
+    file.with_suffix(".json").unlink(missing_ok=True)
+    file.unlink(missing_ok=True)

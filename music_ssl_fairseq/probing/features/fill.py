@@ -1,4 +1,4 @@
-"""Computing the features that a cache lacks: files are read ahead, windows encoded in batches."""
+"""Compute the features that a cache lacks: files are read ahead, windows encoded in batches."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -11,28 +11,28 @@ from tqdm import tqdm
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.frames import SAMPLE_RATE
-from music_ssl_fairseq.probing.features.cache import Clip, FeatureStore
-from music_ssl_fairseq.probing.features.source import Source
+from music_ssl_fairseq.probing.features.cache import Clip, FeatureCache
+from music_ssl_fairseq.probing.features.source import FeatureSource
 from music_ssl_fairseq.probing.features.windows import (
-    Window,
+    ClipWindow,
     clip_windows,
     frame_windows,
     frames_of,
 )
 from music_ssl_fairseq.runtime.cpus import available_cpus
 
-_READ_AHEAD = 8  # clips a thread
-_CLIPS_AT_ONCE = 64  # clips whose windows are encoded together
+_CLIPS_AHEAD = 8  # per thread
+_CLIPS_PER_GROUP = 64  # whose windows share batches
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How features are made.
+class WindowPlan:
+    """How clips are cut into windows, and windows become vectors.
 
     Attributes:
         seconds: length of a window; 0 for the whole clip.
-        frames: one feature a frame (50 a second) and not one a window.
-        batch_seconds: audio that goes through the encoder at once.
+        frames: one vector per frame (50 per second) instead of one per window.
+        batch_seconds: audio per batch of the encoder.
     """
 
     seconds: float
@@ -41,21 +41,21 @@ class Plan:
 
     @property
     def dtype(self) -> type:
-        """Frames are many and kept in half precision; means of windows are few."""
+        """Half precision for frames, which are many; single precision for means of windows."""
         return np.float16 if self.frames else np.float32
 
-    def windows(self, clip: Clip) -> list[Window]:
-        """The windows of a clip."""
+    def windows(self, clip: Clip) -> list[ClipWindow]:
+        """Cut a clip into windows."""
         cut = frame_windows if self.frames else clip_windows
         return cut(clip.start, clip.stop, round(self.seconds * SAMPLE_RATE))
 
-    def row_counts(self, clip: Clip) -> list[int]:
-        """Rows of features that each of them has."""
+    def vector_counts(self, clip: Clip) -> list[int]:
+        """Count the vectors of each window of a clip."""
         return [frames_of(window) if self.frames else 1 for window in self.windows(clip)]
 
 
-def identity(source: Source, plan: Plan) -> dict[str, object]:
-    """What tells these features from others, for `FeatureStore`."""
+def identity(source: FeatureSource, plan: WindowPlan) -> dict[str, object]:
+    """Identify features by all that decides them, for `FeatureCache`."""
     return {
         "fingerprint": source.fingerprint,
         "window_seconds": plan.seconds,
@@ -64,47 +64,48 @@ def identity(source: Source, plan: Plan) -> dict[str, object]:
     }
 
 
-def fill(store: FeatureStore, source: Source, plan: Plan, clips: Sequence[Clip]) -> None:
-    """Compute the features of all clips that the store does not have.
+def fill(
+    cache: FeatureCache, source: FeatureSource, plan: WindowPlan, clips: Sequence[Clip]
+) -> None:
+    """Compute the features of all clips that the cache does not have.
 
-    An interrupted call leaves what it has computed in the store.
+    An interrupted call leaves in the cache what it has computed.
 
     Raises:
         AudioError: if a file cannot be read, or is shorter than its manifest says.
-        InputError: if the store may not hold so much.
+        InputError: if the cache may not hold as much.
     """
-    missing = list({clip.key: clip for clip in clips if clip.key not in store}.values())
+    missing = list({clip.key: clip for clip in clips if clip.key not in cache}.values())
     if not missing:
         return
     dimension = source.frame_dimension if plan.frames else source.dimension
-    row_bytes = len(source.layers) * dimension * np.dtype(plan.dtype).itemsize
-    needed = sum(sum(plan.row_counts(clip)) for clip in missing) * row_bytes
-    store.make_room(needed)
+    vector_bytes = len(source.layers) * dimension * np.dtype(plan.dtype).itemsize
+    cache.make_room(sum(sum(plan.vector_counts(clip)) for clip in missing) * vector_bytes)
     progress = tqdm(total=len(missing), desc=f"features of {source.name}", unit="clip")
     try:
         with progress:
             group: list[tuple[Clip, np.ndarray]] = []
             for item in _read_all(missing, source):
                 group.append(item)
-                if len(group) == _CLIPS_AT_ONCE:
-                    _encode(store, source, plan, group)
+                if len(group) == _CLIPS_PER_GROUP:
+                    _encode(cache, source, plan, group)
                     progress.update(len(group))
                     group = []
-            _encode(store, source, plan, group)
+            _encode(cache, source, plan, group)
             progress.update(len(group))
     finally:
-        store.flush()
+        cache.flush()
 
 
-def _read_all(clips: Sequence[Clip], source: Source) -> Iterator[tuple[Clip, np.ndarray]]:
-    """Clips with their samples, in order, read by threads some clips ahead."""
+def _read_all(clips: Sequence[Clip], source: FeatureSource) -> Iterator[tuple[Clip, np.ndarray]]:
+    """Yield clips with their samples, in order, read ahead by threads."""
     workers = available_cpus()
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[tuple[Clip, Future[np.ndarray]]] = deque()
         try:
             for clip in clips:
                 waiting.append((clip, pool.submit(_read, clip, source)))
-                if len(waiting) > _READ_AHEAD * workers:
+                if len(waiting) > _CLIPS_AHEAD * workers:
                     done, future = waiting.popleft()
                     yield done, future.result()
             while waiting:
@@ -115,7 +116,7 @@ def _read_all(clips: Sequence[Clip], source: Source) -> Iterator[tuple[Clip, np.
                 future.cancel()
 
 
-def _read(clip: Clip, source: Source) -> np.ndarray:
+def _read(clip: Clip, source: FeatureSource) -> np.ndarray:
     waveform = audio.read(clip.path, clip.start, clip.stop - clip.start)
     seconds = (clip.stop - clip.start) / SAMPLE_RATE
     if len(waveform) < clip.stop - clip.start - 0.1 * SAMPLE_RATE:
@@ -132,9 +133,12 @@ def _read(clip: Clip, source: Source) -> np.ndarray:
 
 
 def _encode(
-    store: FeatureStore, source: Source, plan: Plan, group: list[tuple[Clip, np.ndarray]]
+    cache: FeatureCache,
+    source: FeatureSource,
+    plan: WindowPlan,
+    group: list[tuple[Clip, np.ndarray]],
 ) -> None:
-    """Features of some clips, windows of equal length together."""
+    """Encode some clips, windows of equal length together."""
     places: dict[tuple[int, int], list[tuple[int, int]]] = {}
     waveforms: dict[tuple[int, int], list[np.ndarray]] = {}
     results: list[list[np.ndarray]] = []
@@ -149,27 +153,27 @@ def _encode(
     for shape, parts in waveforms.items():
         size = max(1, int(plan.batch_seconds * SAMPLE_RATE) // shape[0])
         for first in range(0, len(parts), size):
-            batch = np.stack(parts[first : first + size])
-            features = _features(source, plan, batch, shape[1])
-            for (number, i), rows in zip(
-                places[shape][first : first + size], features, strict=True
-            ):
-                results[number][i] = rows
-    for (clip, _), rows in zip(group, results, strict=True):
-        store.add(clip.key, np.concatenate(rows))
+            features = _features(source, plan, np.stack(parts[first : first + size]), shape[1])
+            chosen = places[shape][first : first + size]
+            for (number, i), vectors in zip(chosen, features, strict=True):
+                results[number][i] = vectors
+    for (clip, _), vectors in zip(group, results, strict=True):
+        cache.add(clip.key, np.concatenate(vectors))
 
 
 def _samples(
-    samples: np.ndarray, start: int, window: Window, source: Source, frames: bool
+    samples: np.ndarray, start: int, window: ClipWindow, source: FeatureSource, frames: bool
 ) -> np.ndarray:
-    """A window's samples; for frames, with what the last of them needs beyond its end."""
+    """Cut out a window; for frames, with the samples beyond its end that the last one covers."""
     beyond = source.grid.window - source.grid.hop if frames else 0
     part = samples[start : start + window.num_samples + max(0, beyond)]
     return np.pad(part, (0, max(0, source.grid.window - len(part))))
 
 
-def _features(source: Source, plan: Plan, batch: np.ndarray, num_frames: int) -> np.ndarray:
-    """`[B, T]` to `[B, rows, layers, D]`."""
+def _features(
+    source: FeatureSource, plan: WindowPlan, batch: np.ndarray, num_frames: int
+) -> np.ndarray:
+    """Encode `[B, T]` to `[B, vectors, layers, D]`."""
     if not plan.frames:
         return source.clip_features(batch)[:, None]
     features = source.frame_features(batch, num_frames)

@@ -1,4 +1,4 @@
-"""What makes the features that are probed: an encoder, trained or random, or a front end."""
+"""Open the source of the probed features: an encoder, trained or random, or a front end."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,20 +13,20 @@ from music_ssl_fairseq.frames import FrameGrid
 from music_ssl_fairseq.probing.features.windows import to_frame_rate
 
 RANDOM = "random:"
-"""Before a checkpoint: its architecture with random weights."""
+"""Prefix of a checkpoint's name: its architecture with random weights."""
 
 
-class Source(Protocol):
-    """Features of windows.
+class FeatureSource(Protocol):
+    """A frozen encoder or front end.
 
     Attributes:
         name: for tables.
-        fingerprint: hex, of all that decides the features.
-        layers: their names, in order. Those after the first may be summed with learned weights.
-        dimension: values of a layer for a whole window; `frame_dimension` for a frame.
-        grid: which samples each of its frames covers.
-        standardise: whether values are of different scales, so that a probe wants them brought to
-            zero mean and unit variance over the training split.
+        fingerprint: hex digest of all that decides the features.
+        layers: names, in order. A weighted sum leaves out the first.
+        dimension: values per layer of a window; `frame_dimension` of a frame.
+        grid: samples that each frame covers.
+        standardise: whether values differ in scale, so that heads need zero mean and unit variance
+            over the training split.
     """
 
     name: str
@@ -38,24 +38,26 @@ class Source(Protocol):
     standardise: bool
 
     def clip_features(self, waveforms: np.ndarray) -> np.ndarray:
-        """`[B, T]` float32 at 16 kHz to `[B, layers, dimension]` float32: one mean a window."""
+        """Encode `[B, T]` float32 at 16 kHz to `[B, layers, dimension]` float32, one vector per
+        window."""
         ...
 
     def frame_features(self, waveforms: np.ndarray, num_frames: int) -> np.ndarray:
-        """`[B, T]` to `[B, num_frames, layers, frame_dimension]` float32, 50 frames a second."""
+        """Encode `[B, T]` to `[B, num_frames, layers, frame_dimension]` float32, 50 frames per
+        second."""
         ...
 
 
-def open_source(name: str, device: str | torch.device = "cpu", seed: int = 0) -> Source:
-    """Open what `model.upstream` says.
+def open_source(name: str, device: str | torch.device = "cpu", seed: int = 0) -> FeatureSource:
+    """Open the upstream that `model.upstream` names.
 
     Args:
         name: a checkpoint (anything that `upstream.load` opens), `random:` and a checkpoint, or a
             front end (`mfcc`, `chroma`, ...).
-        seed: of random weights.
+        seed: seed of random weights.
 
     Raises:
-        InputError: if it is none of these, or of another sample rate.
+        InputError: if it is none of these, or takes another sample rate.
     """
     parts = name.split("+")
     if all(part in features.FRONT_ENDS for part in parts):
@@ -68,7 +70,7 @@ def open_source(name: str, device: str | torch.device = "cpu", seed: int = 0) ->
 
 
 class EncoderSource:
-    """Every layer of a frozen encoder; a window's value is its mean over time."""
+    """All layers of a frozen encoder; a window's vector is its mean over time."""
 
     standardise = False
 
@@ -92,8 +94,11 @@ class EncoderSource:
 
 
 class FrontEndSource:
-    """A front end without training, the baseline: one layer. A window's values are the mean and the
-    standard deviation over time, because a mean alone would hide what a spectrum's frames have."""
+    """A front end without training, as a baseline: one layer.
+
+    A window's vector is the mean and the standard deviation over time: a mean alone would hide how
+    much a spectrum varies.
+    """
 
     standardise = True
 
@@ -112,8 +117,8 @@ class FrontEndSource:
 
     def frame_features(self, waveforms: np.ndarray, num_frames: int) -> np.ndarray:
         frames = self._frames(waveforms)
-        rows = [to_frame_rate(row, self.grid, num_frames) for row in frames]
-        return np.stack(rows)[:, :, None]
+        resampled = [to_frame_rate(part, self.grid, num_frames) for part in frames]
+        return np.stack(resampled)[:, :, None]
 
     def _frames(self, waveforms: np.ndarray) -> Sequence[np.ndarray]:
         frames = [self._front_end.features(waveform) for waveform in waveforms]

@@ -1,4 +1,4 @@
-"""Which parts of a track become windows, and which frames of 50 a second these hold."""
+"""Cut clips into windows, and bring features to 50 frames per second."""
 
 from typing import NamedTuple
 
@@ -7,63 +7,61 @@ import numpy as np
 from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
 
 FRAME_RATE = 50
-"""Frames a second that beats are counted in, whatever the encoder's own rate."""
+"""Frames per second of beats, whatever the encoder's own rate."""
 
 FRAME_HOP = SAMPLE_RATE // FRAME_RATE
 
-_SHORTEST_FRAMES = 10  # a rest with fewer is not worth a pass of its own
+_SHORTEST_FRAMES = 10  # of a window at the end of a clip
 
 
-class Window(NamedTuple):
-    """A part of a file: its first sample and its length, in samples at 16 kHz."""
+class ClipWindow(NamedTuple):
+    """A window of a file: its first sample and its length, in samples at 16 kHz."""
 
     start: int
     num_samples: int
 
 
-def clip_windows(start: int, stop: int, window: int) -> list[Window]:
+def clip_windows(start: int, stop: int, window: int) -> list[ClipWindow]:
     """Cut `[start, stop)` into windows of `window` samples (0: one window of it all).
 
-    What is left at the end is a shorter window of its own if it is at least half as long, or if
-    there is no other.
+    A remainder of at least half a window becomes a shorter window; a shorter clip is one window.
     """
     if window == 0 or stop - start <= window:
-        return [Window(start, stop - start)]
+        return [ClipWindow(start, stop - start)]
     full, rest = divmod(stop - start, window)
-    windows = [Window(start + i * window, window) for i in range(full)]
+    windows = [ClipWindow(start + i * window, window) for i in range(full)]
     if 2 * rest >= window:
-        windows.append(Window(start + full * window, rest))
+        windows.append(ClipWindow(start + full * window, rest))
     return windows
 
 
-def frame_windows(start: int, stop: int, window: int) -> list[Window]:
-    """The same for tasks with a label a frame, where no frames should get lost: a rest is left out
-    only if it has fewer than ten."""
+def frame_windows(start: int, stop: int, window: int) -> list[ClipWindow]:
+    """Cut for labels per frame, as `clip_windows`, but keep a remainder of ten frames or more."""
     if window == 0 or stop - start <= window:
-        return [Window(start, stop - start)]
+        return [ClipWindow(start, stop - start)]
     return [
-        Window(first, min(window, stop - first))
+        ClipWindow(first, min(window, stop - first))
         for first in range(start, stop, window)
         if stop - first >= _SHORTEST_FRAMES * FRAME_HOP
     ]
 
 
-def frames_of(window: Window) -> int:
-    """Frames of 50 a second that begin in a window."""
+def frames_of(window: ClipWindow) -> int:
+    """Count the frames, 50 per second, that begin in a window."""
     return max(1, window.num_samples // FRAME_HOP)
 
 
 def to_frame_rate(features: np.ndarray, grid: FrameGrid, num_frames: int) -> np.ndarray:
-    """Bring features of any rate to 50 a second.
+    """Bring features of any rate to 50 frames per second.
 
-    Frame `t` becomes the mean of the frames that begin in its 20 ms, or where there is none, the
-    last that began before.
+    Frame `t` is the mean of the frames that begin in its 20 ms; if there is none, the last one
+    before.
 
     Args:
         features: `[frames, ...]`, of `grid`.
 
     Returns:
-        `[num_frames, ...]`; the last one that there is stands for those beyond the end.
+        `[num_frames, ...]`; frames beyond the end repeat the last one.
     """
     if grid.hop == FRAME_HOP and len(features) >= num_frames:
         return features[:num_frames]

@@ -1,13 +1,11 @@
-"""Many small probes as the rows of one batched module: one matrix product instead of dozens.
+"""The grid of heads as one batched module: one matrix product instead of dozens.
 
-Each row is `Linear -> ReLU -> Dropout -> Linear` on one layer of the encoder, or on a sum of its
-Transformer layers with learned weights. Nothing is shared between rows: each has its own
-parameters, drawn from its own seed, and its own dropout. So a row computes what it would compute
-as the only one.
+Each head is `Linear -> ReLU -> Dropout -> Linear` on one layer of the encoder, or on a sum of its
+Transformer layers with learned weights. Heads share nothing: each draws its parameters and its
+dropout from its own seed. So a head computes what it would compute alone, up to rounding.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -16,34 +14,37 @@ import torch
 from torch import Tensor, nn
 
 MIXED = "all"
-"""The name of the weighted sum, where others have the name of their layer."""
+"""Name of the weighted sum, beside the names of the layers."""
 
 PARAMETERS = ("mix", "hidden_weight", "hidden_bias", "output_weight", "output_bias")
 
+_VECTORS_AT_ONCE = 512  # in evaluation: 84 heads of a base model then need 0.2 GB
+
 
 @dataclass(frozen=True)
-class Row:
-    """What tells a probe from the others: its input and its learning rate."""
+class Head:
+    """A head of the grid: its input and its learning rate."""
 
     layer: str
     learning_rate: float
 
     def seed(self, seed: int, draw: int) -> int:
-        """For draw number `draw` of this row: the same whatever rows there are besides it."""
+        """Seed of draw number `draw` of this head, whatever other heads there are."""
         text = f"{seed} {self.layer} {self.learning_rate:.6g} {draw}"
         return int.from_bytes(blake2b(text.encode(), digest_size=7).digest(), "little")
 
 
-def grid(layers: Sequence[str], learning_rates: Sequence[float]) -> list[Row]:
-    """Every layer with every learning rate; the weighted sums last."""
+def grid(layers: Sequence[str], learning_rates: Sequence[float]) -> list[Head]:
+    """Pair every layer with every learning rate; the weighted sums come last."""
     ordered = [*(layer for layer in layers if layer != MIXED), *([MIXED] * (MIXED in layers))]
-    return [Row(layer, float(rate)) for layer in ordered for rate in learning_rates]
+    return [Head(layer, float(rate)) for layer in ordered for rate in learning_rates]
 
 
-class ProbeRows(nn.Module):
-    """The rows that are still being trained.
+class ProbeHeads(nn.Module):
+    """The heads in training. The first dimension of each parameter is the head: `[heads, ...]`.
 
-    Parameters have the row as their first dimension: `[rows, ...]`.
+    Attributes:
+        heads: those left of the grid, in its order.
     """
 
     mix: nn.Parameter
@@ -54,7 +55,7 @@ class ProbeRows(nn.Module):
 
     def __init__(
         self,
-        rows: Sequence[Row],
+        heads: Sequence[Head],
         layers: Sequence[str],
         dimension: int,
         hidden_size: int,
@@ -62,183 +63,146 @@ class ProbeRows(nn.Module):
         dropout: float,
         seed: int,
     ):
-        """Draw each row's parameters as `nn.Linear` draws them, from the row's own seed.
+        """Draw each head's parameters as `nn.Linear` draws them, from the head's own seed.
 
         Args:
-            rows: weighted sums after all others, as `grid` has them.
-            layers: names of the layers in the features; sums are over all but the first.
+            heads: weighted sums after all others, as `grid` orders them.
+            layers: names of the layers in the features; sums leave out the first.
             dropout: probability with which a hidden value is 0 in training.
         """
         super().__init__()
-        self.rows = list(rows)
+        self.heads = list(heads)
         self.layers = list(layers)
         self.dropout = dropout
         self.seed = seed
-        drawn = [
-            _draw(row.seed(seed, 0), dimension, hidden_size, num_outputs, len(layers) - 1)
-            for row in rows
-        ]
+        sizes = dimension, hidden_size, num_outputs, len(layers) - 1
+        drawn = [_draw(head.seed(seed, 0), *sizes) for head in heads]
         for name in PARAMETERS:
             self.register_parameter(name, nn.Parameter(torch.stack([d[name] for d in drawn])))
-        self._forget()
-
-    def _forget(self) -> None:
-        """Drop what depends on how many rows there are."""
-        self._plain: Tensor | None = None
-        self._space: dict[str, Tensor] = {}
+        self._gradient = torch.empty(0)
 
     def keep(self, indices: Sequence[int]) -> None:
-        """Go on with these rows only, counted among those that are left."""
+        """Drop all heads but these, counted among those that are left."""
         chosen = torch.tensor(list(indices), dtype=torch.long)
-        self.rows = [self.rows[i] for i in indices]
+        self.heads = [self.heads[i] for i in indices]
         for name in PARAMETERS:
             parameter = getattr(self, name)
             parameter.data = parameter.data[chosen.to(parameter.device)]
             parameter.grad = None
-        self._forget()
 
-    def resize(self, rows: Sequence[Row]) -> None:
-        """Make place for the parameters of these rows, to be loaded."""
-        self.rows = list(rows)
+    def resize(self, heads: Sequence[Head]) -> None:
+        """Allocate the parameters of these heads, to be loaded."""
+        self.heads = list(heads)
         for name in PARAMETERS:
             parameter = getattr(self, name)
-            parameter.data = parameter.data.new_zeros(len(rows), *parameter.shape[1:])
+            parameter.data = parameter.data.new_zeros(len(heads), *parameter.shape[1:])
             parameter.grad = None
-        self._forget()
 
     def state(self, index: int) -> dict[str, Tensor]:
-        """A copy of one row's parameters, as a module of one row: `[1, ...]` each."""
+        """Copy the parameters of one head: `[1, ...]` each."""
         return {
             name: getattr(self, name).detach()[index : index + 1].clone() for name in PARAMETERS
         }
 
     def forward(self, features: Tensor, draw: int = 0) -> Tensor:
-        """`[N, layers, D]` to logits `[rows, N, outputs]`.
+        """Map features `[N, layers, D]` to logits `[heads, N, outputs]`.
 
         Args:
-            draw: number of the dropout's draw; only in training.
+            draw: number of the dropout's draw; used in training only.
         """
-        kept = None
-        if self.training and self.dropout > 0:
-            kept = self.kept(features.size(0), draw)
+        if not self.training:
+            parts = [self._logits(part, None) for part in features.split(_VECTORS_AT_ONCE)]
+            return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        kept = self.dropout_mask(features.size(0), draw) if self.dropout > 0 else None
         return self._logits(features, kept)
 
     def _logits(self, features: Tensor, kept: Tensor | None) -> Tensor:
-        plain = self._plain_layers(features.device)
-        hidden = _Hidden.apply(
+        single = [self.layers.index(head.layer) for head in self.heads if head.layer != MIXED]
+        hidden = _HiddenLayer.apply(
             features.transpose(0, 1),
-            plain,
-            self.mix[len(plain) :],
+            torch.tensor(single, dtype=torch.long, device=features.device),
+            self.mix[len(single) :],
             self.hidden_weight,
             self.hidden_bias,
             kept,
             1.0 if kept is None else 1 / (1 - self.dropout),
-            self._room,
+            self._weight_gradient(),
         )
-        # In this order the product's gradient is three times as fast as in the usual one.
+        # The gradient of this product is three times as fast as with both factors transposed.
         outputs = torch.baddbmm(
             self.output_bias.unsqueeze(2), self.output_weight, hidden.transpose(1, 2)
         )
         return outputs.transpose(1, 2)
 
-    def _room(self, name: str, *shape: int) -> Tensor:
-        """Memory that is used again each step: fresh pages cost as much as a product does."""
-        size, device = math.prod(shape), self.hidden_weight.device
-        space = self._space.get(name)
-        if space is None or space.numel() < size or space.device != device:
-            space = self._space[name] = torch.empty(size, device=device)
-        return space[:size].view(shape)
+    def _weight_gradient(self) -> Tensor:
+        """Memory of the largest gradient, reused: fresh pages cost as much time as the product."""
+        weight = self.hidden_weight
+        if self._gradient.shape != weight.shape or self._gradient.device != weight.device:
+            self._gradient = torch.empty_like(weight)
+        return self._gradient
 
-    def _plain_layers(self, device: torch.device) -> Tensor:
-        """Which layer each row but the weighted sums reads: `[rows]` int64."""
-        if self._plain is None or self._plain.device != device:
-            layers = [self.layers.index(row.layer) for row in self.rows if row.layer != MIXED]
-            self._plain = torch.tensor(layers, dtype=torch.long, device=device)
-        return self._plain
-
-    def kept(
-        self,
-        num_items: int,
-        draw: int,
-        indices: Sequence[int] | None = None,
-        out: Tensor | None = None,
-    ) -> Tensor:
-        """Which hidden values are not 0 this time: `[rows, N, H]` bool.
-
-        Args:
-            indices: of these rows only, counted among those that are left.
-            out: written to; as numbers, 0 and 1, if it is of floats.
-        """
-        # Sixteen random bits a value: the probability is met to 1/65536, at a tenth of the cost of
-        # drawing a float for each.
+    def dropout_mask(self, num_vectors: int, draw: int) -> Tensor:
+        """Draw which hidden values are kept: `[heads, N, H]` of 0.0 and 1.0."""
+        # Sixteen random bits per value meet the probability to 1/65536, at a tenth of the cost of
+        # a random float. The mask is of floats: a CPU multiplies by booleans seven times slower.
         hidden_size, device = self.hidden_bias.size(1), self.hidden_bias.device
-        per_row = num_items * hidden_size
-        rows = self.rows if indices is None else [self.rows[i] for i in indices]
-        words = torch.empty(len(rows), -(-per_row // 4), dtype=torch.int64, device=device)
+        per_head = num_vectors * hidden_size
+        words = torch.empty(len(self.heads), -(-per_head // 4), dtype=torch.int64, device=device)
         generator = torch.Generator(device)
-        for row, place in zip(rows, words, strict=True):
-            generator.manual_seed(row.seed(self.seed, draw + 1))
+        for head, place in zip(self.heads, words, strict=True):
+            generator.manual_seed(head.seed(self.seed, draw + 1))
             place.random_(torch.iinfo(torch.int64).min, None, generator=generator)
-        drawn = words.view(torch.int16)[:, :per_row].view(len(rows), num_items, hidden_size)
-        return torch.ge(drawn, round(self.dropout * 65536) - 32768, out=out)
+        drawn = words.view(torch.int16)[:, :per_head].view(-1, num_vectors, hidden_size)
+        kept = torch.empty(drawn.shape, device=device)
+        return torch.ge(drawn, round(self.dropout * 65536) - 32768, out=kept)
 
 
-class _Hidden(torch.autograd.Function):
-    """Each row's input, the first linear layer of it, ReLU and dropout.
+class _HiddenLayer(torch.autograd.Function):
+    """The input of each head, its first linear layer, ReLU and dropout.
 
-    As operations of their own they would write the hidden values five times, and the inputs and
-    the weights' gradient would be hundreds of megabytes of fresh memory each step, which costs as
-    much as the product itself. Here all are computed in place.
+    As separate operations they would write the hidden values five times and allocate hundreds of
+    megabytes per step for the weights' gradient, which costs as much time as the product itself.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         features: Tensor,  # [layers, N, D]
-        plain: Tensor,  # [rows but the sums] their layers
+        single: Tensor,  # [heads but the sums] their layers
         mix: Tensor,  # [sums, layers - 1]
         weight: Tensor,
         bias: Tensor,
         kept: Tensor | None,
         scale: float,
-        room: Callable[..., Tensor],
+        gradient: Tensor,
     ) -> Tensor:
         weights = mix.softmax(-1)
-        inputs = room("inputs", len(weight), *features.shape[1:])
+        inputs = features.new_empty(len(weight), *features.shape[1:])
         if len(mix):
             features = features.contiguous()
-            torch.mm(weights, features[1:].flatten(1), out=inputs[len(plain) :].flatten(1))
-        torch.index_select(features, 0, plain, out=inputs[: len(plain)])
-        # ReLU leaves the order of scaling open: as a factor of the product it costs nothing.
+            torch.mm(weights, features[1:].flatten(1), out=inputs[len(single) :].flatten(1))
+        torch.index_select(features, 0, single, out=inputs[: len(single)])
+        # Scaling may precede ReLU: as a factor of the product it costs nothing.
         hidden = torch.baddbmm(
-            bias.unsqueeze(1),
-            inputs,
-            weight.transpose(1, 2),
-            beta=scale,
-            alpha=scale,
-            out=room("hidden", len(weight), features.size(1), weight.size(1)),
+            bias.unsqueeze(1), inputs, weight.transpose(1, 2), beta=scale, alpha=scale
         ).relu_()
         if kept is not None:
             hidden.mul_(kept)
-        ctx.scale, ctx.room = scale, room
+        ctx.scale, ctx.gradient = scale, gradient
         ctx.save_for_backward(features, inputs, weights, weight, hidden)
         return hidden
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         features, inputs, weights, weight, hidden = ctx.saved_tensors
-        # What is 0 now was so by ReLU or by dropout.
-        grad = torch.ops.aten.threshold_backward.grad_input(
-            gradients[0], hidden, 0, grad_input=ctx.room("grad", *hidden.shape)
-        )
-        if weight.grad is None:
-            weight.grad = ctx.room("weight_grad", *weight.shape)
-            weight.grad.baddbmm_(grad.transpose(1, 2), inputs, beta=0, alpha=ctx.scale)
-        else:
-            weight.grad.baddbmm_(grad.transpose(1, 2), inputs, alpha=ctx.scale)
+        # Values that ReLU or dropout set to 0 have no gradient.
+        grad = torch.ops.aten.threshold_backward(gradients[0], hidden, 0)
+        accumulates = weight.grad is not None
+        if not accumulates:
+            weight.grad = ctx.gradient
+        weight.grad.baddbmm_(grad.transpose(1, 2), inputs, beta=int(accumulates), alpha=ctx.scale)
         grad_mix = None
-        if len(weights):
-            count = len(weights)
+        if count := len(weights):
             grad_sum = torch.bmm(grad[-count:], weight[-count:]).mul_(ctx.scale)
             grad_weights = torch.mm(grad_sum.flatten(1), features[1:].flatten(1).t())
             inner = (grad_weights * weights).sum(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Reduce-on-plateau and early stopping, for each row of a batched probe by itself."""
+"""Reduce-on-plateau and early stopping, separately for each head of the grid."""
 
 from typing import NamedTuple
 
@@ -7,22 +7,22 @@ from torch import Tensor, nn
 
 
 class Verdict(NamedTuple):
-    """What a validation means for the rows it was of, each `[rows]` bool."""
+    """Outcome of a validation for the heads it judged, each `[heads judged]` bool."""
 
     improved: Tensor
     stopped: Tensor
 
 
-class RowSchedule(nn.Module):
-    """Keeps what each row of the grid has reached; all tensors are `[rows of the grid]`.
+class HeadSchedule(nn.Module):
+    """Best scores and learning rates; each tensor is `[heads of the grid]`.
 
     Attributes:
-        learning_rate: now.
-        best_score: highest score on validation so far; minus infinity before the first.
-        best_epoch: when that was.
-        epochs: trained.
-        since_best: validations since the best score, or since the last one that was better.
-        since_reduction: the same, but counted from the last reduction of the rate.
+        learning_rate: the present one.
+        best_score: highest validation score so far; minus infinity before the first.
+        best_epoch: epoch of the best score.
+        epochs: epochs trained.
+        since_best: validations since the best score.
+        since_reduction: validations since the best score or the last reduction of the rate.
     """
 
     learning_rate: Tensor
@@ -35,10 +35,10 @@ class RowSchedule(nn.Module):
     def __init__(self, rates: list[float], patience: int, lr_patience: int, lr_factor: float):
         """
         Args:
-            rates: learning rates to begin with, one a row.
-            patience: validations without a better score after which a row stops.
-            lr_patience: the same, after which its rate is reduced.
-            lr_factor: by which it is multiplied then.
+            rates: initial learning rate of each head.
+            patience: validations without a better score that stop a head.
+            lr_patience: validations without a better score that reduce its rate.
+            lr_factor: factor of a reduction.
         """
         super().__init__()
         self.patience = patience
@@ -50,23 +50,23 @@ class RowSchedule(nn.Module):
         for name in ("best_epoch", "epochs", "since_best", "since_reduction"):
             self.register_buffer(name, torch.zeros(count, dtype=torch.int64))
 
-    def update(self, rows: Tensor, scores: Tensor, epoch: int) -> Verdict:
-        """Take note of a validation.
+    def update(self, heads: Tensor, scores: Tensor, epoch: int) -> Verdict:
+        """Note the scores of a validation.
 
         Args:
-            rows: `[n]` int64, which rows of the grid the scores are of.
-            scores: `[n]` float64, higher is better. One that is not a number is no better.
+            heads: `[n]` int64, their numbers in the grid.
+            scores: `[n]` float64, higher is better. NaN counts as no better.
         """
-        rows = rows.to(self.best_score.device)
+        heads = heads.to(self.best_score.device)
         scores = scores.to(self.best_score)
-        improved = scores > self.best_score[rows]
-        self.epochs[rows] = epoch
-        self.best_score[rows] = torch.where(improved, scores, self.best_score[rows])
-        self.best_epoch[rows] = torch.where(improved, epoch, self.best_epoch[rows])
+        improved = scores > self.best_score[heads]
+        self.epochs[heads] = epoch
+        self.best_score[heads] = torch.where(improved, scores, self.best_score[heads])
+        self.best_epoch[heads] = torch.where(improved, epoch, self.best_epoch[heads])
         for counter in (self.since_best, self.since_reduction):
-            counter[rows] = torch.where(improved, 0, counter[rows] + 1)
-        reduced = self.since_reduction[rows] >= self.lr_patience
-        rate = self.learning_rate[rows]
-        self.learning_rate[rows] = torch.where(reduced, rate * self.lr_factor, rate)
-        self.since_reduction[rows] = torch.where(reduced, 0, self.since_reduction[rows])
-        return Verdict(improved, self.since_best[rows] >= self.patience)
+            counter[heads] = torch.where(improved, 0, counter[heads] + 1)
+        reduced = self.since_reduction[heads] >= self.lr_patience
+        rate = self.learning_rate[heads]
+        self.learning_rate[heads] = torch.where(reduced, rate * self.lr_factor, rate)
+        self.since_reduction[heads] = torch.where(reduced, 0, self.since_reduction[heads])
+        return Verdict(improved, self.since_best[heads] >= self.patience)

@@ -1,14 +1,15 @@
-"""Files that a probe leaves in its folder: the grid, the scores, the predictions.
+"""Write a probe's result files: the grid, the scores, the predictions.
 
-`probe.json` and `rows.csv` are written after each validation: the upstream, the task and every row
-of the grid with its best validation. `SPLIT.json` and `SPLIT_predictions.npz` are written by
-fairseq-validate: the metrics of the chosen row.
+`probe.json` and `rows.csv` are written after each validation: the upstream, the task, and the best
+validation of each head. `SPLIT.json` and `SPLIT_predictions.npz` are written by fairseq-validate:
+the metrics of the chosen head.
 """
 
 import csv
 import io
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,25 @@ from music_ssl_fairseq.probing.scoring.collector import Collector
 from music_ssl_fairseq.probing.scoring.metrics import Scores, beat_counts
 from music_ssl_fairseq.probing.scoring.predictions import Predictions
 from music_ssl_fairseq.runtime.files import atomic_path
+from music_ssl_fairseq.runtime.texts import read_object
 
-ROW_FIELDS = ("layer", "learning_rate", "score", "best_epoch", "epochs", "chosen")
+HEAD_FIELDS = ("layer", "learning_rate", "score", "best_epoch", "epochs", "chosen")
 
 
-def final_predictions(collector: Collector, decoder: Any) -> Predictions:
-    """The chosen row's predictions, from a collector of one row.
+def final_predictions(
+    collector: Collector, decoder: Callable[[np.ndarray], np.ndarray]
+) -> Predictions:
+    """Return the chosen head's predictions.
 
     Args:
-        decoder: for beats, activation `[frames]` to seconds.
+        collector: with the outputs of one head.
+        decoder: for beats, from activation `[frames]` to seconds.
     """
     dataset = collector.dataset
     split = dataset.split
     names = [split.manifest.name(i) for i in range(len(split))]
     windows = dataset.windows_per_clip
-    if split.task.kind != "beats":
+    if split.spec.kind != "beats":
         sums, counts = collector.sums()
         outputs = sums[0] / counts[:, None]
         return Predictions(names, split.group_index, outputs, split.targets, windows)
@@ -57,24 +62,24 @@ def refuse_another(folder: Path, task: str) -> None:
     """
     file = folder / "probe.json"
     try:
-        there = json.loads(file.read_text(encoding="utf-8"))["task"]
-    except (OSError, ValueError, KeyError, TypeError):  # none, or what a new one may replace
+        found = read_object(file)["task"]
+    except (InputError, KeyError):  # missing, or damaged and to be replaced
         return
-    if there != task:
+    if found != task:
         raise InputError(
-            f"{file}: holds a probe of the task {there}, not of {task}; give another hydra.run.dir "
+            f"{file}: holds a probe of the task {found}, not of {task}; give another hydra.run.dir "
             "(task.output_dir)"
         )
 
 
-def write_rows(folder: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+def write_heads(folder: Path, about: dict[str, Any], heads: list[dict[str, Any]]) -> None:
     """Write `probe.json` and `rows.csv`; see `refuse_another`."""
     refuse_another(folder, about["task"])
-    write_json(folder / "probe.json", {**about, "rows": rows})
+    _write_json(folder / "probe.json", {**about, "rows": heads})
     text = io.StringIO()
-    table = csv.DictWriter(text, ROW_FIELDS, lineterminator="\n")
+    table = csv.DictWriter(text, HEAD_FIELDS, lineterminator="\n")
     table.writeheader()
-    table.writerows(rows)
+    table.writerows(heads)
     with atomic_path(folder / "rows.csv") as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8")
 
@@ -82,28 +87,30 @@ def write_rows(folder: Path, about: dict[str, Any], rows: list[dict[str, Any]]) 
 def write_scores(
     folder: Path, split: str, about: dict[str, Any], scores: Scores, predictions: Predictions
 ) -> Path:
-    """Write `SPLIT.json` and `SPLIT_predictions.npz`; the former's path. See `refuse_another`."""
+    """Write `SPLIT_predictions.npz` and `SPLIT.json`, whose path is returned.
+
+    Raises:
+        InputError: see `refuse_another`.
+    """
     refuse_another(folder, about["task"])
     predictions.save(folder / f"{split}_predictions.npz")
     file = folder / f"{split}.json"
-    write_json(
-        file,
-        {
-            **about,
-            "split": split,
-            "files": len(predictions.names),
-            "groups": predictions.num_groups,
-            "windows": int(predictions.windows.sum()),
-            "metrics": scores.values,
-            "per_class": scores.per_class,
-            "absent_classes": scores.absent,
-        },
-    )
+    contents = {
+        **about,
+        "split": split,
+        "files": len(predictions.names),
+        "groups": predictions.num_groups,
+        "windows": int(predictions.windows.sum()),
+        "metrics": scores.values,
+        "per_class": scores.per_class,
+        "absent_classes": scores.absent,
+    }
+    _write_json(file, contents)
     return file
 
 
-def write_json(file: Path, contents: dict[str, Any]) -> None:
-    """Write JSON, atomically; what is not a finite number becomes null."""
+def _write_json(file: Path, contents: dict[str, Any]) -> None:
+    """Write JSON atomically; numbers that are not finite become null."""
     with atomic_path(file) as temporary:
         text = json.dumps(_finite(contents), indent=2, ensure_ascii=False)
         temporary.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,215 @@
+"""One probe: a task's folder, an encoder's features, the grid of heads, and the result files.
+
+fairseq's task and `direct` both train what is prepared here, and differ only in who makes the
+updates.
+"""
+
+import logging
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from music_ssl_fairseq.data.identity import Identity
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.probing.dataset import ProbingDataset
+from music_ssl_fairseq.probing.features.cache import FeatureCache, clip_of
+from music_ssl_fairseq.probing.features.fill import WindowPlan, fill, identity
+from music_ssl_fairseq.probing.features.source import FeatureSource, open_source
+from music_ssl_fairseq.probing.heads.model import HeadGrid, HeadInputs
+from music_ssl_fairseq.probing.identity import probing_identity
+from music_ssl_fairseq.probing.labels import ProbingSplit
+from music_ssl_fairseq.probing.scoring import results
+from music_ssl_fairseq.probing.scoring.beats import DECODERS
+from music_ssl_fairseq.probing.scoring.collector import Collector
+from music_ssl_fairseq.probing.scoring.metrics import Scores, evaluate
+from music_ssl_fairseq.probing.scoring.selection import head_scores
+from music_ssl_fairseq.probing.spec import read_spec
+
+logger = logging.getLogger(__name__)
+
+CHOOSE_ON = "valid"
+"""The split that chooses the head, and stops each of them."""
+
+_BATCHES_AT_ONCE = 8
+"""Mini-batches per batch of fairseq's on a CPU, where each batch costs some milliseconds more."""
+
+
+class ProbeExperiment:
+    """Everything about a probe but the updates.
+
+    Attributes:
+        spec: contents of `task.json`.
+        plan: windows that the encoder is given.
+        output_dir: folder of the result files.
+        model: the heads; set by who builds them.
+    """
+
+    model: HeadGrid
+
+    def __init__(self, cfg: Any):
+        """Read the task's folder.
+
+        Args:
+            cfg: as `MusicProbingConfig`.
+
+        Raises:
+            InputError: if a setting is wrong, or `task.json`, or it is not the expected task.
+        """
+        self.cfg = cfg
+        self.spec = read_spec(cfg.data)
+        if cfg.decoder not in DECODERS:
+            raise InputError(f"task.decoder {cfg.decoder!r}: one of {', '.join(DECODERS)}")
+        if cfg.window_seconds < 0:
+            raise InputError("task.window_seconds must be 0 (whole clips) or more")
+        if cfg.expected and cfg.expected != self.spec.name:
+            raise InputError(
+                f"{cfg.data}: holds the task {self.spec.name}, but this configuration is for "
+                f"{cfg.expected}: give the --config-name of the task, another task.data, or "
+                "task.expected=null for these settings all the same"
+            )
+        batch_seconds = 40.0 if self.device == "cpu" else 640.0
+        self.plan = WindowPlan(cfg.window_seconds, self.spec.kind == "beats", batch_seconds)
+        self.output_dir = Path(cfg.output_dir)
+        self._datasets: dict[str, ProbingDataset] = {}
+
+    @property
+    def device(self) -> str:
+        """Where features are computed and heads are trained: `cpu` or `cuda`."""
+        return "cpu" if self.cfg.cpu or not torch.cuda.is_available() else "cuda"
+
+    @cached_property
+    def source(self) -> FeatureSource:
+        """The encoder or front end."""
+        return open_source(str(self.cfg.upstream), self.device, int(self.cfg.upstream_seed or 0))
+
+    @cached_property
+    def cache(self) -> FeatureCache:
+        """The features computed so far."""
+        return FeatureCache(
+            self.cfg.cache_dir,
+            identity(self.source, self.plan),
+            int(self.cfg.cache_limit_gb * 1e9),
+            self.source.name,
+        )
+
+    @property
+    def batches_at_once(self) -> int:
+        """Mini-batches per training batch of the dataset; frames of beats are many in any case."""
+        return _BATCHES_AT_ONCE if self.device == "cpu" and not self.plan.frames else 1
+
+    def identity(self) -> Identity:
+        """Identify the task, its clips and labels, and the upstream."""
+        found = probing_identity(self.cfg.data, self.spec)
+        return found | {"upstream": self.source.fingerprint[:16]}
+
+    def dataset(self, split: str) -> ProbingDataset:
+        """Read a split's labels, and compute the features that the cache lacks."""
+        if split not in self._datasets:
+            self._datasets[split] = self._read(split)
+        return self._datasets[split]
+
+    def _read(self, split: str) -> ProbingDataset:
+        labels = ProbingSplit(self.cfg.data, split, self.spec)
+        clips = [clip_of(labels.manifest, i, part) for i, part in enumerate(labels.segments)]
+        self.cache.use(clip.key for clip in clips)
+        fill(self.cache, self.source, self.plan, clips)
+        training = split == "train"
+        at_once = self.batches_at_once if training else 1
+        dataset = ProbingDataset(
+            labels, clips, self.cache, self.plan, self.cfg.seed, training, at_once
+        )
+        seconds = self.cfg.window_seconds
+        length = f"{seconds:g} s" if seconds else "whole clips"
+        logger.info("%s: %d clips, %d windows of %s", split, len(clips), len(dataset), length)
+        return dataset
+
+    def inputs(self) -> HeadInputs:
+        """Describe features and outputs for the heads.
+
+        Means and deviations are those of the training split if it has been read; otherwise
+        placeholders for those of a checkpoint.
+        """
+        source, outputs = self.source, self.spec.num_outputs
+        dimension = source.frame_dimension if self.plan.frames else source.dimension
+        shape = len(source.layers), dimension
+        statistics = {
+            "feature_mean": torch.zeros(shape),
+            "feature_deviation": torch.ones(shape),
+            "target_mean": torch.zeros(outputs),
+            "target_deviation": torch.ones(outputs),
+        }
+        if "train" in self._datasets:
+            statistics |= self._train_statistics(self._datasets["train"])
+        return HeadInputs(source.layers, dimension, outputs, source.fingerprint, **statistics)
+
+    def _train_statistics(self, dataset: ProbingDataset) -> dict[str, torch.Tensor]:
+        found = {}
+        if self.source.standardise:
+            vectors = np.concatenate([dataset.features(i) for i in range(len(dataset))])
+            found["feature_mean"] = vectors.mean(axis=0, dtype=np.float64)
+            found["feature_deviation"] = vectors.std(axis=0, dtype=np.float64) + 1e-6
+        if self.spec.kind == "regression":
+            found["target_mean"] = dataset.split.targets.mean(axis=0)
+            deviation = dataset.split.targets.std(axis=0)
+            found["target_deviation"] = np.where(deviation > 0, deviation, 1.0)
+        return {name: torch.from_numpy(value).float() for name, value in found.items()}
+
+    def judge(self, collector: Collector, epoch: int, last: bool) -> None:
+        """Judge each head in training by its predictions of the split `CHOOSE_ON`.
+
+        Raises:
+            InputError: if no head has ever had a score.
+        """
+        scores = head_scores(collector, collector.dataset.split.targets)
+        self.model.take_scores(torch.from_numpy(scores), epoch, last)
+        if self.model.chosen_head() is None:
+            raise InputError(
+                f"{self.spec.metric} is not a number for any head: too few different labels in "
+                f"{CHOOSE_ON}, or every model.learning_rates too high"
+            )
+
+    def write_table(self) -> None:
+        """Write `probe.json` and `rows.csv`."""
+        results.write_heads(self.output_dir, self.about(), self.model.table())
+
+    def score(self, split: str, collector: Collector) -> Scores:
+        """Score the chosen head on a split, and write `SPLIT.json` and its predictions."""
+        predictions = results.final_predictions(collector, DECODERS[self.cfg.decoder])
+        scores = evaluate(self.spec, predictions)
+        about = self.about()
+        if self.spec.kind == "beats":
+            about["decoder"] = self.cfg.decoder
+        file = results.write_scores(self.output_dir, split, about, scores, predictions)
+        if scores.absent:
+            absent = ", ".join(scores.absent)
+            logger.warning(
+                "%s: no score for %s: no (or only) positive examples in this split", split, absent
+            )
+        chosen = about["layer"], about["learning_rate"]
+        where = os.path.abspath(file)
+        logger.info("%s: layer %s, learning rate %g; written to %s", split, *chosen, where)
+        return scores
+
+    def about(self) -> dict[str, Any]:
+        """Describe the probe for its result files: task, upstream, chosen head."""
+        chosen = self.model.chosen_head()
+        assert chosen is not None
+        return {
+            "task": self.spec.name,
+            "kind": self.spec.kind,
+            "metric": self.spec.metric,
+            "classes": list(self.spec.classes),
+            "targets": list(self.spec.targets),
+            "upstream": self.source.name,
+            "upstream_path": str(self.cfg.upstream),
+            "fingerprint": self.source.fingerprint,
+            "window_seconds": self.cfg.window_seconds,
+            "layer": chosen.head.layer,
+            "learning_rate": chosen.head.learning_rate,
+            "valid_score": chosen.score,
+            "best_epoch": chosen.epoch,
+        }
