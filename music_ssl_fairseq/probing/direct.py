@@ -17,7 +17,7 @@ from music_ssl_fairseq.probing.config import MusicProbeConfig, MusicProbingConfi
 from music_ssl_fairseq.probing.dataset import ProbingDataset
 from music_ssl_fairseq.probing.experiment import CHOOSE_ON, ProbeExperiment
 from music_ssl_fairseq.probing.features.source import FeatureSource
-from music_ssl_fairseq.probing.heads.adam import HeadAdam
+from music_ssl_fairseq.probing.heads.adam import RowAdam
 from music_ssl_fairseq.probing.heads.model import HeadGrid
 from music_ssl_fairseq.probing.heads.training import loss_and_logs, mini_batches, update
 from music_ssl_fairseq.probing.scoring.collector import Collector
@@ -62,7 +62,7 @@ def run(cfg: DictConfig, source: FeatureSource, split: str = "test") -> Path:
     training = _Windows(probe.dataset("train"), device)
     validation = _Windows(probe.dataset(CHOOSE_ON), device)
     model = probe.model = HeadGrid(cfg.model, probe.inputs()).to(device)
-    optimizer = HeadAdam(cfg.optimizer, list(model.parameters()))
+    optimizer = RowAdam(cfg.optimizer, list(model.parameters()))
     number, last = 0, cfg.optimization.max_epoch
     for epoch in range(1, last + 1):
         model.train()

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from music_ssl_fairseq.probing.heads import grid as grid_module
-from music_ssl_fairseq.probing.heads.adam import HeadAdam, HeadAdamConfig
+from music_ssl_fairseq.probing.heads.adam import RowAdam, RowAdamConfig
 from music_ssl_fairseq.probing.heads.grid import MIXED, Head, ProbeHeads, grid
 from music_ssl_fairseq.probing.heads.schedule import HeadSchedule
 from music_ssl_fairseq.probing.heads.training import head_losses, mini_batches
@@ -21,8 +21,8 @@ def heads(chosen=HEADS, dropout=0.2) -> ProbeHeads:
     return ProbeHeads(chosen, LAYERS, dropout=dropout, **SIZES)
 
 
-def adam(model: nn.Module) -> HeadAdam:
-    return HeadAdam(OmegaConf.structured(HeadAdamConfig()), model.parameters())
+def adam(model: nn.Module) -> RowAdam:
+    return RowAdam(OmegaConf.structured(RowAdamConfig()), model.parameters())
 
 
 def batches(count=12, size=10):
@@ -32,7 +32,7 @@ def batches(count=12, size=10):
         yield features, torch.randint(0, 3, (size,), generator=generator)
 
 
-def step(model: ProbeHeads, optimiser: HeadAdam, features, target, draw: int) -> None:
+def step(model: ProbeHeads, optimiser: RowAdam, features, target, draw: int) -> None:
     """As fairseq does it: a summed loss, gradients divided by the number of items."""
     optimiser.zero_grad()
     logits = model(features, draw)

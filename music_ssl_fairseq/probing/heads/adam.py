@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @dataclass
-class HeadAdamConfig(FairseqDataclass):
+class RowAdamConfig(FairseqDataclass):
     adam_betas: str = field(
         default="(0.9,0.999)", metadata={"help": "decay of the gradient's mean and mean square"}
     )
@@ -21,15 +21,15 @@ class HeadAdamConfig(FairseqDataclass):
     )
 
 
-@register_optimizer("row_adam", dataclass=HeadAdamConfig)
-class HeadAdam(FairseqOptimizer):
+@register_optimizer("row_adam", dataclass=RowAdamConfig)
+class RowAdam(FairseqOptimizer):  # checkpoints hold this name, and refuse another
     """Call torch's fused Adam once per learning rate. `set_heads` gives heads and their rates.
 
     fairseq's learning rate is a factor on top: leave it at 1. `get_lr` is the highest rate of any
     head, and 0 when none is left, so that `optimization.stop_min_lr: 0` ends the training.
     """
 
-    def __init__(self, cfg: HeadAdamConfig, params: Iterable[Tensor]):
+    def __init__(self, cfg: RowAdamConfig, params: Iterable[Tensor]):
         super().__init__(cfg)
         betas = tuple(ast.literal_eval(str(cfg.adam_betas)))
         # It holds parameters and moments where fairseq looks for them; its own step is not used.

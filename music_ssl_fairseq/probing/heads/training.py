@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from music_ssl_fairseq.probing.heads.adam import HeadAdam
+from music_ssl_fairseq.probing.heads.adam import RowAdam
 from music_ssl_fairseq.probing.heads.model import HeadGrid
 
 
@@ -82,7 +82,7 @@ def mini_batches(sample: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def update(
-    model: HeadGrid, optimizer: HeadAdam, batch: dict[str, Any], kind: str
+    model: HeadGrid, optimizer: RowAdam, batch: dict[str, Any], kind: str
 ) -> dict[str, Any]:
     """Make one update, as fairseq's trainer makes it; the values to log."""
     optimizer.zero_grad()
