@@ -1,9 +1,9 @@
 """Compute the features that a cache lacks: files are read ahead, windows encoded in batches."""
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 
 import numpy as np
 from tqdm import tqdm
@@ -11,6 +11,7 @@ from tqdm import tqdm
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.frames import SAMPLE_RATE
+from music_ssl_fairseq.jobs.read_ahead import ReadAhead
 from music_ssl_fairseq.probing.features.cache import Clip, FeatureCache
 from music_ssl_fairseq.probing.features.source import FeatureSource
 from music_ssl_fairseq.probing.features.windows import (
@@ -81,42 +82,21 @@ def fill(
     dimension = source.frame_dimension if plan.frames else source.dimension
     vector_bytes = len(source.layers) * dimension * np.dtype(plan.dtype).itemsize
     cache.make_room(sum(sum(plan.vector_counts(clip)) for clip in missing) * vector_bytes)
+    workers = available_cpus()
+    reader = ReadAhead(partial(_read, source), missing, workers, _CLIPS_AHEAD * workers)
     progress = tqdm(total=len(missing), desc=f"features of {source.name}", unit="clip")
     try:
-        with progress:
-            group: list[tuple[Clip, np.ndarray]] = []
-            for item in _read_all(missing, source):
-                group.append(item)
-                if len(group) == _CLIPS_PER_GROUP:
-                    _encode(cache, source, plan, group)
-                    progress.update(len(group))
-                    group = []
-            _encode(cache, source, plan, group)
-            progress.update(len(group))
+        with progress, reader:
+            read = iter(reader)
+            while group := list(islice(read, _CLIPS_PER_GROUP)):
+                _encode(cache, source, plan, group)
+                progress.update(len(group))
     finally:
         cache.flush()
 
 
-def _read_all(clips: Sequence[Clip], source: FeatureSource) -> Iterator[tuple[Clip, np.ndarray]]:
-    """Yield clips with their samples, in order, read ahead by threads."""
-    workers = available_cpus()
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[tuple[Clip, Future[np.ndarray]]] = deque()
-        try:
-            for clip in clips:
-                waiting.append((clip, pool.submit(_read, clip, source)))
-                if len(waiting) > _CLIPS_AHEAD * workers:
-                    done, future = waiting.popleft()
-                    yield done, future.result()
-            while waiting:
-                done, future = waiting.popleft()
-                yield done, future.result()
-        finally:
-            for _, future in waiting:
-                future.cancel()
-
-
-def _read(clip: Clip, source: FeatureSource) -> np.ndarray:
+def _read(source: FeatureSource, clip: Clip) -> tuple[Clip, np.ndarray]:
+    """Read the samples of a clip."""
     waveform = audio.read(clip.path, clip.start, clip.stop - clip.start)
     seconds = (clip.stop - clip.start) / SAMPLE_RATE
     if len(waveform) < clip.stop - clip.start - 0.1 * SAMPLE_RATE:
@@ -129,7 +109,7 @@ def _read(clip: Clip, source: FeatureSource) -> np.ndarray:
         raise AudioError(
             clip.path, f"{seconds:.3f} s are less than one frame of the upstream: leave it out"
         )
-    return np.pad(waveform, (0, clip.stop - clip.start - len(waveform)))
+    return clip, np.pad(waveform, (0, clip.stop - clip.start - len(waveform)))
 
 
 def _encode(
