@@ -1,10 +1,10 @@
 """Grouped convolution over time as a few large matrix products.
 
 cuDNN runs the positional convolution (768 channels in 16 groups, kernel 128) on a slow path in half
-precision: 20 ms forward for 100 crops of 5 s on an H200, of which its arithmetic is half a
-millisecond. Written out for blocks of output frames, it is one dense product for each group: the
-block's `block + kernel - 1` input frames times a matrix that holds the kernel once for each output
-frame, shifted by one (a Toeplitz matrix). That has 12 % more arithmetic and runs at full speed.
+precision: 20 ms forward for 100 crops of 5 s on an H200, although its arithmetic takes half a
+millisecond. For a block of output frames it is one dense product per group: the block's
+`block + kernel - 1` input frames times a matrix that holds the kernel once per output frame, each
+time shifted by one (a Toeplitz matrix). This has 12 % more arithmetic and runs at full speed.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 BLOCK = 16
-"""Output frames a block: larger ones cost more arithmetic, smaller ones copy the input more."""
+"""Output frames per block: larger blocks have more arithmetic, smaller ones more copies."""
 
 
 def block_conv(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
-    """`conv1d(x, weight, bias, padding=kernel // 2, groups=groups)[:T]` for frames-last-but-one.
+    """Compute `conv1d(x, weight, bias, padding=kernel // 2, groups=groups)[:T]`, channels last.
 
     Args:
         x: `[B, T, D]`.
@@ -33,7 +33,7 @@ def block_conv(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
 
 
 class _BlockConv(torch.autograd.Function):
-    """Its gradients are such products too, where autograd's own would scatter through the views."""
+    """Computes gradients as such products too; autograd's own would scatter through the views."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, groups: int) -> Tensor:
@@ -47,7 +47,7 @@ class _BlockConv(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         inputs, weight = ctx.saved_tensors
         groups, kernel = ctx.groups, weight.size(-1)
-        # The gradient of the input: the same with taps reversed, and inputs for outputs.
+        # The input's gradient is a convolution with reversed taps, from outputs to inputs.
         mirrored = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).flip(-1)
         outputs = _windows(grad, groups, kernel, kernel - 1 - kernel // 2)
         d_x = _correlate(outputs, mirrored, grad.shape)
@@ -55,7 +55,7 @@ class _BlockConv(torch.autograd.Function):
 
 
 def _windows(x: Tensor, groups: int, kernel: int, before: int) -> Tensor:
-    """The input frames of each block: `[groups, B * blocks, (BLOCK + kernel - 1) * width]`."""
+    """Return each block's input frames: `[groups, B * blocks, (BLOCK + kernel - 1) * width]`."""
     blocks = -(-x.size(1) // BLOCK)
     after = blocks * BLOCK - x.size(1) + kernel - 1 - before
     return (
@@ -68,7 +68,7 @@ def _windows(x: Tensor, groups: int, kernel: int, before: int) -> Tensor:
 
 
 def _correlate(inputs: Tensor, weight: Tensor, shape: Sequence[int]) -> Tensor:
-    """Frame t of the result, of `shape`, is the sum over taps k of `weight[k] @ x[t + k - before]`.
+    """Sum `weight[k] @ x[t + k - before]` over taps k, for each frame t of a result of `shape`.
 
     `inputs` are the `_windows` of `x`.
     """
@@ -91,7 +91,7 @@ def _correlate(inputs: Tensor, weight: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _weight_gradient(inputs: Tensor, grad: Tensor, kernel: int) -> Tensor:
-    """The gradient of the Toeplitz matrix, summed along the diagonals that hold the same weight."""
+    """Sum the Toeplitz matrix's gradient along the diagonals that hold the same weight."""
     batch, frames, dim = grad.shape
     groups = inputs.size(0)
     width = dim // groups

@@ -1,4 +1,4 @@
-"""Unpadded convolution of frames whose channels lie next to each other."""
+"""Unpadded convolution over frames with channels last."""
 
 import torch
 from torch import Tensor
@@ -9,10 +9,10 @@ from music_ssl_fairseq.frames import frames_within
 
 
 def conv_channels_last(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-    """Unpadded convolution that reads and writes channels last, and copies nothing.
+    """Convolve without padding, reading and writing channels last, without copies.
 
-    With kernel = stride, windows are a reshaped view of the input and one matrix product does it.
-    A single input channel is unfolded. Else it is cuDNN's convolution in its channels-last layout.
+    With kernel = stride, windows are a reshaped view of the input: one matrix product. A single
+    input channel is unfolded. Otherwise cuDNN convolves in its channels-last layout.
 
     Args:
         x: `[B, T, C]`.
@@ -28,7 +28,7 @@ def conv_channels_last(x: Tensor, weight: Tensor, bias: Tensor | None, stride: i
     frames = frames_within(length, kernel, stride)
     taps = weight.permute(2, 1, 0)  # [kernel, C, channels]
     if in_channels == 1:
-        # Tensor cores want a multiple of 8 numbers in a row.
+        # Tensor cores need rows of a multiple of 8 numbers.
         extra = -kernel % 8
         windows = F.pad(x.squeeze(-1), (0, extra)).unfold(-1, kernel + extra, stride)[:, :frames]
         y = windows @ F.pad(taps.squeeze(1), (0, 0, 0, extra))

@@ -1,16 +1,16 @@
-"""The extractor's layers after the first, where none has a norm: convolutions and GELUs.
+"""The extractor's layers after the first, if none has a norm: convolutions and GELUs.
 
-The gradient of a convolution's filters is, for each tap, a matrix product over all its output
-frames. For these cuBLAS takes three quarters of the time that cuDNN does. With kernel 3 and stride
-2 they need no copies if each crop's frames have one more row before them: row j of a crop's output
-then reads its input's rows 2j - 1, 2j and 2j + 1. The last two are row j of the input seen as
-`[B, Q, 2 C]`, and the first is the second half of the row before that. Row 0 of the output is no
-frame and has a gradient of zero, so that products over all crops at once, whose rows follow each
-other, add nothing where two crops meet.
+The gradient of a convolution's filters is, per tap, a matrix product over all its output frames.
+cuBLAS computes these in three quarters of cuDNN's time. With kernel 3 and stride 2 they need no
+copies if each crop's frames have one more row before them: row j of a crop's output then reads
+rows 2j - 1, 2j and 2j + 1 of its input. The last two are row j of the input seen as `[B, Q, 2 C]`,
+and the first is the second half of the row before. Row 0 of the output is no frame and has a
+gradient of zero, so that products over all crops at once add nothing where two crops meet.
 
-To cuDNN this is a convolution padded by one frame. GELU leaves its row 0 out, and writes the row
-before the next layer's input. On Hopper GPUs the gradient of such a layer's input is a kernel of
-our own (`conv_kernels`), with that of the GELU before it if the layer before is of this kind too.
+For cuDNN this is a convolution padded by one frame. The GELU leaves out its row 0, and writes the
+row before the next layer's input. On Hopper GPUs our own kernel (`kernels.conv`) computes the
+gradient of such a layer's input, and that of the GELU before it if the previous layer is of this
+kind too.
 """
 
 from collections.abc import Sequence
@@ -30,20 +30,17 @@ _KERNEL, _STRIDE, _PADDING = (1, 3), (1, 2), (0, 1)  # of `[B, C, 1, rows]`
 
 
 def rows_before(convs: Sequence[nn.Conv1d], frames: int, x: Tensor) -> int:
-    """How many rows of zeros the first of some convolutions wants before each crop's first frame.
+    """Return how many rows of zeros, 1 or 0, a stack needs before each crop's first frame.
 
     Args:
-        convs: those still to come.
-        frames: of their input.
-        x: a tensor of its device and type.
-
-    Returns:
-        1 or 0.
+        convs: the stack; its first convolution decides.
+        frames: of its input.
+        x: a tensor of its input's device and type.
     """
     if not convs:
         return 0
     conv = convs[0]
-    # In fp32 cuDNN computes with TF32, and matrix products do not unless told to.
+    # In fp32, cuDNN uses TF32 by default, and matrix products do not.
     slow = x.is_cuda and working_dtype(x) == torch.float32
     shape = (*conv.kernel_size, *conv.stride)
     fits = shape == (3, 2) and conv.bias is None and frames >= 3 and frames % 2 == 1
@@ -51,10 +48,10 @@ def rows_before(convs: Sequence[nn.Conv1d], frames: int, x: Tensor) -> int:
 
 
 def can_use_kernel(z: Tensor, weight: Tensor) -> bool:
-    """Whether `conv_kernels.input_gradient` takes these: on a Hopper GPU, in half precision.
+    """Return whether `kernels.conv` takes these: on a Hopper GPU, in half precision.
 
     Args:
-        z: the convolution's input, or what is before the GELU before it, `[B, rows, C]`.
+        z: the convolution's input, or the input of the GELU before it, `[B, rows, C]`.
         weight: `[channels, C, 3]` of the convolution.
     """
     return (
@@ -67,11 +64,11 @@ def can_use_kernel(z: Tensor, weight: Tensor) -> bool:
 
 
 def run_conv_stack(convs: Sequence[nn.Conv1d], x: Tensor, lead: int) -> Tensor:
-    """Each convolution, unpadded, and a GELU after it.
+    """Run convolutions without padding, each with a GELU after it.
 
     Args:
         x: `[B, lead + frames, C]`.
-        lead: rows of zeros before each crop's first frame: `rows_before`.
+        lead: rows of zeros before each crop's first frame: see `rows_before`.
 
     Returns:
         `[B, frames, channels]`.
@@ -97,11 +94,11 @@ def run_conv_stack(convs: Sequence[nn.Conv1d], x: Tensor, lead: int) -> Tensor:
 
 
 class _ConvAfterRow(torch.autograd.Function):
-    """Convolution of kernel 3 and stride 2 over frames that have a row of zeros before them.
+    """Convolves with kernel 3 and stride 2 over frames that have a row of zeros before them.
 
-    From `[B, 2 Q, C]` to `[B, Q, channels]`: Q - 1 frames, and before them a row that is to be
-    left out. The gradient of that row must be zero. With a GELU, it reads the output of another
-    such layer, and its gradient is zero in that row.
+    Maps `[B, 2 Q, C]` to `[B, Q, channels]`: Q - 1 frames, and before them a row to be left out,
+    whose gradient must be zero. With a GELU, the input is the output of another such layer, and its
+    gradient is zero in that row.
     """
 
     @staticmethod
@@ -133,7 +130,7 @@ class _ConvAfterRow(torch.autograd.Function):
 
 
 def _image(x: Tensor) -> Tensor:
-    """`[B, rows, C]` to `[B, C, 1, rows]`, for cuDNN in its channels-last layout."""
+    """Map `[B, rows, C]` to `[B, C, 1, rows]`, for cuDNN in its channels-last layout."""
     return x.transpose(1, 2).unsqueeze(2)
 
 
@@ -142,7 +139,7 @@ def _frames(image: Tensor) -> Tensor:
 
 
 def _filters_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """`[channels, C, 3]`, of `grad` `[B, Q, channels]` and `x` `[B, 2 Q, C]`."""
+    """Compute `[channels, C, 3]` from `grad` `[B, Q, channels]` and `x` `[B, 2 Q, C]`."""
     channels = x.size(2)
     outputs = grad.view(-1, grad.size(2))
     inputs = x.view(-1, 2 * channels)

@@ -1,4 +1,4 @@
-"""What a device offers: Triton, its generation, its multiprocessors, its precision."""
+"""Properties of a device: Triton, its generation, its multiprocessors, its precision."""
 
 import functools
 import importlib.util

@@ -1,4 +1,4 @@
-"""How a model's operations run: the one door through which `modules` enter this package."""
+"""The entry point of this package: an `Execution` runs the operations of a model."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,11 +8,11 @@ from torch import Tensor
 
 from music_ssl_fairseq.fast.block_conv import block_conv
 from music_ssl_fairseq.fast.compilation import ShapeGate, can_compile, compiled
-from music_ssl_fairseq.fast.cuda_graphs import recorded_layers
+from music_ssl_fairseq.fast.cuda_graphs import graphed_layers
 from music_ssl_fairseq.fast.device import working_dtype
 from music_ssl_fairseq.fast.extractor import extract
 from music_ssl_fairseq.fast.first_conv import fold_moments
-from music_ssl_fairseq.fast.frame_selection import choose
+from music_ssl_fairseq.fast.frame_selection import select
 from music_ssl_fairseq.fast.gelu import gelu
 from music_ssl_fairseq.fast.hashed_dropout import draw_seeds, hashed
 from music_ssl_fairseq.fast.transformer_layer import can_fuse_layer, cast_weights, fused_layer
@@ -23,16 +23,16 @@ RunLayer = Callable[[Any, Tensor], tuple[Tensor, Tensor | None]]
 
 
 class Execution:
-    """How a model's operations run: one by one, or compiled, fused and as CUDA graphs.
+    """Runs a model's operations one by one, or compiled, fused and as CUDA graphs.
 
-    Made once per model, from its settings. `for_batch` gives the one for a batch. Results are equal
-    to rounding, except that masks of dropout are drawn from other random numbers.
+    A model makes one from its settings; `for_batch` returns the one for a batch. Results are equal
+    to rounding, except that dropout uses other random numbers when compiled.
 
     Args:
-        setting: `model.fast`. Layouts and algorithms that suit GPUs: auto (on GPUs), on or off.
-        compiled: run compiled functions, fused kernels and CUDA graphs, for inputs on a GPU.
-        group_norm: filters and shifts of `fold_group_norm`: the extractor's first layer with a
-            group norm whose statistics are those of longer waveforms.
+        setting: `model.fast`: layouts and algorithms for GPUs, auto (on GPUs), on or off.
+        compiled: whether to use compiled functions, fused kernels and CUDA graphs, on a GPU.
+        group_norm: filters and shifts of `fold_group_norm` for the extractor's first layer, if its
+            group norm has the statistics of longer waveforms.
     """
 
     def __init__(
@@ -50,22 +50,22 @@ class Execution:
     def for_batch(
         self, waveform: Tensor, padding_mask: Tensor | None, training: bool
     ) -> "Execution":
-        """Return this, or for a shape that keeps coming on a GPU its compiled form."""
+        """Return the execution of a batch: compiled on a GPU, if its shape keeps coming."""
         if self.setting == "off" or not waveform.is_cuda or not can_compile():
             return self
         mode = (training, torch.is_grad_enabled(), padding_mask is None)
         return self.using(self._gate(mode, tuple(waveform.shape)))
 
     def using(self, compiled: bool, group_norm: tuple[Tensor, Tensor] | None = None) -> "Execution":
-        """Return another with the same setting."""
+        """Return an execution with the same setting."""
         return Execution(self.setting, compiled, group_norm)
 
     def is_fast(self, x: Tensor) -> bool:
-        """Return whether layouts and algorithms for GPUs are to be used for a tensor like `x`."""
+        """Return whether to use layouts and algorithms for GPUs on a tensor like `x`."""
         return self.setting == "on" or (self.setting == "auto" and x.is_cuda)
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a function, compiled or as it is."""
+        """Call a function, compiled or not."""
         return compiled(function, self.compiled)(*args)
 
     def extract(self, layers: Sequence[Any], waveform: Tensor) -> Tensor:
@@ -97,9 +97,8 @@ class Execution:
                 these frames are needed. Fused layers leave out the others.
 
         Returns:
-            The first layer's input, and a function that runs a layer (LayerDrop chooses among
-            them): from the layer and its input to its output and, except for fused layers where
-            gradients are needed, its feed-forward output.
+            The first layer's input, and a function that runs a layer: from the layer and its input
+            to its output and its feed-forward output (None for fused layers with gradients).
         """
         if not self.compiled:
             return encoder.embed(x), lambda layer, x: layer(x, attend)
@@ -111,7 +110,7 @@ class Execution:
 
 
 PLAIN = Execution("off")
-"""Each operation by itself, as the papers write it."""
+"""Runs each operation by itself, as the papers write it."""
 
 
 def _layer_runner(
@@ -121,19 +120,19 @@ def _layer_runner(
     seeds: Tensor | None,
     masked_indices: Tensor | None,
 ) -> RunLayer:
-    """The fastest way to run layers on `x`; `seeds` as in `Execution.encode`."""
+    """Return the fastest way to run layers on `x`, with `[layers + 1, 3]` seeds in training."""
     layers = list(encoder.layers)
     numbers = {layer: i for i, layer in enumerate(layers)}
     own_seeds = [None] * len(layers) if seeds is None else seeds.unbind()
     if not can_fuse_layer(layers[0], x, attend):
         run = compiled(_run_layer, True)
         return lambda layer, x: run(layer, x, attend, own_seeds[numbers[layer]])
-    selection = None if masked_indices is None else choose(masked_indices, *x.shape[:2])
+    selection = None if masked_indices is None else select(masked_indices, *x.shape[:2])
     if seeds is not None and torch.is_grad_enabled():
-        recorded = recorded_layers(encoder, x, selection)
-        if recorded is not None:
-            recorded.begin(seeds[:-1], selection)
-            return lambda layer, x: (recorded(numbers[layer], x), None)
+        graphs = graphed_layers(encoder, x, selection)
+        if graphs is not None:
+            graphs.begin(seeds[:-1], selection)
+            return lambda layer, x: (graphs(numbers[layer], x), None)
     weights = cast_weights(layers, x)
 
     def run_fused(layer: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:

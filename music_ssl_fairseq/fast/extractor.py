@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from music_ssl_fairseq.fast.channels_last_conv import conv_channels_last
 from music_ssl_fairseq.fast.compilation import compiled
 from music_ssl_fairseq.fast.conv_stack import rows_before, run_conv_stack
-from music_ssl_fairseq.fast.first_conv import can_fuse, folded_first_layer, fused_first_layer
+from music_ssl_fairseq.fast.first_conv import can_fuse, folded_first_conv, fused_first_conv
 from music_ssl_fairseq.frames import frames_within
 
 
@@ -42,9 +42,9 @@ def extract(
         frames = frames_within(waveform.size(-1), conv.kernel_size[0], conv.stride[0])
         lead = rows_before(convs, frames, waveform)
     if folded is not None:
-        x = folded_first_layer(waveform, *folded, conv.stride[0], lead)
+        x = folded_first_conv(waveform, *folded, conv.stride[0], lead)
     elif fast and norm is not None and can_fuse(waveform, conv.weight, conv.bias):
-        x = fused_first_layer(
+        x = fused_first_conv(
             waveform,
             conv.weight,
             (norm.weight, norm.bias, norm.eps),

@@ -1,13 +1,13 @@
-"""The extractor's first layer - convolve, normalise, GELU - as one pass over its output.
+"""The extractor's first layer - convolve, normalise, GELU - in one pass over its output.
 
-The first layer turns 80,000 samples into 16,000 frames of 512 channels: for 100 crops that is
-1.6 GB, which the plain operations write and read a dozen times, forward and backward. Its window of
-10 samples is so small that everything is better computed again from the waveform: the kernels here
-write the output once, read its gradient once, and keep nothing in between.
+The first layer maps 80,000 samples to 16,000 frames of 512 channels: 1.6 GB for 100 crops, which
+the plain operations write and read a dozen times, forward and backward. Its window of 10 samples is
+so small that computing everything again from the waveform costs less: the kernels here write the
+output once, read its gradient once, and keep nothing in between.
 
-A group norm with one channel a group needs mean and variance over time of `w . frame`. Both follow
-from the mean and the second moments of the frames, ten by ten numbers a crop, so the norm becomes a
-weight and a shift of its own for each crop (`fold_group_norm`), and autograd works on those.
+A group norm with one channel per group needs mean and variance over time of `w . frame`. Both
+follow from the mean and the second moments of the frames, ten by ten numbers per crop. So the norm
+becomes weights and shifts per crop (`fold_group_norm`), through which autograd differentiates.
 """
 
 from typing import Any
@@ -21,12 +21,11 @@ from music_ssl_fairseq.fast.device import has_triton, working_dtype
 from music_ssl_fairseq.frames import frames_within
 
 TAPS = 16
-"""Weights are padded to this many taps, the least that a matrix unit multiplies; the kernels use
-the last one for themselves."""
+"""Taps to which filters are padded, the fewest that tensor cores multiply; kernels use the last."""
 
 
 def can_fuse(waveform: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether `fused_first_layer` takes these: on a GPU, in the shapes that its kernels know."""
+    """Return whether `fused_first_conv` takes these: on a GPU, in shapes that its kernels know."""
     channels, _, kernel = weight.shape
     return (
         waveform.is_cuda
@@ -47,7 +46,7 @@ def fold_group_norm(
     stride: int,
     compile: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The group norm after a convolution of one input channel, as part of that convolution.
+    """Fold a group norm into the convolution of one input channel before it.
 
     Args:
         waveform: `[B, T]`.
@@ -56,11 +55,11 @@ def fold_group_norm(
         shift: `[C]`, the norm's bias.
         eps: of the norm.
         stride: of the convolution.
-        compile: as compiled kernels.
+        compile: whether to run compiled.
 
     Returns:
-        Weights `[B, C, kernel]` and shifts `[B, C]` with which the convolution's output comes out
-        normalised over time. Computed in float64: music is mostly low frequencies, which many
+        Filters `[B, C, kernel]` and shifts `[B, C]` that give the convolution's output normalised
+        over time. Computed in float64, because music is mostly low frequencies, which many
         channels all but cancel.
     """
     mean_window, moments = window_moments(waveform, weight.size(-1), stride)
@@ -68,12 +67,12 @@ def fold_group_norm(
 
 
 def window_moments(waveform: Tensor, taps: int, stride: int) -> tuple[Tensor, Tensor]:
-    """Mean of a convolution's windows, and mean of their products with themselves.
+    """Return the mean of a convolution's windows, and of their products with themselves.
 
     Args:
         waveform: `[B, T]`.
-        taps: samples in a window.
-        stride: samples from one to the next.
+        taps: samples per window.
+        stride: samples from one window to the next.
 
     Returns:
         `[B, taps]` and `[B, taps, taps]`, float64.
@@ -90,10 +89,10 @@ def window_moments(waveform: Tensor, taps: int, stride: int) -> tuple[Tensor, Te
 def fold_moments(
     mean_window: Tensor, moments: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """`fold_group_norm` with what it takes from the waveform.
+    """Fold a group norm into a convolution, given the moments of the waveform's windows.
 
     Args:
-        mean_window: `[B, kernel]` float64, the mean of all windows that the convolution sees.
+        mean_window: `[B, kernel]` float64, the mean of the convolution's windows.
         moments: `[B, kernel, kernel]` float64, the mean of their products with themselves.
     """
     filters = weight.squeeze(1).double()
@@ -103,7 +102,7 @@ def fold_moments(
     return (filters * factor.unsqueeze(-1)).float(), (shift.double() - mean * factor).float()
 
 
-def fused_first_layer(
+def fused_first_conv(
     waveform: Tensor,
     weight: Tensor,
     norm: tuple[Tensor, Tensor, float],
@@ -112,15 +111,16 @@ def fused_first_layer(
     compile: bool = False,
     lead: int = 0,
 ) -> Tensor:
-    """`gelu(norm(conv1d(waveform, weight, stride)))`, channels last.
+    """Compute `gelu(norm(conv1d(waveform, weight, stride)))`, channels last.
 
     Args:
         waveform: `[B, T]` float32. It gets no gradient.
         weight: `[C, 1, kernel]`.
         norm: weight `[C]`, bias `[C]` and epsilon of the norm.
-        group: True for a group norm with a group a channel, False for a layer norm over channels.
+        group: True for a group norm with one channel per group, False for a layer norm over
+            channels.
         stride: of the convolution.
-        compile: as compiled kernels what comes before the pass.
+        compile: whether to compile what comes before the pass.
         lead: rows of zeros before each crop's first frame.
 
     Returns:
@@ -136,14 +136,14 @@ def fused_first_layer(
     return _apply(waveform, filters, gains, shifts, eps, group, stride, lead)
 
 
-def folded_first_layer(
+def folded_first_conv(
     waveform: Tensor, filters: Tensor, shifts: Tensor, stride: int, lead: int = 0
 ) -> Tensor:
-    """The first layer with a group norm whose statistics are given: `gelu(filters * x + shifts)`.
+    """Compute the first layer from a folded group norm: `gelu(filters * x + shifts)`.
 
     Args:
         waveform: `[B, T]` float32.
-        filters: `[B, C, kernel]`, of `fold_group_norm`.
+        filters: `[B, C, kernel]`, from `fold_group_norm`.
         shifts: `[B, C]`, likewise.
         stride: of the convolution.
         lead: rows of zeros before each crop's first frame.

@@ -1,4 +1,4 @@
-"""GELU for GPUs: bound by memory, not by the error function."""
+"""GELU that takes no longer on GPUs than reading and writing its numbers."""
 
 import math
 from typing import Any
@@ -11,16 +11,15 @@ _LOG2_E = math.log2(math.e)
 
 
 def gelu(x: Tensor) -> Tensor:
-    """GELU, as suits where it runs: `compiled_gelu` while compiling, else torch's."""
+    """Apply GELU: `compiled_gelu` inside compiled functions, else torch's."""
     return compiled_gelu(x) if torch.compiler.is_compiling() else F.gelu(x)
 
 
 def compiled_gelu(x: Tensor) -> Tensor:
-    """GELU in half as many operations as torch's; for bf16 and fp16 only, else torch's itself.
+    """Apply GELU in half as many operations as torch's; fp32 and wider get torch's.
 
-    The error function is Abramowitz and Stegun's 7.1.26, off by 1.5e-7 at most, which is far below
-    what these types resolve. torch's branches, and takes a kernel that should wait for memory half
-    as long again.
+    The error function is Abramowitz and Stegun's 7.1.26, off by 1.5e-7 at most, far below what
+    bf16 and fp16 resolve. Torch's has branches and takes half as long again.
     """
     if x.dtype not in (torch.bfloat16, torch.float16):
         return F.gelu(x)
@@ -28,14 +27,14 @@ def compiled_gelu(x: Tensor) -> Tensor:
 
 
 def kernel_gelu(x: Tensor, frames: int, skip: int = 0, lead: int = 0) -> Tensor:
-    """GELU of some frames, by a kernel of our own where that can: contiguous bf16, fp16 on a GPU.
+    """Apply GELU to some frames, by our kernel for contiguous bf16 or fp16 on a GPU.
 
-    Rows that the next layer does not read are left out here, and rows that it wants before a crop's
-    frames are written here: to do so there would be a copy, and another for the gradient.
+    It leaves out rows that the next layer does not read, and writes rows of zeros that the next
+    layer needs before a crop's frames. Later this would take a copy, and another for the gradient.
 
     Args:
         x: `[B, T, D]`.
-        frames: how many are read of each crop.
+        frames: read per crop.
         skip: rows before them, which are not read.
         lead: rows of zeros to write before each crop's first frame.
 
@@ -49,7 +48,7 @@ def kernel_gelu(x: Tensor, frames: int, skip: int = 0, lead: int = 0) -> Tensor:
 
 
 def suits_kernels(x: Tensor) -> bool:
-    """Whether our kernels take a tensor: contiguous bf16 or fp16 on a GPU."""
+    """Return whether our kernels take a tensor: contiguous bf16 or fp16 on a GPU."""
     return x.dtype in (torch.bfloat16, torch.float16) and x.is_cuda and x.is_contiguous()
 
 
@@ -71,7 +70,7 @@ class _KernelGelu(torch.autograd.Function):
 
 
 def _cdf_and_bell(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The normal distribution's cumulative function at `x`, and exp(-x * x / 2)."""
+    """Return the normal distribution's cumulative function at `x`, and exp(-x * x / 2)."""
     t = 1.0 / (1.0 + (0.3275911 * math.sqrt(0.5)) * x.abs())
     bell = torch.exp2(x * x * (-0.5 * _LOG2_E))
     series = 1.421413741 + t * (-1.453152027 + t * 1.061405429)

@@ -9,7 +9,7 @@ _GOLDEN = -1640531535  # 0x9E3779B1: 2**32 divided by the golden ratio, made odd
 
 
 def draw_seeds(number: int, device: torch.device) -> Tensor:
-    """`[number]` int32 seeds for `hashed_dropout`, from torch's generator."""
+    """Draw `[number]` int32 seeds for `hashed_dropout` from torch's generator."""
     return torch.randint(2**31 - 1, (number,), dtype=torch.int32, device=device)
 
 
@@ -20,17 +20,16 @@ def hashed(seeds: Sequence[Tensor]) -> Callable[[nn.Dropout, Tensor], Tensor]:
 
 
 def hashed_dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
-    """Dropout whose mask is a hash of each element's position and a seed.
+    """Apply dropout whose mask is a hash of each element's position and a seed.
 
-    torch's compiler gives every element a Philox generator of its own, ten rounds for one number:
-    that takes three times as long as the norm that it is fused with. A hash of 32 bits is random
-    enough to leave out a tenth of the activations, and can be computed again in the backward pass
-    instead of being kept.
+    torch's compiler runs a Philox generator per element, ten rounds for one number, which takes
+    three times as long as the norm that it is fused with. A hash of 32 bits is random enough for
+    dropout, and can be computed again in the backward pass instead of being kept.
 
     Args:
         x: any shape, of fewer than 2**31 elements.
         p: probability of a zero; the rest is divided by 1 - p.
-        seed: int32, 0-d, a new one for each call (`draw_seeds`).
+        seed: int32, 0-d, a new one per call (`draw_seeds`).
     """
     if p == 0:
         return x
@@ -39,27 +38,27 @@ def hashed_dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
 
 
 def keep_mask(index: Tensor, p: float, seed: Tensor) -> Tensor:
-    """Which elements are kept, by their number (int32): a share of 1 - p."""
+    """Return which elements are kept, by their number (int32): a share of 1 - p."""
     return scramble(index, seed) >= drop_threshold(p)
 
 
 def keep_pairs(rows: Tensor, columns: Tensor, p: float, seed: Tensor) -> Tensor:
-    """The same for a matrix, by the numbers of rows and columns, in three operations an element."""
+    """Return a matrix's mask from the numbers of rows and columns, three operations per element."""
     row, column = scramble(rows, seed), scramble(~columns, seed)
     return (row.unsqueeze(-1) ^ column) * _GOLDEN >= drop_threshold(p)
 
 
 def scramble(index: Tensor, seed: Tensor) -> Tensor:
-    """A random int32 for each int32: MurmurHash3's finaliser, but for a shift at its end.
+    """Hash int32 numbers: MurmurHash3's finaliser without its last shift.
 
-    That would mend the lowest bits, which hardly count when a hash is compared with a threshold.
+    That shift improves the lowest bits, which hardly count in a comparison with a threshold.
     """
     h = (index ^ seed) * _GOLDEN
-    # Shifts of int32 bring in copies of the sign, which a logical shift does not.
+    # The masks turn arithmetic shifts of int32 into logical ones.
     h = (h ^ ((h >> 16) & 0xFFFF)) * -2048144789  # 0x85EBCA6B
     return (h ^ ((h >> 13) & 0x7FFFF)) * -1028477387  # 0xC2B2AE35
 
 
 def drop_threshold(p: float) -> int:
-    """Hashes from this one on, of all int32 numbers, are kept."""
+    """Return the smallest hash, of all int32 numbers, whose element is kept."""
     return min(round(p * 2**32), 2**32 - 1) - 2**31

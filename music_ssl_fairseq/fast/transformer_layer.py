@@ -1,8 +1,8 @@
-"""A Transformer layer, normed after each sum, forward and backward with nothing left to the tape.
+"""A Transformer layer with norms after its sums: forward and backward, without autograd inside.
 
-Between matrix products at the arithmetic's limit, a layer passes its activations through memory.
-Written out, each kernel between two products reads and writes them once, gradients add up inside
-the products, and the sums for biases fall off on the way.
+Between matrix products, a layer's time is that of reading and writing activations. Here each kernel
+between two products reads and writes them once, gradients are added inside the products, and the
+sums for biases are computed on the way.
 """
 
 from collections.abc import Iterable
@@ -13,29 +13,29 @@ import torch
 from torch import Tensor, nn
 
 from music_ssl_fairseq.fast.device import is_ampere, is_hopper, working_dtype
-from music_ssl_fairseq.fast.frame_selection import ChosenFrames
+from music_ssl_fairseq.fast.frame_selection import FrameSelection
 from music_ssl_fairseq.fast.weight_gradient import weight_gradient
 
 Weights = tuple[Tensor, ...]
 
-_HEAD_WIDTHS = (16, 32, 64)  # of wider ones a block does not fit a multiprocessor's registers
+_HEAD_WIDTHS = (16, 32, 64)  # a block of wider heads does not fit a multiprocessor's registers
 
 
 def can_fuse_layer(layer: Any, x: Tensor, attend: Tensor | None) -> bool:
-    """Whether `fused_layer` takes these: crops of the same length, of at most 5 s, on a GPU.
+    """Return whether `fused_layer` takes these: crops of equal length, at most 5 s, on a GPU.
 
-    Longer ones need another kernel for attention, padded ones a mask. In fp32 the matrix products
-    take so long that there is nothing to gain. The kernels fit GPUs from Ampere on. To be asked
-    where kernels can be compiled at all.
+    Longer crops need another attention kernel, padded ones a mask. In fp32 the matrix products
+    dominate, and fusing gains nothing. The kernels need an Ampere GPU or later. Call this only
+    where kernels can be compiled (`can_compile`).
     """
     if not (x.is_cuda and is_ampere(x.device)):
         return False
-    from music_ssl_fairseq.fast.kernels.attention import LONGEST
+    from music_ssl_fairseq.fast.kernels.attention import MAX_FRAMES
 
     return (
         attend is None
         and working_dtype(x) in (torch.bfloat16, torch.float16)
-        and x.size(1) <= LONGEST
+        and x.size(1) <= MAX_FRAMES
         and x.size(2) // layer.self_attn.heads in _HEAD_WIDTHS
         and not layer.layer_norm_first
         and not (layer.training and layer.activation_dropout.p > 0)
@@ -47,21 +47,21 @@ def fused_layer(
     x: Tensor,
     seeds: Tensor | None,
     weights: Weights,
-    chosen: ChosenFrames | None = None,
+    selection: FrameSelection | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """What `TransformerLayer.forward` computes, dropout included, for all frames or chosen ones.
+    """Run a layer with its dropout, for all frames or selected ones.
 
     Args:
-        layer: a TransformerLayer that `can_fuse_layer` takes.
+        layer: a Transformer layer that `can_fuse_layer` takes.
         x: `[B, T, D]`.
         seeds: `[3]` int32 (`draw_seeds`) for the attention's dropout and the two residuals'. None
             in evaluation mode.
-        weights: the layer's, of `cast_weights`.
-        chosen: N frames, or None for all.
+        weights: the layer's, from `cast_weights`.
+        selection: N frames, or None for all.
 
     Returns:
-        The layer's output `[B, T, D]`, or `[N, D]` of chosen frames; and, where no gradients are
-        wanted, its feed-forward output of the same shape, else None.
+        The layer's output `[B, T, D]`, or `[N, D]` for a selection; and, if gradients are disabled,
+        its feed-forward output of the same shape, else None.
     """
     settings = layer_settings(layer, seeds is not None)
     if seeds is None:
@@ -70,19 +70,19 @@ def fused_layer(
     norms = norm_parameters(layer)
     if not torch.is_grad_enabled():
         *_, feed_forward, output = forward_steps(
-            x, seeds, settings, weights, norms, chosen, keep=False
+            x, seeds, settings, weights, norms, selection, keep=False
         )
-        return _as_frames(output, x.shape, chosen), _as_frames(feed_forward, x.shape, chosen)
+        return _as_frames(output, x.shape, selection), _as_frames(feed_forward, x.shape, selection)
     tensors = (*weights, *norms, *linear_parameters(layer))
-    return _FusedLayer.apply(x, seeds, settings, chosen, *tensors), None
+    return _FusedLayer.apply(x, seeds, settings, selection, *tensors), None
 
 
-def _as_frames(rows: Tensor, shape: torch.Size, chosen: ChosenFrames | None) -> Tensor:
-    return rows.view(shape) if chosen is None else rows
+def _as_frames(rows: Tensor, shape: torch.Size, selection: FrameSelection | None) -> Tensor:
+    return rows.view(shape) if selection is None else rows
 
 
 class Settings(NamedTuple):
-    """What a layer does, apart from its weights: dropouts are 0 where nothing is dropped."""
+    """A layer's numbers apart from its weights; dropouts are 0 in evaluation mode."""
 
     heads: int
     p_attention: float
@@ -92,7 +92,7 @@ class Settings(NamedTuple):
 
 
 def layer_settings(layer: Any, dropping: bool) -> Settings:
-    """A layer's, in training if `dropping`."""
+    """Read a layer's settings, with its dropouts if it is training and `dropping`."""
     dropping = dropping and layer.training
     return Settings(
         layer.self_attn.heads,
@@ -104,13 +104,13 @@ def layer_settings(layer: Any, dropping: bool) -> Settings:
 
 
 def norm_parameters(layer: Any) -> Weights:
-    """Weight and bias of the first norm and of the second."""
+    """Return weight and bias of the first norm and of the second."""
     first, second = layer.self_attn_layer_norm, layer.final_layer_norm
     return first.weight, first.bias, second.weight, second.bias
 
 
 def linear_parameters(layer: Any) -> list[Tensor]:
-    """Weight and bias of all linear maps, in the order of `backward_steps`' gradients."""
+    """Return weight and bias of all linear maps, in the order of `backward_steps`' gradients."""
     return [p for m in _linears(layer) for p in (m.weight, m.bias)]
 
 
@@ -121,11 +121,11 @@ def _linears(layer: Any) -> tuple[nn.Linear, ...]:
 
 
 def cast_weights(layers: Iterable[Any], x: Tensor) -> list[Weights]:
-    """The weights of layers in the type in which products of `x` run.
+    """Copy the weights of layers to the type in which products of `x` run.
 
     Returns:
-        For each layer weight and bias of four products: of queries, keys and values, of the
-        attention's output, and of the feed-forward network's first and second.
+        Per layer, weight and bias of four products: queries, keys and values; the attention's
+        output; the feed-forward network's first and second.
     """
     copies = CastWeights(layers, x)
     copies.refresh()
@@ -133,9 +133,7 @@ def cast_weights(layers: Iterable[Any], x: Tensor) -> list[Weights]:
 
 
 class CastWeights:
-    """Copies of layers' weights in another type.
-
-    All are copied in one go: by themselves these are a hundred kernels too short to start.
+    """Copies of layers' weights in another type, made together: a hundred launches become few.
 
     Attributes:
         of_layers: see `cast_weights`.
@@ -160,7 +158,7 @@ class CastWeights:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Copy what the weights are now."""
+        """Copy the current weights."""
         torch._foreach_copy_(self._targets, self._sources)
 
 
@@ -170,13 +168,13 @@ def forward_steps(
     settings: Settings,
     weights: Weights,
     norms: Weights,
-    chosen: ChosenFrames | None = None,
+    selection: FrameSelection | None = None,
     keep: bool = True,
 ) -> tuple[Tensor, ...]:
-    """All that is computed, in its order; last the output. `inner`: what `_products` keep.
+    """Compute a layer; return all steps in order, the output last.
 
-    Each is `[B * T, ...]`; for N chosen frames, from the attention's output on, `[N, ...]`. Without
-    `keep` they will not do for `backward_steps`.
+    Each step is `[B * T, ...]`, or for a selection, from the attention's output on, `[N, ...]`.
+    Without `keep` they do not suffice for `backward_steps`.
     """
     from music_ssl_fairseq.fast.kernels import attention as attention_kernels
     from music_ssl_fairseq.fast.kernels import norm as norm_kernels
@@ -187,13 +185,15 @@ def forward_steps(
     x = x.reshape(-1, dim)
     qkv = torch.addmm(b_qkv, x, w_qkv.t())
     attended, logs = attention_kernels.forward(
-        qkv.view(batch, frames, -1), heads, p_attention, seeds[0], chosen
+        qkv.view(batch, frames, -1), heads, p_attention, seeds[0], selection
     )
     attended = attended.view(-1, dim)
     branch = torch.addmm(b_out, attended, w_out.t())
-    rows = None if chosen is None else chosen.rows
-    first, middle = norm_kernels.forward(branch, x, norms[0], norms[1], eps_1, p, seeds[1], rows)
-    active, inner = _products(middle, w_in.size(0)).forward(middle, w_in, b_in, keep)
+    masked_indices = None if selection is None else selection.masked_indices
+    first, middle = norm_kernels.forward(
+        branch, x, norms[0], norms[1], eps_1, p, seeds[1], masked_indices
+    )
+    active, inner = _linear_gelu(middle, w_in.size(0)).forward(middle, w_in, b_in, keep)
     branch = torch.addmm(b_ffn, active, w_ffn.t())
     second, output = norm_kernels.forward(branch, middle, norms[2], norms[3], eps_2, p, seeds[2])
     return x, qkv, attended, logs, first, middle, inner, active, second, branch, output
@@ -202,7 +202,7 @@ def forward_steps(
 def kept_steps(
     seeds: Tensor, weights: Weights, norms: Weights, steps: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """What `backward_steps` needs of a forward pass."""
+    """Return the part of a forward pass that `backward_steps` needs."""
     return seeds, *weights[::2], norms[0], norms[2], *steps[:-2]
 
 
@@ -211,18 +211,19 @@ def backward_steps(
     shape: torch.Size,
     settings: Settings,
     kept: tuple[Tensor, ...],
-    chosen: ChosenFrames | None = None,
+    selection: FrameSelection | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Gradients.
+    """Compute a layer's gradients.
 
     Args:
-        grad: of the output, `[B, T, D]`, or `[N, D]` of chosen frames.
+        grad: of the output, `[B, T, D]`, or `[N, D]` for a selection.
         shape: of the input, `[B, T, D]`.
         kept: see `kept_steps`.
-        chosen: as for `forward_steps`.
+        selection: as for `forward_steps`.
 
     Returns:
-        Those of the input, `[B, T, D]`, and of `norm_parameters` and `linear_parameters`, float32.
+        The gradients of the input, `[B, T, D]`, and of `norm_parameters` and `linear_parameters`,
+        float32.
     """
     from music_ssl_fairseq.fast.kernels import attention as attention_kernels
     from music_ssl_fairseq.fast.kernels import norm as norm_kernels
@@ -234,23 +235,23 @@ def backward_steps(
     ) = kept  # fmt: skip
     heads, p_attention, p, eps_1, eps_2 = settings
     batch, frames, dim = shape
-    rows = None if chosen is None else chosen.rows
-    products = _products(middle, inner.size(1))
+    masked_indices = None if selection is None else selection.masked_indices
+    linear_gelu = _linear_gelu(middle, inner.size(1))
     shapes = [
         (norm_kernels.parts(len(inner)), 3 * dim),
         (norm_kernels.parts(len(inner)), 3 * dim),
         (attention_kernels.parts(batch, frames), 3 * dim),
-        (products.parts(len(inner)), inner.size(1)),
+        (linear_gelu.parts(len(inner)), inner.size(1)),
     ]
-    sums, (sums_1, sums_2, sums_qkv, sums_in) = sum_kernels.room(shapes, x)
+    sums, (sums_1, sums_2, sums_qkv, sums_in) = sum_kernels.allocate(shapes, x)
     d_middle, d_branch = norm_kernels.backward(
         grad.reshape(-1, dim).contiguous(), None, second, scale_2, eps_2, p, seeds[2], sums_2
     )
     d_w_ffn = weight_gradient(d_branch, active)
-    d_inner = products.backward(d_branch, w_ffn, inner, sums_in)
+    d_inner = linear_gelu.backward(d_branch, w_ffn, inner, sums_in)
     d_w_in = weight_gradient(d_inner, middle)
     d_x, d_branch = norm_kernels.backward(
-        d_middle, d_inner @ w_in, first, scale_1, eps_1, p, seeds[1], sums_1, rows, len(x)
+        d_middle, d_inner @ w_in, first, scale_1, eps_1, p, seeds[1], sums_1, masked_indices, len(x)
     )
     d_w_out = weight_gradient(d_branch, attended)
     d_qkv = attention_kernels.backward(
@@ -262,7 +263,7 @@ def backward_steps(
         p_attention,
         seeds[0],
         sums_qkv,
-        chosen,
+        selection,
     )
     d_qkv = d_qkv.view(-1, 3 * dim)
     d_w_qkv = weight_gradient(d_qkv, x)
@@ -282,36 +283,36 @@ class _FusedLayer(torch.autograd.Function):
         x: Tensor,
         seeds: Tensor,
         settings: Settings,
-        chosen: ChosenFrames | None,
+        selection: FrameSelection | None,
         *tensors: Tensor,
     ) -> Tensor:
         weights, norms = tensors[:8], tensors[8:12]
-        steps = forward_steps(x, seeds, settings, weights, norms, chosen)
+        steps = forward_steps(x, seeds, settings, weights, norms, selection)
         ctx.save_for_backward(*kept_steps(seeds, weights, norms, steps))
-        ctx.settings, ctx.chosen, ctx.shape = settings, chosen, x.shape
-        return _as_frames(steps[-1], x.shape, chosen)
+        ctx.settings, ctx.selection, ctx.shape = settings, selection, x.shape
+        return _as_frames(steps[-1], x.shape, selection)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         kept = ctx.saved_tensors
-        d_x, gradients = backward_steps(grad, ctx.shape, ctx.settings, kept, ctx.chosen)
-        none = [None] * 11  # seeds, settings, chosen, and the copies of the weights
+        d_x, gradients = backward_steps(grad, ctx.shape, ctx.settings, kept, ctx.selection)
+        none = [None] * 11  # seeds, settings, selection, and the copies of the weights
         return (d_x, *none, *gradients)
 
 
-def _products(x: Tensor, width: int) -> ModuleType:
-    """The module that multiplies `x` `[N, K]` into the network within, `width` wide, with GELU."""
-    if _can_fuse_products(x, width):
-        from music_ssl_fairseq.fast.kernels import linear_gelu as product_kernels
+def _linear_gelu(x: Tensor, width: int) -> ModuleType:
+    """Return the module that computes GELU of a product of `x` `[N, K]`, `width` wide."""
+    if _can_fuse_linear_gelu(x, width):
+        from music_ssl_fairseq.fast.kernels import linear_gelu
 
-        return product_kernels
-    from music_ssl_fairseq.fast import linear_gelu as gelu_products
+        return linear_gelu
+    from music_ssl_fairseq.fast import linear_then_gelu
 
-    return gelu_products
+    return linear_then_gelu
 
 
-def _can_fuse_products(x: Tensor, width: int) -> bool:
-    """Whether `product_kernels` take `x` `[N, K]`, and matrices as wide as the network within.
+def _can_fuse_linear_gelu(x: Tensor, width: int) -> bool:
+    """Return whether `kernels.linear_gelu` takes `x` `[N, K]` and a product `width` wide.
 
     The rows of matrices must be whole 16 bytes, for the unit that copies their blocks.
     """

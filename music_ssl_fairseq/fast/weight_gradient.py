@@ -1,4 +1,4 @@
-"""The gradient of a weight: one matrix product over all frames of a batch."""
+"""Gradient of a weight: one matrix product over all frames of a batch."""
 
 import torch
 from torch import Tensor
@@ -7,14 +7,14 @@ from music_ssl_fairseq.compat import WRITES_FP32
 
 
 def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """`grad.t() @ x` in fp32, as it is added up, if the device can write it so.
+    """Compute `grad.t() @ x`, stored in fp32 as it is summed, if the device can.
 
     Args:
         grad: of the layer's output, `[N, outputs]`.
         x: its input, `[N, inputs]`.
 
     Returns:
-        `[outputs, inputs]` in fp32, or wider as they are.
+        `[outputs, inputs]`, in fp32 or the inputs' wider type.
     """
     if grad.is_cuda and WRITES_FP32:
         return torch.mm(grad.t(), x, out_dtype=torch.float32)

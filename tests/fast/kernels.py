@@ -15,13 +15,13 @@ from torch.nn import functional as F
 
 from music_ssl_fairseq.compat import TENSOR_DESCRIPTORS
 from music_ssl_fairseq.fast import conv_stack, cuda_graphs, dispatch
-from music_ssl_fairseq.fast.cuda_graphs import RecordedLayers
+from music_ssl_fairseq.fast.cuda_graphs import GraphedLayers
 from music_ssl_fairseq.fast.device import is_hopper
 from music_ssl_fairseq.fast.dispatch import Execution
-from music_ssl_fairseq.fast.frame_selection import ChosenFrames, choose
+from music_ssl_fairseq.fast.frame_selection import FrameSelection, select
 from music_ssl_fairseq.fast.hashed_dropout import hashed_dropout, keep_pairs
 from music_ssl_fairseq.fast.kernels import attention as attention_kernels
-from music_ssl_fairseq.fast.kernels import first_conv as first_layer_kernels
+from music_ssl_fairseq.fast.kernels import first_conv as first_conv_kernels
 from music_ssl_fairseq.fast.kernels import gelu as gelu_kernels
 from music_ssl_fairseq.fast.kernels import norm as norm_kernels
 from music_ssl_fairseq.fast.kernels import sum as sum_kernels
@@ -51,11 +51,11 @@ def seed() -> Tensor:
     return torch.tensor(12345, dtype=torch.int32, device=DEVICE)
 
 
-def chosen_of(crops: int, frames: int, counts: list[int]) -> tuple[Tensor, ChosenFrames]:
+def selection_of(crops: int, frames: int, counts: list[int]) -> tuple[Tensor, FrameSelection]:
     """So many frames of each crop, as indices and as kernels take them."""
     drawn = [torch.randperm(frames)[:count] + i * frames for i, count in enumerate(counts)]
     indices = torch.cat(drawn).sort().values.to(DEVICE)
-    return indices, choose(indices, crops, frames)
+    return indices, select(indices, crops, frames)
 
 
 @pytest.mark.parametrize(
@@ -79,15 +79,15 @@ def test_attention(frames, heads, width, p, counts, seed):
         keep = keep_pairs(rows, rows[:frames], p, seed).view(weights.shape)
         weights = torch.where(keep, weights / (1 - p), 0)
     plain = (weights @ v).transpose(1, 2).reshape(2, frames, -1)
-    chosen = None
+    selection = None
     if counts is not None:
-        indices, chosen = chosen_of(2, frames, counts)
+        indices, selection = selection_of(2, frames, counts)
         plain = plain.flatten(0, 1)[indices]
     grad = random(*plain.shape)
     plain.backward(grad.float())
-    ours, logs = attention_kernels.forward(qkv, heads, p, seed, chosen)
+    ours, logs = attention_kernels.forward(qkv, heads, p, seed, selection)
     d_bias = torch.empty(attention_kernels.parts(2, frames), qkv.size(2), device=DEVICE)
-    d_qkv = attention_kernels.backward(qkv, ours, grad, logs, heads, p, seed, d_bias, chosen)
+    d_qkv = attention_kernels.backward(qkv, ours, grad, logs, heads, p, seed, d_bias, selection)
     close(ours, plain)
     close(d_qkv, x.grad)
     close(d_bias.sum(0), x.grad.sum((0, 1)))
@@ -98,19 +98,19 @@ def test_attention(frames, heads, width, p, counts, seed):
 def test_dropout_residual_norm(rows, dim, p, among, seed, monkeypatch):
     monkeypatch.setattr(norm_kernels, "_PROGRAMS", 2)  # so that some have several rows
     branch, grad, residual = random(rows, dim), random(rows, dim), random(among or rows, dim)
-    chosen = None if among is None else torch.randperm(among, device=DEVICE)[:rows]
+    selection = None if among is None else torch.randperm(among, device=DEVICE)[:rows]
     weight, bias = torch.rand(dim, device=DEVICE) + 0.5, torch.randn(dim, device=DEVICE)
     inputs = [t.float().clone().requires_grad_() for t in (branch, residual, weight, bias)]
     dropped = hashed_dropout(inputs[0], p, seed)
-    added = inputs[1] if chosen is None else inputs[1][chosen]
+    added = inputs[1] if selection is None else inputs[1][selection]
     plain = F.layer_norm(added + dropped, (dim,), *inputs[2:], 1e-5)
     plain.backward(grad.float())
-    if chosen is not None:
-        chosen = chosen.to(torch.int32)
-    sums, ours = norm_kernels.forward(branch, residual, weight, bias, 1e-5, p, seed, chosen)
+    if selection is not None:
+        selection = selection.to(torch.int32)
+    sums, ours = norm_kernels.forward(branch, residual, weight, bias, 1e-5, p, seed, selection)
     d_sums = torch.empty(norm_kernels.parts(rows), 3 * dim, device=DEVICE)
     d_residual, d_branch = norm_kernels.backward(
-        grad / 2, grad / 2, sums, weight, 1e-5, p, seed, d_sums, chosen, among
+        grad / 2, grad / 2, sums, weight, 1e-5, p, seed, d_sums, selection, among
     )
     expected = [t.grad for t in inputs]
     close(ours, plain)
@@ -219,29 +219,29 @@ def test_convolutions_with_the_gelu_before_them(frames, conv_kernels):
 
 
 @pytest.fixture
-def product_kernels():
+def linear_gelu_kernels():
     if not HOPPER:
         pytest.skip("for Hopper GPUs and recent versions of Triton")
-    from music_ssl_fairseq.fast.kernels import linear_gelu as product_kernels
+    from music_ssl_fairseq.fast.kernels import linear_gelu as linear_gelu_kernels
 
-    return product_kernels
+    return linear_gelu_kernels
 
 
 @pytest.mark.parametrize(("rows", "depth", "width"), [(300, 72, 264), (128, 64, 128), (5, 200, 40)])
-def test_products_with_gelu(rows, depth, width, product_kernels, monkeypatch):
-    monkeypatch.setattr(product_kernels, "multiprocessors", lambda _: 1)  # several tiles each
+def test_products_with_gelu(rows, depth, width, linear_gelu_kernels, monkeypatch):
+    monkeypatch.setattr(linear_gelu_kernels, "multiprocessors", lambda _: 1)  # several tiles each
     x, w, bias = random(rows, depth), random(width, depth) / depth**0.5, random(width)
     grad, w_2 = random(rows, depth), random(depth, width) / depth**0.5
     inner = F.linear(x.float(), w.float(), bias.float()).requires_grad_()
     plain = F.gelu(inner)
     (slope,) = torch.autograd.grad(plain.sum(), inner, retain_graph=True)
     plain.backward(grad.float() @ w_2.float())
-    active, kept = product_kernels.forward(x, w, bias)
-    d_bias = torch.empty(product_kernels.parts(rows), width, device=DEVICE)
-    d_inner = product_kernels.backward(grad, w_2, kept, d_bias)
+    active, kept = linear_gelu_kernels.forward(x, w, bias)
+    d_bias = torch.empty(linear_gelu_kernels.parts(rows), width, device=DEVICE)
+    d_inner = linear_gelu_kernels.backward(grad, w_2, kept, d_bias)
     close(active, plain)
     close(kept, slope)
-    alone, nothing = product_kernels.forward(x, w, bias, False)
+    alone, nothing = linear_gelu_kernels.forward(x, w, bias, False)
     assert torch.equal(alone, active)
     assert nothing is None
     close(d_inner, inner.grad)
@@ -250,7 +250,7 @@ def test_products_with_gelu(rows, depth, width, product_kernels, monkeypatch):
 
 def test_sums_of_rows():
     shapes = [(3, 96), (130, 40), (64, 33), (1, 7)]
-    whole, matrices = sum_kernels.room(shapes, torch.empty(0, device=DEVICE))
+    whole, matrices = sum_kernels.allocate(shapes, torch.empty(0, device=DEVICE))
     whole.normal_()
     for matrix, found in zip(matrices, sum_kernels.sum_rows(whole, shapes), strict=True):
         torch.testing.assert_close(found, matrix.sum(0), rtol=1e-5, atol=1e-5)
@@ -259,7 +259,7 @@ def test_sums_of_rows():
 def test_moments_of_windows():
     waveform = torch.randn(2, 2503, device=DEVICE)
     frames = (2503 - 10) // 5 + 1
-    mean, moments = first_layer_kernels.moments(waveform, 10, 5, frames)
+    mean, moments = first_conv_kernels.moments(waveform, 10, 5, frames)
     windows = waveform.double().unfold(-1, 10, 5)
     torch.testing.assert_close(mean, windows.mean(1))
     torch.testing.assert_close(moments, windows.transpose(1, 2) @ windows / frames)
@@ -272,9 +272,9 @@ def test_layer(training):
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_layer_with_products(fused, product_kernels, monkeypatch):
+def test_layer_with_products(fused, linear_gelu_kernels, monkeypatch):
     """On a Hopper GPU without them too: elsewhere that is the layer of all other tests."""
-    name = "music_ssl_fairseq.fast.transformer_layer._can_fuse_products"
+    name = "music_ssl_fairseq.fast.transformer_layer._can_fuse_linear_gelu"
     monkeypatch.setattr(name, lambda *_: fused)
     compare_layers(True)
 
@@ -304,11 +304,11 @@ def compare_layers(training: bool) -> None:
         assert (ours.float() - plain.float()).norm() < (20 if GPU else 5) * ROUNDING * scale
 
 
-def test_layer_of_chosen_frames():
+def test_layer_of_selected_frames():
     """As the layer of all frames, of which they are taken; with dropout of attention weights."""
     (layer,) = _layers(1)
     layer.dropout.p, layer.self_attn.dropout = 0.0, 0.2
-    indices, chosen = chosen_of(3, 70, [40, 0, 66])
+    indices, selection = selection_of(3, 70, [40, 0, 66])
     x, grad, seeds = random(3, 70, 32), random(len(indices), 32), _seeds(1)[0]
     results = []
     for some in (False, True):
@@ -316,9 +316,9 @@ def test_layer_of_chosen_frames():
         y = x.clone().requires_grad_()
         with torch.autocast("cuda", torch.float16, enabled=GPU):
             weights = cast_weights([layer], y)[0]
-            outputs = [*fused_layer(layer, y, seeds, weights, chosen if some else None)]
+            outputs = [*fused_layer(layer, y, seeds, weights, selection if some else None)]
             with torch.no_grad():
-                outputs += fused_layer(layer, y, seeds, weights, chosen if some else None)
+                outputs += fused_layer(layer, y, seeds, weights, selection if some else None)
         outputs.pop(1)
         if not some:
             outputs = [t.flatten(0, 1)[indices] for t in outputs]
@@ -361,7 +361,7 @@ def _tensors(result: Any) -> list[Tensor]:
 @pytest.fixture
 def graphs(monkeypatch):
     if not GPU:
-        monkeypatch.setattr(cuda_graphs, "_Recorder", _Again)
+        monkeypatch.setattr(cuda_graphs, "_Capture", _Again)
 
 
 def _layers(number: int) -> list[TransformerLayer]:
@@ -372,21 +372,21 @@ def _layers(number: int) -> list[TransformerLayer]:
     return layers
 
 
-SAME, OTHER = (7, 7, 7), (7, 6, 7)  # chosen frames of three batches; the first is recorded
+SAME, OTHER = (7, 7, 7), (7, 6, 7)  # selection frames of three batches; the first is captured
 RECORDED = list(itertools.product([None, 1, 2], [None, SAME, OTHER]))
 if not GPU:  # seconds each: every layer and every count, not each with each
     RECORDED = [(None, None), (1, SAME), (2, OTHER), (None, OTHER), (2, SAME)]
 
 
 @pytest.mark.parametrize(("left_out", "counts"), RECORDED)
-def test_recorded_layers(left_out, counts, graphs):
+def test_graphed_layers(left_out, counts, graphs):
     """As fused layers: with LayerDrop, three batches an update, and weights that have changed."""
     layers, x = _layers(3), random(1, 11, 32)
-    wanted = [None if counts is None else chosen_of(1, 11, [n]) for n in counts or (0, 0, 0)]
+    wanted = [None if counts is None else selection_of(1, 11, [n]) for n in counts or (0, 0, 0)]
     everything = [0, 1, 2]
     some = [i for i in everything if i != left_out]
     with torch.autocast("cuda", torch.float16, enabled=GPU):
-        recorded = RecordedLayers(layers, x, wanted[0] and wanted[0][1])
+        captured = GraphedLayers(layers, x, wanted[0] and wanted[0][1])
     parameters = [p for layer in layers for p in layer.parameters()]
     with torch.no_grad():
         for p in parameters:
@@ -403,7 +403,7 @@ def test_recorded_layers(left_out, counts, graphs):
         for x, grad, seeds, used, of_batch in batches:
             y = x.clone().requires_grad_()
             with torch.autocast("cuda", torch.float16, enabled=GPU):
-                output = run(layers, used, y, seeds, recorded, of_batch and of_batch[1])
+                output = run(layers, used, y, seeds, captured, of_batch and of_batch[1])
             if of_batch is not None:
                 grad = grad.flatten(0, 1)[of_batch[0]]
                 output = output.flatten(0, 1)[of_batch[0]] if output.dim() == 3 else output
@@ -419,36 +419,41 @@ def _seeds(number: int = 3) -> Tensor:
 
 
 def _fused(
-    layers: list, used: list[int], x: Tensor, seeds: Tensor, _: Any, chosen: ChosenFrames | None
+    layers: list,
+    used: list[int],
+    x: Tensor,
+    seeds: Tensor,
+    _: Any,
+    selection: FrameSelection | None,
 ) -> Tensor:
     weights = cast_weights(layers, x)
     for i in used:
-        x, _ = fused_layer(layers[i], x, seeds[i], weights[i], chosen if i == 2 else None)
+        x, _ = fused_layer(layers[i], x, seeds[i], weights[i], selection if i == 2 else None)
     return x
 
 
 def _play(
-    _: Any, used: list[int], x: Tensor, seeds: Tensor, recorded: RecordedLayers,
-    chosen: ChosenFrames | None,
+    _: Any, used: list[int], x: Tensor, seeds: Tensor, captured: GraphedLayers,
+    selection: FrameSelection | None,
 ) -> Tensor:  # fmt: skip
-    recorded.begin(seeds, chosen)
+    captured.begin(seeds, selection)
     for i in used:
-        x = recorded(i, x)
+        x = captured(i, x)
     return x
 
 
-def test_recorded_layers_say_when_two_passes_mix(graphs):
+def test_graphed_layers_say_when_two_passes_mix(graphs):
     layers, x = _layers(1), random(2, 11, 32).requires_grad_()
     with torch.autocast("cuda", torch.float16, enabled=GPU):
-        recorded = RecordedLayers(layers, x)
-    first, _ = (_play(None, [0], x, _seeds(1), recorded, None) for _ in range(2))
+        captured = GraphedLayers(layers, x)
+    first, _ = (_play(None, [0], x, _seeds(1), captured, None) for _ in range(2))
     with pytest.raises(RuntimeError, match="before the backward pass"):
         first.sum().backward()
 
 
 @pytest.mark.parametrize("layerdrop", [0.0, 1.0])
 def test_encoder_of_masked_frames(layerdrop, graphs, monkeypatch):
-    """The fast path against the plain one, of as many masked frames as recorded, and of others."""
+    """The fast path against the plain one, of as many masked frames as captured, and of others."""
     if not GPU:
         monkeypatch.setattr(dispatch, "can_fuse_layer", lambda *_: True)
         monkeypatch.setattr(dispatch, "compiled", lambda function, _: function)
@@ -460,7 +465,7 @@ def test_encoder_of_masked_frames(layerdrop, graphs, monkeypatch):
     encoder.layerdrop = layerdrop
     frames = 70 if GPU else 11
     for count in (frames - 3, frames - 3, 5)[not GPU :]:
-        masked_indices, _ = chosen_of(2, frames, [count, 4])
+        masked_indices, _ = selection_of(2, frames, [count, 4])
         x, grad = random(2, frames, 32), random(len(masked_indices), 32)
         results = []
         for fast in (False, True):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from music_ssl_fairseq.fast.block_conv import block_conv
 from music_ssl_fairseq.fast.channels_last_conv import conv_channels_last
 from music_ssl_fairseq.fast.compilation import ShapeGate
-from music_ssl_fairseq.fast.first_conv import fold_group_norm, folded_first_layer
+from music_ssl_fairseq.fast.first_conv import fold_group_norm, folded_first_conv
 from tests import tiny
 
 
@@ -80,21 +80,21 @@ def test_folded_first_layer_is_convolution_shift_and_gelu(lead):
     waveform, filters, shifts = torch.randn(2, 99), torch.randn(2, 6, 10), torch.randn(2, 6)
     windows = waveform.unfold(-1, 10, 5)
     plain = F.gelu(windows @ filters.transpose(1, 2) + shifts.unsqueeze(1))
-    ours = folded_first_layer(waveform, filters, shifts, 5, lead)
+    ours = folded_first_conv(waveform, filters, shifts, 5, lead)
     torch.testing.assert_close(ours, F.pad(plain, (0, 0, lead, 0)))
 
 
 KERNELS = """
 import torch
 from torch.nn import functional as F
-from music_ssl_fairseq.fast.first_conv import fused_first_layer
+from music_ssl_fairseq.fast.first_conv import fused_first_conv
 
 torch.manual_seed(0)
 for group, lead in ((True, 0), (True, 1), (False, 0), (False, 1)):
     x = torch.randn(3, 333)
     w = torch.randn(32, 1, 10).mul(0.3).requires_grad_()
     g, b = torch.randn(2, 32).requires_grad_().unbind()
-    ours = fused_first_layer(x, w, (g, b, 1e-5), group, 5, lead=lead)
+    ours = fused_first_conv(x, w, (g, b, 1e-5), group, 5, lead=lead)
     z = F.conv1d(x.unsqueeze(1), w, stride=5)
     if group:
         plain = F.group_norm(z, 32, g, b).transpose(1, 2)

@@ -1,14 +1,14 @@
 """Triton kernels of self-attention over a few hundred frames, with dropout.
 
-The backward pass is two kernels, one for a block of queries and one for a block of keys, and each
-computes the scores again: less than to keep them, or to add up parts of gradients in memory. A
-single kernel that holds a head whole computes them once, but leaves a multiprocessor with few
-programs: 353 us against 291 (one layer of 100 crops of 5 s, H200). Queries, keys and values come as
-the one product that computes them, and their gradients leave as one, ready for the next, together
-with their sums, the gradient of the biases.
+The backward pass is two kernels, one per block of queries and one per block of keys. Each computes
+the scores again, which costs less than to keep them, or to sum parts of gradients in memory. A
+single kernel that holds a whole head computes them once, but keeps multiprocessors less busy: 353
+us against 291 (one layer of 100 crops of 5 s, H200). Queries, keys and values come as the one
+product that computes them. Their gradients leave as one, with their sums, the gradient of the
+biases.
 
-Where only some frames of the output are wanted, only these ask: their queries are gathered on the
-way in, and their gradients go back to where they came from.
+With a `FrameSelection`, only these frames have queries: they are gathered as they are loaded, and
+their gradients are scattered as they are stored.
 """
 
 import math
@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from music_ssl_fairseq.fast.frame_selection import ChosenFrames
+from music_ssl_fairseq.fast.frame_selection import FrameSelection
 from music_ssl_fairseq.fast.hashed_dropout import drop_threshold
 from music_ssl_fairseq.fast.kernels.elementwise import (
     exp2,
@@ -28,18 +28,18 @@ from music_ssl_fairseq.fast.kernels.elementwise import (
     scramble,
 )
 
-LONGEST = 256
-"""Frames for which these are meant: for many more, libraries' kernels are."""
+MAX_FRAMES = 256
+"""Frames per crop: for longer crops, torch's attention is faster."""
 
-_ROWS = 64  # queries of a program of the forward pass; queries, or keys, of the backward pass
-# Measured: the fastest of 15 each on an H200.
+_ROWS = 64  # per program: queries in the forward pass, queries or keys in the backward pass
+# The fastest of 15 measured on an H200.
 _FORWARD = {"KEYS": 64, "num_warps": 4, "num_stages": 3}
 _BACKWARD = {"OTHERS": 32, "num_warps": 4, "num_stages": 3}
 
 
 @triton.jit
 def _rows(i, inside, row, pointer, D: tl.constexpr):
-    """Load rows `i` `[BLOCK]` of `D` numbers, zeros for those that are not `inside`."""
+    """Load rows `i` `[BLOCK]` of `D` numbers; zeros for rows not `inside`."""
     where = pointer + i[:, None] * row + tl.arange(0, D)[None, :]
     return tl.load(where, mask=inside[:, None], other=0.0)
 
@@ -51,9 +51,9 @@ def _store_rows(x, i, inside, row, pointer, D: tl.constexpr):
 
 
 @triton.jit
-def _queries(rows, starts, crop, frames, CHOSEN: tl.constexpr):
-    """Where the queries of a crop begin among those of all crops, and how many there are."""
-    if CHOSEN:
+def _queries(indices, starts, crop, frames, SELECTED: tl.constexpr):
+    """Return where a crop's queries begin among those of all crops, and their number."""
+    if SELECTED:
         first = tl.load(starts + crop)
         count = tl.load(starts + crop + 1) - first
         return first.to(tl.int64), count
@@ -62,30 +62,30 @@ def _queries(rows, starts, crop, frames, CHOSEN: tl.constexpr):
 
 
 @triton.jit
-def _frames(rows, first, crop, frames, n, count, CHOSEN: tl.constexpr):
-    """Which frames of the crop its queries `n` are."""
-    if CHOSEN:
-        return tl.load(rows + first + n, mask=n < count, other=0) - (crop * frames).to(tl.int32)
+def _frames(indices, first, crop, frames, n, count, SELECTED: tl.constexpr):
+    """Return the frames of the crop that its queries `n` stand for."""
+    if SELECTED:
+        return tl.load(indices + first + n, mask=n < count, other=0) - (crop * frames).to(tl.int32)
     else:
         return n
 
 
 @triton.jit
 def _forward(
-    qkv, rows, starts, output, logs, seeds, frames, padded, heads, scale, threshold, factor,
+    qkv, indices, starts, output, logs, seeds, frames, padded, heads, scale, threshold, factor,
     D: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr, BLOCKS: tl.constexpr,
-    DROP: tl.constexpr, CHOSEN: tl.constexpr,
+    DROP: tl.constexpr, SELECTED: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(1)
     crop, head = (program // heads).to(tl.int64), program % heads
     row, width = 3 * heads * D, heads * D
     queries = qkv + crop * frames * row + head * D
-    first_query, count = _queries(rows, starts, crop, frames, CHOSEN)
+    first_query, count = _queries(indices, starts, crop, frames, SELECTED)
     start = tl.program_id(0) * BLOCK
-    if CHOSEN and start >= count:
+    if SELECTED and start >= count:
         return
     n = start + tl.arange(0, BLOCK)
-    i = _frames(rows, first_query, crop, frames, n, count, CHOSEN)
+    i = _frames(indices, first_query, crop, frames, n, count, SELECTED)
     q = _rows(i, n < count, row, queries, D)
     seed = tl.load(seeds)
     row_hash = scramble(program * frames + i, seed)[:, None]
@@ -113,24 +113,24 @@ def _forward(
 
 @triton.jit
 def _backward_queries(
-    qkv, rows, starts, output, d_output, logs, levels, hashes, gathered, d_qkv, d_bias, seeds,
+    qkv, indices, starts, output, d_output, logs, levels, hashes, gathered, d_qkv, d_bias, seeds,
     frames, padded, heads, scale, root, threshold, factor, D: tl.constexpr, BLOCK: tl.constexpr,
-    OTHERS: tl.constexpr, BLOCKS: tl.constexpr, DROP: tl.constexpr, CHOSEN: tl.constexpr,
+    OTHERS: tl.constexpr, BLOCKS: tl.constexpr, DROP: tl.constexpr, SELECTED: tl.constexpr,
 ):  # fmt: skip
-    # Queries, keys and values beyond the end are zeros, and so is all that they add to others.
-    # What dropout keeps is multiplied by its factor at the end, once for a row of sums.
+    # Queries, keys and values beyond the end are zeros, and add zeros to sums.
+    # Dropout's factor is multiplied in at the end, once per row of sums.
     program = tl.program_id(1)
     crop, head = (program // heads).to(tl.int64), program % heads
     row, width = 3 * heads * D, heads * D
     queries = qkv + crop * frames * row + head * D
     sums = d_bias + (crop * tl.num_programs(0) + tl.program_id(0)) * row + head * D
-    first_query, count = _queries(rows, starts, crop, frames, CHOSEN)
+    first_query, count = _queries(indices, starts, crop, frames, SELECTED)
     start = tl.program_id(0) * BLOCK
-    if CHOSEN and start >= count:
+    if SELECTED and start >= count:
         tl.store(sums + tl.arange(0, D), tl.zeros((D,), tl.float32))
         return
     n = start + tl.arange(0, BLOCK)
-    i = _frames(rows, first_query, crop, frames, n, count, CHOSEN)
+    i = _frames(indices, first_query, crop, frames, n, count, SELECTED)
     q = _rows(i, n < count, row, queries, D)
     y = _rows(n, n < count, width, output + first_query * width + head * D, D)
     dy = _rows(n, n < count, width, d_output + first_query * width + head * D, D)
@@ -141,7 +141,7 @@ def _backward_queries(
     row_hash = scramble(program * frames + i, seed)
     if DROP:
         tl.store(hashes + program * padded + n, row_hash)
-    if CHOSEN:
+    if SELECTED:
         _store_rows(q, n, n < count, width, gathered + first_query * width + head * D, D)
     row_hash = row_hash[:, None]
     d_q = tl.zeros((BLOCK, D), tl.float32)
@@ -162,21 +162,21 @@ def _backward_queries(
 
 @triton.jit
 def _backward_keys(
-    qkv, rows, starts, d_output, logs, levels, hashes, gathered, d_qkv, d_bias, seeds, frames,
+    qkv, indices, starts, d_output, logs, levels, hashes, gathered, d_qkv, d_bias, seeds, frames,
     padded, heads, scale, root, threshold, factor, D: tl.constexpr, BLOCK: tl.constexpr,
-    OTHERS: tl.constexpr, BLOCKS: tl.constexpr, DROP: tl.constexpr, CHOSEN: tl.constexpr,
+    OTHERS: tl.constexpr, BLOCKS: tl.constexpr, DROP: tl.constexpr, SELECTED: tl.constexpr,
 ):  # fmt: skip
-    # Scores lie with a key a row here, as the products for keys and values want them.
+    # Scores have one row per key here, as the products for keys and values need them.
     program = tl.program_id(1)
     crop, head = (program // heads).to(tl.int64), program % heads
     row, width = 3 * heads * D, heads * D
     queries = qkv + crop * frames * row + head * D
-    first_query, count = _queries(rows, starts, crop, frames, CHOSEN)
+    first_query, count = _queries(indices, starts, crop, frames, SELECTED)
     d_output += first_query * width + head * D
     d_queries = d_qkv + crop * frames * row + head * D
-    # Chosen queries have been gathered: their frames would be one load before another.
+    # Selected queries have been gathered, because loads of indices before them cost time.
     own_queries, own_row = queries, row
-    if CHOSEN:
+    if SELECTED:
         own_queries, own_row = gathered + first_query * width + head * D, width
     j = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     k = _rows(j, j < frames, row, queries + width, D)
@@ -188,7 +188,7 @@ def _backward_keys(
     hashes += program * padded
     d_k = tl.zeros((BLOCK, D), tl.float32)
     d_v = tl.zeros((BLOCK, D), tl.float32)
-    for block in range(loop_count(tl.cdiv(count, OTHERS)) if CHOSEN else BLOCKS):
+    for block in range(loop_count(tl.cdiv(count, OTHERS)) if SELECTED else BLOCKS):
         n = block * OTHERS + tl.arange(0, OTHERS)
         q = _rows(n, n < count, own_row, own_queries, D)
         dy = _rows(n, n < count, width, d_output, D)
@@ -213,48 +213,49 @@ def _backward_keys(
 
 
 def _scales(dim: int, p: float) -> tuple[float, int, float]:
-    """Of scores to powers of 2; and dropout's threshold and factor."""
+    """Return the factor from scores to powers of 2, dropout's threshold and its factor."""
     return math.log2(math.e) / math.sqrt(dim), drop_threshold(p), 1 / (1 - p)
 
 
-def _pointers(chosen: ChosenFrames | None, qkv: Tensor) -> tuple[Tensor, Tensor]:
-    """What kernels are given; if all frames are wanted they do not look."""
-    return (qkv, qkv) if chosen is None else (chosen.rows, chosen.starts)
+def _pointers(selection: FrameSelection | None, qkv: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the selection's pointers; without one, any tensor, which kernels do not read."""
+    return (qkv, qkv) if selection is None else (selection.masked_indices, selection.starts)
 
 
 def forward(
-    qkv: Tensor, heads: int, p: float, seed: Tensor, chosen: ChosenFrames | None = None
+    qkv: Tensor, heads: int, p: float, seed: Tensor, selection: FrameSelection | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Attention of every frame of a crop, or of chosen ones, to all of them.
+    """Compute attention to all frames of a crop, for all frames or selected ones.
 
     Args:
         qkv: `[B, T, 3 * D]`, queries, keys and values, each of all heads.
-        heads: number of them, each 16, 32 or 64 wide.
+        heads: number of heads, each 16, 32 or 64 wide.
         p: dropout of the attention weights; 0 for none.
         seed: int32, 0-d.
-        chosen: N frames, or None for all.
+        selection: N frames, or None for all.
 
     Returns:
-        `[B, T, D]`, or `[N, D]` for chosen frames; and for the backward pass the binary logarithms
-        of what the weights were divided by, `[B * heads, T]` with T rounded up to whole blocks.
+        `[B, T, D]`, or `[N, D]` for a selection; and for the backward pass the binary logarithms of
+        the softmax's denominators, `[B * heads, T]` with T rounded up to whole blocks.
     """
     batch, frames, triple = qkv.shape
     width = triple // 3
-    shape = (batch, frames) if chosen is None else (len(chosen.rows),)
+    shape = (batch, frames) if selection is None else (len(selection.masked_indices),)
     output = qkv.new_empty(*shape, width)
     padded = triton.cdiv(frames, _ROWS) * _ROWS
     logs = qkv.new_empty(batch * heads, padded, dtype=torch.float32)
     scale, threshold, factor = _scales(width // heads, p)
     _forward[(padded // _ROWS, batch * heads)](
-        qkv, *_pointers(chosen, qkv), output, logs, seed, frames, padded, heads, scale, threshold,
-        factor, D=width // heads, BLOCK=_ROWS, BLOCKS=triton.cdiv(frames, _FORWARD["KEYS"]),
-        DROP=p > 0, CHOSEN=chosen is not None, **_FORWARD,
+        qkv, *_pointers(selection, qkv), output, logs, seed, frames, padded, heads, scale,
+        threshold, factor, D=width // heads, BLOCK=_ROWS,
+        BLOCKS=triton.cdiv(frames, _FORWARD["KEYS"]), DROP=p > 0,
+        SELECTED=selection is not None, **_FORWARD,
     )  # fmt: skip
     return output, logs
 
 
 def parts(batch: int, frames: int) -> int:
-    """How many parts of a sum `backward` writes."""
+    """Return the number of parts in which `backward` writes a sum."""
     return batch * triton.cdiv(frames, _ROWS)
 
 
@@ -267,34 +268,34 @@ def backward(
     p: float,
     seed: Tensor,
     d_bias: Tensor,
-    chosen: ChosenFrames | None = None,
+    selection: FrameSelection | None = None,
 ) -> Tensor:
-    """Gradient of `qkv` `[B, T, 3 * D]`.
+    """Compute the gradient of `qkv` `[B, T, 3 * D]`.
 
     Args:
         qkv: as for `forward`; `output` and `logs` are its results.
-        d_output: the gradient of its output.
-        d_bias: `[parts, 3 * D]` float32 (`parts`), where parts of its sum over crops and frames go.
-        chosen: as for `forward`.
+        d_output: gradient of the output.
+        d_bias: `[parts, 3 * D]` float32, written: parts of the gradient's sum over all frames.
+        selection: as for `forward`.
     """
     batch, frames, triple = qkv.shape
     width = triple // 3
     d_qkv = torch.empty_like(qkv)
-    if chosen is not None:
-        d_qkv[..., :width].zero_()  # queries of frames that are not chosen
+    if selection is not None:
+        d_qkv[..., :width].zero_()  # queries of frames that are not selected
     padded = logs.size(1)
     levels, hashes = torch.empty_like(logs), torch.empty_like(logs, dtype=torch.int32)
-    gathered = qkv if chosen is None else torch.empty_like(output)
+    gathered = qkv if selection is None else torch.empty_like(output)
     scale, threshold, factor = _scales(width // heads, p)
     scales = (scale, 1 / math.sqrt(width // heads), threshold, factor)
-    pointers = _pointers(chosen, qkv)
+    pointers = _pointers(selection, qkv)
     grid = (padded // _ROWS, batch * heads)
     more = {
         "D": width // heads,
         "BLOCK": _ROWS,
         "BLOCKS": triton.cdiv(frames, _BACKWARD["OTHERS"]),
         "DROP": p > 0,
-        "CHOSEN": chosen is not None,
+        "SELECTED": selection is not None,
         **_BACKWARD,
     }
     _backward_queries[grid](

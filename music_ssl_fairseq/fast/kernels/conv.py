@@ -1,4 +1,4 @@
-"""A Triton kernel for Hopper: input gradient of the extractor's convolutions, GELU's with it.
+"""A Triton kernel for Hopper GPUs: input gradient of the extractor's convolutions and GELUs.
 
 The convolutions have kernel 3 and stride 2, and a row of zeros before each crop's first frame
 (`conv_stack`). With taps W0, W1, W2, each `[Cout, Cin]`, row j of the output's gradient gives two
@@ -7,12 +7,12 @@ rows of the input's:
     even, 2j:      dz[j] W1
     odd,  2j + 1:  dz[j] W2 + dz[j + 1] W0
 
-So the input seen as `[B Q, 2 Cin]` is two matrix products over all crops at once. Where two crops
-meet, dz[j + 1] is the row before the next crop's frames, whose gradient is zero. For the same
-reason the row before each crop's frames gets a gradient of zero.
+So the input's gradient, seen as `[B Q, 2 Cin]`, is two matrix products over all crops at once.
+Where two crops meet, dz[j + 1] is the row before the next crop's frames, whose gradient is zero.
+For the same reason the row before each crop's frames gets a gradient of zero.
 
-GELU's derivative is multiplied in before a tile is written. That the gradient is neither written
-nor read in between saves two of the five passes over tensors of this size.
+GELU's derivative is multiplied in before a tile is written. This saves two of the five passes over
+tensors of this size.
 """
 
 import math
@@ -25,7 +25,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from music_ssl_fairseq.fast.device import multiprocessors
 from music_ssl_fairseq.fast.kernels.elementwise import gelu_parts, halves, loop_count
 
-# Measured: the fastest of 8 on an H100. One program fills a multiprocessor.
+# The fastest of 8 measured on an H100. One program fills a multiprocessor.
 _TILE = {"M": 128, "N": 256, "K": 64, "num_warps": 8, "num_stages": 3}
 
 
@@ -43,9 +43,9 @@ def _input_gradient(
     N: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     # A job is M rows and N input channels: their even tile, and then their odd one, which is twice
-    # the work. All programs' jobs are alike. Those of the same rows follow each other, so that
-    # these are read from memory once. One loop runs through all products of all jobs of a program:
-    # the first tiles of the next product are on their way while the last is written.
+    # the work. Jobs of the same rows follow each other, so that these are read from memory once.
+    # One loop runs through all products of a program's jobs, so that the next product's first tiles
+    # are loaded while the last tile is written.
     STEPS: tl.constexpr = COUT // K
     programs = tl.num_programs(0)
     count = (jobs - tl.program_id(0) + programs - 1) // programs
@@ -66,7 +66,7 @@ def _input_gradient(
         total = tl.dot(a, b, total)
         if (step == STEPS - 1) | (step == 3 * STEPS - 1):
             start = odd * CIN + column
-            # One after the other, they share their room in shared memory.
+            # One after the other, so that they share the same shared memory.
             left, right = halves(total)
             _write(left, z, output, row, start)
             _write(right, z, output, row, start + N // 2)
@@ -74,11 +74,11 @@ def _input_gradient(
 
 
 def input_gradient(dz: Tensor, weight: Tensor, z_previous: Tensor | None) -> Tensor:
-    """Gradient of what such a convolution reads, or of what is before the GELU before it.
+    """Compute the gradient of such a convolution's input, or of the input of the GELU before it.
 
     Args:
-        dz: contiguous `[B, Q, Cout]`, the gradient of its output. Row 0 of each crop is zero.
-        weight: `[Cout, Cin, 3]`. Not copied if its taps lie between its channels, as cuDNN's do.
+        dz: contiguous `[B, Q, Cout]`, the gradient of the output. Row 0 of each crop is zero.
+        weight: `[Cout, Cin, 3]`. Not copied if it is laid out as `[Cout, 3, Cin]`, as cuDNN's.
         z_previous: contiguous `[B, 2 Q, Cin]` whose GELU is the input, except for row 0 of each
             crop, which may be anything finite. None if there is no GELU.
 

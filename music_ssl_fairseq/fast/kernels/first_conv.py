@@ -1,9 +1,9 @@
-"""Triton kernels of the extractor's first layer; `first_layer.py` says what they are for.
+"""Triton kernels of the extractor's first layer; `fast/first_conv.py` has the reasons.
 
-Each program takes a few frames at a time, and with a layer norm all their channels. `filters` are
-`[1 or B, TAPS, C]`, `gains` and `shifts` `[1 or B, C]`: one for all crops, or one for each. With a
-group norm folded into them, `gains` are not used. Each crop's output has `lead` rows of zeros
-before its first frame, whose gradient is not read.
+Each program computes a few frames at a time, with a layer norm all their channels. `filters` are
+`[1 or B, TAPS, C]`, `gains` and `shifts` `[1 or B, C]`: one for all crops, or one per crop. With a
+group norm folded into the filters, `gains` are not used. Each crop's output has `lead` rows of
+zeros before its first frame, whose gradient is not read.
 """
 
 import torch
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from music_ssl_fairseq.fast.kernels.elementwise import gelu_parts
 
-_CHANNELS = 256  # that a program holds; with a layer norm, all of them
-_FORWARD = (32, 8)  # frames a block, and blocks a program, which reads its filters once
-_BACKWARD = (16, 32)  # so that a program's sums are written rarely
+_CHANNELS = 256  # per program; with a layer norm, all of them
+_FORWARD = (32, 8)  # frames per block, and blocks per program, which reads its filters once
+_BACKWARD = (16, 32)  # many blocks, because each program writes its sums once
 _MOMENTS = (8, 32)
 
 
@@ -24,7 +24,7 @@ def _convolve(
     waveform, filters, crop, length, t,
     stride: tl.constexpr, TAPS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Frames `[BLOCK, TAPS]` at `t`, and their product with the filters `[BLOCK, C]`."""
+    """Return frames `[BLOCK, TAPS]` at `t`, and their product with the filters `[BLOCK, C]`."""
     k = tl.arange(0, TAPS)
     position = t[:, None] * stride + k[None, :]
     windows = tl.load(waveform + crop * length + position, mask=position < length, other=0.0)
@@ -83,7 +83,7 @@ def _backward(
         if GROUP:
             _, slope = gelu_parts(z + shift[None, :])
             dz = dy * slope
-            # One tap is always free: a sample of 1 there adds up gradients of shifts on the way.
+            # One tap is always free: a sample of 1 there sums the gradients of shifts.
             windows = tl.where(k[None, :] == TAPS - 1, 1.0, windows)
         else:
             gain = tl.load(gains + own * C + c)
@@ -130,7 +130,7 @@ def _moments(
 
 
 def moments(waveform: Tensor, taps: int, stride: int, frames: int) -> tuple[Tensor, Tensor]:
-    """Mean `[B, taps]` of all windows, and mean of their products `[B, taps, taps]`, in float64."""
+    """Return the means of windows `[B, taps]` and of their products `[B, taps, taps]`, float64."""
     batch, length = waveform.shape
     wide = triton.next_power_of_2(taps)
     block, blocks = _MOMENTS
@@ -145,12 +145,12 @@ def moments(waveform: Tensor, taps: int, stride: int, frames: int) -> tuple[Tens
 
 
 def _shape(channels: int, group: bool) -> tuple[int, int]:
-    """Channels that a program holds, and its warps: a layer norm needs all channels at once."""
+    """Return channels per program and its warps: a layer norm needs all channels at once."""
     return (min(_CHANNELS, channels), 4) if group else (channels, 8)
 
 
 def _precision(dtype: torch.dtype) -> str:
-    """Of products: single TF32, where the result is rounded to fewer digits anyway."""
+    """Return the precision of products: TF32, if the result is rounded to fewer digits anyway."""
     return "tf32x3" if dtype == torch.float32 else "tf32"
 
 
@@ -166,7 +166,7 @@ def forward(
     lead: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """`[B, T]` to `[B, lead + frames, C]`."""
+    """Map `[B, T]` to `[B, lead + frames, C]`."""
     batch, length = waveform.shape
     taps, channels = filters.shape[1:]
     output = torch.empty(batch, lead + frames, channels, dtype=dtype, device=waveform.device)
@@ -194,7 +194,7 @@ def backward(
     frames: int,
     lead: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of filters, gains and shifts, in their shapes."""
+    """Compute the gradients of filters, gains and shifts, in their shapes."""
     batch, length = waveform.shape
     taps, channels = filters.shape[1:]
     held, warps = _shape(channels, group)

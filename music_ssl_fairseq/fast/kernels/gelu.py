@@ -1,4 +1,4 @@
-"""Triton kernels of GELU: one pass over memory, in which a bias before it gets its gradient."""
+"""Triton kernels of GELU in one pass over memory, and of the gradient of a bias before it."""
 
 import torch
 import triton
@@ -9,13 +9,12 @@ from music_ssl_fairseq.fast.kernels.elementwise import gelu_parts
 
 _FLAT = {"BLOCK": 2048, "num_warps": 8}
 _SUMMED = {"ROWS": 8, "BLOCK": 128, "num_warps": 4}
-# Over the rows, for each block of columns. Of 3072 columns, these are eight programs for each
-# multiprocessor of an H100 or H200, which holds as many at once.
+# Programs over the rows, per block of columns. For 3072 columns, that is eight programs per
+# multiprocessor of an H100 or H200, which runs as many at once.
 _PROGRAMS = 44
 
 
-# Number j of a crop of `y` is made of number j + shift of that crop of `x`, except for the first
-# `lead` numbers, which are 0.
+# Number j of a crop of `y` is GELU of number j + shift of that crop of `x`; the first `lead` are 0.
 
 
 @triton.jit
@@ -54,7 +53,7 @@ def _backward_summed(
     u = tl.load(x + where, mask=inside, other=0.0)
     dy = tl.load(grad + where, mask=inside, other=0.0)
     for _ in range(BLOCKS):
-        # The next rows arrive while these are computed.
+        # Load the next rows while these are computed.
         u_here, dy_here, inside_here, here = u.to(tl.float32), dy.to(tl.float32), inside, where
         row += tl.num_programs(1) * ROWS
         inside = (row < rows) & (c < columns)
@@ -71,11 +70,11 @@ def _backward_summed(
 
 
 def forward(x: Tensor, frames: int, skip: int = 0, lead: int = 0) -> Tensor:
-    """GELU of some frames.
+    """Compute GELU of some frames.
 
     Args:
         x: contiguous `[B, T, D]`.
-        frames: how many are read of each crop.
+        frames: read per crop.
         skip: rows before them, which are not read.
         lead: rows of zeros to write before each crop's first frame.
 
@@ -91,7 +90,7 @@ def forward(x: Tensor, frames: int, skip: int = 0, lead: int = 0) -> Tensor:
 
 
 def backward(x: Tensor, grad: Tensor, skip: int = 0, lead: int = 0) -> Tensor:
-    """Gradient of `x` `[B, T, D]`, given that of `forward`'s output: 0 in rows it does not read."""
+    """Compute the gradient of `x` `[B, T, D]`: 0 in rows that `forward` does not read."""
     batch, length, dim = x.shape
     d_x = torch.empty_like(x)
     grid = (triton.cdiv(length * dim, _FLAT["BLOCK"]), batch)
@@ -101,15 +100,15 @@ def backward(x: Tensor, grad: Tensor, skip: int = 0, lead: int = 0) -> Tensor:
 
 
 def parts(rows: int) -> int:
-    """How many parts of a sum `backward_summed` writes for so many rows."""
+    """Return the number of parts in which `backward_summed` writes a sum over `rows`."""
     return min(_PROGRAMS, triton.cdiv(rows, _SUMMED["ROWS"]))
 
 
 def backward_summed(x: Tensor, grad: Tensor, d_sums: Tensor) -> Tensor:
-    """Gradient of `x` `[N, D]`.
+    """Compute the gradient of `x` `[N, D]`.
 
     Args:
-        d_sums: `[parts, D]` float32 (`parts`), where parts of its sum over N go.
+        d_sums: `[parts, D]` float32, written: parts of the result's sum over N.
     """
     rows, columns = x.shape
     d_x = torch.empty_like(x)

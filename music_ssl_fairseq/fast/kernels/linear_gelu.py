@@ -1,14 +1,14 @@
 """Triton kernels, for Hopper GPUs, of matrix products with GELU at their end.
 
-A product's sums are in registers when it is done. Applied there, GELU, or its derivative in the
-backward pass, saves a pass over memory: as kernels of their own they take half as long as the
-products, and power that these lack.
+A product ends with its sums in registers. Applying GELU there, or its derivative in the backward
+pass, saves a pass over memory: separate kernels take half as long as the products, and electrical
+power that these then lack.
 
-The forward pass keeps GELU's derivative for the backward pass, not what it was applied to. It falls
-off here, and to multiply by it takes the backward pass one instruction a number, not twenty.
+The forward pass keeps GELU's derivative for the backward pass instead of GELU's input. It is a
+by-product here, and multiplying by it takes one instruction per number instead of twenty.
 
-Each program works through many tiles of the output. Two share a multiprocessor: while one is at a
-tile's end, the other has the tensor cores for itself.
+Each program computes many tiles of the output. Two programs share a multiprocessor: while one ends
+a tile, the other uses the tensor cores.
 """
 
 import torch
@@ -20,8 +20,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from music_ssl_fairseq.fast.device import multiprocessors
 from music_ssl_fairseq.fast.kernels.elementwise import gelu_parts, halves, loop_count
 
-# A tile is ROWS x COLUMNS, summed up over DEPTH at a time, and leaves in so many PIECES of columns.
-# Measured: the fastest of 8 each on an H100.
+# A tile is ROWS x COLUMNS, summed over DEPTH at a time, and stored in PIECES of columns.
+# The fastest of 8 measured on an H100.
 _FORWARD = {
     "ROWS": 128, "COLUMNS": 128, "DEPTH": 64, "PIECES": 2, "num_warps": 8, "num_stages": 3,
     "maxnreg": 128,
@@ -29,12 +29,12 @@ _FORWARD = {
 _BACKWARD = {
     "ROWS": 128, "COLUMNS": 128, "DEPTH": 64, "PIECES": 4, "num_warps": 4, "num_stages": 3,
 }  # fmt: skip
-_PROGRAMS = 2  # that share a multiprocessor: its registers and shared memory hold no more
+_PROGRAMS = 2  # per multiprocessor, whose registers and shared memory hold no more
 
 
 @triton.jit
 def _tiles(rows, across, ROWS: tl.constexpr):
-    """A program's tiles as a range, of all, with `across` next to each other."""
+    """Return a program's tiles as a range over all, `across` of them side by side."""
     tiles = tl.cdiv(rows, ROWS) * across
     return loop_count(tl.program_id(0)), loop_count(tiles), loop_count(tl.num_programs(0))
 
@@ -45,14 +45,14 @@ def _product(
     WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
     PIECES: tl.constexpr,
 ):  # fmt: skip
-    """A program's tiles of `x @ w` (`x @ w.t()` unless `ACROSS`), each ended by `store`.
+    """Compute a program's tiles of `x @ w` (`x @ w.t()` unless `ACROSS`), each ended by `store`.
 
-    Tiles that are worked on at the same time lie next to each other: of `x` they share a few rows,
-    and all of `w` stays in the cache.
+    Tiles computed at the same time lie side by side: they share a few rows of `x`, and all of `w`
+    stays in the cache.
     """
     across: tl.constexpr = (WIDTH + COLUMNS - 1) // COLUMNS
     first, last, step = _tiles(rows, across, ROWS)
-    # As one loop, a tile's first blocks are loaded before the last tile's end.
+    # One flat loop, so that a tile's first blocks are loaded before the previous tile ends.
     for tile in tl.range(first, last, step, flatten=True):
         row, column = tile // across * ROWS, tile % across * COLUMNS
         total = tl.zeros((ROWS, COLUMNS), tl.float32)
@@ -68,7 +68,7 @@ def _in_pieces(
     total, store: tl.constexpr, own, row, column, WIDTH: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
-    """End a tile a few columns at a time, whose room in shared memory is used again."""
+    """End a tile a few columns at a time, which reuse the same shared memory."""
     if PIECES > 1:
         half: tl.constexpr = COLUMNS // 2
         left, right = halves(total)
@@ -128,30 +128,28 @@ def _grid(x: Tensor, width: int, own: dict[str, int]) -> tuple[int]:
 
 
 def _blocks(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
-    """A matrix as kernels load and store it, in blocks: what is beyond its edges, they do not."""
+    """Describe a matrix that kernels load and store in blocks, without what is beyond its edges."""
     return TensorDescriptor.from_tensor(x, [rows, columns])
 
 
-def forward(
-    x: Tensor, w: Tensor, bias: Tensor, with_slope: bool = True
-) -> tuple[Tensor, Tensor | None]:
-    """GELU of `x @ w.t() + bias`.
+def forward(x: Tensor, w: Tensor, bias: Tensor, keep: bool = True) -> tuple[Tensor, Tensor | None]:
+    """Compute GELU of `x @ w.t() + bias`.
 
-    All are contiguous and of one type, their rows of whole 16 bytes.
+    All are contiguous and of one type, with rows of whole 16 bytes.
 
     Args:
         x: `[N, K]`.
         w: `[M, K]`.
         bias: `[M]`.
-        with_slope: whether GELU's derivative is wanted.
+        keep: whether `backward` will follow.
 
     Returns:
-        It, and GELU's derivative there or None, `[N, M]` each.
+        The result, and GELU's derivative there or None, `[N, M]` each.
     """
     (rows, depth), width = x.shape, w.size(0)
     own = _FORWARD
     active = x.new_empty(rows, width)
-    slope = torch.empty_like(active) if with_slope else None
+    slope = torch.empty_like(active) if keep else None
     piece = own["COLUMNS"] // own["PIECES"]
     _forward[_grid(x, width, own)](
         _blocks(x, own["ROWS"], own["DEPTH"]), _blocks(w, own["COLUMNS"], own["DEPTH"]), bias,
@@ -163,18 +161,18 @@ def forward(
 
 
 def parts(rows: int) -> int:
-    """How many parts of a sum `backward` writes for so many rows."""
+    """Return the number of parts in which `backward` writes a sum over `rows`."""
     return triton.cdiv(rows, _BACKWARD["ROWS"])
 
 
 def backward(grad: Tensor, w: Tensor, slope: Tensor, d_sums: Tensor) -> Tensor:
-    """`(grad @ w) * slope`, the gradient of what GELU was applied to.
+    """Compute `(grad @ w) * slope`, the gradient of GELU's input.
 
     Args:
         grad: `[N, K]`, of the product of GELU's output and `w`.
         w: `[K, M]`, of that product.
-        slope: `[N, M]`, of `forward`.
-        d_sums: `[parts, M]` float32 (`parts`), where parts of its sum over N go.
+        slope: `[N, M]`, from `forward`.
+        d_sums: `[parts, M]` float32, written: parts of the result's sum over N.
 
     Returns:
         `[N, M]`.

@@ -1,7 +1,7 @@
-"""A Triton kernel that adds up the rows of several matrices at once.
+"""A Triton kernel that sums the rows of several matrices in one launch.
 
-Kernels that pass over all frames leave the sums for biases in parts, one for each program. To add
-these up takes a microsecond or two, and ten as a kernel of its own: a layer has four of them.
+Kernels that pass over all frames leave the sums for biases in parts, one per program. Summing these
+takes one or two microseconds, and ten with a launch of its own: a layer has four such sums.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Programs are few, and each waits for memory once a block: so that blocks are large, 32 KB.
+# Programs are few and bound by latency, one per block: so blocks are large, 32 KB.
 _BLOCK = {"ROWS": 256, "COLUMNS": 32, "num_warps": 8}
 
 
@@ -21,7 +21,7 @@ def _sum_rows(
     BLOCKS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
-    # Which matrix, where it begins among the parts, and which block of its columns.
+    # The program's matrix, where that begins among the parts, and its block of columns.
     end_0 = tl.cdiv(width_0, COLUMNS)
     end_1 = end_0 + tl.cdiv(width_1, COLUMNS)
     end_2 = end_1 + tl.cdiv(width_2, COLUMNS)
@@ -43,15 +43,15 @@ def _sum_rows(
     tl.store(place, tl.sum(total, 0))
 
 
-def room(shapes: Sequence[tuple[int, int]], like: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Memory for four float32 matrices.
+def allocate(shapes: Sequence[tuple[int, int]], like: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Allocate four float32 matrices in one piece.
 
     Args:
         shapes: rows and columns of each.
         like: a tensor on the device.
 
     Returns:
-        All of it, for `sum_rows`; and the matrices.
+        The whole piece, for `sum_rows`; and the matrices.
     """
     sizes = [rows * columns for rows, columns in shapes]
     whole = torch.empty(sum(sizes), dtype=torch.float32, device=like.device)
@@ -60,7 +60,7 @@ def room(shapes: Sequence[tuple[int, int]], like: Tensor) -> tuple[Tensor, list[
 
 
 def sum_rows(whole: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """The sums over rows of the matrices in `room`: `[columns]` float32 each."""
+    """Sum over the rows of the matrices of `allocate`: `[columns]` float32 each."""
     rows, widths = zip(*shapes, strict=True)
     blocks = [triton.cdiv(width, _BLOCK["COLUMNS"]) for width in widths]
     output = torch.empty(sum(blocks), _BLOCK["COLUMNS"], dtype=torch.float32, device=whole.device)
