@@ -1,9 +1,7 @@
 """One function over many files, in worker processes, with a progress bar."""
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import chain
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -41,8 +39,11 @@ def parallel_map(
     groups = (items[start : start + size] for start in range(0, len(items), size))
     advice = "--workers 1 shows after how many files"
     pool = WorkerPool(workers if workers > 1 else 0, fork=True, advice=advice)
-    with contextlib.closing(ordered(partial(_apply, function), groups, pool)) as results:
-        yield from tqdm(chain.from_iterable(results), description, len(items), unit=" files")
+    with tqdm(desc=description, total=len(items), unit=" files") as bar:
+        for results in ordered(partial(_apply, function), groups, pool):
+            for result in results:
+                bar.update()
+                yield result
 
 
 def _apply(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:

@@ -15,7 +15,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _MAIN_BYTES = 400 << 20  # the first process, with faiss and its buffers
 _WORKER_BYTES = 220 << 20  # a worker of numpy and scipy, with a minute of audio and its features
 _TORCH_BYTES = 700 << 20  # torch, with a model's results for half a minute, or audio for a GPU
-_ARRAYS_PER_CENTROID = 4 + 256  # float32 vectors: sums, copies, and the sample of the first fit
+_ARRAYS_PER_CENTROID = 4 + 2 * 30  # float32 vectors: sums, copies, and what faiss starts from
 _BYTES_PER_FRAME = 32  # that K-means needs besides the frame's values
 
 

@@ -1,27 +1,24 @@
 """`python -m music_ssl_fairseq.label`: from manifests to pseudo-labels."""
 
 import argparse
-import os
 import shlex
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from music_ssl_fairseq.cli import example, exit_status, new_parser
-from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.features import DEEP, Features, front_end
+from music_ssl_fairseq.errors import InputError, one_line
+from music_ssl_fairseq.label.recipe import ALGORITHMS, MAX_FRAMES
 from music_ssl_fairseq.runtime.cpus import available_cpus
 from music_ssl_fairseq.runtime.optional import optional
 
 if TYPE_CHECKING:
     from music_ssl_fairseq.data.manifest import Manifest
-    from music_ssl_fairseq.label.recipe import LabelFolder
-    from music_ssl_fairseq.label.stages import Job
+    from music_ssl_fairseq.label.folder import LabelFolder
+    from music_ssl_fairseq.label.job import Job
 
 STAGES = ("fit", "assign", "report")
-_MAX_FRAMES = 1_000_000
-_MEMORY = "4G"
+_MEMORY = 4 << 30
 
 DESCRIPTION = """\
 Give every frame of every track a unit: the number of the nearest of k centroids, which K-means
@@ -123,7 +120,7 @@ def get_parser() -> argparse.ArgumentParser:
         default=_MEMORY,
         metavar="SIZE",
         help="what all processes may hold together, such as 512M or 16G; bounds the frames that "
-        "K-means is fitted on, and the workers (default: %(default)s)",
+        "K-means is fitted on, and the workers (default: 4G)",
     )
     add(
         "--max-frames",
@@ -131,7 +128,7 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="frames to fit K-means on, a sample over all train tracks, each in proportion to its "
         "length; enough for k = 2000: more lower the inertia on other frames by less than 1 %% "
-        f"(default: {_MAX_FRAMES}, or as many as --memory holds)",
+        f"(default: {MAX_FRAMES}, or as many as --memory holds)",
     )
     add(
         "--minibatch",
@@ -141,25 +138,34 @@ def get_parser() -> argparse.ArgumentParser:
         "once through --max-frames frames, however many, in batches (default: hold all)",
     )
     add(
+        "--algorithm",
+        choices=ALGORITHMS,
+        default="lloyd",
+        help="lloyd: K-means in faiss, or in torch on a GPU; minibatch: scikit-learn's "
+        "MiniBatchKMeans with the settings of fairseq's scripts, for reproductions: some ten times "
+        "slower (default: %(default)s)",
+    )
+    add(
         "--iterations",
         type=_positive,
         default=30,
         metavar="N",
-        help="K-means iterations over all these frames at most, after those on parts of them; "
+        help="K-means iterations over all these frames at most, after those on a part of them; "
         "fewer once one lowers the inertia by less than 0.6 %% (default: %(default)s)",
     )
     add(
         "--init",
         choices=("kmeans++", "random"),
         default="kmeans++",
-        help="frames to start from: greedy k-means++, or any (default: %(default)s)",
+        help="frames to start from: faiss's AFK-MC2, which approximates k-means++, or any "
+        "(default: %(default)s)",
     )
     add(
         "--restarts",
         type=_positive,
         default=1,
         metavar="N",
-        help="starts, of which the best after four iterations goes on (default: %(default)s)",
+        help="complete fits, of which the best counts (default: %(default)s)",
     )
     add(
         "--seed",
@@ -238,8 +244,10 @@ def run(arguments: argparse.Namespace) -> None:
     if reports:
         # Before hours of work rather than after them.
         optional("matplotlib", "plot")
+    from music_ssl_fairseq.label.job import make_job
+
     splits = _manifests(arguments.manifests)
-    job = _job(arguments, splits["train"])
+    job = make_job(arguments, get_parser(), splits["train"])
     folder = job.folder
     if folder.centroids() is None and arguments.stage in (None, "fit"):
         _fit(job, splits["train"], arguments.centroids)
@@ -255,23 +263,23 @@ def run(arguments: argparse.Namespace) -> None:
         page = write_report(folder.path, folder.metadata, splits, job.pool.workers)
         print(f"report: {page}")
     if arguments.stage is None:
-        _say_next(arguments.manifests, folder.path)
+        _show_next(arguments.manifests, folder.path)
 
 
-def _fit(job: "Job", manifest: "Manifest", given: Path | None) -> None:
-    from music_ssl_fairseq.label.stages import fit_centroids, take_centroids
+def _fit(job: "Job", manifest: "Manifest", centroids: Path | None) -> None:
+    from music_ssl_fairseq.label.fitting import fit_centroids, take_centroids
 
-    if given is None:
+    if centroids is None:
         fit_centroids(job, manifest)
     else:
-        take_centroids(job, given)
+        take_centroids(job, centroids)
     metadata = job.folder.metadata
     print(f"{job.folder.path}: {metadata['k']} centroids of {metadata['features']}")
 
 
 def _assign(job: "Job", splits: dict[str, "Manifest"]) -> bool:
-    """Whether all splits are labelled now."""
-    from music_ssl_fairseq.label.stages import assign
+    """Label the splits; return whether all are finished."""
+    from music_ssl_fairseq.label.labelling import label_split
 
     folder = job.folder
     todo = {s: m for s, m in splits.items() if not folder.is_finished(s, m)}
@@ -279,96 +287,12 @@ def _assign(job: "Job", splits: dict[str, "Manifest"]) -> bool:
         folder.write_dictionary()
     if not todo:
         print(f"{folder.path}: finished already, by the same recipe from the same manifests")
-    finished = [assign(job, split, manifest) for split, manifest in todo.items()]
+    finished = [label_split(job, split, manifest) for split, manifest in todo.items()]
     if all(finished):
-        folder.work.remove()
+        folder.checkpoints.remove()
     else:
         print(f"{job.shard} is done; the last shard to end joins all parts")
     return all(finished)
-
-
-def _job(arguments: argparse.Namespace, train: "Manifest") -> "Job":
-    """Check what can be checked before any work is done."""
-    from music_ssl_fairseq.jobs import memory
-    from music_ssl_fairseq.jobs.pool import start_server
-    from music_ssl_fairseq.jobs.shards import choose_shard
-    from music_ssl_fairseq.label.backends import choose_device
-    from music_ssl_fairseq.label.recipe import LabelFolder
-    from music_ssl_fairseq.label.stages import Job, choose_pool
-
-    a = arguments
-    shard = choose_shard(a.shard, a.num_shards, os.environ)
-    if a.force and shard.count > 1:
-        raise InputError(
-            "--force: shards would undo each other's work; run this command once with --stage fit "
-            "--force, by itself (--num-shards 1), and then the shards without --force"
-        )
-    features = Features(a.features, a.checkpoint, a.layer)
-    asked_for_gpu = features.can_use_gpu and a.device == "cuda"
-    needed = replace(features, device="cuda" if asked_for_gpu else "cpu").modules
-    start_server([f"{__package__}.sample", f"{__package__}.assign", *needed])
-    device = choose_device(a.device, a.features == DEEP)
-    computed_on = device if features.can_use_gpu else "cpu"
-    recipe = _recipe(a, features, train)
-    model = memory.model_size(a.checkpoint, computed_on != "cpu")
-    workers = memory.workers_that_fit(a.memory, a.workers, model)
-    if workers < a.workers:
-        _say(f"--memory {memory.show_size(a.memory)} is enough for {workers} workers")
-    return Job(
-        folder=LabelFolder(a.labels, recipe, a.force, _remarks(a)),
-        features=replace(features, device=computed_on),
-        pool=choose_pool(workers, computed_on),
-        device=device,
-        threads=a.workers,
-        shard=shard,
-        skip_unreadable=a.skip_unreadable,
-    )
-
-
-_NOT_OF_THE_LABELS = {"manifests", "labels", "stage", "workers", "num_shards", "shard", "report"}
-"""Options that are not repeated when labels like these are asked for again."""
-
-
-def _remarks(a: argparse.Namespace) -> dict[str, str]:
-    """The options that labels are made with, and of which manifests, so that errors can say it."""
-    options = ["--k", str(a.k)]
-    for action in get_parser()._actions:
-        value = getattr(a, action.dest, None)
-        if action.dest in {"k", "force", *_NOT_OF_THE_LABELS} or value in (None, False):
-            continue
-        if value is True:
-            options.append(action.option_strings[0])
-        elif str(value) not in (str(action.default), str(_size(_MEMORY))):
-            options += [action.option_strings[0], str(value)]
-    return {"options": shlex.join(options), "manifests": str(a.manifests)}
-
-
-def _recipe(a: argparse.Namespace, features: Features, train: "Manifest"):
-    from music_ssl_fairseq.jobs.memory import check_frames, model_size
-    from music_ssl_fairseq.label.given import load_centroids
-    from music_ssl_fairseq.label.recipe import Recipe, fingerprint
-    from music_ssl_fairseq.runtime.files import checksum
-
-    front = front_end(features)
-    k = a.k if a.centroids is None else len(load_centroids(a.centroids))
-    held = a.minibatch or a.max_frames
-    num_frames = check_frames(
-        held, _MAX_FRAMES, a.memory, front.dimension, k, model_size(a.checkpoint)
-    )
-    return Recipe(
-        features=a.features,
-        k=k,
-        seed=a.seed,
-        iterations=a.iterations,
-        max_frames=a.max_frames or max(num_frames, _MAX_FRAMES if a.minibatch else 0),
-        train_manifest=fingerprint(train),
-        checkpoint=front.fingerprint,
-        layer=a.layer,
-        init=a.init,
-        restarts=a.restarts,
-        minibatch=a.minibatch,
-        given_centroids=None if a.centroids is None else checksum(a.centroids),
-    )
 
 
 def _manifests(where: Path) -> dict[str, "Manifest"]:
@@ -378,7 +302,7 @@ def _manifests(where: Path) -> dict[str, "Manifest"]:
     if (where / "valid.tsv").exists():
         splits["valid"] = Manifest(where / "valid.tsv")
     else:
-        _say(f"{where / 'valid.tsv'}: none, so train is labelled alone")
+        print(f"{where / 'valid.tsv'}: none, so train is labelled alone", file=sys.stderr)
     return splits
 
 
@@ -409,17 +333,15 @@ def _summarise(folder: "LabelFolder", splits: dict[str, "Manifest"]) -> None:
             f"a unit lasts {run:.1f} frames ({1000 * run / rate:.0f} ms)"
         )
         if record["unreadable"]:
-            _say(f"  {split}: {len(record['unreadable'])} tracks cannot be read, and have no units")
+            print(
+                f"  {split}: {len(record['unreadable'])} tracks cannot be read, and have no units",
+                file=sys.stderr,
+            )
     for sentence in notices(splits, metadata["splits"]):
-        _say(_printable(f"warning: {sentence}"))
+        print(one_line(f"warning: {sentence}"), file=sys.stderr)
 
 
-def _printable(text: str) -> str:
-    # Names need not be UTF-8, and would not print.
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _say_next(manifests: Path, labels: Path) -> None:
+def _show_next(manifests: Path, labels: Path) -> None:
     command = f"fairseq-hydra-train --config-dir {example('music_hubert')}"
     # These two are where the configuration looks by itself.
     if manifests.resolve() != Path("manifests").resolve():
@@ -427,10 +349,6 @@ def _say_next(manifests: Path, labels: Path) -> None:
     if labels.resolve() != Path("labels").resolve():
         command += f" task.label_dir={shlex.quote(str(labels.resolve()))}"
     print(f"next: {command}")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:

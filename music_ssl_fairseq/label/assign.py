@@ -1,28 +1,77 @@
-"""Every track's units."""
+"""Every track's units: the nearest centroid of each frame."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.features.chunk_features import FeatureJob, Request
 from music_ssl_fairseq.features.track import Track
-from music_ssl_fairseq.label.nearest import make_nearest
+
+_BLOCK_DISTANCES = 2**20  # held at once: 4 MB, as much as stays in a CPU's caches
+
+
+class Nearest:
+    """Find the nearest centroid of each frame, by one matrix product per block and one thread.
+
+    At the speed of the product itself, which is some 1.6 times that of faiss's flat index on one
+    thread, and without importing faiss in each worker.
+
+    Args:
+        centroids: `[k, D]` float32.
+    """
+
+    def __init__(self, centroids: np.ndarray):
+        # |x - c|^2 is least where x.c - |c|^2 / 2 is largest. Both about the centroids' mean, where
+        # the norms are small and the difference keeps its digits. The second term is one more row
+        # of the matrix, and meets a 1 at the end of each frame.
+        self.mean = centroids.mean(axis=0, dtype=np.float64).astype(np.float32)
+        centred = centroids - self.mean
+        norms = np.square(centred, dtype=np.float64).sum(axis=1)
+        self.weight = np.vstack([centred.T, -0.5 * norms.astype(np.float32)])
+
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        """`[n, D]` float32 to `[n]` int64 units."""
+        units = np.empty(len(frames), np.int64)
+        dimension, k = self.weight.shape
+        size = max(1, _BLOCK_DISTANCES // k)
+        # New memory for each block would cost as much as the product.
+        block = np.ones((size, dimension), np.float32)
+        scores = np.empty((size, k), np.float32)
+        for start in range(0, len(frames), size):
+            count = min(size, len(frames) - start)
+            np.subtract(frames[start : start + count], self.mean, out=block[:count, :-1])
+            np.matmul(block[:count], self.weight, out=scores[:count])
+            scores[:count].argmax(axis=1, out=units[start : start + count])
+        return units
+
+
+def make_nearest(centroids: np.ndarray, device: str) -> Callable[[Any], np.ndarray]:
+    """Return a function of `[n, D]` float32 frames that gives `[n]` int64 units.
+
+    On the CPU in numpy, on a GPU in torch, where frames may be tensors that are there already.
+    """
+    if device == "cpu":
+        return Nearest(centroids)
+    from music_ssl_fairseq.label.torch_kmeans import TorchNearest
+
+    return TorchNearest(centroids, device)
 
 
 def unit_type(k: int) -> type[np.unsignedinteger]:
-    """The smallest type that holds units of `k` clusters."""
+    """Return the smallest type that holds units of `k` clusters."""
     return np.uint16 if k <= 1 << 16 else np.uint32
 
 
 @dataclass(frozen=True)
 class Labeller(FeatureJob):
-    """The job of a worker: tracks to their units.
+    """A job of workers: tracks to their units.
 
-    Pieces start at the same frames whatever the workers, so that a label never depends on how the
-    work was shared out.
+    Chunks start at the same frames whatever the workers, so that a label never depends on how the
+    work is shared out.
 
     Attributes:
         centroids: `[k, D]` float32.
@@ -35,7 +84,7 @@ class Labeller(FeatureJob):
         return make_nearest(self.centroids, self.features.device)
 
     def requests(self, item: list[Track]) -> list[Request]:
-        """All frames of some tracks."""
+        """Return requests for all frames of some tracks."""
         size = self.front.piece_frames
         return [
             Request(track, first, min(self._num_frames(track), first + size))
@@ -44,9 +93,9 @@ class Labeller(FeatureJob):
         ]
 
     def collect(self, item: list[Track], features: Iterator) -> list[np.ndarray | AudioError]:
-        """`[frames]` units of each track, or why it cannot be read.
+        """Return `[frames]` units of each track, or why it cannot be read.
 
-        One unit for each frame of the grid: none if the track is too short.
+        One unit per frame of the grid: none if the track is too short.
         """
         return [self._label(self._num_frames(track), features) for track in item]
 

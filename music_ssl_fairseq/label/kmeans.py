@@ -1,55 +1,31 @@
-"""K-means: from a sample of frames to centroids, in steps that can be taken up.
+"""K-means in faiss: from a sample of frames to centroids.
 
-From coarse to fine. On a part of the frames come iterations, and between them rounds of `reseat`,
-which look for a better optimum; then come larger parts, and all frames settle the centroids. On
-600,000 MFCC frames of music, k = 500, that takes a fifth of the time of 30 iterations over all
-frames, and ends 0.7 % higher in inertia on other frames. Many values a frame (deep features) are
-rotated to their principal axes, and the rounds look at the largest of these.
+Each restart starts from frames that faiss chooses (AFK-MC², an approximation of k-means++ by Markov
+chains), goes through Lloyd's iterations on a part of the frames, and then on all of them. On
+600,000 MFCC frames of music, k = 500, that part costs as much as three iterations on all frames and
+replaces ten (`python -m tests.benchmarks.kmeans`).
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.label.backends import Backend
-from music_ssl_fairseq.label.reseat import reseat
-from music_ssl_fairseq.label.start import start_centroids
 
 FRAMES_PER_CENTROID = 39
-"""Below this many frames a centroid, the units are more noise than structure (faiss's bound)."""
+"""Below this many frames per centroid, units are more noise than structure (faiss's bound)."""
 
-_COARSE = 12  # one frame of so many is in the coarse part
-_QUICK = 50_000  # at least so many are: fewer would save little time
-_FIRST_ITERATIONS = 4  # before the first round of reseating
-_RESTED = 6e-3  # relative gain of an iteration over all frames below which it was the last
-_MANY_VALUES = 256  # a frame; with more, the coarse part is done in _AXES
-_AXES = 96
-_NEIGHBOURS = 3
+_START_FRAMES = 150_000
+_START_FRAMES_PER_CENTROID = 100  # if that is more
+_START_ITERATIONS = 10
+_MIN_GAIN = 6e-3  # relative gain of an iteration on all frames below which it is the last
 
-
-class _Growth(NamedTuple):
-    """One frame in `part`, and iterations over these."""
-
-    part: int
-    iterations: int
-
-
-_GROWTHS = (_Growth(4, 4), _Growth(2, 3))
-
-
-class _Effort(NamedTuple):
-    """Rounds of reseating, and iterations in each."""
-
-    rounds: int
-    iterations: int
-
-
-_CHEAP = 2e7  # distances an iteration up to which more of them are not felt
-_MUCH = _Effort(8, 4)
-_ENOUGH = _Effort(4, 2)
+Lloyd = Callable[[np.ndarray, np.ndarray, int, float], tuple[np.ndarray, list[float]]]
+"""A function of frames `[n, D]`, centroids `[k, D]`, the number of iterations at most, and the
+relative gain below which they end. It returns centroids, and the inertia before each iteration."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +33,9 @@ class Options:
     """How to fit.
 
     Attributes:
-        iterations: over all frames, at most; fewer when one gains less than 0.6 %.
-        init: `kmeans++`, greedy, or `random`, different frames.
-        restarts: starts of which the one with the lowest inertia after four iterations goes on.
+        iterations: on all frames, at most; fewer once one lowers the inertia by less than 0.6 %.
+        init: `kmeans++` (AFK-MC²), or `random`, different frames.
+        restarts: complete fits, of which the one with the lowest inertia counts.
     """
 
     k: int
@@ -70,26 +46,26 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Fit:
-    """Centroids, and how they came about.
+class KMeansState:
+    """The best fit so far.
 
     Attributes:
         centroids: `[k, D]` float32.
-        curve: the inertia over the number of frames, that is the mean squared distance of a frame
-            to its centroid, before each iteration over all frames. The last one's centroids are
-            therefore a little better than its last value.
-        coarse: the same for iterations over a part of the frames (and, at first, of the values).
-        step: steps taken.
+        curve: inertia per frame, that is the mean squared distance of a frame to its centroid,
+            before each iteration on all frames. The centroids are therefore a little better than
+            the last value says.
+        coarse: the same for the iterations on a part of the frames.
+        restarts: done so far.
     """
 
     centroids: np.ndarray
     curve: list[float] = field(default_factory=list)
     coarse: list[float] = field(default_factory=list)
-    step: int = 0
+    restarts: int = 0
 
 
 def check_enough(num_frames: int, k: int) -> str | None:
-    """Whether so many frames make `k` clusters: a warning if hardly.
+    """Check that there are enough frames for `k` clusters; return a warning if there hardly are.
 
     Raises:
         InputError: if there are fewer frames than clusters.
@@ -109,17 +85,17 @@ def check_enough(num_frames: int, k: int) -> str | None:
 
 
 def check_distinct(frames: np.ndarray, k: int) -> str | None:
-    """Whether `[n, D]` float32 frames differ enough for `k` clusters: a warning if not.
+    """Check that `[n, D]` float32 frames differ enough for `k` clusters; return a warning if not.
 
     Raises:
         InputError: if all frames are equal, as they are of silence.
     """
-    # A sum with odd weights tells rows apart, and costs a part of sorting them.
+    # A sum with odd weights tells vectors apart, and costs a part of sorting them.
     weights = np.random.default_rng(0).integers(1, 2**62, frames.shape[1], np.uint64) * 2 + 1
     number, size = 0, 4 * k
     while number < k and size < 8 * len(frames):
-        rows = np.ascontiguousarray(frames[:size]).view(np.uint32).astype(np.uint64)
-        number = len(np.unique((rows * weights).sum(axis=1, dtype=np.uint64)))
+        bits = np.ascontiguousarray(frames[:size]).view(np.uint32).astype(np.uint64)
+        number = len(np.unique((bits * weights).sum(axis=1, dtype=np.uint64)))
         size *= 8
     if number == 1:
         raise InputError(
@@ -137,136 +113,120 @@ def check_distinct(frames: np.ndarray, k: int) -> str | None:
 def fit(
     frames: np.ndarray,
     options: Options,
-    backend: Backend,
-    watch: Callable[[Fit], None],
-    begun: Fit | None = None,
-) -> Fit:
+    lloyd: Lloyd,
+    watch: Callable[[KMeansState], None],
+    begun: KMeansState | None = None,
+) -> KMeansState:
     """Cluster frames.
 
-    The result depends on the frames and `options`, not on threads or on where a run was taken up.
+    The result depends on the frames and `options`, not on threads or on an interruption.
 
     Args:
         frames: `[n, D]` float32, C-contiguous, in random order; at least `k`, see `check_enough`.
-        watch: called with what there is after each step.
-        begun: what `watch` was called with last, to go on from there.
+        lloyd: what iterates, see `choose_lloyd`.
+        watch: called with the state after each restart.
+        begun: the last state that `watch` was called with, to resume from.
     """
-    coarse = _Coarse(frames, options, backend)
-    state = begun if begun is not None and begun.step else coarse.start()
-    if state is not begun:
-        watch(state)
-    while state.step < coarse.steps:
-        state = coarse.step(state)
-        watch(state)
-    while not _settled(state, options):
-        centroids, inertia = backend.iterate(coarse.placed, state.centroids)
-        curve = [*state.curve, inertia]
-        state = replace(state, centroids=centroids, curve=curve, step=state.step + 1)
-        watch(state)
-    return state
+    best = begun
+    part = frames[: max(_START_FRAMES, _START_FRAMES_PER_CENTROID * options.k)]
+    for restart in range(begun.restarts if begun else 0, options.restarts):
+        start = _start(part, options, np.random.default_rng((options.seed, restart)))
+        start, coarse = lloyd(part, start, _START_ITERATIONS, 0.0)
+        centroids, curve = lloyd(frames, start, options.iterations, _MIN_GAIN)
+        if best is None or curve[-1] < best.curve[-1]:
+            best = KMeansState(centroids, curve, coarse)
+        best = replace(best, restarts=restart + 1)
+        watch(best)
+    assert best is not None
+    return best
 
 
-def _settled(state: Fit, options: Options) -> bool:
-    curve = state.curve
-    if len(curve) >= options.iterations:
-        return True
-    return len(curve) > 1 and curve[-2] - curve[-1] <= _RESTED * curve[-2]
+def _start(frames: np.ndarray, options: Options, rng: np.random.Generator) -> np.ndarray:
+    """Choose `[k, D]` of the frames to start from."""
+    if options.init == "random":
+        return frames[np.sort(rng.choice(len(frames), options.k, replace=False))]
+    faiss = import_faiss()
+    initialisation = faiss.ClusteringInitialization(frames.shape[1], options.k)
+    initialisation.method = faiss.ClusteringInitMethod_AFK_MC2
+    initialisation.seed = int(rng.integers(2**31))
+    start = np.empty((options.k, frames.shape[1]), np.float32)
+    initialisation.init_centroids(len(frames), faiss.swig_ptr(frames), faiss.swig_ptr(start))
+    return start
 
 
-class _Coarse:
-    """The steps on a part of the frames: a start, rounds, back to all values, then larger parts.
+def choose_lloyd(device: str, threads: int) -> tuple[Lloyd, str]:
+    """Return what iterates, and the library's name and version: faiss, or torch on a GPU.
 
-    Attributes:
-        placed: all frames, where the backend wants them.
-        steps: how many there are.
+    Args:
+        threads: of faiss; the result does not depend on them.
     """
+    if device != "cpu":
+        from music_ssl_fairseq.label import torch_kmeans
 
-    def __init__(self, frames: np.ndarray, options: Options, backend: Backend):
-        size = max(len(frames) // _COARSE, FRAMES_PER_CENTROID * options.k, _QUICK)
-        # Nearly all of them are all: a second set would only be fitted to twice.
-        self._frames = frames[:size] if 2 * size < len(frames) else frames
-        self.placed = backend.placed(frames)
-        self._growths = [g for g in _GROWTHS if len(frames) // g.part > len(self._frames)]
-        self._options = options
-        self._backend = backend
-        effort = _MUCH if len(self._frames) * options.k <= _CHEAP else _ENOUGH
-        self._rounds = effort.rounds if options.k >= 2 * _NEIGHBOURS else 0
-        self._round_iterations = effort.iterations
-        self._reduced = principal_values(self._frames)
-        if self._reduced is self._frames:
-            self._placed = self.placed[: len(self._frames)]
-        else:
-            self._placed = backend.placed(self._reduced)
-        self.steps = 2 + self._rounds + len(self._growths)
-
-    def start(self) -> Fit:
-        """The best of the starts, after the first iterations."""
-        seeds = [(self._options.seed, restart) for restart in range(self._options.restarts)]
-        return min(map(self._start, seeds), key=lambda found: found.coarse[-1])
-
-    def _start(self, seed: tuple[int, int]) -> Fit:
-        centroids = start_centroids(self._reduced, self._options.k, seed, self._options.init)
-        return self._iterate(Fit(centroids), self._placed, _FIRST_ITERATIONS)
-
-    def step(self, state: Fit) -> Fit:
-        if state.step <= self._rounds:
-            moved = replace(state, centroids=self._reseated(state))
-            found = self._iterate(moved, self._placed, self._round_iterations)
-            better = found.coarse[-1] <= state.coarse[-1]
-            return found if better else replace(state, step=found.step)
-        if state.step == self._rounds + 1:
-            return replace(state, centroids=self._of_all_values(state), step=state.step + 1)
-        growth = self._growths[state.step - self._rounds - 2]
-        grown = self.placed[: len(self.placed) // growth.part]
-        return self._iterate(state, grown, growth.iterations)
-
-    def _iterate(self, state: Fit, frames: Any, iterations: int) -> Fit:
-        centroids, curve = state.centroids, list(state.coarse)
-        for _ in range(iterations):
-            centroids, inertia = self._backend.iterate(frames, centroids)
-            curve.append(inertia)
-        return replace(state, centroids=centroids, coarse=curve, step=state.step + 1)
-
-    def _reseated(self, state: Fit) -> np.ndarray:
-        distances, nearest = self._backend.two_nearest(self._placed, state.centroids)
-        neighbours = nearest_others(state.centroids, _NEIGHBOURS)
-        rng = np.random.default_rng((self._options.seed, state.step))
-        return reseat(state.centroids, distances, nearest, neighbours, state.step - 1, rng)
-
-    def _of_all_values(self, state: Fit) -> np.ndarray:
-        """Centroids in the reduced values become means of the frames nearest to them."""
-        if self._reduced is self._frames:
-            return state.centroids
-        _, nearest = self._backend.two_nearest(self._placed, state.centroids)
-        sums, counts = sums_of_units(self._frames, nearest, self._options.k)
-        # A cluster without a frame, if there is any, starts from where all frames are.
-        sums[counts == 0] = self._frames.mean(axis=0)
-        return (sums / np.maximum(1, counts)[:, None]).astype(np.float32)
+        return torch_kmeans.lloyd_on(device), torch_kmeans.description(device)
+    faiss = import_faiss()
+    faiss.omp_set_num_threads(threads)
+    return _faiss_lloyd, f"faiss {faiss.__version__}"
 
 
-def sums_of_units(frames: np.ndarray, units: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sums `[k, D]` float64 and counts `[k]` of each unit's frames."""
-    order = np.argsort(units, kind="stable")
-    used, firsts = np.unique(units[order], return_index=True)
-    sums = np.zeros((k, frames.shape[1]))
-    for unit, first, last in zip(used, firsts, [*firsts[1:], len(order)], strict=True):
-        sums[unit] = frames[order[first:last]].sum(axis=0, dtype=np.float64)
-    return sums, np.bincount(units, minlength=k)
+def _faiss_lloyd(
+    frames: np.ndarray, centroids: np.ndarray, iterations: int, min_gain: float
+) -> tuple[np.ndarray, list[float]]:
+    faiss = import_faiss()
+    k, dimension = centroids.shape
+    parameters = faiss.ClusteringParameters()
+    parameters.niter = iterations
+    parameters.early_stop_threshold = min_gain
+    parameters.max_points_per_centroid = len(frames)  # the default is a sample of 256 per centroid
+    parameters.min_points_per_centroid = 1
+    parameters.use_super_kmeans = True  # skips distances that cannot be the least
+    clustering = faiss.Clustering(dimension, k, parameters)
+    faiss.copy_array_to_vector(centroids.ravel(), clustering.centroids)
+    clustering.train(frames, faiss.IndexFlatL2(dimension))
+    stats = clustering.iteration_stats
+    curve = [stats.at(i).obj / len(frames) for i in range(stats.size())]
+    return faiss.vector_to_array(clustering.centroids).reshape(k, dimension), curve
 
 
-def principal_values(frames: np.ndarray) -> np.ndarray:
-    """`[n, D]` to `[n, _AXES]` along the axes of largest variance, if there are many values."""
-    dimension = frames.shape[1]
-    if dimension <= _MANY_VALUES:
-        return frames
-    centred = frames - frames.mean(axis=0, dtype=np.float64).astype(np.float32)
-    some = centred[: 20 * dimension]
-    _, axes = np.linalg.eigh((some.T @ some).astype(np.float64))
-    return np.ascontiguousarray(centred @ axes[:, -_AXES:].astype(np.float32))
+def import_faiss() -> Any:
+    """Import faiss such that idle threads sleep, unless OMP_WAIT_POLICY says otherwise.
+
+    By default they spin. Where other processes want the same CPUs, that took ten times as long;
+    where none do, both take the same time. The setting is read as faiss loads.
+    """
+    chosen = os.environ.get("OMP_WAIT_POLICY")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        import faiss
+    finally:
+        if chosen is None:
+            del os.environ["OMP_WAIT_POLICY"]
+    return faiss
 
 
-def nearest_others(centroids: np.ndarray, number: int) -> np.ndarray:
-    """For each centroid, the `number` others nearest to it: `[k, number]`."""
-    norms = np.square(centroids).sum(axis=1)
-    distances = norms[:, None] + norms - 2 * centroids @ centroids.T
-    np.fill_diagonal(distances, np.inf)
-    return np.argpartition(distances, number, axis=1)[:, :number]
+def fit_as_fairseq(frames: np.ndarray, options: Options) -> tuple[KMeansState, str]:
+    """Cluster frames with scikit-learn's MiniBatchKMeans and the settings of fairseq's scripts.
+
+    Twenty starts, batches of 10,000 frames, at most 100 passes, no reassignment: the method of
+    `learn_kmeans.py`, with a seed, for reproductions.
+
+    Returns:
+        The state, and the library's name and version.
+    """
+    import sklearn
+    from sklearn.cluster import MiniBatchKMeans
+
+    model = MiniBatchKMeans(
+        n_clusters=options.k,
+        init="k-means++",
+        max_iter=100,
+        batch_size=10_000,
+        tol=0.0,
+        max_no_improvement=100,
+        n_init=20,
+        reassignment_ratio=0.0,
+        random_state=options.seed,
+    ).fit(frames)
+    curve = [float(model.inertia_) / len(frames)]
+    state = KMeansState(np.asarray(model.cluster_centers_, np.float32), curve, restarts=1)
+    return state, f"scikit-learn {sklearn.__version__}"

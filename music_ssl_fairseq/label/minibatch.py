@@ -1,88 +1,143 @@
-"""K-means on more frames than fit: centroids of a sample, and then all others in one pass.
+"""K-means on more frames than fit: centroids of a sample, and then all frames in one pass.
 
 The sample is fitted as `kmeans` does. Each batch after it moves every centroid to the mean of all
 frames that were nearest to it when they came, those of the sample included, as in D. Sculley's
 web-scale K-means (2010).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from music_ssl_fairseq.errors import AudioError
-from music_ssl_fairseq.label.backends import Backend
-from music_ssl_fairseq.label.kmeans import Fit, sums_of_units
+from music_ssl_fairseq.label.assign import make_nearest
+from music_ssl_fairseq.label.kmeans import KMeansState
+from music_ssl_fairseq.label.sample import Part, Sample
+
+SECTION_FRAMES = 1000
+"""Frames of a track that stay together, ten seconds and more. A batch of whole tracks would hold a
+few dozen tracks, and single frames would have to be read one by one, in every batch again."""
+
+
+class Batches:
+    """Sections of tracks, in random order, in batches of at most `size` frames.
+
+    Held in memory are the places of the sections, and their frames only of the batch asked for.
+
+    Attributes:
+        sizes: `[batches]` frames of each.
+    """
+
+    def __init__(self, sample: Sample, size: int):
+        self._sample = sample
+        self._section = min(SECTION_FRAMES, size)
+        counts = -(-sample.quotas // self._section)
+        tracks = np.repeat(np.arange(len(counts)), counts)
+        numbers = np.arange(len(tracks)) - np.repeat(np.cumsum(counts) - counts, counts)
+        order = np.random.default_rng(sample.seed).permutation(len(tracks))
+        self._tracks, self._numbers = tracks[order], numbers[order]
+        left = sample.quotas[self._tracks] - self._numbers * self._section
+        ends = np.cumsum(np.minimum(left, self._section))
+        edges, frames = [0], [0]
+        while edges[-1] < len(ends):
+            edges.append(int(np.searchsorted(ends, frames[-1] + size, "right")))
+            frames.append(int(ends[edges[-1] - 1]))
+        self._edges = edges
+        self.sizes = np.diff(frames)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def parts(self, batch: int) -> Iterator[Part]:
+        """Yield the parts of a batch, track by track in the manifest's order."""
+        inside = slice(self._edges[batch], self._edges[batch + 1])
+        tracks, numbers = self._tracks[inside], self._numbers[inside]
+        order = np.lexsort((numbers, tracks))
+        tracks, firsts = tracks[order], numbers[order] * self._section
+        edges = np.flatnonzero(np.diff(tracks, prepend=-1))
+        for track, own in zip(tracks[edges].tolist(), np.split(firsts, edges[1:]), strict=True):
+            whole = self._sample.part(track)
+            frames = [whole.frames[first : first + self._section] for first in own.tolist()]
+            yield whole._replace(frames=np.concatenate(frames))
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What there is after some batches.
+    """The state after some batches.
 
     Attributes:
-        fit: centroids; its curve goes on with the mean squared distance of each batch's frames to
-            the centroids before it.
+        fit: centroids; its curve continues with the mean squared distance of each batch's frames
+            to the centroids before it.
         counts: `[k]` frames that each centroid is the mean of.
         batches: used so far.
         frames: in them.
     """
 
-    fit: Fit
+    fit: KMeansState
     counts: np.ndarray
     batches: int = 0
     frames: int = 0
 
 
-def begin(fit: Fit, frames: np.ndarray, backend: Backend) -> Progress:
-    """Before the first batch.
+def begin(fit: KMeansState, frames: np.ndarray, device: str) -> Progress:
+    """Return the state before the first batch.
 
     Args:
         fit: of `frames` `[n, D]`.
     """
-    _, units = backend.two_nearest(frames, fit.centroids)
+    units = make_nearest(fit.centroids, device)(frames)
     return Progress(fit, np.bincount(units, minlength=len(fit.centroids)))
 
 
 def fit_batches(
     batches: Iterable[np.ndarray],
-    backend: Backend,
+    device: str,
     watch: Callable[[Progress], None],
     state: Progress,
 ) -> Progress:
-    """Go on batch by batch.
+    """Continue batch by batch.
 
     Args:
         batches: `[n, D]` float32 each: those that `state` has not seen.
+        device: `cpu` or a GPU, as torch names it.
         watch: called after each batch.
-        state: what `begin` gave, or `watch` was called with last.
+        state: what `begin` returned, or `watch` was called with last.
     """
     for frames in batches:
         if len(frames):
-            state = _moved(frames, state, backend)
+            state = _moved(frames, state, device)
         else:
             state = replace(state, batches=state.batches + 1)
         watch(state)
     return state
 
 
-def _moved(frames: np.ndarray, state: Progress, backend: Backend) -> Progress:
-    fit = state.fit
-    distances, units = backend.two_nearest(frames, fit.centroids)
-    sums, counts = sums_of_units(frames, units, len(fit.centroids))
+def _moved(frames: np.ndarray, state: Progress, device: str) -> Progress:
+    centroids = state.fit.centroids
+    units = make_nearest(centroids, device)(frames)
+    inertia = np.square(frames - centroids[units]).mean(axis=0, dtype=np.float64).sum()
+    sums, counts = sums_of_units(frames, units, len(centroids))
     total = state.counts + counts
-    moved = (fit.centroids * state.counts[:, None] + sums) / np.maximum(1, total)[:, None]
-    moved[total == 0] = fit.centroids[total == 0]
-    curve = [*fit.curve, float(distances[:, 0].mean(dtype=np.float64))]
-    return Progress(
-        replace(fit, centroids=moved.astype(np.float32), curve=curve),
-        total,
-        state.batches + 1,
-        state.frames + len(frames),
+    moved = (centroids * state.counts[:, None] + sums) / np.maximum(1, total)[:, None]
+    moved[total == 0] = centroids[total == 0]
+    fit = replace(
+        state.fit, centroids=moved.astype(np.float32), curve=[*state.fit.curve, float(inertia)]
     )
+    return Progress(fit, total, state.batches + 1, state.frames + len(frames))
+
+
+def sums_of_units(frames: np.ndarray, units: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return sums `[k, D]` float64 and counts `[k]` of each unit's frames."""
+    order = np.argsort(units, kind="stable")
+    used, firsts = np.unique(units[order], return_index=True)
+    sums = np.zeros((k, frames.shape[1]))
+    sums[used] = np.add.reduceat(frames[order], firsts, axis=0, dtype=np.float64)
+    return sums, np.bincount(units, minlength=k)
 
 
 def readable(results: list[np.ndarray | AudioError], skip: bool) -> list[np.ndarray]:
-    """Those that could be read.
+    """Return those that could be read.
 
     Raises:
         AudioError: the first that could not, unless `skip`.

@@ -1,4 +1,4 @@
-"""A page about a set of labels: are the units well used, and what do they have to do with music?"""
+"""Write a page about a set of labels: how units are used, and what they tell about the music."""
 
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,9 @@ import numpy as np
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.frames import label_hop
-from music_ssl_fairseq.label import pictures
-from music_ssl_fairseq.label.evidence import Evidence, gather
+from music_ssl_fairseq.label import report_pictures as pictures
 from music_ssl_fairseq.label.information import Information, mutual_information, quantiles
+from music_ssl_fairseq.label.report_samples import ReportSamples, draw_samples
 from music_ssl_fairseq.label.usage import Usage
 from music_ssl_fairseq.runtime.files import atomic_path
 
@@ -30,23 +30,23 @@ def write_report(
     stores = {split: LabelStore(folder / f"{split}.km") for split in splits}
     usage = {split: count_usage(store, metadata["k"]) for split, store in stores.items()}
     hop = label_hop(metadata["label_rate"])
-    evidence = gather(splits["train"], stores["train"], hop, metadata["seed"], workers)
+    samples = draw_samples(splits["train"], stores["train"], hop, metadata["seed"], workers)
     out = folder / "report"
-    units = pictures.choose_units(evidence, metadata["k"])
+    units = pictures.choose_units(samples, metadata["k"])
     if metadata["inertia_curve"]:
         pictures.save(pictures.draw_inertia(metadata), out / "inertia.png")
     pictures.save(pictures.draw_usage({s: u.counts for s, u in usage.items()}), out / "usage.png")
     if units:
-        drawn = pictures.draw_units(evidence, units, metadata["label_rate"])
+        drawn = pictures.draw_units(samples, units, metadata["label_rate"])
         pictures.save(drawn, out / "units.png")
     page = out / "report.md"
     with atomic_path(page) as temporary:
-        temporary.write_text(_page(metadata, usage, evidence, units), encoding="utf-8")
+        temporary.write_text(_page(metadata, usage, samples, units), encoding="utf-8")
     return page
 
 
 def count_usage(store: LabelStore, k: int) -> Usage:
-    """Counts of all tracks of a split."""
+    """Count the units of all tracks of a split."""
     usage = Usage(k)
     for track in range(len(store)):
         usage.add(store.units(track))
@@ -54,7 +54,7 @@ def count_usage(store: LabelStore, k: int) -> Usage:
 
 
 def _page(
-    metadata: dict[str, Any], usage: dict[str, Usage], evidence: Evidence, units: list[int]
+    metadata: dict[str, Any], usage: dict[str, Usage], samples: ReportSamples, units: list[int]
 ) -> str:
     sections = [
         f"# {metadata['k']} units of {metadata['features']}",
@@ -62,8 +62,8 @@ def _page(
         _inertia(metadata),
         "## Use of the units\n\n" + usage_table(usage, metadata["label_rate"]),
         "![share of each unit](usage.png)",
-        "## What units tell about the music\n\n" + _information(evidence, metadata["label_rate"]),
-        _examples(evidence, units),
+        "## What units tell about the music\n\n" + _information(samples, metadata["label_rate"]),
+        _examples(samples, units),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -72,8 +72,8 @@ def _recipe(metadata: dict[str, Any]) -> str:
     model = f", layer {metadata['layer']}" if metadata["layer"] is not None else ""
     fitted = f"fitted on {metadata['frames_fitted']:,} frames by {metadata['fitted_by']}"
     return (
-        f"{metadata['features']}{model}, {metadata['dimension']} values a frame, "
-        f"{metadata['label_rate']:g} labels a second; {fitted}, seed {metadata['seed']}."
+        f"{metadata['features']}{model}, {metadata['dimension']} values per frame, "
+        f"{metadata['label_rate']:g} labels per second; {fitted}, seed {metadata['seed']}."
     )
 
 
@@ -82,22 +82,20 @@ def _inertia(metadata: dict[str, Any]) -> str:
         return ""
     return (
         f"## Inertia\n\nMean squared distance of a frame to its centroid, before each iteration; "
-        f"before the last one {metadata['train_inertia']:.6g}. Where the left curve jumps up, "
-        "clusters were moved to where the error was largest (what did not pay was undone), or the "
-        "part grew, and had frames that no centroid had been fitted to.\n\n"
+        f"before the last one {metadata['train_inertia']:.6g}.\n\n"
         "![inertia of each iteration](inertia.png)"
     )
 
 
 def usage_table(usage: dict[str, Usage], label_rate: float) -> str:
-    """A Markdown table, a column a split."""
+    """Return a Markdown table, one column per split."""
     rows = {
         "tracks": [f"{u.tracks:,}" for u in usage.values()],
         "labels": [f"{u.labels:,} ({u.labels / label_rate / 3600:.2f} h)" for u in usage.values()],
         "units used": [f"{u.used} of {u.k}" for u in usage.values()],
         "dead clusters": [f"{u.k - u.used}" for u in usage.values()],
         "perplexity": [f"{u.perplexity:.1f}" for u in usage.values()],
-        "commonest unit": [f"{100 * u.majority_share:.2f} %" for u in usage.values()],
+        "most frequent unit": [f"{100 * u.majority_share:.2f} %" for u in usage.values()],
         "mean run length": [
             f"{u.mean_run_length:.2f} frames ({1000 * u.mean_run_length / label_rate:.0f} ms)"
             for u in usage.values()
@@ -107,25 +105,25 @@ def usage_table(usage: dict[str, Usage], label_rate: float) -> str:
     lines += [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()]
     note = (
         "Perplexity is how many equally frequent units would carry as much; dead clusters are "
-        "units that never occur. A model that always guesses the commonest unit is right as often "
-        "as its share says."
+        "units that never occur. A model that always guesses the most frequent unit is right as "
+        "often as its share says."
     )
     return "\n".join(lines) + "\n\n" + note
 
 
-def _information(evidence: Evidence, label_rate: float) -> str:
-    pitched = evidence.pitch_class >= 0
+def _information(samples: ReportSamples, label_rate: float) -> str:
+    pitched = samples.pitch_class >= 0
     about = {
         "pitch class (strongest of chroma)": mutual_information(
-            evidence.units[pitched], evidence.pitch_class[pitched]
+            samples.units[pitched], samples.pitch_class[pitched]
         ),
         f"loudness ({_LOUDNESS_STEPS} equally full steps)": mutual_information(
-            evidence.units, quantiles(evidence.loudness, _LOUDNESS_STEPS)
+            samples.units, quantiles(samples.loudness, _LOUDNESS_STEPS)
         ),
     }
     lines = ["| | mutual information | of |", "|---|---|---|"]
     lines += [_information_row(name, found) for name, found in about.items()]
-    minutes = len(evidence.units) / label_rate / 60
+    minutes = len(samples.units) / label_rate / 60
     note = (
         f"From excerpts of {minutes:.1f} minutes of train, of which "
         f"{100 * np.mean(pitched):.0f} % are loud enough to have a pitch; corrected for chance "
@@ -139,20 +137,23 @@ def _information_row(name: str, found: Information) -> str:
     return f"| {name} | {found.bits:.3f} bits | {share} |"
 
 
-def _examples(evidence: Evidence, units: list[int]) -> str:
+def _examples(samples: ReportSamples, units: list[int]) -> str:
     if not units:
         return ""
-    lines = ["| unit | share of labels | loudness | commonest pitch class |", "|---|---|---|---|"]
+    lines = [
+        "| unit | share of labels | loudness | most frequent pitch class |",
+        "|---|---|---|---|",
+    ]
     for unit in units:
-        here = evidence.units == unit
-        classes = evidence.pitch_class[here]
+        here = samples.units == unit
+        classes = samples.pitch_class[here]
         classes = classes[classes >= 0]
         pitch = "none"
         if len(classes):
             counts = np.bincount(classes, minlength=12)
-            commonest = PITCH_CLASSES[counts.argmax()]
-            pitch = f"{commonest} ({100 * counts.max() / len(classes):.0f} %)"
-        loudness = np.median(evidence.loudness[here])
+            most_frequent = PITCH_CLASSES[counts.argmax()]
+            pitch = f"{most_frequent} ({100 * counts.max() / len(classes):.0f} %)"
+        loudness = np.median(samples.loudness[here])
         lines.append(f"| {unit} | {100 * here.mean():.3f} % | {loudness:.0f} dB | {pitch} |")
     return (
         "## What some units look like\n\nLog-mel spectrograms, 20 Hz to 8 kHz upwards, 0.3 s each, "

@@ -10,14 +10,12 @@ from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.features.mfcc import Mfcc
 from music_ssl_fairseq.label import minibatch
 from music_ssl_fairseq.label.__main__ import main
-from music_ssl_fairseq.label.backends import FaissBackend
-from music_ssl_fairseq.label.batches import Batches
-from music_ssl_fairseq.label.kmeans import Options, fit
-from music_ssl_fairseq.label.minibatch import begin, fit_batches, readable
+from music_ssl_fairseq.label.kmeans import Options, choose_lloyd, fit
+from music_ssl_fairseq.label.minibatch import Batches, begin, fit_batches, readable
 from music_ssl_fairseq.label.sample import Sample
 from tests.audio_files import tone, write_tone
 
-BACKEND = FaissBackend(1)
+LLOYD = choose_lloyd("cpu", 1)[0]
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +57,14 @@ def test_a_batch_is_of_the_whole_corpus(tmp_path):
 
 
 def first_fit(frames, k):
-    return begin(fit(frames, Options(k), BACKEND, lambda _: None), frames, BACKEND)
+    return begin(fit(frames, Options(k), LLOYD, lambda _: None), frames, "cpu")
 
 
 def test_batches_make_up_for_a_small_sample(frames):
-    whole = fit(frames, Options(20), BACKEND, lambda _: None)
+    whole = fit(frames, Options(20), LLOYD, lambda _: None)
     sample, *rest = np.array_split(frames, 12)
     begun = first_fit(sample, 20)
-    found = fit_batches(rest, BACKEND, lambda _: None, begun)
+    found = fit_batches(rest, "cpu", lambda _: None, begun)
     assert (found.batches, found.frames) == (11, len(frames) - len(sample))
     assert found.counts.sum() == len(frames)
     least, most = inertia(frames, whole.centroids), inertia(frames, begun.fit.centroids)
@@ -76,7 +74,7 @@ def test_batches_make_up_for_a_small_sample(frames):
 def test_centroids_are_means_of_the_frames_that_came_to_them(frames):
     sample, batch, *_ = np.array_split(frames, 6)
     begun = first_fit(sample, 20)
-    found = fit_batches([batch, np.zeros((0, 39), np.float32)], BACKEND, lambda _: None, begun)
+    found = fit_batches([batch, np.zeros((0, 39), np.float32)], "cpu", lambda _: None, begun)
     units = np.square(batch[:, None] - begun.fit.centroids).sum(-1).argmin(1)
     sums = begun.fit.centroids * begun.counts[:, None]
     np.add.at(sums, units, batch)
@@ -87,9 +85,9 @@ def test_centroids_are_means_of_the_frames_that_came_to_them(frames):
 def test_taken_up_it_ends_the_same(frames):
     sample, *rest = np.array_split(frames, 5)
     watched = []
-    whole = fit_batches(rest, BACKEND, watched.append, first_fit(sample, 10))
+    whole = fit_batches(rest, "cpu", watched.append, first_fit(sample, 10))
     for done in (1, 3):
-        again = fit_batches(rest[done:], BACKEND, lambda _: None, watched[done - 1])
+        again = fit_batches(rest[done:], "cpu", lambda _: None, watched[done - 1])
         assert again.fit.centroids.tobytes() == whole.fit.centroids.tobytes()
         assert again.fit.curve == whole.fit.curve
 

@@ -9,8 +9,8 @@ from sklearn.metrics import mutual_info_score
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.label.__main__ import main
-from music_ssl_fairseq.label.evidence import gather
 from music_ssl_fairseq.label.information import mutual_information, quantiles
+from music_ssl_fairseq.label.report_samples import draw_samples
 from tests.audio_files import write_tone
 
 
@@ -57,7 +57,7 @@ def test_evidence_is_heard_where_the_label_is(tmp_path, hop):
     lines = [" ".join(["9"] * count), " ".join(["0"] * count)]
     (tmp_path / "train.km").write_text("\n".join(lines) + "\n")
     store = LabelStore(tmp_path / "train.km")
-    found = gather(Manifest(tmp_path / "train.tsv"), store, hop, seed=0, workers=1)
+    found = draw_samples(Manifest(tmp_path / "train.tsv"), store, hop, seed=0, workers=1)
     assert len(found.units) == len(found.log_mel) == len(found.excerpt)
     of_pitch = {9: found.pitch_class[found.units == 9], 0: found.pitch_class[found.units == 0]}
     assert (of_pitch[9] == 9).all()

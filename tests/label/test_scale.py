@@ -202,7 +202,7 @@ def test_damaged_blocks_are_computed_again(
     """Of a run that stopped before its labels were joined."""
     labels = tmp_path / "labels"
     with monkeypatch.context() as patch:
-        patch.setattr("music_ssl_fairseq.label.stages.join", lambda *_: 1 / 0)
+        patch.setattr("music_ssl_fairseq.label.labelling.join", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             main(command(corpus, labels))
     if stage == "sample":

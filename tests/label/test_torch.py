@@ -7,10 +7,10 @@ import torch
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features.mfcc import Mfcc
 from music_ssl_fairseq.label import torch_kmeans
-from music_ssl_fairseq.label.backends import FaissBackend, choose_backend, choose_device
-from music_ssl_fairseq.label.kmeans import Options, fit
-from music_ssl_fairseq.label.nearest import Nearest, make_nearest
-from music_ssl_fairseq.label.torch_kmeans import TorchBackend, TorchNearest
+from music_ssl_fairseq.label.assign import Nearest, make_nearest
+from music_ssl_fairseq.label.job import choose_device
+from music_ssl_fairseq.label.kmeans import Options, choose_lloyd, fit
+from music_ssl_fairseq.label.torch_kmeans import TorchNearest
 from tests.audio_files import tone
 
 
@@ -21,35 +21,27 @@ def frames() -> np.ndarray:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch) -> None:
-    monkeypatch.setattr(torch_kmeans, "_BLOCK_VALUES", 700 * 60)
+    monkeypatch.setattr(torch_kmeans, "_BLOCK_DISTANCES", 700 * 60)
 
 
-def test_an_iteration_is_faiss_iteration(frames):
-    start = frames[:60]
-    ours, inertia = TorchBackend("cpu").iterate(frames, start)
-    theirs, expected = FaissBackend(1).iterate(frames, start)
-    assert inertia == pytest.approx(expected, rel=1e-4)
-    np.testing.assert_allclose(ours, theirs, atol=1e-2)
-
-
-def test_two_nearest_are_faiss_two_nearest(frames):
-    ours, nearest = TorchBackend("cpu").two_nearest(frames, frames[:60])
-    theirs, expected = FaissBackend(1).two_nearest(frames, frames[:60])
-    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=0.05)
-    assert (nearest == expected).mean() > 0.999
+def test_iterations_are_those_of_faiss(frames):
+    for iterations, min_gain in ((1, 0.0), (3, 0.0), (30, 0.01)):
+        ours, inertias = torch_kmeans.lloyd_on("cpu")(frames, frames[:60], iterations, min_gain)
+        theirs, expected = choose_lloyd("cpu", 1)[0](frames, frames[:60], iterations, min_gain)
+        assert inertias == pytest.approx(expected, rel=2e-3)
+        np.testing.assert_allclose(ours, theirs, atol=1e-2 if iterations == 1 else 40)
 
 
 def test_fits_as_well_as_faiss(frames):
-    ours = fit(frames, Options(40), TorchBackend("cpu"), lambda _: None)
-    theirs = fit(frames, Options(40), FaissBackend(1), lambda _: None)
+    ours, again = (fit(frames, Options(40), torch_kmeans.lloyd_on("cpu"), id) for _ in range(2))
+    theirs = fit(frames, Options(40), choose_lloyd("cpu", 1)[0], id)
     assert ours.curve[-1] == pytest.approx(theirs.curve[-1], rel=0.02)
-    again = fit(frames, Options(40), TorchBackend("cpu"), lambda _: None)
     assert again.centroids.tobytes() == ours.centroids.tobytes()
 
 
 def test_empty_clusters_are_filled(frames):
     start = np.concatenate([frames[:5], np.full((1, 39), 1e5, np.float32)])
-    moved, _ = TorchBackend("cpu").iterate(frames, start)
+    moved, _ = torch_kmeans.lloyd_on("cpu")(frames, start, 1, 0.0)
     assert np.isfinite(moved).all()
     assert np.abs(moved).max() < 1e4
     assert len(np.unique(moved, axis=0)) == 6
@@ -74,6 +66,5 @@ def test_devices(monkeypatch):
     assert choose_device("auto", with_model=True) == "cuda"
     assert choose_device("auto", with_model=False) == "cpu"
     assert choose_device("cuda", with_model=False) == "cuda"
-    # No GPU build of faiss is installed, so K-means on a GPU is torch's.
-    assert isinstance(choose_backend("cpu", 1), FaissBackend)
-    assert isinstance(choose_backend("cuda", 1), TorchBackend)
+    assert choose_lloyd("cpu", 1)[1].startswith("faiss ")
+    assert choose_lloyd("cuda", 1)[1] == f"torch {torch.__version__} (cuda)"

@@ -1,4 +1,4 @@
-"""Excerpts of the music beside their units: what a report on the units is made from."""
+"""Excerpts of the music with their units, from which the report is made."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from music_ssl_fairseq.features import FrontEnd, front_end
 from music_ssl_fairseq.frames import SAMPLE_RATE
 from music_ssl_fairseq.jobs.pool import WorkerPool, ordered
 
-_SECONDS = 10  # an excerpt
+_EXCERPT_SECONDS = 10
 _EXCERPTS = 180  # half an hour, enough to tell 500 units and 12 pitch classes apart
 _NO_PITCH = -1
-_QUIET = 1e-5  # root mean square that counts as -100 dB, the least there is
+_MIN_RMS = 1e-5  # -100 dB
 
 
 class Request(NamedTuple):
-    """Where an excerpt is: the frames `[first, last)` of 100 a second that begin with `first`."""
+    """An excerpt: the frames `[first, last)` of a file, 100 per second."""
 
     path: str
     first: int
@@ -30,7 +30,7 @@ class Request(NamedTuple):
 
 
 class Excerpt(NamedTuple):
-    """What is heard in each frame, 100 a second.
+    """Values of each frame, 100 per second.
 
     Attributes:
         pitch_class: `[frames]` int8, the strongest one, C = 0; -1 where it is quiet.
@@ -45,11 +45,11 @@ class Excerpt(NamedTuple):
 
 @dataclass(frozen=True)
 class Listener:
-    """The job of a worker: requests to excerpts. It stays on the CPU."""
+    """A job of workers: requests to excerpts, on the CPU."""
 
     @cached_property
     def _fronts(self) -> tuple[FrontEnd, FrontEnd]:
-        # Not through `front_end`'s memory of one for both.
+        # `front_end` remembers one front end, and these are two.
         return front_end("chroma"), front_end("logmel")
 
     def __call__(self, request: Request) -> Excerpt | AudioError:
@@ -69,20 +69,20 @@ class Listener:
         rms = np.sqrt(windows.mean(axis=1))
         return Excerpt(
             np.where(pitched, classes.argmax(axis=1), _NO_PITCH).astype(np.int8),
-            (20 * np.log10(np.maximum(rms, _QUIET))).astype(np.float32),
+            (20 * np.log10(np.maximum(rms, _MIN_RMS))).astype(np.float32),
             log_mel.features(waveform).astype(np.float16),
         )
 
 
-class Evidence(NamedTuple):
-    """All excerpts, one after the other: a row for each label.
+class ReportSamples(NamedTuple):
+    """All excerpts, one after the other, with one element per label.
 
     Attributes:
         units: `[n]` int64.
         pitch_class: `[n]`, see `Excerpt`, as are the other two.
         loudness: `[n]`.
         log_mel: `[n, 80]`.
-        excerpt: `[n]` which excerpt a row is of.
+        excerpt: `[n]` number of the excerpt.
     """
 
     units: np.ndarray
@@ -92,10 +92,12 @@ class Evidence(NamedTuple):
     excerpt: np.ndarray
 
 
-def gather(manifest: Manifest, labels: LabelStore, hop: int, seed: int, workers: int) -> Evidence:
-    """Listen to a sample of a split: at most half an hour, from as many tracks as it has.
+def draw_samples(
+    manifest: Manifest, labels: LabelStore, hop: int, seed: int, workers: int
+) -> ReportSamples:
+    """Draw excerpts of a split: at most half an hour, from as many tracks as possible.
 
-    Tracks that cannot be read are passed over.
+    Tracks that cannot be read are left out.
 
     Args:
         hop: samples from one label to the next.
@@ -103,24 +105,24 @@ def gather(manifest: Manifest, labels: LabelStore, hop: int, seed: int, workers:
     step = front_end("logmel").grid.hop
     requests = _choose(manifest, labels.counts * hop // step, seed)
     found = ordered(Listener(), (request for _, request in requests), WorkerPool(workers))
-    rows: list[tuple[np.ndarray, ...]] = []
+    columns_of: list[tuple[np.ndarray, ...]] = []
     for number, ((track, request), excerpt) in enumerate(zip(requests, found, strict=True)):
         if isinstance(excerpt, AudioError):
             continue
-        # Frames of 10 ms: the one that begins where a label does, and its label.
+        # Of the frames of 10 ms, the one that begins where a label does.
         first = -(-request.first * step // hop)
         units = labels.units(track, first, request.last * step // hop)
         frames = (first + np.arange(len(units))) * hop // step - request.first
         heard = tuple(values[frames] for values in excerpt)
-        rows.append((units, *heard, np.full(len(units), number)))
-    columns = [np.concatenate(column) for column in zip(*rows, strict=True)]
-    return Evidence(*columns)
+        columns_of.append((units, *heard, np.full(len(units), number)))
+    columns = [np.concatenate(column) for column in zip(*columns_of, strict=True)]
+    return ReportSamples(*columns)
 
 
 def _choose(manifest: Manifest, num_frames: np.ndarray, seed: int) -> Sequence[tuple[int, Request]]:
-    """Excerpts of tracks, each (track, where), long tracks more often, in the manifest's order."""
+    """Return excerpts as (track, request), long tracks more often, in the manifest's order."""
     rng = np.random.default_rng((seed, 2))
-    size = _SECONDS * SAMPLE_RATE // front_end("logmel").grid.hop
+    size = _EXCERPT_SECONDS * SAMPLE_RATE // front_end("logmel").grid.hop
     longest = np.maximum(0, num_frames)
     usable = np.flatnonzero(longest > 0)
     share = longest[usable] / longest[usable].sum()

@@ -11,7 +11,7 @@ from sklearn.cluster import MiniBatchKMeans
 from music_ssl_fairseq.data.manifest import write_manifest
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.label.__main__ import main
-from music_ssl_fairseq.label.given import load_centroids
+from music_ssl_fairseq.label.external_centroids import load_centroids
 from tests.audio_files import write_tone
 
 

@@ -1,11 +1,11 @@
-"""The pictures of a report."""
+"""Draw the pictures of a report."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from music_ssl_fairseq.label.evidence import Evidence
+from music_ssl_fairseq.label.report_samples import ReportSamples
 from music_ssl_fairseq.runtime.files import atomic_path
 
 if TYPE_CHECKING:
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BLUE, _VERMILION, _GREY = "#0072B2", "#D55E00", "#999999"
-_AROUND = 0.15  # seconds before and after the middle of an example
-_EXAMPLES = 10  # of a unit
+_REACH_SECONDS = 0.15  # before and after the middle of an example
+_EXAMPLES_PER_UNIT = 10
 _UNITS = 8
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """One that needs no display."""
+    """Return a figure that needs no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -29,30 +29,31 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def save(figure: "Figure", file: Path) -> None:
+    """Write a figure atomically."""
     with atomic_path(file) as temporary:
         # Without the version of matplotlib: equal labels, equal files.
         figure.savefig(temporary, dpi=110, metadata={"Software": None})
 
 
 def draw_inertia(metadata: dict[str, Any]) -> "Figure":
-    """Mean squared distance of a frame to its centroid, iteration by iteration."""
+    """Draw the mean squared distance of a frame to its centroid before each iteration."""
     figure = new_figure(7, 3.2)
     left, right = figure.subplots(1, 2)
     for axes, key, title in (
-        (left, "coarse_inertia_curve", "on parts of the frames"),
+        (left, "coarse_inertia_curve", "on a part of the frames"),
         (right, "inertia_curve", "then on all of them"),
     ):
         curve = metadata[key]
         axes.plot(range(1, len(curve) + 1), curve, "o-", markersize=3, color=_BLUE)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("iteration")
-        axes.set_ylabel("inertia a frame")
+        axes.set_ylabel("inertia per frame")
         axes.grid(alpha=0.3)
     return figure
 
 
 def draw_usage(counts: dict[str, np.ndarray]) -> "Figure":
-    """Share of each unit, the commonest first, for each split."""
+    """Draw the share of each unit, the most frequent first, for each split."""
     figure = new_figure(7, 3.2)
     axes = figure.subplots()
     for (split, count), colour in zip(counts.items(), (_BLUE, _VERMILION), strict=False):
@@ -68,21 +69,21 @@ def draw_usage(counts: dict[str, np.ndarray]) -> "Figure":
     return figure
 
 
-def choose_units(evidence: Evidence, k: int) -> list[int]:
-    """A few units from the commonest to rare ones, of which there are examples."""
-    counts = np.bincount(evidence.units, minlength=k)
+def choose_units(samples: ReportSamples, k: int) -> list[int]:
+    """Return a few units with enough examples, from the most frequent to rare ones."""
+    counts = np.bincount(samples.units, minlength=k)
     order = np.argsort(-counts, kind="stable")
-    known = order[counts[order] >= _EXAMPLES]
+    known = order[counts[order] >= _EXAMPLES_PER_UNIT]
     places = np.linspace(0, len(known) - 1, min(_UNITS, len(known))).round().astype(int)
     return known[np.unique(places)].tolist()
 
 
-def draw_units(evidence: Evidence, units: list[int], label_rate: float) -> "Figure":
-    """For each unit a strip of log-mel spectrograms, each around a place where it is heard."""
+def draw_units(samples: ReportSamples, units: list[int], label_rate: float) -> "Figure":
+    """Draw for each unit a strip of log-mel spectrograms around places where it occurs."""
     figure = new_figure(9, 0.5 + 1.15 * len(units))
-    low, high = np.percentile(evidence.log_mel.astype(np.float32), (5, 99.5))
+    low, high = np.percentile(samples.log_mel.astype(np.float32), (5, 99.5))
     for axes, unit in zip(figure.subplots(len(units), 1, squeeze=False)[:, 0], units, strict=True):
-        strip = _strip(evidence, unit, max(1, round(_AROUND * label_rate)))
+        strip = _strip(samples, unit, max(1, round(_REACH_SECONDS * label_rate)))
         axes.imshow(
             strip.T, origin="lower", aspect="auto", vmin=low, vmax=high, interpolation="nearest"
         )
@@ -96,26 +97,26 @@ def _bare(axes: "Axes") -> None:
     axes.set_yticks([])
 
 
-def _strip(evidence: Evidence, unit: int, reach: int) -> np.ndarray:
-    """`[frames, 80]`: examples side by side with gaps (NaN) between them."""
-    gap = np.full((max(1, reach // 4), evidence.log_mel.shape[1]), np.nan, np.float32)
-    pieces = []
-    for middle in _middles(evidence, unit):
-        around = np.arange(middle - reach, middle + reach + 1).clip(0, len(evidence.units) - 1)
-        inside = evidence.excerpt[around] == evidence.excerpt[middle]
-        piece = evidence.log_mel[around].astype(np.float32)
-        piece[~inside] = np.nan
-        pieces += [piece, gap]
-    return np.concatenate(pieces[:-1])
+def _strip(samples: ReportSamples, unit: int, reach: int) -> np.ndarray:
+    """Return `[frames, 80]`: examples side by side with gaps (NaN) between them."""
+    gap = np.full((max(1, reach // 4), samples.log_mel.shape[1]), np.nan, np.float32)
+    strip = []
+    for middle in _middles(samples, unit):
+        around = np.arange(middle - reach, middle + reach + 1).clip(0, len(samples.units) - 1)
+        inside = samples.excerpt[around] == samples.excerpt[middle]
+        example = samples.log_mel[around].astype(np.float32)
+        example[~inside] = np.nan
+        strip += [example, gap]
+    return np.concatenate(strip[:-1])
 
 
-def _middles(evidence: Evidence, unit: int) -> list[int]:
-    """Middles of the unit's longest runs, of as many excerpts as possible."""
-    same = evidence.units == unit
+def _middles(samples: ReportSamples, unit: int) -> list[int]:
+    """Return the middles of the unit's longest runs, from as many excerpts as possible."""
+    same = samples.units == unit
     begins = np.flatnonzero(same & ~np.r_[False, same[:-1]])
     ends = np.flatnonzero(same & ~np.r_[same[1:], False])
     middles = ((begins + ends) // 2)[np.argsort(begins - ends, kind="stable")]
-    excerpts = evidence.excerpt[middles]
+    excerpts = samples.excerpt[middles]
     _, first_of_excerpt = np.unique(excerpts, return_index=True)
     others = np.setdiff1d(np.arange(len(middles)), first_of_excerpt)
-    return middles[np.r_[np.sort(first_of_excerpt), others]][:_EXAMPLES].tolist()
+    return middles[np.r_[np.sort(first_of_excerpt), others]][:_EXAMPLES_PER_UNIT].tolist()

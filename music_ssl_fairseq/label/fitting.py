@@ -1,0 +1,188 @@
+"""The first stage of labelling: sample frames, and fit centroids to them."""
+
+import sys
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.jobs.blocks import BlockJob
+from music_ssl_fairseq.jobs.pool import ordered
+from music_ssl_fairseq.jobs.shards import cut_blocks, in_own_order
+from music_ssl_fairseq.label import kmeans, minibatch
+from music_ssl_fairseq.label.external_centroids import check_dimension, load_centroids
+from music_ssl_fairseq.label.job import Job
+from music_ssl_fairseq.label.kmeans import KMeansState
+from music_ssl_fairseq.label.sample import Part, Reader, Sample
+
+_SAMPLE = "sample"
+FIT_LOCK = "fit"
+
+
+def fit_centroids(job: Job, manifest: Manifest) -> None:
+    """Sample frames, cluster them, and save the centroids.
+
+    Processes that share a run share the sampling; one of them clusters, and the others wait.
+
+    Args:
+        manifest: of the train split.
+
+    Raises:
+        InputError: if there are fewer frames than clusters, or a track cannot be read.
+    """
+    folder, recipe, front = job.folder, job.recipe, job.front
+    whole = Sample(manifest, front, recipe.max_frames, recipe.seed)
+    _warn(kmeans.check_enough(whole.total, recipe.k))
+    folder.make()
+    held = recipe.minibatch or whole.total
+    in_batches = held < whole.total
+    sample = Sample(manifest, front, held, recipe.seed) if in_batches else whole
+    blocks = cut_blocks(manifest.num_samples)
+    sampling = BlockJob(
+        _SAMPLE, "sampling", blocks, manifest.num_samples, sample.part, job.skip_unreadable
+    )
+    mine = in_own_order(len(blocks), job.shard)
+    sampling.run(folder.checkpoints, mine, Reader(job.features), job.pool)
+    with folder.checkpoints.locked(FIT_LOCK):
+        folder.reload()
+        if folder.centroids() is not None:
+            return
+        if in_batches:
+            fit, num_frames, by = _fit_in_batches(job, len(blocks), whole)
+        else:
+            frames = _load_sample(job, len(blocks))
+            (fit, by), num_frames = _fit(job, frames), len(frames)
+        folder.save_fit(fit, num_frames, front, by)
+
+
+def take_centroids(job: Job, file: Path) -> None:
+    """Save external centroids as if they had been fitted here.
+
+    Raises:
+        InputError: if they are not of the job's features.
+    """
+    centroids = load_centroids(file)
+    check_dimension(file, centroids, job.front.dimension, job.features.name)
+    job.folder.make()
+    with job.folder.checkpoints.locked(FIT_LOCK):
+        job.folder.reload()
+        if job.folder.centroids() is None:
+            job.folder.save_fit(KMeansState(centroids), 0, job.front, f"given as {file.name}")
+
+
+def _load_sample(job: Job, num_blocks: int) -> np.ndarray:
+    """Return `[n, D]` float32 in random order, so that any part of it is a sample as well.
+
+    Raises:
+        InputError: if there are too few frames, or all are equal.
+    """
+    blocks = job.folder.checkpoints
+    lengths = [int(blocks.load_lengths(_SAMPLE, number).sum()) for number in range(num_blocks)]
+    places = np.random.default_rng((job.recipe.seed, 1)).permutation(sum(lengths))
+    frames = np.empty((sum(lengths), job.front.dimension), np.float32)
+    ends = np.cumsum(lengths)
+    for number in range(num_blocks):
+        if lengths[number]:
+            own = places[ends[number] - lengths[number] : ends[number]]
+            frames[own] = blocks.load_block(_SAMPLE, number).values
+    kmeans.check_enough(len(frames), job.recipe.k)
+    _warn(kmeans.check_distinct(frames, job.recipe.k))
+    return frames
+
+
+def _fit(job: Job, frames: np.ndarray) -> tuple[KMeansState, str]:
+    """Return centroids of all frames, and the library that fitted them."""
+    checkpoints, recipe = job.folder.checkpoints, job.recipe
+    print(
+        f"K-means: k = {recipe.k}, {len(frames)} frames of {frames.shape[1]} values",
+        file=sys.stderr,
+    )
+    if recipe.algorithm == "minibatch":
+        return kmeans.fit_as_fairseq(frames, job.options)
+    file = checkpoints.path / "fit.npz"
+
+    def watch(state: KMeansState) -> None:
+        checkpoints.save_arrays(file, **_arrays(state))
+
+    found = checkpoints.load_arrays(file)
+    lloyd, by = kmeans.choose_lloyd(job.device, job.threads)
+    begun = _state_of(found) if found else None
+    return kmeans.fit(frames, job.options, lloyd, watch, begun), by
+
+
+def _fit_in_batches(job: Job, num_blocks: int, whole: Sample) -> tuple[KMeansState, int, str]:
+    """Return centroids of a sample moved by all of `whole`, its number of frames, the library."""
+    checkpoints, size = job.folder.checkpoints, job.recipe.minibatch
+    assert size is not None
+    file = checkpoints.path / "batches.npz"
+    if found := checkpoints.load_arrays(file):
+        state = minibatch.Progress(
+            _state_of(found), found["counts"], int(found["batches"]), int(found["frames"])
+        )
+        by = str(found["fitted_by"])
+    else:
+        frames = _load_sample(job, num_blocks)
+        fit, by = _fit(job, frames)
+        state = minibatch.begin(fit, frames, job.device)
+        del frames  # the batches take their place
+    batches = minibatch.Batches(whole, size)
+    sizes = batches.sizes.tolist()
+    with tqdm(desc="K-means", total=sum(sizes), unit=" frames", unit_scale=True) as bar:
+        bar.update(sum(sizes[: state.batches]))
+
+        def watch(state: minibatch.Progress) -> None:
+            progress = {"counts": state.counts, "batches": state.batches, "frames": state.frames}
+            checkpoints.save_arrays(file, **_arrays(state.fit), **progress, fitted_by=by)
+            bar.set_postfix_str(f"inertia {state.fit.curve[-1]:.4g}", refresh=False)
+            bar.update(sizes[state.batches - 1])
+
+        read = _read_batches(job, batches, state.batches)
+        state = minibatch.fit_batches(read, job.device, watch, state)
+    return state.fit, state.frames, by
+
+
+def _read_batches(job: Job, batches: minibatch.Batches, done: int) -> Iterator[np.ndarray]:
+    """Yield `[n, D]` of each batch after the first `done`."""
+    groups_of: deque[int] = deque()
+
+    def groups() -> Iterator[list[Part]]:
+        for batch in range(done, len(batches)):
+            parts = list(batches.parts(batch))
+            starts = range(0, len(parts), job.pool.group_size)
+            groups_of.append(len(starts))
+            for start in starts:
+                yield parts[start : start + job.pool.group_size]
+
+    results = ordered(Reader(job.features), groups(), job.pool)
+    for _ in range(done, len(batches)):
+        found = [next(results)]  # by now the batch's groups are counted
+        found += [next(results) for _ in range(groups_of.popleft() - 1)]
+        parts = [part for group in found for part in minibatch.readable(group, job.skip_unreadable)]
+        yield np.concatenate([np.empty((0, job.front.dimension), np.float32), *parts])
+
+
+def _arrays(state: KMeansState) -> dict[str, Any]:
+    return {
+        "centroids": state.centroids,
+        "curve": state.curve,
+        "coarse": state.coarse,
+        "restarts": state.restarts,
+    }
+
+
+def _state_of(arrays: dict[str, np.ndarray]) -> KMeansState:
+    return KMeansState(
+        arrays["centroids"],
+        arrays["curve"].tolist(),
+        arrays["coarse"].tolist(),
+        int(arrays["restarts"]),
+    )
+
+
+def _warn(warning: str | None) -> None:
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)

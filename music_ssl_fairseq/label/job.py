@@ -1,0 +1,173 @@
+"""What the labeler does, and with what means."""
+
+import os
+import shlex
+import sys
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass, replace
+
+from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.features import DEEP, Features, FrontEnd, front_end
+from music_ssl_fairseq.jobs import memory
+from music_ssl_fairseq.jobs.pool import WorkerPool, start_server
+from music_ssl_fairseq.jobs.shards import Shard, choose_shard
+from music_ssl_fairseq.label.external_centroids import load_centroids
+from music_ssl_fairseq.label.folder import LabelFolder
+from music_ssl_fairseq.label.kmeans import Options
+from music_ssl_fairseq.label.recipe import MAX_FRAMES, Recipe, fingerprint
+from music_ssl_fairseq.runtime.files import checksum
+
+_OPTIONS_OF_THE_RUN = {"manifests", "labels", "stage", "workers", "num_shards", "shard", "report"}
+"""Options that are not repeated when the same labels are asked for again."""
+_FIXED_BY_FAIRSEQ = ("iterations", "init", "restarts", "minibatch")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the labeler.
+
+    Attributes:
+        folder: where labels go, with their recipe.
+        features: of the recipe; their device is where models run.
+        pool: who computes features.
+        device: where K-means runs, `cpu` or `cuda`.
+        threads: of K-means on the CPU.
+        shard: which part of the assignment is this process's.
+        skip_unreadable: give tracks that cannot be read no labels.
+    """
+
+    folder: LabelFolder
+    features: Features
+    pool: WorkerPool
+    device: str
+    threads: int
+    shard: Shard
+    skip_unreadable: bool
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.folder.recipe
+
+    @property
+    def front(self) -> FrontEnd:
+        """The front end, to ask about; workers have their own."""
+        return front_end(replace(self.features, device="cpu"))
+
+    @property
+    def options(self) -> Options:
+        """The settings of K-means."""
+        recipe = self.recipe
+        return Options(recipe.k, recipe.seed, recipe.iterations, recipe.init, recipe.restarts)
+
+
+def make_job(arguments: Namespace, parser: ArgumentParser, train: Manifest) -> Job:
+    """Check what can be checked before any work is done.
+
+    Raises:
+        InputError: if options contradict each other, the manifest or existing labels.
+    """
+    a = arguments
+    shard = choose_shard(a.shard, a.num_shards, os.environ)
+    if a.force and shard.count > 1:
+        raise InputError(
+            "--force: shards would undo each other's work; run this command once with --stage fit "
+            "--force, by itself (--num-shards 1), and then the shards without --force"
+        )
+    if a.algorithm == "minibatch":
+        for name in _FIXED_BY_FAIRSEQ:
+            if getattr(a, name) != parser.get_default(name):
+                raise InputError(
+                    f"--algorithm minibatch has the settings of fairseq's scripts: leave out "
+                    f"--{name}, or --algorithm"
+                )
+    features = Features(a.features, a.checkpoint, a.layer)
+    on_gpu = features.can_use_gpu and a.device == "cuda"
+    needed = replace(features, device="cuda" if on_gpu else "cpu").modules
+    start_server([f"{__package__}.sample", f"{__package__}.assign", *needed])
+    device = choose_device(a.device, a.features == DEEP)
+    computed_on = device if features.can_use_gpu else "cpu"
+    recipe = _recipe(a, features, train)
+    model = memory.model_size(a.checkpoint, computed_on != "cpu")
+    workers = memory.workers_that_fit(a.memory, a.workers, model)
+    if workers < a.workers:
+        enough = f"--memory {memory.show_size(a.memory)} is enough for {workers} workers"
+        print(enough, file=sys.stderr)
+    return Job(
+        folder=LabelFolder(a.labels, recipe, a.force, _remarks(a, parser)),
+        features=replace(features, device=computed_on),
+        pool=choose_pool(workers, computed_on),
+        device=device,
+        threads=a.workers,
+        shard=shard,
+        skip_unreadable=a.skip_unreadable,
+    )
+
+
+def choose_device(asked: str, with_model: bool) -> str:
+    """Return `cpu` or `cuda`.
+
+    Args:
+        asked: `auto`, `cpu` or `cuda`. `auto` is a GPU, where there is one, for features that a
+            model computes; K-means of others takes seconds, and torch takes as long to load.
+
+    Raises:
+        InputError: if a GPU is asked for and there is none.
+    """
+    if asked == "cpu" or (asked == "auto" and not with_model):
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if asked == "cuda":
+        raise InputError("--device cuda: torch finds no GPU here; take --device cpu")
+    return "cpu"
+
+
+def choose_pool(workers: int, device: str) -> WorkerPool:
+    """Return so many processes on the CPU, or one per GPU."""
+    if device == "cpu":
+        return WorkerPool(workers)
+    import torch
+
+    devices = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
+    return WorkerPool(len(devices), devices)
+
+
+def _remarks(a: Namespace, parser: ArgumentParser) -> dict[str, str]:
+    """Return the options that labels are made with, and of which manifests, for later messages."""
+    options = ["--k", str(a.k)]
+    for action in parser._actions:
+        value = getattr(a, action.dest, None)
+        if action.dest in {"k", "force", *_OPTIONS_OF_THE_RUN} or value in (None, False):
+            continue
+        if value is True:
+            options.append(action.option_strings[0])
+        elif value != parser.get_default(action.dest):
+            options += [action.option_strings[0], str(value)]
+    return {"options": shlex.join(options), "manifests": str(a.manifests)}
+
+
+def _recipe(a: Namespace, features: Features, train: Manifest) -> Recipe:
+    front = front_end(features)
+    k = a.k if a.centroids is None else len(load_centroids(a.centroids))
+    held = a.minibatch or a.max_frames
+    num_frames = memory.check_frames(
+        held, MAX_FRAMES, a.memory, front.dimension, k, memory.model_size(a.checkpoint)
+    )
+    return Recipe(
+        features=a.features,
+        k=k,
+        seed=a.seed,
+        iterations=a.iterations,
+        max_frames=a.max_frames or max(num_frames, MAX_FRAMES if a.minibatch else 0),
+        train_manifest=fingerprint(train),
+        checkpoint=front.fingerprint,
+        layer=a.layer,
+        init=a.init,
+        restarts=a.restarts,
+        minibatch=a.minibatch,
+        external_centroids=None if a.centroids is None else checksum(a.centroids),
+        algorithm=a.algorithm,
+    )

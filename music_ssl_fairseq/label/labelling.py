@@ -1,0 +1,54 @@
+"""The second stage of labelling: assign a unit to every frame."""
+
+import sys
+
+from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.features.track import Track
+from music_ssl_fairseq.jobs.blocks import BlockJob
+from music_ssl_fairseq.jobs.shards import cut_blocks
+from music_ssl_fairseq.label.assign import Labeller
+from music_ssl_fairseq.label.fitting import FIT_LOCK
+from music_ssl_fairseq.label.job import Job
+from music_ssl_fairseq.label.join import join
+from music_ssl_fairseq.label.notices import silent_tracks
+
+
+def label_split(job: Job, split: str, manifest: Manifest) -> bool:
+    """Label this shard's part of a split; the process that finds all parts done joins them.
+
+    Returns:
+        Whether the split is finished.
+
+    Raises:
+        InputError: if a track cannot be read; what is done is kept.
+    """
+    folder, checkpoints = job.folder, job.folder.checkpoints
+    centroids = folder.centroids()
+    if centroids is None:
+        raise InputError(
+            f"{folder.path}: no centroids of this recipe to assign; run --stage fit first"
+        )
+    blocks = cut_blocks(manifest.num_samples)
+    name = folder.block_name(split, manifest)
+
+    def track(index: int) -> Track:
+        return Track(manifest.path(index), int(manifest.num_samples[index]))
+
+    labelling = BlockJob(name, split, blocks, manifest.num_samples, track, job.skip_unreadable)
+    mine = range(job.shard.index, len(blocks), job.shard.count)
+    labelling.run(checkpoints, mine, Labeller(job.features, centroids), job.pool)
+    with checkpoints.locked(FIT_LOCK):
+        folder.reload()
+        if folder.is_finished(split, manifest):
+            return True
+        if missing := checkpoints.missing(name, len(blocks)):
+            print(
+                f"{job.shard}: its part of {split} is done; {len(missing)} of {len(blocks)} "
+                "blocks are other shards'",
+                file=sys.stderr,
+            )
+            return False
+        joined = join(checkpoints, name, len(blocks), folder.target(split), len(centroids))
+        folder.finish(split, manifest, joined, silent_tracks(manifest, joined.monotonous))
+    return True

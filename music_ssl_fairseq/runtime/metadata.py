@@ -1,0 +1,62 @@
+"""metadata.json: the settings that a folder's results were made with."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.runtime.files import atomic_path
+from music_ssl_fairseq.runtime.texts import read_object
+
+METADATA = "metadata.json"
+
+
+def write_metadata(folder: Path, metadata: Mapping[str, Any]) -> None:
+    """Write a folder's metadata.json atomically."""
+    with atomic_path(folder / METADATA) as temporary:
+        temporary.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+
+
+def read_metadata(
+    folder: Path,
+    settings: Mapping[str, Any],
+    results: str,
+    outputs: Sequence[Path],
+    way_out: str,
+    words: Mapping[str, str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+    is_complete: Callable[[dict[str, Any]], bool] | None = None,
+) -> dict[str, Any]:
+    """Return a folder's metadata if its results were made with these settings; {} if it has none.
+
+    Args:
+        settings: that must be equal.
+        results: what they are, for the message: `labels`, for example.
+        outputs: files of results that exist in the folder.
+        way_out: what to do instead, for the message.
+        words: of settings whose values say nothing to a reader: what each is.
+        defaults: values of settings that older folders do not record.
+        is_complete: whether metadata have the entries that are not settings.
+
+    Raises:
+        InputError: if the results were made with other settings, or with unknown ones.
+    """
+    file = folder / METADATA
+    if not file.exists():
+        if outputs:
+            raise InputError(f"{outputs[0]}: there already, without {METADATA}; {way_out}")
+        return {}
+    found = {**(defaults or {}), **read_object(file, way_out)}
+    if is_complete and not is_complete(found):
+        raise InputError(f"{file}: damaged, or not written by this command; {way_out}")
+    different = [
+        f"another {words[name]}"
+        if words and name in words
+        else f"{name.replace('_', '-')} {found.get(name)!s:.100} instead of {value!s:.100}"
+        for name, value in settings.items()
+        if found.get(name) != value
+    ]
+    if different:
+        raise InputError(f"{folder}: holds {results} made with {', '.join(different)}; {way_out}")
+    return found
