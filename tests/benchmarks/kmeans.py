@@ -115,6 +115,7 @@ def fit_theirs(frames: np.ndarray, k: int) -> np.ndarray:
 
 def fit_ours(frames: np.ndarray, k: int, threads: int) -> np.ndarray:
     from music_ssl_fairseq.label.backends import FaissBackend
+
     from music_ssl_fairseq.label.kmeans import Options, fit
 
     return fit(frames, Options(k), FaissBackend(threads), lambda _: None).centroids
@@ -134,9 +135,8 @@ def assign_fairseq(tracks: list[np.ndarray], centroids: np.ndarray) -> np.ndarra
 
 def assign_ours(tracks: list[np.ndarray], centroids: np.ndarray, threads: int) -> np.ndarray:
     """Threads in place of the labeler's processes, which would have to be sent the features."""
-    from threadpoolctl import threadpool_limits
-
     from music_ssl_fairseq.label.nearest import Nearest
+    from threadpoolctl import threadpool_limits
 
     nearest = Nearest(centroids)
     with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
