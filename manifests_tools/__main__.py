@@ -66,10 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in BUILDERS:
         print(f"error: no builder {name!r}; there are: {', '.join(BUILDERS)}", file=sys.stderr)
         return 2
-    # File names need not be UTF-8, and the terminal need not be either.
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    # So that a job scheduler's SIGTERM also ends the workers and removes half-written files.
+    # A job scheduler's SIGTERM also ends the workers and removes half-written files.
     signal.signal(signal.SIGTERM, _interrupt)
     builder = _load(BUILDERS[name][0])
     options = vars(builder.get_parser().parse_args(rest))

@@ -14,7 +14,6 @@ from manifests_tools.check_probing import check_probing
 from manifests_tools.examine import COPY, SILENT, add_reading_options, listen
 from manifests_tools.find import FileId, identify
 from manifests_tools.findings import Findings
-from manifests_tools.left_out import kind_of
 from manifests_tools.parallel import parallel_map
 from music_ssl_fairseq.data.copies import find_copies
 from music_ssl_fairseq.data.labels import (
@@ -23,6 +22,7 @@ from music_ssl_fairseq.data.labels import (
     check_labels,
     read_label_rate,
 )
+from music_ssl_fairseq.data.left_out import kind_of
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.units import labels_beside, read_metadata
 from music_ssl_fairseq.data.validation import concerns

@@ -9,9 +9,9 @@ import numpy as np
 import soundfile
 
 from manifests_tools.examine import Track, blocks
-from manifests_tools.left_out import LeftOut
 from manifests_tools.parallel import parallel_map
 from music_ssl_fairseq import audio
+from music_ssl_fairseq.data.left_out import LeftOut
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE
 from music_ssl_fairseq.runtime.files import atomic_path

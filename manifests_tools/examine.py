@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from math import log10
 
-from manifests_tools.left_out import LeftOut
 from manifests_tools.parallel import parallel_map
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.audio import AudioInfo
+from music_ssl_fairseq.data.left_out import LeftOut
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.runtime.cpus import available_cpus
 

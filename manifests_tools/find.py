@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from manifests_tools.left_out import LeftOut
 from music_ssl_fairseq.audio import EXTENSIONS
+from music_ssl_fairseq.data.left_out import LeftOut
 from music_ssl_fairseq.errors import InputError
 
 KINDS = ", ".join(extension[1:] for extension in EXTENSIONS)

@@ -1,4 +1,4 @@
-"""Problems that a check comes across."""
+"""Collect and print the problems that a check finds."""
 
 import sys
 from collections import Counter
@@ -11,17 +11,17 @@ _SHOWN = 20
 
 
 class Findings:
-    """Problems, printed as they are found: the first 20 of a kind, and a count of the others."""
+    """Print problems as they are found: the first 20 of each kind, and a count of the others."""
 
     def __init__(self) -> None:
         self._kinds: Counter[str] = Counter()
 
     def note(self, line: str) -> None:
-        """Print something that is worth knowing, and no problem."""
-        tqdm.write(_printable(line), file=sys.stderr)
+        """Print a remark that is no problem."""
+        tqdm.write(one_line(line), file=sys.stderr)
 
     def add(self, kind: str, line: str) -> None:
-        """Note a problem; `line` says all of it."""
+        """Count a problem and print `line`."""
         self._kinds[kind] += 1
         if self._kinds[kind] <= _SHOWN:
             tqdm.write(one_line(line))
@@ -30,13 +30,8 @@ class Findings:
         return self._kinds.total()
 
     def finish(self) -> None:
-        """Say what was not printed, and how many problems there are."""
+        """Print how many problems there are, and how many were not printed."""
         for kind, count in self._kinds.items():
             if count > _SHOWN:
                 print(f"... and {count - _SHOWN} more: {kind}")
         print(f"{len(self)} problem{'s' if len(self) > 1 else ''} found")
-
-
-def _printable(line: str) -> str:
-    # Names need not be UTF-8, and would not print.
-    return line.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -17,9 +17,9 @@ from manifests_tools.examine import (
     examine_tracks,
 )
 from manifests_tools.find import KINDS, find_audio, is_within
-from manifests_tools.left_out import REPORT, LeftOut, count_kinds, write_left_out
 from manifests_tools.split import GroupBy, choose_valid, group_tracks
 from music_ssl_fairseq.data.copies import find_copies
+from music_ssl_fairseq.data.left_out import REPORT, LeftOut, by_name, count_kinds, write_left_out
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.data.units import labels_beside
 from music_ssl_fairseq.data.validation import concerns
@@ -109,7 +109,7 @@ def run(
         left_out += damaged
         tracks = [track for track in tracks if track.name in listed]
     report = Path(out, REPORT)
-    write_left_out(report, left_out)
+    write_left_out(report, by_name(left_out))
     groups = _groups(tracks, group_by, left_out, report)
     lengths = {group: sum(track.num_samples for track in groups[group]) for group in groups}
     chosen = choose_valid(lengths, valid_share, seed)

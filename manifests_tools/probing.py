@@ -14,9 +14,9 @@ from typing import Any
 from manifests_tools.examine import Track, add_reading_options, examine_tracks
 from manifests_tools.find import require_folder
 from manifests_tools.labelled import DataSet, printable, shorten
-from manifests_tools.left_out import REPORT, LeftOut, count_kinds, write_left_out
 from music_ssl_fairseq.cli import example
 from music_ssl_fairseq.data.copies import find_copies
+from music_ssl_fairseq.data.left_out import REPORT, LeftOut, by_name, count_kinds, write_left_out
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE
 from music_ssl_fairseq.probing.spec import FILE, SPLITS, ProbingSpec, write_spec
@@ -127,11 +127,11 @@ def build(
     tracks, left_out = examine_tracks(root, names, MIN_SECONDS, thorough, workers)
     _warn_of_silence_and_copies(root, data, tracks)
     unusable = {item.name: item for item in left_out}
-    write_left_out(folder / REPORT, left_out)
+    write_left_out(folder / REPORT, by_name(left_out))
     for split in data.splits:
         _refuse_missing(data.names(split), unusable, max_missing, split, folder)
     examples, empty = _examples(data, {track.name: track for track in tracks})
-    write_left_out(folder / REPORT, [*left_out, *empty])
+    write_left_out(folder / REPORT, by_name([*left_out, *empty]))
     counts = {split: len(lines) for split, lines in examples.items()}
     task = replace(data.task, counts=counts, missing=len(left_out))
     for split in SPLITS:

@@ -1,6 +1,7 @@
-"""How every command line of the package ends."""
+"""Begin and end the command lines of the package alike."""
 
 import argparse
+import io
 import shlex
 import sys
 from collections.abc import Callable
@@ -11,11 +12,11 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.signal_stack import give_signals_a_stack
 
 GOES_ON = "interrupted; the same command, without --force, goes on from here"
-"""What a command that can be continued says when it is stopped."""
+"""Message of a stopped command that can be continued."""
 
 
 def new_parser(module: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """A parser for `python -m MODULE` that prints description and examples as they are written."""
+    """Return a parser for `python -m MODULE` that prints description and examples unwrapped."""
     return argparse.ArgumentParser(
         prog=f"python -m {module}",
         description=description,
@@ -25,26 +26,34 @@ def new_parser(module: str, description: str, examples: str) -> argparse.Argumen
 
 
 def example(name: str) -> str:
-    """A folder of examples/, as a command typed in the current folder has to name it."""
+    """Return a folder of examples/ as a command typed in the current folder must name it."""
     here = Path("examples", name)
     there = Path(__file__).parents[1] / here
     return shlex.quote(str(there if there.is_dir() and not here.is_dir() else here))
 
 
+def _print_any_name() -> None:
+    """Print file names that are not UTF-8, or that the terminal cannot show, as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def exit_status(
     work: Callable[[], bool | None], output: str | PathLike, interrupted: str = GOES_ON
 ) -> int:
-    """Do the work of a command; say in one line what was wrong, if it was something of the user's.
+    """Run the work of a command; print errors in the user's input or the disk as one line.
 
     Args:
-        work: returns False if something was left out that the command has named.
-        output: what it writes, to be named when the disk is full or the like.
-        interrupted: said after Ctrl-C.
+        work: returns False if it left out something that it has named.
+        output: what it writes, named in the message about a full disk.
+        interrupted: message after Ctrl-C.
 
     Returns:
-        0, or 1 after an error, or 130 after an interruption.
+        0; 1 after an error; 130 after an interruption.
     """
     give_signals_a_stack()
+    _print_any_name()
     try:
         return 1 if work() is False else 0
     except InputError as error:

@@ -1,28 +1,29 @@
-"""Whether a validation split can tell anything."""
+"""Warn of validation splits whose figures would mislead."""
 
 import os
 
 from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.errors import one_line
 from music_ssl_fairseq.frames import SAMPLE_RATE
 
-FEW_MINUTES = 10
+MIN_MINUTES = 10
 
 
 def concerns(valid: Manifest) -> list[str]:
-    """What makes the figures of a validation split doubtful: a sentence each, or none."""
+    """Return one sentence per reason to doubt a validation split's figures."""
     found = []
     minutes = float(valid.num_samples.sum()) / SAMPLE_RATE / 60
-    if minutes < FEW_MINUTES:
+    if minutes < MIN_MINUTES:
         found.append(
-            f"{valid.file}: holds {minutes:.1f} minutes of music; below {FEW_MINUTES} minutes, "
+            f"{valid.file}: holds {minutes:.1f} minutes of music; below {MIN_MINUTES} minutes, "
             "validation figures follow chance: add music, or make the manifests with a larger "
             "--valid-share"
         )
     folder = os.path.dirname(valid.name(0))
     if all(os.path.dirname(valid.name(i)) == folder for i in range(1, len(valid))):
-        printable = os.fsencode(folder).decode("utf-8", "backslashreplace") or "the root"
         found.append(
-            f"{valid.file}: holds a single folder ({printable}), and validation figures speak of "
-            "it alone: make the manifests with a larger --valid-share, or another --group-by"
+            f"{valid.file}: holds a single folder ({one_line(folder) or 'the root'}), and "
+            "validation figures speak of it alone: make the manifests with a larger --valid-share, "
+            "or another --group-by"
         )
     return found

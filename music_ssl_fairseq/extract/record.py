@@ -1,15 +1,14 @@
 """What a run of extraction writes down: its settings, and what it did."""
 
-import os
 import sys
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from music_ssl_fairseq.data.left_out import REPORT, LeftOut, write_left_out
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.extract.run import Outcome
-from music_ssl_fairseq.runtime.files import atomic_path
 from music_ssl_fairseq.upstream.model import Upstream
 from music_ssl_fairseq.upstream.windows import Windowing
 
@@ -41,21 +40,15 @@ def settings_of(
 
 def report(out: Path, tracks: Manifest, outcome: Outcome) -> None:
     """Write left_out.tsv, and say what was done."""
-    file = out / "left_out.tsv"
+    file = out / REPORT
     file.unlink(missing_ok=True)
     if outcome.left_out:
         left_out = [
-            (os.fsencode(tracks.name(track)), reason)
-            for track, reason in sorted(outcome.left_out.items())
+            LeftOut(tracks.name(track), why) for track, why in sorted(outcome.left_out.items())
         ]
-        with atomic_path(file) as temporary, temporary.open("wb") as handle:
-            handle.writelines(
-                b"%s\t%s\n" % (name, os.fsencode(reason)) for name, reason in left_out
-            )
-        for name, reason in left_out[:10]:
-            print(
-                f"left out: {name.decode('utf-8', 'backslashreplace')}: {reason}", file=sys.stderr
-            )
+        write_left_out(file, left_out)
+        for item in left_out[:10]:
+            print(f"left out: {item.name}: {item.reason}", file=sys.stderr)
         print(f"{len(left_out)} of {len(tracks)} tracks were left out: {file}", file=sys.stderr)
     if not outcome.tracks:
         if not outcome.left_out:

@@ -1,4 +1,4 @@
-"""What a manifest leaves out, and why: `left_out.tsv` and the counts of the summary."""
+"""Report the tracks that a command leaves out: `left_out.tsv` and counts per reason."""
 
 import os
 from collections import Counter
@@ -22,19 +22,24 @@ class LeftOut:
         return kind_of(self.reason)
 
 
+def by_name(left_out: Iterable[LeftOut]) -> list[LeftOut]:
+    """Sort by the bytes of the names."""
+    return sorted(left_out, key=lambda item: os.fsencode(item.name))
+
+
 def kind_of(reason: str) -> str:
-    """A reason without what differs from file to file."""
+    """Return a reason without what differs from file to file."""
     return reason.partition(":")[0].partition(" (")[0]
 
 
 def write_left_out(file: str | os.PathLike, left_out: Iterable[LeftOut]) -> None:
-    """Write a line `name<TAB>reason` each, sorted by name, atomically.
+    """Write one line `name<TAB>reason` per file, atomically.
 
     Tabs and line breaks in a name are written as `\\t`, `\\n` and `\\r`; bytes that are not UTF-8
     stay as they are in the file system.
     """
     with atomic_path(file) as temporary, temporary.open("wb") as handle:
-        for item in sorted(left_out, key=lambda item: os.fsencode(item.name)):
+        for item in left_out:
             handle.write(b"%s\t%s\n" % (_one_line(item.name), _one_line(item.reason)))
 
 
@@ -43,7 +48,7 @@ def _one_line(text: str) -> bytes:
 
 
 def count_kinds(left_out: Iterable[LeftOut]) -> str:
-    """For example `3 (too short 2, the file is empty 1)`, the most frequent first."""
+    """Return for example `3 (too short 2, the file is empty 1)`, the most frequent first."""
     kinds = Counter(item.kind for item in left_out)
     if not kinds:
         return "none"
