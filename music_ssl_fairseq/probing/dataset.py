@@ -173,5 +173,5 @@ class ProbingDataset(FairseqDataset):
 
     @property
     def can_reuse_epoch_itr_across_epochs(self) -> bool:
-        """Whether the order stays from epoch to epoch: in evaluation only."""
+        """True in evaluation, where all epochs have the same order."""
         return not self._shuffle

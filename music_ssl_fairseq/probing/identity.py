@@ -9,7 +9,7 @@ from music_ssl_fairseq.probing.spec import ProbingSpec
 
 
 def probing_identity(folder: str | os.PathLike, spec: ProbingSpec) -> Identity:
-    """What a probing task asks (`probing_question`), and the clips and labels that teach it."""
+    """Identify a task's question (`probing_question`), and the clips and labels of its training."""
     found = probing_question(spec)
     for split in ("train", "valid"):
         manifest = Manifest(Path(folder, f"{split}.tsv"))
@@ -20,7 +20,7 @@ def probing_identity(folder: str | os.PathLike, spec: ProbingSpec) -> Identity:
 
 
 def probing_question(spec: ProbingSpec) -> Identity:
-    """What a probing task asks: without it, a score means nothing."""
+    """Identify a task's question: its name, kind, metric and classes or targets."""
     names = [*spec.classes, *spec.targets]
     digest = digest_of(f"{name}\n".encode() for name in names)
     answers = f"{len(names)} [{digest}]" if names else "beats"

@@ -1,14 +1,15 @@
-"""Labels of a probing task, as plain text beside its manifests.
+"""Read the labels of a probing task: plain text beside its manifests.
 
 For each split, `train`, `valid` and `test`, the folder holds
-- `{split}.tsv`: the manifest (`manifest`). Lines may repeat a file, with other segments.
-- `{split}.labels`: UTF-8, one line for each line of the manifest. By the kind of the task:
-  multi-class and key: one class; multi-label: classes separated by tabs, perhaps none; regression:
-  numbers separated by tabs, in the order of the task's targets; beats: seconds separated by tabs,
-  ascending, each perhaps with its position in the bar (`1.25/1` is a downbeat).
-- optionally `{split}.segments`: `start<TAB>stop` in seconds, the part of the file that counts.
-- optionally `{split}.groups`: the name of the song that the line is a part of. Scores per file are
-  taken over it.
+- `{split}.tsv`: the manifest (`manifest`). Rows may repeat a file, with other segments.
+- `{split}.labels`: UTF-8, one line per manifest row, of cells separated by tabs. By kind:
+  - multi-class and key: one class.
+  - multi-label: any number of classes.
+  - regression: numbers in the order of the task's targets.
+  - beats: seconds, ascending, optionally with the position in the bar (`1.25/1` is a downbeat).
+- optionally `{split}.segments`: `start<TAB>stop` in seconds, the annotated part of the file.
+- optionally `{split}.groups`: the name of the song that the row is a part of. Metrics per group
+  average over a song.
 """
 
 import os
@@ -28,12 +29,12 @@ from music_ssl_fairseq.probing.spec import (
 )
 from music_ssl_fairseq.runtime.texts import quoted, read_text
 
-_LARGEST = 1 << 30  # bytes of a file of labels: 300,000 files have some megabytes
+_LARGEST_BYTES = 1 << 30  # of a file of labels; 300,000 lines have some megabytes
 
 
 @dataclass(frozen=True)
 class Beats:
-    """Beats of a track.
+    """Beats of a file.
 
     Attributes:
         times: `[beats]` float64, seconds, ascending.
@@ -45,42 +46,40 @@ class Beats:
 
 
 class ProbingSplit:
-    """One split of a task, read and checked.
+    """One split of a task, read and checked. N is the number of manifest rows.
 
     Attributes:
         spec: contents of `task.json`.
         manifest: files and their lengths.
-        targets: multi-class and key: `[lines]` int64 index of the class; multi-label:
-            `[lines, classes]` bool; regression: `[lines, targets]` float64, as written, not
-            normalised; beats: `[lines, 0]`.
-        beats: for the kind beats, one `Beats` a line; otherwise empty.
-        segments: `[lines, 2]` int64, start and stop in samples at 16 kHz.
-        groups: the song of each line; without `.groups`, the file's name.
-        group_index: `[lines]` int64, which song, in the order of their first lines.
+        targets: multi-class and key: `[N]` int64 index of the class; multi-label: `[N, classes]`
+            bool; regression: `[N, targets]` float64, not normalised; beats: `[N, 0]`.
+        beats: for the kind beats, N `Beats`; otherwise empty.
+        segments: `[N, 2]` int64, start and stop in samples at 16 kHz.
+        groups: name of each row's song; without `.groups`, of its file.
+        group_index: `[N]` int64 number of the song, in the order of their first rows.
     """
 
     def __init__(self, folder: str | os.PathLike, split: str, spec: ProbingSpec):
         """Read a split.
 
         Raises:
-            InputError: naming file and line, if labels are missing, are more or fewer than the
-                manifest's lines, are not in the class list or not numbers; if a segment is not
-                within its file or a beat after its end.
+            InputError: naming file and line, if labels are missing, too many, unknown or no
+                numbers; if a segment or a beat is not within its file.
         """
         self.spec = spec
         self.manifest = Manifest(Path(folder, f"{split}.tsv"))
         self.labels_file = Path(folder, f"{split}.labels")
-        rows = read_cells(self.labels_file, self.manifest)
+        lines = read_cells(self.labels_file, self.manifest)
         self.beats: list[Beats] = []
-        self.targets = np.zeros((len(rows), 0), np.float64)
+        self.targets = np.zeros((len(lines), 0), np.float64)
         if spec.kind == "beats":
-            self.beats = [self._beats(i, row) for i, row in enumerate(rows)]
+            self.beats = [self._beats(i, cells) for i, cells in enumerate(lines)]
         elif spec.kind == "regression":
-            self.targets = np.array([self._numbers(i, row) for i, row in enumerate(rows)])
+            self.targets = np.array([self._numbers(i, cells) for i, cells in enumerate(lines)])
         elif spec.kind == "multi-label":
-            self.targets = self._multi_hot(rows)
+            self.targets = self._multi_hot(lines)
         else:
-            self.targets = self._class_indices(rows)
+            self.targets = self._class_indices(lines)
         self.segments = self._read_segments(Path(folder, f"{split}.segments"))
         self.groups = self._read_groups(Path(folder, f"{split}.groups"))
         order = {group: i for i, group in enumerate(dict.fromkeys(self.groups))}
@@ -89,26 +88,26 @@ class ProbingSplit:
     def __len__(self) -> int:
         return len(self.manifest)
 
-    def _class_indices(self, rows: list[list[str]]) -> np.ndarray:
+    def _class_indices(self, lines: list[list[str]]) -> np.ndarray:
         index = {name: i for i, name in enumerate(self.spec.classes)}
-        for line, row in enumerate(rows):
-            if len(row) != 1:
-                found = f"{len(row)} labels" if row else "no label"
+        for line, cells in enumerate(lines):
+            if len(cells) != 1:
+                found = f"{len(cells)} labels" if cells else "no label"
                 raise self._wrong(line, f"{found}, but the task is {self.spec.kind}: one a line")
-            if row[0] not in index:
-                raise self._unknown(line, row[0])
-        return np.array([index[row[0]] for row in rows], np.int64)
+            if cells[0] not in index:
+                raise self._unknown(line, cells[0])
+        return np.array([index[cells[0]] for cells in lines], np.int64)
 
-    def _multi_hot(self, rows: list[list[str]]) -> np.ndarray:
+    def _multi_hot(self, lines: list[list[str]]) -> np.ndarray:
         index = {name: i for i, name in enumerate(self.spec.classes)}
-        targets = np.zeros((len(rows), len(index)), bool)
-        for line, row in enumerate(rows):
-            for name in row:
+        targets = np.zeros((len(lines), len(index)), bool)
+        for line, cells in enumerate(lines):
+            for name in cells:
                 if name not in index:
                     raise self._unknown(line, name)
                 targets[line, index[name]] = True
         if not targets.any():
-            raise InputError(f"{self.labels_file}: not one label in {len(rows)} lines")
+            raise InputError(f"{self.labels_file}: not one label in {len(lines)} lines")
         return targets
 
     def _unknown(self, line: int, name: str) -> InputError:
@@ -118,21 +117,21 @@ class ProbingSplit:
             f"({', '.join(self.spec.classes[:3])}, ...): correct the label, or make both again",
         )
 
-    def _numbers(self, line: int, row: list[str]) -> list[float]:
-        if len(row) != len(self.spec.targets):
+    def _numbers(self, line: int, cells: list[str]) -> list[float]:
+        if len(cells) != len(self.spec.targets):
             raise self._wrong(
-                line, f"{len(row)} numbers, the targets are {', '.join(self.spec.targets)}"
+                line, f"{len(cells)} numbers, the targets are {', '.join(self.spec.targets)}"
             )
         try:
-            return [parse_number(cell) for cell in row]
+            return [parse_number(cell) for cell in cells]
         except ValueError as error:
             raise self._wrong(line, f"not a finite number ({error})") from None
 
-    def _beats(self, line: int, row: list[str]) -> Beats:
+    def _beats(self, line: int, cells: list[str]) -> Beats:
         try:
-            cells = [cell.partition("/") for cell in row]
-            times = np.array([parse_number(time) for time, _, _ in cells], np.float64)
-            positions = np.array([parse_position(place or "0") for _, _, place in cells], np.int64)
+            parts = [cell.partition("/") for cell in cells]
+            times = np.array([parse_number(time) for time, _, _ in parts], np.float64)
+            positions = np.array([parse_position(place or "0") for _, _, place in parts], np.int64)
         except ValueError as error:
             raise self._wrong(
                 line, f"not a beat, `seconds` or `seconds/position in the bar` ({error})"
@@ -156,14 +155,14 @@ class ProbingSplit:
         if not file.exists():
             return segments
         tolerance = round(LENGTH_TOLERANCE * SAMPLE_RATE)
-        for line, row in enumerate(read_cells(file, self.manifest)):
+        for line, cells in enumerate(read_cells(file, self.manifest)):
             try:
-                start, stop = (round(parse_number(cell) * SAMPLE_RATE) for cell in row)
+                start, stop = (round(parse_number(cell) * SAMPLE_RATE) for cell in cells)
             except ValueError:
                 raise self._wrong(line, "expected `start<TAB>stop` in seconds", file) from None
             length = int(self.manifest.num_samples[line])
             if not 0 <= start < min(stop, length) or stop > length + tolerance:
-                reason = f"{row} is not within the file, {length / SAMPLE_RATE:.2f} s"
+                reason = f"{cells} is not within the file, {length / SAMPLE_RATE:.2f} s"
                 raise self._wrong(line, reason, file)
             segments[line] = start, min(stop, length)
         return segments
@@ -171,7 +170,7 @@ class ProbingSplit:
     def _read_groups(self, file: Path) -> list[str]:
         if not file.exists():
             return [self.manifest.name(i) for i in range(len(self.manifest))]
-        return ["\t".join(row) for row in read_cells(file, self.manifest)]
+        return ["\t".join(cells) for cells in read_cells(file, self.manifest)]
 
     def _wrong(self, line: int, reason: str, file: Path | None = None) -> InputError:
         name = self.manifest.name(line)
@@ -179,16 +178,16 @@ class ProbingSplit:
 
 
 def read_cells(file: Path, manifest: Manifest) -> list[list[str]]:
-    """The cells of each line; an empty line has none.
+    """Read the cells of each line; an empty line has none.
 
     Raises:
-        InputError: if there is no such file, or it has another number of lines than the manifest.
+        InputError: if the file is missing, or its number of lines is not the manifest's.
     """
     again = f"make the folder again with {builder_command(manifest.file.parent)}"
     if not file.exists():
         raise InputError(f"{file}: no such file, so {manifest.file} has no labels; {again}")
     # Groups may be named by files, whose names need not be UTF-8.
-    text = read_text(file, again, _LARGEST, errors="surrogateescape")
+    text = read_text(file, again, _LARGEST_BYTES, errors="surrogateescape")
     lines = text.removesuffix("\n").split("\n") if text else []
     if len(lines) != len(manifest):
         raise InputError(

@@ -1,7 +1,7 @@
-"""What a probing task asks for: `task.json` in the folder that also holds its manifests and labels.
+"""Specification of a probing task: `task.json` in the folder of its manifests and labels.
 
-The folder is written by `python -m manifests_tools NAME` and read by the task `music_probing`. It
-holds, for each split of `SPLITS`, what `labels` describes, and this one file.
+`python -m manifests_tools NAME` writes the folder, and the task `music_probing` reads it. Beside
+`task.json` it holds the files that `labels` describes, for each split of `SPLITS`.
 """
 
 import json
@@ -28,7 +28,7 @@ METRICS = {
     "regression": ("r2",),
     "beats": ("f_measure",),
 }
-"""Kind of task -> the metrics that may decide on validation, the usual one first."""
+"""Kind of task -> metrics that may decide on validation, the usual one first."""
 
 _LONGEST_NAME = 1000  # characters of a task, class or target
 
@@ -40,15 +40,15 @@ class ProbingSpec:
     Attributes:
         name: for example `gtzan-genre`.
         kind: a key of `METRICS`.
-        classes: names in the order of the outputs, sorted; empty for regression and beats.
-        targets: names of the numbers of a regression; empty otherwise.
         metric: decides on validation (for regression, its mean over the targets).
-        counts: split -> lines of the manifest.
-        published: split -> the published count of what `counted` says, or None.
-        counted: what the published counts count, for example `songs` or `clips`.
-        missing: labelled files whose audio was not found.
-        skipped: files left out by name, because they are known to be damaged.
-        source: where audio and labels come from.
+        classes: sorted names in the order of the outputs; empty for regression and beats.
+        targets: names of a regression's numbers; empty otherwise.
+        counts: split -> number of manifest rows.
+        published: split -> published number of `counted`, or None.
+        counted: unit of the published counts, for example `songs` or `clips`.
+        missing: number of labelled files without audio.
+        skipped: names of files left out because they are known to be damaged.
+        source: origin of audio and labels.
     """
 
     name: str
@@ -90,12 +90,12 @@ class ProbingSpec:
 
     @property
     def num_outputs(self) -> int:
-        """Outputs of a head: classes, targets, or 1 (how much a frame is a beat)."""
+        """Outputs of a head: classes, targets, or 1 (the logit of a beat in a frame)."""
         return len(self.classes) or len(self.targets) or 1
 
 
 def builder_command(folder: str | os.PathLike) -> str:
-    """What makes a task's folder, for an error message."""
+    """Return the command that makes a task's folder, for an error message."""
     where = shlex.quote(str(folder))
     return f"`python -m manifests_tools NAME --root AUDIO_DIR --out {where}`"
 
@@ -153,7 +153,7 @@ def _is_count(value: Any) -> bool:
 
 
 def parse_number(text: str) -> float:
-    """A finite number.
+    """Parse a finite number.
 
     Raises:
         ValueError: if `text` is not one; Python's `1_000` is not.
@@ -165,7 +165,7 @@ def parse_number(text: str) -> float:
 
 
 def parse_position(text: str) -> int:
-    """A position in the bar, from 1 on; 0 where it is not stated.
+    """Parse a position in the bar, from 1; 0 stands for none.
 
     Raises:
         ValueError: if `text` is not one.

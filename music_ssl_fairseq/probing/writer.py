@@ -1,4 +1,4 @@
-"""Writing the splits of a probing task, and seeing that they share nothing."""
+"""Write the splits of a probing task, and check that they share no files or songs."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -15,14 +15,14 @@ from music_ssl_fairseq.runtime.files import atomic_path
 
 @dataclass(frozen=True)
 class Example:
-    """One line of a split.
+    """One manifest row of a split, with its label.
 
     Attributes:
         name: the file, relative to the manifest's root.
-        num_samples: of the whole file, at 16 kHz.
-        label: the cells of its line of labels.
+        num_samples: length of the whole file at 16 kHz.
+        label: cells of its line of labels.
         segment: (start, stop) in seconds, or None for the whole file.
-        group: the song it is a part of, or None for the file itself.
+        group: name of its song, or None for the file itself.
     """
 
     name: str
@@ -63,17 +63,17 @@ def _segment(example: Example) -> tuple[str, str]:
     return f"{start:.10g}", f"{stop:.10g}"
 
 
-def _write_cells(file: Path, rows: Iterable[Sequence[str]]) -> None:
+def _write_cells(file: Path, lines: Iterable[Sequence[str]]) -> None:
     with atomic_path(file) as temporary, temporary.open("wb") as handle:
-        for row in rows:
-            handle.write("\t".join(row).encode("utf-8", "surrogateescape") + b"\n")
+        for cells in lines:
+            handle.write("\t".join(cells).encode("utf-8", "surrogateescape") + b"\n")
 
 
 def check_leakage(folder: str | os.PathLike) -> None:
-    """See that no file, and no song where `.groups` name them, is in two splits of a folder.
+    """Refuse a folder with a file, or a song of `.groups`, in two splits.
 
     Raises:
-        InputError: naming the first one, or if a manifest cannot be read.
+        InputError: naming the first one; or if a manifest cannot be read.
     """
     files: dict[str, str] = {}
     songs: dict[str, str] = {}
@@ -86,7 +86,7 @@ def check_leakage(folder: str | os.PathLike) -> None:
         refuse_shared(files, split, names, f"{file}: ")
         groups = file.with_suffix(".groups")
         if groups.exists():
-            names = {"\t".join(row) for row in read_cells(groups, manifest)}
+            names = {"\t".join(cells) for cells in read_cells(groups, manifest)}
             refuse_shared(songs, split, names, f"{groups}: group ")
 
 

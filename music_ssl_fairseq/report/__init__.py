@@ -1,5 +1,5 @@
 """Probes of several encoders and tasks as one table: `python -m music_ssl_fairseq.report DIR...`.
 
-`gather` finds what `fairseq-validate` left, `bootstrap` says how sure it is, `published` holds the
-figures of others, `tables` and `heat_map` write.
+`gather` finds the results of `fairseq-validate`, `bootstrap` computes intervals, `compare` compares
+encoders, `published` holds published figures, `tables` and `heat_map` write.
 """

@@ -28,9 +28,9 @@ def get_parser() -> argparse.ArgumentParser:
         "--split", default="test", help="which split was scored: test or valid (default: test)"
     )
     parser.add_argument(
-        "--resamples", type=int, default=1000, help="of the bootstrap (default: 1000)"
+        "--resamples", type=int, default=1000, help="resamples of the bootstrap (default: 1000)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     parser.add_argument("--no-plot", action="store_true", help="no heat map: needs no matplotlib")
     return parser
 
@@ -43,7 +43,7 @@ def run(
     seed: int = 0,
     no_plot: bool = False,
 ) -> str:
-    """Write the report; the Markdown.
+    """Write the report, and return its Markdown.
 
     Raises:
         InputError: if there is no scored probe, or a file of one is damaged.
@@ -65,7 +65,7 @@ def run(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point: the exit status."""
+    """Run the command; return its exit status."""
     arguments = get_parser().parse_args(argv)
     return exit_status(lambda: print(run(**vars(arguments))), arguments.out, "interrupted")
 

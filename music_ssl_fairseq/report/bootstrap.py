@@ -1,14 +1,14 @@
-"""Confidence intervals by bootstrap: the files of a split are drawn again, with replacement.
+"""Compute confidence intervals by bootstrap: draw the songs of a split with replacement.
 
-A metric of the resamples may be higher on average than the metric itself: a rare tag's average
-precision is, because positive examples drawn twice stand one behind the other. The quantiles of
-rankings are shifted by that bias. Other metrics have none worth mentioning; R2 of a few files has
-resamples of almost one value, whose huge negative scores would spoil the mean. A test simulates
-test sets of known figures, and counts how often the interval of each metric holds them.
+Songs are drawn with all their clips, because clips of a song are not independent. Without groups,
+each file is a song. An interval covers the choice of the test files, but neither the training nor
+the choice of the layer.
 
-What is drawn are songs, with all their clips, where a task says which clips are of one song: clips
-of a song are not independent. An interval says how much a figure depends on which files are in the
-test split; not on the training, and not on the choice of the layer.
+Resamples of a ranking are biased: positive examples drawn twice stand one behind the other, which
+raises the average precision of a rare tag. The quantiles of rankings are shifted by that bias.
+Other metrics have little bias. Their mean is no better guide: R2 of a few files has resamples of
+almost one value, with huge negative scores. A test simulates test sets with known figures, and
+counts how often each metric's interval holds them.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from music_ssl_fairseq.probing.scoring.metrics import statistic
 from music_ssl_fairseq.probing.scoring.predictions import Predictions
 from music_ssl_fairseq.probing.scoring.ranking import RANKINGS
 
-_AT_ONCE = 2_000_000  # weights held at a time
+_WEIGHTS_AT_ONCE = 2_000_000
 
 
 def interval(
@@ -32,15 +32,15 @@ def interval(
     seed: int = 0,
     share: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile interval of a metric; of a ranking, shifted by the bias of the resamples.
+    """Compute the percentile interval of a metric; of a ranking, shifted by the resamples' bias.
 
     Args:
         metric: a name of `metrics.evaluate`.
-        classes, targets: of the task.
-        share: of the resamples that lie within.
+        classes, targets: names, from the task's spec.
+        share: share of the resamples within the interval.
 
     Returns:
-        Both ends, within what the metric can be; NaN if the metric itself is.
+        Both ends, within the metric's range; NaN if the metric itself is NaN.
     """
     values = _resampled(metric, predictions, classes, targets, resamples, seed)
     low, high = _ends(metric, values, share)
@@ -58,8 +58,10 @@ def difference(
     seed: int = 0,
     share: float = 0.95,
 ) -> tuple[float, float, float]:
-    """What `one` has more than `other`, with the ends of its interval: both are scored on the same
-    draws of the same clips, so that the difference is surer than either figure."""
+    """Compute `one` minus `other` and the ends of its interval.
+
+    Both are scored on the same draws of the same clips, which narrows the interval.
+    """
     values = _resampled(metric, one, classes, targets, resamples, seed)
     values -= _resampled(metric, other, classes, targets, resamples, seed)
     return (float(values[0]), *_ends(metric, values, share))
@@ -73,7 +75,7 @@ def _resampled(
     resamples: int,
     seed: int,
 ) -> np.ndarray:
-    """The metric of the split as it is, then of each resample: `[1 + resamples]`."""
+    """Compute the metric of the split itself, then of each resample: `[1 + resamples]`."""
     once = np.ones((1, predictions.num_groups), np.int64)
     return np.concatenate(
         [
@@ -84,7 +86,7 @@ def _resampled(
 
 
 def _ends(metric: str, values: np.ndarray, share: float) -> tuple[float, float]:
-    """Of the interval, from the metric itself and those of the resamples."""
+    """Compute the interval's ends from the metric itself and those of the resamples."""
     point, drawn = values[0], values[1:][np.isfinite(values[1:])]
     if not (np.isfinite(point) and len(drawn)):
         return float("nan"), float("nan")
@@ -94,9 +96,9 @@ def _ends(metric: str, values: np.ndarray, share: float) -> tuple[float, float]:
 
 
 def draws(predictions: Predictions, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each song is drawn, `[some resamples, groups]` at a time."""
+    """Yield how often each song is drawn, `[some resamples, groups]` at a time."""
     groups = predictions.num_groups
     rng = np.random.default_rng(seed)
-    step = max(1, _AT_ONCE // max(groups, len(predictions.names)))
+    step = max(1, _WEIGHTS_AT_ONCE // max(groups, len(predictions.names)))
     for first in range(0, resamples, step):
         yield rng.multinomial(groups, np.full(groups, 1 / groups), min(step, resamples - first))

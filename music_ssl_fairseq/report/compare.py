@@ -1,4 +1,4 @@
-"""Several models on several tasks: paired differences and mean ranks."""
+"""Compare encoders on several tasks: paired differences and mean ranks."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ def difference(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Figure:
-    """`one` minus `other` with its 95 % interval, as `bootstrap.difference`.
+    """Compute `one` minus `other` with its 95 % interval; see `bootstrap.difference`.
 
     Args:
         unit: as for `gather.find`.
@@ -35,11 +35,12 @@ def difference(
 
 
 def mean_ranks(values: Sequence[Sequence[float]]) -> list[float]:
-    """Each model's rank, 1 the best, averaged over tasks; equal figures share their ranks' mean.
+    """Average each model's rank over tasks: 1 is the best, equal figures share their ranks' mean.
 
     Args:
-        values: `[models][tasks]`, higher is better.
+        values: `[models][tasks]`, higher is better. NaN ranks last.
     """
     from scipy.stats import rankdata
 
-    return np.mean(rankdata(-np.asarray(values), axis=0), axis=1).tolist()
+    losses = np.nan_to_num(-np.asarray(values, np.float64), nan=np.inf)
+    return rankdata(losses, axis=0).mean(axis=1).tolist()

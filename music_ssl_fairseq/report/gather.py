@@ -1,4 +1,4 @@
-"""Finding probes and what they scored."""
+"""Find scored probes, and read their results."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
@@ -19,8 +19,8 @@ SHOWN = {
     "multi-label": ("macro_roc_auc", "macro_average_precision"),
     "beats": ("f_measure",),
 }
-"""Kind -> metrics in tables; of a regression all targets'. Those of groups only where files and
-songs differ."""
+"""Kind -> metrics in tables; a regression has one per target. Metrics of groups are shown only
+where files and songs differ."""
 
 
 @dataclass(frozen=True)
@@ -34,38 +34,39 @@ class Figure:
 
 @dataclass(frozen=True)
 class Probe:
-    """One finished probe.
+    """One scored probe.
 
     Attributes:
-        folder: its run.
-        model: the upstream's name; with the window where that is not 5 s.
+        folder: the run's folder.
+        model: the upstream's name; with the window's length where that is not 5 s.
         task: name of the task.
-        about: what its `test.json` says.
-        rows: the grid, as `probe.json` has it.
+        about: contents of `SPLIT.json`.
+        heads: the grid, from `probe.json`.
         figures: metric -> figure, in order.
-        content: digest of what was asked: kind, classes or targets, files and their labels.
+        content: digest of the question: kind, classes or targets, files and their labels.
     """
 
     folder: Path
     model: str
     task: str
     about: dict[str, Any]
-    rows: list[dict[str, Any]]
+    heads: list[dict[str, Any]]
     figures: dict[str, Figure]
     content: str = ""
 
 
 Unit = Callable[[str], str]
-"""A clip's name to that of the piece it is of, where clips of a piece are not independent."""
+"""Function from a clip's name to that of its piece, if clips of a piece are not independent."""
 
 
 def find(
     folders: Iterable[Path], split: str, resamples: int, seed: int, unit: Unit | None = None
 ) -> list[Probe]:
-    """All probes below the folders that were scored on `split`, by task and model.
+    """Find all probes below the folders that were scored on `split`, by task and model.
 
     Args:
-        unit: what the bootstrap draws instead of the task's groups; metrics of groups are left out.
+        unit: the bootstrap draws these instead of the task's groups; metrics of groups are left
+            out.
 
     Raises:
         InputError: if there is none, or a folder does not exist.
@@ -90,7 +91,7 @@ def find(
 
 
 def predictions_of(folder: Path, split: str, unit: Unit | None = None) -> Predictions:
-    """What a probe said of a split, grouped by `unit` if it is given."""
+    """Read a probe's predictions of a split, grouped by `unit` if it is given."""
     predictions = Predictions.load(folder / f"{split}_predictions.npz")
     if unit is None:
         return predictions
@@ -157,7 +158,7 @@ def _shown(about: dict[str, Any], grouped: bool) -> Sequence[str]:
 
 
 def _tasks_apart(probes: list[Probe]) -> list[Probe]:
-    """With what differs in the task's name, where one name stands for several tasks."""
+    """Add to a task's name what differs, where one name stands for several tasks."""
     described: dict[tuple[str, str], str] = {}
     for name in {probe.task for probe in probes}:
         tasks = {probe.content: probe.about for probe in probes if probe.task == name}
@@ -185,14 +186,12 @@ def _detail(about: dict[str, Any], name: str) -> str:
 
 
 def _told_apart(probes: list[Probe]) -> list[Probe]:
-    """With the folder in the model's name where a task has several probes of one name."""
+    """Add the folder to a model's name where a task has several probes of one name."""
     names = [(probe.task, probe.model) for probe in probes]
     twice = {model for task, model in names if names.count((task, model)) > 1}
     return [
-        Probe(
-            **{**vars(probe), "model": f"{probe.model} ({probe.folder.name})"}
-            if probe.model in twice
-            else vars(probe)
-        )
+        replace(probe, model=f"{probe.model} ({probe.folder.name})")
+        if probe.model in twice
+        else probe
         for probe in probes
     ]

@@ -1,4 +1,4 @@
-"""A picture of what each layer knows: validation scores, layer by task, one panel a model."""
+"""Draw validation scores by layer and task, one panel per model."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,18 +12,18 @@ from music_ssl_fairseq.runtime.optional import optional
 
 
 def layer_curve(probe: Probe) -> dict[str, float]:
-    """Layer -> best validation score of any learning rate, in the order of the layers."""
+    """Return the best validation score of each layer, over its learning rates."""
     curve: dict[str, float] = {}
-    for row in probe.rows:
-        score = float("nan") if row["score"] is None else row["score"]
-        curve[row["layer"]] = float(np.fmax(curve.get(row["layer"], float("nan")), score))
+    for head in probe.heads:
+        score = float("nan") if head["score"] is None else head["score"]
+        curve[head["layer"]] = float(np.fmax(curve.get(head["layer"], float("nan")), score))
     return curve
 
 
 def draw(probes: Sequence[Probe], file: Path) -> None:
     """Write a PNG.
 
-    Each cell has its score; colours go from the lowest to the highest of its task and model,
+    Each cell shows its score. Colours span the lowest to the highest score of a task and model,
     because scores of different tasks cannot be compared.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Published figures, for comparison, each row with the paper and the tables that it comes from.
+"""Published figures, for comparison, each with its paper and tables.
 
-These are others' runs, with their own probes, windows and, in part, data. The same weights differ
-between papers by more than a point, so rows of different sources are not one ranking.
+The papers have their own probes, windows and, in part, data. Figures of the same weights differ
+between papers by more than a point, so models of different sources are not one ranking.
 """
 
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ MUQ = "MuQ, arXiv 2501.01108, tables 1 and 2"
 
 
 @dataclass(frozen=True)
-class Row:
+class PublishedModel:
     """A published model.
 
     Attributes:
-        model: as its authors call it.
+        model: name that its authors use.
         source: paper and table.
-        percent: in the order of COLUMNS; None where the source has nothing.
+        percent: in the order of COLUMNS; None where the source has no figure.
     """
 
     model: str
@@ -43,14 +43,14 @@ class Row:
     percent: tuple[float | None, ...]
 
     def figures(self) -> dict[tuple[str, str], float]:
-        """(task, metric) -> fraction, of what the source has."""
+        """Return the source's figures: (task, metric) -> fraction."""
         places = [(task, metric) for task, metrics in COLUMNS for metric in metrics]
         known = zip(places, self.percent, strict=True)
         return {place: value / 100 for place, value in known if value is not None}
 
 
-ROWS = (
-    Row(
+PUBLISHED = (
+    PublishedModel(
         "music2vec (MAP)",
         MARBLE,
         (
@@ -58,7 +58,7 @@ ROWS = (
             *(76.1, 19.2, 76.7, 14.3, 87.1, 18.8, 83.0, 29.2),
         ),
     ),
-    Row(
+    PublishedModel(
         "MERT-v1-95M",
         MARBLE,
         (
@@ -66,7 +66,7 @@ ROWS = (
             *(77.5, 19.4, 76.4, 13.4, 87.1, 18.8, 83.0, 29.0),
         ),
     ),
-    Row(
+    PublishedModel(
         "Jukebox-5B",
         MARBLE,
         (
@@ -74,7 +74,7 @@ ROWS = (
             *(78.5, 22.0, 77.6, 15.3, 88.0, 20.5, 83.7, 30.6),
         ),
     ),
-    Row(
+    PublishedModel(
         "MuQ",
         MUQ,
         (91.4, 40.3, 63.5, 85.5, None, 60.9, 75.4, 79.2, 92.3, 82.4, 95.8, *(None,) * 8),

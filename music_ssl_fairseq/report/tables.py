@@ -1,4 +1,4 @@
-"""Probes as Markdown and as CSV."""
+"""Format probes as Markdown and as CSV."""
 
 import csv
 import io
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from music_ssl_fairseq.report.gather import Figure, Probe
-from music_ssl_fairseq.report.published import COLUMNS, ROWS
+from music_ssl_fairseq.report.published import COLUMNS, PUBLISHED
 
 CSV_FIELDS = (
     *("source", "model", "task", "metric", "value", "low", "high", "layer", "learning_rate"),
@@ -15,14 +15,14 @@ CSV_FIELDS = (
 
 
 def tasks_of(probes: Sequence[Probe]) -> list[str]:
-    """Tasks in the usual order, others after them."""
+    """List the tasks in the usual order, others after them."""
     usual = [task for task, _ in COLUMNS]
     found = dict.fromkeys(probe.task for probe in probes)
     return [task for task in usual if task in found] + [t for t in found if t not in usual]
 
 
 def markdown(probes: Sequence[Probe], split: str, resamples: int) -> str:
-    """The table of models and tasks, the published one below it, and what was absent."""
+    """Format the table of models and tasks, published figures, and notes on absent classes."""
     tasks = tasks_of(probes)
     metrics = {probe.task: list(probe.figures) for probe in probes}
     header = ["model", *(f"{task}: {' / '.join(metrics[task])}" for task in tasks)]
@@ -69,20 +69,20 @@ def _figure(figure: Figure) -> str:
 
 
 def _published(tasks: Sequence[str]) -> list[list[str]]:
-    """Header and rows; empty if nothing was published on these tasks."""
+    """Return header and rows; empty if nothing was published on these tasks."""
     shared = [(task, metrics) for task, metrics in COLUMNS if task in tasks]
     if not shared:
         return []
     rows = [["model", "source", *(f"{task}: {' / '.join(metrics)}" for task, metrics in shared)]]
-    for row in ROWS:
-        known = row.figures()
+    for model in PUBLISHED:
+        known = model.figures()
         cells = []
         for task, metrics in shared:
             values = [known.get((task, metric)) for metric in metrics]
             cells.append(
                 "" if None in values else " / ".join(f"{100 * v:.1f}" for v in values if v)
             )
-        rows.append([row.model, row.source, *cells])
+        rows.append([model.model, model.source, *cells])
     return rows
 
 
@@ -94,13 +94,13 @@ def _notes(probe: Probe, split: str) -> list[str]:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table."""
+    """Format a Markdown table, line by line."""
     lines = [header, ["---"] * len(header), *rows]
     return [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines]
 
 
 def comma_separated(probes: Sequence[Probe]) -> str:
-    """One line for each model, task and metric, published ones included."""
+    """Format one CSV line per model, task and metric, with the published ones."""
     text = io.StringIO()
     lines = csv.DictWriter(text, CSV_FIELDS, lineterminator="\n")
     lines.writeheader()
@@ -120,9 +120,14 @@ def comma_separated(probes: Sequence[Probe]) -> str:
                 }
             )
     tasks = tasks_of(probes)
-    for row in ROWS:
-        for (task, metric), value in row.figures().items():
+    for model in PUBLISHED:
+        for (task, metric), value in model.figures().items():
             if task in tasks:
-                about = {"source": row.source, "model": row.model, "task": task, "metric": metric}
+                about = {
+                    "source": model.source,
+                    "model": model.model,
+                    "task": task,
+                    "metric": metric,
+                }
                 lines.writerow({**about, "value": round(value, 4)})
     return text.getvalue()

@@ -16,7 +16,7 @@ from music_ssl_fairseq.probing.scoring.results import write_heads, write_scores
 from music_ssl_fairseq.probing.spec import METRICS, ProbingSpec
 from music_ssl_fairseq.report.__main__ import run
 from music_ssl_fairseq.report.bootstrap import interval, statistic
-from music_ssl_fairseq.report.published import COLUMNS, ROWS
+from music_ssl_fairseq.report.published import COLUMNS, PUBLISHED
 
 CLASSES = ("A minor", "C major", "G major")
 TARGETS = ("arousal", "valence")
@@ -101,7 +101,7 @@ def test_the_interval_of_r2_of_a_few_files_holds_the_figure():
 
 
 def test_published_figures_are_those_of_the_protocol():
-    known = {row.model: row.figures() for row in ROWS}
+    known = {row.model: row.figures() for row in PUBLISHED}
     assert known["music2vec (MAP)"]["giantsteps-key", "weighted_key_score"] == 0.506
     assert known["MERT-v1-95M"]["emomusic", "r2_valence"] == 0.555
     assert known["MERT-v1-95M"]["mtg-top50", "macro_average_precision"] == 0.29
@@ -110,8 +110,8 @@ def test_published_figures_are_those_of_the_protocol():
     assert ("gtzan-beat", "f_measure") not in known["Jukebox-5B"]
     assert ("mtg-genre", "macro_roc_auc") not in known["MuQ"]
     assert len(COLUMNS) == 13
-    sources = {row.model: row.source for row in ROWS}
-    assert len(sources) == len(ROWS)
+    sources = {row.model: row.source for row in PUBLISHED}
+    assert len(sources) == len(PUBLISHED)
     assert "2501.01108" in sources.pop("MuQ")
     assert all("2306.10548" in source for source in sources.values())
 
@@ -156,9 +156,9 @@ def test_tables_of_models_and_tasks(tmp_path):
     assert [row["metric"] for row in measured] == ["r2_valence", "r2_arousal", *["accuracy"] * 2]
     for row in measured:
         assert float(row["low"]) <= float(row["value"]) <= float(row["high"])
-    sources = {row.source for row in ROWS}
+    sources = {row.source for row in PUBLISHED}
     published = [row for row in rows if row["source"] in sources]
-    assert len(published) == len(rows) - len(measured) == 3 * len(ROWS)
+    assert len(published) == len(rows) - len(measured) == 3 * len(PUBLISHED)
     assert {row["task"] for row in published} == {"gtzan-genre", "emomusic"}
     assert (tmp_path / "out/layers.png").read_bytes()[:4] == b"\x89PNG"
 

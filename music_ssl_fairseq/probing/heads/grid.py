@@ -160,8 +160,8 @@ class ProbeHeads(nn.Module):
 class _HiddenLayer(torch.autograd.Function):
     """The input of each head, its first linear layer, ReLU and dropout.
 
-    As separate operations they would write the hidden values five times and allocate hundreds of
-    megabytes per step for the weights' gradient, which costs as much time as the product itself.
+    Separate operations would write the hidden values five times. Their gradient of the weights
+    would be hundreds of megabytes of fresh memory per step, which takes as long as the product.
     """
 
     @staticmethod

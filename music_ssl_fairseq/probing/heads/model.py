@@ -50,8 +50,8 @@ class ChosenHead:
 class HeadGrid(BaseFairseqModel):
     """All heads of the grid, their schedule, and the best head's parameters so far.
 
-    Only the best state of the best head is kept, in `chosen_*`: a head with a lower score can be
-    chosen later only by a new best score of its own. A head that stops leaves the batched module.
+    Only the best state of the best head is kept, in `chosen_*`. Another head can be chosen later
+    only by a new best score of its own. A head that stops leaves the batched module.
 
     Attributes:
         grid: all heads.

@@ -1,11 +1,11 @@
-"""From how much each frame is a beat to the times of the beats.
+"""Decode beats: from the probability of a beat in each frame to the times of the beats.
 
-`dbn` is the usual dynamic Bayesian network: a hidden Markov model over tempo and position in the
-beat, in the state space of Krebs, Böck and Widmer, "An efficient state-space model for joint tempo
-and meter tracking" (ISMIR 2015), with madmom's parameters: 55 to 215 beats a minute, lambda 100,
-beat states of one sixteenth of a beat, and the strongest frame of those as the beat. Its results
-are madmom's. `librosa` is the dynamic programming of Ellis in librosa. `peaks` takes what stands
-out.
+- `dbn` is the usual dynamic Bayesian network, a hidden Markov model over tempo and position in the
+  beat. Its state space is that of Krebs, Böck and Widmer, "An efficient state-space model for joint
+  tempo and meter tracking" (ISMIR 2015). Its parameters and results are madmom's: 55 to 215 beats
+  per minute, lambda 100, beat states of one sixteenth of a beat, the strongest of their frames.
+- `librosa` is the dynamic programming of Ellis in librosa.
+- `peaks` takes local maxima.
 """
 
 from collections.abc import Callable
@@ -16,17 +16,17 @@ import numpy as np
 
 from music_ssl_fairseq.probing.features.windows import FRAME_RATE
 
-_SLOWEST, _FASTEST = 55.0, 215.0  # beats a minute
-_TEMPO_LAMBDA = 100.0  # how steep: a tempo change by the factor r has exp(-lambda |r - 1|)
+_MIN_BPM, _MAX_BPM = 55.0, 215.0
+_TEMPO_LAMBDA = 100.0  # a tempo change by the factor r has probability ~ exp(-lambda |r - 1|)
 _BEAT_SHARE = 16  # beat states are 1 / 16 of a beat
-_SMALLEST = 1e-6  # probabilities stay off 0 and 1 by this
-_NEAREST = 7  # frames that peaks keep from each other
+_MIN_PROBABILITY = 1e-6  # activations are clipped to [it, 1 - it]
+_PEAK_RADIUS_FRAMES = 7
 
 
 class _Space(NamedTuple):
-    """States: for each tempo, positions 0 to interval - 1, one after the other."""
+    """State space: for each tempo, positions 0 to interval - 1, in order."""
 
-    intervals: np.ndarray  # [tempi] frames a beat
+    intervals: np.ndarray  # [tempi] frames per beat
     first: np.ndarray  # [tempi] the state at position 0
     last: np.ndarray  # [tempi] the state at the last position
     beat: np.ndarray  # [states] bool, the first sixteenth
@@ -35,8 +35,8 @@ class _Space(NamedTuple):
 
 @lru_cache(maxsize=1)
 def _space() -> _Space:
-    shortest = round(60 * FRAME_RATE / _FASTEST)
-    longest = round(60 * FRAME_RATE / _SLOWEST)
+    shortest = round(60 * FRAME_RATE / _MAX_BPM)
+    longest = round(60 * FRAME_RATE / _MIN_BPM)
     intervals = np.arange(shortest, longest + 1)
     ends = np.cumsum(intervals)
     first = ends - intervals
@@ -50,10 +50,10 @@ def _space() -> _Space:
 
 
 def dbn(activation: np.ndarray) -> np.ndarray:
-    """The beats of the most probable path through the network.
+    """Decode by the most probable path through the network.
 
     Args:
-        activation: `[frames]` in [0, 1], 50 a second.
+        activation: `[frames]` in [0, 1], 50 per second.
 
     Returns:
         `[beats]` seconds.
@@ -62,7 +62,7 @@ def dbn(activation: np.ndarray) -> np.ndarray:
         return np.zeros(0)
     space = _space()
     activation = np.asarray(activation, np.float64)
-    probability = np.clip(activation, _SMALLEST, 1 - _SMALLEST)
+    probability = np.clip(activation, _MIN_PROBABILITY, 1 - _MIN_PROBABILITY)
     on_beat = np.log(probability)
     off_beat = np.log((1 - probability) / (_BEAT_SHARE - 1))
     score = np.full(len(space.beat), -np.log(len(space.beat)))
@@ -78,7 +78,7 @@ def dbn(activation: np.ndarray) -> np.ndarray:
 
 
 def _starts(space: _Space, origin: np.ndarray, state: int) -> list[tuple[int, int]]:
-    """The path that ends in `state`, as (frame of position 0, tempo) of each beat, in order."""
+    """Trace back the path to `state`: (frame of position 0, tempo) of each beat, in order."""
     tempo = int(np.searchsorted(space.last, state))
     frame = len(origin) - 1 - (state - int(space.first[tempo]))
     starts = [(frame, tempo)]
@@ -100,26 +100,26 @@ def _strongest(activation: np.ndarray, space: _Space, starts: list[tuple[int, in
 
 
 def peaks(activation: np.ndarray) -> np.ndarray:
-    """Frames that are the highest within 0.14 s either way, and twice the mean of all."""
+    """Decode by the highest frames within ±0.14 s that reach twice the mean of all frames."""
     if not len(activation):
         return np.zeros(0)
     return np.flatnonzero(are_peaks(np.asarray(activation)[None])[0]) / FRAME_RATE
 
 
 def are_peaks(activations: np.ndarray) -> np.ndarray:
-    """The same for `[rows, frames]` at once, as `[rows, frames]` bool."""
+    """Find the peaks of several activations `[N, frames]`, as `[N, frames]` bool."""
     from scipy.ndimage import maximum_filter1d
 
-    highest = maximum_filter1d(activations, 2 * _NEAREST + 1, axis=-1, mode="nearest")
+    highest = maximum_filter1d(activations, 2 * _PEAK_RADIUS_FRAMES + 1, axis=-1, mode="nearest")
     level = 2 * activations.mean(axis=-1, keepdims=True)
     found = (activations == highest) & (activations >= level)
-    # Of equal neighbours the first.
+    # Keep the first of equal neighbours.
     found[:, 1:] &= ~(found[:, :-1] & (activations[:, 1:] == activations[:, :-1]))
     return found
 
 
 def dynamic_programming(activation: np.ndarray) -> np.ndarray:
-    """librosa's beat tracker, with the activation as the strength of onsets."""
+    """Decode by librosa's beat tracker, with the activation as onset strength."""
     from music_ssl_fairseq.runtime.librosa_import import import_librosa
 
     if not np.any(activation):
@@ -136,4 +136,4 @@ DECODERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "librosa": dynamic_programming,
     "peaks": peaks,
 }
-"""`[frames]` in [0, 1] to seconds, by name."""
+"""Name -> function from activation `[frames]` in [0, 1] to seconds `[beats]`."""

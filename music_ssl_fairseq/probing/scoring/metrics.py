@@ -1,12 +1,11 @@
-"""The metrics of a task, in one implementation for all that asks for them.
+"""Compute the metrics of a task, with one implementation for selection, reports and bootstrap.
 
-`statistic` is each metric of many weightings of a split's songs at once. Choosing among heads and
-reporting weigh every song once; the bootstrap of the report weighs each by how often it was drawn.
-So what selects, what is reported and what is resampled cannot differ. Tests hold it to
-scikit-learn and mir_eval.
+`statistic` computes a metric for many weightings of a split's songs at once. Choosing among heads
+and reporting weigh every song once; the bootstrap weighs each by how often it was drawn. Tests
+compare it with scikit-learn and mir_eval.
 
-All are fractions (1 is perfect), the field's usual percentages divided by 100. A metric of outputs
-that are not all finite is NaN, so a head that diverged is never the best one.
+All metrics are fractions: 1 is perfect. A metric of outputs that are not all finite is NaN, so a
+diverged head is never the best one.
 """
 
 from functools import lru_cache
@@ -21,10 +20,10 @@ from music_ssl_fairseq.probing.spec import ProbingSpec
 from music_ssl_fairseq.runtime.optional import optional
 
 TOLERANCES = (0.07, 0.02)
-"""Seconds that a beat may be off."""
+"""Largest errors of a beat in seconds."""
 
 EXTRA = "probing"
-"""Of setup.py: installs mir_eval."""
+"""Extra of the package that installs mir_eval."""
 
 REPORTED = {
     "multi-class": ("accuracy", "group_accuracy"),
@@ -36,13 +35,13 @@ REPORTED = {
         *("f_measure_20ms", "f_measure_per_file_20ms"),
     ),
 }
-"""Kind of task -> what `evaluate` gives; for a regression also `r2_NAME` of each target."""
+"""Kind of task -> metrics of `evaluate`; a regression also has `r2_NAME` of each target."""
 
-_NO_SPREAD = 1e-28  # of a target's largest deviation, squared: what rounding leaves of a constant
+_CONSTANT_VARIANCE = 1e-28  # relative to the squared largest deviation: rounding of a constant
 
 
 class Scores(NamedTuple):
-    """`values` by name; `per_class` by metric and class; classes that could not be scored."""
+    """`values` by name, `per_class` by metric and class, and the classes that have no score."""
 
     values: dict[str, float]
     per_class: dict[str, dict[str, float]]
@@ -50,15 +49,18 @@ class Scores(NamedTuple):
 
 
 def evaluate(task: ProbingSpec, predictions: Predictions) -> Scores:
-    """All metrics of the task's kind, each song weighed once.
+    """Compute all metrics of the task's kind, each song weighed once.
 
     Returns:
-        multi-class: `accuracy` (clips), `group_accuracy` (files or songs). key: the same, and
-        `weighted_key_score`, `group_weighted_key_score`. multi-label: `macro_roc_auc`,
-        `macro_average_precision` over the classes that are there. regression: `r2` and, for each
-        target, `r2_NAME`. beats: `f_measure` and `f_measure_20ms`, pooled over all files;
-        `f_measure_per_file` and `f_measure_per_file_20ms`, mir_eval's means. NaN where a metric is
-        not defined: no class with positive and negative examples, or a constant target.
+        - multi-class: `accuracy` (clips), `group_accuracy` (files or songs).
+        - key: also `weighted_key_score`, `group_weighted_key_score`.
+        - multi-label: `macro_roc_auc`, `macro_average_precision` over the classes present.
+        - regression: `r2`, and `r2_NAME` of each target.
+        - beats: `f_measure` and `f_measure_20ms`, pooled over all files; `f_measure_per_file` and
+          `f_measure_per_file_20ms`, mir_eval's means.
+
+        NaN where a metric is not defined: no class with positive and negative examples, or a
+        constant target.
 
     Raises:
         InputError: if a regression's split has a single file.
@@ -82,7 +84,7 @@ def evaluate(task: ProbingSpec, predictions: Predictions) -> Scores:
 
 
 def score(metric: str, task: ProbingSpec, predictions: Predictions) -> float:
-    """One metric, each song weighed once."""
+    """Compute one metric, each song weighed once."""
     once = np.ones((1, predictions.num_groups), np.int64)
     return float(statistic(metric, predictions, once, task.classes, task.targets)[0])
 
@@ -94,12 +96,12 @@ def statistic(
     classes: tuple[str, ...] = (),
     targets: tuple[str, ...] = (),
 ) -> np.ndarray:
-    """A metric of each weighting of the songs; all ones are the metric itself.
+    """Compute a metric for each weighting of the songs; all ones give the metric itself.
 
     Args:
         metric: a name of `evaluate`.
-        counts: `[weightings, groups]` at least 0, how often each song counts.
-        classes, targets: of the task.
+        counts: `[weightings, groups]` at least 0, the weight of each song.
+        classes, targets: names, from the task's spec.
 
     Returns:
         `[weightings]`; NaN where the metric is not defined, or an output is not finite.
@@ -123,7 +125,7 @@ def statistic(
 
 
 def group_outputs(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    """Outputs averaged over all windows of each song `[groups, outputs]`, and the songs' targets.
+    """Return outputs averaged over all windows of a song `[groups, outputs]`, and the targets.
 
     Raises:
         InputError: if a song has clips of different classes.
@@ -142,7 +144,7 @@ def group_outputs(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=4)
 def key_scores(classes: tuple[str, ...]) -> np.ndarray:
-    """`[true key, claimed key]`: mir_eval's weighted score.
+    """Tabulate mir_eval's weighted score: `[true key, claimed key]`.
 
     Raises:
         InputError: if a class is no key.
@@ -155,9 +157,10 @@ def key_scores(classes: tuple[str, ...]) -> np.ndarray:
 
 
 def beat_counts(reference: np.ndarray, estimated: np.ndarray) -> tuple[list[int], list[float]]:
-    """A file's beats found, claimed and annotated, and mir_eval's F-measures, for TOLERANCES.
+    """Count a file's beats found, claimed and annotated, and compute mir_eval's F-measures.
 
-    mir_eval leaves out the first five seconds; the counts are over the whole file.
+    Both are for each of `TOLERANCES`. mir_eval leaves out the first five seconds; the counts are
+    of the whole file.
     """
     beat = optional("mir_eval.beat", EXTRA)
     trimmed = beat.trim_beats(reference), beat.trim_beats(estimated)
@@ -170,10 +173,10 @@ def beat_counts(reference: np.ndarray, estimated: np.ndarray) -> tuple[list[int]
 
 
 def matched(reference: np.ndarray, estimated: np.ndarray, tolerance: float) -> int:
-    """The most pairs of events that are at most `tolerance` apart, each event in one pair.
+    """Count the most pairs of events at most `tolerance` apart, each event in one pair.
 
-    Both are ascending. As every beat may be off by the same, taking for each the earliest free one
-    is best; mir_eval's `match_events` finds as many, more slowly.
+    Both are ascending. All tolerances are equal, so taking the earliest free event is optimal;
+    mir_eval's `match_events` finds as many, more slowly.
     """
     first = np.searchsorted(reference, estimated - tolerance, side="left").tolist()
     stop = np.searchsorted(reference, estimated + tolerance, side="right").tolist()
@@ -195,12 +198,12 @@ def _mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _r2(predictions: Predictions, weights: np.ndarray) -> np.ndarray:
-    """`[weightings, targets]`, whatever the unit; NaN where a target does not vary."""
+    """Compute R2: `[weightings, targets]`; NaN where a target does not vary."""
     truth = predictions.targets
     deviation = truth - truth.mean(axis=0)
     unit = np.abs(deviation).max(axis=0)
     unit[unit == 0] = 1
-    # In the target's own unit, so that no square underflows or overflows.
+    # In units of the largest deviation, so that no square underflows or overflows.
     deviation, error = deviation / unit, (predictions.outputs - truth) / unit
     total = weights.sum(axis=1, keepdims=True)
     mean = weights @ deviation / total
@@ -211,7 +214,7 @@ def _r2(predictions: Predictions, weights: np.ndarray) -> np.ndarray:
         ],
         axis=1,
     )
-    spread[spread <= _NO_SPREAD * total] = np.nan
+    spread[spread <= _CONSTANT_VARIANCE * total] = np.nan
     return 1 - weights @ np.square(error) / spread
 
 

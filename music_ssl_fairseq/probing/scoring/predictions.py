@@ -1,4 +1,4 @@
-"""What a probe says of a whole split, on disk and over songs."""
+"""Predictions of one head for a whole split, on disk and per song."""
 
 import os
 import zlib
@@ -14,17 +14,17 @@ from music_ssl_fairseq.runtime.files import atomic_path
 
 @dataclass(frozen=True)
 class Predictions:
-    """One probe's predictions of a split, clip by clip.
+    """Predictions of a split, clip by clip.
 
     Attributes:
         names: `[clips]` files.
-        group_index: `[clips]` int64, which song a clip is of.
-        outputs: `[clips, outputs]` float64: logits, or for a regression numbers in the labels' own
-            units, averaged over a clip's windows. For beats `[clips, 6]`: for each of ±70 and ±20
-            ms, beats that were found, beats claimed and beats annotated.
-        targets: as in `ProbingSplit`; for beats `[clips, 2]`, each file's F-measure at ±70 and ±20
-            ms by mir_eval.
-        windows: `[clips]` int64.
+        group_index: `[clips]` int64 number of the song.
+        outputs: `[clips, outputs]` float64: logits, or for a regression numbers in the labels'
+            units, averaged over a clip's windows. For beats `[clips, 6]`: beats found, claimed and
+            annotated at ±70 ms, then at ±20 ms.
+        targets: as in `ProbingSplit`; for beats `[clips, 2]`, mir_eval's F-measure of each file at
+            ±70 and ±20 ms.
+        windows: `[clips]` int64 number of windows.
     """
 
     names: list[str]
@@ -35,7 +35,7 @@ class Predictions:
 
     @property
     def num_groups(self) -> int:
-        """How many songs there are."""
+        """Number of songs."""
         return int(self.group_index.max()) + 1
 
     def save(self, file: str | os.PathLike) -> None:
@@ -67,7 +67,7 @@ class Predictions:
 
 
 def grouped(values: np.ndarray, counts: np.ndarray, group_index: np.ndarray) -> np.ndarray:
-    """Mean over all windows of a song.
+    """Average over all windows of each song.
 
     Args:
         values: `[..., clips, outputs]`, sums over windows.

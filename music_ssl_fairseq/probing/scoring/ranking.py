@@ -1,7 +1,7 @@
-"""ROC-AUC and average precision of many weightings of the same examples at once.
+"""Compute ROC-AUC and average precision for many weightings of the same examples at once.
 
-Weightings are the bootstrap's, which counts each example as often as it was drawn; one of ones is
-the metric itself. A test holds both to scikit-learn.
+The bootstrap weighs each example by how often it was drawn; weights of one give the metric itself.
+A test compares both with scikit-learn.
 """
 
 from collections.abc import Callable
@@ -12,9 +12,10 @@ import numpy as np
 def _counts(
     scores: np.ndarray, positive: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """True and false positives at each distinct threshold, from the highest down.
+    """Count true and false positives at each distinct threshold, from the highest down.
 
-    Of thresholds in a row that no positive example has, the lowest: between them no curve bends.
+    Of consecutive thresholds without a positive example only the lowest is kept: no curve bends
+    between them.
     """
     order = np.argsort(-scores, kind="stable")
     ordered, hit = scores[order], positive[order]
@@ -29,7 +30,7 @@ def _counts(
 
 
 def roc_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Area under the curve for each weighting.
+    """Compute the area under the ROC curve for each weighting.
 
     Args:
         scores: `[N]`.
@@ -47,7 +48,10 @@ def roc_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np
 
 
 def average_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Precision averaged over the recall's steps, as `roc_auc`; NaN without positive examples."""
+    """Average the precision over the steps of recall; NaN without positive examples.
+
+    Arguments and result as of `roc_auc`.
+    """
     true, false = _counts(scores, positive, weights)
     with np.errstate(invalid="ignore"):
         precision = np.nan_to_num(true / (true + false))
@@ -63,16 +67,16 @@ RANKINGS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] 
 def macro(
     name: str, scores: np.ndarray, targets: np.ndarray, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """Mean over the classes that have both positive and negative examples; NaN without any.
+    """Average over the classes with both positive and negative examples; NaN without any.
 
     Args:
-        name: of `RANKINGS`.
+        name: a key of `RANKINGS`.
         scores: `[N, classes]`.
         targets: `[N, classes]` bool.
-        weights: `[W, N]`, by default one of ones.
+        weights: `[W, N]`, by default one weighting of ones.
 
     Returns:
-        `[W]`; where a class has no positive example of any weight, over the others.
+        `[W]`; a class without a positive example in a weighting is left out of its mean.
     """
     values = by_class(name, scores, targets, weights)
     known = ~np.isnan(values)
@@ -83,7 +87,7 @@ def macro(
 def by_class(
     name: str, scores: np.ndarray, targets: np.ndarray, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """The same of each of these classes: `[W, present classes]`, in their order."""
+    """Compute the metric of each class with both kinds of examples: `[W, present classes]`."""
     weights = np.ones((1, len(scores))) if weights is None else weights
     present = np.flatnonzero(present_classes(targets))
     if not len(present):
@@ -93,5 +97,5 @@ def by_class(
 
 
 def present_classes(targets: np.ndarray) -> np.ndarray:
-    """`[N, classes]` bool to `[classes]` bool: has positive and negative examples."""
+    """Find the classes with positive and negative examples: `[N, classes]` to `[classes]` bool."""
     return np.logical_and(targets.any(axis=0), ~targets.all(axis=0))
