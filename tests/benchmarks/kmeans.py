@@ -1,28 +1,32 @@
-"""K-means of ours and of fairseq's scripts, on the same features in one run.
+"""K-means of ours, of fairseq's scripts and of flash-kmeans, on the same features in one run.
 
-    python -m tests.benchmarks.kmeans --manifests manifests              # MFCC, k = 500 and 2000
-    python -m tests.benchmarks.kmeans --manifests manifests --deep       # 768 values, k = 500
-    python -m tests.benchmarks.kmeans --deep-features layer6.npy         # [n, 768] of a model
+    python -m tests.benchmarks.kmeans --manifests manifests                     # MFCC
+    python -m tests.benchmarks.kmeans --manifests manifests --deep              # 768 values
+    python -m tests.benchmarks.kmeans --synthetic 39 --synthetic 768            # no music at hand
 
-Fitting: scikit-learn's MiniBatchKMeans with the settings of fairseq's `learn_kmeans.py` (k-means++,
-batches of 10,000, at most 100 passes, 20 starts, patience 100, no reassignment) against
-`label.kmeans.fit`. Both are given the same frames, in the same random order, and all CPUs; inertia
-is compared on frames that neither was fitted on, of the same tracks and of tracks left out.
-Assignment: the loop of fairseq's `dump_km_label.py` (a track at a time, numpy, all CPUs), and
-scikit-learn's `predict`, against `label.nearest.Nearest` in as many threads as there are CPUs.
-Reading and MFCC are in none of the times.
+Fitting: scikit-learn's MiniBatchKMeans with the settings of fairseq's `learn_kmeans.py`
+(`kmeans.fit_as_fairseq`), `label.kmeans.fit` on the CPU and, where there is a GPU, on it, and there
+flash-kmeans (PyPI), if it is installed, in place of our Lloyd iterations: as many, from the same
+start. All are given the same frames in the same random order; inertia is compared on frames that
+none was fitted on, of the same tracks and of tracks left out. The seconds of a GPU are those of a
+second call, after kernels are compiled. Assignment: the loop of fairseq's `dump_km_label.py` (a
+track at a time, numpy, all CPUs), and scikit-learn's `predict`, against `label.assign.Nearest` in
+as many threads as there are CPUs. Reading and features are in none of the times.
 
 `--deep` makes features of a random network over log-mel (80 bands, 11 frames, GELU, two layers of
-768, 50 a second): as wide and as smooth as a model's layer, and made of real music.
+768, 50 per second): as wide and as smooth as a model's layer, and made of real music. `--synthetic`
+makes tracks of random walks between 300 random centres.
 """
 
 import argparse
+import importlib.util
+import os
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -65,6 +69,19 @@ def track_features(manifest_file: Path, deep: bool, enough: int) -> list[np.ndar
     return found
 
 
+def synthetic_tracks(dimension: int, enough: int) -> list[np.ndarray]:
+    """Return 64 tracks `[frames, D]` that stay near one of 300 centres for 20 frames at a time."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((300, dimension), np.float32) * 3
+    tracks = []
+    for _ in range(64):
+        stays = -(-enough // 64 // 20)
+        visited = rng.choice(rng.choice(300, 40, replace=False), stays)
+        noise = rng.standard_normal((20 * stays, dimension), np.float32)
+        tracks.append(np.repeat(centres[visited], 20, axis=0) + noise)
+    return tracks
+
+
 def divide(tracks: list[np.ndarray], num_frames: int) -> Frames:
     """Frames to fit on, others of the same tracks, and frames of other tracks."""
     rng = np.random.default_rng(0)
@@ -95,30 +112,79 @@ def timed(function: Callable[[], np.ndarray]) -> Timed:
     return Timed(result, time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def fit_theirs(frames: np.ndarray, k: int) -> np.ndarray:
-    from sklearn.cluster import MiniBatchKMeans
-
-    model = MiniBatchKMeans(
-        n_clusters=k,
-        init="k-means++",
-        max_iter=100,
-        batch_size=10_000,
-        tol=0.0,
-        max_no_improvement=100,
-        init_size=None,
-        n_init=20,
-        reassignment_ratio=0.0,
-        random_state=0,
-    )
-    return model.fit(frames).cluster_centers_
-
-
-def fit_ours(frames: np.ndarray, k: int, threads: int) -> np.ndarray:
-    from music_ssl_fairseq.label.backends import FaissBackend
-
+def fitted(lloyd: Any, frames: np.ndarray, k: int) -> tuple[np.ndarray, int]:
+    """Return centroids of `label.kmeans.fit`, and its iterations on all frames."""
     from music_ssl_fairseq.label.kmeans import Options, fit
 
-    return fit(frames, Options(k), FaissBackend(threads), lambda _: None).centroids
+    state = fit(frames, Options(k), lloyd, lambda _: None)
+    return state.centroids, len(state.curve)
+
+
+def flash_lloyd(iterations_on_all: int, num_frames: int) -> Any:
+    """Return flash-kmeans as a `kmeans.Lloyd` with a fixed number of iterations on all frames."""
+    import torch
+    from flash_kmeans import batch_kmeans_Euclid
+
+    def lloyd(frames, centroids, iterations, min_gain):
+        if len(frames) == num_frames:
+            iterations = iterations_on_all
+        placed, start = (torch.from_numpy(x).cuda()[None] for x in (frames, centroids))
+        found = batch_kmeans_Euclid(placed, len(centroids), iterations, init_centroids=start)[1]
+        return found[0].float().cpu().numpy(), [0.0]
+
+    return lloyd
+
+
+def ways(frames: np.ndarray, k: int, threads: int) -> dict[str, Callable[[], np.ndarray]]:
+    """What fits centroids, by name; in this order, because flash-kmeans copies our iterations."""
+    from music_ssl_fairseq.label.kmeans import Options, choose_lloyd, fit_as_fairseq
+
+    iterations = 0
+
+    def ours(device: str) -> np.ndarray:
+        nonlocal iterations
+        centroids, iterations = fitted(choose_lloyd(device, threads)[0], frames, k)
+        return centroids
+
+    def flash() -> np.ndarray:
+        return fitted(flash_lloyd(iterations, len(frames)), frames, k)[0]
+
+    found: dict[str, Callable[[], np.ndarray]] = {
+        "scikit-learn": lambda: fit_as_fairseq(frames, Options(k))[0].centroids,
+        "ours, CPU": lambda: ours("cpu"),
+    }
+    import torch
+
+    if torch.cuda.is_available():
+        found["ours, GPU"] = lambda: ours("cuda")
+        if importlib.util.find_spec("flash_kmeans"):
+            found["flash-kmeans, GPU"] = flash
+    return found
+
+
+def compare_fits(name: str, frames: Frames, k: int, threads: int) -> np.ndarray:
+    """Print times and inertias; return our centroids."""
+    fitted_on, held, other = frames
+    load = f"load {os.getloadavg()[0]:.1f}"
+    shape = f"{len(fitted_on):,} x {fitted_on.shape[1]}"
+    print(f"\n{name}, k = {k}, fitted on {shape}, {threads} threads, {load}")
+    print("                          s    CPU s  held out          other tracks")
+    reference: tuple[float, float] | None = None
+    centroids = np.zeros(0)
+    for way, function in ways(fitted_on, k, threads).items():
+        if "GPU" in way:
+            function()
+        found = timed(function)
+        values = inertia(held, found.result), inertia(other, found.result)
+        reference = reference or values
+        ratios = [value / base for value, base in zip(values, reference, strict=True)]
+        print(
+            f"{way:20s} {found.wall:8.2f} {found.cpu:8.2f}  "
+            f"{values[0]:9.2f} ({ratios[0]:.4f}) {values[1]:9.2f} ({ratios[1]:.4f})",
+            flush=True,
+        )
+        centroids = found.result
+    return centroids
 
 
 def assign_fairseq(tracks: list[np.ndarray], centroids: np.ndarray) -> np.ndarray:
@@ -135,8 +201,9 @@ def assign_fairseq(tracks: list[np.ndarray], centroids: np.ndarray) -> np.ndarra
 
 def assign_ours(tracks: list[np.ndarray], centroids: np.ndarray, threads: int) -> np.ndarray:
     """Threads in place of the labeler's processes, which would have to be sent the features."""
-    from music_ssl_fairseq.label.nearest import Nearest
     from threadpoolctl import threadpool_limits
+
+    from music_ssl_fairseq.label.assign import Nearest
 
     nearest = Nearest(centroids)
     with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
@@ -145,7 +212,7 @@ def assign_ours(tracks: list[np.ndarray], centroids: np.ndarray, threads: int) -
 
 def inertia(frames: np.ndarray, centroids: np.ndarray) -> float:
     """Mean squared distance to the nearest centroid, in double precision."""
-    from music_ssl_fairseq.label.nearest import Nearest
+    from music_ssl_fairseq.label.assign import Nearest
 
     units = Nearest(centroids)(frames)
     total = 0.0
@@ -156,35 +223,18 @@ def inertia(frames: np.ndarray, centroids: np.ndarray) -> float:
     return total / len(frames)
 
 
-def compare_fits(name: str, frames: Frames, k: int, threads: int) -> np.ndarray:
-    """Print both times and inertias; our centroids."""
-    fitted, held, other = frames
-    ours, *our_times = timed(lambda: fit_ours(fitted, k, threads))
-    theirs, *their_times = timed(lambda: fit_theirs(fitted, k))
-    print(f"\n{name}, k = {k}, fitted on {len(fitted):,} x {fitted.shape[1]}, {threads} threads")
-    print("                          ours     scikit-learn   ratio")
-    row = "{:20s} {:10.2f} {:14.2f}   {:6.3f}"
-    for what, mine, others in zip(("fitting, s", "CPU, s"), our_times, their_times, strict=True):
-        print(row.format(what, mine, others, others / mine) + " times faster", flush=True)
-    for what, part in (("fitted on", fitted), ("held out", held), ("other tracks", other)):
-        if len(part):
-            values = inertia(part, ours), inertia(part, theirs)
-            print(row.format(f"inertia, {what}", *values, values[0] / values[1]), flush=True)
-    return ours
-
-
 def compare_assignments(frames: np.ndarray, centroids: np.ndarray, threads: int) -> None:
     """Print the times of three ways, the best of three turns each."""
     tracks = [frames[i : i + TRACK_FRAMES] for i in range(0, len(frames), TRACK_FRAMES)]
     times: dict[str, float] = {}
     units: dict[str, np.ndarray] = {}
-    ways: dict[str, Callable[[], np.ndarray]] = {
+    assigners: dict[str, Callable[[], np.ndarray]] = {
         "ours": lambda: assign_ours(tracks, centroids, threads),
         "fairseq": lambda: assign_fairseq(tracks, centroids),
         "predict": predictor(tracks, centroids),
     }
     for _ in range(3):
-        for name, way in ways.items():
+        for name, way in assigners.items():
             units[name], took, _ = timed(way)
             times[name] = min(took, times.get(name, np.inf))
     for name, reference in (("fairseq", "dump_km_label"), ("predict", "predict")):
@@ -213,22 +263,25 @@ def main() -> int:
     add("--manifests", type=Path, default=Path("manifests"), help="default: %(default)s")
     add("--deep", action="store_true", help="768 values of a random network instead of MFCC")
     add("--deep-features", type=Path, help="[n, D] .npy of a model's layer instead")
-    add("--k", type=int, nargs="+", help="default: 500 and 2000, of deep features 500")
-    add("--frames", type=int, help="to fit on (default: 600,000, of deep features 200,000)")
+    add("--synthetic", type=int, action="append", metavar="D", help="random features instead")
+    add("--k", type=int, nargs="+", default=[500, 2000], help="default: 500 and 2000")
+    add("--frames", type=int, help="to fit on (default: 600,000, of 768 values 200,000)")
     add("--threads", type=int, default=available_cpus(), help="default: %(default)s")
-    arguments = parser.parse_args()
-    deep = arguments.deep or arguments.deep_features is not None
-    num_frames = arguments.frames or (200_000 if deep else 600_000)
-    if arguments.deep_features:
-        name, whole = str(arguments.deep_features), np.load(arguments.deep_features)
-        tracks = np.array_split(whole, 64)
-    else:
-        name = "random network" if deep else "MFCC"
-        tracks = track_features(arguments.manifests / "train.tsv", deep, 2 * num_frames)
-    frames = divide(tracks, num_frames)
-    for k in arguments.k or ([500] if deep else [500, 2000]):
-        centroids = compare_fits(name, frames, k, arguments.threads)
-        compare_assignments(frames[0][:300_000], centroids, arguments.threads)
+    a = parser.parse_args()
+    deep = a.deep or a.deep_features is not None
+    for dimension in a.synthetic or [768 if deep else 39]:
+        num_frames = a.frames or (600_000 if dimension < 100 else 200_000)
+        if a.synthetic:
+            name, tracks = "synthetic", synthetic_tracks(dimension, 2 * num_frames)
+        elif a.deep_features:
+            name, tracks = str(a.deep_features), np.array_split(np.load(a.deep_features), 64)
+        else:
+            name = "random network" if deep else "MFCC"
+            tracks = track_features(a.manifests / "train.tsv", deep, 2 * num_frames)
+        frames = divide(tracks, num_frames)
+        for k in a.k:
+            centroids = compare_fits(name, frames, k, a.threads)
+            compare_assignments(frames[0][:300_000], centroids, a.threads)
     return 0
 
 
