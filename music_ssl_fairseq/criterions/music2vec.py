@@ -39,8 +39,8 @@ class Music2VecCriterionConfig(FairseqDataclass):
     stop_if_collapsed: bool = field(
         default=True,
         metadata={
-            "help": "end a run whose targets or predictions have no spread, or say only where in "
-            "the crop a frame lies; false warns"
+            "help": "end a run whose targets or predictions have no spread, or encode only where "
+            "in the crop a frame lies; false warns"
         },
     )
 
@@ -49,13 +49,14 @@ class Music2VecCriterionConfig(FairseqDataclass):
 class Music2VecCriterion(FairseqCriterion):
     """Regression of the teacher's representation of masked frames (data2vec, section 3.4).
 
-    Logged: `loss`, a frame's; `target_var` and `pred_var`, the standard deviation over frames,
-    averaged over channels, of targets and predictions (fairseq calls it var); `target_position`,
-    the share of the targets' variance that a frame's position in the crop explains; `pred_music`,
-    how much nearer predictions are to their own crop's targets than to another crop's, in square;
-    `ema_decay` times 1000. Learning shows as a pred_music that rises from 0. A target_var that
-    falls towards 0 is collapse: every frame looks alike to the teacher. So is a target_position
-    that rises towards 1: it tells frames apart by the clock alone.
+    Logged:
+        loss: per frame.
+        target_var, pred_var: standard deviation over frames, averaged over channels, of targets and
+            predictions (fairseq's name). Towards 0 it is collapse: all frames are alike.
+        target_position: share of the targets' variance that a frame's position in its crop
+            explains. Towards 1 it is collapse: the targets encode position alone.
+        pred_music: see `music_gain`. Learning shows as a rise from 0.
+        ema_decay: times 1000.
     """
 
     def __init__(
@@ -101,10 +102,10 @@ class Music2VecCriterion(FairseqCriterion):
         return loss, frames, logs
 
     def collapsed(self, sums: dict[str, Any], update: int) -> str | None:
-        """What to say of a run that has collapsed, if this update shows it; see `SpreadWatch`.
+        """Return one line if this update shows that the run has collapsed: see `SpreadWatch`.
 
         Args:
-            sums: the `totals` of what the workers logged in this update.
+            sums: the `totals` that the workers logged in this update.
         """
         if not self.watch.due(update):
             return None
@@ -125,12 +126,12 @@ class Music2VecCriterion(FairseqCriterion):
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
-        """Yes: everything logged is a sum, so that workers exchange one small tensor."""
+        """Return True: everything logged is a sum, so workers exchange one small tensor."""
         return True
 
 
 def _deviations(sums: dict[str, Any]) -> dict[str, float]:
-    """Of targets and predictions, from the totals of an update."""
+    """Compute the deviations of targets and predictions from an update's totals."""
     return {
         name: _deviation(sums[f"{name}_sum"], sums[f"{name}_squares"], sums["sample_size"])
         for name in ("target", "pred")
@@ -138,7 +139,7 @@ def _deviations(sums: dict[str, Any]) -> dict[str, float]:
 
 
 def _deviation(total: Tensor, squares: Tensor, count: int | Tensor) -> float:
-    """Standard deviation over frames, mean over channels, from sums over frames `[D]`."""
+    """Compute the mean over channels of the standard deviation, from sums over frames `[D]`."""
     total, squares = total.double(), squares.double()
     variance = (squares - total.square() / count) / (count - 1)
     return torch.sqrt(variance.clamp(min=0) + 1e-6).mean().item()

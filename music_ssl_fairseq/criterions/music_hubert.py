@@ -56,14 +56,16 @@ class MusicHubertCriterionConfig(FairseqDataclass):
 class MusicHubertCriterion(FairseqCriterion):
     """Cross-entropy over units of masked (and, weighted, unmasked) frames.
 
-    Logged, in bits where they are losses: `loss` with the feature penalty and the constant-Q error;
-    `loss_m` and `loss_u` without (those of unmasked frames, `_u`, in validation, and in training if
-    they count); `accuracy_m`, `accuracy_u`; `majority_m`, the accuracy on masked frames of always
-    naming the most frequent unit; `perplexity_target`, `perplexity_pred`: how many units the labels
-    and the predictions really use. Learning shows as accuracy_m rising above majority_m; a
-    perplexity_pred that falls to 1 while it does not is collapse.
+    Logged, losses in bits, `_m` for masked and `_u` for unmasked frames (those in validation, and
+    in training if they count):
+        loss: with the feature penalty and the constant-Q error.
+        loss_m, loss_u: without them.
+        accuracy_m, accuracy_u: learning shows as accuracy_m above majority_m.
+        majority_m: accuracy on masked frames of always naming the most frequent unit.
+        perplexity_target, perplexity_pred: numbers of units that labels and predictions use.
+            A perplexity_pred that falls to 1 while nothing is learned is collapse.
 
-    With several label sets, each logs these under its number from 0 on, as fairseq does:
+    With several label sets, each set logs these with its number from 0 on, as in fairseq:
     `loss_m_0`, `accuracy_m_1`. `loss_m` is then their weighted sum.
     """
 
@@ -88,9 +90,11 @@ class MusicHubertCriterion(FairseqCriterion):
 
     def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True):
         """Return the summed loss, the number of frames it is over, and what to log."""
-        # Of what does not count, validation alone is told: see `skip_nomask`.
-        wanted = self.pred_nomask_weight > 0 or not model.training
-        output = model(target=sample["target"], score_unmasked=wanted, **sample["net_input"])
+        # Unmasked frames that do not count are scored in validation alone: see `skip_nomask`.
+        score_unmasked = self.pred_nomask_weight > 0 or not model.training
+        output = model(
+            target=sample["target"], score_unmasked=score_unmasked, **sample["net_input"]
+        )
         logs: dict[str, Any] = {
             "ntokens": sample["ntokens"],
             "nsentences": sample["nsentences"],
@@ -114,19 +118,19 @@ class MusicHubertCriterion(FairseqCriterion):
         return loss, sample_size, logs
 
     def collapsed(self, sums: dict[str, Any], update: int) -> str | None:
-        """What to say of a run that has collapsed, if this update shows it; see `UnitWatch`.
+        """Return one line if this update shows that the run has collapsed: see `UnitWatch`.
 
         Args:
-            sums: the `totals` of what the workers logged in this update.
+            sums: the `totals` that the workers logged in this update.
         """
         found: dict[str, list] = {"correct_m": [], "units_pred": [], "units_target": []}
-        for name, values in found.items():  # one for each label set
+        for name, values in found.items():  # one per label set
             values += [sums[key] for key in sums if key.startswith(name)]
         correct, pred, target = found.values()
         return self.watch.update(update, sum(correct), sums["count_m"], pred, target)
 
     def _score(self, output: dict[str, Any], kind: str, logs: dict[str, Any]) -> Tensor:
-        """Loss over the masked ("m") or unmasked ("u") frames; puts its statistics into `logs`."""
+        """Sum the loss over masked ("m") or unmasked ("u") frames; add statistics to `logs`."""
         sets = output[f"logits_{kind}"]
         targets = output[f"target_{kind}"].unbind(-1)
         weights = self.label_weights or [1.0] * len(sets)
@@ -168,12 +172,12 @@ class MusicHubertCriterion(FairseqCriterion):
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
-        """Yes: everything logged is a sum, so that workers exchange one small tensor."""
+        """Return True: everything logged is a sum, so workers exchange one small tensor."""
         return True
 
 
 def _statistics(logits: Tensor, target: Tensor, name: str) -> dict[str, Tensor]:
-    """How many frames were predicted, and of masked frames how often each unit came."""
+    """Count the frames predicted correctly and, at masked frames, each unit."""
     predicted, classes = logits.argmax(-1), logits.size(-1)
     found = {f"correct_{name}": (predicted == target).sum()}
     if name.startswith("m"):
@@ -184,10 +188,10 @@ def _statistics(logits: Tensor, target: Tensor, name: str) -> dict[str, Tensor]:
 
 
 def _log_units(key: str, counts: Tensor) -> None:
-    """Log what `units_target`, `units_pred_1` and the like say, over the logging interval.
+    """Log perplexity and majority from counts such as `units_target` or `units_pred_1`.
 
-    (fairseq hides keys with a leading underscore.) The majority of one batch would be too small a
-    sample to compare with.
+    Counts are summed over the logging interval, because one batch is too small a sample. fairseq
+    hides keys with a leading underscore.
     """
     metrics.log_scalar_sum(f"_{key}", counts)
     name = key.removeprefix("units_")
@@ -198,18 +202,18 @@ def _log_units(key: str, counts: Tensor) -> None:
 
 
 def _histogram(units: Tensor, classes: int) -> Tensor:
-    # bincount looks for the largest unit, and waits for the GPU to do so.
+    # bincount finds the largest unit, which synchronises with the GPU.
     counts = torch.zeros(classes, dtype=torch.float64, device=units.device)
     return counts.index_add_(0, units, torch.ones_like(units, dtype=torch.float64))
 
 
 def _perplexity(counts: Tensor) -> float:
-    """Two to the entropy of a histogram: the number of equally frequent units it is worth."""
+    """Compute a histogram's perplexity: the number of equally frequent units of its entropy."""
     share = counts.double() / counts.sum()
     entropy = -torch.special.xlogy(share, share).sum()
     return round(math.exp(entropy.item()), 2)
 
 
 def _majority(counts: Tensor) -> float:
-    """Share of the most frequent unit."""
+    """Compute the share of the most frequent unit."""
     return round((counts.max() / counts.sum()).item(), 5)

@@ -1,4 +1,4 @@
-"""Sums of what the workers logged, brought over from the device in one go."""
+"""Sums of what the workers logged, copied from the device in one transfer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,15 +14,16 @@ def totals(
 ) -> dict[str, Any]:
     """Sum each entry over the outputs.
 
-    fairseq's metrics look at every number each time it is logged, and on a GPU each look would wait
-    for it. Here they come as one tensor, in one wait.
+    fairseq's metrics read every number they log, and on a GPU each read synchronises with it. Here
+    all numbers come as one tensor, with one synchronisation.
 
     Args:
         logging_outputs: dicts with the same keys, of numbers or of tensors of any shape.
-        fetch: brings a tensor to the CPU.
+        fetch: copies a tensor to the CPU.
 
     Returns:
-        The same keys: numbers and 0-d tensors as float or int, other tensors as float64 on the CPU.
+        A dict with the same keys: numbers and 0-d tensors as float or int, other tensors as float64
+        on the CPU.
     """
     sums = {key: sum(log[key] for log in logging_outputs) for key in logging_outputs[0]}
     tensors = {key: value for key, value in sums.items() if isinstance(value, Tensor)}
@@ -38,20 +39,20 @@ def totals(
     return sums
 
 
-class LateTotals:
-    """`totals` of the call before, where they are on a GPU: see `DelayedFetch`."""
+class DelayedTotals:
+    """`totals` of the previous call, if they are on a GPU: see `DelayedFetch`."""
 
     def __init__(self) -> None:
-        self._late = DelayedFetch()
+        self._fetch = DelayedFetch()
         self._numbers: dict[str, Any] = {}
 
     def __call__(self, logging_outputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """The totals of the call before; at the first call, and without a GPU, of this one."""
+        """Return the totals of the previous call; of this one at the first and without a GPU."""
         on_gpu = any(isinstance(v, Tensor) and v.is_cuda for v in logging_outputs[0].values())
-        sums = totals(logging_outputs, self._late)
+        sums = totals(logging_outputs, self._fetch)
         if not on_gpu:
             return sums
-        # What was a plain number is of the same update as what was not.
+        # Plain numbers must be of the same update as the tensors.
         numbers = {k: v for k, v in sums.items() if not isinstance(logging_outputs[0][k], Tensor)}
         previous, self._numbers = self._numbers or numbers, numbers
         return sums | previous

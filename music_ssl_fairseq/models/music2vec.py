@@ -58,7 +58,7 @@ class Music2VecConfig(AudioEncoderConfig):
 
 @register_model("music2vec", dataclass=Music2VecConfig)
 class Music2VecModel(AudioEncoder):
-    """Predicts, for masked frames, what a slowly moving copy of itself makes of the whole crop.
+    """Predicts, at masked frames, the representation by a slowly moving copy of the whole crop.
 
     Tensors have the names of fairseq's Data2VecAudioModel, the teacher's under `_ema`.
     """
@@ -85,14 +85,14 @@ class Music2VecModel(AudioEncoder):
 
     @classmethod
     def build_model(cls, cfg: Music2VecConfig, task: Any = None) -> "Music2VecModel":
-        """fairseq's entry point."""
+        """Build the model, as fairseq asks for it."""
         return cls(cfg)
 
     def set_num_updates(self, num_updates: int) -> None:
-        """Move the teacher, once an update.
+        """Move the teacher, once per update.
 
-        fairseq calls this before every forward pass, so with `update_freq` n its own data2vec
-        moves the teacher n times an update, and its average reaches n times less far.
+        fairseq calls this before every forward pass. With `update_freq` n its own data2vec moves
+        the teacher n times per update, so that its average covers n times fewer updates.
         """
         super().set_num_updates(num_updates)
         self.num_updates = num_updates
@@ -103,16 +103,16 @@ class Music2VecModel(AudioEncoder):
             self.teacher_decay = annealed_decay(
                 cfg.ema_decay, cfg.ema_end_decay, num_updates, cfg.ema_anneal_end_step
             )
-            self.teacher.step(self._taught(), self.teacher_decay)
+            self.teacher.step(self._followed(), self.teacher_decay)
             self._stepped_at = num_updates
 
     def make_teacher(self) -> EMATeacher:
-        """Start the teacher as a copy of the student."""
-        self.teacher = EMATeacher(self._taught(), "pos_conv." if self.cfg.ema_layers_only else "")
+        """Make the teacher, a copy of the student."""
+        self.teacher = EMATeacher(self._followed(), "pos_conv." if self.cfg.ema_layers_only else "")
         return self.teacher
 
-    def _taught(self) -> nn.Module:
-        """The part of the student that the teacher follows."""
+    def _followed(self) -> nn.Module:
+        """Return the part of the student that the teacher follows."""
         return self if self._whole_teacher else self.encoder
 
     def forward(
@@ -161,15 +161,16 @@ class Music2VecModel(AudioEncoder):
         padding: Tensor | None,
         execution: Execution | None = None,
     ) -> Tensor:
-        """Mean over the teacher's last layers of their instance-normed feed-forward outputs.
+        """Average the teacher's last layers' feed-forward outputs, each instance-normed.
 
-        Instance norm makes each channel of each crop zero-mean and unit-variance over time
-        (data2vec, section 3.3).
+        Instance norm gives each channel of each crop mean 0 and variance 1 over time (data2vec,
+        section 3.3).
 
         Args:
             source: `[B, T]` waveforms, for a teacher with an extractor of its own.
-            projected: `[B, frames, D]`, what the student's extractor made of them.
+            projected: `[B, frames, D]`, the student's projected features.
             padding: `[B, frames]` bool, True for padding, or None.
+            execution: how operations run; by default as the model's settings say.
 
         Returns:
             `[B, frames, D]` float32.
@@ -188,7 +189,7 @@ class Music2VecModel(AudioEncoder):
         return self.apply_mask(drop(self.dropout_input, projected), mask), projected
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The tensors of fairseq's Data2VecAudioModel, with the teacher's as a dict in `_ema`."""
+        """Return the tensors of fairseq's Data2VecAudioModel, the teacher's as a dict in `_ema`."""
         state = super().state_dict(*args, **kwargs)
         if self.teacher is not None:
             prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
@@ -196,8 +197,7 @@ class Music2VecModel(AudioEncoder):
         return state
 
     def _load_from_state_dict(self, state_dict, prefix, *args: Any) -> None:
-        # Without `_ema` (a model stored for fine-tuning) the teacher starts as the student again,
-        # at the next set_num_updates.
+        # Without `_ema` (a model stored for fine-tuning), set_num_updates copies the student.
         teacher_state = state_dict.pop(f"{prefix}_ema", None)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.teacher = None
@@ -205,8 +205,8 @@ class Music2VecModel(AudioEncoder):
             self.make_teacher().load_state_dict(teacher_state)
 
     def _apply(self, fn, *args: Any, **kwargs: Any):
-        # .cuda() and .to(): the teacher is no submodule, but has to come along. It stays fp32
-        # under .half(), as in fairseq.
+        # For .cuda() and .to(), because the teacher is no submodule. It stays fp32 under .half(),
+        # as in fairseq.
         if self.teacher is not None:
             self.teacher.model._apply(lambda t: fn(t).to(t.dtype))
         return super()._apply(fn, *args, **kwargs)
@@ -214,11 +214,11 @@ class Music2VecModel(AudioEncoder):
 
 @torch.no_grad()
 def position_share(target: Tensor) -> Tensor:
-    """How much of the targets' variance a frame's position in its crop explains.
+    """Compute the share of the targets' variance that a frame's position in its crop explains.
 
-    A teacher can keep its variance and yet say nothing of the music, only where in the crop a frame
-    lies: an easy thing to agree on with the student. The variance over time of the mean over crops,
-    less what it has by chance, as a share of the whole.
+    A teacher can keep its variance and yet encode only where in its crop a frame lies, which the
+    student predicts easily. The share is the variance over time of the mean over crops, less its
+    expectation by chance, of the whole variance.
 
     Args:
         target: `[B, frames, D]`.
@@ -236,27 +236,26 @@ def position_share(target: Tensor) -> Tensor:
 
 @torch.no_grad()
 def music_gain(prediction: Tensor, own: Tensor, target: Tensor, masked_indices: Tensor) -> Tensor:
-    """How much nearer predictions are to their own crop's targets than to another crop's.
+    """Compare predictions with their own crop's targets and with another crop's.
 
-    A falling loss does not say what is learned: a frame's position in its crop helps to predict its
-    target, and so does the mean of all. Both help with any crop's targets as much as with the
-    crop's own. So this compares the squared errors against the targets of the same frames of the
-    crop before in the batch.
+    A falling loss does not show what is learned: a frame's position in its crop helps to predict
+    its target, and so does the mean of all targets, but both help for any crop. So this compares
+    the squared errors with those against the same frames of the previous crop in the batch.
 
     Args:
-        prediction: `[masked frames, D]`.
-        own: `[masked frames, D]`, the targets of these frames.
-        target: `[B, frames, D]`, those of all.
-        masked_indices: `[masked frames]`, indices into `B * frames`.
+        prediction: `[N, D]`, at masked frames.
+        own: `[N, D]`, the targets of these frames.
+        target: `[B, frames, D]`, all targets.
+        masked_indices: `[N]`, indices into `B * frames`.
 
     Returns:
-        A scalar: 1 - own error / other error. 0 if predictions know nothing of the music (and for a
-        single crop), towards 1 the more they know.
+        A scalar, 1 - own error / other error: 0 if predictions do not depend on the music (and for
+        a single crop), up to 1.
     """
     flat = target.flatten(0, 1)
     other = flat[(masked_indices - target.size(1)) % len(flat)]
-    ours, theirs = ((prediction - wanted).square().sum() for wanted in (own, other))
-    return 1 - ours / theirs.clamp(min=1e-12)
+    own_error, other_error = ((prediction - y).square().sum() for y in (own, other))
+    return 1 - own_error / other_error.clamp(min=1e-12)
 
 
 def _instance_norm_mean(layers: list[Tensor]) -> Tensor:

@@ -58,18 +58,18 @@ class MusicHubertConfig(AudioEncoderConfig):
 
 @register_model("music_hubert", dataclass=MusicHubertConfig)
 class MusicHubertModel(AudioEncoder):
-    """Predicts the unit of each masked frame. Tensors have fairseq's HubertModel's names.
+    """Predicts the unit of each masked frame. Tensors have the names of fairseq's HubertModel.
 
-    With several label sets, each has its own projection and unit embeddings: fairseq's
-    `untie_final_proj: true`. fairseq's default, one projection for all sets, `target_glu` and
-    `dropout_features`, which changes nothing in its pre-training loss, are not offered.
+    With several label sets, each has its own projection and unit embeddings, like fairseq's
+    `untie_final_proj: true`. Not offered are fairseq's default of one projection for all sets,
+    `target_glu`, and `dropout_features`, which changes nothing in its pre-training loss.
     """
 
     def __init__(self, cfg: MusicHubertConfig, num_classes: Sequence[int]):
         """Build the encoder and one head per label set.
 
         Args:
-            num_classes: length of each set's dictionary, fairseq's four special symbols included.
+            num_classes: length of each set's dictionary, with fairseq's four special symbols.
         """
         super().__init__(cfg)
         self.num_classes = list(num_classes)
@@ -86,7 +86,7 @@ class MusicHubertModel(AudioEncoder):
 
     @classmethod
     def build_model(cls, cfg: MusicHubertConfig, task: Any) -> "MusicHubertModel":
-        """fairseq's entry point."""
+        """Build the model, as fairseq asks for it."""
         return cls(cfg, task.num_classes)
 
     def _projection(self, channels: int, dim: int) -> nn.Linear | None:

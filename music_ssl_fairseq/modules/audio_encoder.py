@@ -1,4 +1,4 @@
-"""What music2vec and musicHuBERT have in common: waveform in, encoded frames out."""
+"""The encoder that music2vec and musicHuBERT share: from waveforms to encoded frames."""
 
 import contextlib
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from music_ssl_fairseq.modules.transformer import TransformerEncoder, Transforme
 
 @dataclass
 class AudioEncoderConfig(FairseqDataclass):
-    """fairseq's names and defaults, except where a help text says otherwise."""
+    """Settings with fairseq's names and defaults, except where a help text says otherwise."""
 
     extractor_mode: ChoiceEnum(["default", "layer_norm"]) = field(  # type: ignore[valid-type]
         default="default",
@@ -130,9 +130,8 @@ class AudioEncoderConfig(FairseqDataclass):
     fast: ChoiceEnum(["auto", "on", "off"]) = field(  # type: ignore[valid-type]
         default="auto",
         metadata={
-            "help": "layouts and algorithms that suit GPUs, and kernels compiled at the start "
-            "(once, about a minute): the same results, several times faster. auto: on GPUs. "
-            "Not in fairseq"
+            "help": "layouts and algorithms for GPUs, and kernels compiled at the start (once, "
+            "about a minute): the same results, several times faster. auto: on GPUs. Not in fairseq"
         },
     )
 
@@ -188,15 +187,15 @@ class AudioEncoder(BaseFairseqModel):
         """No limit: crops are cut by the task."""
 
     def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-        """The configured precision, for a forward pass on `device`."""
-        wanted = str(self.cfg.precision)
-        if wanted == "auto":
-            good = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
-            wanted = "bf16" if good and self.mask_emb.dtype == torch.float32 else "fp32"
-        if wanted == "fp32":
+        """Return a context for forward passes on `device` in the configured precision."""
+        precision = str(self.cfg.precision)
+        if precision == "auto":
+            has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+            precision = "bf16" if has_bf16 and self.mask_emb.dtype == torch.float32 else "fp32"
+        if precision == "fp32":
             return contextlib.nullcontext()
         if device.type == "cuda":
-            # What stays fp32, above all the unit head: TF32 is finer than all around it.
+            # For what stays fp32, such as the unit head: TF32 is finer than bf16 around it.
             torch.backends.cuda.matmul.allow_tf32 = True
         return torch.autocast(device.type, torch.bfloat16)
 
@@ -204,7 +203,7 @@ class AudioEncoder(BaseFairseqModel):
         """Map `[B, T]` to the extractor's features, gradient scaled, and the pitch filters' bands.
 
         Returns:
-            `[B, frames, channels + bands]`; there are no bands without `pitch_bands`.
+            `[B, frames, channels + bands]`, without bands if `pitch_bands` is 0.
         """
         execution = execution or self.execution
         scale = self.cfg.feature_grad_mult
@@ -218,7 +217,7 @@ class AudioEncoder(BaseFairseqModel):
         return torch.cat([features, bands.to(features.dtype)], dim=-1)
 
     def project(self, features: Tensor) -> Tensor:
-        """Normalise what `extract` returns and bring it to the encoder's width."""
+        """Normalise the output of `extract` and project it to the encoder's width."""
         bands = features[..., self.layer_norm.normalized_shape[0] :]
         x = self.layer_norm(features[..., : self.layer_norm.normalized_shape[0]])
         if self.post_extract_proj is not None:
@@ -226,11 +225,11 @@ class AudioEncoder(BaseFairseqModel):
         return x if self.pitch_proj is None else x + self.pitch_proj(bands)
 
     def feature_penalty(self, features: Tensor) -> Tensor:
-        """Mean square of the extractor's own features, of what `extract` returns."""
+        """Return the mean square of the extractor's features in the output of `extract`."""
         return features[..., : self.layer_norm.normalized_shape[0]].float().square().mean()
 
     def frame_padding(self, padding_mask: Tensor | None, num_frames: int) -> Tensor | None:
-        """From padded samples `[B, T]` to padded frames `[B, frames]`, both True for padding.
+        """Map padded samples `[B, T]` to padded frames `[B, frames]`, both True for padding.
 
         A frame is real if the convolutions computed it from real samples alone, as in data2vec and
         Hugging Face. (fairseq's HuBERT keeps the one frame that is partly padding.)
@@ -242,7 +241,7 @@ class AudioEncoder(BaseFairseqModel):
         return torch.arange(num_frames, device=padding_mask.device) >= real_frames
 
     def apply_mask(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Replace the masked frames (`[B, frames]` bool) by the learned mask embedding."""
+        """Replace the frames of a mask `[B, frames]` by the learned mask embedding."""
         return torch.where(mask.unsqueeze(-1), self.mask_emb.to(x.dtype), x)
 
     @torch.no_grad()
@@ -252,17 +251,17 @@ class AudioEncoder(BaseFairseqModel):
         padding_mask: Tensor | None = None,
         execution: Execution | None = None,
     ) -> list[Tensor]:
-        """Hidden states without masking, in evaluation mode: layer 0, then each Transformer layer.
+        """Compute hidden states without masking, in evaluation mode.
 
         Args:
             waveform: `[B, T]` float, normalised as in training.
             padding_mask: `[B, T]` bool, True for padding, or None.
-            execution: by default the model's own.
+            execution: how operations run; by default as the model's settings say.
 
         Returns:
             `encoder_layers + 1` tensors `[B, frames, D]`, in the precision in which they were
-            computed. Layer 0 is the projected output of the extractor, before the positional
-            convolution.
+            computed: layer 0, the projected output of the extractor before the positional
+            convolution, then the output of each Transformer layer.
         """
         execution = execution or self.execution
         was_training = self.training

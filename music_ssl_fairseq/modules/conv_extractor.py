@@ -1,4 +1,4 @@
-"""The convolutional feature extractor: waveform to 50 feature vectors a second."""
+"""The convolutional feature extractor: from a waveform to 50 feature vectors per second."""
 
 import ast
 from collections.abc import Callable, Sequence
@@ -10,18 +10,18 @@ from torch.nn import functional as F
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.fast.dispatch import PLAIN, Execution, gelu
 
-_MOST_LAYERS = 100
+_MAX_LAYERS = 100
 DEFAULT_CONV_LAYERS = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
 
 
 def parse_conv_layers(text: str) -> list[tuple[int, int, int]]:
-    """`(channels, kernel, stride)` of each layer, from fairseq's way of writing them.
+    """Parse fairseq's string into `(channels, kernel, stride)` per layer.
 
-    fairseq evaluates the string as Python, and it comes out of checkpoints too: here only lists,
-    tuples, numbers, `+` and `*` are understood, so it cannot run code.
+    fairseq evaluates the string as Python. Checkpoints contain it, so here only lists, tuples,
+    numbers, `+` and `*` are understood, and it cannot run code.
 
     Raises:
-        InputError: if it says anything else.
+        InputError: if the string contains anything else.
     """
 
     def value(node: ast.expr) -> object:
@@ -43,13 +43,13 @@ def parse_conv_layers(text: str) -> list[tuple[int, int, int]]:
             case (int(), int()):
                 return left * right
             case (list() as items, int() as times) | (int() as times, list() as items):
-                if len(items) * times <= _MOST_LAYERS:
+                if len(items) * times <= _MAX_LAYERS:
                     return items * times
         raise ValueError
 
     try:
         layers = value(ast.parse(text.strip(), mode="eval").body)
-        if not isinstance(layers, list) or not 0 < len(layers) <= _MOST_LAYERS:
+        if not isinstance(layers, list) or not 0 < len(layers) <= _MAX_LAYERS:
             raise ValueError
         found = [(int(dim), int(kernel), int(stride)) for dim, kernel, stride in layers]
         if min(map(min, found)) < 1:
@@ -83,8 +83,8 @@ def normalise(norm: Norm, x: Tensor) -> Tensor:
 class ConvLayer(nn.Module):
     """A convolution, its norm if it has one, and a GELU, under fairseq's names.
 
-    Those are positions in an nn.Sequential: 0 convolution, 2 norm, where a layer norm stands
-    between two transpositions.
+    The names are positions in an nn.Sequential: 0 is the convolution, 2 the norm, a layer norm
+    being the middle one of three (`2.1`).
     """
 
     def __init__(self, conv: nn.Conv1d, norm: Norm | None):
@@ -98,17 +98,17 @@ class ConvLayer(nn.Module):
 
     @property
     def conv(self) -> nn.Conv1d:
-        """The convolution."""
+        """Return the convolution."""
         return self._modules["0"]  # type: ignore[return-value]
 
     @property
     def norm(self) -> Norm | None:
-        """The norm after it."""
+        """Return the norm after the convolution, if there is one."""
         norm = self._modules.get("2")
         return norm["1"] if isinstance(norm, nn.ModuleDict) else norm  # type: ignore[return-value]
 
     def forward(self, x: Tensor, convolve: Conv = conv1d) -> Tensor:
-        """Map `[B, T, C]` to `[B, frames, channels]`, if need be by another convolution."""
+        """Map `[B, T, C]` to `[B, frames, channels]`, with another `convolve` if given."""
         x = convolve(x, self.conv.weight, self.conv.bias, self.conv.stride[0])
         return gelu(x if self.norm is None else normalise(self.norm, x))
 
@@ -117,9 +117,9 @@ class ConvExtractor(nn.Module):
     """Unpadded 1-d convolutions with GELU (wav2vec 2.0, section 2; fairseq's names).
 
     Args:
-        layers: `(channels, kernel, stride)` of each.
-        mode: "default" has one group norm, with a group a channel, after the first convolution;
-            "layer_norm" normalises the channels of each frame after every one.
+        layers: `(channels, kernel, stride)` per layer.
+        mode: "default" has one group norm, with one group per channel, after the first convolution;
+            "layer_norm" normalises the channels of each frame after every convolution.
         bias: whether the convolutions have biases.
     """
 

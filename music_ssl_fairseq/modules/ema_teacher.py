@@ -7,20 +7,20 @@ from torch import Tensor, nn
 
 
 def annealed_decay(start: float, end: float, update: int, anneal_updates: int) -> float:
-    """The decay at `update`: linear from `start` to `end`, then constant (data2vec, 3.2)."""
+    """Return the decay at `update`: linear from `start` to `end`, then constant (data2vec, 3.2)."""
     if update >= anneal_updates:
         return end
     return start + (end - start) * update / anneal_updates
 
 
 class EMATeacher:
-    """A copy of `student` that follows it slowly, in fp32.
+    """A copy of a student that follows it slowly, in fp32.
 
     Not an nn.Module, so that its weights are neither trained nor counted as parameters.
 
     Args:
         student: the module to follow.
-        copied: prefix of the parameters that are copied at each step instead of averaged
+        copied: prefix of parameters that are copied at each step instead of averaged
             (`ema_layers_only`: the positional convolution), or "" for none.
     """
 
@@ -43,9 +43,9 @@ class EMATeacher:
         torch._foreach_lerp_(averaged, targets, 1.0 - decay)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The weights under the student's names: what fairseq stores as `_ema`."""
+        """Return the weights under the student's names, as fairseq stores them in `_ema`."""
         return dict(self.model.state_dict())
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take weights that `state_dict` or fairseq's EMA module made."""
+        """Load weights from `state_dict` or from fairseq's EMA module."""
         self.model.load_state_dict(state)

@@ -1,9 +1,9 @@
 """Long filters beside the extractor's short ones: levels of bands a fraction of a semitone apart.
 
-The extractor's first filters are 10 samples long. Two tones a semitone apart differ over a tenth of
-a second or more, so the extractor has to tell them apart by what later layers make of its output.
-These filters do it at once. They start as a constant-Q filter bank (Brown 1991), a cosine and a
-sine per band, and are trained like any other weight.
+The extractor's first filters are 10 samples long. Tones a semitone apart differ only over a tenth
+of a second or more, so later layers have to separate them. These filters separate them at once.
+They start as a constant-Q filter bank (Brown 1991), a cosine and a sine per band, and are trained
+like any other weight.
 """
 
 import math
@@ -17,21 +17,21 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.fast.dispatch import working_dtype
 from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
 
-LOWEST = 440.0 * 2 ** (-33 / 12)
-"""Hz, C2: the first band's frequency."""
+LOWEST_HZ = 440.0 * 2 ** (-33 / 12)
+"""Frequency of the first band: C2."""
 
 OCTAVES = 6
-"""The bands reach up to C8, 4,186 Hz."""
+"""Range of the bands: up to C8, 4,186 Hz."""
 
 PEAK = 4.0
-"""Of a filter's weights: a thousand updates at a rate of 4e-4 change them by a tenth at most."""
+"""Largest weight of a filter: a thousand updates at a rate of 4e-4 change it by a tenth at most."""
 
-_SHORTEST = 256  # samples of a filter: 16 ms, as long as the highest bands still need
-_QUIET = 1e-7  # power at which the logarithm levels off: 70 dB below a full-scale sine
+_MIN_TAPS = 256  # samples of the highest bands' filters: 16 ms
+_POWER_FLOOR = 1e-7  # added before the logarithm: 70 dB below a full-scale sine
 
 
 class ConstantQ(nn.Module):
-    """Log power of each band at each of the extractor's frames; nothing in it learns.
+    """Log power of each band at each of the extractor's frames, with fixed filters.
 
     Attributes:
         filters: `[2 * bands, taps]`, cosines and then sines, with a peak of PEAK.
@@ -45,8 +45,8 @@ class ConstantQ(nn.Module):
 
         Args:
             bands_per_octave: 12 for one band per semitone.
-            taps: samples of a filter. Bands whose constant-Q filter would be longer are wider.
-            grid: the extractor's frames; filters are centred on them.
+            taps: samples per filter. Bands whose constant-Q filter would be longer are wider.
+            grid: the extractor's frames, on which filters are centred.
 
         Raises:
             InputError: if the filters are shorter than a frame's window.
@@ -70,7 +70,7 @@ class ConstantQ(nn.Module):
         windows = F.pad(waveform, self.padding).to(dtype).unfold(-1, self.filters.size(1), self.hop)
         parts = windows @ (self.filters * self.scale).to(dtype).t()
         cosines, sines = parts.float().split(self.bands, dim=-1)
-        return torch.log(cosines.square() + sines.square() + _QUIET)
+        return torch.log(cosines.square() + sines.square() + _POWER_FLOOR)
 
     @torch.no_grad()
     def forward(self, waveform: Tensor) -> Tensor:
@@ -79,15 +79,15 @@ class ConstantQ(nn.Module):
 
 
 class PitchFilters(ConstantQ):
-    """A constant-Q filter bank to start from, trained like any other weight.
+    """A constant-Q filter bank whose filters are trained.
 
     Attributes:
-        filters: a parameter here. The larger its PEAK, the less a learning rate changes it: Adam's
-            steps do not depend on a weight's size.
+        filters: a parameter. A larger PEAK makes it change less at a given learning rate, because
+            Adam's steps do not depend on a weight's size.
     """
 
     def __init__(self, bands_per_octave: int, taps: int, grid: FrameGrid):
-        """As for `ConstantQ`."""
+        """Make the filter bank, with the arguments of `ConstantQ`."""
         super().__init__(bands_per_octave, taps, grid)
         filters = self.filters
         del self.filters
@@ -100,14 +100,14 @@ class PitchFilters(ConstantQ):
 
 
 def _constant_q(bands: int, bands_per_octave: int, taps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Cosines and sines `[bands, taps]` under Hann windows, and factors `[bands]`.
+    """Return cosines and sines `[bands, taps]` under Hann windows, and factors `[bands]`.
 
-    Times its factor, a filter gives a sine of the band's frequency that sine's amplitude.
+    A filter times its factor responds to a sine of its frequency with the sine's amplitude.
     """
     quality = 1 / (2 ** (1 / 12) - 1)  # a semitone, however many bands there are
     time = np.arange(taps) - (taps - 1) / 2
-    frequency = LOWEST * 2 ** (np.arange(bands)[:, None] / bands_per_octave)
-    length = np.clip(quality * SAMPLE_RATE / frequency, _SHORTEST, taps)
+    frequency = LOWEST_HZ * 2 ** (np.arange(bands)[:, None] / bands_per_octave)
+    length = np.clip(quality * SAMPLE_RATE / frequency, _MIN_TAPS, taps)
     window = np.where(2 * abs(time) < length, np.cos(math.pi * time / length) ** 2, 0.0)
     angle = 2 * math.pi * frequency / SAMPLE_RATE * time
     factor = 2 / PEAK / window.sum(axis=1)

@@ -18,10 +18,9 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor, groups: int, execution: E
 
 
 class _WeightNormConv(nn.Module):
-    """Grouped convolution whose weight is `g * v / |v|`, the norm taken for each tap.
+    """Grouped convolution whose weight is `g * v / |v|`, with one norm per tap, and a GELU.
 
-    `weight_g` and `weight_v` are the names that fairseq's `weight_norm(dim=2)` gives them, in
-    checkpoints of every age.
+    fairseq's `weight_norm(dim=2)` calls the weights `weight_g` and `weight_v` in checkpoints.
     """
 
     def __init__(self, dim: int, kernel: int, groups: int, execution: Execution):
@@ -35,7 +34,7 @@ class _WeightNormConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, T, D]` to `[B, T, D]`."""
+        """Map `[B, T, D]` to `[B, T, D]`."""
         norm = self.weight_v.norm(dim=(0, 1), keepdim=True)
         weight = self.weight_v * (self.weight_g / norm)
         return F.gelu(_convolve(x, weight, self.bias, self.groups, self.execution))
@@ -51,23 +50,23 @@ class _ConvBlock(nn.Module):
         self.add_module("0", nn.Conv1d(dim, dim, kernel, groups=groups))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, T, D]` to `[B, T, D]`."""
+        """Map `[B, T, D]` to `[B, T, D]`."""
         conv = self.get_submodule("0")
         y = _convolve(x, conv.weight, conv.bias, conv.groups, self.execution)  # type: ignore[arg-type]
         return F.gelu(F.layer_norm(y.float(), y.shape[-1:]).to(y.dtype))
 
 
 class PositionalConv(nn.Sequential):
-    """What is added to the encoder's input, so that it knows the order of its frames.
+    """Encodes the order of frames, to be added to the encoder's input.
 
     Args:
         dim: channels.
-        kernel: frames that one convolution sees (HuBERT: 128), or, with `depth` > 1, that all of
-            them see together (data2vec: 95 in 5 convolutions of 19).
-        groups: of each convolution.
+        kernel: frames that one convolution covers (HuBERT: 128), or, with `depth` > 1, that all
+            cover together (data2vec: 95 in 5 convolutions of 19).
+        groups: per convolution.
         depth: 1 for wav2vec 2.0's and HuBERT's single weight-normed convolution, more for
             data2vec's stack.
-        execution: that of the model.
+        execution: the model's, which says how operations run.
 
     Maps `[B, T, D]` to `[B, T, D]`.
     """

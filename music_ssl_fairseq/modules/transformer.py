@@ -1,4 +1,4 @@
-"""The Transformer encoder that both families share (fairseq's names and mathematics)."""
+"""The Transformer encoder that both models share (fairseq's names and mathematics)."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from music_ssl_fairseq.modules.positional_conv import PositionalConv
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention; three projections in the checkpoint, one product at work."""
+    """Multi-head self-attention, whose three projections run as one product."""
 
     def __init__(self, dim: int, heads: int, dropout: float):
         super().__init__()
@@ -22,7 +22,7 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, attend: Tensor | None) -> Tensor:
-        """`[B, T, D]` to `[B, T, D]`; `attend`: `[B, 1, 1, T]` bool, True where a key is real."""
+        """Map `[B, T, D]` to the same; `attend`: `[B, 1, 1, T]` bool, True where a key is real."""
         batch, frames, dim = x.shape
         projections = (self.q_proj, self.k_proj, self.v_proj)
         weight = torch.cat([p.weight for p in projections])
@@ -64,11 +64,11 @@ class TransformerLayer(nn.Module):
         Args:
             x: `[B, T, D]`.
             attend: `[B, 1, 1, T]` bool, True where a key is real, or None for all.
-            drop: applies the two residual branches' dropout, attention's first.
+            drop: applies dropout to the two residual branches, attention's first.
 
         Returns:
-            The layer's output and, before dropout and residual, its feed-forward output, which is
-            what data2vec averages into its targets (section 3.3). Both `[B, T, D]`.
+            The layer's output, and its feed-forward output before dropout and residual, which
+            data2vec averages into its targets (section 3.3). Both `[B, T, D]`.
         """
         if self.layer_norm_first:
             x = x + drop(self.dropout, self.self_attn(self.self_attn_layer_norm(x), attend))
@@ -80,10 +80,10 @@ class TransformerLayer(nn.Module):
 
     @torch.no_grad()
     def scale_residual(self, factor: float) -> None:
-        """Multiply the weights of what this layer adds to its input, to begin near the identity.
+        """Multiply the weights of the residual branches, so that the layer begins near identity.
 
-        A layer that is normed after its sums passes on little of its input's gradient where it adds
-        much: twelve of them at fairseq's initial weights collapse at rates that these survive.
+        With norms after its sums, a layer whose branches are large passes on little of its input's
+        gradient. Twelve such layers collapse at learning rates that scaled ones survive.
         """
         attention = self.self_attn
         for module in (attention.v_proj, attention.out_proj, self.fc1, self.fc2):
@@ -96,10 +96,9 @@ class TransformerLayer(nn.Module):
 class TransformerEncoder(nn.Module):
     """Positional convolution, then Transformer layers.
 
-    Differences from fairseq's, none of which changes a result:
-    frames are not padded to an even number (`required_seq_len_multiple`), because the padding mask
-    that this needs keeps attention off its fast kernels; and LayerDrop draws from torch's generator
-    instead of numpy's, which fairseq never seeds or restores, so that a resumed run repeats.
+    Two differences from fairseq's change no result. Frames are not padded to an even number
+    (`required_seq_len_multiple`), because attention with a padding mask is slow. LayerDrop draws
+    from torch's generator, so that a resumed run repeats; fairseq never seeds or restores numpy's.
     """
 
     def __init__(
@@ -138,15 +137,14 @@ class TransformerEncoder(nn.Module):
         Args:
             x: `[B, T, D]`.
             padding_mask: `[B, T]` bool, True where a frame is padding; None if there is none.
-            execution: how layers run, one by one, because LayerDrop chooses among them.
-            masked_indices: `[N]` int64, ascending indices into `B * T`, where the output of these
-                frames is all that is needed. None for all frames.
+            execution: how operations run.
+            masked_indices: `[N]` int64, ascending indices into `B * T`: return the output of these
+                frames alone. None for all frames.
 
         Returns:
-            The encoder's output, `[B, T, D]`, or `[N, D]` of the masked frames; the output of each
-            layer that ran, first to last (of the last, perhaps, of the masked frames alone); and,
-            likewise, the feed-forward output of each (but not those of fused layers where
-            gradients are needed). In training, LayerDrop leaves some layers out.
+            The encoder's output, `[B, T, D]`, or `[N, D]` of the masked frames. The outputs of the
+            layers that ran, since LayerDrop leaves some out; the last may be `[N, D]`. Their
+            feed-forward outputs likewise, without those of fused layers with gradients.
         """
         attend = None
         if padding_mask is not None:
@@ -161,7 +159,7 @@ class TransformerEncoder(nn.Module):
             hidden_states.append(x)
             if feed_forward is not None:
                 feed_forwards.append(feed_forward)
-        if masked_indices is not None and x.dim() == 3:  # the last layer gave all, or was left out
+        if masked_indices is not None and x.dim() == 3:  # the last layer was plain, or left out
             x = x.flatten(0, 1)[masked_indices]
         if self.layer_norm_first:
             x = self.layer_norm(x)
@@ -176,10 +174,10 @@ class TransformerEncoder(nn.Module):
 
 
 def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    """A norm after a residual sum, passed on in the precision of the products.
+    """Normalise a residual sum; return it in the precision of the products.
 
     Under autocast a norm's output is fp32, twice as much to write and read for digits that the next
-    product drops. What runs through all layers is normed here at each, so nothing adds up. (With
-    layer_norm_first the sum itself runs through, and stays fp32.)
+    product drops. Each layer normalises the sum again, so rounding errors do not add up. (With
+    layer_norm_first the sum itself runs through all layers, and stays fp32.)
     """
     return norm(x).to(working_dtype(x))

@@ -8,10 +8,9 @@ from torch.nn import functional as F
 class UnitHead(nn.Module):
     """Cosine similarity of frames and unit embeddings, divided by a temperature.
 
-    fairseq puts the true unit first and every unit behind it as a negative, in a tensor
-    `[units + 1, frames, D]`, and strikes out the negative that equals the true one. Cross-entropy
-    over that is cross-entropy over the units, which needs no such tensor: at 2000 units, five
-    seconds and a batch of 25 it takes 60 of a GPU's gigabytes.
+    fairseq builds a tensor `[units + 1, frames, D]` with the true unit first and all units behind
+    it as negatives, and excludes the negative that equals the true one. Its cross-entropy equals
+    that over the units, which needs no such tensor: 60 GB at 2000 units and 25 crops of 5 s.
     """
 
     def __init__(self, temperature: float):
@@ -19,10 +18,10 @@ class UnitHead(nn.Module):
         self.temperature = temperature
 
     def forward(self, frames: Tensor, units: Tensor) -> Tensor:
-        """`[N, D]` and `[K, D]` to logits `[N, K]`, in float32 whatever the precision around."""
+        """Map `[N, D]` and `[K, D]` to logits `[N, K]`, always in float32."""
         with torch.autocast(frames.device.type, enabled=False):
             # The epsilon of fairseq's cosine_similarity.
             frames = F.normalize(frames.float(), dim=-1, eps=1e-8)
-            # Divided here, there are fewer of them than of scores.
+            # Divide units, because there are fewer of them than of scores.
             units = F.normalize(units.float(), dim=-1, eps=1e-8) / self.temperature
             return frames @ units.t()

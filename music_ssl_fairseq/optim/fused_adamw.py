@@ -1,4 +1,4 @@
-"""Adam with decoupled weight decay, in a handful of kernels instead of thousands."""
+"""Adam with decoupled weight decay, in a handful of kernel launches instead of thousands."""
 
 import ast
 from collections.abc import Callable, Iterable
@@ -38,14 +38,14 @@ class FusedAdamWConfig(FairseqDataclass):
 
 @register_optimizer("fused_adamw", dataclass=FusedAdamWConfig)
 class FusedAdamW(FairseqOptimizer):
-    """torch's AdamW: fused on GPUs.
+    """torch's AdamW, fused on GPUs.
 
-    fairseq's own loops over the parameters in Python, to scale gradients, to clip them and to step.
+    fairseq's Adam loops over the parameters in Python to scale gradients, to clip them and to step.
 
     Attributes:
-        late_norm: see `clip_grad_norm`. It also leaves it to `step` to scale gradients, on the way.
-            Our tasks set it where the trainer uses this optimiser directly; fairseq's fp16 wrappers
-            scale gradients by the norm that they are given.
+        delayed_norm: see `clip_grad_norm`. On GPUs it also lets `step` scale the gradients, which
+            it reads anyway. Our tasks set it if the trainer uses this optimiser directly; fairseq's
+            fp16 wrappers need the present norm to scale gradients.
     """
 
     def __init__(self, cfg: FusedAdamWConfig, params: Iterable[Tensor]):
@@ -53,14 +53,14 @@ class FusedAdamW(FairseqOptimizer):
         tensors = list(params)
         on_gpu = all(p.is_cuda for p in tensors)
         self._optimizer = torch.optim.AdamW(tensors, fused=on_gpu, **self.optimizer_config)
-        self.late_norm = False
-        self._late = DelayedFetch()
+        self.delayed_norm = False
+        self._fetch = DelayedFetch()
         self._factor: float | Tensor = 1.0
         self._sums: dict[torch.nn.Module, GradientSums] = {}
 
     @property
     def optimizer_config(self) -> dict[str, Any]:
-        """What the command line may change when a checkpoint is loaded."""
+        """Return the settings that the command line may change when a checkpoint is loaded."""
         return {
             "lr": self.cfg.lr[0],
             "betas": tuple(ast.literal_eval(str(self.cfg.adam_betas))),
@@ -70,23 +70,22 @@ class FusedAdamW(FairseqOptimizer):
 
     @property
     def supports_flat_params(self) -> bool:
-        """Yes: each number is updated by itself."""
+        """Return True: each number is updated by itself."""
         return True
 
     def _gradients(self) -> list[Tensor]:
         return [grad for p in self.params if (grad := p.grad) is not None]
 
     @property
-    def _on_the_way(self) -> bool:
-        """Whether gradients are scaled by `step`, which reads them anyway, and not before."""
-        return self.late_norm and bool(self._optimizer.defaults["fused"])
+    def _scales_in_step(self) -> bool:
+        """Return whether `step` scales the gradients, instead of a pass before it."""
+        return self.delayed_norm and bool(self._optimizer.defaults["fused"])
 
     def batch(self, model: torch.nn.Module) -> AbstractContextManager[None]:
-        """What the forward and the backward pass of a batch run in, for `all_reduce_grads` to
-        begin while the backward pass of an update's last batch still runs.
+        """Return a context for a batch's forward and backward pass: see `GradientSums.batch`.
 
         Args:
-            model: as fairseq's trainer has it, wrapped if there are several processes.
+            model: the trainer's model, wrapped if there are several processes.
         """
         sums = self._sums_of(model)
         return nullcontext() if sums is None else sums.batch()
@@ -94,11 +93,11 @@ class FusedAdamW(FairseqOptimizer):
     def _sums_of(self, module: torch.nn.Module) -> GradientSums | None:
         ddp: Any = getattr(module, "module", None)
         if ddp not in self._sums and can_sum(ddp):
-            self._sums[ddp] = GradientSums(ddp, 1 if self._on_the_way else ddp.world_size)
+            self._sums[ddp] = GradientSums(ddp, 1 if self._scales_in_step else ddp.world_size)
         return self._sums.get(ddp)
 
     def all_reduce_grads(self, module: torch.nn.Module) -> None:
-        """Average gradients over processes, with `legacy_ddp` as `GradientSums` does."""
+        """Average gradients over processes, with `legacy_ddp` by `GradientSums`."""
         sums = self._sums_of(module)
         if sums is None:
             super().all_reduce_grads(module)
@@ -109,7 +108,7 @@ class FusedAdamW(FairseqOptimizer):
     def multiply_grads(self, c: float | Tensor) -> None:
         """Multiply all gradients by a constant."""
         self._factor = self._factor * c
-        if not self._on_the_way:
+        if not self._scales_in_step:
             self._scale_now()
 
     def _scale_now(self) -> None:
@@ -123,9 +122,9 @@ class FusedAdamW(FairseqOptimizer):
         """Scale gradients to a joint norm of at most `max_norm` (0: leave them).
 
         Returns:
-            Their norm before. With `late_norm` on a GPU it is that of the update before, on the
-            CPU (`DelayedFetch`): fairseq logs it, and stops if it is not finite, one update later.
-            `step` does nothing with gradients that are not finite, so no weight is lost by that.
+            The norm before clipping. With `delayed_norm` on a GPU it is the previous update's, on
+            the CPU (`DelayedFetch`): fairseq logs it, and stops if it is not finite, one update
+            later. `step` leaves weights alone if gradients are not finite, so none are lost.
         """
         gradients = self._gradients()
         if aggregate_norm_fn is not None or not gradients:
@@ -134,26 +133,26 @@ class FusedAdamW(FairseqOptimizer):
         norm = torch.stack(torch._foreach_norm(gradients)).norm() * self._factor
         if max_norm > 0:
             self.multiply_grads((max_norm / (norm + 1e-6)).clamp(max=1.0))
-        if not self._on_the_way:
+        if not self._scales_in_step:
             return norm
         self._optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
-        return self._late(norm)
+        return self._fetch(norm)
 
     def step(self, *args: Any, **kwargs: Any) -> None:
         """Update the parameters."""
-        if self._on_the_way:
+        if self._scales_in_step:
             factor = self._factor
             if not isinstance(factor, Tensor):  # without clipping
-                # Written there: to copy it there would wait for all that the GPU has yet to do.
+                # Filled on the GPU, because a copy from the CPU would synchronise.
                 device = self.param_groups[0]["params"][0].device
                 factor = torch.full((), factor, dtype=torch.float32, device=device)
-            # What gradients are divided by.
+            # The optimiser divides gradients by this.
             self._optimizer.grad_scale = factor.float().reciprocal()  # type: ignore[attr-defined]
         super().step(*args, **kwargs)
         self._factor = 1.0
 
     def zero_grad(self) -> None:
-        """Drop all gradients, and what they were to be multiplied by."""
+        """Drop all gradients and their pending factor."""
         super().zero_grad()
         self._factor = 1.0
         for sums in self._sums.values():

@@ -1,4 +1,4 @@
-"""Gradients averaged over processes, most of them while the backward pass still runs."""
+"""Gradients averaged over processes, most of them during the backward pass."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,28 +10,28 @@ from torch.distributed import ProcessGroup, Work
 
 
 class GradientSums:
-    """What fairseq's `legacy_ddp` does with gradients after the backward pass, begun within it.
+    """Sums gradients over processes like fairseq's `legacy_ddp`, beginning in the backward pass.
 
     The backward pass ends with the convolutional extractor, which takes long and has a twentieth of
-    the parameters. When the gradient of the extractor's features is there, so are those of all
+    the parameters. Once the gradient of the extractor's features is computed, so are those of all
     other parameters: they are sent, and summed while the GPU computes the rest.
 
     With the number of processes as divisor the sums are fairseq's, with zeros where a process has
-    no gradient (LayerDrop): to the bit with two processes. With more, the order in which numbers
-    are added up depends on where they lie in what is sent.
+    no gradient (LayerDrop): to the bit with two processes. With more, the order of additions
+    depends on the place of a number in what is sent.
 
-    Processes that do not send the same in the same order wait for each other for ever. fairseq
-    exchanges counts between the last backward pass of an update and `finish`, so the order is: the
-    other parameters, fairseq's counts, the extractor. It is kept whatever happens in a batch: the
-    end of `batch` sends what has not been sent, and needs no memory that it may not get.
-    A model without an extractor, or whose extractor is not trained, has one sum, in `finish`.
+    Processes must send the same tensors in the same order, or they block each other for ever.
+    fairseq exchanges counts between an update's last backward pass and `finish`, so the order is:
+    the other parameters, fairseq's counts, the extractor. An error in a batch does not change it:
+    the end of `batch` sends what has not been sent, from memory already allocated. A model without
+    an extractor, or with a frozen one, has one sum, in `finish`.
 
     Args:
         ddp: the wrapped model. Its extractor, if it has one, is `feature_extractor`.
-        divisor: what gradients are divided by before they are summed.
+        divisor: gradients are divided by it before they are summed.
 
     Attributes:
-        to_average: what is left to multiply the sums by for averages.
+        to_average: factor that turns the sums into averages.
     """
 
     def __init__(self, ddp: LegacyDistributedDataParallel, divisor: int):
@@ -48,29 +48,29 @@ class GradientSums:
         self._awaited = 0
 
     def begin(self) -> None:
-        """Begin an update, or go on with it after an error.
+        """Begin an update, or continue it after an error.
 
-        fairseq's `no_sync`, by which a batch knows that it is not the last of its update, stays in
-        force if an error ends it. It is for one batch: between two it never holds.
+        fairseq's `no_sync` marks a batch that is not the last of its update. If an error ends the
+        batch, the mark stays set, so it is reset here.
         """
         self._ddp.accumulate_grads = False
 
     @contextmanager
     def batch(self) -> Iterator[None]:
-        """What the forward and the backward pass of a batch run in."""
+        """Provide the context of a batch's forward and backward pass, in which sums begin."""
         if self._ddp.accumulate_grads or not self._two:
             yield
             return
         self._awaited = 0
         hook = self._extractor.register_forward_hook(  # type: ignore[union-attr]
-            # No method: a teacher may be copied from the model within a batch, and would copy all
-            # this. Its own features have no gradients.
+            # A lambda, because a teacher that is copied from the model within a batch would copy a
+            # bound method's object. The teacher's features have no gradients.
             lambda extractor, inputs, features: self._await_gradient(features)
         )
         try:
             yield
         except RuntimeError:
-            # fairseq goes on where memory was short, without the gradients of this process.
+            # After running out of memory fairseq continues without this process's gradients.
             for p in self._parts[0].parameters:
                 p.grad = None
             raise
@@ -84,14 +84,14 @@ class GradientSums:
             features.register_hook(self._gradient_came)
 
     def _gradient_came(self, gradient: Tensor) -> None:
-        # Autograd goes through the forward pass backwards and adds to `grad` at once, so it is done
-        # with all that came after the features; in several forward passes, after the first's.
+        # Autograd runs the forward pass backwards and adds to `grad` at once, so all gradients
+        # after the features are complete; with several forward passes, after the first one's.
         self._awaited -= 1
         if self._awaited == 0:
             self._parts[0].send()
 
     def finish(self) -> None:
-        """Leave the sums in `grad`, where they stay until the next update has its own."""
+        """Store the sums in `grad`, where they stay until the next update's."""
         for part in self._parts:
             part.send()
         for part in self._parts:
@@ -99,9 +99,9 @@ class GradientSums:
 
 
 class _Part:
-    """Parameters whose gradients are sent together, from memory that is kept for them.
+    """Parameters whose gradients are sent together, from memory kept for them.
 
-    fairseq copies each gradient there and back. Here they are copied at once and then left there.
+    fairseq copies each gradient there and back. Here all are copied at once, and stay there.
     """
 
     def __init__(self, parameters: Sequence[Tensor], divisor: int, group: ProcessGroup):
@@ -116,7 +116,7 @@ class _Part:
 
     @torch.no_grad()
     def send(self) -> None:
-        """Begin to sum, unless that has begun."""
+        """Begin the sum, once."""
         if self._work is not None:
             return
         places, gradients, missing = [], [], []
@@ -135,7 +135,7 @@ class _Part:
         self._work = torch.distributed.all_reduce(self._flat, group=self._group, async_op=True)
 
     def receive(self) -> None:
-        """Wait for the sum (on a GPU nobody waits but the stream), and leave it in `grad`."""
+        """Wait for the sum, on a GPU in the stream alone, and store it in `grad`."""
         assert self._work is not None
         self._work.wait()
         self._work = None
@@ -148,7 +148,7 @@ def _trained(module: nn.Module) -> list[Tensor]:
 
 
 def can_sum(module: object) -> bool:
-    """Whether this is a wrapped model whose gradients `GradientSums` can sum."""
+    """Return whether this is a wrapped model whose gradients `GradientSums` can sum."""
     if not isinstance(module, LegacyDistributedDataParallel):
         return False
     parameters = _trained(module.module)

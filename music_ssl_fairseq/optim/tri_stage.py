@@ -18,7 +18,7 @@ class TriStageAnyLengthConfig(TriStageLRScheduleConfig):
 
 @register_lr_scheduler("tri_stage_any_length", dataclass=TriStageAnyLengthConfig)
 class TriStageAnyLength(TriStageLRSchedule):
-    """The same rates wherever fairseq's are defined.
+    """Learning rates equal to fairseq's wherever those are defined.
 
     fairseq rounds each phase down to whole updates and then divides by them, so that a trial of 10
     updates ends in a ZeroDivisionError. Here the decay has at least one update.

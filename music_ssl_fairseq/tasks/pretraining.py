@@ -17,7 +17,7 @@ from music_ssl_fairseq.compat import (
     one_line_errors,
     stop_loading,
 )
-from music_ssl_fairseq.criterions.totals import LateTotals
+from music_ssl_fairseq.criterions.totals import DelayedTotals
 from music_ssl_fairseq.data.identity import Identity, manifest_identity
 from music_ssl_fairseq.data.manifest import Manifest, missing_manifest
 from music_ssl_fairseq.data.masks import MASK_MODES
@@ -119,7 +119,7 @@ class PretrainingTask(RunFolderTask):
             raise missing_manifest(os.path.join(cfg.data, "train.tsv"))
         self._stepped: set[str] = set()
         self._training = False
-        self._late = LateTotals()
+        self._delayed_totals = DelayedTotals()
         self._update = 0
         whole = whole_configuration(cfg)
         self.warmup, self.advice = (warmup_updates(whole), slower(whole)) if whole else (0, "")
@@ -203,12 +203,12 @@ class PretrainingTask(RunFolderTask):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """fairseq's, and see `_stop_loading_at_exit` and `FusedAdamW`: `late_norm`, `batch`."""
+        """fairseq's, and see `_stop_loading_at_exit` and `FusedAdamW`: `delayed_norm`, `batch`."""
         self._training, self._update = True, update_num
         self._stop_loading_at_exit("train")
         batch: AbstractContextManager[None] = nullcontext()
         if isinstance(optimizer, FusedAdamW):
-            optimizer.late_norm = True
+            optimizer.delayed_norm = True
             batch = optimizer.batch(model)
         with batch:
             arguments = sample, model, criterion, optimizer, update_num
@@ -223,7 +223,7 @@ class PretrainingTask(RunFolderTask):
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
         """Log; while training on a GPU, what the update before had to say (see `DelayedFetch`)."""
         if self._training and logging_outputs:
-            logging_outputs = [self._late(logging_outputs)]
+            logging_outputs = [self._delayed_totals(logging_outputs)]
             self._watch(logging_outputs[0], criterion)
         super().reduce_metrics(logging_outputs, criterion)
 

@@ -59,7 +59,7 @@ def our_optimiser(model: Any, lr: float = 1e-4) -> FusedAdamW:
     """What `examples/` configure, as our tasks use it."""
     cfg = OmegaConf.merge(OmegaConf.structured(FusedAdamWConfig()), {"lr": [lr]})
     optimiser = FusedAdamW(cfg, model.parameters())
-    optimiser.late_norm = True
+    optimiser.delayed_norm = True
     return optimiser
 
 

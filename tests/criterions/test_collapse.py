@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from music_ssl_fairseq.criterions import collapse
-from music_ssl_fairseq.criterions.collapse import PATIENCE, WINDOW, SpreadWatch, UnitWatch
+from music_ssl_fairseq.criterions.collapse import (
+    PATIENCE_UPDATES,
+    WINDOW_UPDATES,
+    SpreadWatch,
+    UnitWatch,
+)
 from tests.fairseq_commands import TINY, logged, train
 
 CLASSES = 500
@@ -49,7 +54,7 @@ LEARNING = (0.05, 0.2)
 @pytest.mark.parametrize("state", [COLLAPSED, NEARLY])
 def test_a_collapse_is_said_once_soon_after_the_warm_up(state):
     ((update, message),) = verdicts([(1400, *state)], warmup=300)
-    assert 300 + PATIENCE <= update <= 300 + PATIENCE + 2 * WINDOW
+    assert 300 + PATIENCE_UPDATES <= update <= 300 + PATIENCE_UPDATES + 2 * WINDOW_UPDATES
     assert "\n" not in message
     assert message.startswith(f"collapsed: at update {update} the predictions' perplexity is 1.")
     assert "always naming the most frequent unit (1.00%)" in message
@@ -73,7 +78,7 @@ def test_no_false_alarm(states, warmup, majority):
 
 def test_what_was_learned_and_lost_is_said_within_the_warm_up():
     ((update, _),) = verdicts([(1000, *LEARNING), (1000, *COLLAPSED)], warmup=32_000)
-    assert 1000 + PATIENCE <= update <= 1000 + PATIENCE + 2 * WINDOW
+    assert 1000 + PATIENCE_UPDATES <= update <= 1000 + PATIENCE_UPDATES + 2 * WINDOW_UPDATES
 
 
 def test_a_label_set_that_is_learned_keeps_the_model_alive():
@@ -117,9 +122,9 @@ def test_music2vec_s_signs(update, target, pred, position, says):
 @pytest.fixture
 def impatient(corpus, monkeypatch):
     monkeypatch.chdir(corpus)
-    monkeypatch.setattr(collapse, "PATIENCE", 4)
-    monkeypatch.setattr(collapse, "WINDOW", 2)
-    monkeypatch.setattr(collapse, "_CHECK_EVERY", 2)
+    monkeypatch.setattr(collapse, "PATIENCE_UPDATES", 4)
+    monkeypatch.setattr(collapse, "WINDOW_UPDATES", 2)
+    monkeypatch.setattr(collapse, "_CHECK_INTERVAL_UPDATES", 2)
 
 
 HIGH = {

@@ -8,7 +8,7 @@ from music_ssl_fairseq import upstream
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.export.__main__ import main as export
 from music_ssl_fairseq.frames import FrameGrid
-from music_ssl_fairseq.modules.pitch_filters import LOWEST, PitchFilters
+from music_ssl_fairseq.modules.pitch_filters import LOWEST_HZ, PitchFilters
 from tests import checkpoints, tiny
 
 GRID = FrameGrid(400, 320)
@@ -23,7 +23,7 @@ def tone(hertz, amplitude, samples=16000):
 def test_a_tone_is_loudest_in_its_own_band_whatever_its_level(semitone):
     filters = PitchFilters(12, 4096, GRID)
     for amplitude in (0.03, 0.5):
-        bands = filters(tone(LOWEST * 2 ** (semitone / 12), amplitude))[0, 20:-20]
+        bands = filters(tone(LOWEST_HZ * 2 ** (semitone / 12), amplitude))[0, 20:-20]
         assert (bands.argmax(-1) == semitone).all()
 
 
@@ -31,7 +31,7 @@ def test_a_filter_gives_a_tone_its_amplitude():
     filters = PitchFilters(24, 4096, GRID)
     filters.norm = torch.nn.Identity()
     for band in (0, 50, 143):
-        bands = filters(tone(LOWEST * 2 ** (band / 24), 0.25))[0, 20:-20, band]
+        bands = filters(tone(LOWEST_HZ * 2 ** (band / 24), 0.25))[0, 20:-20, band]
         torch.testing.assert_close(bands, torch.full_like(bands, np.log(0.25**2)), atol=0.1, rtol=0)
 
 

@@ -59,7 +59,7 @@ def test_gradients_are_scaled_on_the_way(max_norm):
         optimiser = _optimiser(FusedAdamW, FusedAdamWConfig, [parameter])
         fused = torch.optim.AdamW([parameter], fused=True, **optimiser.optimizer_config)
         optimiser._optimizer = fused
-        optimiser.late_norm = late
+        optimiser.delayed_norm = late
         for update in range(4):
             parameter.grad = torch.tensor([3.0, 0.1, 4.0 * update], device=device)
             optimiser.multiply_grads(0.5)
