@@ -199,9 +199,10 @@ def run(
         )
         store = open_store(extraction, tracks, out, checksums)
         if store.damaged:
-            _say(
+            print(
                 f"{out}: {len(store.damaged)} of {len(tracks)} tracks are missing, damaged or "
-                "half-written: they are computed again"
+                "incomplete: they are computed again",
+                file=sys.stderr,
             )
         write_index(out, tracks, store.cut)
         if workers is None:
@@ -239,10 +240,6 @@ def _compiles(wanted: str, on_gpu: bool, tracks: "Manifest") -> bool:
         return False
     long = int(tracks.num_samples.sum()) > _LONG * SAMPLE_RATE
     return (wanted == "on" or long) and can_compile()
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from music_ssl_fairseq.extract.checksums import Checksums
 from music_ssl_fairseq.extract.reading import Load, read_loads
 from music_ssl_fairseq.extract.store import FrameStore, MeanStore
 from music_ssl_fairseq.frames import SAMPLE_RATE
+from music_ssl_fairseq.runtime.delayed_fetch import Fetch, start_fetch
 from music_ssl_fairseq.upstream.model import Upstream, too_short
 from music_ssl_fairseq.upstream.windows import Windowing
 
@@ -125,7 +125,7 @@ class Extraction:
 
     def _computed(self, ready: Iterator[list[Row]]) -> Iterator[tuple[list[Row], Tensor]]:
         """The batches with their features, which had the time of `_AHEAD` batches to arrive."""
-        coming: deque[tuple[list[Row], _Coming]] = deque()
+        coming: deque[tuple[list[Row], Fetch]] = deque()
         for rows in ready:
             coming.append((rows, self._start(rows)))
             if len(coming) > _AHEAD:
@@ -135,7 +135,7 @@ class Extraction:
             yield earlier, values.wait()
 
     @torch.no_grad()
-    def _start(self, rows: list[Row]) -> "_Coming":
+    def _start(self, rows: list[Row]) -> Fetch:
         """Put a batch to work: `[B, layers, D]`, or `[B, layers, frames, D]`, to come."""
         waveform, statistics, weights = stacked(rows)
         compile = tuple(waveform.shape) == self._compiled_shape
@@ -144,38 +144,16 @@ class Extraction:
             chosen = [hidden[layer] for layer in self.layers]
             if self.frames is not None:
                 dtype = getattr(torch, self.frames)
-                return _coming(torch.stack([layer.to(dtype) for layer in chosen], 1))
+                return start_fetch(torch.stack([layer.to(dtype) for layer in chosen], 1))
             # From pageable memory, the copy would wait for all that is on the GPU's list.
             weights = weights.pin_memory() if waveform.is_cuda else weights
             shares = weights.to(waveform.device, non_blocking=True).unsqueeze(-1)
-            return _coming(torch.stack([(x.float() * shares).sum(1) for x in chosen], 1))
+            return start_fetch(torch.stack([(x.float() * shares).sum(1) for x in chosen], 1))
         except torch.OutOfMemoryError:
             raise InputError(
                 f"{self.batch_seconds:g} s of audio in a batch is more than the GPU's memory "
                 "holds: give a smaller --batch-seconds"
             ) from None
-
-
-class _Coming(NamedTuple):
-    """A tensor on its way from the GPU."""
-
-    values: Tensor
-    arrived: torch.cuda.Event | None
-
-    def wait(self) -> Tensor:
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        return self.values
-
-
-def _coming(values: Tensor) -> _Coming:
-    if not values.is_cuda:
-        return _Coming(values, None)
-    there = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    there.copy_(values, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record()
-    return _Coming(there, arrived)
 
 
 def open_store(

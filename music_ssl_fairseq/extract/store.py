@@ -28,14 +28,14 @@ from music_ssl_fairseq.extract.batches import Cut
 from music_ssl_fairseq.extract.checksums import CHECKSUMS, Checksums
 from music_ssl_fairseq.extract.row_file import RowFile
 from music_ssl_fairseq.runtime.files import atomic_path, remove_temporary
+from music_ssl_fairseq.runtime.metadata import METADATA, read_metadata, write_metadata
 from music_ssl_fairseq.runtime.npy import is_whole, read_header, write_header
-from music_ssl_fairseq.runtime.texts import read_object
 from music_ssl_fairseq.upstream.windows import Stitcher, Window
 
-METADATA = "metadata.json"
 INDEX = "index.tsv"
 MEANS = "features.npy"
 _UNFINISHED = "features.partial.npy"
+_WAY_OUT = "--out writes elsewhere; --force would replace them"
 
 
 class MeanStore:
@@ -260,43 +260,23 @@ def open_folder(
     remarks: Mapping[str, Any],
     force: bool,
 ) -> Checksums:
-    """Prepare a folder for features of these settings, or go on in it. The caller holds its lock.
+    """Prepare a folder for features of these settings, or resume in it. The caller holds its lock.
 
     Args:
-        remarks: what metadata.json is to say besides, and may be different next time.
+        remarks: other entries of metadata.json, which may differ next time.
 
     Returns:
-        What is there already.
+        The checksums of the features that exist already.
 
     Raises:
-        InputError: if it holds features of other settings, or nobody knows of which, and `force` is
-            not given.
+        InputError: if it holds features of other or unknown settings, unless `force`.
     """
     if force:
         _remove(folder, manifest)
     else:
-        _compare(folder, manifest, settings)
-    with atomic_path(folder / METADATA) as temporary:
-        metadata = json.dumps({**remarks, **settings}, indent=2) + "\n"
-        temporary.write_text(metadata, encoding="utf-8")
+        read_metadata(folder, settings, "features", _outputs(folder, manifest), _WAY_OUT)
+    write_metadata(folder, {**remarks, **settings})
     return Checksums(folder, len(manifest), json.dumps(settings, sort_keys=True))
-
-
-def _compare(folder: Path, manifest: Manifest, settings: Mapping[str, Any]) -> None:
-    """Fail if a folder holds features of other settings."""
-    file = folder / METADATA
-    way_out = "--out writes elsewhere; --force would replace them"
-    if not file.exists():
-        if output := next(_outputs(folder, manifest), None):
-            raise InputError(f"{output}: features without {file}: {way_out}")
-        return
-    found = read_object(file, way_out)
-    for name, value in settings.items():
-        if found.get(name) != value:
-            raise InputError(
-                f"{folder}: holds features with {name} = {found.get(name)!r:.100}, not {value!r}: "
-                f"{way_out}"
-            )
 
 
 def _outputs(folder: Path, manifest: Manifest) -> Iterator[Path]:

@@ -17,7 +17,7 @@ from music_ssl_fairseq import upstream
 from music_ssl_fairseq.features.framewise import Piece
 from music_ssl_fairseq.upstream.model import Upstream
 from music_ssl_fairseq.upstream.statistics import Statistics, joined
-from music_ssl_fairseq.upstream.windows import Section, Window, Windowing, sections
+from music_ssl_fairseq.upstream.windows import Section, Window, Windowing, add_share, sections
 
 _GPU_BATCH = 8  # windows of 30 s that go through a model on a GPU together
 
@@ -100,7 +100,9 @@ class Deep:
         jobs = [job._replace(weights=own) for job, own in zip(jobs, weights, strict=True)]
         for together in self._batches(jobs):
             for job, values in zip(together, self._hidden(together), strict=False):
-                _add(found[job.piece], pieces[job.piece], job, values)
+                add_share(
+                    found[job.piece], pieces[job.piece].first, job.window, values, job.weights
+                )
         return found
 
     def _sections(self, num_samples: int, first: int, last: int) -> list[Section]:
@@ -148,12 +150,3 @@ def _counts(window: Window, first: int, last: int) -> bool:
     """Whether a window has a share in a track's frames `[first, last)`."""
     inside = window.weights[max(0, first - window.first) : max(0, last - window.first)]
     return bool(inside.any())
-
-
-def _add(found: Tensor, piece: Piece, job: _Job, values: Tensor) -> None:
-    """Add a window's share `[num_frames, D]` to the piece's frames."""
-    window = job.window
-    first, last = max(piece.first, window.first), min(piece.last, window.last)
-    inside = slice(first - window.first, last - window.first)
-    share = job.weights[inside].unsqueeze(-1) * values[inside]
-    found[first - piece.first : last - piece.first] += share

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from music_ssl_fairseq.cli import example, exit_status, new_parser
-from music_ssl_fairseq.errors import InputError, one_line
+from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.label.recipe import ALGORITHMS, MAX_FRAMES
 from music_ssl_fairseq.runtime.cpus import available_cpus
 from music_ssl_fairseq.runtime.optional import optional
@@ -338,7 +338,7 @@ def _summarise(folder: "LabelFolder", splits: dict[str, "Manifest"]) -> None:
                 file=sys.stderr,
             )
     for sentence in notices(splits, metadata["splits"]):
-        print(one_line(f"warning: {sentence}"), file=sys.stderr)
+        print(f"warning: {sentence}", file=sys.stderr)
 
 
 def _show_next(manifests: Path, labels: Path) -> None:

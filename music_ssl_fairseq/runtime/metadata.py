@@ -1,7 +1,7 @@
 """metadata.json: the settings that a folder's results were made with."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ def read_metadata(
     folder: Path,
     settings: Mapping[str, Any],
     results: str,
-    outputs: Sequence[Path],
+    outputs: Iterable[Path],
     way_out: str,
     words: Mapping[str, str] | None = None,
     defaults: Mapping[str, Any] | None = None,
@@ -33,7 +33,8 @@ def read_metadata(
     Args:
         settings: that must be equal.
         results: what they are, for the message: `labels`, for example.
-        outputs: files of results that exist in the folder.
+        outputs: files of results that exist in the folder; looked at only if metadata.json does
+            not exist.
         way_out: what to do instead, for the message.
         words: of settings whose values say nothing to a reader: what each is.
         defaults: values of settings that older folders do not record.
@@ -44,8 +45,8 @@ def read_metadata(
     """
     file = folder / METADATA
     if not file.exists():
-        if outputs:
-            raise InputError(f"{outputs[0]}: there already, without {METADATA}; {way_out}")
+        if (output := next(iter(outputs), None)) is not None:
+            raise InputError(f"{output}: there already, without {METADATA}; {way_out}")
         return {}
     found = {**(defaults or {}), **read_object(file, way_out)}
     if is_complete and not is_complete(found):

@@ -17,7 +17,7 @@ from music_ssl_fairseq.frames import FrameGrid
 from music_ssl_fairseq.upstream.build import build_encoder
 from music_ssl_fairseq.upstream.contents import Contents, check_sample_rate
 from music_ssl_fairseq.upstream.statistics import Statistics, measure
-from music_ssl_fairseq.upstream.windows import Windowing, sections
+from music_ssl_fairseq.upstream.windows import Windowing, add_share, sections
 
 
 class Upstream:
@@ -193,9 +193,8 @@ class Upstream:
             statistics = self.statistics(heard) if len(section.windows) > 1 else None
             for window in section.windows:
                 hidden = self.hidden_states(section.part(heard, window), statistics=statistics)
-                weights = torch.from_numpy(window.weights).unsqueeze(-1)
-                for values, layer in zip(output, layers, strict=True):
-                    values[:, window.first : window.last] += weights * hidden[layer].float().cpu()
+                for frames, layer in zip(output, layers, strict=True):
+                    add_share(frames, 0, window, hidden[layer].float().cpu())
         return output
 
     def statistics(self, waveform: Tensor) -> Statistics:

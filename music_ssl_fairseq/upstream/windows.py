@@ -175,6 +175,23 @@ def sections(
     return found
 
 
+def add_share(
+    frames: Tensor, first: int, window: Window, values: Tensor, weights: Tensor | None = None
+) -> None:
+    """Add a window's share to some frames of its track, in place.
+
+    Args:
+        frames: `[..., n, D]`: the track's frames from `first` on.
+        values: `[..., num_frames, D]` of the window.
+        weights: the window's, if they are on the values' device already.
+    """
+    start, stop = max(first, window.first), min(first + frames.size(-2), window.last)
+    inside = slice(start - window.first, stop - window.first)
+    weights = torch.from_numpy(window.weights).to(values.device) if weights is None else weights
+    share = weights[inside].unsqueeze(-1) * values[..., inside, :]
+    frames[..., start - first : stop - first, :] += share
+
+
 class Stitcher:
     """Puts the windows of one track together, as they come, first to last."""
 

@@ -194,10 +194,10 @@ def test_what_is_damaged_is_computed_again_and_nothing_else(
             np.testing.assert_allclose(np.load(there), np.load(path), atol=tolerance)
     said = capsys.readouterr()
     if pool == "frames":
-        assert "1 of 4 tracks are missing, damaged or half-written" in said.err
+        assert "1 of 4 tracks are missing, damaged or incomplete" in said.err
         assert f"{tmp_path}: 1 tracks, " in said.out
     elif how != "something appended":
-        assert re.search(r"[1-4] of 4 tracks are missing, damaged or half-written", said.err)
+        assert re.search(r"[1-4] of 4 tracks are missing, damaged or incomplete", said.err)
     monkeypatch.setattr("music_ssl_fairseq.extract.run.Extraction._start", None)
     assert extract(corpus, tmp_path, "--pool", pool) == 0
     assert "finished already, 4 tracks" in capsys.readouterr().out
@@ -304,7 +304,7 @@ def test_what_killed_processes_were_writing_is_removed(corpus, store, tmp_path):
 def test_other_settings_need_another_folder_or_force(corpus, tmp_path, capsys):
     assert extract(corpus, tmp_path, "--layer", "1") == 0
     assert extract(corpus, tmp_path, "--layer", "2") == 1
-    assert "holds features with layers = [1], not [2]" in capsys.readouterr().err
+    assert "holds features made with layers [1] instead of [2]" in capsys.readouterr().err
     assert np.load(tmp_path / "features.npy").shape == (4, 1, 32)
     assert extract(corpus, tmp_path, "--layer", "2", "--force") == 0
     name = TRACKS[2][0]
