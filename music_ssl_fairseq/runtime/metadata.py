@@ -46,7 +46,7 @@ def read_metadata(
     file = folder / METADATA
     if not file.exists():
         if (output := next(iter(outputs), None)) is not None:
-            raise InputError(f"{output}: there already, without {METADATA}; {way_out}")
+            raise InputError(f"{output}: there already, without {METADATA}: {way_out}")
         return {}
     found = {**(defaults or {}), **read_object(file, way_out)}
     if is_complete and not is_complete(found):
