@@ -27,7 +27,7 @@ from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.units import labels_beside, read_metadata
 from music_ssl_fairseq.data.validation import concerns
 from music_ssl_fairseq.errors import AudioError, InputError
-from music_ssl_fairseq.frames import SAMPLE_RATE, label_hop, labels_fit
+from music_ssl_fairseq.frames import SAMPLE_RATE, hours, label_hop, labels_fit
 from music_ssl_fairseq.probing.spec import FILE as TASK_FILE
 from music_ssl_fairseq.runtime.files import checksum
 
@@ -108,8 +108,8 @@ def run(
         findings.finish()
         return 1
     for split, manifest in reversed(splits.items()):
-        hours = manifest.num_samples.sum() / SAMPLE_RATE / 3600
-        print(f"{split}: {len(manifest)} tracks, {hours:.2f} h{totals[split]}: all well")
+        duration = f"{hours(manifest.num_samples):.2f} h"
+        print(f"{split}: {len(manifest)} tracks, {duration}{totals[split]}: all well")
     return 0
 
 

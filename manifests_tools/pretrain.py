@@ -24,7 +24,7 @@ from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.data.units import labels_beside
 from music_ssl_fairseq.data.validation import concerns
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.frames import SAMPLE_RATE
+from music_ssl_fairseq.frames import hours
 from music_ssl_fairseq.runtime.files import atomic_path
 
 Groups = dict[str, list[Track]]
@@ -201,8 +201,8 @@ def _summarise(out: str, splits: dict[str, Groups], left_out: list[LeftOut], rep
     for split, groups in splits.items():
         tracks = [track for group in groups.values() for track in group]
         rates.update(track.sample_rate for track in tracks)
-        hours = sum(track.num_samples for track in tracks) / SAMPLE_RATE / 3600
-        print(f"{split}: {len(tracks)} tracks, {hours:.2f} h, {len(groups)} groups")
+        duration = hours([track.num_samples for track in tracks])
+        print(f"{split}: {len(tracks)} tracks, {duration:.2f} h, {len(groups)} groups")
     print("sample rates:", ", ".join(f"{rate} Hz {rates[rate]}" for rate in sorted(rates)))
     print(f"left out: {count_kinds(left_out)}" + (f", listed in {report}" if left_out else ""))
     for sentence in concerns(Manifest(Path(out, "valid.tsv"))):

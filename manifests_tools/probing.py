@@ -18,7 +18,7 @@ from music_ssl_fairseq.cli import example
 from music_ssl_fairseq.data.copies import find_copies
 from music_ssl_fairseq.data.left_out import REPORT, LeftOut, by_name, count_kinds, write_left_out
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.frames import SAMPLE_RATE
+from music_ssl_fairseq.frames import SAMPLE_RATE, hours
 from music_ssl_fairseq.probing.spec import FILE, SPLITS, ProbingSpec, write_spec
 from music_ssl_fairseq.probing.writer import Example, remove_split, write_split
 
@@ -204,8 +204,8 @@ def _summarise(
         beside = (
             "" if published is None else f" (published {published}{_off(len(lines), published)})"
         )
-        hours = sum(_samples(line) for line in lines) / SAMPLE_RATE / 3600
-        print(f"{split}: {len(lines)} {task.counted}{beside}, {hours:.2f} h")
+        duration = hours([_samples(line) for line in lines])
+        print(f"{split}: {len(lines)} {task.counted}{beside}, {duration:.2f} h")
     if "test" not in examples:
         print("warning: no test split, so there will be no test figure", file=sys.stderr)
     if task.classes:

@@ -1,10 +1,10 @@
-"""The only arithmetic between samples, model frames and labels.
+"""Convert between samples, model frames and labels; no other file does.
 
 Conventions. A *frame* `t` of a grid covers the samples `[t * hop, t * hop + window)`, and exists
 only if all of them do (Kaldi's `snip_edges`, and what a convolution without padding computes). The
-default extractor, at 16 kHz, has a window of 400 samples and a hop of 320: 50 frames a second. MFCC
-frames have a window of 400 and a hop of 160. So model frame `t` covers exactly the samples of MFCC
-frame `2 t`, and both start on multiples of 160 samples.
+default extractor, at 16 kHz, has a window of 400 samples and a hop of 320: 50 frames per second.
+MFCC frames have a window of 400 and a hop of 160. So model frame `t` covers exactly the samples of
+MFCC frame `2 t`, and both start on multiples of 160 samples.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,12 @@ from math import ceil, gcd
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from music_ssl_fairseq.errors import InputError
 
 SAMPLE_RATE = 16_000
-"""Hz. What every model of this package hears."""
+"""Hz, of the input of every model of this package."""
 
 LENGTH_TOLERANCE = 0.1
 """Seconds by which labels may end before or after their audio (fairseq's HubertDataset: 0.1)."""
@@ -42,19 +43,19 @@ class FrameGrid:
     hop: int
 
     def num_frames(self, num_samples: int) -> int:
-        """Whole frames in `num_samples` samples: 0 if not even one fits."""
+        """Return the number of whole frames in `num_samples` samples."""
         return max(0, frames_within(num_samples, self.window, self.hop))
 
     def num_samples(self, num_frames: int) -> int:
-        """The fewest samples that hold `num_frames` frames (0 for 0)."""
+        """Return the fewest samples that hold `num_frames` frames (0 for 0)."""
         return self.window + (num_frames - 1) * self.hop if num_frames > 0 else 0
 
 
 def conv_grid(conv_layers: Sequence[tuple[int, int, int]]) -> FrameGrid:
-    """The frames that a stack of unpadded convolutions computes.
+    """Return the frames that a stack of unpadded convolutions computes.
 
     Args:
-        conv_layers: `(channels, kernel, stride)` of each, first to last.
+        conv_layers: `(channels, kernel, stride)` per layer, first to last.
     """
     window = hop = 1
     for _, kernel, stride in conv_layers:
@@ -63,25 +64,25 @@ def conv_grid(conv_layers: Sequence[tuple[int, int, int]]) -> FrameGrid:
     return FrameGrid(window, hop)
 
 
-def label_hop(label_rate: float, sample_rate: int = SAMPLE_RATE) -> int:
-    """Samples from one label to the next.
+def label_hop(label_rate: float) -> int:
+    """Return the number of samples from one label to the next.
 
     Raises:
-        InputError: if `label_rate` (labels a second) does not divide `sample_rate`.
+        InputError: if `label_rate` (labels per second) does not divide the sample rate.
     """
-    hop = sample_rate / label_rate if label_rate > 0 else 0.0
+    hop = SAMPLE_RATE / label_rate if label_rate > 0 else 0.0
     if hop < 1 or hop != int(hop):
         raise InputError(
-            f"label_rate {label_rate:g} does not divide the sample rate {sample_rate}: "
+            f"label_rate {label_rate:g} does not divide the sample rate {SAMPLE_RATE}: "
             "MFCC labels have 100, deep features 50"
         )
     return int(hop)
 
 
 def frame_labels(num_frames: int, frame_hop: int, hop: int) -> np.ndarray:
-    """For each model frame of a crop, which label of the crop is its target: `[num_frames]` int64.
+    """Return the index of each model frame's label within its crop: `[num_frames]` int64.
 
-    The label whose hop holds the frame's first sample, as in fairseq's `forward_targets`.
+    It is the label whose hop holds the frame's first sample, as in fairseq's `forward_targets`.
 
     Args:
         frame_hop: samples between model frames.
@@ -91,20 +92,32 @@ def frame_labels(num_frames: int, frame_hop: int, hop: int) -> np.ndarray:
 
 
 def labels_fit(
-    num_labels: int | np.ndarray,
-    num_samples: int | np.ndarray,
-    hop: int,
-    sample_rate: int = SAMPLE_RATE,
+    num_labels: int | np.ndarray, num_samples: int | np.ndarray, hop: int
 ) -> bool | np.ndarray:
-    """Whether labels and audio end within `LENGTH_TOLERANCE` of each other, element-wise."""
-    return abs(num_labels * hop - num_samples) <= LENGTH_TOLERANCE * sample_rate
+    """Tell whether labels and audio end within `LENGTH_TOLERANCE` of each other, element-wise."""
+    return abs(num_labels * hop - num_samples) <= LENGTH_TOLERANCE * SAMPLE_RATE
+
+
+def labelled_samples(num_labels: np.ndarray, hop: int, grid: FrameGrid) -> np.ndarray:
+    """Return the number of samples up to which every whole frame has a label, element-wise.
+
+    A frame's label is the one whose hop holds its first sample, so the last frame must begin before
+    the labels end. Labels made of whole frames reach that far in any audio; others may end up to
+    0.1 s early.
+    """
+    return num_labels * hop + grid.window - 1
+
+
+def hours(num_samples: ArrayLike) -> float:
+    """Return the duration of all samples together, in hours."""
+    return float(np.sum(num_samples)) / SAMPLE_RATE / 3600
 
 
 def common_hop(first: int, second: int) -> int:
-    """The least common multiple: a crop that starts on it starts on both grids."""
+    """Return the least common multiple: a crop that starts on it starts on both grids."""
     return first * second // gcd(first, second)
 
 
 def resampled_length(num_samples: int, rate: int, target_rate: int = SAMPLE_RATE) -> int:
-    """Samples that `num_samples` at `rate` become at `target_rate` (rounded up)."""
+    """Return the number of samples after resampling from `rate` to `target_rate` (rounded up)."""
     return ceil(num_samples * target_rate / rate)

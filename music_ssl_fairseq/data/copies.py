@@ -1,4 +1,4 @@
-"""Files that hold the same bytes under different names."""
+"""Find files that hold the same bytes under different names."""
 
 import os
 import stat
@@ -7,15 +7,15 @@ from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
 from hashlib import blake2b
 
-_PART = 1 << 16  # bytes from the middle, which tell most files of equal size apart
+_MIDDLE_BYTES = 1 << 16  # tell most files of equal size apart
 
 
 def find_copies(paths: Iterable[str], others: Iterable[str] = ()) -> dict[str, str]:
-    """Find files whose bytes are those of another one; only files of equal size are read.
+    """Find files that equal another file byte by byte; only files of equal size are read.
 
     Args:
-        paths: what to look at; files that cannot be read have no copies.
-        others: if given, copies are looked for among these alone.
+        paths: files to look at; those that cannot be read have no copies.
+        others: if given, originals are looked for among these alone.
 
     Returns:
         Path -> the first of `others`, or of the paths before it, that it is a copy of.
@@ -43,7 +43,7 @@ def _may_hold_copies(part: list[str], among: set[str]) -> bool:
 
 
 def _size(path: str) -> int:
-    # Only regular files: to read from another may never end.
+    # Reading from another kind of file may never end.
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise OSError(f"{path}: not a regular file")
@@ -52,8 +52,8 @@ def _size(path: str) -> int:
 
 def _middle(path: str) -> bytes:
     with open(path, "rb") as file:
-        file.seek(max(0, os.path.getsize(path) // 2 - _PART // 2))
-        return blake2b(file.read(_PART)).digest()
+        file.seek(max(0, os.path.getsize(path) // 2 - _MIDDLE_BYTES // 2))
+        return blake2b(file.read(_MIDDLE_BYTES)).digest()
 
 
 def _whole(path: str) -> bytes:

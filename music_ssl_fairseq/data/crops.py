@@ -1,27 +1,26 @@
-"""Which seconds of which track: a pure function of (seed, epoch, index).
+"""Choose crops as a pure function of (seed, epoch, index).
 
-Nothing here draws from a global generator, so crops are the same for any number of workers, after
-a resume, and whoever else draws random numbers.
+No global generator is used, so crops do not depend on the number of workers, on a resume, or on
+other code that draws random numbers.
 """
 
 import numpy as np
 
-# What a generator is for. Streams never overlap, so adding draws to one leaves the others alone.
+# Streams of random numbers. They never overlap: more draws from one leave the others as they are.
 CROPS, MASKS, REPLACEMENT, ORDER, MIXING = range(5)
 
 _WORD = (1 << 64) - 1
 
 
 def generator(seed: int, epoch: int, index: int, stream: int) -> np.random.Generator:
-    """The one source of randomness of the data path.
+    """Return the generator of one crop's stream; the data path has no other randomness.
 
     Philox is counter-based: seed and stream are its key, epoch and index the upper half of its
-    256-bit counter. So different arguments give disjoint parts of its sequence by construction,
-    rather than probably so by hashing.
+    256-bit counter. Different arguments give disjoint parts of its sequence by construction.
 
     Args:
         seed: any integer.
-        epoch: 0 or more; 0 is also what evaluation uses always.
+        epoch: 0 or more; evaluation uses 0.
         index: of the crop in its epoch.
         stream: one of CROPS, MASKS, REPLACEMENT, ORDER, MIXING.
     """
@@ -30,13 +29,13 @@ def generator(seed: int, epoch: int, index: int, stream: int) -> np.random.Gener
 
 
 class CropPlan:
-    """Cuts tracks into crops; what an index means changes from epoch to epoch only in its start.
+    """Cut tracks into crops; between epochs, only the start of an index's crop changes.
 
     A track that holds `n` crop lengths gives `n` crops per epoch, one drawn uniformly from each of
-    `n` equal strata of its possible starts. So the crops come from all parts of the track, and the
-    cuts fall elsewhere in each epoch. Neighbours may overlap and leave gaps: of five minutes in 5 s
-    crops, one epoch reads 83 %, two read 96 % and three 98 %. (Stock fairseq draws one crop per
-    track and epoch, and reads 1/60.)
+    `n` equal strata of its possible starts. The crops cover all parts of the track, with other cuts
+    in each epoch. Neighbours may overlap or leave gaps: of five minutes in 5 s crops, one epoch
+    reads 83 %, two read 96 % and three 98 %. (Stock fairseq reads one crop per track and epoch:
+    1/60.)
 
     Attributes:
         crop_samples: samples of a full crop.
@@ -55,11 +54,11 @@ class CropPlan:
         """Plan the crops of some tracks.
 
         Args:
-            num_samples: `[tracks]` length of each.
+            num_samples: `[tracks]` lengths.
             crop_samples: samples of a crop; a shorter track gives one crop of its own length.
             hop: starts are multiples of this many samples.
             min_samples: tracks shorter than this are left out.
-            crops_per_track: crops of every track an epoch, instead of as many as fit.
+            crops_per_track: per epoch, instead of as many as fit.
             seed: of starts and order.
         """
         long_enough = num_samples >= min_samples
@@ -76,7 +75,7 @@ class CropPlan:
         self._seed = seed
 
     def __len__(self) -> int:
-        """Crops an epoch."""
+        """Return the number of crops per epoch."""
         return int(self._ends[-1]) if len(self._ends) else 0
 
     @property
@@ -86,17 +85,17 @@ class CropPlan:
 
     @property
     def lengths(self) -> np.ndarray:
-        """`[len]` int32 samples of each crop. Made when asked for: crops can be many millions."""
+        """Samples per crop, `[len]` int32; not stored, because crops can be many millions."""
         lengths = np.minimum(self._num_samples, self.crop_samples).astype(np.int32)
         return np.repeat(lengths, np.diff(self._ends, prepend=0))
 
     def length(self, index: int) -> int:
-        """Samples of one crop."""
+        """Return the samples of one crop."""
         row = np.searchsorted(self._ends, index, side="right")
         return min(int(self._num_samples[row]), self.crop_samples)
 
     def crop(self, index: int, epoch: int) -> tuple[int, int, int]:
-        """Where a crop lies.
+        """Return the place of a crop.
 
         Returns:
             Track (as numbered by the `num_samples` given), first sample, and samples.
@@ -119,10 +118,10 @@ class CropPlan:
         return int(self._tracks[row]), start, self.crop_samples
 
     def order(self, epoch: int, shuffle: bool = True) -> np.ndarray:
-        """The order in which to batch: full crops first, then the shorter ones, longest first.
+        """Return the order in which to batch: full crops, then shorter ones, longest first.
 
-        So all batches but the last few have crops of one length and need no padding, and those few
-        need little. (fairseq shuffles the batches afterwards.)
+        All batches but the last few have crops of one length and need no padding. (fairseq shuffles
+        the batches afterwards.)
 
         Args:
             shuffle: put the full crops, and shorter ones of equal length, in random order.

@@ -1,8 +1,8 @@
-"""What tells one run from another: its data, and the settings that decide its result.
+"""Identify a run by its data and by the settings that decide its result.
 
-An identity is a dict of texts that a checkpoint carries. Two runs may share a folder, and one may
-continue the other, if theirs agree. Where audio and labels lie is no part of it, so that moved data
-can still be continued with; nor is what changes the speed of a run, or its length.
+A checkpoint carries its identity, a dict of texts. A run may continue another if their identities
+agree. Paths of audio and labels are not part of it, so that data may be moved; nor are settings of
+speed and length.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from typing import Any
 
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.units import read_metadata
-from music_ssl_fairseq.frames import SAMPLE_RATE
+from music_ssl_fairseq.frames import hours
 
 Identity = dict[str, str]
 
@@ -31,14 +31,14 @@ MAY_CHANGE = {
 and a probe's upstream by its fingerprint. Settings of other groups (optimization, dataset, common,
 ...) may all change."""
 
-_SHOWN = 3
+_MAX_SHOWN = 3
 
 
 def settings_identity(groups: Mapping[str, Mapping[str, Any]]) -> Identity:
-    """Every setting that decides the result.
+    """Return every setting that decides the result.
 
     Args:
-        groups: of `MAY_CHANGE`, the settings by name.
+        groups: settings by name, per group of `MAY_CHANGE`.
     """
     return {
         f"{group}.{name}": str(value)
@@ -49,19 +49,19 @@ def settings_identity(groups: Mapping[str, Mapping[str, Any]]) -> Identity:
 
 
 def manifest_identity(manifest: Manifest) -> Identity:
-    """Names and lengths of the tracks, in their order; not the folder that they are in."""
+    """Digest names and lengths of the tracks in their order, without their folder."""
     with manifest.file.open("rb") as handle:
         handle.readline()
         digest = digest_of(line.rstrip(b"\r\n") + b"\n" for line in handle)
-    hours = manifest.num_samples.sum() / SAMPLE_RATE / 3600
-    return {manifest.file.name: f"{len(manifest)} tracks of {hours:.3g} h [{digest}]"}
+    duration = hours(manifest.num_samples)
+    return {manifest.file.name: f"{len(manifest)} tracks of {duration:.3g} h [{digest}]"}
 
 
 def label_identity(folder: str | os.PathLike, splits: Iterable[str], label_rate: float) -> Identity:
-    """All bytes of each split's labels and of their dictionary, and what the labeler says of them.
+    """Digest labels and dictionary per split, with k and features from the labeler's metadata.
 
     Args:
-        splits: those without a label file are left out.
+        splits: splits without a label file are left out.
     """
     metadata = read_metadata(folder)
     about = [f"k={metadata['k']}"] if "k" in metadata else []
@@ -75,18 +75,18 @@ def label_identity(folder: str | os.PathLike, splits: Iterable[str], label_rate:
 
 
 def differences(here: Identity, there: Mapping[str, str]) -> str:
-    """In words, what differs in what both state: empty if nothing does."""
+    """Describe the differences in entries of both; empty if there are none."""
     words = [
         f"{name} is {value} and was {there[name]}"
         for name, value in here.items()
         if name in there and there[name] != value
     ]
-    more = [f"and {len(words) - _SHOWN} more"] if len(words) > _SHOWN else []
-    return "; ".join([*words[:_SHOWN], *more])
+    more = [f"and {len(words) - _MAX_SHOWN} more"] if len(words) > _MAX_SHOWN else []
+    return "; ".join([*words[:_MAX_SHOWN], *more])
 
 
 def digest_of(parts: Iterable[bytes]) -> str:
-    """16 hex digits of all parts, one after the other."""
+    """Hash the concatenated parts to 16 hex digits."""
     found = hashlib.blake2b(digest_size=8)
     for part in parts:
         found.update(part)
@@ -94,7 +94,7 @@ def digest_of(parts: Iterable[bytes]) -> str:
 
 
 def contents_of(*files: Path) -> Iterable[bytes]:
-    """The bytes of files, each with its length before it."""
+    """Iterate over the bytes of files, each with its length before it."""
     for file in files:
         yield f"{file.stat().st_size} ".encode()
         with file.open("rb") as handle:

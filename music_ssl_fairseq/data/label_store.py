@@ -1,6 +1,6 @@
-"""Pseudo-labels in a `.km` file: one line a track, its units (cluster numbers) between spaces.
+"""Read pseudo-labels from a `.km` file: one line per track, its units separated by spaces.
 
-Where the labeler has left the same as a memory map (`unit_map`), that is read in place of the text.
+Where the labeler has written a memory map as well (`unit_memmap`), that is read instead.
 """
 
 import os
@@ -9,24 +9,24 @@ from pathlib import Path
 import numpy as np
 
 from music_ssl_fairseq.data.mapped import MappedFile
-from music_ssl_fairseq.data.unit_map import open_unit_map
+from music_ssl_fairseq.data.unit_memmap import open_unit_memmap
 from music_ssl_fairseq.data.units import label_command
 from music_ssl_fairseq.errors import InputError
 
 ANCHOR_STEP = 1024
-"""Labels between two known byte offsets of a line: 8 bytes of index for some 4 kB of text."""
+"""Labels between two known byte offsets of a line: 8 bytes of index per 4 kB of text."""
 
 
 class LabelStore:
-    """The lines of a `.km` file, of which only the parts asked for are ever parsed.
+    """The lines of a `.km` file; only requested parts are parsed.
 
     Attributes:
         file: the `.km` itself.
-        counts: `[tracks]` int64 labels of each track. A blank line is a track without labels.
+        counts: `[tracks]` int64 labels per track. A blank line is a track without labels.
     """
 
     def __init__(self, km_file: str | os.PathLike):
-        """Index a label file: one pass over it, in pieces, if there is no memory map.
+        """Index a label file, in one pass over it if there is no memory map.
 
         Raises:
             InputError: if it is missing, or holds something other than numbers.
@@ -37,15 +37,15 @@ class LabelStore:
                 f"{self.file}: no such label file; make it with `{label_command(self.file.parent)}`"
             )
         self._text = MappedFile(self.file)
-        self._map = open_unit_map(self.file)
+        self._map = open_unit_memmap(self.file)
         if self._map is None:
             self._index()
         else:
             self.counts = self._map.counts
 
     def _index(self) -> None:
-        # Of each line: its end, and the labels in the file up to there. Of each label that is the
-        # 0th, 1024th, ... of its line: its offset.
+        # Per line: its end, and the number of labels up to it. Per 1024th label of a line, from
+        # the 0th on: its offset.
         ends, totals, anchors = [], [], []
         num_lines = total = line_start = 0
         in_number = False
@@ -77,7 +77,7 @@ class LabelStore:
     def _refuse_other_characters(
         self, chunk: np.ndarray, digits: np.ndarray, newlines: np.ndarray, num_lines: int
     ) -> None:
-        # Other control characters pass for space, with tab and carriage return.
+        # Control characters count as spaces.
         other = ~digits & ((chunk > ord(" ")) | (chunk == 0))
         if other.any():
             at = int(other.argmax())
@@ -89,7 +89,7 @@ class LabelStore:
             )
 
     def __len__(self) -> int:
-        """Tracks, which is lines."""
+        """Return the number of tracks."""
         return len(self.counts)
 
     @property
@@ -98,7 +98,7 @@ class LabelStore:
         return len(self._text)
 
     def units(self, track: int, first: int = 0, stop: int | None = None) -> np.ndarray:
-        """Labels [first, stop) of a track (to its end if None); fewer where the line ends.
+        """Return the labels `[first, stop)` of a track (None: to its end); fewer where it ends.
 
         Returns:
             `[labels]` int64 units.
@@ -127,7 +127,7 @@ def _digits(text: np.ndarray) -> np.ndarray:
 
 
 def _number_starts(digits: np.ndarray, in_number: bool) -> np.ndarray:
-    """Offsets of the digits that follow no digit; `in_number`: whether one came just before."""
+    """Return the offsets of digits that follow no digit; `in_number`: one came just before."""
     starts = digits.copy()
     starts[1:] &= ~digits[:-1]
     starts[0] &= not in_number

@@ -1,8 +1,7 @@
-"""Pseudo-labels: their store, their units, and whether they belong to the audio.
+"""Check before training that pseudo-labels belong to the audio and to their dictionary.
 
-`check_labels` is asked before training. fairseq itself warns once a track, which drowns in its log,
-and turns units that it does not know into UNK without a word: a model then trains for days on
-nothing.
+fairseq itself warns once per track, which drowns in its log, and silently turns unknown units into
+UNK: a model then trains for days on nothing.
 """
 
 import numpy as np
@@ -29,8 +28,8 @@ __all__ = [
     "read_label_rate",
 ]
 
-EXHAUSTIVE_BYTES = 64 << 20
-"""Label files up to this size are checked whole (seconds); of larger ones, this many bytes."""
+MAX_CHECKED_BYTES = 64 << 20
+"""Label files up to this size are checked whole, within seconds; larger ones in part."""
 
 _USUAL_RATES = {
     100: ": were these MFCC labels?",
@@ -45,19 +44,18 @@ def check_labels(
     store: LabelStore,
     units: UnitDictionary,
     label_rate: float,
-    sample_rate: int = SAMPLE_RATE,
 ) -> None:
-    """Say what does not fit, and what the likely mistake is, before the first update.
+    """Refuse labels that do not fit, and name the likely mistake.
 
     Args:
-        label_rate: labels a second.
+        label_rate: labels per second.
 
     Raises:
-        InputError: one line, if labels and manifest differ in their number of tracks, labels end
-            more than 0.1 s before or after their audio, or the dictionary lacks units in use.
+        InputError: if the numbers of tracks differ, labels end more than 0.1 s before or after
+            their audio, or the dictionary lacks units in use.
     """
     _check_tracks(manifest, store, units)
-    _check_rate(manifest, store, label_rate, sample_rate)
+    _check_rate(manifest, store, label_rate)
     _check_units(manifest, store, units)
 
 
@@ -70,15 +68,15 @@ def _check_tracks(manifest: Manifest, store: LabelStore, units: UnitDictionary) 
         )
 
 
-def _check_rate(manifest: Manifest, store: LabelStore, label_rate: float, sample_rate: int) -> None:
-    fit = _fit(manifest, store, label_rate, sample_rate)
+def _check_rate(manifest: Manifest, store: LabelStore, label_rate: float) -> None:
+    fit = _fit(manifest, store, label_rate)
     num_wrong = len(fit) - np.count_nonzero(fit)
     if not num_wrong:
         return
     first = int(np.argmin(fit))
     where = f"{num_wrong} of {len(fit)} tracks, first line {first + 1} ({_name(manifest, first)})"
     for rate, question in _USUAL_RATES.items():
-        if rate != label_rate and _fit(manifest, store, rate, sample_rate).mean() > 0.9:
+        if rate != label_rate and _fit(manifest, store, rate).mean() > 0.9:
             raise InputError(
                 f"{store.file}: label_rate is {label_rate:g} but the labels fit {rate}{question} "
                 f"(At {label_rate:g}, labels and audio differ in length in {where})"
@@ -87,16 +85,14 @@ def _check_rate(manifest: Manifest, store: LabelStore, label_rate: float, sample
         f"{store.file}: labels and audio differ by more than {LENGTH_TOLERANCE:g} s in {where}: "
         f"{store.counts[first]} labels at label_rate {label_rate:g} are "
         f"{store.counts[first] / label_rate:.2f} s, the audio has "
-        f"{manifest.num_samples[first] / sample_rate:.2f} s; were audio or manifest changed after "
+        f"{manifest.num_samples[first] / SAMPLE_RATE:.2f} s; were audio or manifest changed after "
         f"labelling? If so, {label_again(store.file.parent, manifest.file.parent)}"
     )
 
 
-def _fit(manifest: Manifest, store: LabelStore, label_rate: float, sample_rate: int) -> np.ndarray:
-    hop = label_hop(label_rate, sample_rate)
-    fit = np.array(labels_fit(store.counts, manifest.num_samples, hop, sample_rate))
-    # Tracks that could not be read when they were to be labelled: they have an empty line each,
-    # and are too short to be trained on.
+def _fit(manifest: Manifest, store: LabelStore, label_rate: float) -> np.ndarray:
+    fit = np.array(labels_fit(store.counts, manifest.num_samples, label_hop(label_rate)))
+    # Tracks that the labeler could not read have an empty line and are not trained on.
     unreadable = read_unreadable(store.file.parent, store.file.stem)
     fit[[t for t in unreadable if 0 <= t < len(fit) and store.counts[t] == 0]] = True
     return fit
@@ -133,11 +129,11 @@ def _check_units(manifest: Manifest, store: LabelStore, units: UnitDictionary) -
 
 
 def _tracks_to_check(store: LabelStore) -> np.ndarray:
-    """All tracks, or for a large file a sample of them that is the same each time."""
+    """Return all tracks, or for a large file a fixed sample of them."""
     tracks = np.arange(len(store))
-    if store.num_bytes <= EXHAUSTIVE_BYTES:
+    if store.num_bytes <= MAX_CHECKED_BYTES:
         return tracks
-    number = max(1, len(store) * EXHAUSTIVE_BYTES // store.num_bytes)
+    number = max(1, len(store) * MAX_CHECKED_BYTES // store.num_bytes)
     return np.sort(np.random.default_rng(0).choice(tracks, number, replace=False))
 
 

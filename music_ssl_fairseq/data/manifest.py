@@ -1,8 +1,8 @@
-"""Manifests: fairseq's .tsv list of audio files, held in a few bytes a track.
+"""Read and write manifests: fairseq's .tsv list of audio files, in a few bytes per track.
 
-The first line is the root folder; every other one is `path relative to it`, a tab, and the number
-of samples *at 16 kHz*. For a 16 kHz file that is its own length, so stock fairseq reads the same
-manifest; a file of another rate is resampled when read, and its length here is the one after that.
+The first line is the root folder. Every other line is a path relative to it, a tab, and the number
+of samples *at 16 kHz*. A 16 kHz file has its own length there, so stock fairseq reads the same
+manifest. A file of another rate has the length after resampling.
 """
 
 import os
@@ -16,19 +16,19 @@ from music_ssl_fairseq.data.mapped import MappedFile
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.files import atomic_path
 
-MOST_SAMPLES = 2**40
-"""Of a track: more than two years at 16 kHz, which no file holds, whatever a header says."""
+MAX_SAMPLES = 2**40
+"""Per track: two years at 16 kHz. A larger number in a header is damage."""
 
-_MAX_DIGITS = 15  # of a length: what certainly fits 64 bits
-_LONGEST_NAME = 4096  # bytes of a path on Linux; elsewhere fewer
-_MARK = b"\xef\xbb\xbf"  # of byte order, which some editors put before UTF-8 text
+_MAX_DIGITS = 15  # of a length; fits 64 bits
+_MAX_NAME_BYTES = 4096  # of a path on Linux; elsewhere fewer
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some editors put it before UTF-8 text
 
 
 class Manifest:
     """A manifest, indexed by track.
 
-    Names stay in the mapped file and are decoded when asked for; what is held is three integers a
-    track, so millions of tracks cost tens of megabytes, shared by all workers after a fork.
+    Names stay in the mapped file and are decoded on request. Memory holds three integers per track:
+    millions of tracks cost tens of megabytes, shared by all workers after a fork.
 
     Attributes:
         file: the .tsv itself.
@@ -40,8 +40,8 @@ class Manifest:
         """Index a manifest.
 
         Raises:
-            InputError: if it is missing, empty, or a line is not `name<TAB>samples`, of a name that
-                a file can have and a length that audio can have.
+            InputError: if it is missing or empty, or a line is not `name<TAB>samples` with a
+                possible name and length.
         """
         self.file = Path(file)
         if not self.file.is_file():
@@ -55,7 +55,7 @@ class Manifest:
         self._starts = ends[:-1] + 1
         self._refuse_nul(ends)
         self.root = self._root(int(ends[0]))
-        self._tabs = self._one_tab_a_line(ends[1:])
+        self._tabs = self._one_tab_per_line(ends[1:])
         self._refuse_names(ends[1:])
         self.num_samples = self._numbers(ends[1:])
 
@@ -71,13 +71,13 @@ class Manifest:
         )
 
     def _root(self, end: int) -> str:
-        if end > _LONGEST_NAME:
+        if end > _MAX_NAME_BYTES:
             raise InputError(
                 f"{self.file}, line 1: {end} bytes, longer than the path of the music can be"
             )
-        return os.fsdecode(self._text[:end].removeprefix(_MARK).rstrip(b"\r"))
+        return os.fsdecode(self._text[:end].removeprefix(_BYTE_ORDER_MARK).rstrip(b"\r"))
 
-    def _one_tab_a_line(self, ends: np.ndarray) -> np.ndarray:
+    def _one_tab_per_line(self, ends: np.ndarray) -> np.ndarray:
         tabs = self._text.positions("\t")
         tabs = tabs[np.searchsorted(tabs, self._starts[0]) :]
         in_line = np.searchsorted(tabs, ends) - np.searchsorted(tabs, self._starts)
@@ -87,11 +87,11 @@ class Manifest:
     def _refuse_names(self, ends: np.ndarray) -> None:
         length = self._tabs - self._starts
         self._refuse_where(length == 0, ends, "no name before the tab")
-        reason = f"a name of more than {_LONGEST_NAME} bytes, which no file has"
-        self._refuse_where(length > _LONGEST_NAME, ends, reason)
+        reason = f"a name of more than {_MAX_NAME_BYTES} bytes, which no file has"
+        self._refuse_where(length > _MAX_NAME_BYTES, ends, reason)
 
     def _numbers(self, ends: np.ndarray) -> np.ndarray:
-        """What stands between the tabs and the ends of the lines, parsed for all lines at once."""
+        """Parse the numbers between tabs and line ends, of all lines at once."""
         text = self._text.array()
         last = ends - (text[ends - 1] == ord("\r"))
         digits = last - self._tabs - 1
@@ -104,7 +104,7 @@ class Manifest:
                 self._refuse_where(np.isin(np.arange(len(ends)), rows[digit > 9]), ends)
             numbers[rows] += digit.astype(np.int64) * 10**place
         reason = "more samples than any file has (2^40 at 16 kHz are two years)"
-        self._refuse_where(numbers > MOST_SAMPLES, ends, reason)
+        self._refuse_where(numbers > MAX_SAMPLES, ends, reason)
         return numbers
 
     def _refuse_where(
@@ -120,11 +120,11 @@ class Manifest:
         return len(self._starts)
 
     def name(self, index: int) -> str:
-        """The track's name relative to the root (surrogate escapes where it is not UTF-8)."""
+        """Return the track's name relative to the root; surrogate escapes where it is not UTF-8."""
         return os.fsdecode(self._text[self._starts[index] : self._tabs[index]])
 
     def path(self, index: int) -> str:
-        """The track's file."""
+        """Return the path of the track's file."""
         return os.path.join(self.root, self.name(index))
 
 
@@ -135,7 +135,7 @@ def write_manifest(
 
     Args:
         root: absolute folder of the audio.
-        tracks: (name relative to root, samples at 16 kHz) in the order they are to have.
+        tracks: (name relative to root, samples at 16 kHz), in order.
     """
     with atomic_path(file) as temporary, temporary.open("wb") as handle:
         handle.write(os.fsencode(root) + b"\n")
@@ -144,7 +144,7 @@ def write_manifest(
 
 
 def missing_manifest(file: str | os.PathLike) -> InputError:
-    """What to raise if `file` does not exist: names the command that makes it."""
+    """Return the error about a missing manifest, with the command that makes it."""
     return InputError(
         f"{file}: no such manifest; make it with "
         "`python -m manifests_tools pretrain --root MUSIC_DIR --out "

@@ -1,4 +1,4 @@
-"""Text files that are too large to hold: mapped into memory, and scanned in pieces."""
+"""Map text files that are too large to load, and scan them in chunks."""
 
 import mmap
 import os
@@ -10,12 +10,12 @@ import numpy as np
 
 from music_ssl_fairseq.errors import InputError
 
-CHUNK = 1 << 22
-"""Bytes looked at at a time: the temporary arrays of a scan are some ten times this."""
+CHUNK_BYTES = 1 << 22
+"""Bytes scanned at once; the temporary arrays of a scan take about ten times this."""
 
 
 def read_part(handle: IO[bytes], begin: int, count: int) -> bytes:
-    """Read `count` bytes of an open file, from `begin` on; processes may share it.
+    """Read `count` bytes of an open file from `begin` on; processes may share the file.
 
     Raises:
         InputError: if they are no longer there, or cannot be read.
@@ -33,7 +33,7 @@ def read_part(handle: IO[bytes], begin: int, count: int) -> bytes:
 
 
 class MappedFile:
-    """The bytes of a file, read as they are needed; processes share the pages."""
+    """The bytes of a file, read on demand; processes share the pages."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -58,26 +58,26 @@ class MappedFile:
         return len(self._bytes)
 
     def __getitem__(self, part: slice) -> bytes:
-        """Read, not looked at in the map: that would kill the process if the file has been cut.
+        """Read part of the file; access through the map would kill the process if it has been cut.
 
         Raises:
-            InputError: if it has.
+            InputError: if it has been cut.
         """
         begin, end, _ = part.indices(len(self))
         return read_part(self._handle, begin, max(0, end - begin))
 
     def array(self) -> np.ndarray:
-        """`[bytes]` uint8, a view."""
+        """Return the file as a view, `[bytes]` uint8."""
         return np.frombuffer(self._bytes, np.uint8)
 
     def chunks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Pieces of at most `CHUNK` bytes: (offset, `[bytes]` uint8 view)."""
+        """Iterate over chunks of at most `CHUNK_BYTES`: (offset, `[bytes]` uint8 view)."""
         array = self.array()
-        for offset in range(0, len(array), CHUNK):
-            yield offset, array[offset : offset + CHUNK]
+        for offset in range(0, len(array), CHUNK_BYTES):
+            yield offset, array[offset : offset + CHUNK_BYTES]
 
     def positions(self, character: str) -> np.ndarray:
-        """`[occurrences]` int64 offsets of an ASCII character."""
+        """Return the offsets of an ASCII character, `[occurrences]` int64."""
         code = ord(character)
         found = [offset + np.flatnonzero(chunk == code) for offset, chunk in self.chunks()]
         return np.concatenate(found) if found else np.zeros(0, np.int64)

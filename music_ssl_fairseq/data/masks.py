@@ -1,14 +1,13 @@
-"""Span masks: with a fixed number of masked frames, or fairseq's.
+"""Draw span masks: with a fixed number of masked frames, or fairseq's.
 
-fairseq draws spans for each crop and then, because the masked frames of a batch are to form one
-tensor, unmasks random frames until every crop has as few as the least masked one (`require_same_
-masks` of `compute_mask_indices`). So its masking ratio falls with the batch size: at 249 frames,
-probability 0.8 and length 10 it is 57 % for a batch of one and about 45 % for a batch of 100, and
-single frames inside the spans are left to copy from.
+fairseq draws spans per crop. Then it unmasks random frames until every crop of the batch has as few
+masked frames as the least masked one (`require_same_masks` of `compute_mask_indices`). So its
+masking ratio falls with the batch size: at 249 frames, probability 0.8 and length 10 it is 57 % for
+a batch of one and about 45 % for a batch of 100, and single frames inside spans stay visible.
 
-Here each crop gets the number of frames that fairseq's spans cover on average, whatever its batch:
-spans are drawn in the same way, until that number is reached. As a bonus, shapes are fixed.
-`model.mask_mode=fairseq` gives fairseq's own masks instead.
+Here spans are drawn in the same way until a crop has as many masked frames as fairseq's spans cover
+on average. The number depends on no batch, so shapes are fixed. `model.mask_mode=fairseq` gives
+fairseq's own masks.
 """
 
 from collections.abc import Sequence
@@ -25,11 +24,11 @@ from music_ssl_fairseq.errors import InputError
 
 @dataclass(frozen=True)
 class SpanMask:
-    """Draws masks of overlapping spans; `count(T)` frames of a crop of `T` are masked, always.
+    """Draw masks of overlapping spans that mask exactly `count(T)` frames of a crop of `T`.
 
     Attributes:
         prob: `mask_prob`, in [0, 1]: spans times their length, as a share of the frames. Spans
-            overlap, so fewer frames are masked: 0.65 masks 49 % of 5 s, and 0.8 masks 57 %.
+            overlap, so fewer frames are masked: 0.65 masks 49 % of 5 s, 0.8 masks 57 %.
         length: `mask_length`: frames of a span.
         min_spans: fewest spans of a crop, as fairseq's `mask_min_masks`.
     """
@@ -42,9 +41,9 @@ class SpanMask:
         _check(self.prob, self.length)
 
     def count(self, num_frames: int) -> int:
-        """Frames that are masked in a crop of `num_frames`: never all, and 0 only for `prob` 0.
+        """Return the number of masked frames in a crop: never all, and 0 only for `prob` 0.
 
-        The expected number for fairseq's distribution, rounded.
+        It is the rounded expectation of fairseq's distribution.
         """
         return _count(num_frames, self.prob, self.length, self.min_spans)
 
@@ -59,14 +58,14 @@ class SpanMask:
             return np.zeros(num_frames, bool)
         length = _span_length(num_frames, self.length)
         starts = num_frames - length
-        # Spans come in the random order of their starts. A frame is covered when the first span
-        # that holds it comes: at the least rank among the starts of the `length` frames up to it.
+        # Spans come in a random order of starts. A frame is covered by the first span that holds
+        # it: at the least rank among the starts of the `length` frames up to it.
         rank = np.full(num_frames + length - 1, num_frames)
         rank[length - 1 : length - 1 + starts] = rng.permutation(starts)
         covered_at = sliding_window_view(rank, length).min(axis=1)
         last = np.partition(covered_at, count - 1)[count - 1]
         mask = covered_at < last
-        # All spans being equally long, what the last one adds is one run of frames.
+        # Spans are equally long, so the last one adds one run of frames.
         added = np.flatnonzero(covered_at == last)
         needed = count - np.count_nonzero(mask)
         joins_next = added[-1] + 1 < num_frames and mask[added[-1] + 1]
@@ -76,12 +75,12 @@ class SpanMask:
 
 @dataclass(frozen=True)
 class FairseqMask:
-    """Draws the masks of a whole batch with fairseq's function, as its HuBERT and data2vec call it.
+    """Draw the masks of a batch with fairseq's function, as its HuBERT and data2vec call it.
 
-    That is with spans of one length that may overlap and with `require_same_masks`; fairseq's
-    `mask_selection`, `mask_other`, `no_mask_overlap` and `mask_dropout` keep their defaults. It
-    trains without a seed. Here its function gets one, so that a crop's spans follow from seed,
-    epoch and index; which frames are unmasked again follows from all the indices of its batch.
+    Spans have one length and may overlap, and `require_same_masks` is on; `mask_selection`,
+    `mask_other`, `no_mask_overlap` and `mask_dropout` keep their defaults. fairseq passes no seed.
+    With one, a crop's spans follow from seed, epoch and index, and the frames that are unmasked
+    again from all indices of the batch.
 
     Attributes:
         prob: `mask_prob`, in [0, 1].
@@ -113,14 +112,14 @@ class FairseqMask:
     def batch(
         self, num_frames: Sequence[int], seed: int, epoch: int, indices: Sequence[int]
     ) -> np.ndarray:
-        """The masks of a batch.
+        """Draw the masks of a batch.
 
         Args:
-            num_frames: of each crop.
+            num_frames: per crop.
             indices: of the crops in their epoch.
 
         Returns:
-            `[B, longest]` bool, true at equally many frames of each crop, never at padding.
+            `[B, longest]` bool, true at equally many frames per crop, never at padding.
         """
         longest = max(num_frames)
         if self.prob == 0:
@@ -142,7 +141,7 @@ MASK_MODES: dict[str, type[SpanMask] | type[FairseqMask]] = {
     "fixed": SpanMask,
     "fairseq": FairseqMask,
 }
-"""`model.mask_mode` -> what draws the masks."""
+"""`model.mask_mode` -> the class that draws the masks."""
 
 
 def _check(prob: float, length: int) -> None:
@@ -153,7 +152,7 @@ def _check(prob: float, length: int) -> None:
 
 
 def _span_length(num_frames: int, length: int) -> int:
-    # A crop of less than two spans gets shorter ones, or they would have no room to vary.
+    # Spans in a crop of less than two of them are shorter, so that their places can vary.
     return min(length, num_frames // 2)
 
 
@@ -172,11 +171,11 @@ def _count(num_frames: int, prob: float, length: int, min_spans: int) -> int:
 
 
 def expected_coverage(num_frames: int, length: int, spans: int) -> float:
-    """Mean number of frames under `spans` spans of `length` frames, overlaps counted once.
+    """Return the mean number of frames under `spans` spans of `length` frames.
 
-    Their starts are drawn without replacement from [0, num_frames - length), as fairseq draws
-    them. A frame that `a` of the `S` starts would cover stays free if all spans start elsewhere:
-    with the hypergeometric probability C(S - a, spans) / C(S, spans).
+    Starts are drawn without replacement from [0, num_frames - length), as in fairseq. A frame that
+    `a` of the `S` starts would cover stays free if all spans start elsewhere: with the
+    hypergeometric probability C(S - a, spans) / C(S, spans).
     """
     starts = num_frames - length
     drawn = np.arange(min(spans, starts))

@@ -1,6 +1,6 @@
-"""In-batch mixing: a quieter other crop is added, and the units stay (WavLM, section 3.2; MERT).
+"""Mix crops within a batch: add a quieter crop, keep the units (WavLM, section 3.2; MERT).
 
-The encoder has to find the louder music in the mix, as it will have to in music of many parts.
+The encoder must predict the louder music of the mix, as in music of many parts.
 """
 
 from collections.abc import Sequence
@@ -13,20 +13,20 @@ LEVELS = (-20.0, -6.0)
 
 
 def draw_gain(prob: float, rng: np.random.Generator) -> float:
-    """The amplitude ratio at which another crop is added: 0, for none, except with `prob`."""
+    """Draw the amplitude ratio of the added crop: with probability `prob`, else 0 for none."""
     mixed, level = rng.random() < prob, rng.uniform(*LEVELS)
     return 10 ** (level / 20) if mixed else 0.0
 
 
 def mix(sources: Sequence[Tensor], gains: Sequence[float]) -> list[Tensor]:
-    """Add to each crop the one before it in the batch, to the first the last.
+    """Add to each crop the crop before it in the batch, and to the first crop the last.
 
-    A longer crop is cut at the other's end; of a shorter one the rest stays as it is. To a silent
-    crop nothing is added.
+    The added crop is cut at the other's end; beyond a shorter one nothing is added. Silent crops
+    stay silent.
 
     Args:
-        sources: `[T]` each, of any lengths.
-        gains: ratio of the root mean squares; 0 to leave a crop alone.
+        sources: tensors `[T]` of any lengths.
+        gains: ratios of the root mean squares; 0 leaves a crop as it is.
     """
     levels = [float(source.square().mean().sqrt()) for source in sources]
     mixed = []

@@ -1,4 +1,4 @@
-"""Crops with masks, and units if there are labels: the data of both pre-training tasks."""
+"""The dataset of both pre-training tasks: crops with masks, and units if there are labels."""
 
 import logging
 import shlex
@@ -21,17 +21,17 @@ from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid, common_hop
 logger = logging.getLogger(__name__)
 
 TARGET_PAD = -1
-"""Stands in `target` where a crop has no frame."""
+"""Value of `target` where a crop has no frame."""
 
-_START_HOP = 160  # samples: starts on MFCC's grid, with labels or without
+_START_HOP = 160  # samples; crops start on the grid of MFCC, with or without labels
 _REPLACEMENT_DRAWS = 100
 
 
 class PretrainingDataset(FairseqDataset):
-    """Crops of the tracks of a manifest; an item depends on (seed, epoch, index) and nothing else.
+    """Crops of a manifest's tracks; an item depends on (seed, epoch, index) and nothing else.
 
-    Only the crop is decoded, and only its labels are parsed. A file that cannot be read is
-    replaced by another crop, named in a warning once, and not tried again.
+    Only the crop is decoded, and only its labels are parsed. A file that cannot be read is named
+    in one warning, replaced by another crop, and not tried again.
     """
 
     def __init__(
@@ -49,20 +49,19 @@ class PretrainingDataset(FairseqDataset):
         seed: int = 0,
         max_unreadable: float = 0.1,
         mix_prob: float = 0.0,
-        sample_rate: int = SAMPLE_RATE,
     ):
         """Plan the crops.
 
         Args:
-            crop_seconds: of a crop; shorter tracks give one crop of their own length.
-            min_seconds: shorter tracks are left out (as are those of less than two frames).
+            crop_seconds: length of a crop; a shorter track gives one crop of its own length.
+            min_seconds: shorter tracks are left out, as are those of less than two frames.
             grid: frames of the model's extractor.
             normalise: give each crop zero mean and unit variance.
-            mask: draws the frames to mask; None to leave that out of the batches.
+            mask: draws the frames to mask; None for batches without masks.
             training: crops and masks differ from epoch to epoch, and come in random order.
             labels: label sets of the manifest's tracks; none for crops alone.
-            crops_per_track: an epoch; None for as many as fit.
-            max_unreadable: share of the tracks that may turn out to be unreadable.
+            crops_per_track: per epoch; None for as many as fit.
+            max_unreadable: share of the tracks that may be unreadable.
             mix_prob: share of training crops to which another of the batch is added (`mixing`).
 
         Raises:
@@ -75,14 +74,13 @@ class PretrainingDataset(FairseqDataset):
         self._training = training
         self._seed = seed
         self._mix_prob = mix_prob if training else 0.0
-        self._sample_rate = sample_rate
-        self._targets = [FrameTargets(labels_of_set, grid, sample_rate) for labels_of_set in labels]
+        self._targets = [FrameTargets(label_set, grid) for label_set in labels]
         usable, start_hop = manifest.num_samples, _START_HOP
         for targets in self._targets:
             usable = np.minimum(usable, targets.num_samples)
             start_hop = common_hop(start_hop, targets.hop)
-        crop_samples = round(crop_seconds * sample_rate)
-        min_samples = max(round(min_seconds * sample_rate), grid.num_samples(2))
+        crop_samples = round(crop_seconds * SAMPLE_RATE)
+        min_samples = max(round(min_seconds * SAMPLE_RATE), grid.num_samples(2))
         if crop_samples < grid.num_samples(2):
             raise InputError(f"crop_seconds is {crop_seconds:g}: too short for two frames")
         self._plan = CropPlan(usable, crop_samples, start_hop, min_samples, crops_per_track, seed)
@@ -96,10 +94,10 @@ class PretrainingDataset(FairseqDataset):
         self._unreadable = UnreadableTracks(
             len(manifest), self._plan.num_tracks, max_unreadable, manifest.file.parent
         )
-        # Shared, because workers that outlive an epoch hold their own copy of everything else.
+        # Shared with workers that outlive an epoch; everything else they hold as copies.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         logger.info(
-            "%s: %d crops of %g s an epoch from %d tracks; %d shorter than %g s left out",
+            "%s: %d crops of %g s per epoch from %d tracks; %d shorter than %g s left out",
             *(manifest.file, len(self._plan), crop_seconds, self._plan.num_tracks),
             *(self._plan.num_too_short, min_seconds),
         )
@@ -111,18 +109,18 @@ class PretrainingDataset(FairseqDataset):
 
     @property
     def num_unreadable(self) -> int:
-        """Tracks that could not be read so far, by any worker of this process."""
+        """Tracks that no worker of this process could read so far."""
         return len(self._unreadable)
 
     def __len__(self) -> int:
         return len(self._plan)
 
     def __getitem__(self, index: int) -> dict:
-        """One crop.
+        """Decode one crop.
 
         Returns:
-            `id`, `source` (`[T]` float32), and as configured `mask` (`[F]` bool; `epoch`
-            for a mask that depends on the batch) and `target` (`[F, sets]` int64 classes).
+            `id`, `source` (`[T]` float32), and as configured `mask` (`[F]` bool; `epoch` for a mask
+            that depends on the batch) and `target` (`[F, sets]` int64 classes).
 
         Raises:
             InputError: if too many tracks are unreadable.
@@ -150,12 +148,12 @@ class PretrainingDataset(FairseqDataset):
         return item
 
     def _read(self, track: int, start: int, length: int) -> np.ndarray | None:
-        """A crop's samples; None if the track is unreadable."""
+        """Read a crop's samples; None if the track is unreadable."""
         if track in self._unreadable:
             return None
         path = self._manifest.path(track)
         try:
-            waveform = audio.read(path, start, length, self._sample_rate)
+            waveform = audio.read(path, start, length)
             if len(waveform) < length:
                 raise AudioError(
                     path,
@@ -168,10 +166,10 @@ class PretrainingDataset(FairseqDataset):
         return waveform
 
     def _replacement(self, index: int, epoch: int, length: int) -> tuple[int, int, np.ndarray]:
-        """Another crop, of the same length if there is one: track, start and samples.
+        """Read another crop, of the same length if there is one: track, start and samples.
 
-        Candidates are drawn in an order that is fixed, and those that fail are skipped whether
-        they are known to fail or not: so it is the same crop for every worker and run.
+        Candidates are drawn in a fixed order, and failing ones are skipped whether they are known
+        to fail or not: every worker and run gets the same crop.
         """
         rng = generator(self._seed, epoch, index, REPLACEMENT)
         for draw in range(_REPLACEMENT_DRAWS):
@@ -188,13 +186,13 @@ class PretrainingDataset(FairseqDataset):
         )
 
     def described(self, index: int, epoch: int) -> tuple[str, float]:
-        """A crop's track, and the largest of its samples: of what a batch consisted."""
+        """Return a crop's file and its largest sample, for messages about a batch."""
         self.set_epoch(epoch)
         track, _, _ = self._plan.crop(index, epoch)
         return self._manifest.path(track), float(self[index]["source"].abs().max())
 
     def collater(self, samples: list[dict]) -> dict:
-        """Batch some crops, padded at the end to the longest; never cut to the shortest.
+        """Batch some crops, padded at the end to the longest; none is cut to the shortest.
 
         Returns:
             `id` `[B]`, `nsentences`, `ntokens` (samples without padding), `target` (`[B, F, sets]`
@@ -202,8 +200,8 @@ class PretrainingDataset(FairseqDataset):
             (`[B, T]` float32), `padding_mask` (`[B, T]` bool, or None if there is no padding) and,
             with a mask, `mask` (`[B, F]` bool), `masked_indices` and, with labels,
             `unmasked_indices`: the masked and the other frames that are not padding, as ascending
-            indices into `B * F`. Empty for no
-            samples, which is how fairseq fills up the ranks that have run out of batches.
+            indices into `B * F`. An empty dict for no samples: fairseq gives none to ranks that
+            have run out of batches.
         """
         if not samples:
             return {}
@@ -221,7 +219,7 @@ class PretrainingDataset(FairseqDataset):
             mask = self._masks(samples, frames)
             real = torch.arange(max(frames)) < torch.tensor(frames)[:, None]
             net_input["mask"] = mask
-            # Found here, because finding indices on a GPU synchronises with it.
+            # On a GPU, nonzero() would synchronise.
             net_input["masked_indices"] = mask.flatten().nonzero().squeeze(1)
             if self._targets:
                 net_input["unmasked_indices"] = (real & ~mask).flatten().nonzero().squeeze(1)
@@ -236,7 +234,7 @@ class PretrainingDataset(FairseqDataset):
         return batch
 
     def _masks(self, samples: list[dict], num_frames: list[int]) -> torch.Tensor:
-        """The masks of a batch, `[B, longest]` bool, False at padding."""
+        """Return the masks of a batch, `[B, longest]` bool, False at padding."""
         if not isinstance(self._mask, FairseqMask):
             return _padded([sample["mask"] for sample in samples], False)
         indices = [sample["id"] for sample in samples]
@@ -244,11 +242,11 @@ class PretrainingDataset(FairseqDataset):
         return torch.from_numpy(drawn)
 
     def size(self, index: int) -> int:
-        """Samples of a crop."""
+        """Return the samples of a crop."""
         return self._plan.length(index)
 
     def num_tokens(self, index: int) -> int:
-        """The same: `max_tokens` counts samples."""
+        """Return the samples of a crop, which `max_tokens` counts."""
         return self._plan.length(index)
 
     def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
@@ -260,7 +258,7 @@ class PretrainingDataset(FairseqDataset):
     def filter_indices_by_size(
         self, indices: np.ndarray, max_sizes: object
     ) -> tuple[np.ndarray, list[int]]:
-        """Leaves everything in: no crop is longer than `crop_seconds`."""
+        """Keep all crops: none is longer than `crop_seconds`."""
         return indices, []
 
     def batch_by_size(
@@ -270,10 +268,10 @@ class PretrainingDataset(FairseqDataset):
         max_sentences: int | None = None,
         required_batch_size_multiple: int = 1,
     ) -> list[np.ndarray]:
-        """Batches of all crops, where fairseq drops a last one that is no multiple of 8.
+        """Batch all crops; fairseq drops a last batch that is no multiple of 8.
 
-        In evaluation that changes the result; in training it would be the shortest tracks, the
-        same ones in every epoch.
+        That would change the result of an evaluation, and in training always drop the shortest
+        tracks.
         """
         batches = list(
             super().batch_by_size(indices, max_tokens, max_sentences, required_batch_size_multiple)
@@ -282,7 +280,7 @@ class PretrainingDataset(FairseqDataset):
         return [*batches, rest] if len(rest) else batches
 
     def set_epoch(self, epoch: int) -> None:
-        """Crops and masks of this epoch from now on, in all workers; evaluation stays at 0."""
+        """Use the crops and masks of this epoch in all workers; evaluation stays at epoch 0."""
         if self._training:
             self._epoch.fill_(epoch)
 
@@ -290,12 +288,12 @@ class PretrainingDataset(FairseqDataset):
     def can_reuse_epoch_itr_across_epochs(self) -> bool:
         """Yes: the task makes new batches, and workers read the epoch from shared memory.
 
-        A new iterator for each epoch would start new workers and, half a minute each time, wait for
-        the old ones, which inherit each other's queues.
+        A new iterator per epoch would start new workers and take half a minute to end the old ones,
+        which inherit each other's queues.
         """
         return True
 
 
 def _padded(rows: list[torch.Tensor], value: float) -> torch.Tensor:
-    """Rows of `[n]` with different n to `[rows, max n]`."""
+    """Stack tensors of different lengths as `[B, longest]`."""
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)

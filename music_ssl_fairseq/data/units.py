@@ -1,8 +1,8 @@
-"""From units to classes, and what the labeler says about the labels.
+"""Map units to classes, and read the labeler's metadata.
 
 A *unit* is a cluster's number, as written in the `.km`. A *class* is the unit's index in fairseq's
-dictionary, which is what a model predicts: the dictionary begins with four special symbols, so
-class and unit differ.
+dictionary, and what a model predicts. The dictionary begins with four special symbols, so class and
+unit differ.
 """
 
 import io
@@ -15,19 +15,18 @@ import numpy as np
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.texts import quoted, read_object, read_text
 
-_HIGHEST_RATE = 16_000  # labels a second: one a sample
+_MAX_LABEL_RATE = 16_000  # labels per second: one per sample
 
 METADATA = "metadata.json"
-"""The labeler's note beside the labels: features, k, label_rate, sample_rate, seed and more."""
+"""The labeler's file beside the labels: features, k, label_rate, sample_rate, seed and more."""
 
 
 class UnitDictionary:
-    """fairseq's `dict.km.txt` (a line `unit count` for each unit) with a fast way to encode.
+    """fairseq's `dict.km.txt` (one line `unit count` per unit), with fast encoding.
 
     Attributes:
         file: the dictionary file.
-        dictionary: fairseq's `Dictionary`: its length is the number of units plus 4.
-        num_units: k, if the dictionary is the labels' own.
+        dictionary: fairseq's `Dictionary`, of 4 more symbols than units.
     """
 
     def __init__(self, dict_file: str | os.PathLike):
@@ -50,17 +49,17 @@ class UnitDictionary:
         except InputError:
             raise
         except (ValueError, RuntimeError) as error:
-            # fairseq quotes the line with its end, or goes on about models of its own.
+            # fairseq quotes the line with its end, or adds advice about its own models.
             reason = " ".join(str(error).split()).partition(". ")[0]
             raise InputError(f"{self.file}: not a dictionary of units: {reason}") from None
         self._classes = self._table(self.dictionary.symbols[self.dictionary.nspecial :])
 
     def _table(self, symbols: list[str]) -> np.ndarray:
-        """`[largest unit + 1]` int64 class of each unit, -1 where there is none."""
+        """Return the class per unit, `[largest unit + 1]` int64; -1 where there is none."""
         if not symbols:
             raise InputError(f"{self.file}: lists no unit, so every label would become UNK")
         for symbol in symbols:
-            # So many clusters there cannot be: a table of them would fill the memory.
+            # A table for an absurd unit would fill the memory.
             if not symbol.isascii() or not symbol.isdigit() or len(symbol) > 7:
                 raise InputError(f"{self.file}: {quoted(symbol)} is not a cluster number")
         units = np.array([int(symbol) for symbol in symbols])
@@ -70,15 +69,16 @@ class UnitDictionary:
 
     @property
     def num_units(self) -> int:
+        """k, if the dictionary belongs to the labels."""
         return len(self.dictionary) - self.dictionary.nspecial
 
     def outside(self, units: np.ndarray) -> np.ndarray:
-        """Which units the dictionary lacks: bool, of the same shape."""
+        """Tell which units the dictionary lacks: bool, of the same shape."""
         known = (units >= 0) & (units < len(self._classes))
         return ~known | (self._classes[np.where(known, units, 0)] < 0)
 
     def encode(self, units: np.ndarray) -> np.ndarray:
-        """Units to classes: int64, of the same shape.
+        """Map units to classes: int64, of the same shape.
 
         Raises:
             InputError: if a unit is not in the dictionary.
@@ -93,7 +93,7 @@ class UnitDictionary:
 
 
 def read_metadata(label_dir: str | os.PathLike) -> dict:
-    """What the labeler noted beside the labels; empty if there is no such file.
+    """Read the labeler's metadata; empty if there is no such file.
 
     Raises:
         InputError: if the file is not a JSON object.
@@ -103,7 +103,7 @@ def read_metadata(label_dir: str | os.PathLike) -> dict:
 
 
 def read_unreadable(label_dir: str | os.PathLike, split: str) -> list[int]:
-    """Tracks of a split that could not be read when they were to be labelled.
+    """Read which tracks of a split the labeler could not read.
 
     Raises:
         InputError: if the metadata are damaged.
@@ -120,9 +120,9 @@ def read_unreadable(label_dir: str | os.PathLike, split: str) -> list[int]:
 
 
 def labels_beside(manifests: str | os.PathLike) -> Path:
-    """Where labels of a folder of manifests go: manifests/jazz -> labels/jazz, jazz -> jazz_labels.
+    """Return where labels go: manifests/jazz -> labels/jazz, jazz -> jazz_labels.
 
-    Not everybody's ./labels, which may be of other music.
+    Not always ./labels, which may be of other music.
     """
     folder = Path(manifests)
     parts = list(folder.parts)
@@ -133,11 +133,10 @@ def labels_beside(manifests: str | os.PathLike) -> Path:
 
 
 def label_command(label_dir: str | os.PathLike, manifests: str | os.PathLike | None = None) -> str:
-    """The command that makes labels, with the paths and options in use, for an error message.
+    """Return the command that makes labels, with paths and options in use, for a message.
 
     Args:
-        label_dir: its --labels. Of labels that are there it repeats the options; else it leaves K
-            open.
+        label_dir: its --labels. Options of existing labels are repeated; else K is left open.
         manifests: its --manifests; None for those that the labels were made from.
     """
     try:
@@ -153,7 +152,7 @@ def label_command(label_dir: str | os.PathLike, manifests: str | os.PathLike | N
 
 
 def label_again(label_dir: str | os.PathLike, manifests: str | os.PathLike | None = None) -> str:
-    """How to make labels once more: in the same way, or not at all."""
+    """Return the advice to make labels again, with their own options if those are known."""
     try:
         known = "options" in read_metadata(label_dir)
     except InputError:
@@ -164,7 +163,7 @@ def label_again(label_dir: str | os.PathLike, manifests: str | os.PathLike | Non
 
 
 def read_label_rate(label_dir: str | os.PathLike) -> float | None:
-    """The labels' rate (labels a second) according to the labeler, None if it left no word.
+    """Read the labels' rate, in labels per second, from the metadata; None if they have none.
 
     Raises:
         InputError: if the metadata cannot be read, or its rate is not a positive number.
@@ -173,7 +172,7 @@ def read_label_rate(label_dir: str | os.PathLike) -> float | None:
     if rate is None:
         return None
     number = isinstance(rate, int | float) and not isinstance(rate, bool)
-    if not (number and 0 < rate <= _HIGHEST_RATE):  # NaN is not
+    if not (number and 0 < rate <= _MAX_LABEL_RATE):  # NaN is not
         raise InputError(
             f"{Path(label_dir) / METADATA}: label_rate {quoted(rate)} is not a rate in Hz"
         )
@@ -181,13 +180,13 @@ def read_label_rate(label_dir: str | os.PathLike) -> float | None:
 
 
 def choose_label_rate(label_dir: str | os.PathLike, given: float | None) -> float:
-    """The labels' rate: the labeler's word, or what the user says of labels from elsewhere.
+    """Return the labels' rate: the labeler's, or the user's for labels from elsewhere.
 
     Args:
-        given: labels a second that the user states, if any.
+        given: labels per second that the user states, if any.
 
     Raises:
-        InputError: if nobody says, or the two differ.
+        InputError: if neither states a rate, or the two differ.
     """
     stated = read_label_rate(label_dir)
     file = Path(label_dir) / METADATA
@@ -195,7 +194,7 @@ def choose_label_rate(label_dir: str | os.PathLike, given: float | None) -> floa
         if given is None:
             reason = "has no label_rate" if file.exists() else "no such file"
             raise InputError(
-                f"{file}: {reason}, so how many labels a second there are is not known; set "
+                f"{file}: {reason}, so how many labels there are per second is not known; set "
                 "task.label_rate (100 for MFCC labels, 50 for deep features)"
             )
         return given

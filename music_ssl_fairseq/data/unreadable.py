@@ -1,4 +1,4 @@
-"""Tracks that turned out to be unreadable during training: remembered, named once, counted."""
+"""Count the tracks that cannot be read during training, and name each once."""
 
 import logging
 import shlex
@@ -12,15 +12,15 @@ logger = logging.getLogger(__name__)
 
 
 class UnreadableTracks:
-    """Flags in shared memory, so that what one data-loading worker finds, all others know."""
+    """Flags per track in shared memory, for all data-loading workers."""
 
     def __init__(self, num_tracks: int, num_used: int, max_share: float, manifests: Path):
-        """Begin with no track flagged.
+        """Start with no track flagged.
 
         Args:
             num_tracks: tracks of the manifest.
-            num_used: those of them that crops are taken from.
-            max_share: of those used, in [0, 1]: more than this end the training.
+            num_used: tracks that crops are taken from.
+            max_share: unreadable share of those, in [0, 1], beyond which training ends.
             manifests: the manifest's folder, for the error message.
         """
         self._flags = torch.zeros(num_tracks, dtype=torch.bool).share_memory_()
@@ -38,7 +38,7 @@ class UnreadableTracks:
         """Flag a track, and warn if it was not flagged already.
 
         Raises:
-            InputError: if that makes too many.
+            InputError: if there are too many.
         """
         if track in self:
             return

@@ -4,7 +4,7 @@ import os
 
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import one_line
-from music_ssl_fairseq.frames import SAMPLE_RATE
+from music_ssl_fairseq.frames import hours
 
 MIN_MINUTES = 10
 
@@ -12,7 +12,7 @@ MIN_MINUTES = 10
 def concerns(valid: Manifest) -> list[str]:
     """Return one sentence per reason to doubt a validation split's figures."""
     found = []
-    minutes = float(valid.num_samples.sum()) / SAMPLE_RATE / 60
+    minutes = 60 * hours(valid.num_samples)
     if minutes < MIN_MINUTES:
         found.append(
             f"{valid.file}: holds {minutes:.1f} minutes of music; below {MIN_MINUTES} minutes, "

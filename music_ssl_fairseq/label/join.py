@@ -1,6 +1,6 @@
 """Blocks of units become a split's labels: text for fairseq, and a memory map of the same.
 
-Training takes the memory map (`data.unit_map`) instead of the text, as long as it is no older.
+Training takes the memory map (`data.unit_memmap`) instead of the text, as long as it is no older.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from music_ssl_fairseq.data.unit_map import map_files
+from music_ssl_fairseq.data.unit_memmap import memmap_files
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.jobs.checkpoint_dir import CheckpointDir
 from music_ssl_fairseq.label.assign import unit_type
@@ -54,7 +54,7 @@ def join(work: CheckpointDir, stage: str, num_blocks: int, target: Path, k: int)
     """
     offsets = _offsets(work, stage, num_blocks)
     joined = Joined(k)
-    units_target, offsets_target = map_files(target)
+    units_target, offsets_target = memmap_files(target)
     with (
         atomic_path(offsets_target) as offsets_file,
         atomic_path(units_target) as units_file,

@@ -39,7 +39,7 @@ LENGTHS = [0, 1, 500, 1_023, 1_024, 1_025, 3_000, 0, 2_048, 7]
 
 @pytest.mark.parametrize("chunk", [11, 64, 1 << 22])
 def test_store_against_plain_parsing(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr(mapped, "CHUNK", chunk)
+    monkeypatch.setattr(mapped, "CHUNK_BYTES", chunk)
     rng = np.random.default_rng(0)
     lines = random_lines(rng, LENGTHS)
     store = LabelStore(write_km(tmp_path / "train.km", lines))
@@ -86,7 +86,7 @@ def test_empty_file(tmp_path):
 @pytest.mark.parametrize("chunk", [7, 1 << 22])
 @pytest.mark.parametrize("token", ["x7", "-1", "1.5", "nan", "é"])
 def test_not_numbers(tmp_path, monkeypatch, token, chunk):
-    monkeypatch.setattr(mapped, "CHUNK", chunk)
+    monkeypatch.setattr(mapped, "CHUNK_BYTES", chunk)
     (tmp_path / "x.km").write_text(f"1 2 3\n4 5\n6 {token} 7\n8\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"x.km, line 3: expected cluster numbers"):
         LabelStore(tmp_path / "x.km")
@@ -270,7 +270,7 @@ def test_a_dict_of_another_k(corpus):
 def test_large_files_are_sampled(corpus, monkeypatch):
     folder, lines = corpus
     size = (folder / "train.km").stat().st_size
-    monkeypatch.setattr(labels, "EXHAUSTIVE_BYTES", size // 8)
+    monkeypatch.setattr(labels, "MAX_CHECKED_BYTES", size // 8)
     checked = []
     original = LabelStore.units
     monkeypatch.setattr(

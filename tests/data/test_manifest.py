@@ -83,7 +83,7 @@ def test_missing(tmp_path):
 def test_scanned_in_pieces(tmp_path, monkeypatch):
     tracks = [(f"folder {i % 7}/{'x' * (i % 23)}{i}.wav", i**3) for i in range(500)]
     write_manifest(tmp_path / "x.tsv", "/music", tracks)
-    monkeypatch.setattr(mapped, "CHUNK", 37)
+    monkeypatch.setattr(mapped, "CHUNK_BYTES", 37)
     manifest = Manifest(tmp_path / "x.tsv")
     assert [(manifest.name(i), manifest.num_samples[i]) for i in range(500)] == tracks
 

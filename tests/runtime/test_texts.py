@@ -11,7 +11,7 @@ from manifests_tools.beats import read_beat_file
 from manifests_tools.tables import read_named, read_table
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.data.unit_map import open_unit_map
+from music_ssl_fairseq.data.unit_memmap import open_unit_memmap
 from music_ssl_fairseq.data.units import UnitDictionary, read_label_rate, read_unreadable
 from music_ssl_fairseq.errors import AudioError, InputError, one_line
 from music_ssl_fairseq.probing.spec import read_spec
@@ -134,7 +134,7 @@ def test_labels_with_holes_are_refused(tmp_path):
 
 @pytest.mark.parametrize("part", ["units", "offsets"])
 @pytest.mark.parametrize("damage", ["cut", "header", "shape", "decreasing", "text", "type"])
-def test_a_damaged_unit_map_leaves_the_text(tmp_path, part, damage):
+def test_a_damaged_unit_memmap_leaves_the_text(tmp_path, part, damage):
     km = tmp_path / "train.km"
     km.write_text("1 2 3\n4 5\n")
     arrays = {"units": np.array([1, 2, 3, 4, 5], np.int32), "offsets": np.array([0, 3, 5])}
@@ -152,7 +152,7 @@ def test_a_damaged_unit_map_leaves_the_text(tmp_path, part, damage):
     shape = content.replace(b"(5,)", b"(9**9,)").replace(b"(3,)", b"(9999999999999,)")
     changed = {"cut": content[:-3], "header": content[:30], "shape": shape, "text": b"no"}
     file.write_bytes(changed.get(damage, content))
-    assert open_unit_map(km) is None
+    assert open_unit_memmap(km) is None
     assert LabelStore(km).units(1).tolist() == [4, 5]
 
 

@@ -16,7 +16,7 @@ from music_ssl_fairseq import audio
 from music_ssl_fairseq.compat import one_line_errors
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.data.unit_map import map_files
+from music_ssl_fairseq.data.unit_memmap import memmap_files
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.training.logs import patch_logs
 from tests.fairseq_commands import TINY, make_corpus, train
@@ -113,7 +113,7 @@ def test_labels_that_are_cut_while_in_use_are_one_line(tmp_path, mapped):
     km.write_text("".join(" ".join(str(i % 40) for i in range(9_000)) + "\n" for _ in range(3)))
     cut = km
     if mapped:
-        cut, offsets = map_files(km)
+        cut, offsets = memmap_files(km)
         np.save(cut, np.tile(np.arange(9_000) % 40, 3).astype(np.uint16))
         np.save(offsets, np.arange(4) * 9_000)
     store = LabelStore(km)

@@ -1,8 +1,9 @@
-"""Pseudo-labels as numbers in a memory map, which the labeler writes beside the text.
+"""Read pseudo-labels from the memory maps that the labeler writes beside the text.
 
 `SPLIT.units.npy` holds all units of a split, one track after the other; `SPLIT.offsets.npy`,
-`[tracks + 1]` int64, where each track's begin. Two bytes a label where text has up to five, and
-nothing to index or parse: of a thousand hours at 100 Hz, 720 MB, of which a crop touches one page.
+`[tracks + 1]` int64, the place where each track begins. A label takes two bytes where text takes
+up to five, and needs no index or parsing: a thousand hours at 100 Hz take 720 MB, and a crop reads
+one page of it.
 """
 
 from pathlib import Path
@@ -15,11 +16,11 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.npy import read_array
 
 
-class UnitMap:
+class UnitMemmap:
     """The units of all tracks.
 
     Attributes:
-        counts: `[tracks]` int64 labels of each.
+        counts: `[tracks]` int64 labels per track.
     """
 
     def __init__(self, km_file: Path):
@@ -27,7 +28,7 @@ class UnitMap:
         self._open()
 
     def _open(self) -> None:
-        units, offsets = map_files(self._file)
+        units, offsets = memmap_files(self._file)
         self._handle = units.open("rb")
         self._units: Any = read_array(units)  # a np.memmap
         self._offsets = np.array(read_array(offsets))
@@ -35,14 +36,14 @@ class UnitMap:
         self.counts = np.diff(self._offsets) if numbers else np.zeros(0, np.int64)
 
     def __getstate__(self) -> dict:
-        # A map would be pickled with all that it holds: a spawned worker maps the file again.
+        # A map would be pickled with its contents: a spawned worker maps the file again.
         return {"_file": self._file}
 
     def __setstate__(self, state: dict) -> None:
         self.__init__(state["_file"])  # type: ignore[misc]
 
     def agrees(self) -> bool:
-        """Whether the two files belong together, and no track ends before it begins."""
+        """Tell whether the two files belong together, and no track ends before it begins."""
         if not (self._offsets.ndim == self._units.ndim == 1 and len(self._offsets)):
             return False
         if self._units.dtype.kind not in "iu" or self._offsets.dtype != np.int64:
@@ -51,28 +52,28 @@ class UnitMap:
         return bool(whole and (self.counts >= 0).all())
 
     def units(self, track: int, first: int, stop: int) -> np.ndarray:
-        """Labels [first, stop) of a track: int64."""
+        """Return the labels `[first, stop)` of a track, int64."""
         begin = int(self._offsets[track])
-        # Read, not looked at in the map: that would kill the process if the file has been cut.
+        # Access through the map would kill the process if the file has been cut.
         size = self._units.itemsize
         start = self._units.offset + (begin + first) * size
         part = read_part(self._handle, start, (stop - first) * size)
         return np.frombuffer(part, self._units.dtype).astype(np.int64)
 
 
-def map_files(km_file: Path) -> tuple[Path, Path]:
-    """Where the units and the offsets of a `.km` are."""
+def memmap_files(km_file: Path) -> tuple[Path, Path]:
+    """Return the files of a `.km`'s units and offsets."""
     return km_file.with_suffix(".units.npy"), km_file.with_suffix(".offsets.npy")
 
 
-def open_unit_map(km_file: Path) -> UnitMap | None:
-    """The map of a `.km`, or None if there is none, or the text has been changed since."""
+def open_unit_memmap(km_file: Path) -> UnitMemmap | None:
+    """Open the memory map of a `.km`; None if there is none, or the text has changed since."""
     changed = km_file.stat().st_mtime_ns
-    files = map_files(km_file)
+    files = memmap_files(km_file)
     if not all(file.exists() and file.stat().st_mtime_ns >= changed for file in files):
         return None
     try:
-        found = UnitMap(km_file)
+        found = UnitMemmap(km_file)
     except InputError:  # not what the labeler writes: the text is there
         return None
     return found if found.agrees() else None
