@@ -25,7 +25,7 @@ from music_ssl_fairseq.probing.scoring.collector import Collector
 from music_ssl_fairseq.probing.scoring.results import refuse_another
 from music_ssl_fairseq.tasks.run_folder import IDENTITY, RunFolderTask
 from music_ssl_fairseq.training import prepare_training
-from music_ssl_fairseq.training.epoch import note_cut
+from music_ssl_fairseq.training.epoch import note_batching
 
 _NEEDED = (
     ("task.data", "data", "DIR, a folder that `python -m manifests_tools NAME` has written"),
@@ -117,7 +117,7 @@ class MusicProbingTask(RunFolderTask):
         """Return fairseq's iterator, and note the split."""
         split = self._validating = next(k for k, v in self.datasets.items() if v is dataset)
         iterator = super().get_batch_iterator(dataset, *args, **kwargs)
-        self._iterators[split] = note_cut(iterator, kwargs)
+        self._iterators[split] = note_batching(iterator, kwargs)
         return self._iterators[split]
 
     def _stop_loading(self, split: str) -> None:

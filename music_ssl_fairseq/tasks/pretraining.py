@@ -33,7 +33,7 @@ from music_ssl_fairseq.optim.fused_adamw import FusedAdamW
 from music_ssl_fairseq.tasks.run_folder import RunFolderTask, whole_configuration
 from music_ssl_fairseq.tasks.schedule import slower, warmup_updates
 from music_ssl_fairseq.training import prepare_training
-from music_ssl_fairseq.training.epoch import note_cut
+from music_ssl_fairseq.training.epoch import note_batching
 from music_ssl_fairseq.upstream.initialise import initialise
 
 logger = logging.getLogger(__name__)
@@ -191,7 +191,7 @@ class PretrainingTask(RunFolderTask):
 
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """fairseq's, knowing how it cuts an epoch into batches: see `CroppedEpochs`."""
-        return note_cut(super().get_batch_iterator(dataset, *args, **kwargs), kwargs)
+        return note_batching(super().get_batch_iterator(dataset, *args, **kwargs), kwargs)
 
     def train_step(
         self,

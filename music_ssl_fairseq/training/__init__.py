@@ -1,17 +1,17 @@
-"""fairseq's training loop, made to lose nothing: patched once, by our tasks.
+"""Patches of fairseq's training loop, so that nothing is lost: applied once, by our tasks.
 
-`checkpoints` writes one state to one path, whole or not at all, and `saving` lets fairseq do it so.
-`logs` does without logs on a full disk. `epoch` continues an epoch where its crops ended.
-`interruption` receives signals, and `stopping` stops at an update. `numbers` names the tracks of a
-loss that is not finite. What has to be there before fairseq imports a task, how several processes
-find each other and end, is in `hydra_plugins/music_ssl_fairseq_launch.py`.
+`checkpoints` writes a state to a path, whole or not at all, and `saving` makes fairseq use it.
+`logs` continues without logs on a full disk. `epoch` resumes within an epoch. `interruption`
+receives signals, and `stopping` stops at an update. `numbers` names the tracks of a loss that is
+not finite. `hydra_plugins/music_ssl_fairseq_launch.py` starts and ends several processes, which
+must be set up before fairseq imports a task.
 """
 
 import functools
 
 
 def prepare_training() -> None:
-    """What our tasks do first: patch fairseq, and in its training command receive signals."""
+    """Patch fairseq, and in its training command receive signals. Tasks call this first."""
     from music_ssl_fairseq.compat import is_training_command
     from music_ssl_fairseq.training.interruption import interruption
 

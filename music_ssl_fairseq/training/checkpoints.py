@@ -1,8 +1,7 @@
-"""Checkpoints that are whole or not there.
+"""Checkpoints that are either whole or absent.
 
-A state goes to a temporary name first. It is brought to the disk, read back and compared with its
-checksums, and only then renamed. So a kill or a full disk at any moment leaves what was there
-before.
+A state is written under a temporary name, flushed to the disk, read back and compared with its
+checksums, and only then renamed. So a kill or a full disk at any moment leaves the previous file.
 """
 
 import contextlib
@@ -21,23 +20,23 @@ from music_ssl_fairseq.runtime.files import atomic_path
 
 logger = logging.getLogger(__name__)
 
-_ATTEMPTS = 3
-_PAUSE = 2.5  # seconds between two attempts: a full or slow disk may recover (fairseq's numbers)
+_MAX_ATTEMPTS = 3
+_RETRY_SECONDS = 2.5  # a full or slow disk may recover (fairseq's numbers)
 
 
 def write_state(state: Any, path: str | os.PathLike) -> None:
-    """Write one state to one path, atomically; each attempt begins with an empty file.
+    """Write a state to a path, atomically; each attempt begins with an empty file.
 
     Raises:
-        InputError: if the disk is full or the like. What was at `path` is still there.
+        InputError: if writing fails, for instance on a full disk. A previous file stays.
     """
     path = Path(path)
-    for _ in range(_ATTEMPTS - 1):
+    for _ in range(_MAX_ATTEMPTS - 1):
         reason = _try_to_write(state, path)
         if reason is None:
             return
         logger.warning("%s: %s; trying again", path, reason)
-        time.sleep(_PAUSE)
+        time.sleep(_RETRY_SECONDS)
     reason = _try_to_write(state, path)
     if reason is not None:
         raise InputError(
@@ -47,7 +46,7 @@ def write_state(state: Any, path: str | os.PathLike) -> None:
 
 
 def _try_to_write(state: Any, path: Path) -> str | None:
-    """Why it failed; None if it did not."""
+    """Return the reason of a failure; None on success."""
     try:
         with atomic_path(path) as temporary:
             _write_whole(state, temporary)
@@ -58,14 +57,14 @@ def _try_to_write(state: Any, path: Path) -> str | None:
 
 
 def _write_whole(state: Any, path: Path) -> None:
-    """Write to a new file, and make sure that it arrived."""
+    """Write a new file, flush it to the disk and verify it."""
     with path.open("wb") as file:
-        watched: Any = _Watched(file)
+        checked: Any = _CheckedFile(file)
         try:
-            torch.save(state, watched)
-        except Exception:  # torch's writer raises errors of its own about a write that failed
-            if watched.error:
-                raise watched.error from None
+            torch.save(state, checked)
+        except Exception:  # torch's writer hides the error of a failed write
+            if checked.error:
+                raise checked.error from None
             raise
         file.flush()
         os.fsync(file.fileno())
@@ -74,15 +73,15 @@ def _write_whole(state: Any, path: Path) -> None:
         raise OSError(f"what was written does not read back ({reason})")
 
 
-class _Watched:
-    """A file that remembers why a write failed."""
+class _CheckedFile:
+    """A file that keeps the error of a failed write."""
 
     def __init__(self, file: IO[bytes]):
         self._file = file
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """Write, unless a write has failed before."""
+        """Write, or raise the error of an earlier write again."""
         try:
             if self.error:
                 raise self.error
@@ -92,11 +91,11 @@ class _Watched:
             raise
 
     def flush(self) -> None:
-        """Nothing: it is flushed at the end."""
+        """Do nothing: the file is flushed at the end."""
 
 
 def _to_disk(folder: Path) -> None:
-    """Bring a rename to the disk as well, where folders can be opened."""
+    """Flush a rename to the disk, where folders can be opened."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -109,7 +108,7 @@ def link(source: str | os.PathLike, path: str | os.PathLike) -> None:
     """Give a checkpoint a second name, atomically; copy it where there are no hard links.
 
     Raises:
-        InputError: if the disk is full or the like. What was at `path` is still there.
+        InputError: if writing fails, for instance on a full disk. A previous file stays.
     """
     try:
         with atomic_path(path) as temporary:
@@ -128,33 +127,33 @@ def link(source: str | os.PathLike, path: str | os.PathLike) -> None:
 
 
 def damage(path: str | os.PathLike) -> str | None:
-    """What is wrong with a checkpoint's bytes; None if they are all there and as written."""
+    """Return what is wrong with a checkpoint's bytes; None if they are complete and unchanged."""
     try:
         with zipfile.ZipFile(path) as file:
             part = file.testzip()
     except zipfile.BadZipFile:
         return "it ends early, or is no checkpoint"
-    except Exception as error:  # a damaged table of contents can raise nearly anything
+    except Exception as error:  # a damaged table of contents raises errors of many kinds
         return f"{type(error).__name__}: {error}"
     return f"{part} is not as it was written" if part else None
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of writers that were killed."""
+    """Remove temporary files of killed processes."""
     for file in folder.glob(".*.tmp.pt"):
         file.unlink(missing_ok=True)
 
 
 def checkpoint_to_resume(folder: Path, wanted: Path, suffix: str) -> Path | None:
-    """The checkpoint to go on from: `wanted`, or the newest whole one of its folder.
+    """Return the checkpoint to resume from: `wanted`, or the newest whole one of its folder.
 
     Args:
         folder: `checkpoint.save_dir`.
-        wanted: what fairseq would load.
-        suffix: of the names of this process's checkpoints, before `.pt`.
+        wanted: the file that fairseq would load.
+        suffix: of this process's checkpoints, before `.pt`.
 
     Returns:
-        None if there is none yet.
+        None if there is no checkpoint yet.
 
     Raises:
         InputError: if all are damaged; or if `wanted` is elsewhere, and missing or damaged.
@@ -183,10 +182,10 @@ def checkpoint_to_resume(folder: Path, wanted: Path, suffix: str) -> Path | None
 
 
 def _updates(path: Path) -> int:
-    """Updates of a checkpoint that training can continue from; -1 if it cannot."""
+    """Return a checkpoint's updates; -1 if training cannot continue from it."""
     try:
         state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         state["extra_state"]["train_iterator"]
         return int(state["optimizer_history"][-1]["num_updates"])
-    except Exception:  # a damaged file can raise nearly anything
+    except Exception:  # a damaged file raises errors of many kinds
         return -1

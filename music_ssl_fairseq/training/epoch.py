@@ -1,9 +1,9 @@
-"""An epoch that continues where its crops ended, with whatever batches come then.
+"""Resuming within an epoch, also with another batch size or number of processes.
 
 fairseq counts batches. After a change of the batch size, of `update_freq` or of the number of
 processes, its count means other crops: some come twice, others never, or the run ends in
-"dataloader mismatch". Here a checkpoint says how its epoch was cut. On resuming, the crops that are
-left are taken in the order in which they would have come, and cut anew.
+"dataloader mismatch". Here a checkpoint says how its epoch was batched. On resuming, the crops that
+are left keep their order and are batched anew.
 """
 
 import copy
@@ -18,18 +18,18 @@ from fairseq.data import data_utils, iterators
 from music_ssl_fairseq.compat import one_line_errors
 from music_ssl_fairseq.errors import InputError
 
-_CUTS = "cuts"
-"""Where a checkpoint keeps them, beside fairseq's position."""
+_BATCHINGS = "cuts"
+"""Key of the batchings in a checkpoint, beside fairseq's position."""
 
 
 @dataclass(frozen=True)
-class Cut:
-    """How an epoch's crops were cut into batches, for how long.
+class Batching:
+    """How a part of an epoch was batched.
 
     Attributes:
-        max_tokens: of a batch, or None.
-        max_sentences: of a batch, or None.
-        required_batch_size_multiple: as fairseq has it.
+        max_tokens: per batch, or None.
+        max_sentences: per batch, or None.
+        required_batch_size_multiple: fairseq's setting.
         num_shards: processes, which take turns at the batches.
         iterations: batches that each process has trained on.
     """
@@ -40,16 +40,16 @@ class Cut:
     num_shards: int = 1
     iterations: int = 0
 
-    def is_as(self, other: "Cut") -> bool:
-        """Whether the batches of each process are the same."""
+    def is_as(self, other: "Batching") -> bool:
+        """Return whether the batches of each process are the same."""
         return self._has_sizes_of(other) and self.num_shards == other.num_shards
 
-    def _has_sizes_of(self, other: "Cut") -> bool:
+    def _has_sizes_of(self, other: "Batching") -> bool:
         now = replace(self, iterations=0, num_shards=1)
         return now == replace(other, iterations=0, num_shards=1)
 
-    def cut(self, dataset: Any, indices: np.ndarray) -> list[Any]:
-        """Batches of these items, in this order."""
+    def batches(self, dataset: Any, indices: np.ndarray) -> list[Any]:
+        """Batch these items, in this order."""
         return list(
             dataset.batch_by_size(
                 indices,
@@ -59,76 +59,78 @@ class Cut:
             )
         )
 
-    def after(self, other: "Cut", dataset: Any, batches: list[Any]) -> list[Any]:
-        """What is left of batches that were cut otherwise, in the same order."""
+    def after(self, other: "Batching", dataset: Any, batches: list[Any]) -> list[Any]:
+        """Batch what another batching has left of `batches`, in the same order."""
         left = [batch for batch in batches[other.iterations * other.num_shards :] if len(batch)]
         if not left or self._has_sizes_of(other):
             return left
-        return self.cut(dataset, np.concatenate([np.asarray(batch, np.int64) for batch in left]))
+        return self.batches(
+            dataset, np.concatenate([np.asarray(batch, np.int64) for batch in left])
+        )
 
 
-def note_cut(iterator: Any, settings: dict[str, Any]) -> Any:
-    """Tell an epoch iterator how it cuts: with the arguments of `get_batch_iterator`."""
+def note_batching(iterator: Any, settings: dict[str, Any]) -> Any:
+    """Set an epoch iterator's batching, from the arguments of `get_batch_iterator`."""
     names = ("max_tokens", "max_sentences", "required_batch_size_multiple", "num_shards")
-    iterator.cut = Cut(**{name: settings[name] for name in names if name in settings})
+    iterator.batching = Batching(**{name: settings[name] for name in names if name in settings})
     return iterator
 
 
-class CroppedEpochs(iterators.EpochBatchIterator):
-    """fairseq's, with a position in items instead of batches, and errors of one line.
+class ResumableEpochs(iterators.EpochBatchIterator):
+    """fairseq's iterator, with a position in crops instead of batches, and one-line errors.
 
     Attributes:
-        cut: see `note_cut`. None for fairseq's own behaviour.
+        batching: see `note_batching`. None for fairseq's own behaviour.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.cut: Cut | None = None
-        self._before: list[Cut] = []  # cuts of the epoch that was continued, and which one that is
-        self._continued = 0
+        self.batching: Batching | None = None
+        self._before: list[Batching] = []  # of the resumed epoch, earlier parts
+        self._resumed = 0  # number of the resumed epoch
         self._offset = 0
 
     @property
     def first_batch(self) -> Any:
-        """fairseq's; an unreadable corpus is one line."""
+        """Return fairseq's first batch; an unreadable corpus is a one-line error."""
         with one_line_errors():
             return super().first_batch
 
     def end_of_epoch(self) -> bool:
-        """Whether the epoch is through; not before it has begun."""
+        """Return whether the epoch has ended; False before it has begun."""
         return self._cur_epoch_itr is not None and super().end_of_epoch()
 
     def state_dict(self) -> dict[str, Any]:
-        """fairseq's, and the cuts of the present epoch."""
+        """Return fairseq's state, and the batchings of the present epoch."""
         state = super().state_dict()
-        if self.cut is not None and state["iterations_in_epoch"]:
-            here = self._before if self._continued == state["epoch"] else []
+        if self.batching is not None and state["iterations_in_epoch"]:
+            here = self._before if self._resumed == state["epoch"] else []
             offset = self._offset if here else 0
-            now = replace(self.cut, iterations=state["iterations_in_epoch"] - offset)
-            state[_CUTS] = [asdict(cut) for cut in [*here, now]]
+            now = replace(self.batching, iterations=state["iterations_in_epoch"] - offset)
+            state[_BATCHINGS] = [asdict(part) for part in [*here, now]]
             state["items"] = len(self.dataset)
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go to where the crops of the epoch ended."""
-        cuts = [Cut(**cut) for cut in state_dict.get(_CUTS, [])]
-        if self.cut is None or not cuts:
+        """Resume after the crops that the epoch has used."""
+        parts = [Batching(**part) for part in state_dict.get(_BATCHINGS, [])]
+        if self.batching is None or not parts:
             super().load_state_dict(state_dict)
             return
         with one_line_errors():
             self._check_length(state_dict)
-        if len(cuts) == 1 and cuts[0].is_as(self.cut):
+        if len(parts) == 1 and parts[0].is_as(self.batching):
             super().load_state_dict(state_dict)
             return
-        self.epoch = self._continued = state_dict["epoch"]
-        self._before = cuts
+        self.epoch = self._resumed = state_dict["epoch"]
+        self._before = parts
         shuffle = state_dict.get("shuffle", True)
         left = self._left(self.epoch, shuffle)
         num_left = sum(map(len, left))
         if not left:
             self.epoch += 1
             return
-        # Where the epoch counts from is only for the log, which says how far it has come.
+        # The offset only sets how far the log says the epoch has come.
         trained = (len(self.dataset) - num_left) / num_left
         self._offset = max(1, round(trained * len(left) / self.num_shards))
         self._next_epoch_itr = self._get_iterator_for_epoch(
@@ -144,31 +146,32 @@ class CroppedEpochs(iterators.EpochBatchIterator):
             )
 
     def _left(self, epoch: int, shuffle: bool) -> list[Any]:
-        """The batches that the epoch has still to come, of all processes."""
-        assert self.cut is not None
+        """Return the batches that are left of an epoch, of all processes."""
+        assert self.batching is not None
         batches = self._shuffled(self._before[0], epoch, shuffle)
-        for cut, following in zip(self._before, [*self._before[1:], self.cut], strict=True):
-            batches = following.after(cut, self.dataset, batches)
+        for part, next_part in zip(self._before, [*self._before[1:], self.batching], strict=True):
+            batches = next_part.after(part, self.dataset, batches)
         return batches
 
-    def _shuffled(self, cut: Cut, epoch: int, shuffle: bool) -> list[Any]:
-        """All batches of an epoch, as all processes together go through them."""
+    def _shuffled(self, batching: Batching, epoch: int, shuffle: bool) -> list[Any]:
+        """Return all batches of an epoch, in the order of all processes together."""
         self.dataset.set_epoch(epoch)
         whole = copy.copy(self)
-        whole._continued = 0
-        whole.num_shards = cut.num_shards
+        whole._resumed = 0
+        whole.num_shards = batching.num_shards
         with data_utils.numpy_seed(self.seed + epoch):  # as fairseq's tasks do
-            whole._frozen_batches = tuple(cut.cut(self.dataset, self.dataset.ordered_indices()))
+            whole._frozen_batches = tuple(
+                batching.batches(self.dataset, self.dataset.ordered_indices())
+            )
         shards = []
-        for shard in range(cut.num_shards):
+        for shard in range(batching.num_shards):
             whole.shard_id = shard
             shards.append(whole.ordered_batches(epoch, False, shuffle))
         return [batch for at_once in zip(*shards, strict=True) for batch in at_once]
 
     def ordered_batches(self, epoch: int, fix_batches_to_gpus: bool, shuffle: bool) -> list[Any]:
-        """This process's batches; of an epoch that is continued those that are left, after as
-        many empty ones as its position says."""
-        if epoch != self._continued or self.cut is None:
+        """Return this process's batches; in a resumed epoch, empty ones up to its position."""
+        if epoch != self._resumed or self.batching is None:
             return super().ordered_batches(epoch, fix_batches_to_gpus, shuffle)
         batches = self._left(epoch, shuffle)
         shard = iterators.ShardedIterator(batches, self.num_shards, self.shard_id, fill_value=[])
@@ -177,12 +180,12 @@ class CroppedEpochs(iterators.EpochBatchIterator):
     def _get_iterator_for_epoch(self, *args: Any, **kwargs: Any) -> Any:
         iterator = super()._get_iterator_for_epoch(*args, **kwargs)
         if iterator is not None:
-            iterator._itr = _OneLineEach(iterator._itr)
+            iterator._itr = _OneLineErrors(iterator._itr)
         return iterator
 
 
-class _OneLineEach:
-    """An iterator whose errors, also those of loading processes, are one line."""
+class _OneLineErrors:
+    """An iterator whose errors, including those of loading processes, are one line."""
 
     def __init__(self, iterator: Iterator[Any]):
         self._iterator = iterator
@@ -199,7 +202,7 @@ class _OneLineEach:
 
 
 class GroupedBatches(iterators.GroupedIterator):
-    """fairseq's, which loses the last update of an epoch that is continued within an update."""
+    """fairseq's iterator, without its loss of a last update when resumed within an update."""
 
     def __init__(self, iterable: Any, chunk_size: int, skip_remainder_batch: bool = False):
         super().__init__(iterable, chunk_size, skip_remainder_batch)
@@ -212,6 +215,6 @@ class GroupedBatches(iterators.GroupedIterator):
 
 
 def patch_epochs() -> None:
-    """Let fairseq's tasks and its training loop make these."""
-    iterators.EpochBatchIterator = CroppedEpochs
+    """Let fairseq's tasks and training loop use these classes."""
+    iterators.EpochBatchIterator = ResumableEpochs
     iterators.GroupedIterator = GroupedBatches

@@ -1,4 +1,4 @@
-"""Signals: finish the update, save, and end with a status on which a scheduler starts it again."""
+"""Signals: finish the update, save, and exit with a status on which schedulers resubmit the job."""
 
 import multiprocessing
 import multiprocessing.util
@@ -12,9 +12,9 @@ from typing import Any
 from music_ssl_fairseq.runtime.signal_stack import give_signals_a_stack
 
 RESUBMIT = 75
-"""Exit status of a training that was stopped by a signal and can continue: EX_TEMPFAIL."""
+"""Exit status of a training that a signal stopped and that can resume: EX_TEMPFAIL."""
 
-SAY = "run the same command to continue"
+RESUME_HINT = "run the same command to continue"
 
 SIGNALS = tuple(
     getattr(signal, name)
@@ -22,17 +22,17 @@ SIGNALS = tuple(
     if hasattr(signal, name)
 )
 
-_ONE = 0.2  # seconds: `timeout` and srun may send one signal twice
+_SAME_SIGNAL_SECONDS = 0.2  # `timeout` and srun may send one signal twice
 
 
 class Interruption:
-    """What signals have asked of this process.
+    """State of signals in this process.
 
     Attributes:
         received: the first signal, or None.
-        agreed: whether this or another process of the training has received one, as all know.
-        training: whether there is an update to finish. Before, the process ends at once.
-        saved: whether nothing is left to do but to end, with RESUBMIT.
+        agreed: whether any process of the training has received a signal, known to all of them.
+        training: whether there is an update to finish. If not, a signal ends the process at once.
+        saved: whether all is saved, so that the process may exit with RESUBMIT.
     """
 
     def __init__(self) -> None:
@@ -44,12 +44,12 @@ class Interruption:
         self._pipe: tuple[int, int] | None = None
 
     def install(self) -> None:
-        """Handle signals from now on, once, where Python allows it: in a main thread."""
+        """Begin to handle signals, once, if this is the main thread, as Python requires."""
         if self._handlers or threading.current_thread() is not threading.main_thread():
             return
         give_signals_a_stack()
         for number in SIGNALS:
-            # nohup wants it ignored. An ignored SIGINT says only that a shell started us with `&`.
+            # Ignored signals stay so, for nohup, except SIGINT, which shells ignore after `&`.
             if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
                 self._handlers[number] = signal.signal(number, self._receive)
         read, write = self._pipe = os.pipe()
@@ -58,7 +58,7 @@ class Interruption:
         threading.Thread(target=self._watch, args=(read,), daemon=True).start()
 
     def release(self) -> None:
-        """Give signals back to whoever had them, and forget them."""
+        """Restore the previous handlers and reset all state."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         if self._pipe:
@@ -75,31 +75,31 @@ class Interruption:
             os.write(2, b"\nfinishing this update, and saving; once more to end at once\n")
 
     def say(self, state: str) -> None:
-        """Say in one line what has happened, and what to do."""
+        """Print in one line what has happened and what to do."""
         name = self.received.name if self.received else "a signal to another process"
-        print(f"stopped by {name}: {state}; {SAY}", file=sys.stderr, flush=True)
+        print(f"stopped by {name}: {state}; {RESUME_HINT}", file=sys.stderr, flush=True)
 
     def _watch(self, pipe: int) -> None:
-        """End at once at the second signal, also while Python is waiting for something else."""
+        """Exit at once at a second signal, even while the main thread is blocked."""
         first = None
         while data := os.read(pipe, 1):
             now = time.monotonic()
             if data[0] not in SIGNALS:
                 continue
             first = first or now
-            if now - first > _ONE:
+            if now - first > _SAME_SIGNAL_SECONDS:
                 for child in multiprocessing.active_children():
                     child.kill()
-                if self.saved:  # srun tells the others to end once the first has
+                if self.saved:  # srun signals all processes once one has ended
                     os._exit(RESUBMIT)
                 os.write(2, b"ended at once, by a second signal: nothing more is saved\n")
                 os._exit(128 + data[0])
         os.close(pipe)
 
     def _leave_to_parent(self) -> None:
-        """In a loading process: leave signals to the parent, which needs its batches to finish.
+        """Block signals in a loading process, whose batches the parent needs to finish.
 
-        They come to all processes of a terminal or a Slurm step. Only the parent may end it.
+        Signals reach all processes of a terminal or a Slurm step. Only the parent may end this one.
         """
         if not self._handlers:
             return
@@ -117,6 +117,6 @@ def _obey_parent() -> None:
 
 
 interruption = Interruption()
-"""The one of this process."""
+"""State of signals in this process."""
 
 multiprocessing.util.register_after_fork(interruption, Interruption._leave_to_parent)

@@ -1,4 +1,4 @@
-"""Logs on a disk that is full: training goes on without them, up to its next checkpoint."""
+"""Logs on a full disk: training continues without them, up to its next checkpoint."""
 
 import errno
 import functools
@@ -12,14 +12,14 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def patch_logs() -> None:
-    """Let a log that cannot be written be one line, instead of a traceback for each of its own."""
+    """Report a log that cannot be written in one line, instead of a traceback per log line."""
     from fairseq.logging import progress_bar
 
     handler: Any = logging.FileHandler
     handler.handleError = _once(handler.handleError)
     threading.excepthook = _without_full_disks(threading.excepthook)
     bar = progress_bar.TensorboardProgressBarWrapper
-    bar._log_to_tensorboard = _giving_up(bar._log_to_tensorboard, progress_bar)
+    bar._log_to_tensorboard = _without_full_tensorboard(bar._log_to_tensorboard, progress_bar)
 
 
 def _once(handle: Callable[..., None]) -> Callable[..., None]:
@@ -28,15 +28,15 @@ def _once(handle: Callable[..., None]) -> Callable[..., None]:
         error = sys.exc_info()[1]
         if not _is_full_disk(error):
             handle(self, record)
-        elif not getattr(self, "said_to_be_full", False):
-            self.said_to_be_full = True
+        elif not getattr(self, "reported_full", False):
+            self.reported_full = True
             _say(self.baseFilename, error)
 
     return handle_error
 
 
 def _without_full_disks(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """Tensorboard writes in a thread, and says so again where the next number is logged."""
+    """Silence Tensorboard's thread, whose error is raised again at the next logged number."""
 
     @functools.wraps(hook)
     def excepthook(args: Any, /) -> Any:
@@ -46,7 +46,7 @@ def _without_full_disks(hook: Callable[..., Any]) -> Callable[..., Any]:
     return excepthook
 
 
-def _giving_up(log: Callable[..., None], progress_bar: Any) -> Callable[..., None]:
+def _without_full_tensorboard(log: Callable[..., None], progress_bar: Any) -> Callable[..., None]:
     @functools.wraps(log)
     def log_to_tensorboard(self: Any, *args: Any, **kwargs: Any) -> None:
         if getattr(progress_bar, "tensorboard_is_full", False):
@@ -57,7 +57,7 @@ def _giving_up(log: Callable[..., None], progress_bar: Any) -> Callable[..., Non
             if not _is_full_disk(error):
                 raise
             progress_bar.tensorboard_is_full = True
-            progress_bar._tensorboard_writers.clear()  # closing them would fail as well
+            progress_bar._tensorboard_writers.clear()  # closing them would fail too
             _say(self.tensorboard_logdir, error)
 
     return log_to_tensorboard
@@ -68,4 +68,4 @@ def _is_full_disk(error: BaseException | None) -> bool:
 
 
 def _say(file: str, error: Any) -> None:
-    print(f"warning: {file}: {error.strerror}; training goes on without it", file=sys.stderr)
+    print(f"warning: {file}: {error.strerror}; training continues without it", file=sys.stderr)

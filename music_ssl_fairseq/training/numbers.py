@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: which tracks they come from."""
+"""Losses and gradients that are not finite, and the tracks that they come from."""
 
 import contextlib
 import functools
@@ -14,13 +14,12 @@ from fairseq.trainer import Trainer
 from music_ssl_fairseq.compat import one_line_errors
 from music_ssl_fairseq.errors import InputError
 
-_NAMED = 8
-"""Tracks that a message lists at most."""
+_MAX_NAMED_TRACKS = 8  # per message
 
 
 @dataclass(frozen=True)
 class _Update:
-    """What an update was trained on: crops (`[batches][crops]` indices) of an epoch."""
+    """The crops of an update: `[batches][crops]` indices of an epoch."""
 
     number: int
     epoch: int
@@ -28,7 +27,7 @@ class _Update:
 
 
 def patch_numbers() -> None:
-    """Let fairseq's trainer name tracks where it would write `crash.pt` and a traceback."""
+    """Let fairseq's trainer name tracks instead of writing `crash.pt` and a traceback."""
     Trainer.train_step = _watched(Trainer.train_step)
     Trainer.begin_epoch = _noting_epoch(Trainer.begin_epoch)
     Trainer.clip_grad_norm = _checked(Trainer.clip_grad_norm)
@@ -44,7 +43,7 @@ def _noting_epoch(begin: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _watched(step: Callable[..., Any]) -> Callable[..., Any]:
-    """Remember the last two updates: on a GPU, an update's norm is known after the next one."""
+    """Keep the last two updates, because on a GPU an update's norm is known one update later."""
 
     @functools.wraps(step)
     def train_step(self: Any, samples: list[Any], *args: Any, **kwargs: Any) -> Any:
@@ -66,7 +65,7 @@ def _checked(clip: Callable[..., Any]) -> Callable[..., Any]:
         try:
             norm = clip(self, clip_norm)
             finite = self.cfg.common.amp or bool(torch.isfinite(norm).all())
-        except FloatingPointError:  # fp16: smaller and smaller scales of the loss did not help
+        except FloatingPointError:  # fp16: no scale of the loss was small enough
             finite = False
         if not finite:
             with one_line_errors():
@@ -105,7 +104,7 @@ def _error(trainer: Any, what: str) -> InputError:
 
 
 def _is_finite(trainer: Any, dataset: Any, update: _Update, batch: list[int]) -> bool:
-    """Whether loss and gradients of one batch are, once more and by itself."""
+    """Compute one batch again, and return whether its loss and gradients are finite."""
     trainer.zero_grad()
     dataset.set_epoch(update.epoch)
     sample, _ = trainer._prepare_sample(dataset.collater([dataset[index] for index in batch]))
@@ -119,12 +118,14 @@ def _is_finite(trainer: Any, dataset: Any, update: _Update, batch: list[int]) ->
 
 
 def _names(dataset: Any, update: _Update, batch: list[int]) -> str:
-    """The batch's tracks, those with the largest numbers first."""
+    """List the batch's tracks, those with the largest samples first."""
     peaks: dict[str, float] = {}
     for index in batch:
         name, peak = dataset.described(index, update.epoch)
         peaks[name] = max(peak, peaks.get(name, 0.0))
     loudest = sorted(peaks, key=lambda name: -peaks[name])
-    more = f" and {len(loudest) - _NAMED} more" if len(loudest) > _NAMED else ""
-    named = ", ".join(f"{name} (up to {peaks[name]:.3g})" for name in loudest[:_NAMED])
+    more = (
+        f" and {len(loudest) - _MAX_NAMED_TRACKS} more" if len(loudest) > _MAX_NAMED_TRACKS else ""
+    )
+    named = ", ".join(f"{name} (up to {peaks[name]:.3g})" for name in loudest[:_MAX_NAMED_TRACKS])
     return named + more

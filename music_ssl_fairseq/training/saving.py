@@ -1,4 +1,4 @@
-"""fairseq's saving and loading of checkpoints, through `checkpoints`."""
+"""Patches of fairseq that save and load checkpoints through `checkpoints`."""
 
 import copy
 import functools
@@ -16,8 +16,8 @@ from music_ssl_fairseq.training import checkpoints
 LAST = "checkpoint_last.pt"
 
 
-class _Linking(PathManager):
-    """fairseq's, whose copies of checkpoints are atomic and take no room."""
+class _LinkingPathManager(PathManager):
+    """fairseq's PathManager, with copies of checkpoints that are atomic links."""
 
     @staticmethod
     def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
@@ -32,7 +32,7 @@ def patch_saving() -> None:
     def write(state: Any, filename: str, async_write: bool = False) -> None:
         checkpoints.write_state(state, filename)
 
-    # fairseq keeps the best score in an attribute of the function that goes by this name.
+    # Wrapped with the name, because fairseq keeps the best score as the function's attribute.
     @functools.wraps(save)
     def save_checkpoint(*args: Any, **kwargs: Any) -> Any:
         with one_line_errors():
@@ -41,24 +41,24 @@ def patch_saving() -> None:
     @functools.wraps(load)
     def load_checkpoint(cfg: Any, trainer: Any, **kwargs: Any) -> Any:
         with one_line_errors():
-            cfg = _resume_from_a_whole_one(cfg, trainer)
+            cfg = _with_whole_restore_file(cfg, trainer)
         return load(cfg, trainer, **kwargs)
 
     checkpoint_utils.torch_persistent_save = write
-    checkpoint_utils.PathManager = _Linking
+    checkpoint_utils.PathManager = _LinkingPathManager
     checkpoint_utils.save_checkpoint = save_checkpoint
     checkpoint_utils.load_checkpoint = load_checkpoint
 
 
 def resume_file(cfg: Any, suffix: str) -> Path:
-    """Where training with these settings continues from, by fairseq's rules."""
+    """Return the file from which training resumes, by fairseq's rules."""
     if cfg.restore_file == LAST:
         return Path(cfg.save_dir, LAST.replace(".pt", f"{suffix}.pt"))
     return Path(cfg.restore_file.replace(".pt", f"{suffix}.pt"))
 
 
-def _resume_from_a_whole_one(cfg: Any, trainer: Any) -> Any:
-    """`cfg.checkpoint`, with another `restore_file` if the one that is due is damaged."""
+def _with_whole_restore_file(cfg: Any, trainer: Any) -> Any:
+    """Return `cfg.checkpoint`, with another `restore_file` if its own is damaged."""
     wanted = resume_file(cfg, trainer.checkpoint_suffix)
     found = _agreed(trainer, lambda: _find(cfg, wanted, trainer.checkpoint_suffix))
     if found is None or Path(found) == wanted:
@@ -77,7 +77,7 @@ def _find(cfg: Any, wanted: Path, suffix: str) -> str | None:
 
 
 def _agreed(trainer: Any, find: Any) -> str | None:
-    """What the first process finds, or the InputError that it raises, in all of them."""
+    """Return in all processes what the first finds, or raise its InputError in all."""
     found: tuple[str | None, str | None] = (None, None)
     if trainer.data_parallel_rank == 0:
         try:

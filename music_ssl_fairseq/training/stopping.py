@@ -1,8 +1,8 @@
-"""What fairseq's training loop does once a signal has come.
+"""Patches of fairseq's training loop that stop it after a signal.
 
 All processes stop at the same update, or in the same batch of a validation: the flag travels with
-the counts that they exchange anyway. A validation is not finished: its update is saved as one after
-which nothing has been done yet, and the next run begins with that.
+the counts that they exchange anyway. A validation is abandoned: its update is saved as one whose
+validation is still due, and the next run begins with that.
 """
 
 import functools
@@ -19,15 +19,15 @@ from music_ssl_fairseq.training.interruption import RESUBMIT, interruption
 from music_ssl_fairseq.training.saving import resume_file
 
 _TO_DO = "after_update"
-"""Where a checkpoint says that saving and validating after its update is still to be done."""
+"""Key in a checkpoint whose update has still to be saved and validated."""
 
 
 class _Stop(Exception):
-    """Leaves a validation."""
+    """Raised to leave a validation."""
 
 
 def patch_stopping() -> None:
-    """Let fairseq's training loop stop at a signal, and continue."""
+    """Let fairseq's training loop stop at a signal and resume."""
     from fairseq_cli import train as loop
 
     validate_and_save, train = loop.validate_and_save, loop.train
@@ -41,7 +41,7 @@ def patch_stopping() -> None:
 
 
 def _noting(load: Callable[..., Any]) -> Callable[..., Any]:
-    """Note what a checkpoint says is still to be done after its update."""
+    """Keep what a checkpoint says is still due after its update."""
 
     @functools.wraps(load)
     def load_checkpoint(cfg: Any, trainer: Any, **kwargs: Any) -> Any:
@@ -75,7 +75,7 @@ def _stopping(step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _agreeing(aggregate: Callable[..., Any]) -> Callable[..., Any]:
-    """Sum over processes whether a signal has come, with what is summed anyway."""
+    """Sum a flag for received signals over processes, with what is summed anyway."""
 
     @functools.wraps(aggregate)
     def _aggregate_logging_outputs(self: Any, logs: Any, *stats: Any, **kwargs: Any) -> Any:
@@ -96,9 +96,9 @@ def _asked(trainer: Any) -> bool:
 def _validate_and_save(
     original: Callable[..., Any], cfg: Any, trainer: Any, task: Any, epoch_itr: Any, *args: Any
 ) -> Any:
-    """fairseq's, which comes after every update."""
+    """Run fairseq's function, which it calls after every update, and stop if a signal came."""
     last = 0 < (cfg.optimization.max_update or 0) <= trainer.get_num_updates()
-    trainer.is_finishing = last  # a signal changes nothing then, but that all is saved first
+    trainer.is_finishing = last  # then a signal only makes the state be saved first
     if _asked(trainer):
         _save(cfg, trainer, epoch_itr, to_do=True)
         if not last:
@@ -115,7 +115,7 @@ def _validate_and_save(
 
 
 def _save(cfg: Any, trainer: Any, epoch_itr: Any, to_do: bool) -> None:
-    """Save to where the next run continues from."""
+    """Save to the file from which the next run resumes."""
     if cfg.checkpoint.no_save:
         return
     trainer.consolidate_optimizer()
@@ -143,13 +143,13 @@ def _end(cfg: Any, trainer: Any) -> None:
     if trainer.data_parallel_rank == 0:
         interruption.say(f"update {trainer.get_num_updates()} {saved}")
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()  # whoever ends early is a reason for srun to end the others
+        torch.distributed.barrier()  # srun ends all processes once one has ended
     interruption.saved = True
     raise SystemExit(RESUBMIT)
 
 
-class _AsItWas:
-    """An epoch's iterator, as it was after the update with which the last run ended."""
+class _RestoredEpoch:
+    """An epoch's iterator in its state after the last run's last update."""
 
     def __init__(self, position: dict[str, Any], epoch: int, end_of_epoch: bool):
         self.epoch = epoch
@@ -171,10 +171,10 @@ def _train(
     task: Any,
     epoch_itr: Any,
 ) -> Any:
-    """fairseq's, which trains an epoch; before the first, what the last run left to do."""
+    """Run fairseq's function, which trains an epoch; first do what the last run left."""
     to_do, trainer.to_do = trainer.to_do, None
     if to_do:
-        then = _AsItWas(**to_do)
+        then = _RestoredEpoch(**to_do)
         subsets = cfg.dataset.valid_subset.split(",")
         losses, stop = validate_and_save(cfg, trainer, task, then, subsets, then.end_of_epoch())
         if stop:

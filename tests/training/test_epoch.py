@@ -9,7 +9,7 @@ from fairseq.data import iterators
 
 from music_ssl_fairseq.data.crops import CropPlan
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.training.epoch import CroppedEpochs, GroupedBatches, note_cut
+from music_ssl_fairseq.training.epoch import GroupedBatches, ResumableEpochs, note_batching
 from tests.fairseq_commands import TINY, logged, train
 
 OFF = ("dropout", "attention_dropout", "dropout_input", "encoder_layerdrop")
@@ -57,7 +57,7 @@ def iterators_of(settings, epoch=1, data=None):
 
     found = []
     for shard in range(shards):
-        iterator = CroppedEpochs(
+        iterator = ResumableEpochs(
             dataset=data or Crops(),
             collate_fn=list,
             batch_sampler=batches,
@@ -67,7 +67,7 @@ def iterators_of(settings, epoch=1, data=None):
             epoch=epoch,
             reuse_dataloader=True,
         )
-        found.append(note_cut(iterator, {**sizes, "num_shards": shards}))
+        found.append(note_batching(iterator, {**sizes, "num_shards": shards}))
     return found
 
 

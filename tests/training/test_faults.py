@@ -159,5 +159,5 @@ def test_logs_on_a_full_disk_are_one_line_each(tmp_path, capsys, full_disk):
         progress_bar.tensorboard_is_full = False
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2, lines
-    assert f"{tmp_path}/train.log: File too large; training goes on without it" in lines[0]
+    assert f"{tmp_path}/train.log: File too large; training continues without it" in lines[0]
     assert f"{tmp_path}/tensorboard: File too large" in lines[1]

@@ -172,7 +172,7 @@ def begin(code):
 CONVOLVING = """
 import math, os, time, torch
 from music_ssl_fairseq.training import interruption as module
-module._ONE = math.inf  # any number of signals counts as one
+module._SAME_SIGNAL_SECONDS = math.inf  # any number of signals counts as one
 module.interruption.install()
 module.interruption.training = True
 convolution = torch.nn.Conv1d(64, 64, 128, padding=64, groups=8)
