@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import tasks
 from table import write_tables
@@ -22,6 +23,7 @@ from table import write_tables
 from music_ssl_fairseq.cli import exit_status
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.files import atomic_path
+from music_ssl_fairseq.runtime.texts import read_object
 
 CONFIG = Path(__file__).parents[1] / "probing" / "config.yaml"
 
@@ -97,7 +99,7 @@ def probe_all(
         }
         made_of = {"data": digests[task.name], "settings": task.settings}
         stamp = folder / task.name / "judge.json"
-        if stamp.exists() and json.loads(stamp.read_text()) == made_of:
+        if is_done(stamp, made_of):
             continue
         start = time.monotonic()
         direct.run(direct.settings(CONFIG, values), source)
@@ -106,6 +108,14 @@ def probe_all(
         print(f"{upstream}: {task.name}, {time.monotonic() - start:.1f} s", file=sys.stderr)
     print(f"{upstream}: {time.monotonic() - began:.0f} s", file=sys.stderr)
     return folder
+
+
+def is_done(stamp: Path, made_of: dict[str, Any]) -> bool:
+    """Return whether a probe of the same data and settings has been finished."""
+    try:
+        return read_object(stamp) == made_of
+    except InputError:  # missing or damaged
+        return False
 
 
 def main(argv: Sequence[str] | None = None) -> int:

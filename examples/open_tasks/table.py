@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from tasks import TASKS, unit
 
 from music_ssl_fairseq.report.compare import difference, mean_ranks
 from music_ssl_fairseq.report.gather import Figure, Probe, find
-from music_ssl_fairseq.report.tables import table
+from music_ssl_fairseq.report.tables import percent, table
 from music_ssl_fairseq.runtime.files import atomic_path
 
 FLOORS = ("mfcc", "chroma")
@@ -88,10 +89,7 @@ def _comparisons(
     for model, probes in models.items():
         if model in floors or not floors:
             continue
-        best = [
-            max((models[f][n] for f in floors), key=lambda p: _figure(p, p.task).value)
-            for n in names
-        ]
+        best = [max((models[f][n] for f in floors), key=_worth) for n in names]
         rows.append((model, [(probes[n], b) for n, b in zip(names, best, strict=True)]))
     if rows:
         title = against or ("better of MFCC and chroma" if len(floors) > 1 else floors[0])
@@ -110,16 +108,20 @@ def _figure(probe: Probe, task: str) -> Figure:
     return probe.figures[METRICS[task]]
 
 
+def _worth(probe: Probe) -> float:
+    """The figure that floors are compared by; one that is not defined is below all others."""
+    value = _figure(probe, probe.task).value
+    return value if math.isfinite(value) else -math.inf
+
+
 def _cell(probe: Probe, task: str) -> str:
-    figure = _figure(probe, task)
-    return (
-        f"{100 * figure.value:.1f} [{100 * figure.low:.1f}, {100 * figure.high:.1f}] "
-        f"({probe.about['layer']})"
-    )
+    return f"{percent(_figure(probe, task))} ({probe.about['layer']})"
 
 
 def _difference(one: Probe, other: Probe, task: str) -> str:
     found = difference(one, other, METRICS[task], "test", unit, RESAMPLES, SEED)
+    if not math.isfinite(found.value):
+        return percent(found)
     text = f"{100 * found.value:+.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
     return f"**{text}**" if found.low > 0 or found.high < 0 else text
 

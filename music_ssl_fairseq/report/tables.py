@@ -58,11 +58,12 @@ def markdown(probes: Sequence[Probe], split: str, resamples: int) -> str:
 
 
 def _cell(probe: Probe) -> str:
-    values = " / ".join(_figure(figure) for figure in probe.figures.values())
+    values = " / ".join(percent(figure) for figure in probe.figures.values())
     return f"{values}, layer {probe.about['layer']}"
 
 
-def _figure(figure: Figure) -> str:
+def percent(figure: Figure) -> str:
+    """Format a figure and its interval in percent."""
     if not math.isfinite(figure.value):
         return "not defined"
     return f"{100 * figure.value:.1f} [{100 * figure.low:.1f}, {100 * figure.high:.1f}]"

@@ -4,12 +4,14 @@ import csv
 import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.report.gather import Figure, Probe
 from tests import EXAMPLES
 
 FOLDER = EXAMPLES / "open_tasks"
@@ -182,7 +184,26 @@ def test_a_change_of_labels_is_probed_again(modules, data, tmp_path, capsys):
     table.write_text("\n".join(before.splitlines()[:-1]) + "\n")
     assert judge.main(arguments) == 0
     assert "logmel: instrument," in capsys.readouterr().err
+    (stamp,) = tmp_path.glob("full/probes/*/instrument/judge.json")
+    stamp.write_text("{")
+    assert judge.main(arguments) == 0
+    assert "logmel: instrument," in capsys.readouterr().err
     table.write_text(before)
+
+
+def test_a_floor_that_is_not_defined_is_no_floor(modules):
+    table = modules["table"]
+
+    def probes(model: str, value: float) -> dict[str, Any]:
+        figure = Figure(value, value, value)
+        probe = Probe(Path(model), model, "pitch", {}, [], {"accuracy": figure})
+        return {"pitch": probe}
+
+    values = {"mfcc": float("nan"), "chroma": 0.2, "x": 0.5}
+    models = {model: probes(model, value) for model, value in values.items()}
+    ((title, ((label, ((one, floor),)),)),) = table._comparisons(models, ["pitch"], None)
+    assert (title, label) == ("Difference from better of MFCC and chroma", "x")
+    assert (one.model, floor.model) == ("x", "chroma")
 
 
 @pytest.mark.parametrize(
