@@ -12,7 +12,7 @@ from music_ssl_fairseq.tasks.pretraining import PretrainingConfig, PretrainingTa
 
 @dataclass
 class Music2VecPretrainingConfig(PretrainingConfig):
-    """data2vec's recipe has `normalize: true` and, in the paper, crops of 30 s: see examples/."""
+    """Fields of music2vec. data2vec has `normalize: true` and crops of 30 s: see examples/."""
 
 
 @register_task("music2vec_pretraining", dataclass=Music2VecPretrainingConfig)

@@ -1,4 +1,4 @@
-"""The task of musicHuBERT: crops of music with a unit for each frame."""
+"""The task of musicHuBERT: crops of music with one unit per frame."""
 
 import os
 from collections.abc import Sequence
@@ -39,8 +39,8 @@ class MusicHubertPretrainingConfig(PretrainingConfig):
         default=None,
         metadata={
             "help": "labels per second: 100 for MFCC, 50 for deep features. Only for labels "
-            "without the labeler's metadata.json, which says it; fairseq has it in the model as "
-            "well"
+            "without the labeler's metadata.json, which states it; fairseq has it in the model "
+            "too"
         },
     )
 
@@ -59,7 +59,7 @@ class MusicHubertPretrainingTask(PretrainingTask):
         self.label_rates = [choose_label_rate(d, cfg.label_rate) for d in self.label_dirs]
 
     def data_identity(self, cfg: Any) -> Identity:
-        """Tracks and their labels."""
+        """Identify the tracks and their labels."""
         found, splits = super().data_identity(cfg), data_splits(cfg)
         for number, folder in enumerate(self.label_dirs):
             prefix = f"label set {number} " if len(self.label_dirs) > 1 else ""

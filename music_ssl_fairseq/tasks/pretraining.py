@@ -1,4 +1,4 @@
-"""What both pre-training tasks do: manifests to crops with masks."""
+"""The common part of both pre-training tasks: from manifests to crops with masks."""
 
 import atexit
 import logging
@@ -31,7 +31,7 @@ from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
 from music_ssl_fairseq.optim import tri_stage as _lr_scheduler  # noqa: F401
 from music_ssl_fairseq.optim.fused_adamw import FusedAdamW
 from music_ssl_fairseq.tasks.run_folder import RunFolderTask, whole_configuration
-from music_ssl_fairseq.tasks.schedule import slower, warmup_updates
+from music_ssl_fairseq.tasks.schedule import collapse_advice, warmup_updates
 from music_ssl_fairseq.training import prepare_training
 from music_ssl_fairseq.training.epoch import note_batching
 from music_ssl_fairseq.upstream.initialise import initialise
@@ -54,13 +54,13 @@ class PretrainingConfig(FairseqDataclass):
     crops_per_track: Optional[int] = field(  # noqa: UP045 (fairseq's parser needs Optional)
         default=None,
         metadata={
-            "help": "crops of each track in an epoch; by default as many as its length holds. "
+            "help": "crops of each track per epoch; by default as many as its length holds. "
             "fairseq takes one, whatever the length"
         },
     )
     normalize: bool = field(
         default=False,
-        metadata={"help": "bring each crop to zero mean and unit variance"},
+        metadata={"help": "give each crop mean 0 and variance 1"},
     )
     mix_prob: float = field(
         default=0.0,
@@ -72,8 +72,8 @@ class PretrainingConfig(FairseqDataclass):
     max_unreadable: float = field(
         default=0.1,
         metadata={
-            "help": "share of tracks that may turn out to be unreadable, and be replaced by crops "
-            "of others, before training stops"
+            "help": "share of tracks that may prove unreadable, and be replaced by crops of "
+            "others, before training stops"
         },
     )
     seed: int = field(
@@ -83,8 +83,8 @@ class PretrainingConfig(FairseqDataclass):
     rebuild_batches: bool = field(
         default=True,
         metadata={
-            "help": "fairseq's: make new batches for each epoch in the data loader that there is. "
-            "false starts new workers each epoch, and waits for the old ones"
+            "help": "fairseq's: make new batches per epoch in the same data loader. false starts "
+            "new workers each epoch, after the old ones have ended"
         },
     )
     # Optional, because fairseq-validate passes null for what its command line does not name.
@@ -103,13 +103,13 @@ class PretrainingConfig(FairseqDataclass):
 
 
 def data_splits(cfg: Any) -> list[str]:
-    """The splits that a run of this whole configuration trains and validates on."""
+    """Return the splits that a run of this whole configuration trains and validates on."""
     valid = [] if cfg.dataset.disable_validation else cfg.dataset.valid_subset.split(",")
     return [cfg.dataset.train_subset, *valid]
 
 
 class PretrainingTask(RunFolderTask):
-    """Loads splits as crops. Subclasses say whether there are labels."""
+    """Loads splits as crops. Subclasses provide labels, if any."""
 
     min_mask_spans = 1
 
@@ -122,11 +122,13 @@ class PretrainingTask(RunFolderTask):
         self._delayed_totals = DelayedTotals()
         self._update = 0
         whole = whole_configuration(cfg)
-        self.warmup, self.advice = (warmup_updates(whole), slower(whole)) if whole else (0, "")
+        self.warmup, self.advice = (
+            (warmup_updates(whole), collapse_advice(whole)) if whole else (0, "")
+        )
 
     @classmethod
     def setup_task(cls, cfg: Any, **kwargs: Any) -> "PretrainingTask":
-        """fairseq's entry point: fails in one line if something needed is not there."""
+        """Make the task, as fairseq asks for it; what is missing is a one-line error."""
         with one_line_errors():
             check_versions()
             exchange_numbers_on_cpu()
@@ -138,7 +140,7 @@ class PretrainingTask(RunFolderTask):
             return task
 
     def data_identity(self, cfg: Any) -> Identity:
-        """What a run of this configuration trains and validates on."""
+        """Identify the data that a run of this configuration trains and validates on."""
         found: Identity = {}
         for split in data_splits(cfg):
             file = os.path.join(self.cfg.data, f"{split}.tsv")
@@ -147,22 +149,22 @@ class PretrainingTask(RunFolderTask):
         return found
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
-        """Build the model; settings that do not fit together are one line."""
+        """Build the model; settings that do not fit together are a one-line error."""
         with one_line_errors():
             model = super().build_model(cfg, from_checkpoint)
-            # A checkpoint has weights of its own, and may outlive what it was started from.
+            # A checkpoint has its own weights, and the file of init_from may be gone.
             if not from_checkpoint and cfg.init_from:
                 initialise(model, cfg.init_from, self.cfg.normalize)
             return model
 
     def labels(self, split: str, manifest: Manifest) -> list[LabelSet]:
-        """The split's label sets, checked against the manifest: none here."""
+        """Return the split's label sets, checked against the manifest: none here."""
         return []
 
     def load_dataset(self, split: str, **kwargs: Any) -> None:
-        """Load `<data>/<split>.tsv`; other arguments are fairseq's and not needed."""
+        """Load `<data>/<split>.tsv`; fairseq's other arguments are ignored."""
         cfg = self.cfg
-        # A checkpoint from before there was a choice has no model.mask_mode.
+        # Early checkpoints have no model.mask_mode.
         mode = OmegaConf.select(cfg, "mask_mode", throw_on_resolution_failure=False) or "fixed"
         with one_line_errors():
             manifest = Manifest(os.path.join(cfg.data, f"{split}.tsv"))
@@ -182,7 +184,7 @@ class PretrainingTask(RunFolderTask):
             )
         hours = manifest.num_samples.sum() / SAMPLE_RATE / 3600
         logger.info(
-            "%s: %d tracks, %.2f hours, %d crops an epoch",
+            "%s: %d tracks, %.2f hours, %d crops per epoch",
             split,
             len(manifest),
             hours,
@@ -190,7 +192,7 @@ class PretrainingTask(RunFolderTask):
         )
 
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """fairseq's, knowing how it cuts an epoch into batches: see `CroppedEpochs`."""
+        """Return fairseq's iterator, with its batching noted: see `ResumableEpochs`."""
         return note_batching(super().get_batch_iterator(dataset, *args, **kwargs), kwargs)
 
     def train_step(
@@ -203,7 +205,7 @@ class PretrainingTask(RunFolderTask):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """fairseq's, and see `_stop_loading_at_exit` and `FusedAdamW`: `delayed_norm`, `batch`."""
+        """Run fairseq's step with `FusedAdamW`'s `delayed_norm` and `batch`."""
         self._training, self._update = True, update_num
         self._stop_loading_at_exit("train")
         batch: AbstractContextManager[None] = nullcontext()
@@ -215,45 +217,45 @@ class PretrainingTask(RunFolderTask):
             return super().train_step(*arguments, *args, **kwargs)
 
     def valid_step(self, *args: Any, **kwargs: Any) -> Any:
-        """fairseq's, and see `_stop_loading_at_exit`."""
+        """Run fairseq's step."""
         self._training = False
         self._stop_loading_at_exit("valid")
         return super().valid_step(*args, **kwargs)
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
-        """Log; while training on a GPU, what the update before had to say (see `DelayedFetch`)."""
+        """Log an update's sums; in training on a GPU the previous one's (see `DelayedFetch`)."""
         if self._training and logging_outputs:
             logging_outputs = [self._delayed_totals(logging_outputs)]
             self._watch(logging_outputs[0], criterion)
         super().reduce_metrics(logging_outputs, criterion)
 
     def _watch(self, sums: dict[str, Any], criterion: Any) -> None:
-        """End a run that has collapsed. All processes see the same sums, and end together."""
-        said = criterion.collapsed(sums, self._update)
-        if said is None:
+        """End a collapsed run. All processes have the same sums, so they end together."""
+        message = criterion.collapsed(sums, self._update)
+        if message is None:
             return
         if criterion.stop_if_collapsed:
             with one_line_errors():
-                raise InputError(said)
-        logger.warning(said)
+                raise InputError(message)
+        logger.warning(message)
 
     def _stop_loading_at_exit(self, kind: str) -> None:
-        """End the workers when the program ends, instead of waiting five seconds for each.
+        """Stop loading processes at exit, where torch would wait five seconds for each.
 
-        torch's loader asks the interpreter to wait for workers that nobody has told to stop. What
-        is registered last comes first, so this has to come after a loader's first batch.
+        atexit runs what was registered last first, so this must follow torch's own registration,
+        at a loader's first batch.
         """
         if kind not in self._stepped:
             self._stepped.add(kind)
             atexit.register(stop_loading, self.dataset_to_epoch_iter)
 
     def max_positions(self) -> None:
-        """No limit: crops are cut to size."""
+        """Return None, no limit: crops have the configured length."""
 
     @property
     def source_dictionary(self) -> None:
-        """Audio has none."""
+        """Return None: audio has no dictionary."""
 
     @property
     def target_dictionary(self) -> None:
-        """fairseq's generation tools ask for it; pre-training generates nothing."""
+        """Return None: only fairseq's generation tools need it."""

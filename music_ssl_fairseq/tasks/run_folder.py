@@ -1,4 +1,4 @@
-"""One run folder, one process, one run: what is asked of the folder before a run trains in it."""
+"""Checks of a run's folder: one run and one process train in it."""
 
 import logging
 from collections.abc import Callable
@@ -28,9 +28,9 @@ logger = logging.getLogger(__name__)
 
 IDENTITY = "identity"
 EARLY_STOPPING = "early_stopping"
-"""Where a checkpoint's `task_state` has what `RunFolder.state` gives."""
+"""Key in a checkpoint's `task_state`, beside `IDENTITY`: see `RunFolder.state`."""
 
-_held: IO[bytes] | None = None
+_lock: IO[bytes] | None = None
 
 
 class RunFolder:
@@ -38,7 +38,7 @@ class RunFolder:
 
     Attributes:
         identity: of this run, kept in its checkpoints.
-        finished: why there is nothing left to train, or empty.
+        finished: why nothing is left to train, or empty.
     """
 
     def __init__(self) -> None:
@@ -48,17 +48,17 @@ class RunFolder:
     def enter(
         self, task_cfg: Any, data: Callable[[Any], Identity], own_restore_file: bool = False
     ) -> None:
-        """Lock the folder, and look at the checkpoint that the run would continue.
+        """Lock the folder, and check the checkpoint that the run would resume.
 
         Args:
-            task_cfg: the task's part of fairseq's whole configuration; alone, there is no run.
-            data: from the whole configuration to the identity of what the run is trained on.
-            own_restore_file: checkpoint.restore_file is set by a configuration of ours, so that it
-                does not say that somebody wants to start from that file.
+            task_cfg: the task's part of fairseq's whole configuration. By itself it means no run.
+            data: from the whole configuration to the identity of the training data.
+            own_restore_file: whether our own configuration sets checkpoint.restore_file, which
+                then does not mean that the user wants to start from that file.
 
         Raises:
             InputError: if another process trains here, or the checkpoint is of another run.
-            SystemExit: in processes other than the first, which says what is wrong.
+            SystemExit: in processes other than the first, which raises the error.
         """
         cfg = whole_configuration(task_cfg)
         if cfg is None or cfg.checkpoint.no_save:
@@ -78,11 +78,11 @@ class RunFolder:
             logger.info("finished: %s", self.finished)
 
     def _enter(self, cfg: Any, data: Callable[[Any], Identity], own_restore_file: bool) -> None:
-        global _held
+        global _lock
         folder = Path(cfg.checkpoint.save_dir)
-        if _held is not None:  # the run before, of a sweep
-            _held.close()
-        _held = hold(
+        if _lock is not None:  # the run before, of a sweep
+            _lock.close()
+        _lock = hold(
             folder.with_name(f"{folder.name}.lock"),
             "trains",
             "wait for it or stop it, or give another hydra.run.dir",
@@ -102,23 +102,23 @@ class RunFolder:
         there = (state.get("task_state") or {}).get(IDENTITY)
         if there is None:
             logger.warning(
-                "%s: says nothing of its data and settings (an earlier version wrote it), so "
-                "whether it belongs to this run is not checked",
+                "%s: an earlier version wrote it without its data and settings, so whether it "
+                "belongs to this run is not checked",
                 file,
             )
             return
         found = differences(self.identity, there)
         if found and on_purpose:
             logger.warning(
-                "%s: is of another run (%s); training goes on from it, as checkpoint.restore_file "
-                "says",
+                "%s: is of another run (%s); training continues from it, as "
+                "checkpoint.restore_file says",
                 file,
                 found,
             )
         elif found:
             raise InputError(
                 f"{file}: is of another run: {found}. Give this run another hydra.run.dir, or give "
-                "back the data and settings of that one to continue it; to go on from its model on "
+                "back the data and settings of that one to continue it; to start from its model on "
                 f"purpose: checkpoint.restore_file={file}"
             )
 
@@ -134,14 +134,14 @@ class RunFolder:
             raise problem
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, of plain values."""
+        """Return the plain values that a checkpoint keeps."""
         if not self.identity:
             return {}
         return {IDENTITY: dict(self.identity), EARLY_STOPPING: early_stopping()}
 
 
 def whole_configuration(task_cfg: Any) -> Any:
-    """fairseq's, of which this is the task's part; None for a task by itself."""
+    """Return fairseq's configuration that contains `task_cfg`; None for a task by itself."""
     root = task_cfg._get_root() if OmegaConf.is_config(task_cfg) else None
     return root if root is not None and "checkpoint" in root else None
 
@@ -156,9 +156,9 @@ def _plain(settings: Any) -> dict[str, Any]:
 
 
 def _checkpoint_to_continue(cfg: Any) -> tuple[Path | None, dict[str, Any]]:
-    """The checkpoint that will be loaded, and what is in it.
+    """Return the checkpoint that will be loaded, and its content.
 
-    What cannot be read is reported by who loads it.
+    An unreadable one counts as none here: loading it reports the error.
     """
     suffix = cfg.checkpoint_suffix
     try:
@@ -170,7 +170,7 @@ def _checkpoint_to_continue(cfg: Any) -> tuple[Path | None, dict[str, Any]]:
 
 
 def _finished(cfg: Any, state: dict[str, Any], folder: Path) -> str:
-    """Why a checkpoint's run has nothing left to do; empty if it has."""
+    """Return why a checkpoint's run is finished; empty if it is not."""
     limits, extra = cfg.optimization, state.get("extra_state") or {}
     if extra.get("after_update"):  # a signal came before its last validation
         return ""
@@ -210,9 +210,9 @@ class RunFolderTask(FairseqTask):
 
     @property
     def finished(self) -> str:
-        """Why there is nothing left to train, or empty; see `compat.skip_finished_runs`."""
+        """Return why nothing is left to train, or empty: see `compat.skip_finished_runs`."""
         return self.run.finished
 
     def state_dict(self) -> dict[str, Any]:
-        """What fairseq keeps of the task in a checkpoint, and the run's identity."""
+        """Return the task's state for checkpoints, with the run's identity."""
         return {**super().state_dict(), **self.run.state()}

@@ -1,4 +1,4 @@
-"""Learning rate schedules: those that cannot be, their warm-up, and what to change in them."""
+"""Learning rate schedules: checks, warm-up, and advice after a collapse."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from music_ssl_fairseq.errors import InputError
 
 
 def check_schedule(cfg: Any) -> None:
-    """Refuse a schedule over a number of updates that nobody has given.
+    """Refuse a schedule over a number of updates that is not given.
 
     Args:
         cfg: fairseq's whole configuration.
@@ -30,14 +30,14 @@ def check_schedule(cfg: Any) -> None:
         if scheduler[key] <= 0:
             raise InputError(
                 f"optimization.max_update={limits.max_update}: lr_scheduler {name} spreads the "
-                "learning rate over the whole run and wants its updates counted; give "
+                "learning rate over the whole run and needs its number of updates; give "
                 f"optimization.max_update=N (with optimization.max_epoch, what comes first ends "
                 "the run), or lr_scheduler=fixed"
             )
 
 
 def warmup_updates(cfg: Any) -> int:
-    """Updates until the learning rate has reached its peak.
+    """Return the number of updates until the learning rate has reached its peak.
 
     Args:
         cfg: fairseq's whole configuration.
@@ -49,8 +49,8 @@ def warmup_updates(cfg: Any) -> int:
     return int(scheduler.get("warmup_updates") or scheduler.get("warmup_steps") or 0)
 
 
-def slower(cfg: Any) -> str:
-    """What to change after a collapse: the two settings, with values that have helped.
+def collapse_advice(cfg: Any) -> str:
+    """Return the two settings to change after a collapse, with values that have helped.
 
     Args:
         cfg: fairseq's whole configuration.

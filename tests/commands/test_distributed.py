@@ -238,7 +238,7 @@ def test_gradients_are_averaged_as_by_fairseq(
 @pytest.mark.parametrize("on_the_way", [False, True])
 def test_norms_are_of_averages(on_the_way, group, monkeypatch):
     # On a GPU, gradients are divided by the number of processes as they are scaled.
-    monkeypatch.setattr(FusedAdamW, "_on_the_way", on_the_way)
+    monkeypatch.setattr(FusedAdamW, "_scales_in_step", on_the_way)
     model = _Extracting(True)
     wrapped = LegacyDistributedDataParallel(model, group)
     wrapped.world_size = 4
