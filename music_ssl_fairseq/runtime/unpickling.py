@@ -1,4 +1,4 @@
-"""What is wrong with a file that torch is to open without running anything in it, in one line."""
+"""Say in one line why torch cannot safely load a file."""
 
 import contextlib
 import pickle
@@ -15,12 +15,12 @@ _DAMAGED: tuple[type[Exception], ...] = (
     *(RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError),
     *(TypeError, IndexError, AssertionError, OverflowError, MemoryError),
 )
-"""What unpickling damaged bytes can raise."""
-_GIT_LFS = b"version https://git-lfs"
+"""Errors of unpickling damaged bytes."""
+GIT_LFS = b"version https://git-lfs"
 
 
 def check_form(path: Path) -> bool:
-    """Look at a file's beginning; whether it is of torch's newer format.
+    """Check a file's beginning; return whether it has torch's newer (zip) format.
 
     Raises:
         InputError: if there is no such file, or torch did not write it.
@@ -36,9 +36,9 @@ def check_form(path: Path) -> bool:
 
 @contextlib.contextmanager
 def one_line_refusals(path: Path) -> Iterator[None]:
-    """Say in one line why `torch.load` with `weights_only` does not take a file.
+    """Turn the errors of `torch.load` with `weights_only` into one line.
 
-    Its own text is of twenty lines, and recommends to turn `weights_only` off.
+    torch's own text has twenty lines and recommends to turn `weights_only` off.
 
     Raises:
         InputError: if the file is damaged, or asks for anything that could run code.
@@ -69,7 +69,7 @@ def _first_bytes(path: Path) -> bytes:
 def _impression(head: bytes) -> str:
     if not head:
         return "the file is empty (0 bytes)"
-    if head.startswith(_GIT_LFS):
+    if head.startswith(GIT_LFS):
         return "it is a Git LFS pointer: fetch the file itself with `git lfs pull`"
     if all(byte >= 9 for byte in head):
         text = head.splitlines()[0][:40].decode("utf-8", "backslashreplace")

@@ -1,4 +1,4 @@
-"""Pre-trained encoders, whatever wrote them, behind one interface.
+"""Load pre-trained encoders of any origin behind one interface.
 
     from music_ssl_fairseq.upstream import load
 
@@ -35,7 +35,7 @@ def load(
         precision: "fp32", "bf16", or "auto": bf16 on GPUs that have it, else fp32.
 
     Raises:
-        InputError: if it is none of these, damaged, or would have to run code to be read.
+        InputError: if it is none of these, damaged, or would run code.
     """
     from music_ssl_fairseq.upstream.model import Upstream
 
@@ -48,7 +48,7 @@ def random(
     device: str | torch.device = "cpu",
     precision: str = "auto",
 ) -> Upstream:
-    """The architecture of a checkpoint with random weights: what a probe has to beat.
+    """Build a checkpoint's architecture with random weights, the baseline of a probe.
 
     Args:
         path: as for `load`, or contents already read.
@@ -63,7 +63,7 @@ def random(
 
 
 def read(path: str | os.PathLike) -> Contents:
-    """Read a checkpoint of any of the formats, by what it looks like."""
+    """Read a checkpoint, and recognise its format by its content."""
     from music_ssl_fairseq.upstream import checkpoint, hugging_face
     from music_ssl_fairseq.upstream.safe_load import safe_load
 

@@ -1,4 +1,4 @@
-"""From a checkpoint's contents to an encoder."""
+"""Build an encoder from a checkpoint's contents."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from music_ssl_fairseq.upstream.contents import ARCHITECTURE, PREFIXES, Contents
 
 
 def build_encoder(contents: Contents, precision: str = "auto", fast: str = "on") -> AudioEncoder:
-    """The encoder with the checkpoint's weights, on the CPU.
+    """Build the encoder with the checkpoint's weights, on the CPU.
 
     Raises:
         InputError: if tensors are missing, left over or of another shape.
@@ -29,10 +29,10 @@ def build_encoder(contents: Contents, precision: str = "auto", fast: str = "on")
 
 
 def _new_encoder(contents: Contents, **options: Any) -> AudioEncoder:
-    """An encoder of the checkpoint's architecture, with weights as before training.
+    """Build an encoder of the checkpoint's architecture, with initial weights.
 
     Raises:
-        InputError: if no encoder can have these settings, or one of another size than the
+        InputError: if no encoder can have these settings, or they imply another size than the
             checkpoint's: a file from the internet must not fill the memory.
     """
     config: dict[str, Any] = {name: contents.config[name] for name in ARCHITECTURE}
@@ -56,7 +56,7 @@ def _new_encoder(contents: Contents, **options: Any) -> AudioEncoder:
 
 
 def _num_values(config: dict[str, Any]) -> int:
-    """Weights of an encoder, without biases and norms."""
+    """Count the weights of an encoder, without biases and norms."""
     total, channels = 0, 1
     for dim, kernel, _ in parse_conv_layers(config["conv_feature_layers"]):
         total += dim * channels * kernel
@@ -68,10 +68,7 @@ def _num_values(config: dict[str, Any]) -> int:
 
 
 def random_contents(contents: Contents, seed: int) -> Contents:
-    """The same architecture, with weights as before training.
-
-    Convolutions and projections are drawn as at the start of pre-training, from `seed` alone.
-    """
+    """Return contents of the same architecture with initial weights, drawn from `seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _new_encoder(contents)

@@ -1,4 +1,4 @@
-"""fairseq checkpoints, ours and stock, old and new."""
+"""Read fairseq checkpoints, ours and stock, old and new."""
 
 import contextlib
 from argparse import Namespace
@@ -36,12 +36,12 @@ def read(path: str | Path) -> Contents:
 
 
 def is_checkpoint(loaded: Any) -> bool:
-    """Whether what a file holds has a fairseq checkpoint's shape."""
+    """Tell whether loaded data have the form of a fairseq checkpoint."""
     return isinstance(loaded, Mapping) and isinstance(loaded.get("model"), Mapping)
 
 
 def from_checkpoint(loaded: Any, path: Path) -> Contents:
-    """The contents of a fairseq checkpoint that `safe_load` has read from `path`."""
+    """Return the contents of a fairseq checkpoint that `safe_load` has read from `path`."""
     if not is_checkpoint(loaded):
         raise InputError(f"{path}: not a fairseq checkpoint: it has no `model`")
     with damaged_settings(path):
@@ -50,7 +50,7 @@ def from_checkpoint(loaded: Any, path: Path) -> Contents:
 
 @contextlib.contextmanager
 def damaged_settings(path: Path) -> Iterator[None]:
-    """Say in one line that a checkpoint holds other things than fairseq stores."""
+    """Turn errors about malformed settings into one line."""
     try:
         yield
     except InputError:
@@ -81,7 +81,7 @@ def _contents(loaded: Mapping[str, Any], path: Path) -> Contents:
 
 
 def _settings(loaded: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The model's and the task's settings, wherever this age of fairseq kept them."""
+    """Return the model's and the task's settings, from where this fairseq version kept them."""
     if loaded.get("cfg") is not None:
         cfg = _plain(loaded["cfg"])
         model = _plain(cfg.get("model"))

@@ -1,6 +1,6 @@
-"""What a checkpoint holds, whatever wrote it: the same names for fairseq, Hugging Face, torchaudio.
+"""Describe a checkpoint of any origin in one form.
 
-Each file format is one module with `read(path) -> Contents`; `upstream.model` makes a model of it.
+Each file format is one module with `read(path) -> Contents`; `upstream.model` builds the model.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,8 +28,8 @@ ARCHITECTURE = {
     "pitch_bands": 0,
     "pitch_taps": 4096,
 }
-"""The fields of AudioEncoderConfig that decide what an encoder computes, with fairseq's defaults
-(what an old checkpoint means that does not name them)."""
+"""Fields of AudioEncoderConfig that decide what an encoder computes, with fairseq's defaults, which
+old checkpoints leave out."""
 
 FAMILIES = ("music_hubert", "music2vec", "hubert", "data2vec_audio", "wav2vec2")
 """Registered names of the models whose encoder ours is."""
@@ -38,7 +38,7 @@ PREFIXES = (
     *("feature_extractor.", "layer_norm.", "post_extract_proj.", "encoder."),
     *("pitch_filters.", "pitch_proj."),
 )
-"""Where an encoder's tensors are, apart from `mask_emb`; the rest is heads. fairseq has the first
+"""Prefixes of an encoder's tensors besides `mask_emb`; the rest is heads. fairseq has the first
 four."""
 
 
@@ -67,10 +67,10 @@ class Contents:
 
 
 def check_sample_rate(contents: Contents) -> None:
-    """Refuse a model of another sample rate than all audio here is read at.
+    """Refuse a model of another sample rate than ours.
 
     Raises:
-        InputError: saying both.
+        InputError: with both rates.
     """
     if contents.sample_rate != SAMPLE_RATE:
         raise InputError(
@@ -107,7 +107,7 @@ def architecture(fields: Mapping[str, Any], origin: str) -> dict[str, Any]:
 
 
 def encoder_state(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The encoder's tensors of a fairseq model's, in float32, weight norm under its old name."""
+    """Select the encoder's tensors, in float32, with weight norm under its old name."""
     renamed = {
         ".parametrizations.weight.original0": ".weight_g",
         ".parametrizations.weight.original1": ".weight_v",

@@ -1,16 +1,14 @@
-"""Folders of transformers' HubertModel, Data2VecAudioModel and Wav2Vec2Model, both ways.
+"""Read and write folders of transformers' HubertModel, Data2VecAudioModel and Wav2Vec2Model.
 
-They are read and written without transformers: `config.json`, `model.safetensors` (one file or
-several) or `pytorch_model.bin`, and the feature extractor's settings in `processor_config.json`
-(transformers 5) or `preprocessor_config.json`. Of a model with more than the encoder (a CTC or
-pre-training head, a quantizer), the encoder is read.
+transformers is not needed. A folder has `config.json`, `model.safetensors` (one file or several) or
+`pytorch_model.bin`, and the feature extractor's settings in `processor_config.json` (transformers
+5) or `preprocessor_config.json`. Heads and quantizers are ignored.
 
-Layers are counted alike: `layers()[i]` is `hidden_states[i]`, except that our layer 0 is what the
-extractor and the projection made, and `hidden_states[0]` is that with the positional convolution
+Layers are counted alike: `layers()[i]` is `hidden_states[i]`, except that our layer 0 is the
+projected output of the extractor, and `hidden_states[0]` is that with the positional convolution
 added (and, without layer_norm_first, normalised).
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE
+from music_ssl_fairseq.runtime.texts import read_object
 from music_ssl_fairseq.upstream.contents import Contents
 from music_ssl_fairseq.upstream.hugging_face_config import TYPES, from_config
 from music_ssl_fairseq.upstream.names import from_transformers, to_transformers
@@ -32,7 +31,7 @@ _EXTRACTOR = "Wav2Vec2FeatureExtractor"
 
 
 def folder_of(path: Path) -> Path | None:
-    """The folder that `path` is, or whose config or weights it is; None if it is another file."""
+    """Return the folder that `path` is, or whose config or weights it is; None for another file."""
     if path.is_dir():
         return path
     part = path.name in (CONFIG, PICKLE) or path.suffix == ".safetensors"
@@ -40,27 +39,26 @@ def folder_of(path: Path) -> Path | None:
 
 
 def read(folder: str | Path) -> Contents:
-    """The encoder in a folder that `save_pretrained` or our export wrote, or the hub holds.
+    """Read the encoder in a folder from `save_pretrained`, our export or the hub.
 
-    Where there are no settings of a feature extractor, which transformers would not accept,
-    whether waveforms are normalised follows from the convolutions, as in fairseq's recipes: yes
-    with layer norms, no with a group norm.
+    A folder without settings of a feature extractor, which transformers refuses, is taken as in
+    fairseq's recipes: waveforms are normalised with layer norms, not with a group norm.
 
     Raises:
-        InputError: if it is no such folder, another architecture, damaged, or wants to run code.
+        InputError: if it is no such folder, of another architecture, damaged, or would run code.
     """
     folder = Path(folder)
     path = folder / CONFIG
     if not path.is_file():
         raise InputError(f"{folder}: no {CONFIG} in it, so it is not a Hugging Face model")
-    config = _read_json(path)
+    config = read_object(path)
     family, fields = from_config(config, str(path))
     layer_norms = fields["extractor_mode"] == "layer_norm"
     prefix = TYPES[config["model_type"]][1]
     state = _encoder_state(read_weights(folder), prefix, layer_norms)
     if family not in ("music2vec", "data2vec_audio"):
         drop_identity(state)
-    normalise, sample_rate = _heard(folder, layer_norms)
+    normalise, sample_rate = _input_format(folder, layer_norms)
     return Contents(
         family=family,
         config=fields,
@@ -72,7 +70,7 @@ def read(folder: str | Path) -> Contents:
 
 
 def to_state(contents: Contents) -> dict[str, Tensor]:
-    """The encoder's tensors under transformers' names, float32."""
+    """Return the encoder's tensors under transformers' names, float32."""
     state = {}
     for name, tensor in contents.state.items():
         theirs = to_transformers(name)
@@ -81,7 +79,7 @@ def to_state(contents: Contents) -> dict[str, Tensor]:
         state[theirs] = tensor.detach().to("cpu", torch.float32).contiguous()
     dim = contents.config["encoder_embed_dim"]
     if "post_extract_proj.weight" not in contents.state:
-        # transformers always has a projection: one that changes nothing.
+        # transformers always has a projection: the identity.
         state["feature_projection.projection.weight"] = torch.eye(dim)
         state["feature_projection.projection.bias"] = torch.zeros(dim)
     state.setdefault("masked_spec_embed", torch.zeros(dim))
@@ -89,19 +87,20 @@ def to_state(contents: Contents) -> dict[str, Tensor]:
 
 
 def takes_padding(contents: Contents) -> bool:
-    """Whether transformers' model computes the same in a padded batch with an attention mask.
+    """Tell whether padding with an attention mask leaves transformers' results as they are.
 
-    A group norm takes its statistics over the padding as well, and in a stack of positional
-    convolutions all but the first see what the ones before made of it.
+    A group norm's statistics include the padding, and in a stack of positional convolutions all but
+    the first see nonzero values there.
     """
     config = contents.config
     return config["extractor_mode"] == "layer_norm" and config["pos_conv_depth"] == 1
 
 
 def to_preprocessor(contents: Contents) -> dict[str, Any]:
-    """The preprocessor_config.json: how AutoFeatureExtractor makes the model's input.
+    """Return the preprocessor_config.json for AutoFeatureExtractor.
 
-    A model that padding disturbs gets no attention mask, as transformers wants it for a group norm.
+    A model that padding disturbs gets no attention mask, as in transformers' models with a group
+    norm.
     """
     return {
         "feature_extractor_type": _EXTRACTOR,
@@ -114,8 +113,8 @@ def to_preprocessor(contents: Contents) -> dict[str, Any]:
     }
 
 
-def _heard(folder: Path, layer_norms: bool) -> tuple[bool, int]:
-    """Whether waveforms are normalised, and their sample rate: what transformers reads.
+def _input_format(folder: Path, layer_norms: bool) -> tuple[bool, int]:
+    """Return whether waveforms are normalised, and their sample rate, as transformers reads them.
 
     Raises:
         InputError: if the settings are damaged, or those of another kind of model.
@@ -136,25 +135,25 @@ def _heard(folder: Path, layer_norms: bool) -> tuple[bool, int]:
 
 
 def _extractor_settings(folder: Path) -> tuple[Path, dict[str, Any] | None]:
-    """The feature extractor's settings, None if there are none, and the file that they are from.
+    """Return the feature extractor's file and settings, or None for no settings.
 
-    transformers 5 nests them in processor_config.json, where they go before the older file.
+    transformers 5 nests them in processor_config.json, which precedes the older file.
     """
     file = folder / PROCESSOR
-    whole = _read_json(file) if file.is_file() else {}
+    whole = read_object(file) if file.is_file() else {}
     nested = whole.get("feature_extractor", whole.get("audio_processor"))
     if nested is not None:
         if not isinstance(nested, dict):
             raise InputError(f"{file}: feature_extractor is not an object of settings")
         return file, nested
     file = folder / PREPROCESSOR
-    return file, _read_json(file) if file.is_file() else None
+    return file, read_object(file) if file.is_file() else None
 
 
 def _encoder_state(
     weights: Mapping[str, Tensor], prefix: str, layer_norms: bool
 ) -> dict[str, Tensor]:
-    """The encoder's tensors under our names, without the prefix that a model with a head gives."""
+    """Return the encoder's tensors under our names, without the prefix of models with a head."""
     inside = any(name.startswith(prefix) for name in weights)
     state = {}
     for name, tensor in weights.items():
@@ -166,19 +165,9 @@ def _encoder_state(
 
 
 def drop_identity(state: dict[str, Tensor]) -> None:
-    """Leave out a projection that changes nothing: fairseq's models then have none."""
+    """Remove an identity projection: fairseq's models have none then."""
     weight, bias = state.get("post_extract_proj.weight"), state.get("post_extract_proj.bias")
     if weight is None or bias is None or weight.size(0) != weight.size(1):
         return
     if torch.equal(weight, torch.eye(weight.size(0))) and not bias.any():
         del state["post_extract_proj.weight"], state["post_extract_proj.bias"]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: not a model's settings")
-    return content

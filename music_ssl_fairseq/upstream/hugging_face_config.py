@@ -1,4 +1,4 @@
-"""An encoder's settings in the words of transformers' config.json, both ways."""
+"""Translate an encoder's settings from and to transformers' config.json."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
 from music_ssl_fairseq.upstream.contents import FAMILIES, Contents, architecture
 
 OWN = "music_ssl_fairseq"
-"""The key of config.json that holds what transformers has no word for; it ignores and keeps it."""
+"""Key of config.json for settings that transformers does not have; it keeps and ignores them."""
 
 TYPES = {
     "hubert": ("hubert", "hubert.", "HubertModel"),
@@ -50,7 +50,7 @@ _EXTRACTORS = {"default": "group", "layer_norm": "layer"}
 
 
 def from_config(config: Mapping[str, Any], origin: str) -> tuple[str, dict[str, Any]]:
-    """Family and architecture (a value for each field of ARCHITECTURE) that a config.json states.
+    """Return family and architecture (a value per field of ARCHITECTURE) of a config.json.
 
     Args:
         origin: the file, for messages.
@@ -79,13 +79,13 @@ def from_config(config: Mapping[str, Any], origin: str) -> tuple[str, dict[str, 
 
 
 def to_config(contents: Contents, training: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of an encoder.
+    """Return the config.json of an encoder.
 
     A stack of positional convolutions (data2vec's) makes it a Data2VecAudioModel. With a single one
     it is a HubertModel, or a Wav2Vec2Model, which computes the same.
 
     Args:
-        training: the model's settings in training, as far as they are known: its dropouts.
+        training: the model's settings in training, if known: its dropouts.
 
     Raises:
         InputError: if transformers has no model of this shape.
@@ -103,8 +103,8 @@ def to_config(contents: Contents, training: Mapping[str, Any]) -> dict[str, Any]
         "conv_dim": channels,
         "conv_kernel": kernels,
         "conv_stride": strides,
-        # Masking in fine-tuning, not in pre-training: transformers' own default. More than 0 in any
-        # case, or its model would have no place for the mask embedding.
+        # Masking in fine-tuning: transformers' default. At 0 its model would have no place for the
+        # mask embedding.
         "mask_time_prob": 0.05,
         OWN: {"family": contents.family, "config": ours},
     }
@@ -134,7 +134,7 @@ def _model_type(contents: Contents) -> str:
 
 
 def _kernel(conv_pos: int, depth: int) -> int:
-    """Frames that one convolution of a stack sees (modules.positional_conv)."""
+    """Return the kernel of one convolution of a stack (modules.positional_conv)."""
     return max(3, conv_pos // depth)
 
 
@@ -173,10 +173,10 @@ def _single(config: Mapping[str, Any]) -> dict[str, Any]:
 def _as_exported(
     family: str, fields: dict[str, Any], own: Any, origin: str
 ) -> tuple[str, dict[str, Any]]:
-    """Family and settings in our own words, where our export left them and they still hold.
+    """Return family and settings as our export noted them, if they still hold.
 
-    There are many spellings of conv_feature_layers, and of conv_pos in a stack. With the original
-    one a model keeps its fingerprint.
+    conv_feature_layers, and conv_pos in a stack, have many spellings. With the original one a model
+    keeps its fingerprint.
     """
     if not isinstance(own, Mapping) or not isinstance(own.get("config"), Mapping):
         return family, fields

@@ -1,4 +1,4 @@
-"""`model.init_from`: start pre-training from an encoder that has learned something already."""
+"""Start pre-training from the encoder of a checkpoint: `model.init_from`."""
 
 import logging
 import os
@@ -15,15 +15,15 @@ logger = logging.getLogger(__name__)
 
 
 def initialise(model: AudioEncoder, path: str | os.PathLike, normalise: bool) -> None:
-    """Give a model the encoder of any checkpoint that `upstream.load` reads; its heads stay new.
+    """Copy the encoder of any checkpoint that `upstream.load` reads; heads keep their weights.
 
     Args:
-        normalise: `task.normalize` of the run to come; another one than the checkpoint's works, but
-            is probably a mistake, so it is logged.
+        normalise: `task.normalize` of the new run; a value other than the checkpoint's is logged as
+            a probable mistake.
 
     Raises:
         InputError: if the checkpoint cannot be read, is of another sample rate, or the encoder has
-            another architecture; the message then says which settings would make it fit.
+            another architecture; the message names the settings that would make it fit.
     """
     contents = read(path)
     check_sample_rate(contents)
@@ -52,7 +52,7 @@ def _comparable(name: str, value: Any) -> Any:
 
 
 def _written(value: Any) -> str:
-    """As hydra reads it on a command line."""
+    """Write a value as hydra reads it on a command line."""
     if isinstance(value, bool):
         return str(value).lower()
     text = str(value)

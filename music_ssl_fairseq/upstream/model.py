@@ -1,4 +1,4 @@
-"""A frozen pre-trained encoder with what is needed to use it as it was trained."""
+"""Use a frozen pre-trained encoder as it was trained."""
 
 import hashlib
 import json
@@ -21,21 +21,23 @@ from music_ssl_fairseq.upstream.windows import Windowing, add_share, sections
 
 
 class Upstream:
-    """A frozen encoder. Layers count from 0: the extractor's projected output, before positions
-    are added; layer n is the output of the n-th Transformer layer.
+    """A frozen encoder.
+
+    Layer 0 is the extractor's projected output, before positions are added; layer n is the output
+    of the n-th Transformer layer.
 
     Attributes:
         model: the encoder, in evaluation mode, without gradients.
-        family: what trained it: music_hubert, music2vec, hubert, data2vec_audio or wav2vec2.
+        family: its kind: music_hubert, music2vec, hubert, data2vec_audio or wav2vec2.
         path: the file or folder.
-        name: of the file, for reports.
+        name: stem of the file, for reports.
         config: the fields of `contents.ARCHITECTURE`.
-        normalise: whether waveforms are brought to zero mean and unit variance first.
+        normalise: whether waveforms get zero mean and unit variance first.
         sample_rate: Hz, of the waveforms that `layers` takes.
-        grid: which samples each frame covers.
-        frame_rate: frames a second.
-        num_layers: Transformer layers; there is one layer more, layer 0.
-        dimension: values a frame.
+        grid: the samples that each frame covers.
+        frame_rate: frames per second.
+        num_layers: Transformer layers; layer 0 comes on top.
+        dimension: values per frame.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class Upstream:
 
     @property
     def device(self) -> torch.device:
-        """Where the encoder is."""
+        """The encoder's device."""
         return self.model.mask_emb.device
 
     @property
@@ -76,7 +78,7 @@ class Upstream:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex SHA-256 over what decides the features: settings and tensors."""
+        """Hex SHA-256 of the settings and tensors that decide the features."""
         settings = {"normalise": self.normalise, "sample_rate": self.sample_rate, **self.config}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
@@ -87,14 +89,14 @@ class Upstream:
 
     @torch.no_grad()
     def layers(self, waveform: Tensor, padding_mask: Tensor | None = None) -> list[Tensor]:
-        """Every layer's hidden states.
+        """Return every layer's hidden states.
 
         Args:
             waveform: `[B, T]` float at `sample_rate`, as read; normalised here if the model was
                 trained so.
             padding_mask: `[B, T]` bool, True for the padding after a waveform's end, or None. Each
-                waveform then has the features that it has alone, followed by zeros. (fairseq and
-                transformers let norms and stacked positional convolutions see the padding.)
+                waveform has the features that it has alone, followed by zeros. (In fairseq and
+                transformers, norms and stacked positional convolutions include the padding.)
 
         Returns:
             `num_layers + 1` tensors `[B, frames, D]` float32, on the model's device.
@@ -112,12 +114,12 @@ class Upstream:
         compile: bool = False,
         statistics: Statistics | None = None,
     ) -> list[Tensor]:
-        """`layers` in the precision in which they were computed.
+        """Return `layers` in the precision in which they were computed.
 
         Args:
-            compile: as compiled kernels.
-            statistics: those of longer waveforms that these are part of (`statistics`), instead of
-                their own.
+            compile: run compiled kernels.
+            statistics: of the longer waveforms that these are part of, from `statistics`; by
+                default of these waveforms.
         """
         if waveform.ndim != 2:
             raise InputError(f"waveform has shape {tuple(waveform.shape)}; expected [B, T]")
@@ -134,7 +136,7 @@ class Upstream:
         return self.model.layers(waveform, None, self.model.execution.using(compile, folded))
 
     def _without_padding(self, waveform: Tensor, padding_mask: Tensor) -> list[Tensor]:
-        """Waveforms of equal length together, each with its features and then zeros."""
+        """Compute waveforms of equal length together; pad their features with zeros."""
         frames = self.grid.num_frames(waveform.size(1))
         outputs: list[Tensor] = []
         for length, rows in _rows_by_length(waveform, padding_mask):
@@ -154,17 +156,17 @@ class Upstream:
         layers: Iterable[int] | None = None,
         windowing: Windowing | None = None,
     ) -> Tensor:
-        """Features of music at any sample rate and of any length.
+        """Compute features of music at any sample rate and of any length.
 
-        Resampled and normalised as the model was trained. What is longer than a window goes through
-        the model in overlapping windows (see `upstream.windows`).
+        Waveforms are resampled and normalised as in training. A waveform longer than a window goes
+        through the model in overlapping windows (see `upstream.windows`).
 
         Args:
             waveform: `[T]` or `[B, T]`, mono, nominally in [-1, 1].
             sample_rate: Hz.
-            layers: which ones, counted from 0; all by default. A long track's layers are large:
-                13 of 768 values are 120 MB a minute.
-            windowing: how long tracks are cut, if not in the usual way.
+            layers: numbers from 0; all by default. A long track's layers are large: 13 layers of
+                768 values take 120 MB per minute.
+            windowing: how to cut long tracks.
 
         Returns:
             `[layers, B, frames, D]` float32 on the CPU.
@@ -188,30 +190,30 @@ class Upstream:
             raise InputError(too_short(num_samples, self.sample_rate, self.grid))
         output = torch.zeros(len(layers), batch, frames, self.dimension)
         for section in sections(num_samples, self.grid, windowing):
-            heard = waveform[:, section.start : section.start + section.num_samples]
-            heard = heard.to(self.device)
-            statistics = self.statistics(heard) if len(section.windows) > 1 else None
+            samples = waveform[:, section.start : section.start + section.num_samples]
+            samples = samples.to(self.device)
+            statistics = self.statistics(samples) if len(section.windows) > 1 else None
             for window in section.windows:
-                hidden = self.hidden_states(section.part(heard, window), statistics=statistics)
+                hidden = self.hidden_states(section.part(samples, window), statistics=statistics)
                 for frames, layer in zip(output, layers, strict=True):
                     add_share(frames, 0, window, hidden[layer].float().cpu())
         return output
 
     def statistics(self, waveform: Tensor) -> Statistics:
-        """What `hidden_states` needs of whole waveforms `[B, T]` to hear windows of them."""
+        """Measure whole waveforms `[B, T]`, for `hidden_states` of windows of them."""
         waveform = waveform.to(self.device, torch.float32)
         return measure(self.model, waveform, self.normalise)
 
     def drop_above(self, layer: int) -> None:
-        """Compute no layer above this one any more: what `layers` returns ends with it."""
+        """Remove the layers above this one: `layers` then ends with it."""
         encoder = self.model.encoder
         encoder.layers = encoder.layers[:layer]
 
     def check_layers(self, layers: Iterable[int]) -> list[int]:
-        """The layers as a list.
+        """Return the layers as a list.
 
         Raises:
-            InputError: if there is none, or one that the model does not have.
+            InputError: if there is none, or the model lacks one.
         """
         chosen = list(layers)
         for layer in chosen:
@@ -226,12 +228,12 @@ class Upstream:
 
 
 def _as_batch(waveform: Tensor | np.ndarray | Sequence[float]) -> np.ndarray:
-    """`[B, T]` float32."""
+    """Return `[B, T]` float32."""
     array = np.asarray(waveform.detach().cpu() if isinstance(waveform, Tensor) else waveform)
     if array.dtype.kind in "iu" and array.size:
         raise InputError(
             f"waveform holds integers ({array.dtype}); expected floats in [-1, 1]: divide them by "
-            "what is full scale, such as 32768"
+            "full scale, such as 32768"
         )
     if array.ndim not in (1, 2):
         raise InputError(f"waveform has shape {array.shape}; expected [T] or [B, T]")
@@ -239,7 +241,7 @@ def _as_batch(waveform: Tensor | np.ndarray | Sequence[float]) -> np.ndarray:
 
 
 def _rows_by_length(waveform: Tensor, padding_mask: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """The real lengths there are, each with its rows' numbers.
+    """Iterate over the lengths without padding, each with the indices of its waveforms.
 
     Raises:
         InputError: if the mask does not fit the waveforms, or marks other samples than the last.
@@ -258,7 +260,7 @@ def _rows_by_length(waveform: Tensor, padding_mask: Tensor) -> Iterator[tuple[in
 
 
 def too_short(num_samples: int, sample_rate: int, grid: FrameGrid) -> str:
-    """The reason why so few samples have no features."""
+    """Return the reason why so few samples have no features."""
     return (
         f"{num_samples / sample_rate:.3f} s of audio is less than one frame "
         f"({grid.window / sample_rate:.3f} s)"

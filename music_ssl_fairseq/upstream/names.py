@@ -1,6 +1,6 @@
-"""Names of the encoder's tensors: fairseq's, which are ours, and those of transformers.
+"""Translate names of the encoder's tensors between fairseq (and us) and transformers.
 
-HuBERT, wav2vec 2.0 and data2vec audio share them in either library, apart from the positional
+In either library HuBERT, wav2vec 2.0 and data2vec audio share them, apart from the positional
 convolutions. torchaudio has transformers' names under two more prefixes.
 """
 
@@ -36,7 +36,7 @@ _PAIRS = (
     ("encoder.layers.#.final_layer_norm.*", "encoder.layers.#.final_layer_norm.*"),
 )
 
-# What transformers wrote before torch had parametrizations, and much of the hub still holds.
+# Names from before torch had parametrizations; much of the hub still has them.
 _OLD_WEIGHT_NORM = {
     "conv.weight_g": "conv.parametrizations.weight.original0",
     "conv.weight_v": "conv.parametrizations.weight.original1",
@@ -57,7 +57,7 @@ def _fill(template: str, parts: tuple[str, ...]) -> str:
 
 
 def to_transformers(name: str) -> str | None:
-    """transformers' name of a tensor of ours, or None if it is not part of the encoder."""
+    """Return transformers' name of a tensor of ours; None if it is not part of the encoder."""
     for ours, _, _, template in _RULES:
         if match := ours.fullmatch(name):
             return _fill(template, match.groups())
@@ -65,10 +65,10 @@ def to_transformers(name: str) -> str | None:
 
 
 def from_transformers(name: str, layer_norms: bool) -> str | None:
-    """Our name of a tensor in transformers' model, or None if it is not part of the encoder.
+    """Return our name of a tensor of transformers; None if it is not part of the encoder.
 
     Args:
-        name: without the prefix that a model with a head has, such as `hubert.`.
+        name: without the prefix of models with a head, such as `hubert.`.
         layer_norms: whether the extractor's norms are layer norms (extractor_mode layer_norm).
     """
     for old, new in _OLD_WEIGHT_NORM.items():

@@ -1,4 +1,4 @@
-"""Reading a torch file without running anything that is in it."""
+"""Load a torch file without executing anything in it."""
 
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,9 @@ from music_ssl_fairseq.runtime.unpickling import check_form, one_line_refusals
 
 
 def safe_load(path: Path) -> Any:
-    """What `torch.save` wrote, of any age: tensors and plain settings, nothing else.
+    """Load what `torch.save` of any version wrote: tensors and plain settings, nothing else.
 
-    Tensors of newer files are mapped, so that parts nobody looks at (an optimizer's state) cost
-    nothing.
+    Tensors of newer files are memory-mapped, so unused parts (an optimizer's state) cost nothing.
 
     Raises:
         InputError: if there is no such file, it is no checkpoint, it is damaged, or it asks for
@@ -27,18 +26,18 @@ def safe_load(path: Path) -> Any:
 
 
 def _plain_data() -> list[Any]:
-    """What stock checkpoints hold besides what `compat` already allows: numbers and settings."""
+    """Return the types in stock checkpoints that `compat` does not allow: numbers and settings."""
     from omegaconf import nodes
 
     compat.allow_fairseq_checkpoints()
     numbers = [type(np.dtype(kind)) for kind in ("f8", "f4", "f2", "i8", "i4", "?")]
     scalar = np.float64(0).__reduce__()[0]
-    # None of compat's: what is listed here is refused again once the file is read.
+    # None of compat's: these are refused again after the file is read.
     return [
         np.dtype,
         *numbers,
         scalar,
-        # Where numpy kept it before version 2.
+        # Its place before numpy 2.
         (scalar, "numpy.core.multiarray.scalar"),
         nodes.StringNode,
         nodes.IntegerNode,

@@ -1,8 +1,8 @@
-"""How loud a whole is, for encoders that hear it in parts.
+"""Measure the loudness of whole waveforms, for encoders that take them in windows.
 
 The waveform's normalisation and the extractor's group norm are linear once their statistics are
-known. Taken over a whole section and given to each of its windows, they make the extractor's
-output the same, to rounding, as if it had heard the section at once.
+known. With the statistics of a whole section, the extractor's output on each window equals, to
+rounding, its output on the section.
 """
 
 from collections.abc import Sequence
@@ -15,18 +15,18 @@ from music_ssl_fairseq.fast.dispatch import fold_moments
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder
 from music_ssl_fairseq.modules.conv_extractor import ConvLayer
 
-_BLOCK = 4096  # windows
+_BLOCK_WINDOWS = 4096
 
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Of B waveforms.
+    """Statistics of B waveforms.
 
     Attributes:
-        mean: `[B, 1]`, and
-        scale: `[B, 1]`: `(waveform - mean) * scale` is what the extractor hears.
+        mean: `[B, 1]`.
+        scale: `[B, 1]`; the extractor's input is `(waveform - mean) * scale`.
         folded: filters `[B, C, kernel]` and shifts `[B, C]` of the first convolution with its group
-            norm; None for an extractor with layer norms, which need nothing of this kind.
+            norm; None for an extractor with layer norms.
     """
 
     mean: Tensor
@@ -34,12 +34,12 @@ class Statistics:
     folded: tuple[Tensor, Tensor] | None
 
     def normalise(self, waveform: Tensor) -> Tensor:
-        """What the extractor hears of `[B, T]`."""
+        """Return the extractor's input for `[B, T]`."""
         return (waveform - self.mean) * self.scale
 
 
 def joined(statistics: Sequence[Statistics]) -> Statistics:
-    """Of all their waveforms."""
+    """Concatenate the statistics of several batches."""
     folded = [one.folded for one in statistics if one.folded is not None]
     return Statistics(
         torch.cat([one.mean for one in statistics]),
@@ -53,7 +53,7 @@ def measure(model: AudioEncoder, waveform: Tensor, normalise: bool) -> Statistic
     """Measure waveforms `[B, T]`, on the model's device.
 
     Args:
-        normalise: whether the model hears them with zero mean and unit variance.
+        normalise: whether the model takes them with zero mean and unit variance.
     """
     mean = torch.zeros_like(waveform[:, :1])
     scale = torch.ones_like(mean)
@@ -65,24 +65,24 @@ def measure(model: AudioEncoder, waveform: Tensor, normalise: bool) -> Statistic
     norm = first.norm
     if not isinstance(norm, nn.GroupNorm):
         return Statistics(mean, scale, None)
-    heard = (waveform - mean) * scale
+    source = (waveform - mean) * scale
     conv = first.conv
-    # A bias of the convolution would be taken off again with the mean.
-    moments = _moments(heard, conv.weight.size(-1), conv.stride[0])
+    # The norm's mean would cancel a bias of the convolution.
+    moments = _moments(source, conv.weight.size(-1), conv.stride[0])
     folded = fold_moments(*moments, conv.weight, norm.weight, norm.bias, norm.eps)
     return Statistics(mean, scale, folded)
 
 
 def _moments(waveform: Tensor, kernel: int, stride: int) -> tuple[Tensor, Tensor]:
-    """The mean window `[B, kernel]` and the windows' mean products `[B, kernel, kernel]`.
+    """Return the mean window `[B, kernel]` and the mean products `[B, kernel, kernel]`.
 
-    Block by block: one product of so long and thin matrices would keep a GPU's units waiting.
+    Computed in blocks: one product of such long and thin matrices uses a GPU badly.
     """
     windows = waveform.double().unfold(-1, kernel, stride)
     batch, count, _ = windows.shape
-    full = count // _BLOCK
-    blocks = windows[:, : full * _BLOCK].reshape(batch * full, _BLOCK, kernel)
-    rest = windows[:, full * _BLOCK :]
+    full = count // _BLOCK_WINDOWS
+    blocks = windows[:, : full * _BLOCK_WINDOWS].reshape(batch * full, _BLOCK_WINDOWS, kernel)
+    rest = windows[:, full * _BLOCK_WINDOWS :]
     products = (blocks.transpose(1, 2) @ blocks).view(batch, full, kernel, kernel).sum(1)
     products = products + rest.transpose(1, 2) @ rest
     return windows.mean(1), products / count

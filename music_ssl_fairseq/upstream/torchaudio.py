@@ -1,8 +1,8 @@
-"""torchaudio's HuBERT and wav2vec 2.0 (`torchaudio.models.Wav2Vec2Model`), both ways.
+"""Read and write torchaudio's HuBERT and wav2vec 2.0 (`torchaudio.models.Wav2Vec2Model`).
 
-torchaudio stores tensors alone. What they do not show is taken from SETTINGS, a JSON file of
-`torchaudio.models.wav2vec2_model`'s arguments that our export puts beside them, or else from the
-models that torchaudio has: hubert_base, hubert_large, hubert_xlarge and its wav2vec 2.0 models.
+torchaudio stores tensors alone. Other settings come from SETTINGS, a JSON file of the arguments of
+`torchaudio.models.wav2vec2_model` that our export writes beside them; without it, from the models
+of torchaudio: hubert_base, hubert_large, hubert_xlarge and its wav2vec 2.0 models.
 """
 
 from collections.abc import Mapping
@@ -52,10 +52,10 @@ _KERNELS, _STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)
 
 
 def read(path: str | Path) -> Contents:
-    """The encoder in a state dict of torchaudio's Wav2Vec2Model or HuBERTPretrainModel.
+    """Read the encoder in a state dict of torchaudio's Wav2Vec2Model or HuBERTPretrainModel.
 
-    Whether waveforms are normalised is not stored: yes with layer norms in the extractor, no with a
-    group norm, as in torchaudio's bundles.
+    Normalisation is not stored: as in torchaudio's bundles, waveforms are normalised for layer
+    norms in the extractor, not for a group norm.
 
     Raises:
         InputError: if it is no such file, damaged, or a model whose settings are not known.
@@ -91,7 +91,7 @@ def read(path: str | Path) -> Contents:
 
 
 def to_state(contents: Contents) -> dict[str, Tensor]:
-    """The encoder's tensors under the names of torchaudio's Wav2Vec2Model, float32."""
+    """Return the encoder's tensors under the names of torchaudio's Wav2Vec2Model, float32."""
     state = {}
     for name, tensor in hugging_face.to_state(contents).items():
         for ours, theirs in _PREFIXES.items():
@@ -104,10 +104,10 @@ def to_state(contents: Contents) -> dict[str, Tensor]:
 
 
 def to_arguments(contents: Contents, training: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `torchaudio.models.wav2vec2_model` that build the encoder.
+    """Return the arguments of `torchaudio.models.wav2vec2_model` that build the encoder.
 
     Args:
-        training: the model's settings in training, as far as they are known: its dropouts.
+        training: the model's settings in training, if known: its dropouts.
 
     Raises:
         InputError: if torchaudio has no model of this shape.

@@ -1,4 +1,4 @@
-"""The tensors in a Hugging Face folder, whichever way they are stored. Nothing is executed."""
+"""Read the tensors of a Hugging Face folder in any of its formats; nothing is executed."""
 
 from pathlib import Path
 
@@ -7,18 +7,18 @@ from torch import Tensor
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.optional import optional
 from music_ssl_fairseq.runtime.texts import read_object
+from music_ssl_fairseq.runtime.unpickling import GIT_LFS
 from music_ssl_fairseq.upstream.safe_load import safe_load
 
 SAFETENSORS = "model.safetensors"
 PICKLE = "pytorch_model.bin"
-_GIT_LFS = b"version https://git-lfs"
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of a model, under transformers' names; safetensors are preferred.
+    """Read every tensor of a model, under transformers' names; safetensors are preferred.
 
     Raises:
-        InputError: if there are none, or they are damaged, incomplete, or want to run code.
+        InputError: if there are none, or they are damaged or incomplete, or would run code.
     """
     weights: dict[str, Tensor] = {}
     for path in _files(folder):
@@ -39,7 +39,7 @@ def _files(folder: Path) -> list[Path]:
 def _shards(index: Path) -> list[Path]:
     try:
         names = set(read_object(index)["weight_map"].values())
-        # A name alone: an index from the internet must not point elsewhere.
+        # An index from the internet must not point out of its folder.
         return [index.with_name(Path(name).name) for name in sorted(names)]
     except (KeyError, TypeError, AttributeError):
         raise InputError(f"{index}: not an index of weights") from None
@@ -50,7 +50,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     broken = optional("safetensors", "export").SafetensorError
     try:
         with path.open("rb") as file:
-            if file.read(len(_GIT_LFS)) == _GIT_LFS:
+            if file.read(len(GIT_LFS)) == GIT_LFS:
                 raise InputError(
                     f"{path}: a Git LFS pointer: fetch the file itself with `git lfs pull`"
                 )

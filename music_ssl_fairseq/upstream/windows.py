@@ -1,16 +1,15 @@
-"""Long tracks in overlapping windows, put together again so that no seam shows.
+"""Cut long tracks into overlapping windows, and stitch their frames without a seam.
 
-What a frame becomes depends on all that goes through the model with it. How loud the whole is, in
-the waveform's normalisation and the extractor's group norm, matters most: a quiet window by itself
-comes out as if it were loud. So these statistics are those of the section that a window is part of,
-the whole track if it has ten minutes or less (`upstream.statistics`). What is left is that
-attention sees only the window, and that positional convolutions meet zeros at its ends. Therefore
-neighbouring windows overlap by at least `Windowing.overlap` seconds. In the middle of each overlap
-one fades into the other, linearly, over FADE seconds; what is nearer to a window's end, 1.3 s or
-more, is not used.
+A frame depends on everything that goes through the model with it. Loudness matters most, through
+the waveform's normalisation and the extractor's group norm: a quiet window alone gives the features
+of a loud one. So windows take these statistics from their section, which is the whole track up to
+ten minutes (`upstream.statistics`). Two effects remain: attention is limited to the window, and
+positional convolutions are padded with zeros at its ends. Therefore neighbouring windows overlap by
+at least `Windowing.overlap` seconds. In the middle of each overlap one fades linearly into the
+other over FADE seconds; the outer 1.3 s or more of a window are not used.
 
-Only a track's length decides where its windows and sections lie. Any section can therefore be
-computed alone, and comes out as it does in the whole track.
+The places of windows and sections follow from a track's length alone, so a section can be computed
+alone with the same result as in the whole track.
 """
 
 from collections.abc import Iterator
@@ -26,19 +25,19 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
 
 FADE = 0.4
-"""Seconds over which one window's frames turn into the next one's."""
+"""Seconds over which one window fades into the next."""
 
 
 @dataclass(frozen=True)
 class Windowing:
-    """How tracks are cut.
+    """The cutting of tracks.
 
     Attributes:
         seconds: length of a window.
-        overlap: the least that neighbours share, in seconds. 3 s leave 1.3 s at each window's end
-            unused, which is what the positional convolutions of all these models reach.
+        overlap: the least overlap of neighbours, in seconds. 3 s leave 1.3 s at each window's end
+            unused, the reach of the positional convolutions of all these models.
         whole: tracks up to this many seconds are one window: 1.5 windows cost less than two.
-        section: seconds of audio whose loudness counts together, and that must fit into memory.
+        section: seconds of audio that share their statistics; they must fit into memory.
     """
 
     seconds: float = 30.0
@@ -63,17 +62,17 @@ class Windowing:
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """Part of a track that goes through the model together.
+    """A part of a track that goes through the model at once.
 
     Attributes:
         start: its first sample in the track, at 16 kHz.
-        num_samples: how many there are. All of them, in a track that is one window: norms hear
-            the last ones too, though they make no frame.
+        num_samples: number of samples; in a track of one window all of them, because norms
+            include the last ones, though they make no frame.
         first: its first frame in the track.
-        num_frames: how many there are.
-        weights: `[num_frames]` float32: the share that each frame has in the result. Over all
-            windows of a track, the shares of a frame sum to 1.
-        done: how many of its frames, from `first` on, no later window changes.
+        num_frames: number of frames.
+        weights: `[num_frames]` float32: each frame's share in the result. Over all windows of a
+            track, the shares of a frame sum to 1.
+        done: number of its frames, from `first` on, that no later window changes.
     """
 
     start: int
@@ -85,12 +84,12 @@ class Window:
 
     @property
     def last(self) -> int:
-        """The frame after its last one."""
+        """The frame after its last frame."""
         return self.first + self.num_frames
 
 
 def plan(num_samples: int, grid: FrameGrid, windowing: Windowing | None = None) -> list[Window]:
-    """The windows of a track, first to last: one, or several of the same length.
+    """Return the windows of a track, first to last: one, or several of the same length.
 
     Args:
         num_samples: of the whole track, at 16 kHz.
@@ -103,7 +102,7 @@ def plan(num_samples: int, grid: FrameGrid, windowing: Windowing | None = None) 
     size = grid.num_frames(round(windowing.seconds * SAMPLE_RATE))
     overlap = ceil(windowing.overlap * SAMPLE_RATE / grid.hop)
     count = ceil((num_frames - overlap) / (size - overlap))
-    # Evenly spread, so that every seam has as much of both sides as the last one.
+    # Evenly spread, so that all overlaps are alike.
     starts = [i * (num_frames - size) // (count - 1) for i in range(count)]
     return list(_weighted(starts, size, grid))
 
@@ -130,12 +129,12 @@ def _weighted(starts: list[int], size: int, grid: FrameGrid) -> Iterator[Window]
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """Consecutive windows of a track, whose loudness counts together.
+    """Consecutive windows of a track that share their statistics.
 
     Attributes:
         start: its first sample in the track, at 16 kHz.
-        num_samples: how many there are.
-        windows: in it, first to last; their positions are in the track.
+        num_samples: number of samples.
+        windows: first to last; their positions are in the track.
     """
 
     start: int
@@ -143,7 +142,7 @@ class Section:
     windows: list[Window]
 
     def part(self, waveform: Tensor, window: Window) -> Tensor:
-        """A window's samples out of the section's, `[..., num_samples]`."""
+        """Return a window's samples out of the section's, `[..., num_samples]`."""
         start = window.start - self.start
         return waveform[..., start : start + window.num_samples]
 
@@ -169,7 +168,7 @@ def sections(
     for first, last in pairwise(bounds):
         inside = windows[first:last]
         start, end = inside[0].start, inside[-1].start + inside[-1].num_samples
-        # The last samples of a track make no frame, but are heard.
+        # The last samples of a track make no frame, but count in the statistics.
         end = num_samples if last == len(windows) else end
         found.append(Section(start, end - start, inside))
     return found
@@ -193,7 +192,7 @@ def add_share(
 
 
 class Stitcher:
-    """Puts the windows of one track together, as they come, first to last."""
+    """Join the windows of one track, given from first to last."""
 
     def __init__(self) -> None:
         self._open: Tensor | None = None

@@ -171,7 +171,7 @@ def test_too_short_and_misshapen_audio_is_refused(tmp_path):
         model.layers(torch.zeros(1, 399))
     with pytest.raises(InputError, match=r"expected \[T\] or \[B, T\]"):
         model.features(np.zeros((1, 2, 16_000)), 16_000)
-    with pytest.raises(InputError, match="divide them by what is full scale"):
+    with pytest.raises(InputError, match="divide them by full scale"):
         model.features(np.zeros(16_000, np.int16), 16_000)
     with pytest.raises(InputError, match="sample_rate 0"):
         model.features(np.zeros(16_000), 0)
