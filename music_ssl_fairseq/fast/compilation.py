@@ -29,12 +29,12 @@ def can_compile() -> bool:
 
 
 @functools.cache
-def compiled(function: Callable[..., Any], wanted: bool) -> Callable[..., Any]:
-    """Return `function`, compiled for each shape if `wanted`; the same object each time.
+def compiled(function: Callable[..., Any], enabled: bool) -> Callable[..., Any]:
+    """Return `function`, compiled for each shape if `enabled`; the same object each time.
 
     It is part of no module, so it leaves no trace in a state dict.
     """
-    return torch.compile(function, dynamic=False) if wanted else function
+    return torch.compile(function, dynamic=False) if enabled else function
 
 
 class ShapeGate:

@@ -144,40 +144,40 @@ def remove_leftovers(folder: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def checkpoint_to_resume(folder: Path, wanted: Path, suffix: str) -> Path | None:
-    """Return the checkpoint to resume from: `wanted`, or the newest whole one of its folder.
+def checkpoint_to_resume(folder: Path, expected: Path, suffix: str) -> Path | None:
+    """Return the checkpoint to resume from: `expected`, or the newest whole one of its folder.
 
     Args:
         folder: `checkpoint.save_dir`.
-        wanted: the file that fairseq would load.
+        expected: the file that fairseq would load.
         suffix: of this process's checkpoints, before `.pt`.
 
     Returns:
         None if there is no checkpoint yet.
 
     Raises:
-        InputError: if all are damaged; or if `wanted` is elsewhere, and missing or damaged.
+        InputError: if all are damaged; or if `expected` is elsewhere, and missing or damaged.
     """
-    reason = damage(wanted) if wanted.exists() else "it is missing"
+    reason = damage(expected) if expected.exists() else "it is missing"
     if reason is None:
-        return wanted
-    if wanted.parent.resolve() != folder.resolve():
-        if not wanted.exists():
-            raise InputError(f"{wanted}: no such checkpoint")
-        return wanted  # possibly an old format of torch, which fairseq reads
-    others = [f for f in folder.glob(f"checkpoint*{suffix}.pt") if f != wanted]
+        return expected
+    if expected.parent.resolve() != folder.resolve():
+        if not expected.exists():
+            raise InputError(f"{expected}: no such checkpoint")
+        return expected  # possibly an old format of torch, which fairseq reads
+    others = [f for f in folder.glob(f"checkpoint*{suffix}.pt") if f != expected]
     for updates, other in sorted(((_updates(f), f) for f in others), reverse=True):
         if updates >= 0 and damage(other) is None:
             logger.warning(
                 "%s: %s; continuing from %s, which is whole (%d updates)",
-                *(wanted, reason, other, updates),
+                *(expected, reason, other, updates),
             )
             return other
-    if not wanted.exists() and not others:
+    if not expected.exists() and not others:
         return None
     raise InputError(
-        f"{wanted}: {reason}, and no other checkpoint in {folder} is whole; to start again, remove "
-        f"{folder}"
+        f"{expected}: {reason}, and no other checkpoint in {folder} is whole; to start again, "
+        f"remove {folder}"
     )
 
 

@@ -16,56 +16,45 @@ def patch_logs() -> None:
     from fairseq.logging import progress_bar
 
     handler: Any = logging.FileHandler
-    handler.handleError = _once(handler.handleError)
-    threading.excepthook = _without_full_disks(threading.excepthook)
+    handler.handleError = functools.partialmethod(_handle_error, handler.handleError)
+    threading.excepthook = functools.partial(_excepthook, threading.excepthook)
     bar = progress_bar.TensorboardProgressBarWrapper
-    bar._log_to_tensorboard = _without_full_tensorboard(bar._log_to_tensorboard, progress_bar)
+    bar._log_to_tensorboard = functools.partialmethod(_log_to_tensorboard, bar._log_to_tensorboard)
 
 
-def _once(handle: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(handle)
-    def handle_error(self: Any, record: logging.LogRecord) -> None:
-        error = sys.exc_info()[1]
-        if not _is_full_disk(error):
-            handle(self, record)
-        elif not getattr(self, "reported_full", False):
-            self.reported_full = True
-            _say(self.baseFilename, error)
-
-    return handle_error
+def _handle_error(handler: Any, handle: Callable[..., None], record: logging.LogRecord) -> None:
+    error = sys.exc_info()[1]
+    if not _is_full_disk(error):
+        handle(handler, record)
+    elif not getattr(handler, "reported_full", False):
+        handler.reported_full = True
+        _report(handler.baseFilename, error)
 
 
-def _without_full_disks(hook: Callable[..., Any]) -> Callable[..., Any]:
+def _excepthook(hook: Callable[..., Any], args: Any) -> Any:
     """Silence Tensorboard's thread, whose error is raised again at the next logged number."""
-
-    @functools.wraps(hook)
-    def excepthook(args: Any, /) -> Any:
-        if not _is_full_disk(args.exc_value):
-            hook(args)
-
-    return excepthook
+    if not _is_full_disk(args.exc_value):
+        hook(args)
 
 
-def _without_full_tensorboard(log: Callable[..., None], progress_bar: Any) -> Callable[..., None]:
-    @functools.wraps(log)
-    def log_to_tensorboard(self: Any, *args: Any, **kwargs: Any) -> None:
-        if getattr(progress_bar, "tensorboard_is_full", False):
-            return
-        try:
-            log(self, *args, **kwargs)
-        except OSError as error:
-            if not _is_full_disk(error):
-                raise
-            progress_bar.tensorboard_is_full = True
-            progress_bar._tensorboard_writers.clear()  # closing them would fail too
-            _say(self.tensorboard_logdir, error)
+def _log_to_tensorboard(bar: Any, log: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    from fairseq.logging import progress_bar
 
-    return log_to_tensorboard
+    if getattr(progress_bar, "tensorboard_is_full", False):
+        return
+    try:
+        log(bar, *args, **kwargs)
+    except OSError as error:
+        if not _is_full_disk(error):
+            raise
+        progress_bar.tensorboard_is_full = True
+        progress_bar._tensorboard_writers.clear()  # closing them would fail too
+        _report(bar.tensorboard_logdir, error)
 
 
 def _is_full_disk(error: BaseException | None) -> bool:
     return isinstance(error, OSError) and error.errno in _NO_ROOM
 
 
-def _say(file: str, error: Any) -> None:
+def _report(file: str, error: Any) -> None:
     print(f"warning: {file}: {error.strerror}; training continues without it", file=sys.stderr)

@@ -28,51 +28,41 @@ class _Update:
 
 def patch_numbers() -> None:
     """Let fairseq's trainer name tracks instead of writing `crash.pt` and a traceback."""
-    Trainer.train_step = _watched(Trainer.train_step)
-    Trainer.begin_epoch = _noting_epoch(Trainer.begin_epoch)
-    Trainer.clip_grad_norm = _checked(Trainer.clip_grad_norm)
+    patched = functools.partialmethod
+    Trainer.train_step = patched(_train_step, Trainer.train_step)
+    Trainer.begin_epoch = patched(_begin_epoch, Trainer.begin_epoch)
+    Trainer.clip_grad_norm = patched(_clip_grad_norm, Trainer.clip_grad_norm)
 
 
-def _noting_epoch(begin: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(begin)
-    def begin_epoch(self: Any, epoch: int) -> Any:
-        self.epoch_of_updates = epoch
-        return begin(self, epoch)
-
-    return begin_epoch
+def _begin_epoch(trainer: Any, begin: Callable[..., Any], epoch: int) -> Any:
+    trainer.epoch_of_updates = epoch
+    return begin(trainer, epoch)
 
 
-def _watched(step: Callable[..., Any]) -> Callable[..., Any]:
+def _train_step(
+    trainer: Any, step: Callable[..., Any], samples: list[Any], *args: Any, **kwargs: Any
+) -> Any:
     """Keep the last two updates, because on a GPU an update's norm is known one update later."""
-
-    @functools.wraps(step)
-    def train_step(self: Any, samples: list[Any], *args: Any, **kwargs: Any) -> Any:
-        batches = [s["id"].tolist() for s in samples if isinstance(s, dict) and "id" in s]
-        updates = vars(self).setdefault("last_updates", deque(maxlen=2))
-        updates.append(_Update(self.get_num_updates() + 1, self.epoch_of_updates, batches))
-        logged = step(self, samples, *args, **kwargs)
-        if logged and not math.isfinite(logged.get("loss", 0.0)):
-            with one_line_errors():
-                raise _error(self, "the loss")
-        return logged
-
-    return train_step
+    batches = [s["id"].tolist() for s in samples if isinstance(s, dict) and "id" in s]
+    updates = vars(trainer).setdefault("last_updates", deque(maxlen=2))
+    updates.append(_Update(trainer.get_num_updates() + 1, trainer.epoch_of_updates, batches))
+    logged = step(trainer, samples, *args, **kwargs)
+    if logged and not math.isfinite(logged.get("loss", 0.0)):
+        with one_line_errors():
+            raise _error(trainer, "the loss")
+    return logged
 
 
-def _checked(clip: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(clip)
-    def clip_grad_norm(self: Any, clip_norm: float) -> Any:
-        try:
-            norm = clip(self, clip_norm)
-            finite = self.cfg.common.amp or bool(torch.isfinite(norm).all())
-        except FloatingPointError:  # fp16: no scale of the loss was small enough
-            finite = False
-        if not finite:
-            with one_line_errors():
-                raise _error(self, "a gradient")
-        return norm
-
-    return clip_grad_norm
+def _clip_grad_norm(trainer: Any, clip: Callable[..., Any], clip_norm: float) -> Any:
+    try:
+        norm = clip(trainer, clip_norm)
+        finite = trainer.cfg.common.amp or bool(torch.isfinite(norm).all())
+    except FloatingPointError:  # fp16: no scale of the loss was small enough
+        finite = False
+    if not finite:
+        with one_line_errors():
+            raise _error(trainer, "a gradient")
+    return norm
 
 
 def _error(trainer: Any, what: str) -> InputError:

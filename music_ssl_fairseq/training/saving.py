@@ -59,9 +59,9 @@ def resume_file(cfg: Any, suffix: str) -> Path:
 
 def _with_whole_restore_file(cfg: Any, trainer: Any) -> Any:
     """Return `cfg.checkpoint`, with another `restore_file` if its own is damaged."""
-    wanted = resume_file(cfg, trainer.checkpoint_suffix)
-    found = _agreed(trainer, lambda: _find(cfg, wanted, trainer.checkpoint_suffix))
-    if found is None or Path(found) == wanted:
+    expected = resume_file(cfg, trainer.checkpoint_suffix)
+    found = _agreed(trainer, lambda: _find(cfg, expected, trainer.checkpoint_suffix))
+    if found is None or Path(found) == expected:
         return cfg
     cfg = copy.deepcopy(cfg)
     cfg.restore_file = found.replace(f"{trainer.checkpoint_suffix}.pt", ".pt")
@@ -69,10 +69,10 @@ def _with_whole_restore_file(cfg: Any, trainer: Any) -> Any:
     return cfg
 
 
-def _find(cfg: Any, wanted: Path, suffix: str) -> str | None:
+def _find(cfg: Any, expected: Path, suffix: str) -> str | None:
     folder = Path(cfg.save_dir)
     checkpoints.remove_leftovers(folder)
-    found = checkpoints.checkpoint_to_resume(folder, wanted, suffix)
+    found = checkpoints.checkpoint_to_resume(folder, expected, suffix)
     return None if found is None else str(found)
 
 

@@ -33,58 +33,44 @@ def patch_stopping() -> None:
     validate_and_save, train = loop.validate_and_save, loop.train
     loop.validate_and_save = functools.partial(_validate_and_save, validate_and_save)
     loop.train = functools.partial(_train, train, validate_and_save)
-    checkpoint_utils.load_checkpoint = _noting(checkpoint_utils.load_checkpoint)
+    load = checkpoint_utils.load_checkpoint
+    checkpoint_utils.load_checkpoint = functools.partial(_load_checkpoint, load)
     Trainer.is_finishing, Trainer.to_do = False, None
-    Trainer.train_step = _training(Trainer.train_step)
-    Trainer.valid_step = _stopping(Trainer.valid_step)
-    Trainer._aggregate_logging_outputs = _agreeing(Trainer._aggregate_logging_outputs)
+    patched = functools.partialmethod
+    Trainer.train_step = patched(_train_step, Trainer.train_step)
+    Trainer.valid_step = patched(_valid_step, Trainer.valid_step)
+    Trainer._aggregate_logging_outputs = patched(_aggregate, Trainer._aggregate_logging_outputs)
 
 
-def _noting(load: Callable[..., Any]) -> Callable[..., Any]:
+def _load_checkpoint(load: Callable[..., Any], cfg: Any, trainer: Any, **kwargs: Any) -> Any:
     """Keep what a checkpoint says is still due after its update."""
-
-    @functools.wraps(load)
-    def load_checkpoint(cfg: Any, trainer: Any, **kwargs: Any) -> Any:
-        interruption.install()
-        extra_state, epoch_itr = load(cfg, trainer, **kwargs)
-        if extra_state and _TO_DO in extra_state and not cfg.reset_dataloader:
-            trainer.to_do = {"position": extra_state["train_iterator"], **extra_state[_TO_DO]}
-        return extra_state, epoch_itr
-
-    return load_checkpoint
+    interruption.install()
+    extra_state, epoch_itr = load(cfg, trainer, **kwargs)
+    if extra_state and _TO_DO in extra_state and not cfg.reset_dataloader:
+        trainer.to_do = {"position": extra_state["train_iterator"], **extra_state[_TO_DO]}
+    return extra_state, epoch_itr
 
 
-def _training(step: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(step)
-    def train_step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        interruption.training = True
-        return step(self, *args, **kwargs)
-
-    return train_step
+def _train_step(trainer: Any, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    interruption.training = True
+    return step(trainer, *args, **kwargs)
 
 
-def _stopping(step: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(step)
-    def valid_step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = step(self, *args, **kwargs)
-        if interruption.training and _asked(self) and not self.is_finishing:
-            raise _Stop
-        return result
-
-    return valid_step
+def _valid_step(trainer: Any, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    result = step(trainer, *args, **kwargs)
+    if interruption.training and _asked(trainer) and not trainer.is_finishing:
+        raise _Stop
+    return result
 
 
-def _agreeing(aggregate: Callable[..., Any]) -> Callable[..., Any]:
+def _aggregate(
+    trainer: Any, aggregate: Callable[..., Any], logs: Any, *stats: Any, **kwargs: Any
+) -> Any:
     """Sum a flag for received signals over processes, with what is summed anyway."""
-
-    @functools.wraps(aggregate)
-    def _aggregate_logging_outputs(self: Any, logs: Any, *stats: Any, **kwargs: Any) -> Any:
-        flag = float(interruption.received is not None)
-        logs, (*stats, received) = aggregate(self, logs, *stats, flag, **kwargs)
-        interruption.agreed = interruption.agreed or bool(received > 0)
-        return logs, stats
-
-    return _aggregate_logging_outputs
+    flag = float(interruption.received is not None)
+    logs, (*stats, received) = aggregate(trainer, logs, *stats, flag, **kwargs)
+    interruption.agreed = interruption.agreed or bool(received > 0)
+    return logs, stats
 
 
 def _asked(trainer: Any) -> bool:
@@ -133,8 +119,8 @@ def _save(cfg: Any, trainer: Any, epoch_itr: Any, to_do: bool) -> None:
 
 
 def _file(cfg: Any, trainer: Any) -> Path:
-    wanted = resume_file(cfg.checkpoint, trainer.checkpoint_suffix)
-    return Path(cfg.checkpoint.save_dir, wanted.name)
+    expected = resume_file(cfg.checkpoint, trainer.checkpoint_suffix)
+    return Path(cfg.checkpoint.save_dir, expected.name)
 
 
 def _end(cfg: Any, trainer: Any) -> None:
