@@ -22,13 +22,13 @@ Layer 0 is the projected output of the convolutions, layer n that of the n-th Tr
 Audio is resampled and normalised as the model was trained; long tracks go through it in windows
 that overlap, and are put together so that no seam shows.
 
---pool mean     DIR/features.npy: [tracks, layers, D] float32, a row a track, in the manifest's
-                order; NaN for a track that cannot be read
+--pool mean     DIR/features.npy: [tracks, layers, D] float32, one row per track, in the
+                manifest's order; NaN for a track that cannot be read
 --pool frames   DIR/NAME.npy for each track, NAME being its name in the manifest with its suffix:
                 [layers, frames, D]
 
 DIR/metadata.json says what made them, DIR/index.tsv lists the tracks, and DIR/left_out.tsv those
-that could not be read. The same command goes on with an interrupted run, and computes again what
+that could not be read. The same command resumes an interrupted run, and computes again what
 DIR/checksums.npy shows to be damaged.
 """
 
@@ -43,11 +43,11 @@ then, in Python:
   features = numpy.load("features/train/features.npy", mmap_mode="r")[:, 7]  # layer 7
 """
 
-_LONG = 100 * 3600  # seconds of audio from which compiling kernels, about a minute, pays
+_COMPILE_SECONDS = 100 * 3600  # of audio from which compiling kernels, about a minute, pays
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     parser = new_parser("music_ssl_fairseq.extract", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     add(
@@ -71,7 +71,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--pool",
         choices=["mean", "frames"],
         default="mean",
-        help="mean over each track's frames, or every frame: 12 layers of 768 values are 55 MB a "
+        help="mean over each track's frames, or every frame: 12 layers of 768 values are 55 MB per "
         "minute of audio in float16 (default: %(default)s)",
     )
     add(
@@ -158,12 +158,12 @@ def run(
     workers: int | None,
     force: bool,
 ) -> bool:
-    """Do what the command line says; see `get_parser`. Whether every track could be read.
+    """Do what the command line says; return whether every track could be read.
 
     Raises:
         InputError: about the checkpoint, the manifest, a layer, or what --out already holds.
     """
-    # What fairseq's text-to-speech task says about tensorboardX concerns nobody here.
+    # fairseq's text-to-speech task logs about tensorboardX, which extraction does not use.
     logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
     import torch
     from tqdm import tqdm
@@ -238,7 +238,7 @@ def _compiles(wanted: str, on_gpu: bool, tracks: "Manifest") -> bool:
 
     if not on_gpu or wanted == "off":
         return False
-    long = int(tracks.num_samples.sum()) > _LONG * SAMPLE_RATE
+    long = int(tracks.num_samples.sum()) > _COMPILE_SECONDS * SAMPLE_RATE
     return (wanted == "on" or long) and can_compile()
 
 

@@ -1,4 +1,4 @@
-"""Which parts of tracks are read together, and which windows go through the model together."""
+"""Cut tracks into parts that are read together, and batch windows for the model."""
 
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -12,8 +12,8 @@ from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
 from music_ssl_fairseq.upstream.statistics import Statistics, joined
 from music_ssl_fairseq.upstream.windows import Section, Window, Windowing, sections
 
-_LOAD = 60.0  # seconds of audio that a process reads before it hands them over
-_WAITING = 4  # batches' worth of windows of rare lengths that may wait for others
+_LOAD_SECONDS = 60.0  # of audio that a process reads before it returns them
+_MAX_HELD_BATCHES = 4  # worth of windows of rare lengths that are held for others of their length
 
 
 class Part(NamedTuple):
@@ -35,32 +35,32 @@ class Cut:
         self._sections = lru_cache(maxsize=64)(sections)
 
     def sections(self, track: int) -> list[Section]:
-        """Of one track, first to last."""
+        """Return a track's sections, first to last."""
         return self._sections(int(self.manifest.num_samples[track]), self.grid, self.windowing)
 
     def num_frames(self, track: int) -> int:
-        """Of one track."""
+        """Return a track's number of frames."""
         return self.grid.num_frames(int(self.manifest.num_samples[track]))
 
     def loads(self, tracks: Iterable[int]) -> Iterator[list[Part]]:
-        """What a process reads at a time: a long section, or some short ones."""
+        """Yield the parts that a process reads at a time: a long section, or some short ones."""
         load: list[Part] = []
         for track in tracks:
             for number, section in enumerate(self.sections(track)):
                 load.append(Part(track, number, section.start, section.num_samples))
-                if sum(part.num_samples for part in load) >= _LOAD * SAMPLE_RATE:
+                if sum(part.num_samples for part in load) >= _LOAD_SECONDS * SAMPLE_RATE:
                     yield load
                     load = []
         if load:
             yield load
 
 
-class Row(NamedTuple):
+class QueuedWindow(NamedTuple):
     """A window on its way through the model.
 
     Attributes:
         waveform: `[T]`.
-        statistics: of the section that it is part of; None for one that is heard whole.
+        statistics: of its section; None for a track that is one window.
     """
 
     track: int
@@ -69,31 +69,38 @@ class Row(NamedTuple):
     statistics: Statistics | None
 
 
-def batches(rows: Iterable[Row], seconds: float) -> Iterator[list[Row]]:
-    """Rows of equal length together, about `seconds` of audio, or one row.
+Batch = list[QueuedWindow]
 
-    Nothing is padded, because a group norm would hear the padding. The windows of a track stay in
-    order. Rows of a rare length wait for others, until too many wait in all.
+
+def batches(windows: Iterable[QueuedWindow], seconds: float) -> Iterator[Batch]:
+    """Batch windows of equal length: about `seconds` of audio, or one window.
+
+    Nothing is padded, because padding would change a group norm. The windows of a track stay in
+    order. Windows of a rare length are held for others, until too many are held in all.
     """
-    waiting: dict[tuple[int, bool], list[Row]] = {}
+    queues: dict[tuple[int, bool], list[QueuedWindow]] = {}
     held = 0
-    for row in rows:
-        length = len(row.waveform)
-        key = (length, row.statistics is None)
-        waiting.setdefault(key, []).append(row)
+    for queued in windows:
+        length = len(queued.waveform)
+        key = (length, queued.statistics is None)
+        queues.setdefault(key, []).append(queued)
         held += length
-        if (len(waiting[key]) + 1) * length <= seconds * SAMPLE_RATE:
-            if held <= _WAITING * seconds * SAMPLE_RATE:
+        if (len(queues[key]) + 1) * length <= seconds * SAMPLE_RATE:
+            if held <= _MAX_HELD_BATCHES * seconds * SAMPLE_RATE:
                 continue
-            key = next(iter(waiting))  # the one that has waited longest
-        ready = waiting.pop(key)
+            key = next(iter(queues))  # the oldest
+        ready = queues.pop(key)
         held -= len(ready) * key[0]
         yield ready
-    yield from waiting.values()
+    yield from queues.values()
 
 
-def stacked(rows: list[Row]) -> tuple[Tensor, Statistics | None, Tensor]:
-    """Waveforms `[B, T]`, their sections' statistics, and the frames' weights `[B, frames]`."""
-    weights = torch.stack([torch.from_numpy(row.window.weights) for row in rows])
-    given = [row.statistics for row in rows if row.statistics is not None]
-    return torch.stack([row.waveform for row in rows]), joined(given) if given else None, weights
+def stacked(batch: Batch) -> tuple[Tensor, Statistics | None, Tensor]:
+    """Return waveforms `[B, T]`, statistics of their sections, and weights `[B, frames]`."""
+    weights = torch.stack([torch.from_numpy(queued.window.weights) for queued in batch])
+    given = [queued.statistics for queued in batch if queued.statistics is not None]
+    return (
+        torch.stack([queued.waveform for queued in batch]),
+        joined(given) if given else None,
+        weights,
+    )

@@ -1,7 +1,7 @@
-"""Which tracks of a store are there and whole: a checksum of each, in a file beside them.
+"""Record which tracks of a store are complete: a checksum of each, in a file beside them.
 
 `checksums.npy`, `[tracks, 2]` uint64: a row has the checksum of a track's features and the time of
-the last change of its file (0 where tracks share one), or zeros if the track is not there.
+the last change of its file (0 where tracks share one), or zeros if the track is not complete.
 Checksums depend on the settings of the extraction: features of others are never taken for these.
 """
 
@@ -30,25 +30,25 @@ class Checksums:
         self._rows = RowFile(folder / CHECKSUMS, np.dtype(np.uint64), (num_tracks, 2), 0)
 
     def of(self, parts: Iterable[bytes]) -> int:
-        """The checksum of a track's features, given part by part; never 0."""
+        """Return the checksum of a track's features, given part by part; never 0."""
         found = blake2b(digest_size=8, key=self._key)
         for part in parts:
             found.update(part)
         return int.from_bytes(found.digest(), "little") or 1
 
     def __getitem__(self, track: int) -> tuple[int, int]:
-        """A track's checksum and the time of the last change; 0 and 0 if it is not there."""
+        """Return a track's checksum and time of last change; 0 and 0 if it is not complete."""
         checksum, changed = np.frombuffer(self._rows[track], np.uint64).tolist()
         return checksum, changed
 
     def note(self, track: int, checksum: int, changed: int = 0) -> None:
-        """A track is there, and whole."""
+        """Record that a track is complete."""
         self._rows[track] = np.array([checksum, changed], np.uint64)
 
     def forget(self, track: int) -> None:
-        """A track is not there."""
+        """Record that a track is not complete."""
         self._rows.clear(track)
 
     def close(self) -> None:
-        """Note no more."""
+        """Close the file."""
         self._rows.close()

@@ -1,4 +1,4 @@
-"""What a run of extraction writes down: its settings, and what it did."""
+"""Record the settings and the outcome of an extraction."""
 
 import sys
 from dataclasses import asdict
@@ -21,7 +21,7 @@ def settings_of(
     dtype: str,
     windowing: Windowing,
 ) -> dict[str, Any]:
-    """What decides the features, and must be the same for a run to be continued."""
+    """Return the settings that decide the features, and must be equal for a run to resume."""
     return {
         "family": upstream.family,
         "fingerprint": upstream.fingerprint,
@@ -39,7 +39,7 @@ def settings_of(
 
 
 def report(out: Path, tracks: Manifest, outcome: Outcome) -> None:
-    """Write left_out.tsv, and say what was done."""
+    """Write left_out.tsv, and print what was done."""
     file = out / REPORT
     file.unlink(missing_ok=True)
     if outcome.left_out:

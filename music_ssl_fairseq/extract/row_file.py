@@ -1,7 +1,7 @@
 """An array on disk that is read and written row by row.
 
-Not through a memory map: there, a full disk or a file that was cut off ends the process without a
-word.
+Not through a memory map: there, a full disk or a truncated file kills the process without a
+message.
 """
 
 from pathlib import Path
@@ -16,12 +16,11 @@ _BLOCK = 1 << 20  # bytes
 
 
 class RowFile:
-    """A .npy file `[rows, ...]` whose rows are there from the beginning.
+    """A .npy file `[rows, ...]` that has its full size from the beginning.
 
     Args:
-        path: kept if it is such a file; made anew if there is none, or another file. What is cut
-            off of it is filled up.
-        fill: the value of rows that nobody has written.
+        path: kept if it is such a file, otherwise made. A truncated file is extended.
+        fill: the value of rows that were not written yet.
     """
 
     def __init__(self, path: Path, dtype: np.dtype, shape: tuple[int, ...], fill: float):
@@ -61,7 +60,7 @@ class RowFile:
         self._file.flush()
 
     def is_empty(self, row: int) -> bool:
-        """Whether a row has nothing but the fill value."""
+        """Return whether a row has only the fill value."""
         return self[row] == self._empty.tobytes()
 
     def clear(self, row: int) -> None:
@@ -69,5 +68,5 @@ class RowFile:
         self[row] = self._empty
 
     def close(self) -> None:
-        """Read and write no more."""
+        """Close the file."""
         self._file.close()

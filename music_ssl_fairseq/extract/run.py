@@ -1,4 +1,4 @@
-"""The loop: batches in, features out, with reading, copying and computing at the same time."""
+"""The loop of extraction: read, compute and copy batches at the same time."""
 
 import time
 from collections import deque
@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.extract.batches import Cut, Row, batches, stacked
+from music_ssl_fairseq.extract.batches import Batch, Cut, QueuedWindow, batches, stacked
 from music_ssl_fairseq.extract.checksums import Checksums
 from music_ssl_fairseq.extract.reading import Load, read_loads
 from music_ssl_fairseq.extract.store import FrameStore, MeanStore
@@ -21,12 +21,12 @@ from music_ssl_fairseq.runtime.delayed_fetch import Fetch, start_fetch
 from music_ssl_fairseq.upstream.model import Upstream, too_short
 from music_ssl_fairseq.upstream.windows import Windowing
 
-_AHEAD = 2  # batches whose results are on their way while the next is being computed
+_BATCHES_IN_FLIGHT = 2  # whose results are copied while the next is computed
 
 
 @dataclass
 class Outcome:
-    """What a run did: tracks done and seconds of audio in them, and what was left out, and why."""
+    """The result of a run: tracks done, seconds of their audio, and reasons for those left out."""
 
     tracks: int = 0
     seconds: float = 0.0
@@ -35,7 +35,7 @@ class Outcome:
 
 
 class Extraction:
-    """Features of some layers of one model.
+    """Compute features of some layers of one model.
 
     Args:
         layers: which ones; those above the last are not computed.
@@ -79,19 +79,19 @@ class Extraction:
         bar.reset(total=round(sum(cut.num_frames(t) for t in todo) / self.upstream.frame_rate))
         begin = time.perf_counter()
         loads = read_loads(manifest, cut.loads(todo), workers, self.upstream.device)
-        ready = batches(self._rows(loads, cut, store, outcome), self.batch_seconds)
-        for rows, values in self._computed(ready):
-            for row, features in zip(rows, values, strict=True):
-                if row.track in outcome.left_out:  # since its first windows were read
+        ready = batches(self._windows(loads, cut, store, outcome), self.batch_seconds)
+        for batch, values in self._computed(ready):
+            for queued, features in zip(batch, values, strict=True):
+                if queued.track in outcome.left_out:  # since its first windows were read
                     continue
                 if not torch.isfinite(features).all():
-                    outcome.left_out[row.track] = self._not_finite()
-                    store.leave_out(row.track)
+                    outcome.left_out[queued.track] = self._not_finite()
+                    store.leave_out(queued.track)
                     continue
-                store.add(row.track, row.window, features)
-                seconds = row.window.done / self.upstream.frame_rate
+                store.add(queued.track, queued.window, features)
+                seconds = queued.window.done / self.upstream.frame_rate
                 outcome.seconds += seconds
-                outcome.tracks += row.window.last == cut.num_frames(row.track)
+                outcome.tracks += queued.window.last == cut.num_frames(queued.track)
                 bar.update(seconds)
         outcome.wall = time.perf_counter() - begin
         return outcome
@@ -101,10 +101,10 @@ class Extraction:
         too_large = ", or too large for float16: give --dtype float32"
         return f"its features are not finite{too_large if self.frames == 'float16' else ''}"
 
-    def _rows(
+    def _windows(
         self, loads: Iterator[Load], cut: Cut, store: MeanStore | FrameStore, outcome: Outcome
-    ) -> Iterator[Row]:
-        """The windows of what was read, on the model's device."""
+    ) -> Iterator[QueuedWindow]:
+        """Yield the windows of what was read, on the model's device."""
         for load in loads:
             waveform = load.waveform.to(self.upstream.device, non_blocking=True)
             pieces = waveform.split([part.num_samples for part in load.parts])
@@ -116,28 +116,30 @@ class Extraction:
                     continue
                 section = cut.sections(part.track)[part.section]
                 if len(section.windows) == 1:
-                    # A copy, so that a short track that waits does not keep all that was read.
-                    yield Row(part.track, section.windows[0], samples.clone(), None)
+                    # A copy, so that a held track does not keep the whole load in memory.
+                    yield QueuedWindow(part.track, section.windows[0], samples.clone(), None)
                     continue
                 statistics = self.upstream.statistics(samples.unsqueeze(0))
                 for window in section.windows:
-                    yield Row(part.track, window, section.part(samples, window), statistics)
+                    yield QueuedWindow(
+                        part.track, window, section.part(samples, window), statistics
+                    )
 
-    def _computed(self, ready: Iterator[list[Row]]) -> Iterator[tuple[list[Row], Tensor]]:
-        """The batches with their features, which had the time of `_AHEAD` batches to arrive."""
-        coming: deque[tuple[list[Row], Fetch]] = deque()
-        for rows in ready:
-            coming.append((rows, self._start(rows)))
-            if len(coming) > _AHEAD:
-                earlier, values = coming.popleft()
+    def _computed(self, ready: Iterator[Batch]) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield batches with their features, `_BATCHES_IN_FLIGHT` batches after their start."""
+        in_flight: deque[tuple[Batch, Fetch]] = deque()
+        for batch in ready:
+            in_flight.append((batch, self._start(batch)))
+            if len(in_flight) > _BATCHES_IN_FLIGHT:
+                earlier, values = in_flight.popleft()
                 yield earlier, values.wait()
-        for earlier, values in coming:
+        for earlier, values in in_flight:
             yield earlier, values.wait()
 
     @torch.no_grad()
-    def _start(self, rows: list[Row]) -> Fetch:
-        """Put a batch to work: `[B, layers, D]`, or `[B, layers, frames, D]`, to come."""
-        waveform, statistics, weights = stacked(rows)
+    def _start(self, batch: Batch) -> Fetch:
+        """Start a batch: the result is `[B, layers, D]`, or `[B, layers, frames, D]`."""
+        waveform, statistics, weights = stacked(batch)
         compile = tuple(waveform.shape) == self._compiled_shape
         try:
             hidden = self.upstream.hidden_states(waveform, None, compile, statistics)
@@ -145,7 +147,7 @@ class Extraction:
             if self.frames is not None:
                 dtype = getattr(torch, self.frames)
                 return start_fetch(torch.stack([layer.to(dtype) for layer in chosen], 1))
-            # From pageable memory, the copy would wait for all that is on the GPU's list.
+            # From pageable memory, the copy would wait for all queued kernels.
             weights = weights.pin_memory() if waveform.is_cuda else weights
             shares = weights.to(waveform.device, non_blocking=True).unsqueeze(-1)
             return start_fetch(torch.stack([(x.float() * shares).sum(1) for x in chosen], 1))
@@ -159,7 +161,7 @@ class Extraction:
 def open_store(
     extraction: Extraction, manifest: Manifest, folder: Path, checksums: Checksums
 ) -> MeanStore | FrameStore:
-    """The store that fits what is extracted, in `folder`; what is damaged in it is removed."""
+    """Open the store in `folder` for these features, and remove what is damaged in it."""
     upstream = extraction.upstream
     cut = Cut(manifest, upstream.grid, extraction.windowing)
     sizes = (len(extraction.layers), upstream.dimension)

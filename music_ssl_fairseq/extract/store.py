@@ -1,13 +1,13 @@
-"""Features on disk, so that an interrupted run goes on where it stopped.
+"""Store features on disk, so that an interrupted run resumes.
 
-`--pool mean`: `features.npy`, `[tracks, layers, D]` float32, a row for each track of the manifest
-in its order. Rows are NaN until they are there, and stay so for a track that cannot be read. Until
-every track had its turn it is called `features.partial.npy`.
+`--pool mean`: `features.npy`, `[tracks, layers, D]` float32, a row per track of the manifest,
+in its order. Rows are NaN until they are computed, and stay so for a track that cannot be read.
+Until every track was processed it is called `features.partial.npy`.
 
 `--pool frames`: `NAME.npy` for each track, `[layers, frames, D]`, where NAME is the track's name in
 the manifest, with its suffix: `album/song.flac.npy`.
 
-In both, `checksums.npy` says which tracks are there and whole (`extract.checksums`),
+In both, `checksums.npy` says which tracks are complete (`extract.checksums`),
 `metadata.json` what made them, and `index.tsv` lists the tracks.
 """
 
@@ -39,10 +39,10 @@ _WAY_OUT = "--out writes elsewhere; --force would replace them"
 
 
 class MeanStore:
-    """One row a track: the mean over its frames, in each layer.
+    """Store one row per track: the mean over its frames, in each layer.
 
     Attributes:
-        damaged: tracks that were there, but not whole, as the store was opened.
+        damaged: tracks that existed, but incomplete, when the store was opened.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class MeanStore:
             os.replace(self._final, self._working)
 
     def _check(self, track: int) -> bool:
-        """Find out whether a track is there; clear its row if it is not. False: it is damaged."""
+        """Return False if a track is damaged; clear its row if it is not complete."""
         noted, _ = self._checksums[track]
         self._there[track] = noted and noted == self._checksums.of([self._rows[track]])
         if self._there[track] or (self._rows.is_empty(track) and not noted):
@@ -73,7 +73,7 @@ class MeanStore:
         return False
 
     def has(self, track: int) -> bool:
-        """Whether the track's features are there, and whole."""
+        """Return whether the track's features are complete."""
         return bool(self._there[track])
 
     def add(self, track: int, window: Window, values: Tensor) -> None:
@@ -88,25 +88,25 @@ class MeanStore:
             self._checksums.note(track, self._checksums.of([row.tobytes()]))
 
     def leave_out(self, track: int) -> None:
-        """Forget what there is of a track that cannot be read."""
+        """Discard the windows of a track that cannot be read."""
         self._sums.pop(track, None)
 
     def close(self) -> None:
-        """Keep what there is, for the run to be continued."""
+        """Close the files; the run can resume."""
         self._rows.close()
         self._checksums.close()
 
     def finish(self) -> None:
-        """Give the file its name, now that every track had its turn."""
+        """Give the file its final name, after every track was processed."""
         if self._working != self._final:
             os.replace(self._working, self._final)
 
 
 class FrameStore:
-    """One file a track: its frames, in each layer.
+    """Store one file per track: its frames, in each layer.
 
     Attributes:
-        damaged: tracks that were there, but not whole, as the store was opened.
+        damaged: tracks that existed, but incomplete, when the store was opened.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class FrameStore:
         return layers, self.cut.num_frames(track), dimension
 
     def _check(self, track: int) -> bool:
-        """Find out whether a track is there; remove its file if it is not. False: it is damaged."""
+        """Return False if a track is damaged; remove its file if it is not complete."""
         file, (noted, changed) = self._file(track), self._checksums[track]
         if not file.exists() and not noted:
             return True
@@ -163,13 +163,13 @@ class FrameStore:
             return self._checksums.of(blake2b(file.read(size)).digest() for _ in range(layers))
 
     def _settle(self, track: int, checksum: int) -> None:
-        """Note when a track's file was changed last, as soon as the disk has all of it."""
+        """Record the time of a file's last change, once the disk has all of it."""
         with self._file(track).open("rb+") as file:
             os.fsync(file.fileno())
             self._checksums.note(track, checksum, os.fstat(file.fileno()).st_mtime_ns)
 
     def has(self, track: int) -> bool:
-        """Whether the track's file is there, and whole."""
+        """Return whether the track's file is complete."""
         return bool(self._there[track])
 
     def add(self, track: int, window: Window, values: Tensor) -> None:
@@ -182,7 +182,7 @@ class FrameStore:
             self._checksums.note(track, self._new[track])
 
     def leave_out(self, track: int) -> None:
-        """Remove what there is of a track that cannot be read."""
+        """Remove the file of a track that cannot be read."""
         if track in self._open:
             self._open.pop(track).discard()
 
@@ -193,7 +193,7 @@ class FrameStore:
         self._checksums.close()
 
     def finish(self) -> None:
-        """Every track had its turn."""
+        """Record the new files, after every track was processed."""
         for track, checksum in self._new.items():
             self._settle(track, checksum)
 
@@ -213,7 +213,7 @@ class _OpenTrack:
             self._stack = stack.pop_all()
 
     def add(self, window: Window, values: Tensor) -> bool:
-        """Whether the track is complete."""
+        """Write the frames that are final; return whether the track is complete."""
         ready = self._stitcher.add(window, values.float()).numpy().astype(self._dtype)
         for layer, frames in enumerate(ready):
             row = layer * self._shape[1] + window.first
@@ -223,7 +223,7 @@ class _OpenTrack:
         return window.first + window.done == self._shape[1]
 
     def close(self) -> Iterator[bytes]:
-        """Give the file its name; the layers' digests."""
+        """Give the file its name; return the layers' digests."""
         self._stack.close()
         return (found.digest() for found in self._sums)
 
@@ -239,7 +239,7 @@ class _Discarded(Exception):
 
 
 def frame_file(folder: Path, manifest: Manifest, track: int) -> Path:
-    """Where `--pool frames` puts a track.
+    """Return the file of a track with `--pool frames`.
 
     Raises:
         InputError: if its name in the manifest leads out of the folder.
@@ -280,7 +280,7 @@ def open_folder(
 
 
 def _outputs(folder: Path, manifest: Manifest) -> Iterator[Path]:
-    """The files of features that are there, stored in either way."""
+    """Yield the files of features that exist, of either kind."""
     entries = set(os.listdir(folder))
     yield from (folder / name for name in (MEANS, _UNFINISHED) if name in entries)
     for track in range(len(manifest)):

@@ -1,7 +1,7 @@
 """Front ends: a waveform becomes `[frames, dimension]` float32 at a stated frame rate.
 
-`Features` says which: a name and, for a model's layer, its checkpoint. `front_end` makes what it
-names, and imports that module only then. `features.track` applies one to a file, however long.
+`FeatureSpec` names the features, and for a model's layer its checkpoint. `front_end` makes the
+front end, and imports its module only then. `features.track` applies it to a file of any length.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.features.framewise import Framewise, Piece
+from music_ssl_fairseq.features.framewise import Chunk, Framewise
 from music_ssl_fairseq.frames import FrameGrid
 
 FRONT_ENDS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -37,21 +37,21 @@ DEEP = "deep"
 
 
 class FrontEnd(Protocol):
-    """What turns 16 kHz audio into features.
+    """Turns 16 kHz audio into features.
 
     Attributes:
         grid: which samples each frame covers.
-        frame_rate: frames a second; the `label_rate` of labels made from them.
-        dimension: values a frame.
-        piece_frames: frames of a long track to ask for at once: as many as are cheap to hold.
-        together: frames to ask for at least: fewer would hardly cost less.
+        frame_rate: frames per second; the `label_rate` of labels made from them.
+        dimension: values per frame.
+        chunk_frames: frames of a long track to ask for at once, for memory.
+        together: frames to ask for at least; fewer would hardly take less time.
         fingerprint: of the checkpoint whose layer this is, None for all other features.
     """
 
     grid: FrameGrid
     frame_rate: float
     dimension: int
-    piece_frames: int
+    chunk_frames: int
     together: int
     fingerprint: str | None
 
@@ -67,21 +67,21 @@ class FrontEnd(Protocol):
         """
         ...
 
-    def features_of(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
-        """`[last - first, dimension]` float32 of each piece.
+    def features_of(self, chunks: Sequence[Chunk]) -> list[np.ndarray]:
+        """`[last - first, dimension]` float32 of each chunk.
 
-        They are those frames of the whole track, whichever piece they are asked for in, and
-        whatever other pieces are there (see `features.track` for reading pieces).
+        They are those frames of the whole track, whichever chunk they are asked for in, and
+        whatever other chunks are there (see `features.track` for reading chunks).
         """
         ...
 
-    def features_at(self, piece: Piece, frames: np.ndarray) -> np.ndarray:
-        """`[n, dimension]` float32 of some frames of a piece, `[n]` int64 and ascending."""
+    def features_at(self, chunk: Chunk, frames: np.ndarray) -> np.ndarray:
+        """`[n, dimension]` float32 of some frames of a chunk, `[n]` int64 and ascending."""
         ...
 
 
 @dataclass(frozen=True)
-class Features:
+class FeatureSpec:
     """Which features: all that a process needs to make their front end.
 
     Attributes:
@@ -146,7 +146,7 @@ class Features:
 
 
 @lru_cache(maxsize=1)
-def front_end(features: Features | str) -> FrontEnd:
+def front_end(features: FeatureSpec | str) -> FrontEnd:
     """Make a front end, or take the one made before, as a checkpoint takes seconds to load.
 
     Args:
@@ -156,7 +156,7 @@ def front_end(features: Features | str) -> FrontEnd:
         InputError: if there are no such features, or the checkpoint or its layer is none.
     """
     if isinstance(features, str):
-        features = Features(features)
+        features = FeatureSpec(features)
     if features.checkpoint is not None and features.layer is not None:
         deep = import_module(f"{__name__}.deep")
         return deep.Deep(features.checkpoint, features.layer, features.device)

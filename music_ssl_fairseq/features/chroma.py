@@ -1,4 +1,4 @@
-"""Chroma: how strong each of the twelve pitch classes is."""
+"""Compute chroma: the strength of each of the twelve pitch classes."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from music_ssl_fairseq.features import cqt
 from music_ssl_fairseq.features.framewise import Framewise
 from music_ssl_fairseq.features.kaldi import FRAME_RATE, GRID
 
-_QUIET = np.float32(1e-3)  # amplitude that counts as 1 at least: 60 dB below a full-scale sine
+_MIN_AMPLITUDE = np.float32(1e-3)  # that is scaled to 1: 60 dB below a full-scale sine
 
 
 class Chroma(Framewise):
@@ -25,4 +25,4 @@ class Chroma(Framewise):
         """`[T]` float32, nominally in [-1, 1], 16 kHz, to `[frames, 12]` float32 in [0, 1]."""
         bands = cqt.magnitudes(waveform)
         classes = bands.reshape(-1, cqt.NUM_OCTAVES, cqt.BINS_PER_OCTAVE).sum(axis=1)
-        return classes / np.maximum(classes.max(axis=1, keepdims=True), _QUIET)
+        return classes / np.maximum(classes.max(axis=1, keepdims=True), _MIN_AMPLITUDE)

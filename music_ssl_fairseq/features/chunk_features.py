@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from music_ssl_fairseq.errors import AudioError
-from music_ssl_fairseq.features import Features, FrontEnd, front_end
-from music_ssl_fairseq.features.framewise import Piece
-from music_ssl_fairseq.features.track import Track, check_length, read_piece
+from music_ssl_fairseq.features import FeatureSpec, FrontEnd, front_end
+from music_ssl_fairseq.features.framewise import Chunk
+from music_ssl_fairseq.features.track import Track, check_length, read_chunk
 from music_ssl_fairseq.jobs.read_ahead import ReadAhead
 from music_ssl_fairseq.runtime.cpus import available_cpus
 
@@ -45,14 +45,14 @@ class _Entry(NamedTuple):
 
     start: _Start | None
     request: Request | None
-    chunk: Piece | AudioError | None
+    chunk: Chunk | AudioError | None
 
 
 @dataclass(frozen=True)
 class FeatureJob:
     """A job of workers (`jobs.pool.ordered`) that computes features of items."""
 
-    features: Features
+    features: FeatureSpec
 
     def requests(self, item: Any) -> list[Request]:
         """Return the features that an item needs."""
@@ -117,14 +117,14 @@ class FeatureJob:
             return entry
         try:
             check_length(request.track)
-            chunk = read_piece(self.front, request.track, request.first, request.last)
+            chunk = read_chunk(self.front, request.track, request.first, request.last)
         except AudioError as error:
             return entry._replace(chunk=error)
         return entry._replace(chunk=chunk)
 
     def _compute(self, entry: _Entry) -> Any:
         request, chunk = entry.request, entry.chunk
-        if request is None or not isinstance(chunk, Piece):
+        if request is None or not isinstance(chunk, Chunk):
             return chunk
         if request.frames is None:
             return self.front.features_of([chunk])[0]
@@ -133,7 +133,7 @@ class FeatureJob:
     def _events(self, ahead: "ReadAhead[_Entry, _Entry]") -> Iterator[Any]:
         """Yield each item's `_Start`, and after it the features of its requests."""
         while entries := ahead.take(_CHUNKS_PER_GPU_BATCH):
-            chunks = [entry.chunk for entry in entries if isinstance(entry.chunk, Piece)]
+            chunks = [entry.chunk for entry in entries if isinstance(entry.chunk, Chunk)]
             tensors = iter(self.front.tensors_of(chunks))  # type: ignore[attr-defined]
             for start, request, chunk in entries:
                 if start is not None:

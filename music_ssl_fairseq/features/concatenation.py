@@ -1,4 +1,4 @@
-"""Several features as one, each part with the same say in a distance."""
+"""Join several features, so that each contributes about equally to distances."""
 
 from collections.abc import Mapping
 

@@ -1,9 +1,9 @@
-"""Constant-Q transform: as many bands an octave as there are semitones, each as sharp as the next.
+"""Constant-Q transform: one band per semitone, all of the same relative width.
 
 A band's filter is a Hann window of Q periods of its frequency (Brown, 1991; lengths as in librosa).
 All filters are applied in the spectrum of ten seconds at once: a band there is narrow, and its
 output at one value every 10 ms is the inverse transform of its few bins, folded. On one core that
-does 2,900 seconds of audio a second, and librosa, which halves the rate octave by octave, 350.
+does 2,900 seconds of audio per second, and librosa, which halves the rate octave by octave, 350.
 """
 
 from functools import lru_cache
@@ -34,7 +34,7 @@ class Cqt(Framewise):
     """Level in 84 bands a semitone apart, C1 to B7, every 10 ms: dB below a full-scale sine.
 
     Values from -80 (and nothing below) to about 0. A frame's centre is that of its 25 ms, but low
-    bands look at half a second.
+    bands depend on half a second.
     """
 
     grid = GRID

@@ -1,4 +1,4 @@
-"""A layer of a pre-trained model: the features of HuBERT's second iteration.
+"""Compute a layer of a pre-trained model: the features of HuBERT's second iteration.
 
 A frame depends on all of the audio that goes through the model with it. Tracks are therefore cut
 into windows and sections that their length alone decides (`upstream.windows`), and a frame's
@@ -14,19 +14,18 @@ import torch
 from torch import Tensor
 
 from music_ssl_fairseq import upstream
-from music_ssl_fairseq.features.framewise import Piece
+from music_ssl_fairseq.features.framewise import Chunk
 from music_ssl_fairseq.upstream.model import Upstream
 from music_ssl_fairseq.upstream.statistics import Statistics, joined
 from music_ssl_fairseq.upstream.windows import Section, Window, Windowing, add_share, sections
 
-_GPU_BATCH = 8  # windows of 30 s that go through a model on a GPU together
+_WINDOWS_PER_GPU_BATCH = 8  # of 30 s
 
 
 class _Job(NamedTuple):
-    """A window of a piece: its audio `[1, T]`, what there is to know of its section's, and how much
-    each of its frames counts."""
+    """A window of a chunk: its audio `[1, T]`, its section's statistics, its frames' weights."""
 
-    piece: int
+    chunk: int
     window: Window
     audio: Tensor
     statistics: Statistics | None
@@ -48,7 +47,7 @@ class Deep:
         InputError: if the checkpoint cannot be read, or has no such layer.
     """
 
-    piece_frames = 30_000  # ten minutes, 92 MB of 768 values
+    chunk_frames = 30_000  # ten minutes, 92 MB of 768 values
 
     def __init__(
         self, checkpoint: str, layer: int, device: str = "cpu", windowing: Windowing | None = None
@@ -63,12 +62,12 @@ class Deep:
         self.windowing = windowing or Windowing()
         window = self.windowing.seconds - self.windowing.overlap
         self.together = round(window * self.frame_rate)
-        self._batch = 1 if self.upstream.device.type == "cpu" else _GPU_BATCH
+        self._batch = 1 if self.upstream.device.type == "cpu" else _WINDOWS_PER_GPU_BATCH
 
     def features(self, waveform: np.ndarray) -> np.ndarray:
         """`[T]` float32, nominally in [-1, 1], 16 kHz, to `[frames, dimension]` float32."""
         length = len(waveform)
-        whole = Piece(waveform, 0, length, 0, self.grid.num_frames(length))
+        whole = Chunk(waveform, 0, length, 0, self.grid.num_frames(length))
         return self.features_of([whole])[0]
 
     def span(self, num_samples: int, first: int, last: int) -> tuple[int, int]:
@@ -78,21 +77,21 @@ class Deep:
             return 0, 0
         return heard[0].start, heard[-1].start + heard[-1].num_samples
 
-    def features_of(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
-        """`[last - first, dimension]` float32 of each piece: those frames of the whole track."""
-        return [values.cpu().numpy() for values in self.tensors_of(pieces)]
+    def features_of(self, chunks: Sequence[Chunk]) -> list[np.ndarray]:
+        """`[last - first, dimension]` float32 of each chunk: those frames of the whole track."""
+        return [values.cpu().numpy() for values in self.tensors_of(chunks)]
 
-    def features_at(self, piece: Piece, frames: np.ndarray) -> np.ndarray:
-        """`[n, dimension]` float32 of some frames `[n]` of a piece."""
-        return self.features_of([piece])[0][frames - piece.first]
+    def features_at(self, chunk: Chunk, frames: np.ndarray) -> np.ndarray:
+        """`[n, dimension]` float32 of some frames `[n]` of a chunk."""
+        return self.features_of([chunk])[0][frames - chunk.first]
 
     @torch.no_grad()
-    def tensors_of(self, pieces: Sequence[Piece]) -> list[Tensor]:
-        """As `features_of`, on the model's device."""
+    def tensors_of(self, chunks: Sequence[Chunk]) -> list[Tensor]:
+        """Return what `features_of` does, on the model's device."""
         device = self.upstream.device
-        found = [torch.zeros(p.last - p.first, self.dimension, device=device) for p in pieces]
-        # All that a GPU needs first, since Python waits for it whenever something is sent.
-        jobs = [job for i, piece in enumerate(pieces) for job in self._jobs(i, piece)]
+        found = [torch.zeros(p.last - p.first, self.dimension, device=device) for p in chunks]
+        # Everything is sent to the GPU first, because each transfer waits for it.
+        jobs = [job for i, chunk in enumerate(chunks) for job in self._jobs(i, chunk)]
         if not jobs:
             return found
         sent = torch.cat([job.weights for job in jobs]).to(device)
@@ -101,7 +100,7 @@ class Deep:
         for together in self._batches(jobs):
             for job, values in zip(together, self._hidden(together), strict=False):
                 add_share(
-                    found[job.piece], pieces[job.piece].first, job.window, values, job.weights
+                    found[job.chunk], chunks[job.chunk].first, job.window, values, job.weights
                 )
         return found
 
@@ -110,7 +109,7 @@ class Deep:
         return [s for s in found if any(_counts(window, first, last) for window in s.windows)]
 
     def _batches(self, jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
-        """What goes through the model together: windows of long tracks, or one short track."""
+        """Yield jobs for the model to do together: windows of long tracks, or one short track."""
         together: list[_Job] = []
         for job in jobs:
             if job.statistics is None:
@@ -123,22 +122,22 @@ class Deep:
         if together:
             yield together
 
-    def _jobs(self, number: int, piece: Piece) -> Iterator[_Job]:
-        for section in self._sections(piece.num_samples, piece.first, piece.last):
-            start = section.start - piece.start
-            heard = torch.from_numpy(piece.waveform[None, start : start + section.num_samples])
+    def _jobs(self, number: int, chunk: Chunk) -> Iterator[_Job]:
+        for section in self._sections(chunk.num_samples, chunk.first, chunk.last):
+            start = section.start - chunk.start
+            heard = torch.from_numpy(chunk.waveform[None, start : start + section.num_samples])
             heard = heard.to(self.upstream.device)
             statistics = self.upstream.statistics(heard) if len(section.windows) > 1 else None
             for window in section.windows:
-                if _counts(window, piece.first, piece.last):
+                if _counts(window, chunk.first, chunk.last):
                     weights = torch.from_numpy(window.weights)
                     yield _Job(number, window, section.part(heard, window), statistics, weights)
 
     def _hidden(self, jobs: list[_Job]) -> Tensor:
-        """`[B, frames, dimension]`: of the jobs, and maybe others after them."""
+        """Return `[B, frames, dimension]` of the jobs; B may be larger than their number."""
         if jobs[0].statistics is None:
             return self.upstream.hidden_states(jobs[0].audio)[self.layer].float()
-        # Always as many, because rounding may depend on it.
+        # A constant number, because rounding may depend on it.
         filled = jobs + [jobs[-1]] * (self._batch - len(jobs))
         waveforms = torch.cat([job.audio for job in filled])
         statistics = joined([job.statistics for job in filled if job.statistics is not None])
@@ -147,6 +146,6 @@ class Deep:
 
 
 def _counts(window: Window, first: int, last: int) -> bool:
-    """Whether a window has a share in a track's frames `[first, last)`."""
+    """Return whether a window has a share in a track's frames `[first, last)`."""
     inside = window.weights[max(0, first - window.first) : max(0, last - window.first)]
     return bool(inside.any())

@@ -1,4 +1,4 @@
-"""What is asked of a front end, and what those share whose frames depend on little around them."""
+"""Base of the front ends whose frames depend on a fixed number of frames around them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,15 +8,15 @@ import numpy as np
 from music_ssl_fairseq.frames import FrameGrid
 
 
-class Piece(NamedTuple):
-    """Some frames of a track, and the audio that they need.
+class Chunk(NamedTuple):
+    """Some frames of a track, with the audio that they need.
 
     Attributes:
-        waveform: `[T]` float32 at 16 kHz, of the span that the front end has asked for.
+        waveform: `[T]` float32 at 16 kHz, of the span that the front end asks for.
         start: that span's first sample in the track.
         num_samples: of the whole track.
-        first: the first frame wanted.
-        last: the frame after the last one wanted.
+        first: its first frame.
+        last: the frame after its last one.
     """
 
     waveform: np.ndarray
@@ -26,7 +26,7 @@ class Piece(NamedTuple):
     last: int
 
 
-_SPARSE = 0.7  # of a piece's frames: from more on, to compute all of them is no slower
+_MAX_SHARE = 0.7  # of a chunk's frames; computing all of them takes no longer than more
 
 
 class Framewise:
@@ -36,17 +36,17 @@ class Framewise:
 
     Attributes:
         grid: which samples each frame covers.
-        frame_rate: frames a second.
-        dimension: values a frame.
-        context: frames on either side whose audio a frame's values depend on.
+        frame_rate: frames per second.
+        dimension: values per frame.
+        context: frames on either side that a frame's values depend on.
     """
 
     grid: FrameGrid
     frame_rate: float
     dimension: int
     context: int
-    piece_frames = 6000  # a minute, 1 to 2 MB
-    together = 1000  # ten seconds: much less, and seeking would count
+    chunk_frames = 6000  # a minute, 1 to 2 MB
+    together = 1000  # ten seconds; for fewer, seeking would take as long
     fingerprint: str | None = None
 
     def features(self, waveform: np.ndarray) -> np.ndarray:
@@ -60,38 +60,38 @@ class Framewise:
         begin = start * self.grid.hop
         return begin, begin + self.grid.num_samples(stop - start)
 
-    def features_of(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
-        """`[last - first, dimension]` float32 of each piece: those frames of the whole track."""
+    def features_of(self, chunks: Sequence[Chunk]) -> list[np.ndarray]:
+        """`[last - first, dimension]` float32 of each chunk: those frames of the whole track."""
         found = []
-        for piece in pieces:
-            offset = piece.start // self.grid.hop
-            whole = self.features(piece.waveform)
-            found.append(whole[piece.first - offset : piece.last - offset])
+        for chunk in chunks:
+            offset = chunk.start // self.grid.hop
+            whole = self.features(chunk.waveform)
+            found.append(whole[chunk.first - offset : chunk.last - offset])
         return found
 
-    def features_at(self, piece: Piece, frames: np.ndarray) -> np.ndarray:
-        """`[n, dimension]` float32 of some frames of a piece alone, `[n]` int64 and ascending.
+    def features_at(self, chunk: Chunk, frames: np.ndarray) -> np.ndarray:
+        """`[n, dimension]` float32 of some frames of a chunk alone, `[n]` int64 and ascending.
 
-        To rounding, what `features_of` says of them. Where they are far apart, only what each
-        depends on is computed.
+        Equal to `features_of` up to rounding. Of frames that are far apart, only what each depends
+        on is computed.
         """
         grid, context = self.grid, self.context
         size = grid.num_samples(2 * context + 1)  # samples that a frame depends on
         apart = -(-size // grid.hop)  # frames from one such span to the next, put in a row
-        if len(frames) * apart > _SPARSE * (piece.last - piece.first):
-            return self.features_of([piece])[0][frames - piece.first]
+        if len(frames) * apart > _MAX_SHARE * (chunk.last - chunk.first):
+            return self.features_of([chunk])[0][frames - chunk.first]
         found = np.empty((len(frames), self.dimension), np.float32)
-        last = grid.num_frames(piece.num_samples) - 1 - context
+        last = grid.num_frames(chunk.num_samples) - 1 - context
         inside = (frames >= context) & (frames <= last)
         for i in np.flatnonzero(~inside):  # where the track begins or ends
-            found[i] = self.features_of([self._part(piece, int(frames[i]))])[0][0]
-        starts = (frames[inside] - context) * grid.hop - piece.start
+            found[i] = self.features_of([self._part(chunk, int(frames[i]))])[0][0]
+        starts = (frames[inside] - context) * grid.hop - chunk.start
         spans = np.zeros((len(starts), apart * grid.hop), np.float32)
-        spans[:, :size] = piece.waveform[starts[:, None] + np.arange(size)]
+        spans[:, :size] = chunk.waveform[starts[:, None] + np.arange(size)]
         found[inside] = self.features(spans.reshape(-1))[context::apart][: len(starts)]
         return found
 
-    def _part(self, piece: Piece, frame: int) -> Piece:
-        start, stop = self.span(piece.num_samples, frame, frame + 1)
-        waveform = piece.waveform[start - piece.start : stop - piece.start]
-        return Piece(waveform, start, piece.num_samples, frame, frame + 1)
+    def _part(self, chunk: Chunk, frame: int) -> Chunk:
+        start, stop = self.span(chunk.num_samples, frame, frame + 1)
+        waveform = chunk.waveform[start - chunk.start : stop - chunk.start]
+        return Chunk(waveform, start, chunk.num_samples, frame, frame + 1)

@@ -1,9 +1,9 @@
-"""Kaldi's mel energies: what MFCC and log-mel spectrograms are made of.
+"""Compute Kaldi's mel energies, the basis of MFCC and log-mel spectrograms.
 
 The same values as `torchaudio.compliance.kaldi` to rounding, with its defaults (Povey's window of
 25 ms every 10 ms, no dither). Computed here in numpy, because torchaudio builds its mel bank at
 every call, passes over the frames seven times, and costs each worker an import of torch: on one
-core, MFCC of 3,900 seconds of audio a second against 730.
+core, MFCC of 3,900 seconds of audio per second against 730.
 """
 
 from collections.abc import Iterator
@@ -23,11 +23,11 @@ FFT_SIZE = 512
 PREEMPHASIS = np.float32(0.97)
 _LOW_FREQUENCY = 20.0  # Hz; the highest band ends at the Nyquist frequency
 ENERGY_FLOOR = np.finfo(np.float32).eps
-_BLOCK = 256  # frames at a time: their spectra stay in a core's second-level cache
+_BLOCK_FRAMES = 256  # whose spectra stay in a core's second-level cache
 
 
 def log_mel_blocks(waveform: np.ndarray, num_bins: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """Logarithms of mel energies, some hundred frames at a time.
+    """Yield logarithms of mel energies, some hundred frames at a time.
 
     Args:
         waveform: `[T]` float32, nominally in [-1, 1], 16 kHz.
@@ -38,8 +38,8 @@ def log_mel_blocks(waveform: np.ndarray, num_bins: int) -> Iterator[tuple[slice,
     """
     num_frames = GRID.num_frames(len(waveform))
     bank = mel_bank(num_bins)
-    for start in range(0, num_frames, _BLOCK):
-        stop = min(num_frames, start + _BLOCK)
+    for start in range(0, num_frames, _BLOCK_FRAMES):
+        stop = min(num_frames, start + _BLOCK_FRAMES)
         first = start * GRID.hop
         samples = waveform[first : first + GRID.num_samples(stop - start)]
         energies = _power_spectra(samples) @ bank

@@ -11,18 +11,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from music_ssl_fairseq.features import kaldi
-from music_ssl_fairseq.features.exact import exact_products
-from music_ssl_fairseq.features.framewise import Piece
+from music_ssl_fairseq.features.framewise import Chunk
 from music_ssl_fairseq.features.logmel import LogMel
 from music_ssl_fairseq.features.mfcc import DELTA_REACH, Mfcc, liftered_dct
+from music_ssl_fairseq.features.no_tf32 import no_tf32
 
-_PIECE_FRAMES = 18_000  # three minutes: a GPU wants more at once than a CPU's caches hold
+_CHUNK_FRAMES = 18_000  # three minutes: a GPU wants more at once than a CPU's caches hold
 
 
 class _OnDevice:
-    """What both share: pieces to tensors."""
+    """What both share: chunks to tensors."""
 
-    piece_frames = _PIECE_FRAMES
+    chunk_frames = _CHUNK_FRAMES
     device: str
 
     def compute(self, waveform: Tensor) -> Tensor:
@@ -35,14 +35,14 @@ class _OnDevice:
 
     @torch.no_grad()
     def _tensor(self, waveform: np.ndarray) -> Tensor:
-        with exact_products():
+        with no_tf32():
             return self.compute(torch.from_numpy(waveform).to(self.device))
 
-    def tensors_of(self, pieces: Sequence[Piece]) -> Iterator[Tensor]:
-        """`[last - first, dimension]` of each piece: those frames of the whole track."""
-        for piece in pieces:
-            offset = piece.start // kaldi.GRID.hop
-            yield self._tensor(piece.waveform)[piece.first - offset : piece.last - offset]
+    def tensors_of(self, chunks: Sequence[Chunk]) -> Iterator[Tensor]:
+        """`[last - first, dimension]` of each chunk: those frames of the whole track."""
+        for chunk in chunks:
+            offset = chunk.start // kaldi.GRID.hop
+            yield self._tensor(chunk.waveform)[chunk.first - offset : chunk.last - offset]
 
 
 class TorchLogMel(_OnDevice, LogMel):

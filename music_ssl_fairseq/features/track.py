@@ -1,4 +1,4 @@
-"""Features of a file, or of some frames of it, without ever holding a long file whole."""
+"""Compute features of a file or of some of its frames, without holding a long file whole."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ import numpy as np
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.features import FrontEnd
-from music_ssl_fairseq.features.framewise import Piece
+from music_ssl_fairseq.features.framewise import Chunk
 from music_ssl_fairseq.frames import LENGTH_TOLERANCE, SAMPLE_RATE
 
 
@@ -24,7 +24,7 @@ def check_length(track: Track) -> None:
     Raises:
         AudioError: if the file is missing, not audio, or differs by more than `LENGTH_TOLERANCE`.
     """
-    length = audio.probe(track.path).length_at(SAMPLE_RATE)
+    length = audio.probe(track.path).length_at()
     if abs(length - track.num_samples) > LENGTH_TOLERANCE * SAMPLE_RATE:
         raise AudioError(
             track.path,
@@ -33,11 +33,11 @@ def check_length(track: Track) -> None:
         )
 
 
-def read_piece(front_end: FrontEnd, track: Track, first: int, last: int) -> Piece:
+def read_chunk(front_end: FrontEnd, track: Track, first: int, last: int) -> Chunk:
     """Decode what frames `[first, last)` of a track need, and no more.
 
-    A file that ends before the manifest says (`check_length` bounds by how much) is filled up with
-    zeros, so that frames and manifest always agree.
+    A file that ends earlier than the manifest says (`check_length` bounds by how much) is padded
+    with zeros, so that frames and manifest agree.
 
     Raises:
         AudioError: if the file cannot be read.
@@ -46,7 +46,7 @@ def read_piece(front_end: FrontEnd, track: Track, first: int, last: int) -> Piec
     waveform = audio.read(track.path, start, stop - start)
     if len(waveform) < stop - start:
         waveform = np.pad(waveform, (0, stop - start - len(waveform)))
-    return Piece(waveform, start, track.num_samples, first, last)
+    return Chunk(waveform, start, track.num_samples, first, last)
 
 
 def track_features(front_end: FrontEnd, track: Track, first: int, last: int) -> np.ndarray:
@@ -58,4 +58,4 @@ def track_features(front_end: FrontEnd, track: Track, first: int, last: int) -> 
     Raises:
         AudioError: if the file cannot be read.
     """
-    return front_end.features_of([read_piece(front_end, track, first, last)])[0]
+    return front_end.features_of([read_chunk(front_end, track, first, last)])[0]

@@ -1,26 +1,21 @@
-"""Pseudo-labels: a manifest becomes features, features K-means clusters, clusters a unit a frame.
+"""Pseudo-labels: features of a manifest's tracks are clustered, and every frame gets a unit.
 
-`python -m music_ssl_fairseq.label --help`. In the order data passes through them:
+`python -m music_ssl_fairseq.label --help`. In the order data passes through the modules:
 
-    sample       which frames of which tracks K-means is fitted on
-    start        the frames that K-means begins with
-    kmeans       fitting, with `reseat`; `backends` and `torch_kmeans` are what it computes with
-    minibatch    fitting more frames than fit, in `batches`
-    given        centroids from elsewhere, instead
-    nearest      the unit nearest to a frame
-    assign       every track's units
-    join         the units as a split's files
-    usage        how the units are used: perplexity, majority share, run length
-    report       a page about them, from `evidence`, `information` and `pictures`
+    job                  the settings of one run, checked before any work
+    recipe               the settings that decide the centroids
+    folder               the folder of labels: metadata.json, and whether it is finished
+    sample               frames of tracks to fit K-means on
+    kmeans               fitting in faiss; `torch_kmeans` on a GPU
+    minibatch            fitting more frames than fit into memory
+    external_centroids   centroids fitted elsewhere, instead
+    fitting              the stage that these make up
+    assign               the nearest centroid of each frame
+    join                 units as a split's files
+    labelling            the stage that these make up
+    usage                perplexity, majority share and run length of the units
+    notices              warnings about the music
+    report               a page about the labels; `report_samples`, `report_pictures`, `information`
 
-How the work is done, whatever it is:
-
-    shards       which part of it is whose
-    blocks       a job over blocks of tracks, saved one by one
-    work         where blocks are until all is there
-    parallel     worker processes
-    pieces       features of many pieces of audio, in a worker
-    memory       how much of what fits a stated memory
-    recipe       what made a set of labels (metadata.json), and whether it is finished
-    stages       the above in order, with progress
+How the work is shared, saved and resumed is `music_ssl_fairseq.jobs`.
 """

@@ -23,12 +23,12 @@ _MEMORY = 4 << 30
 DESCRIPTION = """\
 Give every frame of every track a unit: the number of the nearest of k centroids, which K-means
 fits on a sample of the train manifest's frames. Reads train.tsv and, if it is there, valid.tsv;
-writes train.km, valid.km (a line a track, as fairseq reads them), the same as memory maps
+writes train.km, valid.km (one line per track, as fairseq reads them), the same as memory maps
 (train.units.npy, train.offsets.npy), dict.km.txt, centroids.npy ([k, dimension] float32) and
 metadata.json (recipe, label_rate, inertia, versions, usage of units).
 
-Equal options and manifests give equal labels, whatever the number of workers or shards. A run that
-was interrupted or killed is continued by the same command; one that has finished is left as it is.
+Equal options and manifests give equal labels, whatever the number of workers or shards. The same
+command resumes a run that was interrupted or killed, and leaves a finished one as it is.
 """
 
 EXAMPLES = """\
@@ -47,7 +47,7 @@ The manifests come from `python -m manifests_tools pretrain --root MUSIC_DIR`, a
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     parser = new_parser("music_ssl_fairseq.label", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     add(
@@ -55,8 +55,8 @@ def get_parser() -> argparse.ArgumentParser:
         type=_positive,
         default=500,
         metavar="K",
-        help="clusters, that is different units (default: %(default)s, as HuBERT's first "
-        "iteration; some 40 frames each are the least, 250 and more are good)",
+        help="number of clusters, that is of units (default: %(default)s, as HuBERT's first "
+        "iteration; at least 40 frames each, better 250 or more)",
     )
     add(
         "--features",
@@ -329,7 +329,7 @@ def _summarise(folder: "LabelFolder", splits: dict[str, "Manifest"]) -> None:
         print(
             f"  {split}: {record['tracks']} tracks, {record['labels'] / rate / 3600:.2f} h; "
             f"{record['used_clusters']} units used, perplexity {record['perplexity']:.0f}; "
-            f"guessing the commonest unit is right in {100 * record['majority_share']:.2f} %; "
+            f"guessing the most frequent unit is right in {100 * record['majority_share']:.2f} %; "
             f"a unit lasts {run:.1f} frames ({1000 * run / rate:.0f} ms)"
         )
         if record["unreadable"]:

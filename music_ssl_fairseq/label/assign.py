@@ -85,7 +85,7 @@ class Labeller(FeatureJob):
 
     def requests(self, item: list[Track]) -> list[Request]:
         """Return requests for all frames of some tracks."""
-        size = self.front.piece_frames
+        size = self.front.chunk_frames
         return [
             Request(track, first, min(self._num_frames(track), first + size))
             for track in item
@@ -104,7 +104,7 @@ class Labeller(FeatureJob):
 
     def _label(self, num_frames: int, read: Iterator) -> np.ndarray | AudioError:
         units = np.empty(num_frames, unit_type(len(self.centroids)))
-        size = self.front.piece_frames
+        size = self.front.chunk_frames
         error = None
         for first in range(0, num_frames, size):
             found = next(read)

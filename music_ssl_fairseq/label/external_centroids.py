@@ -1,4 +1,4 @@
-"""Centroids that were fitted elsewhere."""
+"""Read centroids that were fitted elsewhere."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def load_centroids(file: Path) -> np.ndarray:
 
 
 def check_dimension(file: Path, centroids: np.ndarray, dimension: int, features: str) -> None:
-    """Compare with the features that are to be assigned.
+    """Compare centroids with the features that they are to be assigned to.
 
     Raises:
         InputError: if they differ.
@@ -48,5 +48,5 @@ def check_dimension(file: Path, centroids: np.ndarray, dimension: int, features:
     if centroids.shape[1] != dimension:
         raise InputError(
             f"{file}: {len(centroids)} centroids of {centroids.shape[1]} values, but {features} "
-            f"has {dimension} a frame: they are of other features"
+            f"has {dimension} per frame: they are of other features"
         )

@@ -1,4 +1,4 @@
-"""How much units tell about something else."""
+"""Measure how much units tell about pitch or loudness."""
 
 from typing import NamedTuple
 
@@ -9,8 +9,8 @@ class Information(NamedTuple):
     """Mutual information, in bits.
 
     Attributes:
-        bits: that a unit tells about the other thing, corrected for chance.
-        entropy: of the other thing: what there is to tell.
+        bits: that a unit tells about the other quantity, corrected for chance.
+        entropy: of the other quantity, in bits: an upper bound of `bits`.
     """
 
     bits: float
@@ -18,12 +18,12 @@ class Information(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Of what there is to tell, from 0 to 1."""
+        """`bits` as a share of `entropy`, from 0 to 1."""
         return self.bits / self.entropy if self.entropy > 0 else 0.0
 
 
 def mutual_information(units: np.ndarray, others: np.ndarray) -> Information:
-    """Of two columns of numbers from 0 on, `[n]` each.
+    """Return the mutual information of two columns of numbers from 0 on, `[n]` each.
 
     Few samples make independent things look related. The Miller-Madow correction takes off what is
     expected of that: half the number of occupied cells, less the rows and columns, over n.
@@ -40,7 +40,7 @@ def mutual_information(units: np.ndarray, others: np.ndarray) -> Information:
 
 
 def quantiles(values: np.ndarray, number: int) -> np.ndarray:
-    """In which of `number` equally full steps each value is: `[n]` int64 from 0 on."""
+    """Sort values into `number` equally full steps: return `[n]` int64 from 0 on."""
     edges = np.quantile(values, np.arange(1, number) / number)
     return np.searchsorted(np.unique(edges), values, side="right")
 

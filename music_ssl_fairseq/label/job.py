@@ -1,4 +1,4 @@
-"""What the labeler does, and with what means."""
+"""The settings of one run of the labeler, checked before any work is done."""
 
 import os
 import shlex
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.features import DEEP, Features, FrontEnd, front_end
+from music_ssl_fairseq.features import DEEP, FeatureSpec, FrontEnd, front_end
 from music_ssl_fairseq.jobs import memory
 from music_ssl_fairseq.jobs.pool import WorkerPool, start_server
 from music_ssl_fairseq.jobs.shards import Shard, choose_shard
@@ -38,7 +38,7 @@ class Job:
     """
 
     folder: LabelFolder
-    features: Features
+    features: FeatureSpec
     pool: WorkerPool
     device: str
     threads: int
@@ -81,7 +81,7 @@ def make_job(arguments: Namespace, parser: ArgumentParser, train: Manifest) -> J
                     f"--algorithm minibatch has the settings of fairseq's scripts: leave out "
                     f"--{name}, or --algorithm"
                 )
-    features = Features(a.features, a.checkpoint, a.layer)
+    features = FeatureSpec(a.features, a.checkpoint, a.layer)
     on_gpu = features.can_use_gpu and a.device == "cuda"
     needed = replace(features, device="cuda" if on_gpu else "cpu").modules
     start_server([f"{__package__}.sample", f"{__package__}.assign", *needed])
@@ -149,7 +149,7 @@ def _remarks(a: Namespace, parser: ArgumentParser) -> dict[str, str]:
     return {"options": shlex.join(options), "manifests": str(a.manifests)}
 
 
-def _recipe(a: Namespace, features: Features, train: Manifest) -> Recipe:
+def _recipe(a: Namespace, features: FeatureSpec, train: Manifest) -> Recipe:
     front = front_end(features)
     k = a.k if a.centroids is None else len(load_centroids(a.centroids))
     held = a.minibatch or a.max_frames

@@ -1,4 +1,4 @@
-"""Blocks of units become a split's labels: text for fairseq, and a memory map of the same.
+"""Join blocks of units into a split's labels: text for fairseq, and a memory map of the same.
 
 Training takes the memory map (`data.unit_memmap`) instead of the text, as long as it is no older.
 """
@@ -19,11 +19,11 @@ from music_ssl_fairseq.label.usage import Usage
 from music_ssl_fairseq.runtime.files import atomic_path
 from music_ssl_fairseq.runtime.npy import write_header
 
-_MONOTONOUS = 0.8  # share of labels
+_MONOTONOUS_SHARE = 0.8  # of a track's labels
 
 
 class Joined:
-    """What joining has found out.
+    """What was found while joining.
 
     Attributes:
         usage: of the units.
@@ -36,7 +36,7 @@ class Joined:
         self.usage = Usage(k)
         self.unreadable: list[int] = []
         self.monotonous: list[int] = []
-        # Looked up, a unit's text costs half of what it costs to make.
+        # Looking a unit's text up takes half the time of making it.
         self.words = [str(unit) for unit in range(k)]
 
 
@@ -46,8 +46,8 @@ def join(work: CheckpointDir, stage: str, num_blocks: int, target: Path, k: int)
     One block is held at a time.
 
     Args:
-        stage: that has made the blocks.
-        target: the `.km`; the others are beside it.
+        stage: the name of the job that made the blocks.
+        target: the `.km`; the others are written beside it.
 
     Raises:
         InputError: if not a single track could be read.
@@ -92,16 +92,16 @@ def _join_block(
     for units in np.split(block.values, np.cumsum(block.lengths)[:-1]):
         words = map(joined.words.__getitem__, units.tolist())
         text.write(" ".join(words).encode() + b"\n")
-        if len(units) and np.bincount(units).max() > _MONOTONOUS * len(units):
+        if len(units) and np.bincount(units).max() > _MONOTONOUS_SHARE * len(units):
             joined.monotonous.append(joined.usage.tracks)
         joined.usage.add(units)
 
 
 @contextlib.contextmanager
 def _array_file(path: Path, dtype: type[np.unsignedinteger], size: int) -> Iterator[BinaryIO]:
-    """A .npy file of one dimension, to write its values to.
+    """Open a .npy file of one dimension, to write its values to.
 
-    Not through a memory map, in which a full disk ends the process without a word.
+    Not through a memory map, where a full disk kills the process without a message.
     """
     with path.open("wb") as handle:
         write_header(handle, np.dtype(dtype), (size,))

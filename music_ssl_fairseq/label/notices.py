@@ -1,4 +1,4 @@
-"""What is wrong with the music, and labels would hide: silence, copies, little validation."""
+"""Warn about the music of labelled splits: silence, copies, little validation."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -10,25 +10,25 @@ from music_ssl_fairseq.data.validation import concerns
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.frames import SAMPLE_RATE
 
-_BLOCK = 60 * SAMPLE_RATE  # samples read at a time
+_CHUNK_SAMPLES = 60 * SAMPLE_RATE
 
 
 def silent_tracks(manifest: Manifest, candidates: Iterable[int]) -> list[int]:
-    """Which of some tracks are silent."""
+    """Return those of the candidates that are silent."""
     return [track for track in candidates if _is_silent(manifest, track)]
 
 
 def _is_silent(manifest: Manifest, track: int) -> bool:
     path = manifest.path(track)
-    starts = range(0, int(manifest.num_samples[track]), _BLOCK)
+    starts = range(0, int(manifest.num_samples[track]), _CHUNK_SAMPLES)
     try:
-        return all(audio.is_silent(audio.read(path, start, _BLOCK)) for start in starts)
+        return all(audio.is_silent(audio.read(path, start, _CHUNK_SAMPLES)) for start in starts)
     except AudioError:
         return False
 
 
 def notices(splits: dict[str, Manifest], records: dict[str, Any]) -> Iterator[str]:
-    """Sentences about the music of labelled splits.
+    """Yield warnings about the music of labelled splits.
 
     Args:
         records: of the splits, in metadata.json.

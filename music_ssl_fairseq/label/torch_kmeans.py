@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from music_ssl_fairseq.features.exact import exact_products
+from music_ssl_fairseq.features.no_tf32 import no_tf32
 
 _BLOCK_DISTANCES = 1 << 26  # held at once: 256 MB
 _FRAMES_SHARE = 0.5  # of the GPU's free memory that frames may take
@@ -43,7 +43,7 @@ class TorchNearest:
         The distance is the frame's squared norm less twice its score.
         """
         centred = frames.to(self._device) - self.mean
-        with exact_products():
+        with no_tf32():
             return torch.addmm(-self._half_norms, centred, self._centred.T), centred
 
     def blocks(self, frames: np.ndarray | Tensor) -> Iterator[Tensor]:
@@ -92,7 +92,7 @@ def _iterate(frames: np.ndarray | Tensor, centroids: Tensor, device: str) -> tup
         distances = (centred.square().sum(1) - 2 * best).clamp_min(0)
         inertia += distances.sum(dtype=torch.float64)
         members = torch.zeros_like(scores).scatter_(1, units[:, None], 1)
-        with exact_products():
+        with no_tf32():
             sums += (members.T @ centred).double()
         counts += members.sum(0, dtype=torch.float64)
     means = sums / counts.clamp_min(1)[:, None] + nearest.mean.double()

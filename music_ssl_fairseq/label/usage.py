@@ -1,4 +1,4 @@
-"""How units are used: what a training run can gain over guessing, and how fast they change."""
+"""Measure how units are used: their frequencies, and how fast they change."""
 
 from dataclasses import dataclass, field
 
@@ -10,7 +10,7 @@ class Usage:
     """Counts over all tracks of a split.
 
     Attributes:
-        k: units there are.
+        k: number of units.
         counts: `[k]` labels of each unit.
         runs: stretches of equal labels, none longer than a track.
         tracks: lines counted, empty ones included.
@@ -33,32 +33,32 @@ class Usage:
 
     @property
     def labels(self) -> int:
-        """Labels counted."""
+        """The number of labels counted."""
         return int(self.counts.sum())
 
     @property
     def used(self) -> int:
-        """Units that occur at all."""
+        """The number of units that occur."""
         return int(np.count_nonzero(self.counts))
 
     @property
     def perplexity(self) -> float:
-        """Exponential of the units' entropy: as many equally frequent ones would carry as much."""
+        """The exponential of the entropy: so many equally frequent units would carry as much."""
         shares = self.counts[self.counts > 0] / max(1, self.labels)
         return float(np.exp(-(shares * np.log(shares)).sum()))
 
     @property
     def majority_share(self) -> float:
-        """Share of the most frequent unit: the accuracy of always guessing it."""
+        """The share of the most frequent unit, which is the accuracy of always guessing it."""
         return float(self.counts.max() / max(1, self.labels))
 
     @property
     def mean_run_length(self) -> float:
-        """Frames until the unit changes, on average."""
+        """The mean number of frames until the unit changes."""
         return self.labels / max(1, self.runs)
 
     def summary(self) -> dict[str, float]:
-        """All of it, for metadata.json."""
+        """Return all of these for metadata.json."""
         return {
             "tracks": self.tracks,
             "labels": self.labels,

@@ -52,12 +52,12 @@ def speed(name: str, waveform: np.ndarray) -> float:
     return len(waveform) / SAMPLE_RATE / min(times)
 
 
-def deep_speed(device: str, waveform: np.ndarray, pieces: int) -> float:
+def deep_speed(device: str, waveform: np.ndarray, chunks: int) -> float:
     """Seconds of audio a second through six layers of a base-sized model."""
     import torch
 
     from music_ssl_fairseq.features.deep import Deep
-    from music_ssl_fairseq.features.framewise import Piece
+    from music_ssl_fairseq.features.framewise import Chunk
     from music_ssl_fairseq.models.music_hubert import MusicHubertConfig, MusicHubertModel
     from tests import checkpoints, tiny
 
@@ -66,7 +66,7 @@ def deep_speed(device: str, waveform: np.ndarray, pieces: int) -> float:
         path = checkpoints.write(Path(folder) / "base.pt", "music_hubert", model)
         front = Deep(str(path), 6, device)
     length = len(waveform)
-    whole = [Piece(waveform, 0, length, 0, front.grid.num_frames(length))] * pieces
+    whole = [Chunk(waveform, 0, length, 0, front.grid.num_frames(length))] * chunks
     times = []
     for _ in range(4):
         began = time.perf_counter()
@@ -75,7 +75,7 @@ def deep_speed(device: str, waveform: np.ndarray, pieces: int) -> float:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
         del found
-    return pieces * length / SAMPLE_RATE / min(times[1:])
+    return chunks * length / SAMPLE_RATE / min(times[1:])
 
 
 def table(waveforms: list[np.ndarray]) -> None:

@@ -30,6 +30,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+# Before any library reads it: idle threads sleep, as they do in the labeler. Spinning threads count
+# as CPU time, and take the CPUs of other programs.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 LEFT_OUT = 8  # one track of so many is not fitted on
 TRACK_FRAMES = 30_000  # frames assigned at a time: MFCC of five minutes
 

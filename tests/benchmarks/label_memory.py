@@ -5,8 +5,8 @@
 
 The manifest repeats the tracks of a real one until it has so many hours. All of the labeler runs on
 it: sampling, K-means, assignment, joining, all files whole. What is replaced, because two cores
-would decode for an hour or more, is what a piece of audio costs, not what is kept of it: of each
-piece only 25 ms are decoded, and its features are cut from a table of a minute of MFCC, as large as
+would decode for an hour or more, is what a chunk of audio costs, not what is kept of it: of each
+chunk only 25 ms are decoded, and its features are cut from a table of a minute of MFCC, as large as
 real ones would be. `--real` decodes and computes everything.
 
 Memory is the sum over all processes of the labeler of their proportional share of physical memory
@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from music_ssl_fairseq import features
-from music_ssl_fairseq.features.framewise import Piece
+from music_ssl_fairseq.features.framewise import Chunk
 from music_ssl_fairseq.features.mfcc import Mfcc
 from music_ssl_fairseq.label.assign import Labeller
 from music_ssl_fairseq.label.sample import Reader
@@ -48,16 +48,16 @@ class Stub(Mfcc):
         """25 ms, wherever they are."""
         return first * self.grid.hop, first * self.grid.hop + self.grid.window
 
-    def features_of(self, pieces: Sequence) -> list[np.ndarray]:
+    def features_of(self, chunks: Sequence) -> list[np.ndarray]:
         """A part of the table, as long as it has to be."""
         # A copy with noise of its own, as K-means of equal frames would be no K-means.
-        rng = np.random.default_rng(pieces[0].first)
+        rng = np.random.default_rng(chunks[0].first)
         table = self._table + rng.normal(0, 1, self._table.shape[1]).astype(np.float32)
-        return [table[: piece.last - piece.first] for piece in pieces]
+        return [table[: chunk.last - chunk.first] for chunk in chunks]
 
-    def features_at(self, piece: Piece, frames: np.ndarray) -> np.ndarray:
+    def features_at(self, chunk: Chunk, frames: np.ndarray) -> np.ndarray:
         """Some of these."""
-        return self.features_of([piece])[0][frames - piece.first]
+        return self.features_of([chunk])[0][frames - chunk.first]
 
 
 class StubLabeller(Labeller):

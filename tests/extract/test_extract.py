@@ -18,7 +18,7 @@ from music_ssl_fairseq import audio
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.extract.__main__ import get_parser, main
-from music_ssl_fairseq.extract.batches import Cut, Row, batches
+from music_ssl_fairseq.extract.batches import Cut, QueuedWindow, batches
 from music_ssl_fairseq.extract.store import frame_file
 from music_ssl_fairseq.frames import FrameGrid
 from music_ssl_fairseq.runtime.files import hold
@@ -111,14 +111,14 @@ def test_an_interrupted_run_goes_on(corpus, tmp_path, monkeypatch, capsys, pool)
     whole, start, left = tmp_path / "whole", Extraction._start, [2]
     assert extract(corpus, whole, "--pool", pool) == 0
 
-    def interrupted(self, rows: list[Row]):
+    def interrupted(self, rows: list[QueuedWindow]):
         left[0] -= 1
         if left[0] < 0:
             raise KeyboardInterrupt
         return start(self, rows)
 
     monkeypatch.setattr(Extraction, "_start", interrupted)
-    monkeypatch.setattr("music_ssl_fairseq.extract.run._AHEAD", 0)
+    monkeypatch.setattr("music_ssl_fairseq.extract.run._BATCHES_IN_FLIGHT", 0)
     out = tmp_path / "out"
     options = ("--pool", pool, "--batch-seconds", "2")
     assert extract(corpus, out, *options) == 130
@@ -422,7 +422,7 @@ def rows(cut: Cut, tracks: range):
     for track in tracks:
         for section in cut.sections(track):
             for window in section.windows:
-                yield Row(track, window, torch.zeros(window.num_samples), None)
+                yield QueuedWindow(track, window, torch.zeros(window.num_samples), None)
 
 
 def test_batches_hold_equal_lengths_and_do_not_wait_for_ever(tmp_path):

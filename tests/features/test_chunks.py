@@ -8,7 +8,7 @@ import pytest
 
 from music_ssl_fairseq.data.manifest import write_manifest
 from music_ssl_fairseq.errors import AudioError
-from music_ssl_fairseq.features import Features
+from music_ssl_fairseq.features import FeatureSpec
 from music_ssl_fairseq.features.chunk_features import FeatureJob, Request
 from music_ssl_fairseq.features.track import Track
 from music_ssl_fairseq.label.__main__ import main
@@ -21,10 +21,10 @@ SECONDS = [3, 1, 2, 4, 1, 2, 3, 1, 2, 3, 1]
 
 
 @pytest.fixture(scope="module")
-def deep(tmp_path_factory) -> Features:
+def deep(tmp_path_factory) -> FeatureSpec:
     folder = tmp_path_factory.mktemp("model")
     path = checkpoints.write(folder / "m.pt", "hubert", checkpoints.MODELS["hubert"]())
-    return Features("deep", str(path), 2)
+    return FeatureSpec("deep", str(path), 2)
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import torch
 
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.features import Features, front_end
+from music_ssl_fairseq.features import FeatureSpec, front_end
 from music_ssl_fairseq.features.deep import Deep
-from music_ssl_fairseq.features.track import Track, read_piece, track_features
+from music_ssl_fairseq.features.track import Track, read_chunk, track_features
 from music_ssl_fairseq.upstream import load
 from music_ssl_fairseq.upstream.windows import Windowing
 from tests import checkpoints
@@ -29,7 +29,7 @@ def write(folder, family="music_hubert", **fields) -> str:
 @pytest.mark.parametrize("layer", [0, 2, 3])
 def test_is_that_layer_of_the_model(tmp_path, family, layer):
     path = write(tmp_path, family)
-    front = front_end(Features("deep", path, layer))
+    front = front_end(FeatureSpec("deep", path, layer))
     waveform = tone(1.3)[:, 0]
     frames = front.features(waveform)
     upstream = load(path)
@@ -49,9 +49,9 @@ def test_too_little_audio_has_no_frames(tmp_path):
 def test_what_there_is_not(tmp_path):
     path = write(tmp_path)
     with pytest.raises(InputError, match=r"music_hubert\.pt: has no layer 4, only 0 .* to 3"):
-        front_end(Features("deep", path, 4))
+        front_end(FeatureSpec("deep", path, 4))
     with pytest.raises(InputError, match=r"gone\.pt"):
-        front_end(Features("deep", str(tmp_path / "gone.pt"), 1))
+        front_end(FeatureSpec("deep", str(tmp_path / "gone.pt"), 1))
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +70,8 @@ def test_any_part_of_a_track_is_that_of_the_whole(tmp_path, long_track):
 
 def test_only_the_section_that_a_part_needs_is_read(tmp_path, long_track):
     front = Deep(write(tmp_path), 3, windowing=SECTIONS)
-    piece = read_piece(front, long_track, 50, 60)
-    assert len(piece.waveform) <= 18 * 16000
+    chunk = read_chunk(front, long_track, 50, 60)
+    assert len(chunk.waveform) <= 18 * 16000
 
 
 def test_batches_change_nothing(tmp_path, long_track):
@@ -81,12 +81,12 @@ def test_batches_change_nothing(tmp_path, long_track):
     short = write_tone(tmp_path / "short.flac", 2.5)
     tracks = [long_track, Track(str(short), 40_000), long_track]
     wanted = [(0, 700), (3, 90), (1000, 1200)]
-    pieces = [read_piece(one, t, *part) for t, part in zip(tracks, wanted, strict=True)]
-    together = many.features_of(pieces)
-    for i, piece in enumerate(pieces):
-        (alone,) = one.features_of([piece])
+    chunks = [read_chunk(one, t, *part) for t, part in zip(tracks, wanted, strict=True)]
+    together = many.features_of(chunks)
+    for i, chunk in enumerate(chunks):
+        (alone,) = one.features_of([chunk])
         np.testing.assert_allclose(together[i], alone, atol=1e-5)
-        np.testing.assert_array_equal(many.features_of([piece])[0], together[i])
+        np.testing.assert_array_equal(many.features_of([chunk])[0], together[i])
 
 
 def test_seams_do_not_show(tmp_path):
@@ -119,7 +119,7 @@ def test_a_gpu_computes_the_same_whatever_shares_a_batch(tmp_path, long_track, f
     expected = cpu.features(waveform)
     found = gpu.features(waveform)
     assert np.square(found - expected).mean() < 1e-3 * np.square(expected).mean()  # bf16
-    pieces = [read_piece(gpu, long_track, *part) for part in pairwise([0, 300, 700, 1000])]
-    together = gpu.features_of(pieces)
-    for piece, frames in zip(pieces, together, strict=True):
-        np.testing.assert_array_equal(gpu.features_of([piece])[0], frames)
+    chunks = [read_chunk(gpu, long_track, *part) for part in pairwise([0, 300, 700, 1000])]
+    together = gpu.features_of(chunks)
+    for chunk, frames in zip(chunks, together, strict=True):
+        np.testing.assert_array_equal(gpu.features_of([chunk])[0], frames)

@@ -12,8 +12,8 @@ import torch
 import torchaudio
 
 from music_ssl_fairseq import audio
-from music_ssl_fairseq.features import ON_GPU, Features, front_end
-from music_ssl_fairseq.features.framewise import Piece
+from music_ssl_fairseq.features import ON_GPU, FeatureSpec, front_end
+from music_ssl_fairseq.features.framewise import Chunk
 from music_ssl_fairseq.features.kaldi_torch import TorchLogMel, TorchMfcc
 from music_ssl_fairseq.features.logmel import LogMel
 from music_ssl_fairseq.features.mfcc import Mfcc, deltas
@@ -76,11 +76,11 @@ def test_too_little_audio_has_no_frames_in_torch_either():
 def test_pieces_in_torch_are_parts_of_the_whole():
     waveform, front = tone(3.0)[:, 0], TorchMfcc("cpu")
     whole = front.features(waveform)
-    pieces = []
+    chunks = []
     for first, last in ((0, 120), (120, len(whole))):
         start, stop = front.span(len(waveform), first, last)
-        pieces.append(Piece(waveform[start:stop], start, len(waveform), first, last))
-    parts = torch.cat(list(front.tensors_of(pieces))).numpy()
+        chunks.append(Chunk(waveform[start:stop], start, len(waveform), first, last))
+    parts = torch.cat(list(front.tensors_of(chunks))).numpy()
     np.testing.assert_allclose(parts, whole, atol=1e-3)
 
 
@@ -88,8 +88,8 @@ def test_pieces_in_torch_are_parts_of_the_whole():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_features_on_a_gpu_are_those_on_the_cpu(name):
     waveform = waveforms()["music"]
-    reference = front_end(Features(name)).features(waveform)
-    ours = front_end(Features(name, device="cuda")).features(waveform)
+    reference = front_end(FeatureSpec(name)).features(waveform)
+    ours = front_end(FeatureSpec(name, device="cuda")).features(waveform)
     assert np.abs(ours - reference).max() <= 1e-4 * np.abs(reference).max()
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.features import FRONT_ENDS, Features, front_end
+from music_ssl_fairseq.features import FRONT_ENDS, FeatureSpec, front_end
 from music_ssl_fairseq.features.concatenation import SCATTER, Concatenation
 from music_ssl_fairseq.frames import FrameGrid
 from tests.audio_files import tone
@@ -32,12 +32,12 @@ def test_front_ends_are_what_they_say(name, num_samples):
 
 
 def test_modules_are_those_that_a_front_end_needs():
-    assert Features("mfcc60+cqt+mfcc").modules == [f"{PACKAGE}.mfcc", f"{PACKAGE}.cqt"]
-    assert Features("deep", "a.pt", 6).modules == [f"{PACKAGE}.deep"]
+    assert FeatureSpec("mfcc60+cqt+mfcc").modules == [f"{PACKAGE}.mfcc", f"{PACKAGE}.cqt"]
+    assert FeatureSpec("deep", "a.pt", 6).modules == [f"{PACKAGE}.deep"]
 
 
 def test_each_is_made_once():
-    assert front_end(Features("cqt")) is front_end(Features("cqt"))
+    assert front_end(FeatureSpec("cqt")) is front_end(FeatureSpec("cqt"))
 
 
 def test_parts_are_scaled_by_their_scatter():
@@ -76,4 +76,4 @@ def test_different_frames_cannot_be_joined():
 )
 def test_what_cannot_be(arguments, says):
     with pytest.raises(InputError, match=says):
-        Features(**arguments)
+        FeatureSpec(**arguments)

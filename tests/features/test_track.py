@@ -8,7 +8,7 @@ import pytest
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.features import FRONT_ENDS, front_end
-from music_ssl_fairseq.features.track import Track, check_length, read_piece, track_features
+from music_ssl_fairseq.features.track import Track, check_length, read_chunk, track_features
 from tests.audio_files import write_tone
 
 MFCC = front_end("mfcc")
@@ -55,7 +55,7 @@ def test_some_frames_equal_those_of_the_whole_track(tmp_path, name, first):
     whole = front.features(audio.read(path))
     frames = np.array([0, 1, 120, 121, 122, 300, 450, 601, 602])
     frames = frames[frames >= first]
-    some = front.features_at(read_piece(front, track, first, len(whole)), frames)
+    some = front.features_at(read_chunk(front, track, first, len(whole)), frames)
     assert len(whole) == 603
     assert some.shape == (len(frames), front.dimension)
     assert np.abs(some - whole[frames]).max() <= 0.02 * whole.std()
@@ -63,7 +63,7 @@ def test_some_frames_equal_those_of_the_whole_track(tmp_path, name, first):
 
 def test_little_is_computed_for_few_frames(tmp_path, monkeypatch):
     path = write_tone(tmp_path / "a.flac", 30)
-    piece = read_piece(MFCC, Track(str(path), 480_000), 0, 2998)
+    chunk = read_chunk(MFCC, Track(str(path), 480_000), 0, 2998)
     computed = []
     features = MFCC.features
 
@@ -72,11 +72,11 @@ def test_little_is_computed_for_few_frames(tmp_path, monkeypatch):
         return features(waveform)
 
     monkeypatch.setattr(MFCC, "features", watched, raising=False)
-    MFCC.features_at(piece, np.arange(50, 2950, 100))
+    MFCC.features_at(chunk, np.arange(50, 2950, 100))
     assert sum(computed) < 0.13 * 480_000
     computed.clear()
-    MFCC.features_at(piece, np.arange(50, 2950, 5))
-    assert computed == [479_920]  # the piece
+    MFCC.features_at(chunk, np.arange(50, 2950, 5))
+    assert computed == [479_920]  # the chunk
 
 
 def test_only_the_part_is_decoded(tmp_path, monkeypatch):

@@ -56,7 +56,7 @@ def test_given_centroids_are_assigned(tmp_path, capsys):
     assert main(arguments) == 0
     np.save(tmp_path / "mine.npy", centroids[:, :20])
     assert main([*arguments, "--force"]) == 1
-    assert "6 centroids of 20 values, but mfcc has 39 a frame" in capsys.readouterr().err
+    assert "6 centroids of 20 values, but mfcc has 39 per frame" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

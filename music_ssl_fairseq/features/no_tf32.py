@@ -1,4 +1,4 @@
-"""Matrix products in float32 with all their digits."""
+"""Compute matrix products in float32 with all digits."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,8 +7,8 @@ import torch
 
 
 @contextlib.contextmanager
-def exact_products() -> Iterator[None]:
-    """No TF32, which keeps 10 bits, whatever a program has allowed."""
+def no_tf32() -> Iterator[None]:
+    """Forbid TF32, which keeps 10 bits of the mantissa, whatever the program has allowed."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
