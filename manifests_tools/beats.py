@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from manifests_tools.examine import Track
+from manifests_tools.examine import ExaminedTrack
 from manifests_tools.labelled import Labelled, as_it_is
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE
@@ -117,7 +117,7 @@ def _position(text: str, bars: bool) -> int:
     return parse_position(bar)
 
 
-def beats_within(item: Labelled, track: Track) -> list[Example]:
+def beats_within(item: Labelled, track: ExaminedTrack) -> list[Example]:
     """The file with those of its beats that are before its end; nothing if there are none."""
     seconds = track.num_samples / SAMPLE_RATE
     beats = tuple(beat for beat in item.label if float(beat.partition("/")[0]) < seconds)

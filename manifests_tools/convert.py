@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import soundfile
 
-from manifests_tools.examine import Track, blocks
+from manifests_tools.examine import ExaminedTrack, blocks
 from manifests_tools.parallel import parallel_map
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.data.left_out import LeftOut
@@ -40,7 +40,7 @@ def _clashing(targets: dict[str, str]) -> list[str]:
 
 
 def convert_tracks(
-    root: str, folder: str, tracks: list[Track], workers: int
+    root: str, folder: str, tracks: list[ExaminedTrack], workers: int
 ) -> tuple[dict[str, str], list[LeftOut]]:
     """Write a copy of each track below `folder`, in parallel; keep those already there.
 
@@ -60,7 +60,7 @@ def convert_tracks(
     return targets, left_out
 
 
-def _convert_track(job: tuple[Track, str], root: str, folder: str) -> LeftOut | None:
+def _convert_track(job: tuple[ExaminedTrack, str], root: str, folder: str) -> LeftOut | None:
     track, name = job
     source, target = os.path.join(root, track.name), os.path.join(folder, name)
     try:

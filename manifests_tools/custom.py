@@ -100,7 +100,7 @@ def run(
     root = os.path.abspath(file.parent if root is None else root)
     require_folder(root)
     known = _read_classes(Path(classes)) if classes else None
-    reader = _Reader(file, kind, separator, known)
+    reader = _CsvReader(file, kind, separator, known)
     names = targets.split(",") if targets else None
     metric = metric or METRICS[kind][0]
     build(partial(_read, reader, name, metric, names), root, out, **common)
@@ -114,7 +114,7 @@ def _read_classes(file: Path) -> tuple[str, ...]:
     return tuple(sorted(cells[0] for _, cells in lines))
 
 
-def _read(reader: "_Reader", name: str, metric: str, targets: Sequence[str] | None) -> DataSet:
+def _read(reader: "_CsvReader", name: str, metric: str, targets: Sequence[str] | None) -> DataSet:
     splits = reader.read()
     classes: tuple[str, ...] = ()
     labels = {label for items in splits.values() for item in items for label in item.label}
@@ -142,7 +142,7 @@ def _targets(file: Path, items: list[Labelled], names: Sequence[str] | None) -> 
     return tuple(names)
 
 
-class _Reader:
+class _CsvReader:
     """Reads the lines of a CSV, and checks each."""
 
     def __init__(self, file: Path, kind: str, separator: str, classes: tuple[str, ...] | None):

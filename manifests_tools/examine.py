@@ -25,7 +25,7 @@ BLOCK_SECONDS = 120
 
 
 @dataclass(frozen=True)
-class Track:
+class ExaminedTrack:
     """A usable file: name relative to the root, samples at 16 kHz, and the file's own rate."""
 
     name: str
@@ -96,19 +96,21 @@ def blocks(num_samples: int, sample_rate: int) -> Iterator[tuple[int, int]]:
 
 def examine_tracks(
     root: str, names: list[str], min_seconds: float, thorough: bool, workers: int
-) -> tuple[list[Track], list[LeftOut]]:
+) -> tuple[list[ExaminedTrack], list[LeftOut]]:
     """Examine files in parallel: the usable ones in the order of `names`, and the others."""
     function = partial(_examine_track, root=root, min_seconds=min_seconds, thorough=thorough)
     tracks, left_out = [], []
     for result in parallel_map(function, names, workers, "reading audio"):
-        if isinstance(result, Track):
+        if isinstance(result, ExaminedTrack):
             tracks.append(result)
         else:
             left_out.append(result)
     return tracks, left_out
 
 
-def _examine_track(name: str, root: str, min_seconds: float, thorough: bool) -> Track | LeftOut:
+def _examine_track(
+    name: str, root: str, min_seconds: float, thorough: bool
+) -> ExaminedTrack | LeftOut:
     try:
         info, silent = listen(os.path.join(root, name), thorough)
     except AudioError as error:
@@ -116,4 +118,4 @@ def _examine_track(name: str, root: str, min_seconds: float, thorough: bool) -> 
     seconds = info.num_samples / info.sample_rate
     if info.num_samples == 0 or seconds < min_seconds:
         return LeftOut(name, f"too short: {seconds:.3f} s, at least {min_seconds:g} s are needed")
-    return Track(name, info.length_at(), info.sample_rate, silent)
+    return ExaminedTrack(name, info.length_at(), info.sample_rate, silent)

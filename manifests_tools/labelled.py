@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from manifests_tools.examine import Track
+from manifests_tools.examine import ExaminedTrack
 from music_ssl_fairseq.audio import EXTENSIONS
 from music_ssl_fairseq.errors import InputError, one_line
 from music_ssl_fairseq.frames import LENGTH_TOLERANCE, SAMPLE_RATE
@@ -22,7 +22,7 @@ class Labelled:
     group: str | None = None
 
 
-def as_it_is(item: Labelled, track: Track) -> list[Example]:
+def as_it_is(item: Labelled, track: ExaminedTrack) -> list[Example]:
     """One line for each labelled file, or part of one.
 
     Raises:
@@ -51,7 +51,7 @@ class DataSet:
 
     task: ProbingSpec
     splits: dict[str, list[Labelled]]
-    to_examples: Callable[[Labelled, Track], list[Example]] = field(default=as_it_is)
+    to_examples: Callable[[Labelled, ExaminedTrack], list[Example]] = field(default=as_it_is)
 
     def names(self, split: str) -> list[str]:
         """The files of a split, each once."""

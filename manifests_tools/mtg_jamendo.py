@@ -4,7 +4,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from manifests_tools.examine import Track
+from manifests_tools.examine import ExaminedTrack
 from manifests_tools.labelled import DataSet, Labelled, locate
 from manifests_tools.probing import ProbingBuilder
 from manifests_tools.tables import find_file, read_lines
@@ -61,7 +61,7 @@ def _read_split(root: str, subset: str, split: str, metadata: str | None) -> lis
     return items
 
 
-def middle(item: Labelled, track: Track, seconds: float) -> list[Example]:
+def middle(item: Labelled, track: ExaminedTrack, seconds: float) -> list[Example]:
     """The middle of a track, if it is longer than `seconds`; all of it for 0."""
     length = track.num_samples / SAMPLE_RATE
     segment = None

@@ -12,7 +12,7 @@ from manifests_tools.convert import convert_tracks
 from manifests_tools.examine import (
     COPY,
     SILENT,
-    Track,
+    ExaminedTrack,
     add_reading_options,
     examine_tracks,
 )
@@ -27,7 +27,7 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import hours
 from music_ssl_fairseq.runtime.files import atomic_path
 
-Groups = dict[str, list[Track]]
+Groups = dict[str, list[ExaminedTrack]]
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -127,8 +127,8 @@ def run(
 
 
 def _without_silence_and_copies(
-    root: str, tracks: list[Track]
-) -> tuple[list[Track], list[LeftOut]]:
+    root: str, tracks: list[ExaminedTrack]
+) -> tuple[list[ExaminedTrack], list[LeftOut]]:
     """Tracks that teach something, and that validation does not share with training."""
     left_out = [LeftOut(track.name, SILENT) for track in tracks if track.silent]
     tracks = [track for track in tracks if not track.silent]
@@ -177,7 +177,7 @@ def _refuse_mixing(root: str, convert: str) -> None:
 
 
 def _groups(
-    tracks: list[Track], group_by: GroupBy, left_out: list[LeftOut], report: Path
+    tracks: list[ExaminedTrack], group_by: GroupBy, left_out: list[LeftOut], report: Path
 ) -> Groups:
     """Tracks by group, at least two groups; files where there is but one folder."""
     if len(tracks) < 2:

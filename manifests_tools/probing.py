@@ -11,7 +11,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from manifests_tools.examine import Track, add_reading_options, examine_tracks
+from manifests_tools.examine import ExaminedTrack, add_reading_options, examine_tracks
 from manifests_tools.find import require_folder
 from manifests_tools.labelled import DataSet, printable, shorten
 from music_ssl_fairseq.cli import example
@@ -143,7 +143,7 @@ def build(
     _summarise(folder, task, examples, [*left_out, *empty], len(names), config)
 
 
-def _warn_of_silence_and_copies(root: str, data: DataSet, tracks: list[Track]) -> None:
+def _warn_of_silence_and_copies(root: str, data: DataSet, tracks: list[ExaminedTrack]) -> None:
     """Say what makes scores doubtful, but stays: which files a task has is not ours to choose."""
     if silent := [printable(track.name) for track in tracks if track.silent]:
         print(
@@ -174,7 +174,7 @@ def _refuse_missing(
         )
 
 
-def _examples(data: DataSet, tracks: dict[str, Track]) -> tuple[Splits, list[LeftOut]]:
+def _examples(data: DataSet, tracks: dict[str, ExaminedTrack]) -> tuple[Splits, list[LeftOut]]:
     """The lines of each split, and the files of which nothing is of use."""
     examples: Splits = {}
     empty = []

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 
-from manifests_tools.examine import Track
+from manifests_tools.examine import ExaminedTrack
 
 GroupBy = str | int
 """`folder`: the folder a file is in; n: the first n folders of its name; `file`: the file alone."""
@@ -23,7 +23,9 @@ def group_of(name: str, group_by: GroupBy) -> str:
     return os.sep.join(folder.split(os.sep)[: int(group_by)])
 
 
-def group_tracks(tracks: Iterable[Track], group_by: GroupBy) -> dict[str, list[Track]]:
+def group_tracks(
+    tracks: Iterable[ExaminedTrack], group_by: GroupBy
+) -> dict[str, list[ExaminedTrack]]:
     """Tracks of each group, in the order given."""
     groups = defaultdict(list)
     for track in tracks:

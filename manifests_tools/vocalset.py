@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import ceil
 
-from manifests_tools.examine import Track
+from manifests_tools.examine import ExaminedTrack
 from manifests_tools.find import find_audio
 from manifests_tools.labelled import DataSet, Labelled
 from manifests_tools.probing import ProbingBuilder
@@ -142,7 +142,7 @@ def _shuffle(
     return kept, [item for item in recordings if by(item) in held_out]
 
 
-def chunks(item: Labelled, track: Track) -> list[Example]:
+def chunks(item: Labelled, track: ExaminedTrack) -> list[Example]:
     """Consecutive chunks of a recording; what remains at its end is left out."""
     number = track.num_samples // (CHUNK_SECONDS * SAMPLE_RATE)
     return [

@@ -28,7 +28,7 @@ _UNKNOWN = (range(1), range(0x7FFF_F000, 0x8000_0001), range(0xFFFF_F000, _WRAP)
 
 
 @dataclass(frozen=True)
-class Header:
+class AudioHeader:
     """How to read a file.
 
     Attributes:
@@ -46,7 +46,7 @@ class Header:
     frame_samples: int = 0
 
 
-def read_header(name: str) -> Header:
+def read_header(name: str) -> AudioHeader:
     """Look at a file's first bytes.
 
     Raises:
@@ -63,9 +63,9 @@ def read_header(name: str) -> Header:
         if magic in _CHUNKED and head[8:12] in (b"WAVE", b"AIFF", b"AIFC"):
             chunks = _Chunks(file, size, _CHUNKED[magic])
             length = _right_size(name, chunks, magic == b"RIFF")
-            return Header(True, None if length is None else chunks.pcm(name, length))
+            return AudioHeader(True, None if length is None else chunks.pcm(name, length))
     if magic == b"OggS":
-        return Header(soundfile=b"OpusHead" not in head[:80])
+        return AudioHeader(soundfile=b"OpusHead" not in head[:80])
     if magic == b".snd" and len(head) >= 12:
         offset, stated = struct.unpack(">2I", head[4:12])
         if offset < _SND_HEAD:
@@ -73,8 +73,8 @@ def read_header(name: str) -> Header:
         if stated != _WRAP - 1:
             _refuse_truncated(name, stated, size - offset)
     if magic in _SOUNDFILE:
-        return Header(soundfile=True)
-    return Header(False, None, *_xing_samples(head))
+        return AudioHeader(soundfile=True)
+    return AudioHeader(False, None, *_xing_samples(head))
 
 
 def _tag_size(head: bytes) -> int:

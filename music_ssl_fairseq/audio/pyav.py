@@ -20,7 +20,7 @@ from typing import Any
 import av
 import numpy as np
 
-from music_ssl_fairseq.audio.headers import Header
+from music_ssl_fairseq.audio.headers import AudioHeader
 from music_ssl_fairseq.errors import AudioError
 
 _FORMATS = (
@@ -59,7 +59,7 @@ class Decoder:
     _kept: np.ndarray  # what was decoded last, up to `_position`
     _blocks: Iterator[np.ndarray]  # what comes next
 
-    def __init__(self, name: str, header: Header):
+    def __init__(self, name: str, header: AudioHeader):
         """Open the file.
 
         Raises:
@@ -318,7 +318,7 @@ _held = _Held()
 
 
 @contextmanager
-def opened(name: str, header: Header, identity: tuple) -> Iterator[Decoder]:
+def opened(name: str, header: AudioHeader, identity: tuple) -> Iterator[Decoder]:
     """A decoder of a file, perhaps one that is in the middle of it.
 
     Args:

@@ -11,7 +11,7 @@ from math import gcd
 import numpy as np
 
 from music_ssl_fairseq.audio import libsndfile, pyav
-from music_ssl_fairseq.audio.headers import Header, read_header
+from music_ssl_fairseq.audio.headers import AudioHeader, read_header
 from music_ssl_fairseq.audio.libsndfile import Libsndfile
 from music_ssl_fairseq.audio.pcm import Pcm
 from music_ssl_fairseq.audio.pyav import Decoder
@@ -99,7 +99,7 @@ class _File:
                 raise AudioError(self.name, "not a regular file")
             if status.st_size == 0:
                 raise AudioError(self.name, "the file is empty (0 bytes)")
-            self.header: Header = read_header(self.name)
+            self.header: AudioHeader = read_header(self.name)
         except FileNotFoundError:
             raise AudioError(self.name, "no such file") from None
         except OSError as error:
@@ -125,11 +125,11 @@ class _File:
         return self.name, self.identity
 
 
-Source = Libsndfile | Decoder | Pcm
+_Opened = Libsndfile | Decoder | Pcm
 
 
 @contextmanager
-def _open(file: _File) -> Iterator[Source]:
+def _open(file: _File) -> Iterator[_Opened]:
     with ExitStack() as stack:
         source = _choose(file, stack)
         rate = source.sample_rate
@@ -143,7 +143,7 @@ def _open(file: _File) -> Iterator[Source]:
         yield source
 
 
-def _choose(file: _File, stack: ExitStack) -> Source:
+def _choose(file: _File, stack: ExitStack) -> _Opened:
     """Open with the decoder that the header asks for, or with the other if that fails."""
     if file.header.pcm is not None:
         return file.header.pcm
@@ -183,7 +183,7 @@ def _decodes_whole(file: _File, stated: Libsndfile) -> bool:
         return False
 
 
-def _part(source: Source, start: int, stop: int | None, sample_rate: int) -> np.ndarray:
+def _part(source: _Opened, start: int, stop: int | None, sample_rate: int) -> np.ndarray:
     """Read the samples `[start, stop)` at `sample_rate`, fewer where the file ends."""
     if stop is not None and stop <= start:
         return np.zeros(0, np.float32)

@@ -28,7 +28,7 @@ def resample(waveform: np.ndarray, rate: int, sample_rate: int = SAMPLE_RATE) ->
     return np.ascontiguousarray(output[..., half // down :][..., :length], np.float32)
 
 
-class Source(Protocol):
+class AudioSource(Protocol):
     """An open file."""
 
     @property
@@ -43,7 +43,9 @@ class Source(Protocol):
         """Return the samples `[start, stop)` at the file's own rate, mono: `[T]` float32."""
 
 
-def resampled_part(source: Source, start: int, stop: int | None, sample_rate: int) -> np.ndarray:
+def resampled_part(
+    source: AudioSource, start: int, stop: int | None, sample_rate: int
+) -> np.ndarray:
     """Read the samples `[start, stop)` at `sample_rate`, and beside them what the filter needs.
 
     Returns:

@@ -13,7 +13,7 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.export.quiet import quiet
 
 DESCRIPTION = """\
-Write the encoder of a checkpoint in a format that others read, and check the result against the
+Write the encoder of a checkpoint in a format of other software, and check the result against the
 original by running both. A checkpoint is whatever music_ssl_fairseq.load takes: fairseq's (ours and
 stock), a Hugging Face folder, torchaudio's state dict.
 
@@ -48,11 +48,11 @@ FORMATS = {
 """Name on the command line: module of this package, function, and the files that it writes."""
 
 GRAPHS = ("onnx", "torch")
-"""Formats that hold what is computed; the others name a class of other software."""
+"""Formats of graphs; the others name a class of other software."""
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     parser = new_parser("music_ssl_fairseq.export", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     add(
@@ -79,10 +79,10 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def run(checkpoint: Path, to: Path, format: str, name: str | None, force: bool) -> None:
-    """Do what the command line says; see `get_parser`.
+    """Export a checkpoint; see `get_parser` for the arguments.
 
     Raises:
-        InputError: if the checkpoint cannot be used or exported so, or files are in the way.
+        InputError: if the checkpoint cannot be used or exported, or files are in the way.
     """
     with quiet():
         line = _export(checkpoint, to, format, name, force)
@@ -115,7 +115,7 @@ def _export(checkpoint: Path, to: Path, format: str, name: str | None, force: bo
 
 
 def _beside(target: Path) -> Path:
-    """A name for a temporary folder on the target's file system, which may begin with it."""
+    """Return a temporary folder on the target's file system, which may begin with the target."""
     target = target.resolve()
     name = f".{target.name[:100]}.{os.getpid()}.tmp"
     return target / name if target.is_dir() else target.with_name(name)
@@ -140,7 +140,7 @@ def _move(folder: Path, to: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point: the exit status."""
+    """Run the command; return the exit status."""
     arguments = get_parser().parse_args(argv)
     return exit_status(
         lambda: run(**vars(arguments)), arguments.to, "interrupted; nothing was written"

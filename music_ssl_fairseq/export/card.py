@@ -1,11 +1,11 @@
-"""The model card: what the checkpoint knows of a model, and, by name, what it does not."""
+"""Write the model card: what a checkpoint records of a model, and what remains to be filled in."""
 
 import math
 from typing import Any
 
 import yaml
 
-from music_ssl_fairseq.export.source import Source
+from music_ssl_fairseq.export.source import ExportSource
 from music_ssl_fairseq.frames import conv_grid
 from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
 from music_ssl_fairseq.upstream.contents import Contents
@@ -14,8 +14,8 @@ from music_ssl_fairseq.upstream.hugging_face import takes_padding
 _OBJECTIVES = {
     "music_hubert": "musicHuBERT: it predicts the K-means units of masked frames of music (HuBERT, "
     "arXiv 2106.07447, on music, arXiv 2307.05161)",
-    "music2vec": "music2vec: it predicts, for masked frames of music, what a moving average of "
-    "itself makes of the whole (data2vec, arXiv 2202.03555, on music, arXiv 2307.05161)",
+    "music2vec": "music2vec: it predicts, for masked frames of music, the layers of a moving "
+    "average of itself on the whole crop (data2vec, arXiv 2202.03555, on music, arXiv 2307.05161)",
     "hubert": "HuBERT (arXiv 2106.07447)",
     "data2vec_audio": "data2vec audio (arXiv 2202.03555)",
     "wav2vec2": "wav2vec 2.0 (arXiv 2006.11477)",
@@ -42,7 +42,7 @@ It is a `{model}` of transformers and needs no other code.
 | | |
 |---|---|
 | input | mono waveform at {rate} Hz, {normalised} |
-| output | {frame_rate:g} frames a second, {layers} Transformer layers of {dim} values |
+| output | {frame_rate:g} frames per second, {layers} Transformer layers of {dim} values |
 | parameters | {parameters:.1f} million |
 | trained for | {updates} |
 | audio per update | {audio} |
@@ -84,8 +84,8 @@ Not recorded in the checkpoint, to be filled in before publishing:
 """
 
 
-def model_card(source: Source, name: str, model: str) -> str:
-    """README.md of a Hugging Face folder, in Markdown.
+def model_card(source: ExportSource, name: str, model: str) -> str:
+    """Return the README.md of a Hugging Face folder.
 
     Args:
         name: the title.
@@ -139,7 +139,7 @@ norm; before, both are after the norm.)"""
 
 
 def _batches(contents: Contents) -> str:
-    """What the card says of padding."""
+    """Return the card's sentence about padding."""
     if takes_padding(contents):
         return _PADDED
     group_norm = contents.config["extractor_mode"] == "default"
@@ -150,14 +150,14 @@ def _batches(contents: Contents) -> str:
     )
 
 
-def _units(source: Source) -> str:
+def _units(source: ExportSource) -> str:
     units = source.heads.get("label_embs_concat")
     # fairseq's dictionaries begin with four symbols that are no units.
     return str(units.size(0) - 4) if units is not None else "none"
 
 
-def _audio_per_update(source: Source) -> str:
-    """Seconds of audio: crops times batch, accumulated batches and processes."""
+def _audio_per_update(source: ExportSource) -> str:
+    """Describe the seconds of audio per update: crop x batch x accumulated batches x processes."""
     factors = [
         source.setting("task", "crop_seconds"),
         source.setting("dataset", "batch_size"),
@@ -173,8 +173,8 @@ def _audio_per_update(source: Source) -> str:
     )
 
 
-def _training_settings(source: Source) -> str:
-    """fairseq's configuration as YAML, without what describes somebody's machine."""
+def _training_settings(source: ExportSource) -> str:
+    """Return fairseq's configuration as YAML, without paths and settings of a machine."""
     chosen: dict[str, dict[str, Any]] = {}
     for section in _SECTIONS:
         values = source.settings.get(section, {})

@@ -1,6 +1,6 @@
-"""Whether an exported model computes what the original computes."""
+"""Compare an exported model with the original."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,11 +10,11 @@ from music_ssl_fairseq.frames import FrameGrid
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder
 
 TOLERANCE = 1e-4
-"""Largest difference of two values; times the spread of their layer, where that is above 1."""
+"""Largest allowed difference of two values, times their layer's standard deviation if above 1."""
 
 
 def waveforms(grid: FrameGrid) -> tuple[Tensor, Tensor]:
-    """Three waveforms of noise of different lengths, padded to one.
+    """Return three waveforms of noise of different lengths, padded to the longest.
 
     Returns:
         `[3, T]` float32, 0 where padded, and `[3, T]` bool, True for padding. No length is a whole
@@ -28,22 +28,42 @@ def waveforms(grid: FrameGrid) -> tuple[Tensor, Tensor]:
 
 
 def real_frames(model: AudioEncoder, padding_mask: Tensor | None, num_frames: int) -> Tensor:
-    """`[B or 1, frames]` bool: which frames are not padding."""
+    """Tell which frames are not padding: `[B or 1, frames]` bool."""
     padding = model.frame_padding(padding_mask, num_frames)
     return torch.ones(1, num_frames, dtype=torch.bool) if padding is None else ~padding
+
+
+Run = Callable[[Tensor, Tensor | None], Sequence[Tensor]]
+"""From waveforms `[B, T]` and their padding mask, or None, to hidden states `[B, frames, D]`."""
+
+
+def compare_on_waveforms(model: AudioEncoder, ours: Run, theirs: Run, where: str) -> str:
+    """Compare hidden states of `waveforms`, with and without padding; describe the difference.
+
+    Raises:
+        InputError: see `compare`.
+    """
+    waveform, padding_mask = waveforms(model.grid)
+    largest = 0.0
+    for padding in (None, padding_mask):
+        with torch.no_grad():
+            expected, found = ours(waveform, padding), theirs(waveform, padding)
+        real = real_frames(model, padding, found[0].size(1))
+        largest = max(largest, compare(expected, found, where, real))
+    return f"{len(found)} layers, with and without padding, differ by {largest:.1e} at most"
 
 
 def compare(
     expected: Sequence[Tensor], found: Sequence[Tensor], where: str, real: Tensor | None = None
 ) -> float:
-    """The largest difference between two lists of hidden states `[B, frames, D]`.
+    """Return the largest difference between two lists of hidden states `[B, frames, D]`.
 
     Args:
-        where: what was exported, for the message.
+        where: name of the export, for the message.
         real: `[B or 1, frames]` bool, the frames to compare; all by default.
 
     Raises:
-        InputError: if it is above TOLERANCE, or there are not as many layers or frames.
+        InputError: if it is above TOLERANCE, or the numbers of layers or frames differ.
     """
     largest = 0.0
     shapes = [tuple(x.shape) for x in expected], [tuple(x.shape) for x in found]

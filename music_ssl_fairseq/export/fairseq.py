@@ -1,11 +1,11 @@
-"""A checkpoint that stock fairseq loads without this package.
+"""Write a checkpoint that stock fairseq loads without this package.
 
     from fairseq import checkpoint_utils
     models, cfg, task = checkpoint_utils.load_model_ensemble_and_task(["checkpoint.pt"])
 
-It holds plain values and tensors, so that torch's safe unpickler takes it as it is. (Stock
-checkpoints of HuBERT hold a Dictionary, which torch >= 2.6 refuses; here a list of its symbols
-stands for it.) data2vec is an example in fairseq, which has to be imported first.
+It holds plain values and tensors, so torch's safe unpickler loads it. (Stock checkpoints of HuBERT
+hold a Dictionary, which torch >= 2.6 refuses; a list of its symbols replaces it here.) data2vec is
+an example in fairseq and must be imported first.
 """
 
 from importlib import import_module
@@ -19,14 +19,14 @@ from torch import Tensor
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.export import check
 from music_ssl_fairseq.export.saving import save
-from music_ssl_fairseq.export.source import Source
+from music_ssl_fairseq.export.source import ExportSource
 from music_ssl_fairseq.frames import conv_grid
 from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
 from music_ssl_fairseq.upstream.model import build_encoder
 
 FILE = "checkpoint.pt"
 DATA2VEC = "fairseq.examples.data2vec.models.data2vec_audio"
-"""Where the wheel of ve-fairseq has it; in a checkout it is the user_dir examples/data2vec."""
+"""Its module in the wheel of ve-fairseq; in a checkout it is the user_dir examples/data2vec."""
 
 _STOCK = {"music_hubert": "hubert", "hubert": "hubert"}
 _STOCK |= {"music2vec": "data2vec_audio", "data2vec_audio": "data2vec_audio"}
@@ -42,11 +42,11 @@ _FINAL_DIM = 256
 _SPECIAL_SYMBOLS = ["<s>", "<pad>", "</s>", "<unk>"]
 
 
-def write(source: Source, folder: Path, name: str) -> str:
+def write(source: ExportSource, folder: Path, name: str) -> str:
     """Write checkpoint.pt, with heads and teacher where the source has them.
 
-    A model without its pre-training head gets one of zeros, because stock fairseq insists on it.
-    So does one of several label sets: its checkpoint does not say how many units each set has.
+    A model without its pre-training head gets one of zeros, which stock fairseq requires. So does a
+    model of several label sets, whose checkpoint does not record the number of units per set.
 
     Raises:
         InputError: if stock fairseq has no such model, the source is stock fairseq's already, or
@@ -85,14 +85,14 @@ def write(source: Source, folder: Path, name: str) -> str:
     return _check(source, folder / FILE, model, name)
 
 
-def _encoder(source: Source) -> dict[str, Tensor]:
+def _encoder(source: ExportSource) -> dict[str, Tensor]:
     state = dict(source.contents.state)
     dim = source.contents.config["encoder_embed_dim"]
     state.setdefault("mask_emb", torch.zeros(dim))
     return state
 
 
-def _hubert_state(source: Source) -> dict[str, Any]:
+def _hubert_state(source: ExportSource) -> dict[str, Any]:
     heads = source.heads
     units, projection = heads.get("label_embs_concat"), heads.get("final_proj.weight")
     if units is not None and projection is not None and units.size(1) != len(projection):
@@ -104,13 +104,13 @@ def _hubert_state(source: Source) -> dict[str, Any]:
     return state
 
 
-def _data2vec_state(source: Source) -> dict[str, Any]:
+def _data2vec_state(source: ExportSource) -> dict[str, Any]:
     encoder = _encoder(source)
     state: dict[str, Any] = encoder | source.heads
     dim = source.contents.config["encoder_embed_dim"]
     state.setdefault("final_proj.weight", torch.zeros(dim, dim))
     state.setdefault("final_proj.bias", torch.zeros(dim))
-    # Without a teacher it begins as the student, as it does in fairseq.
+    # Without a teacher it begins as the student, as in fairseq.
     state["_ema"] = source.teacher or {
         name.removeprefix("encoder."): tensor.clone()
         for name, tensor in encoder.items()
@@ -120,14 +120,14 @@ def _data2vec_state(source: Source) -> dict[str, Any]:
 
 
 def _symbols(state: dict[str, Any]) -> list[str] | None:
-    """The dictionary, of which the model needs the length; None: there is no head for units."""
+    """Return the dictionary, whose length the model needs; None without a head for units."""
     if "label_embs_concat" not in state:
         return None
     units = len(state["label_embs_concat"]) - len(_SPECIAL_SYMBOLS)
     return [*_SPECIAL_SYMBOLS, *map(str, range(units))]
 
 
-def _task(source: Source, model: str) -> dict[str, Any]:
+def _task(source: ExportSource, model: str) -> dict[str, Any]:
     contents = source.contents
     task = {
         "_name": _TASKS[model],
@@ -140,12 +140,12 @@ def _task(source: Source, model: str) -> dict[str, Any]:
     return task
 
 
-def _label_rate(source: Source) -> float:
+def _label_rate(source: ExportSource) -> float:
     grid = conv_grid(parse_conv_layers(source.contents.config["conv_feature_layers"]))
     return float(source.setting("task", "label_rate", source.contents.sample_rate / grid.hop))
 
 
-def _model(source: Source, model: str, state: dict[str, Any]) -> dict[str, Any]:
+def _model(source: ExportSource, model: str, state: dict[str, Any]) -> dict[str, Any]:
     shared = _TRAINING + (_HUBERT if model == "hubert" else _DATA2VEC)
     known = source.settings.get("model", {})
     fields = {
@@ -155,7 +155,7 @@ def _model(source: Source, model: str, state: dict[str, Any]) -> dict[str, Any]:
     }
     if model == "hubert":
         del fields["pos_conv_depth"]
-        # One set of units: the shapes are the same either way.
+        # With one set of units the shapes are the same either way.
         fields |= {"untie_final_proj": True, "label_rate": _label_rate(source)}
         return fields | {"final_dim": len(state["final_proj.weight"])}
     whole = any(name.startswith("encoder.") for name in state["_ema"])
@@ -169,14 +169,14 @@ def _model(source: Source, model: str, state: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check(source: Source, path: Path, model: str, name: str) -> str:
+def _check(source: ExportSource, path: Path, model: str, name: str) -> str:
     from fairseq import checkpoint_utils
 
     if model == "data2vec_audio":
         if find_spec("fairseq.examples") is None or find_spec(DATA2VEC) is None:
             return "not checked, because this fairseq comes without its data2vec example"
         import_module(DATA2VEC)
-    # (Without gradients fairseq can copy a weight-normed convolution into a teacher.)
+    # Without gradients, fairseq can copy a weight-normed convolution into a teacher.
     with torch.no_grad():
         models, _, _ = checkpoint_utils.load_model_ensemble_and_task([str(path)])
         ours = build_encoder(source.contents, "fp32", "off").eval()
@@ -190,7 +190,7 @@ def _check(source: Source, path: Path, model: str, name: str) -> str:
 
 
 def _hidden_states(model: Any, waveform: Tensor) -> list[Tensor]:
-    """The output of each Transformer layer of a stock model, `[B, frames, D]`."""
+    """Return the output of each Transformer layer of a stock model, `[B, frames, D]`."""
     found: list[Tensor] = []
     hooks = [
         layer.register_forward_hook(lambda _layer, _in, out: found.append(out[0].transpose(0, 1)))

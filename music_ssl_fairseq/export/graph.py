@@ -1,7 +1,7 @@
-"""The encoder as a graph of any batch size and length: ONNX, or torch.export.
+"""Write the encoder as a graph for any batch size and length: ONNX, or torch.export.
 
-Input `waveform` `[batch, samples]` float32 at the model's sample rate, as it is in the file: where
-the model was trained on normalised waveforms, the graph normalises. Outputs `layer_0`, `layer_1`,
+Input `waveform` `[batch, samples]` float32 at the model's sample rate, as read; the graph
+normalises it if the model was trained so. Outputs `layer_0`, `layer_1`,
 ... `[batch, frames, D]`, the layers of `AudioEncoder.layers`. There is no padding mask: waveforms
 of a batch have the same length.
 """
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from music_ssl_fairseq.export import check
 from music_ssl_fairseq.export.saving import save
-from music_ssl_fairseq.export.source import Source
+from music_ssl_fairseq.export.source import ExportSource
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder
 from music_ssl_fairseq.runtime.optional import optional
 from music_ssl_fairseq.upstream.contents import Contents
@@ -26,7 +26,7 @@ INPUT = "waveform"
 
 
 class Layers(nn.Module):
-    """Waveform in, layers out."""
+    """An encoder that returns its layers."""
 
     def __init__(self, encoder: AudioEncoder, normalise: bool):
         super().__init__()
@@ -34,7 +34,7 @@ class Layers(nn.Module):
         self.normalise = normalise
 
     def forward(self, waveform: Tensor) -> tuple[Tensor, ...]:
-        """`[B, T]` to `encoder_layers + 1` tensors `[B, frames, D]`."""
+        """Map `[B, T]` to `encoder_layers + 1` tensors `[B, frames, D]`."""
         if self.normalise:
             centred = waveform - waveform.mean(-1, keepdim=True)
             variance = centred.square().mean(-1, keepdim=True)
@@ -44,7 +44,7 @@ class Layers(nn.Module):
         return (projected, *hidden_states)
 
 
-def write_onnx(source: Source, folder: Path, name: str) -> str:
+def write_onnx(source: ExportSource, folder: Path, name: str) -> str:
     """Write model.onnx and run it with onnxruntime.
 
     Raises:
@@ -75,7 +75,7 @@ def write_onnx(source: Source, folder: Path, name: str) -> str:
     return _check(original, run, name, f"onnxruntime {onnxruntime.__version__}")
 
 
-def write_torch(source: Source, folder: Path, name: str) -> str:
+def write_torch(source: ExportSource, folder: Path, name: str) -> str:
     """Write model.pt2, for `torch.export.load`, and run it.
 
     Raises:
@@ -99,12 +99,12 @@ def _traced(contents: Contents) -> tuple[Layers, torch.export.ExportedProgram]:
 
 
 def _check(original: Layers, run: Any, name: str, runtime: str) -> str:
-    """Compare at three lengths and two batch sizes, none of which was seen in tracing."""
+    """Compare at three lengths and two batch sizes that tracing did not use."""
     grid = original.encoder.grid
     generator = torch.Generator().manual_seed(1)
     largest = 0.0
     for batch, frames in ((1, 2), (2, 23), (1, 150)):
-        # Not centred, so that a missing normalisation shows.
+        # With an offset, so that a missing normalisation shows.
         waveform = 0.3 * torch.randn(batch, grid.num_samples(frames) + 3, generator=generator) + 0.1
         with torch.no_grad():
             expected = original(waveform)

@@ -1,4 +1,4 @@
-"""A folder for the Hugging Face hub: opened by transformers alone, without this package."""
+"""Write a folder for the Hugging Face hub, which transformers opens without this package."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from torch import Tensor
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.export import check
 from music_ssl_fairseq.export.card import model_card
-from music_ssl_fairseq.export.source import Source
+from music_ssl_fairseq.export.source import ExportSource
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder
 from music_ssl_fairseq.runtime.optional import optional
 from music_ssl_fairseq.upstream.hugging_face import (
@@ -28,10 +28,10 @@ from music_ssl_fairseq.upstream.weights import SAFETENSORS
 CARD = "README.md"
 
 
-def write(source: Source, folder: Path, name: str) -> str:
+def write(source: ExportSource, folder: Path, name: str) -> str:
     """Write config.json, model.safetensors, preprocessor_config.json and a model card.
 
-    The weights are float32. Heads stay behind, because AutoModel has no place for them.
+    The weights are float32. Heads are left out, because AutoModel has no place for them.
 
     Raises:
         InputError: if transformers has no model of this shape, safetensors is not installed, or
@@ -41,7 +41,7 @@ def write(source: Source, folder: Path, name: str) -> str:
     config = to_config(source.contents, source.settings.get("model", {}))
     _write_json(folder / CONFIG, config)
     _write_json(folder / PREPROCESSOR, to_preprocessor(source.contents))
-    # Not by safetensors itself, which lets only the owner read what it writes.
+    # safetensors' own writer makes files that only the owner can read.
     (folder / SAFETENSORS).write_bytes(save(to_state(source.contents), {"format": "pt"}))
     card = model_card(source, name, config["architectures"][0])
     (folder / CARD).write_text(card, encoding="utf-8")
@@ -53,9 +53,9 @@ def write(source: Source, folder: Path, name: str) -> str:
 def expected_hidden_states(
     model: AudioEncoder, waveform: Tensor, padding_mask: Tensor | None
 ) -> list[Tensor]:
-    """What transformers calls `hidden_states`, computed by our encoder.
+    """Compute transformers' `hidden_states` with our encoder.
 
-    The first one is the input of the first Transformer layer, where `AudioEncoder.layers` has the
+    The first is the input of the first Transformer layer; `AudioEncoder.layers` begins with the
     projected features, before the positional convolution.
     """
     layers = model.layers(waveform, padding_mask)
@@ -68,7 +68,7 @@ def expected_hidden_states(
         return [x if encoder.layer_norm_first else encoder.layer_norm(x), *layers[1:]]
 
 
-def _check(source: Source, folder: Path, name: str) -> str:
+def _check(source: ExportSource, folder: Path, name: str) -> str:
     transformers = optional("transformers", "export")
     with _no_progress_bar():
         theirs, report = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
@@ -76,21 +76,19 @@ def _check(source: Source, folder: Path, name: str) -> str:
     if left:
         raise InputError(f"{name}: not written, because tensors do not fit: {', '.join(left)}")
     ours = build_encoder(source.contents, "fp32", "off").eval()
-    waveform, padding_mask = check.waveforms(ours.grid)
-    largest = 0.0
-    for padding in (None, padding_mask):
-        expected = expected_hidden_states(ours, waveform, padding)
-        found = _hidden_states(theirs.eval(), waveform, padding)
+
+    def expected(waveform: Tensor, padding: Tensor | None) -> list[Tensor]:
+        layers = expected_hidden_states(ours, waveform, padding)
         if ours.encoder.layer_norm_first:
             # Some versions of transformers keep the last layer as it is, some normalise it.
-            with torch.no_grad():
-                expected[-1] = ours.encoder.layer_norm(expected[-1])
-        real = check.real_frames(ours, padding, found[0].size(1))
-        largest = max(largest, check.compare(expected, found, name, real))
-    return (
-        f"checked with transformers {transformers.__version__}: {len(found)} hidden states, with "
-        f"and without padding, differ by {largest:.1e} at most"
-    )
+            layers[-1] = ours.encoder.layer_norm(layers[-1])
+        return layers
+
+    def found(waveform: Tensor, padding: Tensor | None) -> list[Tensor]:
+        return _hidden_states(theirs.eval(), waveform, padding)
+
+    difference = check.compare_on_waveforms(ours, expected, found, name)
+    return f"checked with transformers {transformers.__version__}: {difference}"
 
 
 def _hidden_states(model, waveform: Tensor, padding_mask: Tensor | None) -> list[Tensor]:

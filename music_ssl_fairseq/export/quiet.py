@@ -1,4 +1,4 @@
-"""Other libraries' progress and notes, which would hide the one line that matters."""
+"""Silence other libraries, so that the command prints its own lines alone."""
 
 import contextlib
 import logging
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without warnings, and without logs below the level of an error."""
+    """Suppress warnings, and logs below the level of an error."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Writing what torch saves so that a full disk is an OSError."""
+"""Save with torch so that a full disk is an OSError."""
 
 from collections.abc import Callable
 from io import BytesIO
@@ -9,7 +9,7 @@ import torch
 
 
 def save(what: Any, path: Path, by: Callable[[Any, Any], None] = torch.save) -> None:
-    """Save by way of memory: on a full disk, torch's own writer ends the process.
+    """Save through memory: on a full disk, torch's own writer ends the process.
 
     Args:
         by: `torch.save`, or a function like it.

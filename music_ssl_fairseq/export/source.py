@@ -1,6 +1,5 @@
-"""What is exported: the encoder, and what else a fairseq checkpoint knows of its training."""
+"""Read a checkpoint for export: the encoder, and a fairseq checkpoint's record of training."""
 
-from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,15 +14,15 @@ from music_ssl_fairseq.upstream.safe_load import safe_load
 
 
 @dataclass
-class Source:
-    """A checkpoint to export. All but `contents` is empty where the file does not have it.
+class ExportSource:
+    """A checkpoint to export; fields that its file does not have are empty.
 
     Attributes:
         contents: the encoder.
         settings: fairseq's configuration (`task`, `model`, `optimization`, ...), plain values.
-        heads: the tensors that are not the encoder's, under fairseq's names.
+        heads: the tensors outside of the encoder, under fairseq's names.
         teacher: the tensors of data2vec's teacher (`_ema`).
-        num_updates: of the training.
+        num_updates: updates of the training.
     """
 
     contents: Contents
@@ -34,35 +33,35 @@ class Source:
 
     @property
     def is_fairseq(self) -> bool:
-        """Whether it comes from a fairseq checkpoint, ours or stock."""
+        """Tell whether it comes from a fairseq checkpoint, ours or stock."""
         return bool(self.settings)
 
     def setting(self, section: str, name: str, default: Any = None) -> Any:
-        """One value of the configuration, or `default` if it is not known."""
+        """Return one value of the configuration, or `default` if it is not known."""
         value = self.settings.get(section, {}).get(name)
         return default if value is None else value
 
 
-def read(path: str | Path) -> Source:
+def read(path: str | Path) -> ExportSource:
     """Read a checkpoint in any of the formats that `music_ssl_fairseq.load` takes.
 
     Raises:
-        InputError: if it is none of them, damaged, or wants to run code.
+        InputError: if it is none of them, damaged, or would run code.
     """
     path = Path(path)
     if hugging_face.folder_of(path) is not None:
-        return Source(upstream.read(path))
+        return ExportSource(upstream.read(path))
     loaded = safe_load(path)
     if not checkpoint.is_checkpoint(loaded):
-        return Source(upstream.read(path))
+        return ExportSource(upstream.read(path))
     with checkpoint.damaged_settings(path):
         return _source(loaded, path)
 
 
-def _source(loaded: Mapping[str, Any], path: Path) -> Source:
+def _source(loaded: Mapping[str, Any], path: Path) -> ExportSource:
     tensors = loaded["model"]
     history = loaded.get("optimizer_history") or [{}]
-    return Source(
+    return ExportSource(
         contents=checkpoint.from_checkpoint(loaded, path),
         settings=_settings(loaded),
         heads={
@@ -76,14 +75,9 @@ def _source(loaded: Mapping[str, Any], path: Path) -> Source:
 
 
 def _settings(loaded: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """fairseq's configuration by sections; that of old files (`args`) is one for all sections."""
-    from omegaconf import DictConfig, OmegaConf
-
-    cfg: Any = loaded.get("cfg")
-    if cfg is None:
-        args = loaded["args"]
-        plain = vars(args) if isinstance(args, Namespace) else dict(args)
-        return dict.fromkeys(("model", "task", "optimization"), plain)
-    if isinstance(cfg, DictConfig):
-        cfg = OmegaConf.to_container(cfg, resolve=False)
+    """Return fairseq's configuration by sections; old files have one (`args`) for all sections."""
+    if loaded.get("cfg") is None:
+        args = checkpoint.plain(loaded["args"])
+        return dict.fromkeys(("model", "task", "optimization"), args)
+    cfg = checkpoint.plain(loaded["cfg"])
     return {name: dict(section) for name, section in cfg.items() if isinstance(section, Mapping)}

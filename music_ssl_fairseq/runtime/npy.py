@@ -25,7 +25,7 @@ _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0
 _ZIP = b"PK\x03\x04"
 
 
-class Header(NamedTuple):
+class ArrayHeader(NamedTuple):
     """What the beginning of a .npy file says; values begin at byte `begin`."""
 
     shape: tuple[int, ...]
@@ -46,13 +46,13 @@ def write_header(file: BinaryIO, dtype: np.dtype, shape: tuple[int, ...]) -> int
     return file.tell()
 
 
-def read_header(file: BinaryIO) -> Header | None:
+def read_header(file: BinaryIO) -> ArrayHeader | None:
     """Read the header of an open .npy file of plain numbers in C order; None if it has none."""
     header = _parsed(file)
     return None if header is None or header.fortran_order or header.dtype.hasobject else header
 
 
-def header_of(path: Path) -> Header | None:
+def header_of(path: Path) -> ArrayHeader | None:
     """Apply `read_header` to a file; None as well if there is no such file."""
     try:
         with path.open("rb") as file:
@@ -105,10 +105,10 @@ def _unusable(file: str | os.PathLike, reason: str, way_out: str) -> InputError:
     return InputError(f"{os.fspath(file)}: not a .npy file that is whole ({reason}){hint}")
 
 
-def _parsed(file: BinaryIO) -> Header | None:
+def _parsed(file: BinaryIO) -> ArrayHeader | None:
     try:
         shape, fortran_order, dtype = _HEADERS[npy.read_magic(file)](file)
     except UNREADABLE:
         return None
     plain = dtype.itemsize > 0 and all(length >= 0 for length in shape)
-    return Header(shape, dtype, file.tell(), fortran_order) if plain else None
+    return ArrayHeader(shape, dtype, file.tell(), fortran_order) if plain else None

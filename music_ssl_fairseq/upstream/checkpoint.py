@@ -83,11 +83,11 @@ def _contents(loaded: Mapping[str, Any], path: Path) -> Contents:
 def _settings(loaded: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the model's and the task's settings, from where this fairseq version kept them."""
     if loaded.get("cfg") is not None:
-        cfg = _plain(loaded["cfg"])
-        model = _plain(cfg.get("model"))
-        return model, _plain(cfg.get("task"))
+        cfg = plain(loaded["cfg"])
+        model = plain(cfg.get("model"))
+        return model, plain(cfg.get("task"))
     if loaded.get("args") is not None:
-        args = _plain(loaded["args"])
+        args = plain(loaded["args"])
         return {**args, "_name": args.get("arch")}, args
     raise InputError(
         f"{path}: has a model but no settings (neither `cfg` nor `args`), so its architecture is "
@@ -95,7 +95,8 @@ def _settings(loaded: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], di
     )
 
 
-def _plain(settings: Any) -> dict[str, Any]:
+def plain(settings: Any) -> dict[str, Any]:
+    """Return settings of any fairseq version as a dict; interpolations stay as they are."""
     if isinstance(settings, DictConfig):
         # Interpolations (label_rate: ${task.label_rate}) may point outside of what was kept.
         settings = OmegaConf.to_container(settings, resolve=False)

@@ -12,7 +12,7 @@ import soundfile
 
 from manifests_tools.examine import examine
 from music_ssl_fairseq import audio
-from music_ssl_fairseq.audio.headers import Header
+from music_ssl_fairseq.audio.headers import AudioHeader
 from music_ssl_fairseq.audio.pyav import opened
 from music_ssl_fairseq.errors import AudioError
 from tests.audio_files import PYAV, encode, tone, write_tone
@@ -220,7 +220,7 @@ def test_ffmpeg_passes_over_no_frame_of_flac(tmp_path, place):
     path.write_bytes(content)
     with (
         pytest.raises(AudioError, match="damaged"),
-        opened(str(path), Header(soundfile=False), ()) as decoder,
+        opened(str(path), AudioHeader(soundfile=False), ()) as decoder,
     ):
         decoder.read(0, None)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from manifests_tools.examine import Track
+from manifests_tools.examine import ExaminedTrack
 from manifests_tools.split import choose_valid, group_of, group_tracks
 
 
@@ -27,7 +27,7 @@ def test_files_in_the_root_are_a_group(group_by):
 
 
 def test_group_tracks_keeps_the_order():
-    tracks = [Track(name, 1, 16_000) for name in ("b/2", "a/1", "b/1")]
+    tracks = [ExaminedTrack(name, 1, 16_000) for name in ("b/2", "a/1", "b/1")]
     groups = group_tracks(tracks, "folder")
     assert {g: [t.name for t in groups[g]] for g in groups} == {"b": ["b/2", "b/1"], "a": ["a/1"]}
 
