@@ -73,7 +73,7 @@ class CheckpointDir:
         with atomic_path(file) as temporary:
             np.savez(temporary, **arrays)
 
-    def load_arrays(self, file: Path) -> dict[str, np.ndarray] | None:
+    def load_arrays(self, file: Path) -> dict[str, Any] | None:
         """Read what `save_arrays` wrote, or return None.
 
         None if the file does not exist, or is damaged: then it is removed. numpy compares

@@ -3,13 +3,14 @@
 import sys
 from collections import deque
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.jobs.blocks import BlockJob
 from music_ssl_fairseq.jobs.pool import ordered
 from music_ssl_fairseq.jobs.shards import cut_blocks, in_own_order
@@ -104,14 +105,15 @@ def _fit(job: Job, frames: np.ndarray) -> tuple[KMeansState, str]:
     if recipe.algorithm == "minibatch":
         return kmeans.fit_as_fairseq(frames, job.options)
     file = checkpoints.path / "fit.npz"
-
-    def watch(state: KMeansState) -> None:
-        checkpoints.save_arrays(file, **_arrays(state))
-
     found = checkpoints.load_arrays(file)
     lloyd, by = kmeans.choose_lloyd(job.device, job.threads)
-    begun = _state_of(found) if found else None
-    return kmeans.fit(frames, job.options, lloyd, watch, begun), by
+    return kmeans.fit(
+        frames,
+        job.options,
+        lloyd,
+        watch=lambda state: checkpoints.save_arrays(file, **state._asdict()),
+        begun=KMeansState(**found) if found else None,
+    ), by
 
 
 def _fit_in_batches(job: Job, num_blocks: int, whole: Sample) -> tuple[KMeansState, int, str]:
@@ -120,10 +122,11 @@ def _fit_in_batches(job: Job, num_blocks: int, whole: Sample) -> tuple[KMeansSta
     assert size is not None
     file = checkpoints.path / "batches.npz"
     if found := checkpoints.load_arrays(file):
+        by, batches_done, frames_done = (found.pop(n) for n in ("fitted_by", "batches", "frames"))
+        counts = found.pop("counts")
         state = minibatch.Progress(
-            _state_of(found), found["counts"], int(found["batches"]), int(found["frames"])
+            KMeansState(**found), counts, int(batches_done), int(frames_done)
         )
-        by = str(found["fitted_by"])
     else:
         frames = _load_sample(job, num_blocks)
         fit, by = _fit(job, frames)
@@ -135,14 +138,15 @@ def _fit_in_batches(job: Job, num_blocks: int, whole: Sample) -> tuple[KMeansSta
         bar.update(sum(sizes[: state.batches]))
 
         def watch(state: minibatch.Progress) -> None:
-            progress = {"counts": state.counts, "batches": state.batches, "frames": state.frames}
-            checkpoints.save_arrays(file, **_arrays(state.fit), **progress, fitted_by=by)
+            values = state._asdict() | state.fit._asdict() | {"fitted_by": by}
+            del values["fit"]
+            checkpoints.save_arrays(file, **values)
             bar.set_postfix_str(f"inertia {state.fit.curve[-1]:.4g}", refresh=False)
             bar.update(sizes[state.batches - 1])
 
         read = _read_batches(job, batches, state.batches)
         state = minibatch.fit_batches(read, job.device, watch, state)
-    return state.fit, state.frames, by
+    return state.fit, state.frames, str(by)
 
 
 def _read_batches(job: Job, batches: minibatch.Batches, done: int) -> Iterator[np.ndarray]:
@@ -161,26 +165,13 @@ def _read_batches(job: Job, batches: minibatch.Batches, done: int) -> Iterator[n
     for _ in range(done, len(batches)):
         found = [next(results)]  # by now the batch's groups are counted
         found += [next(results) for _ in range(groups_of.popleft() - 1)]
-        parts = [part for group in found for part in minibatch.readable(group, job.skip_unreadable)]
-        yield np.concatenate([np.empty((0, job.front.dimension), np.float32), *parts])
-
-
-def _arrays(state: KMeansState) -> dict[str, Any]:
-    return {
-        "centroids": state.centroids,
-        "curve": state.curve,
-        "coarse": state.coarse,
-        "restarts": state.restarts,
-    }
-
-
-def _state_of(arrays: dict[str, np.ndarray]) -> KMeansState:
-    return KMeansState(
-        arrays["centroids"],
-        arrays["curve"].tolist(),
-        arrays["coarse"].tolist(),
-        int(arrays["restarts"]),
-    )
+        frames = [np.empty((0, job.front.dimension), np.float32)]
+        for result in chain.from_iterable(found):
+            if not isinstance(result, AudioError):
+                frames.append(result)
+            elif not job.skip_unreadable:
+                raise result
+        yield np.concatenate(frames)
 
 
 def _warn(warning: str | None) -> None:

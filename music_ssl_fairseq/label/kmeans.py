@@ -8,8 +8,8 @@ replaces ten (`python -m tests.benchmarks.kmeans`).
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,22 +45,21 @@ class Options:
     restarts: int = 1
 
 
-@dataclass(frozen=True)
-class KMeansState:
-    """The best fit so far.
+class KMeansState(NamedTuple):
+    """The best fit so far, as arrays of one file (`jobs.checkpoint_dir`).
 
     Attributes:
         centroids: `[k, D]` float32.
-        curve: inertia per frame, that is the mean squared distance of a frame to its centroid,
-            before each iteration on all frames. The centroids are therefore a little better than
-            the last value says.
+        curve: `[iterations]` inertia per frame, that is the mean squared distance of a frame to
+            its centroid, before each iteration on all frames. The centroids are therefore a little
+            better than the last value says.
         coarse: the same for the iterations on a part of the frames.
         restarts: done so far.
     """
 
     centroids: np.ndarray
-    curve: list[float] = field(default_factory=list)
-    coarse: list[float] = field(default_factory=list)
+    curve: np.ndarray = np.zeros(0)
+    coarse: np.ndarray = np.zeros(0)
     restarts: int = 0
 
 
@@ -129,13 +128,13 @@ def fit(
     """
     best = begun
     part = frames[: max(_START_FRAMES, _START_FRAMES_PER_CENTROID * options.k)]
-    for restart in range(begun.restarts if begun else 0, options.restarts):
+    for restart in range(int(begun.restarts) if begun else 0, options.restarts):
         start = _start(part, options, np.random.default_rng((options.seed, restart)))
         start, coarse = lloyd(part, start, _START_ITERATIONS, 0.0)
         centroids, curve = lloyd(frames, start, options.iterations, _MIN_GAIN)
         if best is None or curve[-1] < best.curve[-1]:
-            best = KMeansState(centroids, curve, coarse)
-        best = replace(best, restarts=restart + 1)
+            best = KMeansState(centroids, np.array(curve), np.array(coarse))
+        best = best._replace(restarts=restart + 1)
         watch(best)
     assert best is not None
     return best
@@ -227,6 +226,7 @@ def fit_as_fairseq(frames: np.ndarray, options: Options) -> tuple[KMeansState, s
         reassignment_ratio=0.0,
         random_state=options.seed,
     ).fit(frames)
-    curve = [float(model.inertia_) / len(frames)]
-    state = KMeansState(np.asarray(model.cluster_centers_, np.float32), curve, restarts=1)
-    return state, f"scikit-learn {sklearn.__version__}"
+    curve = np.array([model.inertia_ / len(frames)])
+    return KMeansState(
+        np.asarray(model.cluster_centers_, np.float32), curve
+    ), f"scikit-learn {sklearn.__version__}"

@@ -6,11 +6,10 @@ web-scale K-means (2010).
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
-from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.label.assign import make_nearest
 from music_ssl_fairseq.label.kmeans import KMeansState
 from music_ssl_fairseq.label.sample import Part, Sample
@@ -62,8 +61,7 @@ class Batches:
             yield whole._replace(frames=np.concatenate(frames))
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(NamedTuple):
     """The state after some batches.
 
     Attributes:
@@ -108,7 +106,7 @@ def fit_batches(
         if len(frames):
             state = _moved(frames, state, device)
         else:
-            state = replace(state, batches=state.batches + 1)
+            state = state._replace(batches=state.batches + 1)
         watch(state)
     return state
 
@@ -121,9 +119,8 @@ def _moved(frames: np.ndarray, state: Progress, device: str) -> Progress:
     total = state.counts + counts
     moved = (centroids * state.counts[:, None] + sums) / np.maximum(1, total)[:, None]
     moved[total == 0] = centroids[total == 0]
-    fit = replace(
-        state.fit, centroids=moved.astype(np.float32), curve=[*state.fit.curve, float(inertia)]
-    )
+    curve = np.append(state.fit.curve, inertia)
+    fit = state.fit._replace(centroids=moved.astype(np.float32), curve=curve)
     return Progress(fit, total, state.batches + 1, state.frames + len(frames))
 
 
@@ -134,15 +131,3 @@ def sums_of_units(frames: np.ndarray, units: np.ndarray, k: int) -> tuple[np.nda
     sums = np.zeros((k, frames.shape[1]))
     sums[used] = np.add.reduceat(frames[order], firsts, axis=0, dtype=np.float64)
     return sums, np.bincount(units, minlength=k)
-
-
-def readable(results: list[np.ndarray | AudioError], skip: bool) -> list[np.ndarray]:
-    """Return those that could be read.
-
-    Raises:
-        AudioError: the first that could not, unless `skip`.
-    """
-    errors = [found for found in results if isinstance(found, AudioError)]
-    if errors and not skip:
-        raise errors[0]
-    return [found for found in results if not isinstance(found, AudioError)]

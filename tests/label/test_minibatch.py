@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
-from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.features.mfcc import Mfcc
 from music_ssl_fairseq.label import minibatch
 from music_ssl_fairseq.label.__main__ import main
 from music_ssl_fairseq.label.kmeans import Options, choose_lloyd, fit
-from music_ssl_fairseq.label.minibatch import Batches, begin, fit_batches, readable
+from music_ssl_fairseq.label.minibatch import Batches, begin, fit_batches
 from music_ssl_fairseq.label.sample import Sample
 from tests.audio_files import tone, write_tone
 
@@ -89,14 +88,7 @@ def test_taken_up_it_ends_the_same(frames):
     for done in (1, 3):
         again = fit_batches(rest[done:], "cpu", lambda _: None, watched[done - 1])
         assert again.fit.centroids.tobytes() == whole.fit.centroids.tobytes()
-        assert again.fit.curve == whole.fit.curve
-
-
-def test_unreadable_parts():
-    found = [np.zeros((2, 3)), AudioError("a.wav", "is bad")]
-    assert len(readable(found, skip=True)) == 1
-    with pytest.raises(AudioError, match="is bad"):
-        readable(found, skip=False)
+        assert again.fit.curve.tolist() == whole.fit.curve.tolist()
 
 
 def test_the_command_goes_on_where_it_was(tmp_path, monkeypatch):
@@ -131,3 +123,17 @@ def test_the_command_goes_on_where_it_was(tmp_path, monkeypatch):
     for name in ("centroids.npy", "train.km"):
         found, expected = (tmp_path / labels / name for labels in ("labels", "undisturbed"))
         assert found.read_bytes() == expected.read_bytes()
+
+
+def test_an_unreadable_track_in_a_batch(tmp_path, capsys):
+    for i in range(3):
+        write_tone(tmp_path / f"{i}.wav", 3, seed=i)
+    write_manifest(tmp_path / "train.tsv", tmp_path, [(f"{i}.wav", 48_000) for i in range(3)])
+    options = ["--manifests", str(tmp_path), "--labels", str(tmp_path / "labels"), "--k", "8"]
+    options += ["--workers", "1", "--minibatch", "400", "--stage", "fit"]
+    (tmp_path / "2.wav").write_bytes(b"no audio")
+    assert main(options) == 1
+    assert f"{tmp_path / '2.wav'}: not readable as audio" in capsys.readouterr().err
+    assert main([*options, "--skip-unreadable"]) == 0
+    metadata = json.loads((tmp_path / "labels" / "metadata.json").read_text())
+    assert metadata["frames_fitted"] == 2 * 298
