@@ -116,9 +116,9 @@ def fill_cache(folder: Path, checkpoint: Path, window_seconds: float) -> None:
             noise = rng.standard_normal((1, LAYERS, DIMENSION)) + 0.5 * rng.standard_normal(
                 (windows, LAYERS, DIMENSION)
             )
-            rows = noise * 0.3 + strength * directions[:, target]
+            vectors = noise * 0.3 + strength * directions[:, target]
             if clip.key not in store:
-                store.add(clip.key, rows.astype(np.float32))
+                store.add(clip.key, vectors.astype(np.float32))
     store.flush()
 
 
@@ -150,7 +150,7 @@ def processor_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def rows_of(folder: Path, run: str) -> list[list[str]]:
+def heads_of(folder: Path, run: str) -> list[list[str]]:
     lines = (folder / run / "rows.csv").read_text().splitlines()[1:]
     return [line.split(",") for line in lines]
 
@@ -163,24 +163,24 @@ def main() -> None:
     make_checkpoint(checkpoint)
     fill_cache(folder, checkpoint, args.window_seconds)
     grid, grid_used = timed(folder, checkpoint, "grid", args)
-    rows = rows_of(folder, "grid")
+    heads = heads_of(folder, "grid")
     where = "GPU" if args.gpu else f"{args.threads} threads"
-    epochs = np.array([int(row[4]) for row in rows])
+    epochs = np.array([int(head[4]) for head in heads])
     print(
-        f"{args.clips} clips in windows of {args.window_seconds:g} s, {where}: {len(rows)} probes "
+        f"{args.clips} clips in windows of {args.window_seconds:g} s, {where}: {len(heads)} probes "
         f"in one run: {grid:.1f} s ({grid_used:.0f} s of the processor); "
         f"epochs of a probe: {epochs.min()} to {epochs.max()}, mean {epochs.mean():.1f}",
         flush=True,
     )
     singles: list[tuple[float, float]] = []
-    chosen = np.linspace(0, len(rows) - 1, args.singles + 2)[1:-1].round().astype(int)
+    chosen = np.linspace(0, len(heads) - 1, args.singles + 2)[1:-1].round().astype(int)
     for index in chosen:
-        layer, rate, score, _, trained, _ = rows[index]
+        layer, rate, score, _, trained, _ = heads[index]
         seconds, used = timed(
             *(folder, checkpoint, f"single_{index}", args),
             *(f"model.layers='{layer}'", f"model.learning_rates=[{rate}]"),
         )
-        alone = rows_of(folder, f"single_{index}")[0]
+        alone = heads_of(folder, f"single_{index}")[0]
         print(
             f"layer {layer}, learning rate {rate}, alone: {seconds:.1f} s "
             f"({used:.1f} s of the processor), {alone[4]} epochs, "
@@ -188,9 +188,9 @@ def main() -> None:
             flush=True,
         )
         singles.append((seconds, used))
-    total, total_used = np.mean(singles, axis=0) * len(rows)
+    total, total_used = np.mean(singles, axis=0) * len(heads)
     print(
-        f"{len(rows)} runs of one probe, extrapolated from {len(singles)}: {total:.0f} s "
+        f"{len(heads)} runs of one probe, extrapolated from {len(singles)}: {total:.0f} s "
         f"({total_used:.0f} s of the processor); ratio {total / grid:.1f} "
         f"({total_used / grid_used:.1f})"
     )

@@ -49,9 +49,9 @@ def test_nothing_to_hear_raises_nothing(name, frames):
 
 
 def test_peaks_keep_apart_and_of_equals_the_first_counts():
-    row = np.zeros(60)
-    row[[10, 14, 30, 31, 50]] = 0.9, 0.8, 0.7, 0.7, 0.6
-    assert np.flatnonzero(are_peaks(row[None])[0]).tolist() == [10, 30, 50]
+    activation = np.zeros(60)
+    activation[[10, 14, 30, 31, 50]] = 0.9, 0.8, 0.7, 0.7, 0.6
+    assert np.flatnonzero(are_peaks(activation[None])[0]).tolist() == [10, 30, 50]
 
 
 # What madmom 0.17's DBNBeatTrackingProcessor(fps=50) makes of activation(seed, 4.0).

@@ -104,11 +104,11 @@ def test_windows_have_their_own_features_whatever_the_batch(tmp_path, manifest, 
     assert source.windows == 2 + 3 + 1 + 2
     for clip in clips:
         samples = soundfile.read(clip.path, dtype="float32")[0]
-        rows = store.vectors(clip.key)
-        for row, window in zip(rows, plan.windows(clip), strict=True):
+        vectors = store.vectors(clip.key)
+        for vector, window in zip(vectors, plan.windows(clip), strict=True):
             part = samples[window.start : window.start + window.num_samples]
-            np.testing.assert_allclose(row[0], part.mean(), atol=1e-6)
-            np.testing.assert_allclose(row[1], part.max(), atol=1e-6)
+            np.testing.assert_allclose(vector[0], part.mean(), atol=1e-6)
+            np.testing.assert_allclose(vector[1], part.max(), atol=1e-6)
 
 
 def test_frames_go_on_over_the_ends_of_windows(tmp_path, manifest):
@@ -116,12 +116,12 @@ def test_frames_go_on_over_the_ends_of_windows(tmp_path, manifest):
     store = open_store(tmp_path, source, plan)
     clip = clips_of(manifest)[1]
     fill(store, source, plan, [clip])
-    rows = store.vectors(clip.key)
-    assert rows.dtype == np.float16
-    assert len(rows) == 165
+    vectors = store.vectors(clip.key)
+    assert vectors.dtype == np.float16
+    assert len(vectors) == 165
     samples = soundfile.read(clip.path, dtype="float32")[0]
     expected = [samples[t * 320 : t * 320 + 400].mean() for t in range(165)]
-    np.testing.assert_allclose(rows[:, 0, 0], expected, atol=2e-4)
+    np.testing.assert_allclose(vectors[:, 0, 0], expected, atol=2e-4)
 
 
 def test_nothing_is_computed_twice_and_tasks_share(tmp_path, manifest):
@@ -224,8 +224,8 @@ def test_a_damaged_shard_or_index_is_computed_again(tmp_path, manifest, how):
     assert clips[0].key not in again
     fill(again, source, plan, clips)
     assert source.windows == 2 * computed
-    for clip, rows in zip(clips, expected, strict=True):
-        np.testing.assert_array_equal(again.vectors(clip.key), rows)
+    for clip, vectors in zip(clips, expected, strict=True):
+        np.testing.assert_array_equal(again.vectors(clip.key), vectors)
     assert len(list(store.folder.iterdir())) == 3  # nothing of the damaged one is left
     last = open_store(tmp_path, source, plan)
     fill(last, source, plan, clips)
@@ -269,16 +269,16 @@ def test_what_another_process_throws_away_stays_readable(tmp_path, manifest):
 def test_the_cache_is_bounded(tmp_path, manifest):
     source, plan = Counting(), WindowPlan(1.0, False)
     clips = clips_of(manifest)
-    row = 2 * 3 * 4
+    vector = 2 * 3 * 4
     old = open_store(tmp_path, source, plan)
     fill(old, source, plan, clips[:1])
     whole = sum(file.stat().st_size for file in old.root.rglob("*.npy"))
-    store = open_store(tmp_path, source, plan, limit=whole + row)
+    store = open_store(tmp_path, source, plan, limit=whole + vector)
     store.use(clip.key for clip in clips[1:2])
-    fill(store, source, plan, clips[1:2])  # three rows: only without the others
+    fill(store, source, plan, clips[1:2])  # three vectors: only without the others
     assert clips[0].key not in open_store(tmp_path, source, plan)
     assert clips[1].key in open_store(tmp_path, source, plan)
-    small = open_store(tmp_path, source, plan, limit=row)
+    small = open_store(tmp_path, source, plan, limit=vector)
     with pytest.raises(InputError, match=r"the cache may hold 0\.00 GB: set task\.cache_limit_gb"):
         fill(small, source, plan, clips)
 

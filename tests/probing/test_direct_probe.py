@@ -25,7 +25,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("kind", ["multi-class", "beats"])
 def test_it_gives_what_fairseq_gives(tmp_path, monkeypatch, kind):
-    """On a CPU clips go row by row, and frames as on a GPU."""
+    """Clips are trained in eight mini-batches at a time on a CPU, frames in one."""
     monkeypatch.chdir(tmp_path)
     write_audio(Path("audio"), 24)
     write_probing(Path("task"), Path("audio"), kind)

@@ -72,7 +72,7 @@ def test_weighted_rankings_are_scikit_learn_s(rng, ours, theirs):
     scores, positive = rng.integers(0, 12, 50) / 3.0, rng.random(50) < 0.4
     weights = rng.integers(0, 4, (5, 50)).astype(float)
     found = ours(scores, positive, weights)
-    expected = [theirs(positive, scores, sample_weight=row) for row in weights]
+    expected = [theirs(positive, scores, sample_weight=one) for one in weights]
     np.testing.assert_allclose(found, expected, rtol=1e-12)
     assert np.isnan(ours(scores, np.zeros(50, bool), weights)).all()
 
@@ -154,17 +154,17 @@ class Split(list):
 
 
 class Grid:
-    """A collector of heads whose outputs `[rows, clips, ...]` are given."""
+    """A collector of heads whose outputs `[heads, clips, ...]` are given."""
 
-    def __init__(self, task: ProbingSpec, rows: np.ndarray, beats=()):
-        self.dataset, self.rows, self.beats = self, rows, beats
-        self.split, self.clips = Split(task, rows.shape[1]), range(rows.shape[1])
+    def __init__(self, task: ProbingSpec, outputs: np.ndarray, beats=()):
+        self.dataset, self.outputs, self.beats = self, outputs, beats
+        self.split, self.clips = Split(task, outputs.shape[1]), range(outputs.shape[1])
 
     def sums(self):
-        return 3 * self.rows, np.full(len(self.clips), 3)
+        return 3 * self.outputs, np.full(len(self.clips), 3)
 
     def activations(self, clip):
-        return self.rows[:, clip]
+        return self.outputs[:, clip]
 
     def beat_times(self, clip):
         return self.beats[clip]
@@ -187,12 +187,12 @@ def test_what_selects_is_what_is_reported(rng, kind, metric, bad):
     task = ProbingSpec(
         "t", kind, metric, **{"targets" if kind == "regression" else "classes": names}
     )
-    targets, rows = truth(rng, kind, 30), rng.standard_normal((4, 30, 3))
+    targets, outputs = truth(rng, kind, 30), rng.standard_normal((4, 30, 3))
     # One number of one clip is enough; its label would be the class that argmax gives for NaN.
-    rows[2, 7, 0] = bad
-    found = head_scores(Grid(task, rows), targets)
-    for row, value in zip(rows, found, strict=True):
-        reported = evaluate(task, predictions(row, targets)).values[metric]
+    outputs[2, 7, 0] = bad
+    found = head_scores(Grid(task, outputs), targets)
+    for head, value in zip(outputs, found, strict=True):
+        reported = evaluate(task, predictions(head, targets)).values[metric]
         assert value == pytest.approx(reported, nan_ok=True)
     assert np.isnan(found).tolist() == [False, False, True, False]
 
@@ -200,12 +200,12 @@ def test_what_selects_is_what_is_reported(rng, kind, metric, bad):
 def test_beats_select_by_the_f_measure_of_peaks_and_never_a_diverged_head():
     task = ProbingSpec("t", "beats", "f_measure")
     beats = [np.array([0.5, 1.0, 1.5]), np.array([0.4, 1.2])]
-    rows = np.full((3, 2, 100), 0.01)
+    outputs = np.full((3, 2, 100), 0.01)
     for clip, times in enumerate(beats):
-        rows[0, clip, (times * FRAME_RATE).astype(int)] = 1
-        rows[1, clip, (times[1:] * FRAME_RATE).astype(int)] = 1
-    rows[2, 1, 50] = np.nan
-    found = head_scores(Grid(task, rows, beats), np.zeros((2, 0)))
+        outputs[0, clip, (times * FRAME_RATE).astype(int)] = 1
+        outputs[1, clip, (times[1:] * FRAME_RATE).astype(int)] = 1
+    outputs[2, 1, 50] = np.nan
+    found = head_scores(Grid(task, outputs, beats), np.zeros((2, 0)))
     assert found[:2].tolist() == pytest.approx([1, 2 * 3 / (3 + 5)])
     assert np.isnan(found[2])
 

@@ -77,11 +77,11 @@ def test_a_task_trains_validates_and_is_reported(here, name):
     assert found["task"] == task["name"]
     assert found["files"] == 6
     assert all(-100 < value <= 1 for value in found["metrics"].values())
-    rows = json.loads((run / "probe.json").read_text())["rows"]
-    assert [row["layer"] for row in rows] == ["0", "0", "2", "2", "all", "all"]
-    assert sum(row["chosen"] for row in rows) == 1
-    best = max(rows, key=lambda row: row["score"])
-    assert next(row for row in rows if row["chosen"])["score"] == best["score"]
+    heads = json.loads((run / "probe.json").read_text())["rows"]
+    assert [head["layer"] for head in heads] == ["0", "0", "2", "2", "all", "all"]
+    assert sum(head["chosen"] for head in heads) == 1
+    best = max(heads, key=lambda head: head["score"])
+    assert next(head for head in heads if head["chosen"])["score"] == best["score"]
     text = make_report([run], Path("report") / name, resamples=20, no_plot=name != "mtt")
     assert task["name"] in text
     assert (Path("report") / name / "report.csv").stat().st_size > 100
@@ -131,13 +131,13 @@ def test_validation_in_training_is_that_of_fairseq_validate(here, kind):
     assert found["metrics"][found["metric"]] == pytest.approx(found["valid_score"], abs=1e-6)
 
 
-def test_a_row_in_fairseq_s_loop_is_the_probe_trained_alone(here):
+def test_a_head_in_fairseq_s_loop_is_the_probe_trained_alone(here):
     grid, alone = Path("runs/grid"), Path("runs/alone")
     train(here / "multi-class", "encoder.pt", grid, *SMALL, "dataset.batch_size=5")
     one = ("model.layers='2'", "model.learning_rates=[0.01]", "dataset.batch_size=5")
     train(here / "multi-class", "encoder.pt", alone, *SMALL, *one)
-    rows = json.loads((grid / "probe.json").read_text())["rows"]
-    expected = next(r for r in rows if (r["layer"], r["learning_rate"]) == ("2", 0.01))
+    heads = json.loads((grid / "probe.json").read_text())["rows"]
+    expected = next(r for r in heads if (r["layer"], r["learning_rate"]) == ("2", 0.01))
     (found,) = json.loads((alone / "probe.json").read_text())["rows"]
     for key in ("score", "best_epoch", "epochs"):
         assert found[key] == pytest.approx(expected[key])
@@ -148,13 +148,13 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(here):
     options = [*SMALL, "dataset.batch_size=5", "model.patience=2", "model.lr_patience=1"]
     options.remove("optimization.max_epoch=3")
     train(here / "regression", "encoder.pt", whole, *options, "optimization.max_epoch=7")
-    # The last epoch of a run ends all rows: an interruption does not.
+    # The last epoch of a run stops all heads: an interruption does not.
     first = [*options, "optimization.max_epoch=4", "+task.last_epoch=0", "task.save_seconds=0"]
     train(here / "regression", "encoder.pt", cut, *first)
     train(here / "regression", "encoder.pt", cut, *options, "optimization.max_epoch=7")
     tables = [json.loads((run / "probe.json").read_text())["rows"] for run in (whole, cut)]
-    for row, expected in zip(*tables, strict=True):
-        assert row == pytest.approx(expected)
+    for head, expected in zip(*tables, strict=True):
+        assert head == pytest.approx(expected)
     before = (cut / "rows.csv").stat().st_mtime_ns
     train(here / "regression", "encoder.pt", cut, *options, "optimization.max_epoch=7")
     assert (cut / "rows.csv").stat().st_mtime_ns == before  # nothing left to do
@@ -181,7 +181,7 @@ def test_a_signal_saves_a_probe_and_it_goes_on(here, monkeypatch, method, call):
     assert [file.name for file in runs[1].glob("checkpoints/*.pt")] == ["checkpoint_best.pt"]
     train(here / "regression", "encoder.pt", runs[1], *options)
     whole, cut = (json.loads((run / "probe.json").read_text())["rows"] for run in runs)
-    assert cut == [pytest.approx(row) for row in whole]
+    assert cut == [pytest.approx(head) for head in whole]
 
 
 def test_a_finished_probe_is_small_and_loads_safely(here):
@@ -306,7 +306,7 @@ def test_two_tasks_do_not_share_a_folder(here, capsys, tmp_path):
     assert [file.read_bytes() for file in results] == before
 
 
-def test_rows_are_not_written_over_another_task_s(tmp_path):
+def test_heads_are_not_written_over_another_task_s(tmp_path):
     write_heads(tmp_path, {"task": "first"}, [])
     write_heads(tmp_path, {"task": "first"}, [])
     with pytest.raises(InputError, match="holds a probe of the task first, not of second"):
@@ -335,6 +335,6 @@ def test_a_head_that_diverges_is_left_behind_by_the_others(here):
     run = Path("runs") / "diverged"
     small = [option for option in SMALL if "learning_rates" not in option]
     train(here / "regression", "encoder.pt", run, *small, "model.learning_rates=[0.01,1e30]")
-    rows = json.loads((run / "probe.json").read_text())["rows"]
-    assert [row["score"] is None for row in rows] == [False, True] * 3
-    assert [row["learning_rate"] for row in rows if row["chosen"]] == [0.01]
+    heads = json.loads((run / "probe.json").read_text())["rows"]
+    assert [head["score"] is None for head in heads] == [False, True] * 3
+    assert [head["learning_rate"] for head in heads if head["chosen"]] == [0.01]

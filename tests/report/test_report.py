@@ -102,7 +102,7 @@ def test_the_interval_of_r2_of_a_few_files_holds_the_figure():
 
 
 def test_published_figures_are_those_of_the_protocol():
-    known = {row.model: row.figures() for row in PUBLISHED}
+    known = {paper.model: paper.figures() for paper in PUBLISHED}
     assert known["music2vec (MAP)"]["giantsteps-key", "weighted_key_score"] == 0.506
     assert known["MERT-v1-95M"]["emomusic", "r2_valence"] == 0.555
     assert known["MERT-v1-95M"]["mtg-top50", "macro_average_precision"] == 0.29
@@ -111,7 +111,7 @@ def test_published_figures_are_those_of_the_protocol():
     assert ("gtzan-beat", "f_measure") not in known["Jukebox-5B"]
     assert ("mtg-genre", "macro_roc_auc") not in known["MuQ"]
     assert len(COLUMNS) == 13
-    sources = {row.model: row.source for row in PUBLISHED}
+    sources = {paper.model: paper.source for paper in PUBLISHED}
     assert len(sources) == len(PUBLISHED)
     assert "2501.01108" in sources.pop("MuQ")
     assert all("2306.10548" in source for source in sources.values())
@@ -125,13 +125,13 @@ def leave_probe(folder: Path, kind: str, name: str, upstream: str, window: float
         **{"upstream": upstream, "fingerprint": "ab", "window_seconds": window, "layer": "2"},
         **{"learning_rate": 0.001, "valid_score": 0.5, "best_epoch": 3},
     }
-    rows = [
+    heads = [
         {"layer": layer, "learning_rate": rate, "score": score, "best_epoch": 1, "epochs": 2}
         | {"chosen": False}
         for layer in ("0", "1", "all")
         for rate, score in ((0.1, 0.4), (0.01, float("nan")))
     ]
-    write_heads(folder, about, rows)
+    write_heads(folder, about, heads)
     found = predictions(kind)
     scores: Scores = evaluate(task(kind, name), found)
     write_scores(folder, "test", about, scores._replace(absent=["kazoo"]), found)
@@ -157,7 +157,7 @@ def test_tables_of_models_and_tasks(tmp_path):
     assert [row["metric"] for row in measured] == ["r2_valence", "r2_arousal", *["accuracy"] * 2]
     for row in measured:
         assert float(row["low"]) <= float(row["value"]) <= float(row["high"])
-    sources = {row.source for row in PUBLISHED}
+    sources = {paper.source for paper in PUBLISHED}
     published = [row for row in rows if row["source"] in sources]
     assert len(published) == len(rows) - len(measured) == 3 * len(PUBLISHED)
     assert {row["task"] for row in published} == {"gtzan-genre", "emomusic"}
