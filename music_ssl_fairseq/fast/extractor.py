@@ -17,18 +17,18 @@ def extract(
     waveform: Tensor,
     fast: bool,
     compile: bool,
-    folded: tuple[Tensor, Tensor] | None,
+    group_norm: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
     """Run convolutions, each with its norm and a GELU.
 
     Args:
-        layers: with `conv`, `norm` (or None), and a `forward` that takes `[B, T, C]` and, perhaps,
-            a convolution to use instead of its own.
+        layers: each with `conv`, `norm` (or None), and a `forward` that takes `[B, T, C]` and
+            optionally a convolution to use.
         waveform: `[B, T]`.
-        fast: whether to use layouts and kernels that suit GPUs.
-        compile: as compiled functions what no kernel of ours computes.
-        folded: filters and shifts of `fold_group_norm` for the first layer, for a group norm whose
-            statistics are not those of `waveform`.
+        fast: whether to use layouts and kernels for GPUs.
+        compile: whether to compile what our kernels do not compute.
+        group_norm: filters and shifts of `fold_group_norm` for the first layer, if its statistics
+            are not those of `waveform`.
 
     Returns:
         `[B, frames, channels]`.
@@ -41,8 +41,8 @@ def extract(
     if stacked:
         frames = frames_within(waveform.size(-1), conv.kernel_size[0], conv.stride[0])
         lead = rows_before(convs, frames, waveform)
-    if folded is not None:
-        x = folded_first_conv(waveform, *folded, conv.stride[0], lead)
+    if group_norm is not None:
+        x = folded_first_conv(waveform, *group_norm, conv.stride[0], lead)
     elif fast and norm is not None and can_fuse(waveform, conv.weight, conv.bias):
         x = fused_first_conv(
             waveform,

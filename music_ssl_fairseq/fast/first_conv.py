@@ -78,10 +78,10 @@ def window_moments(waveform: Tensor, taps: int, stride: int) -> tuple[Tensor, Te
         `[B, taps]` and `[B, taps, taps]`, float64.
     """
     if waveform.is_cuda and has_triton():
-        from music_ssl_fairseq.fast.kernels import first_conv as kernels
+        from music_ssl_fairseq.fast.kernels import first_conv
 
         frames = frames_within(waveform.size(-1), taps, stride)
-        return kernels.moments(waveform.contiguous(), taps, stride, frames)
+        return first_conv.moments(waveform.contiguous(), taps, stride, frames)
     windows = waveform.double().unfold(-1, taps, stride)
     return windows.mean(1), windows.transpose(1, 2) @ windows / windows.size(1)
 
@@ -161,53 +161,33 @@ def folded_first_conv(
 
 
 def _apply(
-    waveform: Tensor,
-    filters: Tensor,
-    gains: Tensor,
-    shifts: Tensor,
-    eps: float,
-    group: bool,
-    stride: int,
-    lead: int,
-) -> Tensor:
+    waveform: Tensor, filters: Tensor, gains: Tensor, shifts: Tensor, eps: float, group: bool,
+    stride: int, lead: int,
+) -> Tensor:  # fmt: skip
     kernel = filters.size(-1)
     frames = frames_within(waveform.size(-1), kernel, stride)
     filters = F.pad(filters, (0, TAPS - kernel)).transpose(1, 2).contiguous()
     waveform = waveform.float()
-    return _FirstLayer.apply(
-        waveform, filters.float(), gains.float(), shifts.float(), eps, group, stride, frames,
-        lead, working_dtype(waveform),
-    )  # fmt: skip
+    tensors = (waveform, filters.float(), gains.float(), shifts.float())
+    dtype = working_dtype(waveform)
+    return _FirstConv.apply(dtype, (eps, group, stride, frames, lead), *tensors)
 
 
-class _FirstLayer(torch.autograd.Function):
+class _FirstConv(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        waveform: Tensor,
-        filters: Tensor,
-        gains: Tensor,
-        shifts: Tensor,
-        eps: float,
-        group: bool,
-        stride: int,
-        frames: int,
-        lead: int,
-        dtype: torch.dtype,
-    ) -> Tensor:
-        from music_ssl_fairseq.fast.kernels import first_conv as kernels
+        ctx: Any, dtype: torch.dtype, settings: tuple[Any, ...], waveform: Tensor,
+        filters: Tensor, gains: Tensor, shifts: Tensor,
+    ) -> Tensor:  # fmt: skip
+        from music_ssl_fairseq.fast.kernels import first_conv
 
         ctx.save_for_backward(waveform, filters, gains, shifts)
-        ctx.settings = (eps, group, stride, frames, lead)
-        return kernels.forward(
-            waveform, filters, gains, shifts, eps, group, stride, frames, lead, dtype
-        )
+        ctx.settings = settings
+        return first_conv.forward(waveform, filters, gains, shifts, dtype, *settings)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        from music_ssl_fairseq.fast.kernels import first_conv as kernels
+        from music_ssl_fairseq.fast.kernels import first_conv
 
-        d_filters, d_gains, d_shifts = kernels.backward(
-            grad.contiguous(), *ctx.saved_tensors, *ctx.settings
-        )
-        return (None, d_filters, d_gains, d_shifts, *[None] * 6)
+        gradients = first_conv.backward(grad.contiguous(), *ctx.saved_tensors, *ctx.settings)
+        return (None, None, None, *gradients)

@@ -155,17 +155,9 @@ def _precision(dtype: torch.dtype) -> str:
 
 
 def forward(
-    waveform: Tensor,
-    filters: Tensor,
-    gains: Tensor,
-    shifts: Tensor,
-    eps: float,
-    group: bool,
-    stride: int,
-    frames: int,
-    lead: int,
-    dtype: torch.dtype,
-) -> Tensor:
+    waveform: Tensor, filters: Tensor, gains: Tensor, shifts: Tensor, dtype: torch.dtype,
+    eps: float, group: bool, stride: int, frames: int, lead: int,
+) -> Tensor:  # fmt: skip
     """Map `[B, T]` to `[B, lead + frames, C]`."""
     batch, length = waveform.shape
     taps, channels = filters.shape[1:]
@@ -183,17 +175,9 @@ def forward(
 
 
 def backward(
-    grad: Tensor,
-    waveform: Tensor,
-    filters: Tensor,
-    gains: Tensor,
-    shifts: Tensor,
-    eps: float,
-    group: bool,
-    stride: int,
-    frames: int,
-    lead: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad: Tensor, waveform: Tensor, filters: Tensor, gains: Tensor, shifts: Tensor, eps: float,
+    group: bool, stride: int, frames: int, lead: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Compute the gradients of filters, gains and shifts, in their shapes."""
     batch, length = waveform.shape
     taps, channels = filters.shape[1:]
