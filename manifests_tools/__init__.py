@@ -1,1 +1,1 @@
-"""Builders of manifests: `python -m manifests_tools NAME`, one module for each data set."""
+"""Builders of manifests: `python -m manifests_tools NAME`, one module per data set."""

@@ -1,4 +1,4 @@
-"""Files of beat times: JAMS, or a line for each beat."""
+"""Read files of beat times: JAMS, or one line per beat."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,16 +16,15 @@ from music_ssl_fairseq.runtime.texts import read_json, read_text
 
 
 def read_beat_file(file: Path) -> tuple[str, ...]:
-    """The beats of a `.jams` file, or of one with lines `seconds` or `seconds position`.
+    """Read the beats of a `.jams` file, or of lines `seconds` or `seconds position`.
 
-    A position is the beat's number in its bar, or `bar.beat`, of which the beat is taken.
+    A position is the beat's number in its bar, or `bar.beat`.
 
     Returns:
         Cells of a line of labels: `seconds`, or `seconds/position in the bar`.
 
     Raises:
-        InputError: if the file holds no beats, or something else; if the beats are not ascending
-            from 0 on.
+        InputError: if the file holds no beats, or they are not ascending from 0 on.
     """
     if file.suffix == ".jams":
         return _from_jams(file)
@@ -33,10 +32,10 @@ def read_beat_file(file: Path) -> tuple[str, ...]:
 
 
 def require_ascending(times: Sequence[float]) -> None:
-    """See that no beat is before 0, and each is after the one before.
+    """Refuse beats before 0 or out of order.
 
     Raises:
-        ValueError: naming the first that is not.
+        ValueError: naming the first one.
     """
     if len(times) and times[0] < 0:
         raise ValueError(f"a beat at {times[0]:g}, before the file begins")
@@ -62,7 +61,7 @@ def _from_jams(file: Path) -> tuple[str, ...]:
                 times = data["time"] if isinstance(data, dict) else [beat["time"] for beat in data]
                 if not times:
                     empty = True
-                    continue  # another annotator may have heard some
+                    continue  # another annotation may have some
                 numbers = sorted(parse_number(time) for time in times)
                 require_ascending(numbers)
                 return tuple(f"{number:.10g}" for number in numbers)
@@ -76,7 +75,7 @@ def _from_jams(file: Path) -> tuple[str, ...]:
 def _from_lines(file: Path) -> tuple[str, ...]:
     rows = [(i, line.split()) for i, line in enumerate(read_text(file).split("\n"), 1)]
     rows = [(number, cells) for number, cells in rows if cells]
-    # `3.2` is the second beat of the third bar where any line says so; `3.0` alone is a 3.
+    # `3.2` is beat 2 of bar 3, if any line has such a position; `3.0` alone is a 3.
     bars = any(len(cells) > 1 and cells[1].partition(".")[2].strip("0") for _, cells in rows)
     beats = [_beat(file, number, cells, bars) for number, cells in rows]
     if not beats:
@@ -118,7 +117,7 @@ def _position(text: str, bars: bool) -> int:
 
 
 def beats_within(item: Labelled, track: ExaminedTrack) -> list[Example]:
-    """The file with those of its beats that are before its end; nothing if there are none."""
+    """Return the file with its beats before its end; nothing if there are none."""
     seconds = track.num_samples / SAMPLE_RATE
     beats = tuple(beat for beat in item.label if float(beat.partition("/")[0]) < seconds)
     if not beats:

@@ -1,4 +1,4 @@
-"""`python -m manifests_tools check`: re-read manifests, their audio and their labels."""
+"""Check manifests, their audio and their labels: `python -m manifests_tools check`."""
 
 import argparse
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from manifests_tools.check_probing import check_probing
-from manifests_tools.examine import COPY, SILENT, add_reading_options, listen
+from manifests_tools.examine import COPY, SILENT, add_reading_options, examine
 from manifests_tools.find import FileId, identify
 from manifests_tools.findings import Findings
 from manifests_tools.parallel import parallel_map
@@ -32,17 +32,17 @@ from music_ssl_fairseq.probing.spec import FILE as TASK_FILE
 from music_ssl_fairseq.runtime.files import checksum
 
 SPLITS = ("valid", "test", "train")
-"""Smallest first: the files of the earlier ones are remembered, and looked for in the later."""
+"""Smallest first: files of earlier splits are remembered, and looked for in later ones."""
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m manifests_tools check",
-        description="Re-read the manifests of a folder: is every file there, can it be decoded, is "
-        "it as long as stated, is none in two splits; and do the labels fit: a line for each "
-        "track, as many labels as its length asks for, each of them in the dict. Of a probing "
-        "task's folder the labels are checked as well. Prints a line for each problem, and exits "
-        "with status 1 if there is any.",
+        description="Check the manifests of a folder: every file exists, can be decoded, is as "
+        "long as stated, and is in one split; the labels have one line per track, as many labels "
+        "as its length needs, and no unit that the dict lacks. The labels of a probing task's "
+        "folder are checked as well. Prints one line per problem, and exits with status 1 if there "
+        "is one.",
         epilog="example: python -m manifests_tools check manifests",
     )
     add = parser.add_argument
@@ -50,14 +50,14 @@ def get_parser() -> argparse.ArgumentParser:
     add(
         "--labels",
         metavar="DIR",
-        help="folder with a .km for each split and dict.km.txt (default: `labels` beside DIR, if "
+        help="folder with one .km per split and dict.km.txt (default: `labels` beside DIR, if "
         "its metadata.json names these manifests)",
     )
     add(
         "--label-rate",
         type=float,
         metavar="HZ",
-        help="labels a second (default: what metadata.json in the labels' folder says)",
+        help="labels per second (default: from metadata.json in the labels' folder)",
     )
     add_reading_options(parser)
     return parser
@@ -65,7 +65,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class Labels:
-    """Where the labels are, and how many there are a second."""
+    """The folder of the labels, and their rate per second."""
 
     folder: Path
     rate: float
@@ -78,13 +78,13 @@ def run(
     thorough: bool = False,
     workers: int = 1,
 ) -> int:
-    """Print each problem on a line of its own, or that all is well; see `get_parser`.
+    """Print one line per problem, or that all is well; see `get_parser`.
 
     Returns:
         Exit status: 0 if nothing is wrong, 1 otherwise.
 
     Raises:
-        InputError: if there is no such folder, or no word of the labels' rate.
+        InputError: if there is no such folder, or the labels' rate is unknown.
     """
     folder = Path(manifests)
     if not folder.is_dir():
@@ -144,11 +144,11 @@ def _find_labels(folder: Path, labels: str | None, rate: float | None) -> Labels
 
 
 def _made_from(labels: Path, manifests: Path) -> bool:
-    """Whether the labeler noted these manifests, by their contents or by their path."""
+    """Tell whether the labels' metadata name these manifests, by contents or by path."""
     try:
         splits = read_metadata(labels).get("splits", {})
     except InputError:
-        return True  # which the check will say
+        return True  # the check reports it
     for split, record in splits.items():
         file = manifests / f"{split}.tsv"
         # A relative path is relative to the folder that labels/ is in, unless --labels was given.
@@ -202,7 +202,7 @@ def _check_audio(
 
 
 def _check_copies(splits: dict[str, Manifest], findings: Findings, is_task: bool) -> None:
-    """Files of equal bytes: a problem in two splits, worth a line within one."""
+    """Report files of equal bytes: a problem in two splits, a remark within one."""
     paths = {s: [m.path(i) for i in range(len(m))] for s, m in splits.items()}
     for split, of_split in paths.items():
         within = find_copies(of_split)
@@ -222,13 +222,13 @@ def _check_copies(splits: dict[str, Manifest], findings: Findings, is_task: bool
 def _check_track(
     track: tuple[str, int], root: str, thorough: bool
 ) -> tuple[str | None, FileId | None]:
-    """What is wrong with a track, if anything, and which file it is, if there."""
+    """Return what is wrong with a track, or None, and the identity of its file, if it exists."""
     name, stated = track
     path = os.path.join(root, name)
     identity = None
     try:
         identity = identify(os.stat(path))
-        info, silent = listen(path, thorough)
+        info, silent = examine(path, thorough)
     except AudioError as error:
         return error.reason, identity
     except OSError as error:
@@ -245,7 +245,7 @@ def _check_track(
 def _check_labels(
     splits: dict[str, Manifest], labels: Labels, findings: Findings
 ) -> dict[str, str]:
-    """Check the labels of all splits; returns how many each has, in words."""
+    """Check the labels of all splits; return the number of labels per split, in words."""
     totals = {}
     try:
         units = UnitDictionary(labels.folder / "dict.km.txt")
@@ -276,7 +276,7 @@ def _check_lines(
     rate: float,
     findings: Findings,
 ) -> None:
-    """Each track's labels, where `check_labels` names the first and samples a large file."""
+    """Check each track's labels; `check_labels` names one track and samples large files."""
     hop = label_hop(rate)
     for i, num_samples in enumerate(tqdm(manifest.num_samples, f"labels of {split}")):
         count = int(store.counts[i])

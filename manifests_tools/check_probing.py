@@ -1,4 +1,4 @@
-"""What `check` sees to in the folder of a probing task."""
+"""Check the folder of a probing task."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +12,7 @@ from music_ssl_fairseq.probing.writer import check_leakage
 
 
 def check_probing(folder: Path, splits: list[str], findings: Findings) -> None:
-    """Read the labels of all splits; a wrong one is a finding, and so is a song in two splits."""
+    """Read the labels of all splits; report wrong ones and songs in two splits."""
     _try(partial(check_leakage, folder), findings)
     try:
         task = read_spec(folder)

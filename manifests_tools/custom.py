@@ -1,4 +1,4 @@
-"""`python -m manifests_tools custom`: a probing task of the user's own, from a CSV."""
+"""Build a probing task from a CSV: `python -m manifests_tools custom`."""
 
 import argparse
 import os
@@ -143,7 +143,7 @@ def _targets(file: Path, items: list[Labelled], names: Sequence[str] | None) -> 
 
 
 class _CsvReader:
-    """Reads the lines of a CSV, and checks each."""
+    """Read and check the lines of a CSV."""
 
     def __init__(self, file: Path, kind: str, separator: str, classes: tuple[str, ...] | None):
         self.file = file
@@ -152,7 +152,7 @@ class _CsvReader:
         self.classes = KEYS if kind == "key" else classes
 
     def read(self) -> dict[str, list[Labelled]]:
-        """The files of each split; train and valid are there, test if the CSV has it."""
+        """Return the files of each split: train, valid, and test if the CSV has it."""
         header, lines = self._table()
         for column in COLUMNS:
             if column not in header:

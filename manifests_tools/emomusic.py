@@ -23,7 +23,7 @@ _SETS = ("development", "evaluation")
 
 
 def read(root: str, metadata: str | None = None) -> DataSet:
-    """Labels of `emomusic`; see `ProbingBuilder`."""
+    """Read the labels of `emomusic`; see `ProbingBuilder`."""
     folders = [Path(metadata)] if metadata else [Path(root), Path(root, "annotations")]
     hint = f"{_SOURCE}, annotations.tar.gz; --metadata tells where it is"
     ratings = _read_ratings(find_file(folders, ["static_annotations.csv"], hint))
@@ -45,7 +45,7 @@ def read(root: str, metadata: str | None = None) -> DataSet:
 
 
 def _read_ratings(file: Path) -> dict[str, tuple[str, str]]:
-    """Song -> mean arousal and mean valence, from 1 to 9."""
+    """Return song -> mean arousal and mean valence, from 1 to 9."""
     columns = ["song_id", *(f"mean_{target}" for target in TARGETS)]
     rows = read_table(file, columns, ",", quotes=True)
     try:
@@ -55,7 +55,7 @@ def _read_ratings(file: Path) -> dict[str, tuple[str, str]]:
 
 
 def split_of(artist: str) -> str:
-    """`train` or `valid`."""
+    """Return `train` or `valid`."""
     letters = "".join(c for c in artist.lower() if "a" <= c <= "z" or c.isspace())
     name = " ".join(letters.split())
     part = int(hashlib.sha1(name.encode("ascii")).hexdigest(), 16) % _PARTS

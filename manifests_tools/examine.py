@@ -1,4 +1,4 @@
-"""Whether an audio file can be used, found out without decoding all of it."""
+"""Examine audio files without decoding all of them."""
 
 import argparse
 import os
@@ -15,13 +15,13 @@ from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.runtime.cpus import available_cpus
 
 EDGE_SECONDS = 0.25
-"""Decoded at the start and at the end of each file."""
+"""Decoded at the start and at the end of each file, unless --thorough."""
 
 SILENT = f"silent: nothing in it is louder than {20 * log10(audio.SILENCE):.0f} dB"
 COPY = "a copy of another file"
 
-BLOCK_SECONDS = 120
-"""Decoded at a time where a file is decoded whole, so that memory does not grow with length."""
+CHUNK_SECONDS = 120
+"""Decoded at once: memory does not grow with a file's length."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ExaminedTrack:
 
 
 def add_reading_options(parser: argparse.ArgumentParser) -> None:
-    """The options of every command that examines files: `--thorough` and `--workers`."""
+    """Add the options of commands that examine files: `--thorough` and `--workers`."""
     parser.add_argument(
         "--thorough",
         action="store_true",
@@ -47,34 +47,26 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=available_cpus(),
         metavar="N",
-        help="processes (default: one for each CPU, here %(default)s)",
+        help="processes (default: one per CPU, here %(default)s)",
     )
 
 
-def examine(path: str, thorough: bool = False) -> AudioInfo:
-    """Read the header and decode the start and the end, or with `thorough` all of the file.
+def examine(path: str, thorough: bool = False) -> tuple[AudioInfo, bool]:
+    """Return a file's header and whether it is silent.
 
-    Damage and NaN in the middle are found only by the latter; a truncated file by either.
-
-    Raises:
-        AudioError: if the file is not audio, or damaged in what was read.
-    """
-    return listen(path, thorough)[0]
-
-
-def listen(path: str, thorough: bool = False) -> tuple[AudioInfo, bool]:
-    """As `examine`, and whether the file is silent: decoded whole only where both ends are.
+    Both ends are decoded, or with `thorough` the whole file. Only that finds damage and NaN in the
+    middle. A file with silent ends is decoded whole to tell whether it is silent.
 
     Raises:
-        AudioError: as `examine`.
+        AudioError: if the file is not audio, or damaged where it was decoded.
     """
     info = audio.probe(path)
-    everything = list(blocks(info.num_samples, info.sample_rate))
+    everything = list(chunks(info.num_samples, info.sample_rate))
     edge = int(EDGE_SECONDS * info.sample_rate)
     edges = [(0, min(edge, info.num_samples)), (max(0, info.num_samples - edge), info.num_samples)]
 
     def is_silent(part: tuple[int, int]) -> bool:
-        # At the file's own rate: the very last sample, and no resampling.
+        # Without resampling, to check the very last sample.
         start, stop = part
         waveform = audio.read(path, start, stop - start, info.sample_rate)
         if len(waveform) < stop - start:
@@ -87,9 +79,9 @@ def listen(path: str, thorough: bool = False) -> tuple[AudioInfo, bool]:
     return info, all(silent) and (thorough or all(map(is_silent, everything)))
 
 
-def blocks(num_samples: int, sample_rate: int) -> Iterator[tuple[int, int]]:
-    """Bounds `[start, stop)` of consecutive parts of `BLOCK_SECONDS`; the last one is shorter."""
-    size = BLOCK_SECONDS * sample_rate
+def chunks(num_samples: int, sample_rate: int) -> Iterator[tuple[int, int]]:
+    """Iterate over bounds `[start, stop)` of consecutive chunks; the last one is shorter."""
+    size = CHUNK_SECONDS * sample_rate
     for start in range(0, num_samples, size):
         yield start, min(num_samples, start + size)
 
@@ -97,7 +89,7 @@ def blocks(num_samples: int, sample_rate: int) -> Iterator[tuple[int, int]]:
 def examine_tracks(
     root: str, names: list[str], min_seconds: float, thorough: bool, workers: int
 ) -> tuple[list[ExaminedTrack], list[LeftOut]]:
-    """Examine files in parallel: the usable ones in the order of `names`, and the others."""
+    """Examine files in parallel; return usable ones in the order of `names`, and the others."""
     function = partial(_examine_track, root=root, min_seconds=min_seconds, thorough=thorough)
     tracks, left_out = [], []
     for result in parallel_map(function, names, workers, "reading audio"):
@@ -112,7 +104,7 @@ def _examine_track(
     name: str, root: str, min_seconds: float, thorough: bool
 ) -> ExaminedTrack | LeftOut:
     try:
-        info, silent = listen(os.path.join(root, name), thorough)
+        info, silent = examine(os.path.join(root, name), thorough)
     except AudioError as error:
         return LeftOut(name, error.reason)
     seconds = info.num_samples / info.sample_rate

@@ -1,4 +1,4 @@
-"""Finding audio files below a folder."""
+"""Find audio files below a folder."""
 
 import os
 import stat
@@ -12,22 +12,21 @@ from music_ssl_fairseq.data.left_out import LeftOut
 from music_ssl_fairseq.errors import InputError
 
 KINDS = ", ".join(extension[1:] for extension in EXTENSIONS)
-"""The formats that are looked for, in words."""
+"""The suffixes that are looked for, in words."""
 
 FileId = tuple[int, int]
-"""Device and inode: the same for two names of one file."""
+"""Device and inode: equal for two names of one file."""
 
 
 def find_audio(root: str | os.PathLike) -> tuple[list[str], list[LeftOut]]:
-    """Names of all audio files below `root`, relative to it, sorted as bytes.
+    """Return the names of all audio files below `root`, relative to it, sorted as bytes.
 
-    Links to folders and files are followed. What can be reached by several names is listed once,
-    by its name outside of links if it has one, so that no track is in both splits and a link to a
-    parent folder ends. Of names that start with a dot, folders are passed over with all below
-    them, and files are among what cannot be used.
+    Links to folders and files are followed. A file with several names is listed once, outside of
+    links if possible: so no track is in both splits, and a link to a parent folder ends. Folders
+    whose names start with a dot are skipped; such files count as unusable.
 
     Returns:
-        The names, and what carries an audio file's name or is a folder but cannot be used.
+        The names, and audio files and folders that cannot be used.
 
     Raises:
         InputError: if `root` is not a folder that can be listed, or holds no audio.
@@ -50,10 +49,10 @@ def find_audio(root: str | os.PathLike) -> tuple[list[str], list[LeftOut]]:
 
 
 def require_folder(root: str) -> None:
-    """See that `root` can be searched, and named in a manifest.
+    """Refuse a root that cannot be searched or named in a manifest.
 
     Raises:
-        InputError: if not.
+        InputError: if so.
     """
     if not os.path.exists(root):
         raise InputError(f"{root}: no such folder; --root takes the folder that holds the audio")
@@ -68,11 +67,11 @@ def require_folder(root: str) -> None:
 
 
 class _Walk:
-    """A walk over a tree, each folder once; no recursion, so it may be of any depth.
+    """A walk over a tree of any depth, each folder once.
 
     Attributes:
         files: audio files as (is a link, name as bytes, name, identity), in any order.
-        left_out: what could be audio but cannot be opened.
+        left_out: files and folders that cannot be opened.
     """
 
     def __init__(self, root: str):
@@ -84,7 +83,7 @@ class _Walk:
         self._links: list[tuple[bytes, str]] = []
         with tqdm(desc="looking for audio", unit=" files") as progress:
             while self._folders or self._links:
-                # Links wait until all real folders are known, then come in order of their names.
+                # Links come after all real folders, in the order of their names.
                 folder = self._folders.pop() if self._folders else heappop(self._links)[1]
                 for entry in self._list(folder):
                     self._sort_in(entry, os.path.join(folder, entry.name))
@@ -133,11 +132,11 @@ def _hidden(name: str) -> str:
 
 
 def identify(status: os.stat_result) -> FileId:
-    """Which file or folder `os.stat` looked at."""
+    """Return the identity of a file or folder."""
     return status.st_dev, status.st_ino
 
 
 def is_within(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
-    """Whether `path` is `folder` or below it, links resolved."""
+    """Tell whether `path` is `folder` or below it, with links resolved."""
     real = Path(os.path.realpath(path))
     return real.is_relative_to(os.path.realpath(folder))

@@ -1,9 +1,9 @@
 """GiantSteps: `giantsteps-key`, tested on GiantSteps Key, trained on GiantSteps MTG Key.
 
-Training songs are those that the MTG set annotates with confidence 2 and one key. They are split
-by artist: an artist validates if the SHA-1 of its name in lower case, modulo 116, is 100 or more,
-and so does whoever shares a song of the set, whatever its confidence, with a validating artist,
-directly or through others. So no artist is on both sides.
+Training songs are those of the MTG set with confidence 2 and one key. They are split by artist. An
+artist validates if the SHA-1 of its name in lower case, modulo 116, is 100 or more. So do artists
+that share a song of the set, of any confidence, with a validating artist, directly or through
+others. No artist is on both sides.
 """
 
 import argparse
@@ -31,7 +31,7 @@ _TRAIN = "https://github.com/GiantSteps/giantsteps-mtg-key-dataset"
 
 
 def read(root: str, metadata: str | None = None) -> DataSet:
-    """Labels of `giantsteps-key`; see `ProbingBuilder`."""
+    """Read the labels of `giantsteps-key`; see `ProbingBuilder`."""
     where = metadata or root
     training = _folder(where, "giantsteps-mtg-key", _TRAIN)
     keys = training_keys(training)
@@ -58,7 +58,7 @@ def read(root: str, metadata: str | None = None) -> DataSet:
 
 
 def _folder(parent: str, start: str, source: str) -> str:
-    """The folder whose name begins with `start`: as cloned, or with what an archive adds."""
+    """Return the folder whose name begins with `start`: as cloned, or from an archive."""
     found = sorted(path for path in Path(parent).glob(f"{start}*") if path.is_dir())
     if not found:
         raise InputError(
@@ -73,7 +73,7 @@ def _audio(root: str, folder: str, song: str) -> str:
 
 
 def training_keys(folder: str) -> dict[str, str]:
-    """Song -> key, of the songs of the MTG set with confidence 2 and one key."""
+    """Return song -> key, for songs of the MTG set with confidence 2 and one key."""
     file = find_file([Path(folder, "annotations"), folder], ["annotations.txt"], _TRAIN)
     keys = {}
     for song, key, confidence in read_table(file, ["ID", "MANUAL KEY", "C"]):
@@ -86,14 +86,14 @@ def training_keys(folder: str) -> dict[str, str]:
 
 
 def read_artists(folder: str) -> dict[str, list[str]]:
-    """Song -> its artists, of all songs of the MTG set."""
+    """Return song -> artists, for all songs of the MTG set."""
     file = find_file([Path(folder, "annotations"), folder], ["beatport_metadata.txt"], _TRAIN)
     rows = read_table(file, ["ID", "ARTIST"])
     return {song: [name.strip() for name in artists.split(",")] for song, artists in rows}
 
 
 def validating_artists(songs: Iterable[list[str]]) -> set[str]:
-    """The artists of the validation split, from the artists of all songs."""
+    """Choose the artists of the validation split, from the artists of all songs."""
     together = defaultdict(set)
     for artists in songs:
         for artist in artists:
@@ -113,7 +113,7 @@ def _part(artist: str) -> int:
 
 
 def test_keys(folder: str) -> dict[str, str]:
-    """Song -> key, of all songs of the test set."""
+    """Return song -> key, for all songs of the test set."""
     files = sorted(Path(folder, "annotations", "key").glob("*.key"))
     if not files:
         raise InputError(f"{folder}: no .key file in annotations/key; they are part of {_TEST}")

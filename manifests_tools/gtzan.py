@@ -31,13 +31,13 @@ _BEATS = (
 
 
 def listed(split: str) -> list[str]:
-    """Excerpts of a split, as `blues/blues.00029.wav`."""
+    """Return the excerpts of a split, as `blues/blues.00029.wav`."""
     text = files("manifests_tools").joinpath("data", f"gtzan_{split}.txt").read_text("utf-8")
     return text.split()
 
 
 def read_genre(root: str) -> DataSet:
-    """Labels of `gtzan-genre`; see `ProbingBuilder`."""
+    """Read the labels of `gtzan-genre`; see `ProbingBuilder`."""
     folder = _genre_folder(root)
     splits = {
         split: [
@@ -53,7 +53,7 @@ def read_genre(root: str) -> DataSet:
 
 
 def read_beats(root: str, annotations: str | None = None) -> DataSet:
-    """Labels of `gtzan-beat`; see `ProbingBuilder`."""
+    """Read the labels of `gtzan-beat`; see `ProbingBuilder`."""
     folder = _genre_folder(root)
     beats = _index_beats([Path(annotations)] if annotations else _annotation_folders(Path(root)))
     splits: dict[str, list[Labelled]] = {}
@@ -95,7 +95,7 @@ def _annotation_folders(root: Path) -> list[Path]:
 
 
 def _index_beats(folders: Iterable[Path]) -> dict[str, Path]:
-    """Excerpt -> its file of beats, from the first folder that has any."""
+    """Return excerpt -> file of beats, from the first folder that has any."""
     folders = list(folders)
     for folder in folders:
         found: dict[str, Path] = {}
@@ -110,7 +110,7 @@ def _index_beats(folders: Iterable[Path]) -> dict[str, Path]:
 
 
 def _excerpt(file: Path) -> str:
-    """`blues.00029` of `blues.00029.wav.jams` or of `gtzan_blues_00029.beats`."""
+    """Return `blues.00029` for `blues.00029.wav.jams` or `gtzan_blues_00029.beats`."""
     name = file.name.removesuffix(".jams").removesuffix(".beats").removesuffix(".wav")
     return name.removeprefix("gtzan_").replace("_", ".")
 

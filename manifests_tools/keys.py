@@ -13,7 +13,7 @@ KEYS = tuple(sorted(f"{tonic} {mode}" for tonic in _TONICS for mode in ("major",
 
 
 def normalise_key(text: str) -> str:
-    """One of `KEYS`; takes sharps, any case, and `maj` and `min` (`C# minor` -> `Db minor`).
+    """Return one of `KEYS`; accept sharps, any case, `maj` and `min` (`C# minor` -> `Db minor`).
 
     Raises:
         ValueError: if `text` is not one major or minor key.

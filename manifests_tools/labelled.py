@@ -1,4 +1,4 @@
-"""What a data set says about its files, before their audio is looked at."""
+"""Describe the labelled files of a data set, before their audio is read."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ from music_ssl_fairseq.probing.writer import Example, refuse_shared
 
 @dataclass(frozen=True)
 class Labelled:
-    """A labelled file, or part of one; see `Example` for the fields."""
+    """A labelled file, or a segment of one; see `Example` for the fields."""
 
     name: str
     label: tuple[str, ...]
@@ -23,16 +23,16 @@ class Labelled:
 
 
 def as_it_is(item: Labelled, track: ExaminedTrack) -> list[Example]:
-    """One line for each labelled file, or part of one.
+    """Return the one example of a labelled file or segment.
 
     Raises:
-        InputError: if the part is not within the file.
+        InputError: if the segment is not within the file.
     """
     seconds = track.num_samples / SAMPLE_RATE
     if item.segment is not None and item.segment[1] > seconds + LENGTH_TOLERANCE:
         start, stop = item.segment
         raise InputError(
-            f"{printable(item.name)}: the part from {start:g} to {stop:g} s is not within the "
+            f"{one_line(item.name)}: the part from {start:g} to {stop:g} s is not within the "
             f"file, which has {seconds:.2f} s; are these seconds?"
         )
     return [Example(item.name, track.num_samples, item.label, item.segment, item.group)]
@@ -43,10 +43,9 @@ class DataSet:
     """All labelled files of a task, by split.
 
     Attributes:
-        task: what `task.json` is to say; counts and what is missing are filled in later.
+        task: contents of `task.json`; counts are filled in later.
         splits: train, valid and perhaps test.
-        to_examples: the lines for a file, once its length is known; none if nothing of it is of
-            use.
+        to_examples: returns a file's examples, once its length is known; it may have none.
     """
 
     task: ProbingSpec
@@ -54,15 +53,15 @@ class DataSet:
     to_examples: Callable[[Labelled, ExaminedTrack], list[Example]] = field(default=as_it_is)
 
     def names(self, split: str) -> list[str]:
-        """The files of a split, each once."""
+        """Return the files of a split, each once."""
         return list(dict.fromkeys(item.name for item in self.splits[split]))
 
     def refuse_unusable(self, root: str) -> None:
-        """See that the labels can be used, before any audio is read.
+        """Refuse labels that cannot be used, before any audio is read.
 
         Raises:
             InputError: if a split has no file or no label, a label is not in the class list or
-                cannot be written in a line, a group has two classes, or a file or a group is in two
+                cannot be written in one line, a group has two classes, or a file or group is in two
                 splits.
         """
         classes = set(self.task.classes)
@@ -97,17 +96,16 @@ class DataSet:
         unknown = [label for label in item.label if classes and label not in classes]
         if unknown:
             raise InputError(
-                f"{printable(item.name)}: label {unknown[0]!r} is not one of the {len(classes)} "
+                f"{one_line(item.name)}: label {unknown[0]!r} is not one of the {len(classes)} "
                 f"classes: {shorten(self.task.classes)}"
             )
 
 
 def locate(root: str, *candidates: str) -> str:
-    """The first of `candidates` (relative to `root`) that exists.
+    """Return the first of `candidates` (relative to `root`) that exists.
 
-    If none does, the same names with the suffix of another audio format are tried, so that a
-    converted copy of a data set serves as well; and the first candidate is returned if nothing is
-    found, to be named as missing.
+    If none does, the suffixes of other audio formats are tried, for converted copies of a data set.
+    If nothing is found, the first candidate is returned, and will be reported as missing.
     """
     for name in candidates:
         if os.path.exists(os.path.join(root, name)):
@@ -120,13 +118,8 @@ def locate(root: str, *candidates: str) -> str:
     return candidates[0]
 
 
-def printable(name: str) -> str:
-    """A name that need not be UTF-8, as it can be printed."""
-    return one_line(name)
-
-
 def shorten(names: Iterable[str], shown: int = 5) -> str:
-    """For example `a, b, c, d, e, ... (12 in all)`."""
+    """Join names, as in `a, b, c, d, e, ... (12 in all)`."""
     names = list(names)
     if len(names) <= shown:
         return ", ".join(names)

@@ -21,7 +21,7 @@ _SOURCE = "MagnaTagATune (https://mirg.city.ac.uk/codeapps/the-magnatagatune-dat
 
 
 def read(root: str, annotations: str | None = None) -> DataSet:
-    """Labels of `mtt`; see `ProbingBuilder`."""
+    """Read the labels of `mtt`; see `ProbingBuilder`."""
     names = ["annotations_final.csv"]
     if annotations is not None:
         file = find_file([Path(annotations).parent], [Path(annotations).name], _SOURCE)
@@ -64,7 +64,7 @@ def read(root: str, annotations: str | None = None) -> DataSet:
 
 
 def _most_frequent(tags: list[str], rows: list[list[str]]) -> set[str]:
-    """The tags of most clips; of equally frequent ones, those further left."""
+    """Return the tags of most clips; of equally frequent ones, those further left."""
     counts: Counter[str] = Counter(dict.fromkeys(tags, 0))
     for row in rows:
         counts.update(tag for tag, cell in zip(tags, row[1:-1], strict=True) if cell == "1")

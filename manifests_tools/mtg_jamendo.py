@@ -27,7 +27,7 @@ _SOURCE = "MTG-Jamendo (https://github.com/MTG/mtg-jamendo-dataset, data/splits/
 def read(
     root: str, subset: str, metadata: str | None = None, excerpt_seconds: float = 30.0
 ) -> DataSet:
-    """Labels of `mtg-SUBSET`; see `ProbingBuilder`."""
+    """Read the labels of `mtg-SUBSET`; see `ProbingBuilder`."""
     splits = {split: _read_split(root, subset, split, metadata) for split in _FILES}
     classes = {label for items in splits.values() for item in items for label in item.label}
     task = ProbingSpec(
@@ -62,7 +62,7 @@ def _read_split(root: str, subset: str, split: str, metadata: str | None) -> lis
 
 
 def middle(item: Labelled, track: ExaminedTrack, seconds: float) -> list[Example]:
-    """The middle of a track, if it is longer than `seconds`; all of it for 0."""
+    """Return the middle `seconds` of a track; all of it for 0, or if it is shorter."""
     length = track.num_samples / SAMPLE_RATE
     segment = None
     if 0 < seconds < length:

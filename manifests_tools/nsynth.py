@@ -20,13 +20,13 @@ PITCHES = tuple(str(pitch) for pitch in range(128))
 
 PUBLISHED: dict[str, int | None] = {"train": 289_205, "valid": 12_678, "test": 4_096}
 
-_LARGEST = 1 << 30  # bytes of examples.json: that of train has some 200 MB
+_MAX_BYTES = 1 << 30  # of examples.json; train's has some 200 MB
 
 _SOURCE = "NSynth (https://magenta.tensorflow.org/datasets/nsynth, json/wav)"
 
 
 def read(root: str, name: str, entry: str, classes: tuple[str, ...]) -> DataSet:
-    """Labels of the task `name`, from `entry` of each note; see `ProbingBuilder`."""
+    """Read the labels of the task `name` from `entry` of each note; see `ProbingBuilder`."""
     splits = {}
     for split in SPLITS:
         folder = f"nsynth-{split}"
@@ -43,14 +43,14 @@ def read(root: str, name: str, entry: str, classes: tuple[str, ...]) -> DataSet:
 
 
 def _read_notes(folder: Path, entry: str) -> dict[str, str]:
-    """Note -> the entry asked for."""
+    """Return note -> entry."""
     file = find_file([folder], ["examples.json"], f"{_SOURCE}; --root holds {folder.name}/")
 
     def keep(note: dict[str, Any]) -> Any:
         # Of the entries of 300,000 notes only one is kept, as they are read.
         return str(note[entry]) if entry in note else note
 
-    notes = read_json(file, "was the archive unpacked whole?", _LARGEST, keep)
+    notes = read_json(file, "was the archive unpacked whole?", _MAX_BYTES, keep)
     if not isinstance(notes, dict):
         raise InputError(f"{file}: no notes by name; was the archive unpacked whole?")
     for note, label in notes.items():

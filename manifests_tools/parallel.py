@@ -1,4 +1,4 @@
-"""One function over many files, in worker processes, with a progress bar."""
+"""Apply a function to many files, in worker processes, with a progress bar."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -23,13 +23,12 @@ def parallel_map(
 ) -> Iterator[Result]:
     """Yield `function(item)` for each item, in the order of `items`; see `jobs.pool.ordered`.
 
-    Processes, not threads: libsndfile keeps the reason why a file failed to open in one variable
-    for all threads.
+    libsndfile keeps the reason of a failed open in one variable for all threads, hence processes.
 
     Args:
         function: picklable, as are its results.
-        workers: processes; with 1 all is done in this one.
-        chunk: items that a worker takes at a time, at most.
+        workers: processes; 1 means this one.
+        chunk: most items that a worker takes at once.
 
     Raises:
         InputError: if a worker is killed, by the system or by a crash in a decoder.

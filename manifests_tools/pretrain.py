@@ -1,4 +1,4 @@
-"""`python -m manifests_tools pretrain`: train.tsv and valid.tsv from a folder of music."""
+"""Write train.tsv and valid.tsv of a folder of music: `python -m manifests_tools pretrain`."""
 
 import argparse
 import contextlib
@@ -34,8 +34,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m manifests_tools pretrain",
         description="List the audio below a folder, of any sample rate and number of channels "
-        f"({KINDS}), in OUT/train.tsv and OUT/valid.tsv. What cannot be used is left out, and "
-        "named with its reason in OUT/left_out.tsv. The same folder gives the same manifests.",
+        f"({KINDS}), in OUT/train.tsv and OUT/valid.tsv. Files that cannot be used are listed, "
+        "with the reason, in OUT/left_out.tsv. The same folder gives the same manifests.",
         epilog="example: python -m manifests_tools pretrain --root ~/Music --group-by 1",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -54,7 +54,7 @@ def get_parser() -> argparse.ArgumentParser:
         type=_group_by,
         default="folder",
         metavar="WHAT",
-        help="what is never torn between the splits: `folder`, the folder a file is in (default); "
+        help="what is kept in one split: `folder`, the folder a file is in (default); "
         "a number n, the first n folders below the root (1: the artist in artist/album/track); "
         "or `file`, nothing",
     )
@@ -70,7 +70,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--convert",
         metavar="DIR",
         help="also write 16 kHz mono 16-bit FLAC copies below DIR, and list those: smaller, and "
-        "quicker to train from; a run that was interrupted goes on where it stopped",
+        "quicker to train from; an interrupted run resumes",
     )
     add_reading_options(parser)
     add("--force", action="store_true", help="replace existing manifests")
@@ -129,7 +129,7 @@ def run(
 def _without_silence_and_copies(
     root: str, tracks: list[ExaminedTrack]
 ) -> tuple[list[ExaminedTrack], list[LeftOut]]:
-    """Tracks that teach something, and that validation does not share with training."""
+    """Leave out silent tracks and copies; return the other tracks, and what was left out."""
     left_out = [LeftOut(track.name, SILENT) for track in tracks if track.silent]
     tracks = [track for track in tracks if not track.silent]
     copies = find_copies([os.path.join(root, track.name) for track in tracks])
@@ -168,7 +168,7 @@ def _refuse_overwriting(out: Path, force: bool) -> None:
 
 
 def _refuse_mixing(root: str, convert: str) -> None:
-    """Copies among their sources would be listed as music the next time, or replace it."""
+    """Refuse copies among their sources: the next run would list or replace them."""
     if is_within(convert, root) or is_within(root, convert):
         raise InputError(
             f"--convert {convert} and --root {root} lie within each other: "
@@ -179,7 +179,7 @@ def _refuse_mixing(root: str, convert: str) -> None:
 def _groups(
     tracks: list[ExaminedTrack], group_by: GroupBy, left_out: list[LeftOut], report: Path
 ) -> Groups:
-    """Tracks by group, at least two groups; files where there is but one folder."""
+    """Group tracks into at least two groups: by file if there is one folder."""
     if len(tracks) < 2:
         raise InputError(
             f"{len(tracks) or 'no'} usable file{'s' if not tracks else ''}, but training and "

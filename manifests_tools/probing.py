@@ -1,4 +1,4 @@
-"""What all builders of probing tasks share: options, lengths, what is missing, and the summary."""
+"""Build the folder of a probing task: options, audio, missing files and the summary."""
 
 import argparse
 import os
@@ -13,23 +13,23 @@ from typing import Any
 
 from manifests_tools.examine import ExaminedTrack, add_reading_options, examine_tracks
 from manifests_tools.find import require_folder
-from manifests_tools.labelled import DataSet, printable, shorten
+from manifests_tools.labelled import DataSet, shorten
 from music_ssl_fairseq.cli import example
 from music_ssl_fairseq.data.copies import find_copies
 from music_ssl_fairseq.data.left_out import REPORT, LeftOut, by_name, count_kinds, write_left_out
-from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.errors import InputError, one_line
 from music_ssl_fairseq.frames import SAMPLE_RATE, hours
 from music_ssl_fairseq.probing.spec import FILE, SPLITS, ProbingSpec, write_spec
 from music_ssl_fairseq.probing.writer import Example, remove_split, write_split
 
 MIN_SECONDS = 0.1
-"""Shorter files hold too few frames to tell anything."""
+"""Shorter files have too few frames."""
 
 Splits = dict[str, list[Example]]
 
 
 def no_options(parser: argparse.ArgumentParser) -> None:
-    """For data sets without options of their own."""
+    """Add no options."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class ProbingBuilder:
     """`python -m manifests_tools NAME`: manifests, labels and task.json of one task.
 
     Attributes:
-        name: of the task.
-        description: for `--help`: which data set, and where users get it.
-        root_help: what `--root` should hold.
-        read: root and the builder's own options -> labels; raises InputError.
-        add_options: adds these options to the parser.
+        name: name of the task.
+        description: for `--help`: the data set, and where users get it.
+        root_help: help of `--root`.
+        read: takes root and the builder's own options; returns labels or raises InputError.
+        add_options: adds the builder's own options to the parser.
     """
 
     name: str
@@ -78,11 +78,11 @@ class ProbingBuilder:
 
 
 COMMON = ("max_missing", "thorough", "workers", "force")
-"""Arguments of `build` that the parser sets."""
+"""Arguments of `build` that are options."""
 
 
 def add_common_options(parser: argparse.ArgumentParser, out: str) -> None:
-    """The options of every builder of a probing task but `--root`."""
+    """Add the options of every builder of a probing task, except `--root`."""
     add = parser.add_argument
     add("--out", default=out, metavar="DIR", help=f"where to write (default: {out})")
     add(
@@ -107,11 +107,11 @@ def build(
     force: bool = False,
     config: str = "",
 ) -> None:
-    """Look at the audio of a data set, and write its folder.
+    """Examine the audio of a data set, and write its folder.
 
     Args:
-        read: gives its labels.
-        config: the one in examples/probing that is made for it, if any.
+        read: returns its labels.
+        config: its configuration in examples/probing, if any.
 
     Raises:
         InputError: see `ProbingBuilder.run`.
@@ -144,15 +144,15 @@ def build(
 
 
 def _warn_of_silence_and_copies(root: str, data: DataSet, tracks: list[ExaminedTrack]) -> None:
-    """Say what makes scores doubtful, but stays: which files a task has is not ours to choose."""
-    if silent := [printable(track.name) for track in tracks if track.silent]:
+    """Warn of silent files and copies; the data set decides on its files, so they stay."""
+    if silent := [one_line(track.name) for track in tracks if track.silent]:
         print(
             f"warning: {len(silent)} labelled files are silent: {shorten(silent)}", file=sys.stderr
         )
     paths = {s: [os.path.join(root, name) for name in data.names(s)] for s in data.splits}
     for first, second in combinations(paths, 2):
         if copies := find_copies(paths[second], paths[first]):
-            names = [printable(os.path.relpath(path, root)) for path in copies]
+            names = [one_line(os.path.relpath(path, root)) for path in copies]
             print(
                 f"warning: {len(names)} files of {second} are copies, byte for byte, of files of "
                 f"{first}: {shorten(names)}",
@@ -168,14 +168,14 @@ def _refuse_missing(
         first = missing[0]
         raise InputError(
             f"{split}: {len(missing)} of {len(names)} labelled files cannot be used "
-            f"({100 * len(missing) / len(names):.1f} %), first {printable(first.name)}: "
+            f"({100 * len(missing) / len(names):.1f} %), first {one_line(first.name)}: "
             f"{first.reason}; all are listed in {folder / REPORT}. Is --root right? "
             f"--max-missing allows a larger share than {allowed:g}"
         )
 
 
 def _examples(data: DataSet, tracks: dict[str, ExaminedTrack]) -> tuple[Splits, list[LeftOut]]:
-    """The lines of each split, and the files of which nothing is of use."""
+    """Return the examples of each split, and the files that have none."""
     examples: Splits = {}
     empty = []
     for split, items in data.splits.items():

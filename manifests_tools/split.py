@@ -1,4 +1,4 @@
-"""Which tracks validate: whole folders, chosen by a hash of the seed and of their names."""
+"""Choose the tracks that validate: whole folders, by a hash of the seed and their names."""
 
 import os
 from collections import defaultdict
@@ -10,11 +10,11 @@ from manifests_tools.examine import ExaminedTrack
 GroupBy = str | int
 """`folder`: the folder a file is in; n: the first n folders of its name; `file`: the file alone."""
 
-_OVERSHOOT = 1.5  # times the share: a group that would take the split beyond this is passed over
+_MAX_OVERSHOOT = 1.5  # times the share; a group that would exceed it is skipped
 
 
 def group_of(name: str, group_by: GroupBy) -> str:
-    """The group of a track by its name; the root itself is `""`."""
+    """Return the group of a track; the root itself is `""`."""
     if group_by == "file":
         return name
     folder = os.path.dirname(name)
@@ -26,7 +26,7 @@ def group_of(name: str, group_by: GroupBy) -> str:
 def group_tracks(
     tracks: Iterable[ExaminedTrack], group_by: GroupBy
 ) -> dict[str, list[ExaminedTrack]]:
-    """Tracks of each group, in the order given."""
+    """Return the tracks of each group, in the given order."""
     groups = defaultdict(list)
     for track in tracks:
         groups[group_of(track.name, group_by)].append(track)
@@ -36,12 +36,11 @@ def group_tracks(
 def choose_valid(lengths: Mapping[str, int], share: float, seed: int) -> set[str]:
     """Choose the groups that validate: about `share` of the total length.
 
-    Groups come in the order of a hash of seed and name, which folders added later do not change:
-    most of a validation split stays when the corpus grows. A group too large for the share is
-    passed over; if all are, the smallest is taken.
+    Groups are ordered by a hash of seed and name, so most of a validation split stays when the
+    corpus grows. A group too large for the share is skipped; if all are, the smallest is taken.
 
     Args:
-        lengths: length of each group (at least two), in any unit.
+        lengths: length per group (at least two), in any unit.
         share: of the total, in (0, 1).
 
     Returns:
@@ -54,7 +53,7 @@ def choose_valid(lengths: Mapping[str, int], share: float, seed: int) -> set[str
     for group in order[:-1]:
         if taken >= wanted:
             break
-        if taken + lengths[group] <= _OVERSHOOT * wanted:
+        if taken + lengths[group] <= _MAX_OVERSHOOT * wanted:
             chosen.add(group)
             taken += lengths[group]
     return chosen or {min(order, key=lengths.__getitem__)}

@@ -1,4 +1,4 @@
-"""Metadata of data sets: finding their files, and reading tables in what CSV dialect they have."""
+"""Find metadata files of data sets, and read tables of any CSV dialect."""
 
 import csv
 import io
@@ -10,28 +10,28 @@ from typing import NamedTuple
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.texts import quoted, read_text
 
-_LARGEST = 256 << 20  # bytes: MagnaTagATune's table has 20 MB
+_MAX_BYTES = 256 << 20  # MagnaTagATune's table has 20 MB
 
 
 class Line(NamedTuple):
-    """A line of a table that is not empty, and where it begins in the file, from 1."""
+    """A nonempty line of a table, and its line number in the file, from 1."""
 
     number: int
     cells: list[str]
 
 
 class Table(NamedTuple):
-    """The first line of a table, and the others."""
+    """The first line of a table, and the other lines."""
 
     header: list[str]
     lines: list[Line]
 
 
 def find_file(folders: Iterable[str | os.PathLike], names: Sequence[str], source: str) -> Path:
-    """The first of `names` in the first of `folders` that has one.
+    """Return the first of `names` in the first of `folders` that has one.
 
     Args:
-        source: where users get the file, for the error.
+        source: where users get the file, for the message.
 
     Raises:
         InputError: if there is none.
@@ -50,16 +50,16 @@ def find_file(folders: Iterable[str | os.PathLike], names: Sequence[str], source
 def read_lines(
     file: Path, delimiter: str = "\t", quotes: bool = False, strict: bool = False
 ) -> list[Line]:
-    """The cells of each line, without the white space around them; UTF-8, with any line ends.
+    """Read the cells of each line, stripped; the file is UTF-8 with any line ends.
 
     Args:
         quotes: whether cells may be in double quotes.
-        strict: refuse quotes within a cell, which can be read in two ways.
+        strict: refuse quotes within a cell, which are ambiguous.
 
     Raises:
         InputError: if the file is no such table.
     """
-    text = io.StringIO(read_text(file, largest=_LARGEST), newline="")
+    text = io.StringIO(read_text(file, largest=_MAX_BYTES), newline="")
     reader = csv.reader(
         text,
         delimiter=delimiter,
@@ -89,11 +89,10 @@ def _lines(file: Path, reader: Iterator[list[str]]) -> Iterator[Line]:
 def read_named(
     file: Path, delimiter: str = "\t", quotes: bool = False, strict: bool = False
 ) -> Table:
-    """A table whose first line names the columns; see `read_lines` for the arguments.
+    """Read a table whose first line names the columns; see `read_lines` for the arguments.
 
     Raises:
-        InputError: as `read_lines`, or if two columns have one name, or a line has a cell beyond
-            them.
+        InputError: as `read_lines`, or if two columns have one name, or a line has more cells.
     """
     lines = read_lines(file, delimiter, quotes, strict)
     header = lines[0].cells if lines else []
@@ -118,7 +117,7 @@ def read_named(
 def read_table(
     file: Path, columns: Sequence[str], delimiter: str = "\t", quotes: bool = False
 ) -> list[list[str]]:
-    """Some columns of a table whose first line names them; empty lines are passed over.
+    """Read some columns of a table whose first line names them; skip empty lines.
 
     Raises:
         InputError: as `read_named`, or if a column is missing, or a line is too short.

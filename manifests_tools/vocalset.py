@@ -31,13 +31,13 @@ TECHNIQUES = (
 CONTEXTS = ("arpeggios", "excerpts", "long_tones", "scales")
 TEST_SINGERS = ("female2", "female8", "male3", "male5", "male10")
 VALID_SINGERS = ("female4", "female9", "male4", "male9")
-"""Of the technique's `disjoint` split."""
+"""Validation singers of the technique's `disjoint` split."""
 
 DOUBLE = (
     "f2_scales_vibrato_a(1).wav", "caro_vibrato.wav", "dona_vibrato.wav", "row_vibrato.wav",
     "slow_vibrato_arps.wav",
 )  # fmt: skip
-"""Recordings that are in the archive twice, or are not of its table."""
+"""Recordings that are in the archive twice, or missing in its table."""
 
 CHUNK_SECONDS = 3
 
@@ -47,7 +47,7 @@ _SOURCE = "VocalSet (https://zenodo.org/records/1193957)"
 
 @dataclass(frozen=True)
 class Recording:
-    """A file, and what its folders say about it."""
+    """A file, and the names of its folders."""
 
     name: str
     singer: str
@@ -60,7 +60,7 @@ class Recording:
 
 
 def read(root: str, label: str, split: str = "marble") -> DataSet:
-    """Labels of `vocalset-LABEL`; see `ProbingBuilder`."""
+    """Read the labels of `vocalset-LABEL`; see `ProbingBuilder`."""
     recordings, skipped = _find_recordings(root)
     if label == "singer":
         sides = _split_singer(recordings, split)
@@ -132,7 +132,7 @@ def _exercise(recording: Recording) -> Hashable:
 def _shuffle(
     recordings: Sequence[Recording], by: Callable[[Recording], Hashable], share: float
 ) -> tuple[list[Recording], list[Recording]]:
-    """Hold out a share (rounded up) of the groups, chosen at random but always the same."""
+    """Hold out a share (rounded up) of the groups, chosen by a fixed seed."""
     import numpy as np
 
     groups = sorted({by(item) for item in recordings}, key=repr)
@@ -143,7 +143,7 @@ def _shuffle(
 
 
 def chunks(item: Labelled, track: ExaminedTrack) -> list[Example]:
-    """Consecutive chunks of a recording; what remains at its end is left out."""
+    """Return consecutive chunks of a recording; a shorter rest is left out."""
     number = track.num_samples // (CHUNK_SECONDS * SAMPLE_RATE)
     return [
         Example(

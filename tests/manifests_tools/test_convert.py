@@ -88,7 +88,7 @@ def test_peaks_beyond_full_scale_are_clipped_and_do_not_wrap(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a"])
 def test_long_files_are_read_in_pieces_that_join(tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr(examine, "BLOCK_SECONDS", 1)
+    monkeypatch.setattr(examine, "CHUNK_SECONDS", 1)
     rate = 48_000 if suffix == ".opus" else 44_100
     for seed, name in enumerate("ab"):
         write_tone(tmp_path / "music" / name / f"x{suffix}", 4.3, rate, seed=seed)
@@ -222,7 +222,9 @@ def test_a_full_disk_is_one_line(music, tmp_path, monkeypatch):
     monkeypatch.setattr(convert.soundfile, "SoundFile", Full)
     with pytest.raises(InputError, match=r"a\.flac: cannot be written \(is the disk full\?"):
         convert._convert_track(
-            (examine.Track("A/a.wav", 19_200, 16_000), "a.flac"), str(music), str(tmp_path / "16k")
+            (examine.ExaminedTrack("A/a.wav", 19_200, 16_000), "a.flac"),
+            str(music),
+            str(tmp_path / "16k"),
         )
     assert list((tmp_path / "16k").iterdir()) == []
 
