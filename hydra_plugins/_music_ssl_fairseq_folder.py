@@ -1,12 +1,12 @@
-"""Where the package is installed, found without importing it.
+"""Find the folder where the package is installed, without importing it.
 
-fairseq takes `--user-dir` for a path: it looks here, in its own folder and beside that.
-So a bare name is found after `pip install .`, which puts the package beside fairseq, but not after
-`pip install -e .`, which leaves it where it was cloned. `music_ssl_fairseq.pth`, which is installed
-with the package, calls `resolve` as Python starts, if the command line names the package.
+fairseq takes `--user-dir` for a path, and looks in the current folder, in its own and beside that.
+So it finds a bare name after `pip install .`, which puts the package beside fairseq, but not after
+`pip install -e .`, which leaves the package where it was cloned. `music_ssl_fairseq.pth`, installed
+with the package, calls `resolve` when Python starts, if the command line names the package.
 
-Not within the package, because fairseq imports tasks and models of a user_dir only if the package
-is not yet imported; and hydra does not take it for a plugin, because of the underscore.
+This file is outside of the package, because fairseq registers tasks and models of a user_dir only
+if the package is not imported yet. The underscore keeps hydra from loading it as a plugin.
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ PACKAGE = "music_ssl_fairseq"
 
 
 def package_dir() -> str:
-    """The package's folder.
+    """Return the package's folder.
 
     Raises:
         ModuleNotFoundError: if it is not installed.
@@ -30,7 +30,7 @@ def package_dir() -> str:
 def resolve(arguments: list[str]) -> None:
     """Replace the package's name by its folder where a command line gives it as user_dir.
 
-    Changes nothing where the current folder holds a package of that name: fairseq takes that one.
+    A package of that name in the current folder comes first, as in fairseq.
 
     Args:
         arguments: a program's name and arguments; changed in place.

@@ -1,12 +1,12 @@
-"""Lets `fairseq-hydra-train --config-dir DIR` find DIR/config.yaml and this package.
+"""Let `fairseq-hydra-train --config-dir DIR` find DIR/config.yaml and this package.
 
-fairseq ships a `config.yaml` of its own, and hydra looks there before it looks in `--config-dir`:
-without this plugin DIR/config.yaml is never read and training ends in "Must specify batch size".
-And fairseq registers its defaults under the name given with `--config-name`, so that hydra lays
-them over everything that a config builds on: a variant of config.yaml would lose most of it.
+fairseq ships its own `config.yaml`, and hydra looks there before `--config-dir`: without this
+plugin DIR/config.yaml is never read, and training ends in "Must specify batch size". fairseq also
+registers its defaults under the name of `--config-name`, and hydra lays them over the config that a
+variant builds on: the variant would lose most of it.
 
 hydra loads the plugin in every program of the environment, so it imports nothing of the package,
-and it acts only if DIR/config.yaml names this package.
+and acts only if DIR/config.yaml names this package.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from hydra_plugins._music_ssl_fairseq_folder import PACKAGE, package_dir
 
 
 def _slug(path: str) -> str:
-    """A checkpoint's path as part of a folder's name: the last three parts that say something."""
+    """Turn a checkpoint's path into part of a folder's name: its last three telling parts."""
     parts = re.sub(r"\.\w{1,11}$", "", str(path)).replace(":", "/").split("/")
     named = [part for part in parts if part not in ("", ".", "..", "runs", "checkpoints")]
     prefix = ["random"] if str(path).startswith("random:") and len(named) > 3 else []
@@ -32,7 +32,7 @@ def _slug(path: str) -> str:
 
 
 def _task_name(folder: str) -> str:
-    """The name in a probing task's task.json, as a folder's name; without one, the folder's own."""
+    """Return a task's name from its task.json, or else from its folder, as a folder's name."""
     try:
         with open(os.path.join(folder, "task.json"), encoding="utf-8") as handle:
             name = json.load(handle)["name"]
@@ -42,9 +42,9 @@ def _task_name(folder: str) -> str:
 
 
 def _swept() -> set[str] | None:
-    """The settings of which this command's sweep tries several values; None if it does not say.
+    """Return the settings that this command's sweep varies; None if its command line has none.
 
-    A sweep may also be defined in a file, or run a process elsewhere whose command line is another.
+    A sweep may also be defined in a file, or run in a process with another command line.
     """
     from hydra._internal.utils import get_args_parser
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -60,10 +60,10 @@ def _swept() -> set[str] | None:
 
 
 def _sweep_name(overrides: Sequence[str], *left_out: str) -> str:
-    """What distinguishes a sweep's run, as part of a folder's name: `_mask_prob-0.5_lr-0.001`.
+    """Name a sweep's run by its settings, as part of a folder's name: `_mask_prob-0.5_lr-0.001`.
 
     Args:
-        overrides: of this run, all of them.
+        overrides: all overrides of this run.
         left_out: settings that the folder's name has already.
     """
     swept = _swept()
@@ -107,7 +107,7 @@ def _is_ours(config: str) -> bool:
 
 
 class MusicSSLConfigPlugin(SearchPathPlugin):
-    """Puts a `--config-dir` of ours ahead of fairseq's own configuration folder."""
+    """Put a `--config-dir` of ours before fairseq's own configuration folder."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         from hydra._internal.utils import get_args_parser
@@ -118,5 +118,5 @@ class MusicSSLConfigPlugin(SearchPathPlugin):
             search_path.prepend(provider=PACKAGE, path=path, anchor="main")
             name = (args.config_name or "config").removesuffix(".yaml")
             if name != "config":
-                # The defaults that fairseq has for "config" as well are laid under all of it.
+                # fairseq's defaults are under "config" as well, below all of it.
                 ConfigStore.instance().repo.pop(f"{name}.yaml", None)

@@ -1,6 +1,6 @@
-"""How the processes of a `fairseq-hydra-train` find each other, and how they end together.
+"""Start and end the processes of a `fairseq-hydra-train` together.
 
-That is settled before fairseq imports a `user_dir`, so it is a callback of hydra, which the
+fairseq starts them before it imports a `user_dir`, so this is a callback of hydra, which the
 configurations in `examples/` name. hydra loads this file in every program of the environment, so it
 imports nothing of the package.
 """
@@ -18,13 +18,13 @@ _SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
 
 
 class Launch(Callback):
-    """Bound the wait for other processes, and pass signals on to processes on the same machine."""
+    """Limit the wait for other processes, and pass signals on to processes on the same machine."""
 
     def __init__(self, rendezvous_seconds: float = 120):
-        """Note for how long to wait.
+        """Set the limit.
 
         Args:
-            rendezvous_seconds: for all processes to have started. fairseq waits for half an hour.
+            rendezvous_seconds: until all processes have started. fairseq waits for half an hour.
         """
         self._seconds = rendezvous_seconds
 
@@ -43,7 +43,7 @@ class Launch(Callback):
 
 
 def _distributed_init(original: Any, seconds: float, cfg: Any) -> int:
-    """fairseq's, with an end to the wait, and one line then."""
+    """Call fairseq's distributed_init with a limited wait, and one line at its end."""
     from torch import distributed
 
     settings = cfg.distributed_training
@@ -63,7 +63,7 @@ def _distributed_init(original: Any, seconds: float, cfg: Any) -> int:
 
 
 def _init_process_group(init: Any, seconds: float, *args: Any, **kwargs: Any) -> None:
-    """torch's, with another timeout than what comes after it has."""
+    """Call torch's init_process_group with its own timeout, and restore the usual one."""
     from torch.distributed import distributed_c10d as c10d
 
     init(*args, **kwargs, timeout=timedelta(seconds=seconds))
@@ -73,7 +73,7 @@ def _init_process_group(init: Any, seconds: float, *args: Any, **kwargs: Any) ->
 
 
 def _infer_init_method(original: Any, cfg: Any, *args: Any, **kwargs: Any) -> None:
-    """fairseq's, which chooses a GPU on machines without one, and asserts without a word."""
+    """Call fairseq's infer_init_method, without its choice of a GPU where there is none."""
     import torch
 
     choose = torch.cuda.set_device
@@ -94,7 +94,7 @@ def _infer_init_method(original: Any, cfg: Any, *args: Any, **kwargs: Any) -> No
 
 
 def _spawn(original: Any, fn: Any, args: Any = (), nprocs: int = 1, **kwargs: Any) -> None:
-    """torch's; signals go on to the processes, and their exit status becomes this one's."""
+    """Call torch's spawn; pass signals on to the processes, and take over their exit status."""
     from torch.multiprocessing import ProcessExitedException
 
     context = original(fn, args=args, nprocs=nprocs, **{**kwargs, "join": False})

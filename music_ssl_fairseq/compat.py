@@ -1,7 +1,7 @@
-"""The only place that knows versions of fairseq, torch, torchaudio and hydra, and what is inside.
+"""Adapt to versions and internals of fairseq, torch, torchaudio and hydra; no other file does.
 
-Importing it imports fairseq without its changes to logging, makes fairseq checkpoints loadable with
-torch's safe unpickler, and lets fairseq refuse others in one line; it changes nothing else.
+Importing this file imports fairseq without its changes to logging, lets torch's safe unpickler load
+fairseq checkpoints, and lets fairseq refuse other files in one line. It changes nothing else.
 """
 
 import argparse
@@ -25,22 +25,22 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.unpickling import check_form, one_line_refusals
 
 WRITES_FP32 = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 8)
-"""Whether products of half-precision matrices can be written as they are added up, in fp32."""
+"""Whether products of half-precision matrices can be written in fp32, as they are accumulated."""
 
 TENSOR_DESCRIPTORS = WRITES_FP32
-"""Whether Triton, of the version that goes with torch, takes tensor descriptors as arguments."""
+"""Whether the Triton that belongs to torch takes tensor descriptors as arguments."""
 
 
 @contextlib.contextmanager
 def _logging_as_it_was() -> Iterator[None]:
-    """Import fairseq within this block: its text-to-speech tasks change Python's logging.
+    """Undo changes to logging by imports within this block.
 
-    As they are imported they call `logging.basicConfig`, so that everybody's notes are printed,
-    and ask for tensorboardX.
+    On import, fairseq's text-to-speech tasks call `logging.basicConfig`, which prints the logs of
+    all libraries, and ask for tensorboardX.
     """
     root, asking = logging.getLogger(), logging.getLogger("fairseq.tasks.text_to_speech")
     handler, level = logging.NullHandler(), asking.level
-    root.addHandler(handler)  # basicConfig does nothing where there is one
+    root.addHandler(handler)  # with a handler, basicConfig does nothing
     asking.setLevel(logging.WARNING)
     try:
         yield
@@ -50,10 +50,10 @@ def _logging_as_it_was() -> Iterator[None]:
 
 
 _SAFE_TORCH = (2, 10)
-"""Before, `weights_only` had holes (CVE-2025-32434, CVE-2026-24747)."""
+"""Earlier, `weights_only` had holes (CVE-2025-32434, CVE-2026-24747)."""
 
 _LAST_TORCHAUDIO = (2, 11)
-"""torchaudio ended with this version, which works with every later torch."""
+"""The last version of torchaudio, which works with every later torch."""
 
 
 def _minor(distribution: str) -> tuple[int, int]:
@@ -62,12 +62,12 @@ def _minor(distribution: str) -> tuple[int, int]:
 
 
 def check_versions() -> None:
-    """Fail with one clear line if torch is not safe, or torchaudio was built for another torch.
+    """Refuse an unsafe torch, or a torchaudio for another torch.
 
-    torchaudio's wheels do not require their torch any more, so pip lets the two drift apart.
+    torchaudio's wheels do not require their torch, so pip may install versions that do not fit.
 
     Raises:
-        InputError: with the command that mends it.
+        InputError: with the command that repairs it.
     """
     check_unpickler()
     wanted = min(_minor("torch"), _LAST_TORCHAUDIO)
@@ -84,10 +84,10 @@ def check_versions() -> None:
 
 
 def check_unpickler() -> None:
-    """Refuse to open checkpoints with a torch in which they can run code.
+    """Refuse a torch in which opening a checkpoint can run code.
 
     Raises:
-        InputError: with the command that mends it.
+        InputError: with the command that repairs it.
     """
     if _minor("torch") < _SAFE_TORCH:
         raise InputError(
@@ -97,10 +97,9 @@ def check_unpickler() -> None:
 
 
 def refuse_bad_checkpoints_in_one_line() -> None:
-    """Let fairseq say in one line why it does not load a checkpoint, where torch says that
-    `weights_only` could be turned off.
+    """Let fairseq refuse a checkpoint in one line; torch would recommend weights_only=False.
 
-    That concerns continuing, `checkpoint.restore_file`, `checkpoint.finetune_from_model` and
+    This affects resuming, `checkpoint.restore_file`, `checkpoint.finetune_from_model` and
     fairseq-validate.
     """
     from fairseq import checkpoint_utils
@@ -122,14 +121,13 @@ def refuse_bad_checkpoints_in_one_line() -> None:
 
 
 def allow_fairseq_checkpoints() -> None:
-    """Let `torch.load` with `weights_only` read the plain data that fairseq checkpoints hold.
+    """Let `torch.load` with `weights_only` read the plain data of fairseq checkpoints.
 
-    From torch 2.6 on that is how fairseq loads: every class that torch does not know is refused.
-    These hold settings and dictionaries and run no code when unpickled; anything else in a file is
-    still refused.
+    From torch 2.6 on, fairseq loads so, and torch refuses classes that it does not know. These hold
+    settings and dictionaries and run no code when unpickled; all others are still refused.
     """
     from fairseq.data.dictionary import Dictionary
-    from fairseq.distributed.utils import _TensorPlaceholder  # where processes exchange a state
+    from fairseq.distributed.utils import _TensorPlaceholder  # for states that processes exchange
     from omegaconf.base import ContainerMetadata, Metadata
     from omegaconf.dictconfig import DictConfig
     from omegaconf.listconfig import ListConfig
@@ -157,7 +155,7 @@ def allow_fairseq_checkpoints() -> None:
 
 _COMMANDS = ("fairseq-hydra-train", "hydra_train", "fairseq-validate", "validate")
 
-# torch puts a traceback before the message. An InputError shows its line ends as backslash and n.
+# torch puts a traceback before the message, in which an InputError writes line ends as \n.
 _IN_LOADING = re.compile(
     r"in DataLoader worker process.*(?:\n|\\n)[\w.]*\.(?:Input|Audio)Error: ", re.DOTALL
 )
@@ -165,7 +163,7 @@ _KILLED_LOADING = re.compile(r"DataLoader worker \(pid")
 
 
 def is_training_command() -> bool:
-    """Whether this process is fairseq-hydra-train, or one that it has spawned."""
+    """Tell whether this process is fairseq-hydra-train, or one that it has spawned."""
     return _command() in _COMMANDS[:2]
 
 
@@ -175,10 +173,10 @@ def _command() -> str:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Under fairseq-hydra-train and fairseq-validate, end with an InputError's one line instead of
-    a traceback; also if it comes from a loading process, as which torch wraps it.
+    """Print an InputError as one line and exit, under fairseq-hydra-train and fairseq-validate.
 
-    In Python the exception passes, for callers to catch.
+    Errors from data-loading processes, which torch wraps, are unwrapped. In other programs the
+    exception passes, for callers to catch.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -197,18 +195,18 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _message_of_loading(error: Exception) -> str | None:
-    """What is to be said of an error in a loading process, from what torch says of it."""
+    """Return the message about an error in a data-loading process; None for other errors."""
     message = str(error)
     if found := _IN_LOADING.search(message):
         return message[found.end() :].removesuffix("\\n").strip()
     if _KILLED_LOADING.match(message):
         cause = str(error.__cause__ or error).splitlines()[0].rstrip(" .")
-        return f"{cause}; if that was for want of memory: fewer dataset.num_workers"
+        return f"{cause}; if memory was short: fewer dataset.num_workers"
     return None
 
 
 def stop_loading(iterators: dict[Any, Any]) -> None:
-    """Tell the workers of fairseq's epoch iterators to stop, and wait until they have.
+    """Stop the workers of fairseq's epoch iterators, and wait for their end.
 
     Args:
         iterators: `FairseqTask.dataset_to_epoch_iter`.
@@ -221,10 +219,10 @@ def stop_loading(iterators: dict[Any, Any]) -> None:
 
 
 def fork_workers() -> None:
-    """Let data loaders fork their workers where fairseq has spawned a process for each GPU.
+    """Let data loaders fork their workers where fairseq has spawned one process per GPU.
 
-    Such a process would spawn them in turn, one after the other, and each would import everything
-    and be sent the dataset: a minute before the first batch. With one GPU they are forked, too.
+    Spawned workers would start one after the other, import everything and receive the dataset: a
+    minute before the first batch. With one GPU they are forked as well.
     """
     if sys.platform == "linux" and multiprocessing.get_start_method() == "spawn":
         multiprocessing.set_start_method("fork", force=True)
@@ -232,9 +230,9 @@ def fork_workers() -> None:
 
 @functools.cache
 def skip_finished_runs() -> None:
-    """Let fairseq train nothing where the task says that its run is `finished`.
+    """Let fairseq train nothing if the task's run is `finished`.
 
-    Started again after its last update, fairseq's loop makes one more, and saves it.
+    Started again after its last update, fairseq's loop would make and save one more.
     """
     from fairseq_cli import train as command
 
@@ -250,9 +248,9 @@ def skip_finished_runs() -> None:
 
 @functools.cache
 def say_what_does_not_fit() -> None:
-    """Let a checkpoint of another model or optimizer end fairseq's trainer in one line.
+    """Let fairseq's trainer refuse a checkpoint of another model or optimizer in one line.
 
-    It drops what torch says of the tensors that differ, and asserts the rest.
+    It drops torch's message about the tensors that differ, and asserts the rest.
     """
     from fairseq.trainer import Trainer
 
@@ -281,10 +279,10 @@ def say_what_does_not_fit() -> None:
 
 
 def forget_earlier_run() -> None:
-    """Forget the best validation, and how long ago it was, of a run that this process had before.
+    """Forget the best validation of an earlier run in this process.
 
-    fairseq keeps both as attributes of functions, so that in a sweep the second run's
-    checkpoint_best.pt would wait for a validation better than any of the first run's.
+    fairseq keeps it in attributes of functions: in a sweep, the second run would write
+    checkpoint_best.pt only after a validation better than all of the first run's.
     """
     from fairseq import checkpoint_utils
     from fairseq_cli import train as command
@@ -295,7 +293,7 @@ def forget_earlier_run() -> None:
 
 
 def early_stopping() -> dict[str, Any]:
-    """The best validation so far and how many were worse since, for `checkpoint.patience`."""
+    """Return the best validation and the number of worse ones since, for `checkpoint.patience`."""
     from fairseq_cli import train as command
 
     state = vars(command.should_stop_early)
@@ -303,7 +301,7 @@ def early_stopping() -> dict[str, Any]:
 
 
 def take_early_stopping(state: dict[str, Any] | None) -> None:
-    """Go on counting where `early_stopping` left off; fairseq starts anew."""
+    """Restore the state of `early_stopping`, which fairseq does not save."""
     from fairseq_cli import train as command
 
     vars(command.should_stop_early).update(state or {})
@@ -311,13 +309,12 @@ def take_early_stopping(state: dict[str, Any] | None) -> None:
 
 @functools.cache
 def exchange_numbers_on_cpu() -> None:
-    """Let fairseq's trainer exchange numbers between processes without waiting for the GPU.
+    """Let fairseq's trainer exchange numbers between processes without synchronising the GPU.
 
-    It sends the sample size, the counts and the gradient norm of each update through the GPU and
-    looks at what comes back, so that Python waits until the GPU has come to it, and then the GPU
-    for Python. What lies on the CPU is exchanged there from now on, where the process group can:
-    `distributed_training.distributed_backend: cpu:gloo,cuda:nccl`. With `nccl` alone all is as
-    fairseq has it.
+    fairseq sends the sample size, the counts and the gradient norm of each update through the GPU
+    and reads them, which synchronises it. Tensors on the CPU are exchanged there instead, if the
+    process group can: `distributed_training.distributed_backend: cpu:gloo,cuda:nccl`. With `nccl`
+    alone nothing changes.
     """
     from fairseq.distributed import utils
     from fairseq.trainer import Trainer

@@ -1,16 +1,16 @@
-"""What this package raises when the input, not the program, is at fault."""
+"""Errors about the user's input, as one line each."""
 
 import os
 
-LONGEST = 4000
-"""Characters of a message: paths may be long, but a line of 100 MB says nothing."""
+MAX_MESSAGE_CHARACTERS = 4000
+"""Paths may be long, but a message of 100 MB is useless."""
 
 
 class InputError(ValueError):
     """A file, label or setting is wrong.
 
-    The message is one line: which file, what is wrong with it, and what to do. Command lines
-    print it as it is and exit with status 1; nothing that was already written is touched.
+    The message is one line: the file, what is wrong with it, and what to do. Commands print it and
+    exit with status 1; files that were written before stay.
     """
 
     def __init__(self, message: str = ""):
@@ -26,15 +26,15 @@ class AudioError(InputError):
         self.reason = one_line(reason)
 
     def __reduce__(self):
-        # The default pickles `args`, which is the joined message: not what __init__ takes.
+        # The default pickles `args`, the joined message, which __init__ does not take.
         return type(self), (self.path, self.reason)
 
 
-def one_line(text: str, longest: int = LONGEST) -> str:
-    """Text as it can be printed in one line.
+def one_line(text: str, longest: int = MAX_MESSAGE_CHARACTERS) -> str:
+    """Return text as one printable line.
 
-    Control characters are written as `\\n` or `\\x00`, and bytes that are not UTF-8, which names of
-    files hold as surrogate escapes, as `\\udce9`. What is longer than `longest` loses its middle.
+    Control characters become `\\n` or `\\x00`. Bytes of file names that are not UTF-8 (surrogate
+    escapes) become `\\udce9`. Text longer than `longest` loses its middle.
     """
     if len(text) > longest:
         end = longest // 4

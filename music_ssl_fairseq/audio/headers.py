@@ -1,7 +1,7 @@
-"""What the first bytes of an audio file say: which decoder it needs, and how long it claims to be.
+"""Read the first bytes of an audio file: the decoder that it needs, and the length that it states.
 
-Decoders forgive a wrong length in a header, and cut or guess without a word. Here it is compared
-with the size of the file.
+Decoders accept a wrong length in a header, and silently cut or guess. Here it is compared with the
+size of the file.
 """
 
 import os
@@ -13,17 +13,17 @@ from typing import BinaryIO, NamedTuple
 from music_ssl_fairseq.audio.pcm import Pcm
 from music_ssl_fairseq.errors import AudioError
 
-_HEAD = 4096  # bytes, read at once; most headers are shorter
-_SLACK = 1024  # bytes of samples that may be missing, or of tags that may follow
-_SND_HEAD = 24  # bytes, at least
+_HEAD_BYTES = 4096  # read at once; most headers are shorter
+_SLACK_BYTES = 1024  # of samples that may be missing, or of tags that may follow
+_MIN_SND_HEAD_BYTES = 24
 _MAX_CHUNKS = 1000
 _WRAP = 1 << 32
 _NO_LENGTH = "its header states no length"
 
-# How files begin that libsndfile knows by their first bytes.
+# First bytes of the files that libsndfile recognises.
 _SOUNDFILE = (b"RIFF", b"RIFX", b"RF64", b"riff", b"fLaC", b"OggS", b"FORM", b"caff", b".snd")
 
-# What recorders and pipes write as a size that they do not know yet.
+# Sizes that recorders and pipes write while they do not know them.
 _UNKNOWN = (range(1), range(0x7FFF_F000, 0x8000_0001), range(0xFFFF_F000, _WRAP))
 
 
@@ -34,10 +34,9 @@ class AudioHeader:
     Attributes:
         soundfile: whether libsndfile is asked first. It is not for MPEG audio, whose length it
             guesses, nor for Opus, of which it refuses good files.
-        pcm: the samples of a WAV file of which it states a wrong number, but the right one is
-            known; else None.
-        stated_samples: per channel, of MPEG audio that states it (in a Xing or Info frame).
-        frame_samples: per channel, of a frame of such MPEG audio.
+        pcm: the samples of a WAV file that states a wrong number, if the right one is known.
+        stated_samples: per channel, of MPEG audio with a Xing or Info frame.
+        frame_samples: per channel and frame of such MPEG audio.
     """
 
     soundfile: bool
@@ -55,10 +54,10 @@ def read_header(name: str) -> AudioHeader:
     """
     with open(name, "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
-        head = file.read(_HEAD)
+        head = file.read(_HEAD_BYTES)
         while head[:3] == b"ID3" and len(head) >= 10:
             file.seek(file.tell() - len(head) + _tag_size(head))
-            head = file.read(_HEAD)
+            head = file.read(_HEAD_BYTES)
         magic = head[:4]
         if magic in _CHUNKED and head[8:12] in (b"WAVE", b"AIFF", b"AIFC"):
             chunks = _Chunks(file, size, _CHUNKED[magic])
@@ -68,7 +67,7 @@ def read_header(name: str) -> AudioHeader:
         return AudioHeader(soundfile=b"OpusHead" not in head[:80])
     if magic == b".snd" and len(head) >= 12:
         offset, stated = struct.unpack(">2I", head[4:12])
-        if offset < _SND_HEAD:
+        if offset < _MIN_SND_HEAD_BYTES:
             raise AudioError(name, f"its header is damaged: it states samples at byte {offset}")
         if stated != _WRAP - 1:
             _refuse_truncated(name, stated, size - offset)
@@ -78,14 +77,14 @@ def read_header(name: str) -> AudioHeader:
 
 
 def _tag_size(head: bytes) -> int:
-    """Bytes of the ID3v2 tag that `head` begins with."""
+    """Return the bytes of the ID3v2 tag that `head` begins with."""
     a, b, c, d = head[6:10]
     footer = 10 if head[5] & 0x10 else 0
     return 10 + footer + (a << 21 | b << 14 | c << 7 | d)
 
 
 class _Layout(NamedTuple):
-    """A container's chunks: the head of one (letters and size), and which one holds samples."""
+    """A container's chunks: struct of a chunk's head (letters, size), letters of the samples."""
 
     head: struct.Struct
     data: bytes
@@ -103,7 +102,7 @@ class _Chunks:
     """The chunks of a WAV or AIFF file.
 
     Attributes:
-        stated: bytes that the chunk of samples is to have; None if there is no such chunk.
+        stated: bytes of samples that the header states; None without a chunk of samples.
         available: bytes from its start to the end of the file.
     """
 
@@ -130,7 +129,7 @@ class _Chunks:
                 return
 
     def _walk(self, position: int) -> Iterator[tuple[bytes, int, int]]:
-        """Letters, size and start of the contents of each chunk from `position` on."""
+        """Iterate over letters, size and start of the contents of chunks from `position` on."""
         for _ in range(_MAX_CHUNKS):
             self._file.seek(position)
             head = self._file.read(8)
@@ -141,7 +140,7 @@ class _Chunks:
             position += 8 + length + length % 2
 
     def pcm(self, name: str, size: int) -> Pcm:
-        """The first `size` bytes of the samples.
+        """Return the first `size` bytes of the samples.
 
         Raises:
             AudioError: if they are compressed.
@@ -157,25 +156,25 @@ class _Chunks:
         return Pcm(name, self._start, size // align, rate, channels, bits, code == 3)
 
     def end_well(self) -> bool:
-        """Whether what follows the samples are chunks, or nothing to speak of."""
+        """Tell whether only chunks, or a few bytes, follow the samples."""
         assert self.stated is not None
         end = self._start + self.stated
-        # Some programs leave out the byte that makes an odd size even.
+        # Some programs omit the byte that makes an odd size even.
         return any(self._follows(start) for start in {end + end % 2, end})
 
     def _follows(self, position: int) -> bool:
         for letters, length, start in self._walk(position):
-            if self._size - start < _SLACK or letters[:3] in (b"TAG", b"ID3", b"APE"):
+            if self._size - start < _SLACK_BYTES or letters[:3] in (b"TAG", b"ID3", b"APE"):
                 break
             if not all(32 <= letter < 127 for letter in letters):
                 return False
-            if length > self._size - start + _SLACK:
+            if length > self._size - start + _SLACK_BYTES:
                 return False
         return True
 
 
 def _right_size(name: str, chunks: _Chunks, is_riff: bool) -> int | None:
-    """Bytes of samples in a WAV or AIFF file, where it states a wrong number of them."""
+    """Return the bytes of samples in a WAV or AIFF file that states a wrong number of them."""
     stated, available = chunks.stated, chunks.available
     if stated is None or available <= 0:
         return None
@@ -186,11 +185,11 @@ def _right_size(name: str, chunks: _Chunks, is_riff: bool) -> int | None:
             raise AudioError(name, f"{_NO_LENGTH}: encode it again")
         return available
     _refuse_truncated(name, stated, available)
-    if available - stated < _SLACK or chunks.end_well():
+    if available - stated < _SLACK_BYTES or chunks.end_well():
         return None
     more = available - stated
     if is_riff and more >= _WRAP:
-        # 32 bits were too few, and the size began again at 0.
+        # The size overflowed 32 bits.
         return stated + more // _WRAP * _WRAP
     raise AudioError(
         name,
@@ -200,7 +199,7 @@ def _right_size(name: str, chunks: _Chunks, is_riff: bool) -> int | None:
 
 
 def _refuse_truncated(name: str, stated: int, available: int) -> None:
-    if stated > available + _SLACK:
+    if stated > available + _SLACK_BYTES:
         raise AudioError(
             name,
             f"truncated: its header says {stated} bytes of samples, but the file ends after "
@@ -209,7 +208,7 @@ def _refuse_truncated(name: str, stated: int, available: int) -> None:
 
 
 def _xing_samples(head: bytes) -> tuple[int | None, int]:
-    """Samples that the first frame of layer III says follow it, and samples per frame."""
+    """Return the samples that the first frame of layer III states, and samples per frame."""
     start = next((i for i in range(len(head) - 3) if _is_layer_3(head[i : i + 4])), None)
     if start is None:
         return None, 0
@@ -220,7 +219,7 @@ def _xing_samples(head: bytes) -> tuple[int | None, int]:
     if tag[:4] not in (b"Xing", b"Info") or len(tag) < 12 or not tag[7] & 1:
         return None, frame_samples
     num_frames = int.from_bytes(tag[8:12], "big")
-    # What LAME adds: samples of delay before the music and of padding behind it.
+    # LAME notes the samples of delay before the music and of padding behind it.
     flags = tag[7]
     behind = 12 + (4 if flags & 2 else 0) + (100 if flags & 4 else 0) + (4 if flags & 8 else 0)
     padding = tag[behind + 21 : behind + 24]
@@ -229,7 +228,7 @@ def _xing_samples(head: bytes) -> tuple[int | None, int]:
 
 
 def _is_layer_3(head: bytes) -> bool:
-    """Whether these four bytes begin a frame of MPEG audio, layer III."""
+    """Tell whether these four bytes begin a frame of MPEG audio, layer III."""
     return (
         head[0] == 0xFF
         and head[1] & 0xE6 == 0xE2

@@ -1,4 +1,4 @@
-"""Samples of a WAV file whose header states a wrong number of them, read without a library."""
+"""Read the samples of a WAV file whose header states a wrong number of them."""
 
 from dataclasses import dataclass
 
@@ -30,7 +30,7 @@ class Pcm:
         pass
 
     def read(self, start: int, stop: int | None) -> np.ndarray:
-        """Samples `[start, stop)`, mono: `[T]` float32, fewer only at the end."""
+        """Return the samples `[start, stop)`, mono: `[T]` float32, fewer only at the end."""
         stop = self.num_samples if stop is None else min(stop, self.num_samples)
         size = self.bits // 8 * self.channels
         with open(self.name, "rb") as file:
@@ -44,7 +44,7 @@ class Pcm:
             return np.frombuffer(content, f"<f{self.bits // 8}").astype(np.float32)
         if self.bits == 8:
             return (np.frombuffer(content, np.uint8).astype(np.float32) - 128) / 128
-        # As the upper bytes of 32 bits.
+        # Widen to the upper bytes of 32 bits.
         size = self.bits // 8
         wide = np.zeros((len(content) // size, 4), np.uint8)
         wide[:, 4 - size :] = np.frombuffer(content, np.uint8).reshape(-1, size)

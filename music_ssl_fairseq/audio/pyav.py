@@ -1,12 +1,11 @@
-"""Decoding with PyAV (FFmpeg): what libsndfile cannot read, or knows no length of.
+"""Decode with PyAV (FFmpeg) what libsndfile cannot read or knows no length of.
 
-A seek must give the samples that decoding from the start gives. It does where packets have exact
-times and a decoder forgets what it did not hear; there it goes to the packet. Elsewhere (AAC's
-noise, times in milliseconds) the file is decoded from its start, and stays open so that the next
-part goes on from there.
+A seek must give the samples of decoding from the start. It does where packets have exact times and
+a decoder does not depend on skipped packets; there it goes to the packet. Elsewhere (AAC's noise,
+times in milliseconds) the file is decoded from its start, and stays open for the next part.
 
-FFmpeg opens local files only, and only as `_FORMATS`: a playlist that calls itself music.mp3 must
-not make it open other files or addresses.
+FFmpeg opens local files only, and only as `_FORMATS`: a playlist called music.mp3 must not make it
+open other files or addresses.
 """
 
 import os
@@ -31,13 +30,13 @@ _EXACT_TIMES = {"mp3", "mov", "ogg", "flac", "wv", "tta", "wav"}
 _STATED_LENGTH = {"mov", "ape", "wv", "tta", "tak", "flac", "aiff", "caf", "dsf"}  # by the header
 _LOSSLESS = ("alac", "flac", "wavpack", "tta", "pcm_")
 
-_MPEG_FRAMES = 32  # decoded before what is wanted; the bit reservoir reaches back 24 at most
-_OPUS_SECONDS = 3  # the same; 1 s was enough for equal samples in all files tried
-_KEPT_SECONDS = 4  # of what was decoded last, for who goes on with an overlap
-_TAGS = 1024  # bytes behind the last frame that no decoder understands
+_MPEG_PREROLL_FRAMES = 32  # the bit reservoir reaches back 24 at most
+_OPUS_PREROLL_SECONDS = 3  # 1 s gave equal samples in all files tried
+_KEPT_SECONDS = 4  # of the last samples, for a next part that overlaps
+_MAX_TAG_BYTES = 1024  # behind the last frame, which no decoder understands
 _BEYOND_ANY_END = 1 << 40
-_LOST_SECONDS = 0.1  # that encoders may state and not hold, and 4096 samples of delay besides
-_LOST_SAMPLES = 4096
+_MAX_LOST_SECONDS = 0.1  # encoders may state this much more, and _MAX_LOST_SAMPLES of delay
+_MAX_LOST_SAMPLES = 4096
 
 _NOTHING = np.empty(0, np.float32)
 
@@ -48,16 +47,16 @@ class Decoder:
     """An open file, decoded to mono from any sample on.
 
     Attributes:
-        sample_rate: Hz, of what is decoded.
-        channels: in the file.
-        num_samples: once the end was reached, else None.
-        seeks: whether a seek goes to the packet; otherwise parts in order are quicker.
+        sample_rate: Hz, of the decoded samples.
+        channels: of the file.
+        num_samples: None until the end was reached.
+        seeks: whether a seek goes to the packet; otherwise reading in order is faster.
     """
 
     num_samples: int | None = None
     sample_rate: int = 0
-    _kept: np.ndarray  # what was decoded last, up to `_position`
-    _blocks: Iterator[np.ndarray]  # what comes next
+    _kept: np.ndarray  # the last decoded samples, up to `_position`
+    _blocks: Iterator[np.ndarray]  # the next samples
 
     def __init__(self, name: str, header: AudioHeader):
         """Open the file.
@@ -79,7 +78,7 @@ class Decoder:
             self._container.close()
 
     def read(self, start: int, stop: int | None) -> np.ndarray:
-        """Samples `[start, stop)`, to the end if None: `[T]` float32, fewer only at the end.
+        """Return the samples `[start, stop)`, or to the end: `[T]` float32, fewer only there.
 
         Raises:
             AudioError: if the file is damaged there, or ends before its header says.
@@ -106,7 +105,7 @@ class Decoder:
         return whole if stop is None else whole[: max(0, stop - start)]
 
     def _last(self, recent: list[np.ndarray], block: np.ndarray) -> list[np.ndarray]:
-        """Blocks with another one, without those before the last seconds."""
+        """Append a block, and drop blocks before the last seconds."""
         recent.append(block)
         if len(recent) % 256 == 0:
             size = _KEPT_SECONDS * self.sample_rate
@@ -114,7 +113,7 @@ class Decoder:
         return recent
 
     def measure(self) -> int:
-        """How many samples are decoded from start to end.
+        """Count the samples from start to end, by decoding them.
 
         Raises:
             AudioError: as `read`.
@@ -128,7 +127,7 @@ class Decoder:
         self.close()
         options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
         try:
-            # With `file:`, a colon in a name does not end a protocol.
+            # After `file:`, a colon in a name does not end a protocol.
             self._container = av.open(
                 f"file:{self._name}", options=options, metadata_errors="replace"
             )
@@ -164,29 +163,29 @@ class Decoder:
         return self._container.format.name.partition(",")[0]
 
     def _preroll(self) -> int | None:
-        """Samples to decode before those wanted after a seek; None if no number is enough."""
+        """Samples to decode and drop after a seek; None if no number is enough."""
         codec = self._stream.codec_context.name
         if self._format() not in _EXACT_TIMES:
             return None
         if codec.startswith("mp3"):
-            return _MPEG_FRAMES * (576 if self.sample_rate < 32_000 else 1152)
+            return _MPEG_PREROLL_FRAMES * (576 if self.sample_rate < 32_000 else 1152)
         if codec in ("opus", "libopus"):
-            return _OPUS_SECONDS * self.sample_rate
+            return _OPUS_PREROLL_SECONDS * self.sample_rate
         return 0 if codec.startswith(_LOSSLESS) else None
 
     def _origin(self) -> Fraction:
-        """The time of the first sample, counted in samples."""
+        """Time of the first sample, in samples."""
         return self._in_samples(self._stream.start_time or 0)
 
     def _in_samples(self, time: int) -> Fraction:
         return time * self._stream.time_base * self.sample_rate
 
     def _is_far(self, start: int) -> bool:
-        """Whether a seek to `start` is worth it."""
+        """Tell whether a seek to `start` saves time."""
         return self.seeks and start - self._position > (self._preroll() or 0) + self.sample_rate
 
     def _go_to(self, start: int) -> None:
-        """Be at a packet from which on the samples from `start` are right."""
+        """Seek to a packet from which the samples from `start` on are exact."""
         first = start - (self._preroll() or 0)
         if not self.seeks or first <= 0:
             self._start_over()
@@ -200,7 +199,7 @@ class Decoder:
             block = _NOTHING
         place = self._in_samples(self._first_time) - self._origin()
         if not len(block) or place.denominator != 1 or place > first:
-            self.seeks = False  # not as exact as it should be: never again in this file
+            self.seeks = False  # not exact: never again in this file
             self._start_over()
             return
         self._position = int(place)
@@ -208,11 +207,10 @@ class Decoder:
         self._blocks = chain([block], blocks)
 
     def _decode(self) -> Iterator[np.ndarray]:
-        """Decode from here on: mono blocks; the first one's time is left in `_first_time`.
+        """Decode from here on, to mono blocks; note the first one's time in `_first_time`.
 
-        What cannot be decoded before the first frame or after the last one is passed over: the
-        first frames of a cut stream, and tags behind the last. Lossless formats are not cut so:
-        there it is damage.
+        Packets that cannot be decoded are skipped before the first frame (of a cut stream) and
+        after the last (tags). In lossless formats they are damage.
         """
         broken = ""
         lossless = self._stream.codec_context.name.startswith(_LOSSLESS)
@@ -222,7 +220,7 @@ class Decoder:
                 frames = packet.decode()
             except (av.FFmpegError, ValueError) as error:
                 broken = reason(error)
-                if lossless and (not begun or packet.size > _TAGS):
+                if lossless and (not begun or packet.size > _MAX_TAG_BYTES):
                     raise AudioError(self._name, f"damaged (FFmpeg: {broken})") from None
                 continue
             for frame in frames:
@@ -241,7 +239,7 @@ class Decoder:
                     yield self._mono(frame)
 
     def _refuse_gap(self, frame: av.AudioFrame, decoded: int) -> None:
-        """Compare a frame's time with the samples before it: FFmpeg drops frames without a word."""
+        """Compare a frame's time with the samples before it: FFmpeg drops frames silently."""
         if frame.pts is None or self._format() not in _EXACT_TIMES:
             return
         missing = self._in_samples(frame.pts - self._first_time) - decoded
@@ -260,7 +258,7 @@ class Decoder:
             ) from None
 
     def _mono(self, frame: av.AudioFrame) -> np.ndarray:
-        """`[T]` float32 in [-1, 1]: the mean of the channels."""
+        """Return the mean of the channels: `[T]` float32 in [-1, 1]."""
         if frame.sample_rate != self.sample_rate:
             raise AudioError(
                 self._name,
@@ -283,14 +281,14 @@ class Decoder:
         return mono.astype(np.float32, copy=False)
 
     def _check_end(self, end: int) -> None:
-        """Compare where decoding ended with what the header says."""
+        """Compare the end of decoding with the length in the header."""
         stated, lost = self._header.stated_samples, 2 * self._header.frame_samples
         if stated is None:
-            lost = round(_LOST_SECONDS * self.sample_rate) + _LOST_SAMPLES
+            lost = round(_MAX_LOST_SECONDS * self.sample_rate) + _MAX_LOST_SAMPLES
             if self._format() in _STATED_LENGTH and self._stream.duration:
                 stated = int(self._in_samples(self._stream.duration))
             elif self._format() in ("matroska", "asf") and len(self._container.streams) == 1:
-                # In milliseconds, and of the whole container.
+                # The duration is in milliseconds, and of the whole container.
                 stated = (self._container.duration or 0) * self.sample_rate // av.time_base
                 lost += self.sample_rate
         if stated is not None and end < stated - lost:
@@ -300,15 +298,15 @@ class Decoder:
 
 
 def reason(error: Exception) -> str:
-    """What FFmpeg says, in words."""
+    """Return FFmpeg's error in words."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     if isinstance(error, av.ArgumentError):
-        return "not a format that is read here"  # what it says of formats not in _FORMATS
+        return "not a format that is read here"  # its error about formats not in _FORMATS
     return text
 
 
 class _Held(threading.local):
-    """What this thread decoded last, if the next part goes on from there."""
+    """The decoder that this thread used last, for the next part of the file."""
 
     key: tuple | None = None
     decoder: Decoder | None = None
@@ -319,12 +317,12 @@ _held = _Held()
 
 @contextmanager
 def opened(name: str, header: AudioHeader, identity: tuple) -> Iterator[Decoder]:
-    """A decoder of a file, perhaps one that is in the middle of it.
+    """Give a decoder of a file, perhaps one that is in the middle of it.
 
     Args:
-        identity: tells the file from another, or a changed one, of its name.
+        identity: changes when another file takes the name, or the file itself changes.
     """
-    # Of this process: after a fork, both would move one place in the file.
+    # Per process: after a fork, both would share one place in the file.
     key = (os.getpid(), name, *identity)
     decoder = _held.decoder if _held.key == key else None
     if decoder is None:

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one, and that writers wait for each other."""
+"""Write files atomically, and lock folders."""
 
 import contextlib
 import os
@@ -13,20 +13,20 @@ from typing import IO
 from music_ssl_fairseq.errors import InputError
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.\d+\.tmp(\..*)?")
-"""Names that `atomic_path` gives."""
+"""Names from `atomic_path`."""
 
 
 @contextlib.contextmanager
 def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
     """Give a temporary name beside `target`; rename it to `target` if the block succeeds.
 
-    The temporary file is removed if the block raises, and an existing `target` stays as it was.
-    Its folder is made if needed. The temporary name keeps the suffix of `target`, because
-    soundfile and numpy choose a format by it.
+    If the block raises, the temporary file is removed, and `target` stays as it was. The folder is
+    made if needed. The suffix of `target` is kept, because soundfile and numpy choose a format by
+    it.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Not the target's own name with something added: that may be as long as a name can be.
+    # A hash, because the target's own name may have the maximal length.
     name = blake2b(os.fsencode(target.name), digest_size=8).hexdigest()
     temporary = target.with_name(f".{name}.{os.getpid()}.tmp{target.suffix}")
     try:
@@ -37,7 +37,7 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
 
 
 def checksum(file: str | os.PathLike) -> str:
-    """SHA-256 of a file, hex."""
+    """Return the SHA-256 of a file, in hex."""
     found = sha256()
     with Path(file).open("rb") as handle:
         while block := handle.read(1 << 20):
@@ -46,9 +46,9 @@ def checksum(file: str | os.PathLike) -> str:
 
 
 def remove_temporary(folder: Path) -> None:
-    """Remove what killed processes were writing with `atomic_path` in a folder.
+    """Remove files that killed processes left in a folder while writing with `atomic_path`.
 
-    Only for who knows that nobody else writes there now.
+    The caller must know that no other process writes there.
     """
     for path in folder.glob(".*.tmp*"):
         if _TEMPORARY.fullmatch(path.name):
@@ -56,10 +56,10 @@ def remove_temporary(folder: Path) -> None:
 
 
 def lock(handle: IO[bytes], wait: bool) -> bool:
-    """Lock an open file until it is closed; whether the lock is held now.
+    """Lock an open file until it is closed; return whether the lock is held.
 
-    Where a system or a file system has no locks, it counts as held: two processes may then do the
-    same work, with the same result.
+    On a system or file system without locks it counts as held: two processes may then do the same
+    work, with the same result.
     """
     try:
         import fcntl
@@ -78,19 +78,18 @@ _HELD: "weakref.WeakSet[IO[bytes]]" = weakref.WeakSet()
 
 
 def hold(file: str | os.PathLike, doing: str, way_out: str) -> IO[bytes]:
-    """Let one process at a time work on a folder: the handle is the right to.
+    """Lock a folder for one process; return the handle that holds the lock.
 
-    The right ends when the handle is closed or the process ends, however it ends; processes that
-    this one forks do not have it. The file may stay behind, and means nothing by itself; `let_go`
-    removes it.
+    The lock ends when the handle is closed or the process ends; forked processes do not have it.
+    A file that remains means nothing by itself; `let_go` removes it.
 
     Args:
-        file: the lock, in the folder; made if needed. It names the process that holds it.
+        file: the lock file in the folder, made if needed. It names the process that holds it.
         doing: for the message, for example `trains`.
         way_out: what to do instead, for the message.
 
     Raises:
-        InputError: if another process has it.
+        InputError: if another process holds the lock.
     """
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +104,7 @@ def hold(file: str | os.PathLike, doing: str, way_out: str) -> IO[bytes]:
         holder = handle.read(200).decode("utf-8", "replace").strip() or "another process"
         handle.close()
         raise InputError(f"{file.parent}: {holder} {doing} here already; {way_out}")
-    with contextlib.suppress(OSError):  # a full disk: the lock is held, though it names nobody
+    with contextlib.suppress(OSError):  # full disk: the lock is held without a name
         handle.truncate(0)
         handle.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         handle.flush()
@@ -114,7 +113,7 @@ def hold(file: str | os.PathLike, doing: str, way_out: str) -> IO[bytes]:
 
 
 def let_go(file: str | os.PathLike, handle: IO[bytes]) -> None:
-    """Give back what `hold` has given, and remove its file."""
+    """Release the lock of `hold`, and remove its file."""
     with contextlib.suppress(OSError):  # an open file cannot be removed everywhere
         Path(file).unlink()
     handle.close()
@@ -128,7 +127,7 @@ def _is_there(file: Path, handle: IO[bytes]) -> bool:
 
 
 def _let_go_in_child() -> None:
-    """A worker that outlives its killed parent must not keep the parent's folder locked."""
+    """Close locks in a forked worker, which may outlive its killed parent."""
     for handle in list(_HELD):
         handle.close()
 

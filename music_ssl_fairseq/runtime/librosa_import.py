@@ -1,4 +1,4 @@
-"""The one place that imports librosa."""
+"""Import librosa, in one process at a time; no other file imports it."""
 
 import sys
 from importlib import import_module
@@ -6,17 +6,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO
 
-import librosa  # imports its own modules when they are asked for
+import librosa  # imports its own modules on demand
 
 from music_ssl_fairseq.runtime.files import lock
 
 
 def import_librosa() -> ModuleType:
-    """librosa with its compiled parts, which processes import one after the other.
+    """Return librosa with its compiled parts, imported under a lock.
 
-    The first import on a machine compiles for half a minute and keeps the result on disk. Numba
-    numbers these files without a lock: two processes that do it at once leave an index that takes
-    one function for another, and from then on every import of librosa ends in a segmentation fault.
+    The first import on a machine compiles for half a minute and caches the result on disk. Numba
+    writes this cache without a lock: two processes at once can leave an index that confuses
+    functions, and every later import of librosa ends in a segmentation fault.
     """
     if "librosa.beat" not in sys.modules:
         with _own_file() as handle:
@@ -26,7 +26,7 @@ def import_librosa() -> ModuleType:
 
 
 def _own_file() -> IO[bytes]:
-    """A file of librosa itself: the same for all who share an installation, whoever may write."""
+    """Open a file of librosa itself, which all processes with this installation share."""
     path = Path(librosa.__file__)
     try:
         return path.open("r+b")  # network file systems only lock what is open for writing

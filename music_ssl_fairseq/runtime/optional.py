@@ -1,4 +1,4 @@
-"""Packages that only some commands need: imported when they are used."""
+"""Import packages that only some commands need."""
 
 from importlib import import_module
 from types import ModuleType

@@ -1,14 +1,14 @@
-"""A stack for signals: what has to be there before a process handles any."""
+"""Give signal handlers a stack of their own."""
 
 import faulthandler
 
 
 def give_signals_a_stack() -> None:
-    """Let signals to this thread have a stack of their own, which `faulthandler` asks for.
+    """Let `faulthandler` install an alternate stack for signals to this thread.
 
-    While oneDNN multiplies matrices on a CPU, in a positional convolution for example, the stack
-    pointer points into the heap (oneDNN 3.11, issue 4845). The frame of a signal that comes then
-    overwrites what is there, and the process crashes soon after.
+    While oneDNN multiplies matrices on a CPU, for example in a positional convolution, the stack
+    pointer points into the heap (oneDNN 3.11, issue 4845). The frame of a signal would overwrite
+    the heap there, and the process would crash.
     """
     if not faulthandler.is_enabled():
         faulthandler.enable(file=2)

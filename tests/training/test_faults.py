@@ -98,7 +98,7 @@ class _Killed(_Broken):
 def test_a_killed_loading_process_is_one_line():
     loader = torch.utils.data.DataLoader(_Killed(None), num_workers=1)
     message = says_of(loader)
-    assert "killed by signal: Killed; if that was for want of memory: fewer" in message
+    assert "killed by signal: Killed; if memory was short: fewer" in message
     assert "\n" not in message
 
 
