@@ -184,7 +184,7 @@ class AudioEncoder(BaseFairseqModel):
         return nn.Linear(channels, dim)
 
     def max_positions(self) -> None:
-        """No limit: crops are cut by the task."""
+        """Return None, no limit: the task sets the length of crops."""
 
     def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
         """Return a context for forward passes on `device` in the configured precision."""

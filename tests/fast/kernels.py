@@ -382,31 +382,31 @@ if not GPU:  # seconds each: every layer and every count, not each with each
 def test_graphed_layers(left_out, counts, graphs):
     """As fused layers: with LayerDrop, three batches an update, and weights that have changed."""
     layers, x = _layers(3), random(1, 11, 32)
-    wanted = [None if counts is None else selection_of(1, 11, [n]) for n in counts or (0, 0, 0)]
+    selections = [None if counts is None else selection_of(1, 11, [n]) for n in counts or (0, 0, 0)]
     everything = [0, 1, 2]
     some = [i for i in everything if i != left_out]
     with torch.autocast("cuda", torch.float16, enabled=GPU):
-        captured = GraphedLayers(layers, x, wanted[0] and wanted[0][1])
+        captured = GraphedLayers(layers, x, selections[0] and selections[0][1])
     parameters = [p for layer in layers for p in layer.parameters()]
     with torch.no_grad():
         for p in parameters:
             p.mul_(0.9)
     batches = [
-        (random(1, 11, 32), random(1, 11, 32), _seeds(), used, of_batch)
-        for used, of_batch in zip((some, everything, some), wanted, strict=True)
+        (random(1, 11, 32), random(1, 11, 32), _seeds(), used, selected)
+        for used, selected in zip((some, everything, some), selections, strict=True)
     ]
     results: list[list[Tensor]] = []
     for run in (_fused, _play):
         for p in parameters:
             p.grad = None
         results.append([])
-        for x, grad, seeds, used, of_batch in batches:
+        for x, grad, seeds, used, selected in batches:
             y = x.clone().requires_grad_()
             with torch.autocast("cuda", torch.float16, enabled=GPU):
-                output = run(layers, used, y, seeds, captured, of_batch and of_batch[1])
-            if of_batch is not None:
-                grad = grad.flatten(0, 1)[of_batch[0]]
-                output = output.flatten(0, 1)[of_batch[0]] if output.dim() == 3 else output
+                output = run(layers, used, y, seeds, captured, selected and selected[1])
+            if selected is not None:
+                grad = grad.flatten(0, 1)[selected[0]]
+                output = output.flatten(0, 1)[selected[0]] if output.dim() == 3 else output
             output.backward(grad)
             results[-1] += [output.clone(), y.grad.clone()]
         results[-1] += [p.grad.clone() for p in parameters]
