@@ -5,7 +5,7 @@
     upstream = load("runs/music_hubert/config/checkpoints/checkpoint_best.pt")
     layers = upstream.features(waveform, sample_rate)  # [layers, B, frames, D]
 
-A file format is a module with `read(path) -> Contents`: `checkpoint` (fairseq), `hugging_face`,
+A file format is a module that returns `Contents`: `checkpoint` (fairseq), `hugging_face`,
 `torchaudio`.
 """
 

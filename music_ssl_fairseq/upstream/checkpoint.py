@@ -11,7 +11,6 @@ from omegaconf import DictConfig, OmegaConf
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE
 from music_ssl_fairseq.upstream.contents import FAMILIES, Contents, architecture, encoder_state
-from music_ssl_fairseq.upstream.safe_load import safe_load
 
 _REQUIRED = {
     "layer_type": ("transformer", "its layers are {}"),
@@ -22,26 +21,20 @@ _REQUIRED = {
 """Settings that change what fairseq's encoder computes, and the only value that ours knows."""
 
 
-def read(path: str | Path) -> Contents:
-    """Read a fairseq checkpoint.
-
-    music_hubert and music2vec; stock HubertModel, Data2VecAudioModel and Wav2Vec2Model, with
-    settings in `cfg` (a dict or OmegaConf) or, in old files, in `args` (argparse.Namespace).
-
-    Raises:
-        InputError: if the file is not such a checkpoint, or holds another architecture.
-    """
-    path = Path(path)
-    return from_checkpoint(safe_load(path), path)
-
-
 def is_checkpoint(loaded: Any) -> bool:
     """Tell whether loaded data have the form of a fairseq checkpoint."""
     return isinstance(loaded, Mapping) and isinstance(loaded.get("model"), Mapping)
 
 
 def from_checkpoint(loaded: Any, path: Path) -> Contents:
-    """Return the contents of a fairseq checkpoint that `safe_load` has read from `path`."""
+    """Return the contents of a fairseq checkpoint that `safe_load` has read from `path`.
+
+    music_hubert and music2vec; stock HubertModel, Data2VecAudioModel and Wav2Vec2Model, with
+    settings in `cfg` (a dict or OmegaConf) or, in old files, in `args` (argparse.Namespace).
+
+    Raises:
+        InputError: if it is no such checkpoint, or holds another architecture.
+    """
     if not is_checkpoint(loaded):
         raise InputError(f"{path}: not a fairseq checkpoint: it has no `model`")
     with damaged_settings(path):

@@ -1,6 +1,6 @@
 """Describe a checkpoint of any origin in one form.
 
-Each file format is one module with `read(path) -> Contents`; `upstream.model` builds the model.
+Each file format is one module that returns `Contents`; `upstream.model` builds the model.
 """
 
 from collections.abc import Callable, Mapping
