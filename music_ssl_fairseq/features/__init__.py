@@ -14,6 +14,7 @@ import numpy as np
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features.framewise import Chunk, Framewise
+from music_ssl_fairseq.features.smoothing import Smoothed
 from music_ssl_fairseq.frames import FrameGrid
 
 FRONT_ENDS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -90,6 +91,7 @@ class FeatureSpec:
         layer: for `deep`, 0 for the projected extractor output, then the Transformer's layers.
         device: where features that can run on a GPU are computed, as torch names it. Not part of
             what the features are.
+        smooth: seconds of a centred moving average over the frames; 0 for none.
 
     Raises:
         InputError: if there are no such features, or `deep` lacks what it needs.
@@ -99,6 +101,7 @@ class FeatureSpec:
     checkpoint: str | None = None
     layer: int | None = None
     device: str = "cpu"
+    smooth: float = 0.0
 
     def __post_init__(self):
         parts = self.parts
@@ -115,6 +118,8 @@ class FeatureSpec:
             )
         if len(set(parts)) < len(parts):
             raise InputError(f"{self.name}: names the same features twice")
+        if DEEP in parts and self.smooth:
+            raise InputError(f"--smooth averages features of audio, not --features {DEEP}")
         self._check_model()
 
     def _check_model(self) -> None:
@@ -133,7 +138,7 @@ class FeatureSpec:
     @property
     def can_use_gpu(self) -> bool:
         """Whether they can be computed on a GPU."""
-        return self.name == DEEP or self.name in ON_GPU
+        return self.name == DEEP or (self.name in ON_GPU and not self.smooth)
 
     @property
     def modules(self) -> list[str]:
@@ -161,8 +166,11 @@ def front_end(features: FeatureSpec | str) -> FrontEnd:
         deep = import_module(f"{__name__}.deep")
         return deep.Deep(features.checkpoint, features.layer, features.device)
     parts = {part: _front_end(part, features.device) for part in features.parts}
-    if len(parts) == 1:
-        return parts[features.name]
+    front = parts[features.name] if len(parts) == 1 else _joined(parts)
+    return Smoothed(front, features.smooth) if features.smooth else front
+
+
+def _joined(parts: dict[str, Framewise]) -> Framewise:
     return import_module(f"{__name__}.concatenation").Concatenation(parts)
 
 

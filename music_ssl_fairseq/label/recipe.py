@@ -27,6 +27,7 @@ class Recipe:
         minibatch: frames held at once, None for all.
         external_centroids: SHA-256 of the file that centroids were taken from, if they were not
             fitted; `given_centroids` in metadata.json.
+        smooth: seconds over which features are averaged; 0 for none.
         algorithm: `lloyd` (`kmeans.fit`), or `minibatch` (`kmeans.fit_as_fairseq`).
     """
 
@@ -43,6 +44,7 @@ class Recipe:
     minibatch: int | None = None
     external_centroids: str | None = None
     algorithm: str = "lloyd"
+    smooth: float = 0.0
 
     @property
     def settings(self) -> dict[str, object]:
@@ -66,7 +68,7 @@ WORDS = {
 }
 """What those settings are whose values say nothing to a reader."""
 
-DEFAULTS = {"algorithm": "lloyd"}
+DEFAULTS = {"algorithm": "lloyd", "smooth": 0.0}
 """Settings that older folders do not record."""
 
 
