@@ -4,18 +4,25 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from music_ssl_fairseq.fast.block_conv import block_conv
+from music_ssl_fairseq.fast.channels_last_conv import conv_channels_last
 from music_ssl_fairseq.fast.compilation import ShapeGate, can_compile, compiled
+from music_ssl_fairseq.fast.conv_stack import rows_before, run_conv_stack
 from music_ssl_fairseq.fast.cuda_graphs import graphed_layers
 from music_ssl_fairseq.fast.device import working_dtype
-from music_ssl_fairseq.fast.extractor import extract
-from music_ssl_fairseq.fast.first_conv import fold_moments
+from music_ssl_fairseq.fast.first_conv import (
+    can_fuse,
+    fold_moments,
+    folded_first_conv,
+    fused_first_conv,
+)
 from music_ssl_fairseq.fast.frame_selection import select
 from music_ssl_fairseq.fast.gelu import gelu
 from music_ssl_fairseq.fast.hashed_dropout import draw_seeds, hashed
 from music_ssl_fairseq.fast.transformer_layer import can_fuse_layer, cast_weights, fused_layer
+from music_ssl_fairseq.frames import frames_within
 
 __all__ = ["PLAIN", "Execution", "can_compile", "fold_moments", "gelu", "working_dtype"]
 
@@ -69,8 +76,38 @@ class Execution:
         return compiled(function, self.compiled)(*args)
 
     def extract(self, layers: Sequence[Any], waveform: Tensor) -> Tensor:
-        """Run the extractor's `layers` on `[B, T]`: see `extractor.extract`."""
-        return extract(layers, waveform, self.is_fast(waveform), self.compiled, self.group_norm)
+        """Run the extractor: convolutions, each with its norm and a GELU.
+
+        Args:
+            layers: each with `conv`, `norm` (or None), and a `forward` that takes `[B, T, C]` and
+                optionally a convolution to use.
+            waveform: `[B, T]`.
+
+        Returns:
+            `[B, frames, channels]`.
+        """
+        fast = self.is_fast(waveform)
+        first, others = layers[0], layers[1:]
+        conv, norm, stride = first.conv, first.norm, first.conv.stride[0]
+        convs = [layer.conv for layer in others]
+        stacked = self.compiled and all(layer.norm is None for layer in others)
+        lead = 0
+        if stacked:
+            frames = frames_within(waveform.size(-1), conv.kernel_size[0], stride)
+            lead = rows_before(convs, frames, waveform)
+        if self.group_norm is not None:
+            x = folded_first_conv(waveform, *self.group_norm, stride, lead)
+        elif fast and norm is not None and can_fuse(waveform, conv.weight, conv.bias):
+            parameters = (norm.weight, norm.bias, norm.eps)
+            group = isinstance(norm, nn.GroupNorm)
+            x = fused_first_conv(
+                waveform, conv.weight, parameters, group, stride, self.compiled, lead
+            )
+        else:
+            return self.run(_run_convs, layers, waveform.unsqueeze(-1), fast)
+        if stacked:
+            return run_conv_stack(convs, x, lead)
+        return self.run(_run_convs, others, x, fast)
 
     def grouped_conv(self, x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
         """Convolve `[B, T, D]` over time, with as many frames in the output: see `block_conv`."""
@@ -141,6 +178,12 @@ def _layer_runner(
         return fused_layer(layer, x, own_seeds[number], weights[number], some)
 
     return run_fused
+
+
+def _run_convs(layers: Sequence[Any], x: Tensor, fast: bool) -> Tensor:
+    for layer in layers:
+        x = layer(x, conv_channels_last) if fast else layer(x)
+    return x
 
 
 def _enter(model: Any, features: Tensor, mask: Tensor, seed: Tensor | None) -> Any:
