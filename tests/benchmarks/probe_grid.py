@@ -80,7 +80,7 @@ def make_task(folder: Path, clips: int) -> None:
     audio = folder / "audio"
     audio.mkdir(parents=True)
     soundfile.write(audio / "silence.flac", np.zeros(SECONDS * 16_000, np.float32), 16_000)
-    write_spec(folder, ProbingSpec("benchmark", "multi-class", "accuracy", CLASSES))
+    write_spec(folder, ProbingSpec("gtzan-genre", "multi-class", "accuracy", CLASSES))
     number = 0
     for split, count in GTZAN.items():
         examples = []
