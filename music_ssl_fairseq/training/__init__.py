@@ -2,7 +2,7 @@
 
 `checkpoints` writes a state to a path, whole or not at all, and `saving` makes fairseq use it.
 `logs` continues without logs on a full disk. `epoch` resumes within an epoch. `interruption`
-receives signals, and `stopping` stops at an update. `numbers` names the tracks of a loss that is
+receives signals, and `stopping` stops at an update. `non_finite` names the tracks of a loss that is
 not finite. `hydra_plugins/music_ssl_fairseq_launch.py` starts and ends several processes, which
 must be set up before fairseq imports a task.
 """
@@ -24,12 +24,12 @@ def prepare_training() -> None:
 def _patch() -> None:
     from music_ssl_fairseq.training.epoch import patch_epochs
     from music_ssl_fairseq.training.logs import patch_logs
-    from music_ssl_fairseq.training.numbers import patch_numbers
+    from music_ssl_fairseq.training.non_finite import patch_non_finite
     from music_ssl_fairseq.training.saving import patch_saving
     from music_ssl_fairseq.training.stopping import patch_stopping
 
     patch_saving()
     patch_logs()
     patch_epochs()
-    patch_numbers()
+    patch_non_finite()
     patch_stopping()

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def patch_logs() -> None:
@@ -53,7 +53,7 @@ def _log_to_tensorboard(bar: Any, log: Callable[..., None], *args: Any, **kwargs
 
 
 def _is_full_disk(error: BaseException | None) -> bool:
-    return isinstance(error, OSError) and error.errno in _NO_ROOM
+    return isinstance(error, OSError) and error.errno in _FULL_DISK_ERRORS
 
 
 def _report(file: str, error: Any) -> None:

@@ -26,7 +26,7 @@ class _Update:
     batches: list[list[int]]
 
 
-def patch_numbers() -> None:
+def patch_non_finite() -> None:
     """Let fairseq's trainer name tracks instead of writing `crash.pt` and a traceback."""
     patched = functools.partialmethod
     Trainer.train_step = patched(_train_step, Trainer.train_step)
