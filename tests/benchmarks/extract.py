@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
-from music_ssl_fairseq.extract.batches import Cut, Row
+from music_ssl_fairseq.extract.batches import Cut, QueuedWindow
 from music_ssl_fairseq.extract.reading import read_loads
 from music_ssl_fairseq.extract.run import Extraction, open_store
 from music_ssl_fairseq.runtime.cpus import available_cpus
@@ -80,11 +80,10 @@ def reading_rate(extraction: Extraction, manifest: Manifest, workers: int) -> fl
     Where there are enough files, their start is not counted.
     """
     cut = Cut(manifest, extraction.upstream.grid, extraction.windowing)
-    pin = extraction.upstream.device.type == "cuda"
     loads = list(cut.loads(range(len(manifest))))
     first = workers if len(loads) > 3 * workers else 0
     begin, samples = time.perf_counter(), 0
-    for number, load in enumerate(read_loads(manifest, loads, workers, pin)):
+    for number, load in enumerate(read_loads(manifest, loads, workers, extraction.upstream.device)):
         if number == first > 0:
             begin, samples = time.perf_counter(), 0
         else:
@@ -92,7 +91,7 @@ def reading_rate(extraction: Extraction, manifest: Manifest, workers: int) -> fl
     return samples / SAMPLE_RATE / (time.perf_counter() - begin)
 
 
-def rows(extraction: Extraction, count: int) -> Iterator[list[Row]]:
+def rows(extraction: Extraction, count: int) -> Iterator[list[QueuedWindow]]:
     """Full batches of windows, on the device."""
     upstream = extraction.upstream
     window_samples = round(extraction.windowing.seconds * SAMPLE_RATE)
@@ -104,7 +103,7 @@ def rows(extraction: Extraction, count: int) -> Iterator[list[Row]]:
     window = Window(0, length, 0, frames, np.ones(frames, np.float32), frames)
     size = max(1, int(extraction.batch_seconds * SAMPLE_RATE // length))
     for _ in range(count):
-        yield [Row(0, window, waveform, statistics)] * size
+        yield [QueuedWindow(0, window, waveform, statistics)] * size
 
 
 def model_rate(extraction: Extraction, seconds: float) -> float:

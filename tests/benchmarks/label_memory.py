@@ -70,10 +70,11 @@ class StubReader(Reader):
 
 def labelled(arguments: list[str]) -> int:
     """The labeler with these features; the exit status."""
-    from music_ssl_fairseq.label import stages
+    from music_ssl_fairseq.label import fitting, labelling
     from music_ssl_fairseq.label.__main__ import main as label
 
-    vars(stages).update(Labeller=StubLabeller, Reader=StubReader)
+    vars(fitting).update(Reader=StubReader)
+    vars(labelling).update(Labeller=StubLabeller)
     return label(arguments)
 
 
