@@ -58,8 +58,8 @@ def get_parser() -> argparse.ArgumentParser:
         required=True,
         choices=tuple(METRICS),
         help="what a label is. multi-class: one class; multi-label: classes; key: such as "
-        "`C# minor`; regression: numbers; beats: times in seconds, or the name of a file with a "
-        "beat a line (or a .jams file), relative to the CSV",
+        "`C# minor`; regression: numbers; beats: times in seconds, or the name of a file with "
+        "one beat per line (or a .jams file), relative to the CSV",
     )
     add("--root", metavar="DIR", help="what the paths are relative to (default: the CSV's folder)")
     add("--name", default="custom", help="of the task, in reports (default: custom)")
@@ -67,7 +67,7 @@ def get_parser() -> argparse.ArgumentParser:
     add(
         "--classes",
         metavar="FILE",
-        help="class list, one a line: other labels are errors (default: the labels of the CSV)",
+        help="class list, one per line: other labels are errors (default: the labels of the CSV)",
     )
     add(
         "--targets",
@@ -138,7 +138,7 @@ def _targets(file: Path, items: list[Labelled], names: Sequence[str] | None) -> 
     if names is None:
         names = ["value"] if number == 1 else [f"value {i + 1}" for i in range(number)]
     if len(names) != number:
-        raise InputError(f"{file}: {number} numbers a line, but --targets names {len(names)}")
+        raise InputError(f"{file}: {number} numbers per line, but --targets names {len(names)}")
     return tuple(names)
 
 

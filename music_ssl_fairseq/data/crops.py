@@ -91,8 +91,8 @@ class CropPlan:
 
     def length(self, index: int) -> int:
         """Return the samples of one crop."""
-        row = np.searchsorted(self._ends, index, side="right")
-        return min(int(self._num_samples[row]), self.crop_samples)
+        entry = np.searchsorted(self._ends, index, side="right")
+        return min(int(self._num_samples[entry]), self.crop_samples)
 
     def crop(self, index: int, epoch: int) -> tuple[int, int, int]:
         """Return the place of a crop.
@@ -105,17 +105,17 @@ class CropPlan:
         """
         if not 0 <= index < len(self):
             raise IndexError(f"crop {index} of {len(self)}")
-        row = int(np.searchsorted(self._ends, index, side="right"))
-        first = int(self._ends[row - 1]) if row else 0
-        count = int(self._ends[row]) - first
-        num_samples = int(self._num_samples[row])
+        entry = int(np.searchsorted(self._ends, index, side="right"))
+        first = int(self._ends[entry - 1]) if entry else 0
+        count = int(self._ends[entry]) - first
+        num_samples = int(self._num_samples[entry])
         if num_samples <= self.crop_samples:
-            return int(self._tracks[row]), 0, num_samples
+            return int(self._tracks[entry]), 0, num_samples
         starts = (num_samples - self.crop_samples) // self._hop + 1
         low = (index - first) * starts // count
         high = max(low + 1, (index - first + 1) * starts // count)
         start = int(generator(self._seed, epoch, index, CROPS).integers(low, high)) * self._hop
-        return int(self._tracks[row]), start, self.crop_samples
+        return int(self._tracks[entry]), start, self.crop_samples
 
     def order(self, epoch: int, shuffle: bool = True) -> np.ndarray:
         """Return the order in which to batch: full crops, then shorter ones, longest first.

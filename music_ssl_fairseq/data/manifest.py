@@ -98,11 +98,11 @@ class Manifest:
         self._refuse_where((digits < 1) | (digits > _MAX_DIGITS), ends)
         numbers = np.zeros(len(ends), np.int64)
         for place in range(int(digits.max())):
-            rows = np.flatnonzero(digits > place)
-            digit = text[last[rows] - 1 - place] - np.uint8(ord("0"))
+            lines = np.flatnonzero(digits > place)
+            digit = text[last[lines] - 1 - place] - np.uint8(ord("0"))
             if (digit > 9).any():
-                self._refuse_where(np.isin(np.arange(len(ends)), rows[digit > 9]), ends)
-            numbers[rows] += digit.astype(np.int64) * 10**place
+                self._refuse_where(np.isin(np.arange(len(ends)), lines[digit > 9]), ends)
+            numbers[lines] += digit.astype(np.int64) * 10**place
         reason = "more samples than any file has (2^40 at 16 kHz are two years)"
         self._refuse_where(numbers > MAX_SAMPLES, ends, reason)
         return numbers

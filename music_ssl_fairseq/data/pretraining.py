@@ -294,6 +294,6 @@ class PretrainingDataset(FairseqDataset):
         return True
 
 
-def _padded(rows: list[torch.Tensor], value: float) -> torch.Tensor:
+def _padded(tensors: list[torch.Tensor], value: float) -> torch.Tensor:
     """Stack tensors of different lengths as `[B, longest]`."""
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)

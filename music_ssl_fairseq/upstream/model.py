@@ -139,14 +139,14 @@ class Upstream:
         """Compute waveforms of equal length together; pad their features with zeros."""
         frames = self.grid.num_frames(waveform.size(1))
         outputs: list[Tensor] = []
-        for length, rows in _rows_by_length(waveform, padding_mask):
+        for length, indices in _by_length(waveform, padding_mask):
             if length < self.grid.window:
                 raise InputError(too_short(length, self.sample_rate, self.grid))
-            found = self.hidden_states(waveform[rows, :length])
+            found = self.hidden_states(waveform[indices, :length])
             padded = [F.pad(layer, (0, 0, 0, frames - layer.size(1))) for layer in found]
             outputs = outputs or [x.new_zeros(len(waveform), *x.shape[1:]) for x in padded]
             for output, layer in zip(outputs, padded, strict=True):
-                output[rows] = layer
+                output[indices] = layer
         return outputs
 
     def features(
@@ -240,7 +240,7 @@ def _as_batch(waveform: Tensor | np.ndarray | Sequence[float]) -> np.ndarray:
     return np.atleast_2d(array.astype(np.float32))
 
 
-def _rows_by_length(waveform: Tensor, padding_mask: Tensor) -> Iterator[tuple[int, Tensor]]:
+def _by_length(waveform: Tensor, padding_mask: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Iterate over the lengths without padding, each with the indices of its waveforms.
 
     Raises:

@@ -150,7 +150,7 @@ class Section:
 def sections(
     num_samples: int, grid: FrameGrid, windowing: Windowing | None = None
 ) -> list[Section]:
-    """The windows of a track in sections, of about the same length and at least two windows each.
+    """Return the windows of a track in sections of similar length, each of two windows or more.
 
     Args:
         num_samples: of the whole track, at 16 kHz.

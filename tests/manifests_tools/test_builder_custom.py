@@ -159,7 +159,7 @@ def test_without_a_test_split(music, capsys):
         (table("1", "1;2", "1", "1", "1", "1"), ["--kind", "regression"],
          "line 3: 2 numbers, but 1 in the lines above"),
         (table("1", "2", "1", "1", "1", "1"), ["--kind", "regression", "--targets", "x,y"],
-         "1 numbers a line, but --targets names 2"),
+         "1 numbers per line, but --targets names 2"),
         (table("1;0.5", "1", "1", "1", "1", "1"), ["--kind", "beats"],
          "line 2: beats are not ascending"),
         (table("a.beats", "1", "1", "1", "1", "1"), ["--kind", "beats"],
