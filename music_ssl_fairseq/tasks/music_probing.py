@@ -144,8 +144,8 @@ class MusicProbingTask(RunFolderTask):
         logs = [update(model, optimizer, batch, self.kind) for batch in earlier]
         if earlier:
             optimizer.zero_grad()
-        arguments = last, model, criterion, optimizer, update_num, ignore_grad
-        loss, size, final = super().train_step(*arguments)
+        loss, size, final = criterion(model, last)
+        optimizer.backward(loss * 0 if ignore_grad else loss)
         return loss, size, {key: sum(log[key] for log in [*logs, final]) for key in final}
 
     def _refuse_accumulation(self, update_num: int) -> None:

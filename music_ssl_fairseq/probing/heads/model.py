@@ -97,8 +97,7 @@ class HeadGrid(BaseFairseqModel):
 
     def set_num_updates(self, num_updates: int) -> None:
         """Note the number of the next update, from which its dropout follows."""
-        if num_updates != self._updates:
-            self._updates, self._draws = num_updates, 0
+        self._updates, self._draws = num_updates, 0
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features `[N, layers, D]` to logits `[heads, N, outputs]`.
@@ -110,7 +109,7 @@ class HeadGrid(BaseFairseqModel):
             self._hold_chosen()
         if not self.training:
             return self.heads(features)
-        # Each mini-batch of an update has its own dropout.
+        # Each mini-batch of a sample has its own dropout.
         draw = self._updates * 1000 + self._draws
         self._draws += 1
         return self.heads(features, draw)
