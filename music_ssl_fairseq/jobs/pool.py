@@ -139,7 +139,10 @@ class _Worker:
     def receive(self) -> tuple[int, Any]:
         """Return the number of the oldest item, and its result and error."""
         with self._alive():
-            return self.numbers.popleft(), self.connection.recv()
+            answer = self.connection.recv()
+        if not self.numbers:  # it failed before it had an item
+            raise answer[1]
+        return self.numbers.popleft(), answer
 
     @contextlib.contextmanager
     def _alive(self) -> Iterator[None]:

@@ -1,9 +1,11 @@
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from music_ssl_fairseq.errors import AudioError, InputError
@@ -118,3 +120,42 @@ def test_what_a_worker_of_a_gpu_raises_arrives():
 def test_a_killed_worker_of_a_gpu_is_an_error():
     with pytest.raises(InputError, match="worker process was killed"):
         list(ordered(Numbers(), iter([1, 1000]), WorkerPool(1, ("cuda:0",))))
+
+
+class Refuses:
+    """A job whose worker cannot begin."""
+
+    def on(self, device: str) -> "Refuses":
+        raise AudioError(device, "is no device")
+
+    def stream(self, items: Iterator[int]) -> Iterator[int]:
+        yield from items
+
+
+@pytest.mark.parametrize("number", [1, 9])
+def test_a_worker_that_cannot_begin_is_its_own_error(number):
+    with pytest.raises(AudioError, match="is no device"):
+        list(ordered(Refuses(), range(number), WorkerPool(2, ("cuda:0", "cuda:1"))))
+
+
+def large(item: int) -> np.ndarray:
+    return np.full(3_000_000, item, np.float32)
+
+
+def half_of_a_result(item: int) -> np.ndarray:
+    if item == 3:
+        # The parent has taken a part of it when the process ends.
+        threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        return np.zeros(200_000_000, np.float32)
+    return large(item)
+
+
+def test_results_larger_than_a_pipe_holds():
+    found = list(ordered(large, range(8), WorkerPool(2)))
+    assert [int(array[-1]) for array in found] == list(range(8))
+
+
+def test_a_worker_killed_in_the_middle_of_a_result_is_an_error():
+    with pytest.raises(InputError, match="worker process was killed"):
+        for _ in ordered(half_of_a_result, range(8), WorkerPool(2)):
+            pass
