@@ -1,5 +1,6 @@
 """Tiny models, ours and fairseq's, with the same weights."""
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,8 +44,13 @@ def dictionary(k: int) -> Dictionary:
 
 def music_hubert(*k: int, **fields: Any) -> MusicHubertModel:
     """`k`: units of each label set; one of 20 by default."""
+    return music_hubert_of(k or (20,), **fields)
+
+
+def music_hubert_of(k: Sequence[int], **fields: Any) -> MusicHubertModel:
+    """`k`: units of each label set, of which there may be none."""
     cfg = config(MusicHubertConfig, **{**SIZES, **NO_DROPOUT, "final_dim": 16, **fields})
-    return MusicHubertModel(cfg, [units + 4 for units in k or (20,)])
+    return MusicHubertModel(cfg, [units + 4 for units in k])
 
 
 def fairseq_hubert(*k: int, **fields: Any):

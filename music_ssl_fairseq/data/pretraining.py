@@ -44,7 +44,7 @@ class PretrainingDataset(FairseqDataset):
         normalise: bool,
         mask: SpanMask | FairseqMask | None,
         training: bool,
-        labels: Sequence[LabelSet] = (),
+        labels: Sequence[LabelSet] | None = None,
         crops_per_track: int | None = None,
         seed: int = 0,
         max_unreadable: float = 0.1,
@@ -59,7 +59,7 @@ class PretrainingDataset(FairseqDataset):
             normalise: give each crop zero mean and unit variance.
             mask: draws the frames to mask; None for batches without masks.
             training: crops and masks differ from epoch to epoch, and come in random order.
-            labels: label sets of the manifest's tracks; none for crops alone.
+            labels: label sets of the manifest's tracks; None for crops without targets.
             crops_per_track: per epoch; None for as many as fit.
             max_unreadable: share of the tracks that may be unreadable.
             mix_prob: share of training crops to which another of the batch is added (`mixing`).
@@ -74,7 +74,8 @@ class PretrainingDataset(FairseqDataset):
         self._training = training
         self._seed = seed
         self._mix_prob = mix_prob if training else 0.0
-        self._targets = [FrameTargets(label_set, grid) for label_set in labels]
+        self._has_targets = labels is not None
+        self._targets = [FrameTargets(label_set, grid) for label_set in labels or ()]
         usable, start_hop = manifest.num_samples, _START_HOP
         for targets in self._targets:
             usable = np.minimum(usable, targets.num_samples)
@@ -142,9 +143,11 @@ class PretrainingDataset(FairseqDataset):
         elif self._mask is not None:
             mask = self._mask.mask(num_frames, generator(self._seed, epoch, index, MASKS))
             item["mask"] = torch.from_numpy(mask)
-        if self._targets:
-            classes = [targets.classes(track, start, num_frames) for targets in self._targets]
-            item["target"] = torch.from_numpy(np.stack(classes, axis=-1))
+        if self._has_targets:
+            classes = np.empty((num_frames, len(self._targets)), np.int64)
+            for number, targets in enumerate(self._targets):
+                classes[:, number] = targets.classes(track, start, num_frames)
+            item["target"] = torch.from_numpy(classes)
         return item
 
     def _read(self, track: int, start: int, length: int) -> np.ndarray | None:
@@ -221,7 +224,7 @@ class PretrainingDataset(FairseqDataset):
             net_input["mask"] = mask
             # On a GPU, nonzero() would synchronise.
             net_input["masked_indices"] = mask.flatten().nonzero().squeeze(1)
-            if self._targets:
+            if self._has_targets:
                 net_input["unmasked_indices"] = (real & ~mask).flatten().nonzero().squeeze(1)
         batch = {
             "id": torch.tensor([sample["id"] for sample in samples]),
@@ -229,7 +232,7 @@ class PretrainingDataset(FairseqDataset):
             "ntokens": int(lengths.sum()),
             "net_input": net_input,
         }
-        if self._targets:
+        if self._has_targets:
             batch["target"] = _padded([s["target"] for s in samples], TARGET_PAD)
         return batch
 

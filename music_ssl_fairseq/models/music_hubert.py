@@ -9,10 +9,15 @@ from fairseq.dataclass import ChoiceEnum
 from fairseq.models import register_model
 from torch import Tensor, nn
 
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.frames import FrameGrid
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder, AudioEncoderConfig, Execution
 from music_ssl_fairseq.modules.dropout import Drop, drop
 from music_ssl_fairseq.modules.pitch_filters import ConstantQ
+from music_ssl_fairseq.modules.random_projection import LogMel, RandomProjection
 from music_ssl_fairseq.modules.unit_head import UnitHead
+
+_SEMITONES = 12  # bands per octave whose random projections are units
 
 
 @dataclass
@@ -46,6 +51,18 @@ class MusicHubertConfig(AudioEncoderConfig):
             "semitones; 0 for no such head. Its weight is criterion.cqt_weight. Not in fairseq"
         },
     )
+    projection_targets: ChoiceEnum(["none", "logmel", "cqt"]) = field(  # type: ignore[valid-type]
+        default="none",
+        metadata={
+            "help": "units that need no labels: nearest random code of a frame's random projection "
+            "(BEST-RQ, arXiv 2202.01855), of its log-mel bands or its constant-Q transform. Beside "
+            "the sets of task.label_dir, or instead (task.label_dir=[]). Not in fairseq"
+        },
+    )
+    projection_sets: int = field(
+        default=1, metadata={"help": "random projections, each with a head of its own"}
+    )
+    projection_size: int = field(default=1024, metadata={"help": "random codes per projection"})
     skip_nomask: bool = field(
         default=False,
         metadata={
@@ -70,9 +87,19 @@ class MusicHubertModel(AudioEncoder):
 
         Args:
             num_classes: length of each set's dictionary, with fairseq's four special symbols.
+
+        Raises:
+            InputError: if there are neither label sets nor random projections.
         """
         super().__init__(cfg)
+        self.random_units = _random_units(cfg, self.grid)
         self.num_classes = list(num_classes)
+        if self.random_units is not None:
+            self.num_classes += [cfg.projection_size] * cfg.projection_sets
+        if not self.num_classes:
+            raise InputError(
+                "nothing to predict: task.label_dir is empty and model.projection_targets is none"
+            )
         self.final_proj = nn.Linear(cfg.encoder_embed_dim, cfg.final_dim * len(self.num_classes))
         embeddings = torch.empty(sum(self.num_classes), cfg.final_dim)
         draw = nn.init.normal_ if str(cfg.unit_init) == "normal" else nn.init.uniform_
@@ -107,7 +134,7 @@ class MusicHubertModel(AudioEncoder):
         Args:
             source: `[B, T]` waveforms.
             target: `[B, frames, sets]` class of each frame in each label set, -1 where there is
-                none.
+                none. Random projections' units are added here.
             mask: `[B, frames]` bool, True for masked frames.
             masked_indices: `[N]` ascending indices into `B * frames` of the masked frames that
                 have a target. By default found here, which synchronises with the GPU.
@@ -124,6 +151,8 @@ class MusicHubertModel(AudioEncoder):
         """
         execution = self.execution.for_batch(source, padding_mask, self.training)
         score_unmasked = score_unmasked and not self.cfg.skip_nomask
+        if self.random_units is not None:
+            target = torch.cat([target, self.random_units(source)], dim=-1)
         if masked_indices is None:
             masked_indices = _indices(mask & _has_units(target))
         if unmasked_indices is None and score_unmasked:
@@ -171,6 +200,19 @@ def _score(model: MusicHubertModel, x: Tensor) -> list[Tensor]:
     projections = model.final_proj(x).split(model.cfg.final_dim, dim=-1)
     embeddings = model.label_embs_concat.split(model.num_classes)
     return [model.head(*pair) for pair in zip(projections, embeddings, strict=True)]
+
+
+def _random_units(cfg: MusicHubertConfig, grid: FrameGrid) -> RandomProjection | None:
+    kind = str(cfg.projection_targets)
+    if kind == "none":
+        return None
+    if cfg.projection_sets < 1 or cfg.projection_size < 2:
+        raise InputError(
+            f"model.projection_sets={cfg.projection_sets} and model.projection_size="
+            f"{cfg.projection_size}: need 1 set and 2 codes at least"
+        )
+    features = LogMel(grid) if kind == "logmel" else ConstantQ(_SEMITONES, cfg.pitch_taps, grid)
+    return RandomProjection(features, cfg.projection_sets, cfg.projection_size)
 
 
 def _indices(mask: Tensor) -> Tensor:

@@ -31,8 +31,9 @@ class MusicHubertPretrainingConfig(PretrainingConfig):
         default=MISSING,
         metadata={
             "help": "folder with train.km, valid.km and dict.km.txt (music_ssl_fairseq.label), or "
-            "a list of such folders: one label set and one head each. fairseq has one folder and "
-            "a list of file endings (task.labels)"
+            "a list of such folders: one label set and one head each; [] for random projections "
+            "alone (model.projection_targets). fairseq has one folder and a list of file endings "
+            "(task.labels)"
         },
     )
     label_rate: Optional[float] = field(  # noqa: UP045 (fairseq's parser needs Optional)
@@ -80,8 +81,8 @@ class MusicHubertPretrainingTask(PretrainingTask):
 def _folders(label_dir: Any) -> list[str]:
     if isinstance(label_dir, str):
         return [label_dir]
-    folders = list(label_dir) if isinstance(label_dir, Sequence) else []
-    if not folders or not all(isinstance(folder, str) for folder in folders):
+    folders = list(label_dir) if isinstance(label_dir, Sequence) else [label_dir]
+    if not all(isinstance(folder, str) for folder in folders):
         raise InputError(f"task.label_dir is {label_dir!r}: give a folder, or a list of folders")
     if len(set(map(os.path.realpath, folders))) < len(folders):
         raise InputError(f"task.label_dir names a folder twice: {', '.join(folders)}")

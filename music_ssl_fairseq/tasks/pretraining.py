@@ -157,9 +157,9 @@ class PretrainingTask(RunFolderTask):
                 initialise(model, cfg.init_from, self.cfg.normalize)
             return model
 
-    def labels(self, split: str, manifest: Manifest) -> list[LabelSet]:
-        """Return the split's label sets, checked against the manifest: none here."""
-        return []
+    def labels(self, split: str, manifest: Manifest) -> list[LabelSet] | None:
+        """Return the split's label sets, checked against the manifest: None, no targets, here."""
+        return None
 
     def load_dataset(self, split: str, **kwargs: Any) -> None:
         """Load `<data>/<split>.tsv`; fairseq's other arguments are ignored."""

@@ -60,7 +60,7 @@ def our_batches(folder: Path, with_labels: bool) -> Callable[[int], dict]:
         normalise=True,
         mask=None,
         training=True,
-        labels=[labels_of_set] if with_labels else [],
+        labels=[labels_of_set] if with_labels else None,
     )
     data.set_epoch(1)
     order = data.ordered_indices()

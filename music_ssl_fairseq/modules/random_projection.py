@@ -1,0 +1,97 @@
+"""Units without K-means: frames through a frozen random projection, to the nearest of random codes.
+
+BEST-RQ (Chiu et al., arXiv 2202.01855, section 3.1); on music MusicFM (Won et al., 2311.03318).
+"""
+
+import torch
+import torchaudio
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
+
+CODE_DIM = 16
+"""Dimension in which frames and codes are compared (BEST-RQ, section 4)."""
+
+MEL_BANDS = 64
+MEL_WINDOW = 1024
+"""Samples of a log-mel frame: 64 ms, so that each of the bands holds a bin at least."""
+
+_FLOOR = 1e-7  # power at which the logarithm levels off
+
+
+class LogMel(nn.Module):
+    """Log power of mel bands at each of the extractor's frames; nothing in it learns."""
+
+    bands = MEL_BANDS
+    window: Tensor
+    filters: Tensor
+
+    def __init__(self, grid: FrameGrid):
+        """Make the filters.
+
+        Args:
+            grid: the extractor's frames; windows are centred on them.
+
+        Raises:
+            InputError: if a frame's window is longer than MEL_WINDOW.
+        """
+        super().__init__()
+        if grid.window > MEL_WINDOW:
+            raise InputError(
+                f"model.projection_targets=logmel: the extractor's window of {grid.window} samples "
+                f"is longer than the {MEL_WINDOW} of the transform"
+            )
+        before = (MEL_WINDOW - grid.window) // 2
+        self.hop, self.padding = grid.hop, (before, MEL_WINDOW - grid.window - before)
+        filters = torchaudio.functional.melscale_fbanks(
+            MEL_WINDOW // 2 + 1, 0.0, SAMPLE_RATE / 2, MEL_BANDS, SAMPLE_RATE
+        )
+        self.register_buffer("window", torch.hann_window(MEL_WINDOW), persistent=False)
+        self.register_buffer("filters", filters, persistent=False)
+
+    @torch.no_grad()
+    def forward(self, waveform: Tensor) -> Tensor:
+        """Map `[B, T]` to `[B, frames, bands]` float32, each frame with mean 0 and variance 1."""
+        windows = F.pad(waveform.float(), self.padding).unfold(-1, MEL_WINDOW, self.hop)
+        power = torch.fft.rfft(windows * self.window).abs().square()
+        return F.layer_norm(torch.log(power @ self.filters + _FLOOR), (self.bands,))
+
+
+class RandomProjection(nn.Module):
+    """Map waveforms to units. Weights are drawn once, stored with the model and never trained.
+
+    Bands are brought to mean 0 and variance 1 over the batch, and in evaluation over all batches
+    so far: without that, most frames fall to a few codes (BEST-RQ, section 3.1).
+    """
+
+    projection: Tensor
+    codes: Tensor
+
+    def __init__(self, features: nn.Module, sets: int, size: int):
+        """Draw projections and codes.
+
+        Args:
+            features: maps `[B, T]` to `[B, frames, bands]`, with an attribute `bands`.
+            sets: number of projections, each with its own codes and units.
+            size: codes per set.
+        """
+        super().__init__()
+        self.features = features
+        bands = int(features.bands)  # type: ignore[arg-type]
+        self.norm = nn.BatchNorm1d(bands, affine=False, momentum=None)
+        self.register_buffer(
+            "projection", nn.init.xavier_uniform_(torch.empty(sets, bands, CODE_DIM))
+        )
+        self.register_buffer("codes", F.normalize(torch.randn(sets, size, CODE_DIM), dim=-1))
+
+    @torch.no_grad()
+    def forward(self, waveform: Tensor) -> Tensor:
+        """Map `[B, T]` to units `[B, frames, sets]`, int64 in [0, size)."""
+        with torch.autocast(waveform.device.type, enabled=False):
+            levels = self.features(waveform)
+            levels = self.norm(levels.flatten(0, 1)).unflatten(0, levels.shape[:2])
+            # The direction alone decides, because codes have length 1.
+            scores = torch.einsum("bfd,sdc,snc->bfsn", levels, self.projection, self.codes)
+        return scores.argmax(-1)
