@@ -47,8 +47,13 @@ class SpanMask:
         """
         return _count(num_frames, self.prob, self.length, self.min_spans)
 
-    def mask(self, num_frames: int, rng: np.random.Generator) -> np.ndarray:
+    def mask(
+        self, num_frames: int, rng: np.random.Generator, length: int | None = None
+    ) -> np.ndarray:
         """Draw a mask.
+
+        Args:
+            length: frames of a span, in place of `self.length`; as many frames are masked.
 
         Returns:
             `[num_frames]` bool, true at exactly `count(num_frames)` frames.
@@ -56,7 +61,7 @@ class SpanMask:
         count = self.count(num_frames)
         if count == 0:
             return np.zeros(num_frames, bool)
-        length = _span_length(num_frames, self.length)
+        length = _span_length(num_frames, length or self.length)
         starts = num_frames - length
         # Spans come in a random order of starts. A frame is covered by the first span that holds
         # it: at the least rank among the starts of the `length` frames up to it.
@@ -71,6 +76,33 @@ class SpanMask:
         joins_next = added[-1] + 1 < num_frames and mask[added[-1] + 1]
         mask[added[-needed:] if joins_next else added[:needed]] = True
         return mask
+
+
+@dataclass(frozen=True)
+class SpanGrowth:
+    """A curriculum: spans grow from epoch to epoch, in equal steps.
+
+    Attributes:
+        first: frames of a span in epoch 1.
+        last: frames of a span from epoch `epochs` on.
+        epochs: epochs until spans have their last length.
+    """
+
+    first: int
+    last: int
+    epochs: int
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.first <= self.last and self.epochs >= 2):
+            raise InputError(
+                f"task.mask_length_start={self.first}, task.mask_growth_epochs={self.epochs}: the "
+                f"first must be 1 to model.mask_length ({self.last}), the second at least 2"
+            )
+
+    def length(self, epoch: int) -> int:
+        """Return the frames of a span in an epoch, counted from 1."""
+        share = min(epoch - 1, self.epochs - 1) / (self.epochs - 1)
+        return self.first + round(share * (self.last - self.first))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from fairseq.data import FairseqDataset
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.data.crops import MASKS, MIXING, REPLACEMENT, CropPlan, generator
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.data.masks import FairseqMask, SpanMask
+from music_ssl_fairseq.data.masks import FairseqMask, SpanGrowth, SpanMask
 from music_ssl_fairseq.data.mixing import draw_gain, mix
 from music_ssl_fairseq.data.targets import FrameTargets, LabelSet
 from music_ssl_fairseq.data.unreadable import UnreadableTracks
@@ -49,6 +49,7 @@ class PretrainingDataset(FairseqDataset):
         seed: int = 0,
         max_unreadable: float = 0.1,
         mix_prob: float = 0.0,
+        span_growth: SpanGrowth | None = None,
     ):
         """Plan the crops.
 
@@ -63,6 +64,7 @@ class PretrainingDataset(FairseqDataset):
             crops_per_track: per epoch; None for as many as fit.
             max_unreadable: share of the tracks that may be unreadable.
             mix_prob: share of training crops to which another of the batch is added (`mixing`).
+            span_growth: span lengths of each training epoch; None for those of `mask`.
 
         Raises:
             InputError: if no track is long enough.
@@ -74,6 +76,7 @@ class PretrainingDataset(FairseqDataset):
         self._training = training
         self._seed = seed
         self._mix_prob = mix_prob if training else 0.0
+        self._span_growth = span_growth if training else None
         self._has_targets = labels is not None
         self._targets = [FrameTargets(label_set, grid) for label_set in labels or ()]
         usable, start_hop = manifest.num_samples, _START_HOP
@@ -141,7 +144,8 @@ class PretrainingDataset(FairseqDataset):
         if isinstance(self._mask, FairseqMask):
             item["epoch"] = epoch  # the mask depends on the rest of the batch
         elif self._mask is not None:
-            mask = self._mask.mask(num_frames, generator(self._seed, epoch, index, MASKS))
+            length = self._span_growth.length(epoch) if self._span_growth else None
+            mask = self._mask.mask(num_frames, generator(self._seed, epoch, index, MASKS), length)
             item["mask"] = torch.from_numpy(mask)
         if self._has_targets:
             classes = np.empty((num_frames, len(self._targets)), np.int64)

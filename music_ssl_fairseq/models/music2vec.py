@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, List, Optional  # noqa: UP035 (fairseq's parser needs these)
 
 import torch
 from fairseq.models import register_model
@@ -32,6 +32,23 @@ class Music2VecConfig(AudioEncoderConfig):
     average_top_k_layers: int = field(
         default=8,
         metadata={"help": "the teacher's last layers whose mean is the target (paper: 8 and 12)"},
+    )
+    target_layers: Optional[List[int]] = field(  # noqa: UP006, UP045
+        default=None,
+        metadata={
+            "help": "the teacher's layers whose mean is the target, counted from 1, in place of "
+            "the last ones: [1, 2, 3, 4] for early layers. Not in fairseq"
+        },
+    )
+    top_k_start: Optional[int] = field(  # noqa: UP045
+        default=None,
+        metadata={
+            "help": "a curriculum: targets begin as the mean of so many last layers, and reach "
+            "average_top_k_layers after top_k_updates. Not in fairseq"
+        },
+    )
+    top_k_updates: int = field(
+        default=0, metadata={"help": "updates over which top_k_start grows, in equal steps"}
     )
     ema_decay: float = field(default=0.999, metadata={"help": "decay of the teacher at the start"})
     ema_end_decay: float = field(default=0.9999, metadata={"help": "its decay after annealing"})
@@ -65,11 +82,7 @@ class Music2VecModel(AudioEncoder):
 
     def __init__(self, cfg: Music2VecConfig):
         super().__init__(cfg)
-        if not 1 <= cfg.average_top_k_layers <= cfg.encoder_layers:
-            raise InputError(
-                f"average_top_k_layers {cfg.average_top_k_layers}: the encoder has "
-                f"{cfg.encoder_layers} layers"
-            )
+        check_targets(cfg)
         self.final_proj = nn.Linear(cfg.encoder_embed_dim, cfg.encoder_embed_dim)
         self.teacher: EMATeacher | None = None
         # As in fairseq: ema_layers_only implies ema_transformer_only.
@@ -161,7 +174,7 @@ class Music2VecModel(AudioEncoder):
         padding: Tensor | None,
         execution: Execution | None = None,
     ) -> Tensor:
-        """Average the teacher's last layers' feed-forward outputs, each instance-normed.
+        """Average feed-forward outputs of the teacher's `target_layers`, each instance-normed.
 
         Instance norm gives each channel of each crop mean 0 and variance 1 over time (data2vec,
         section 3.3).
@@ -181,7 +194,8 @@ class Music2VecModel(AudioEncoder):
             projected = model.project(model.extract(source, execution))
             model = model.encoder
         _, _, feed_forwards = model(projected, padding, execution)
-        return execution.run(_instance_norm_mean, feed_forwards[-self.cfg.average_top_k_layers :])
+        layers = target_layers(self.cfg, self.num_updates)
+        return execution.run(_instance_norm_mean, [feed_forwards[layer - 1] for layer in layers])
 
     def enter(self, features: Tensor, mask: Tensor, drop: Drop = drop) -> tuple[Tensor, Tensor]:
         """Map the extractor's features to the encoder's input, masked and unmasked."""
@@ -210,6 +224,42 @@ class Music2VecModel(AudioEncoder):
         if self.teacher is not None:
             self.teacher.model._apply(lambda t: fn(t).to(t.dtype))
         return super()._apply(fn, *args, **kwargs)
+
+
+def check_targets(cfg: Music2VecConfig) -> None:
+    """Check which layers are targets.
+
+    Raises:
+        InputError: if there are no such layers, or two settings contradict each other.
+    """
+    layers, top_k, start = cfg.encoder_layers, cfg.average_top_k_layers, cfg.top_k_start
+    if not 1 <= top_k <= layers:
+        raise InputError(f"average_top_k_layers {top_k}: the encoder has {layers} layers")
+    chosen = cfg.target_layers
+    if chosen is not None and (
+        not chosen or len(set(chosen)) < len(chosen) or not all(1 <= n <= layers for n in chosen)
+    ):
+        raise InputError(
+            f"model.target_layers is {list(chosen)}: give different layers from 1 to {layers}"
+        )
+    if start is not None and chosen is not None:
+        raise InputError("model.top_k_start does not go with model.target_layers: set one of them")
+    if start is not None and not (1 <= start <= top_k and cfg.top_k_updates > 0):
+        raise InputError(
+            f"model.top_k_start={start}, model.top_k_updates={cfg.top_k_updates}: the first must "
+            f"be 1 to average_top_k_layers ({top_k}), the second above 0"
+        )
+
+
+def target_layers(cfg: Music2VecConfig, update: int) -> list[int]:
+    """Return the teacher's layers, from 1, whose mean is the target at this update."""
+    if cfg.target_layers is not None:
+        return list(cfg.target_layers)
+    count = cfg.average_top_k_layers
+    if cfg.top_k_start is not None:
+        steps = count - cfg.top_k_start + 1
+        count = cfg.top_k_start + min(update * steps // cfg.top_k_updates, steps - 1)
+    return list(range(cfg.encoder_layers - count + 1, cfg.encoder_layers + 1))
 
 
 @torch.no_grad()

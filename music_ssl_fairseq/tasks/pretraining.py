@@ -20,7 +20,7 @@ from music_ssl_fairseq.compat import (
 from music_ssl_fairseq.criterions.totals import DelayedTotals
 from music_ssl_fairseq.data.identity import Identity, manifest_identity
 from music_ssl_fairseq.data.manifest import Manifest, missing_manifest
-from music_ssl_fairseq.data.masks import MASK_MODES
+from music_ssl_fairseq.data.masks import MASK_MODES, SpanGrowth
 from music_ssl_fairseq.data.pretraining import PretrainingDataset
 from music_ssl_fairseq.data.targets import LabelSet
 from music_ssl_fairseq.errors import InputError
@@ -69,6 +69,17 @@ class PretrainingConfig(FairseqDataclass):
             "6 to 20 dB below; labels stay. Which crop it is depends on the batch. Not in fairseq"
         },
     )
+    mask_length_start: Optional[int] = field(  # noqa: UP045
+        default=None,
+        metadata={
+            "help": "a curriculum: frames of a mask span in the first epoch. Spans grow evenly to "
+            "model.mask_length, as many frames are masked throughout. Validation has the final "
+            "length. Not in fairseq"
+        },
+    )
+    mask_growth_epochs: int = field(
+        default=10, metadata={"help": "epochs over which spans grow from mask_length_start"}
+    )
     max_unreadable: float = field(
         default=0.1,
         metadata={
@@ -106,6 +117,17 @@ def data_splits(cfg: Any) -> list[str]:
     """Return the splits that a run of this whole configuration trains and validates on."""
     valid = [] if cfg.dataset.disable_validation else cfg.dataset.valid_subset.split(",")
     return [cfg.dataset.train_subset, *valid]
+
+
+def _span_growth(cfg: PretrainingConfig, mode: str) -> SpanGrowth | None:
+    if cfg.mask_length_start is None:
+        return None
+    if mode != "fixed":
+        raise InputError(
+            f"task.mask_length_start={cfg.mask_length_start} does not go with model.mask_mode="
+            f"{mode}: take model.mask_mode=fixed"
+        )
+    return SpanGrowth(cfg.mask_length_start, cfg.mask_length or 0, cfg.mask_growth_epochs)
 
 
 class PretrainingTask(RunFolderTask):
@@ -180,6 +202,7 @@ class PretrainingTask(RunFolderTask):
                 training=split == "train",
                 max_unreadable=cfg.max_unreadable,
                 mix_prob=cfg.mix_prob,
+                span_growth=_span_growth(cfg, mode),
                 labels=self.labels(split, manifest),
             )
         hours = manifest.num_samples.sum() / SAMPLE_RATE / 3600

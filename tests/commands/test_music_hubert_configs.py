@@ -16,14 +16,16 @@ import torch
 from omegaconf import OmegaConf
 
 from music_ssl_fairseq.features import FRONT_ENDS, Features
-from music_ssl_fairseq.frames import FrameGrid
+from music_ssl_fairseq.frames import FrameGrid, conv_grid
 from music_ssl_fairseq.label.__main__ import get_parser, main
+from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
 from tests import EXAMPLES
 from tests.fairseq_commands import TINY, logged, make_corpus, train
 
 CONFIGS = EXAMPLES / "music_hubert"
-SCHEDULES = ("short", "day")
-OTHERS = ("config", "run_folder", *SCHEDULES, "harmonic", "tiny")
+SCHEDULES = ("short", "day", "random_projection", "curriculum")
+SIZES_ALONE = ("long_crops", "long_filters")  # differ in what a tiny model replaces
+OTHERS = ("config", "run_folder", *SCHEDULES, *SIZES_ALONE, "harmonic", "tiny")
 VARIANTS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in OTHERS)
 PAPER = {"mfcc60", "k2000", "k2000_iteration2"}  # and config itself
 ASKED = {"k100", "chroma", "cqt", "early_layer"}
@@ -74,13 +76,20 @@ def test_each_composes_and_trains_on_the_labels_of_its_header(here, name):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_schedules_train(here, name):
+def test_short_recipes_train(here, name):
     train("music_hubert", *TINY, "optimization.max_update=1", config_name=name)
     state = torch.load(
         f"runs/music_hubert/{name}/checkpoints/checkpoint_last.pt", weights_only=True
     )
     assert state["cfg"]["model"]["residual_init"] == 0.1
     assert state["cfg"]["criterion"]["features_pen_weight"] == 0
+
+
+def test_longer_crops_and_filters_keep_the_frame_rate_and_the_audio_per_update():
+    crops, filters = (OmegaConf.load(CONFIGS / f"{name}.yaml") for name in SIZES_ALONE)
+    assert crops.task.crop_seconds * crops.dataset.batch_size == 480
+    grid = conv_grid(parse_conv_layers(filters.model.conv_feature_layers))
+    assert (grid.hop, grid.window) == (320, 1024 + 160)
 
 
 def test_the_harmonic_recipe_trains_on_the_label_sets_of_its_header(here):

@@ -10,7 +10,7 @@ import torch
 from fairseq.data.data_utils import compute_mask_indices
 
 from music_ssl_fairseq.data.crops import MASKS, generator
-from music_ssl_fairseq.data.masks import FairseqMask, SpanMask, expected_coverage
+from music_ssl_fairseq.data.masks import FairseqMask, SpanGrowth, SpanMask, expected_coverage
 from music_ssl_fairseq.errors import InputError
 from tests import tiny
 from tests.benchmarks.mask_ratios import ratios
@@ -199,3 +199,24 @@ def test_the_ratios_that_are_written_beside_the_models(setting, fixed, fairseq):
     found = ratios(*setting, batches=40)
     assert found[0] == pytest.approx(fixed, abs=0.06)
     assert found[1] == pytest.approx(fairseq, abs=0.6)
+
+
+def test_growing_spans_mask_as_many_frames():
+    growth, mask = SpanGrowth(first=2, last=10, epochs=5), SpanMask(0.8, 10)
+    lengths = [growth.length(epoch) for epoch in range(1, 8)]
+    assert lengths == [2, 4, 6, 8, 10, 10, 10]
+    drawn = [ours_of_length(mask, length) for length in lengths]
+    assert {tuple(np.unique(masks.sum(1))) for masks in drawn} == {(mask.count(249),)}
+    means = [run_lengths(masks).mean() for masks in drawn[:5]]
+    assert means == sorted(means)
+    assert np.array_equal(drawn[4], ours(mask, 249, 50))
+
+
+def ours_of_length(mask, length):
+    return np.stack([mask.mask(249, generator(0, 0, i, MASKS), length) for i in range(50)])
+
+
+@pytest.mark.parametrize("growth", [(0, 10, 5), (11, 10, 5), (2, 10, 1)])
+def test_growth_that_cannot_be_is_one_line(growth):
+    with pytest.raises(InputError, match=r"task\.mask_length_start="):
+        SpanGrowth(*growth)

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.data.labels import LabelStore, UnitDictionary
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
-from music_ssl_fairseq.data.masks import FairseqMask, SpanMask
+from music_ssl_fairseq.data.masks import FairseqMask, SpanGrowth, SpanMask
 from music_ssl_fairseq.data.pretraining import PretrainingDataset
 from music_ssl_fairseq.data.targets import LabelSet
 from music_ssl_fairseq.errors import InputError
@@ -425,3 +425,25 @@ def test_no_track_is_long_enough(folder):
 
 def test_crops_per_track(folder):
     assert len(dataset(folder, crops_per_track=2)) == 10
+
+
+def test_spans_grow_with_the_epoch_in_training_alone(folder):
+    growth = SpanGrowth(first=1, last=10, epochs=3)
+    data, plain = dataset(folder, span_growth=growth), dataset(folder)
+    for epoch, same in ((1, False), (2, False), (3, True)):
+        data.set_epoch(epoch)
+        plain.set_epoch(epoch)
+        grown, usual = data[0]["mask"], plain[0]["mask"]
+        assert grown.sum() == usual.sum()
+        assert torch.equal(grown, usual) == same
+    valid = dataset(folder, span_growth=growth, training=False)
+    assert torch.equal(valid[0]["mask"], dataset(folder, training=False)[0]["mask"])
+
+
+def test_no_label_sets_are_targets_without_classes(folder):
+    data = dataset(folder, labels=False)
+    assert "target" not in data.collater([data[0]])
+    data = dataset(folder, label_rates=())
+    batch = data.collater([data[0], data[1]])
+    assert batch["target"].shape == (*batch["net_input"]["mask"].shape, 0)
+    assert len(batch["net_input"]["unmasked_indices"])

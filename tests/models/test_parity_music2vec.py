@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from music_ssl_fairseq.criterions.music2vec import Music2VecCriterion
-from music_ssl_fairseq.models.music2vec import music_gain, position_share
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.models.music2vec import music_gain, position_share, target_layers
 from tests import tiny
 
 VARIANTS = [
@@ -142,10 +143,39 @@ def test_teacher_is_no_parameter_and_moves_with_the_model():
 
 
 def test_wrong_top_k_is_one_line():
-    from music_ssl_fairseq.errors import InputError
-
     with pytest.raises(InputError, match="average_top_k_layers 9"):
         tiny.music2vec(average_top_k_layers=9)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"target_layers": [0]}, "target_layers is \\[0\\]: give different layers from 1 to 3"),
+        ({"target_layers": [2, 2]}, "different layers"),
+        ({"target_layers": [1], "top_k_start": 1}, "set one of them"),
+        ({"top_k_start": 3, "top_k_updates": 5}, "1 to average_top_k_layers \\(2\\)"),
+        ({"top_k_start": 1}, "the second above 0"),
+    ],
+)
+def test_target_layers_that_cannot_be_are_one_line(fields, message):
+    with pytest.raises(InputError, match=message):
+        tiny.music2vec(**fields)
+
+
+def test_the_last_layers_can_be_named():
+    torch.manual_seed(1)
+    usual, named = tiny.music2vec(), tiny.music2vec(target_layers=[2, 3])
+    named.load_state_dict(usual.state_dict())
+    batch = tiny.batch()
+    batch.pop("units")
+    expected, found = usual(**batch)["target"], named(**batch)["target"]
+    torch.testing.assert_close(found, expected)
+
+
+def test_top_k_grows_in_equal_steps():
+    cfg = tiny.music2vec(average_top_k_layers=3, top_k_start=1, top_k_updates=9).cfg
+    layers = [target_layers(cfg, update) for update in range(0, 12, 3)]
+    assert layers == [[3], [2, 3], [1, 2, 3], [1, 2, 3]]
 
 
 def test_position_share():
