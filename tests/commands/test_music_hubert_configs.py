@@ -15,7 +15,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from music_ssl_fairseq.features import FRONT_ENDS, Features
+from music_ssl_fairseq.features import FRONT_ENDS, FeatureSpec
 from music_ssl_fairseq.frames import FrameGrid, conv_grid
 from music_ssl_fairseq.label.__main__ import get_parser, main
 from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
@@ -64,7 +64,7 @@ def test_there_are_those_of_the_paper_and_its_questions():
 @pytest.mark.parametrize("name", VARIANTS)
 def test_each_composes_and_trains_on_the_labels_of_its_header(here, name):
     wanted = get_parser().parse_args(header_command(name))
-    features = Features(wanted.features, wanted.checkpoint, wanted.layer)
+    features = FeatureSpec(wanted.features, wanted.checkpoint, wanted.layer)
     make_labels(Path(wanted.labels), 50 if features.name == "deep" else 100)
     train("music_hubert", *TINY, "optimization.max_update=2", config_name=name)
     run = Path(f"runs/music_hubert/{name}")
