@@ -7,7 +7,7 @@
 # music of MUSIC_DIR or renders a small corpus of chorales, makes manifests and labels, trains
 # music2vec and music_hubert, resumes one of them, validates both, and draws their curves. On a CPU
 # the models are tiny and the whole takes some five minutes: it shows that everything works, not
-# good music models. On a GPU they are those of the paper, trained for minutes.
+# good music models. On a GPU they are of the paper's size, trained for minutes.
 #
 # Everything goes to quickstart/ in the repository, or to $QUICKSTART_DIR. Steps that finished are
 # not done again, so an interrupted run goes on where it stopped.
@@ -96,10 +96,11 @@ echo "  $(python --version), in $VIRTUAL_ENV; $SECONDS s"
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}"
 if has_gpu; then
-  config=short tracks=240 k=500
-  echo "  there is a GPU: base models, configs examples/*/short.yaml"
+  config=short hubert=harmonic features=(mfcc chroma) tracks=240 k=500
+  steps=11
+  echo "  there is a GPU: base models, configs music2vec/short.yaml and music_hubert/harmonic.yaml"
 else
-  config=tiny tracks=60 k=100
+  config=tiny hubert=tiny features=(mfcc) tracks=60 k=100
   echo "  no GPU: tiny models on the CPU, configs examples/*/tiny.yaml"
 fi
 runs="$out/runs/$config"
@@ -117,25 +118,31 @@ step manifests "Manifests: which audio trains, which validates" '^(train|valid|l
   python -m manifests_tools pretrain --root "$music" --out "$out/manifests" \
   --valid-share "$valid_share" --force
 
-step labels "Labels: MFCC, K-means with $k clusters" 'k = |tracks, |warning' \
-  python -m music_ssl_fairseq.label --k "$k" --manifests "$out/manifests" --labels "$out/labels"
+label_dirs=
+for name in "${features[@]}"; do
+  step "labels-$name" "Labels: $name, K-means with $k clusters" 'k = |tracks, |warning' \
+    python -m music_ssl_fairseq.label --k "$k" --features "$name" --manifests "$out/manifests" \
+    --labels "$out/labels/$name"
+  label_dirs+=${label_dirs:+,}$(quoted "$out/labels/$name")
+done
 
-train() { # name title model override...
-  local name=$1 title=$2 model=$3
-  shift 3
+train() { # name title model config override...
+  local name=$1 title=$2 model=$3 config=$4
+  shift 4
   step "$name-$config" "$title" 'Loaded checkpoint|\]\[valid\]|done training' \
     fairseq-hydra-train --config-dir "examples/$model" --config-name "$config" \
     "task.data=$(quoted "$out/manifests")" "hydra.run.dir=$(quoted "$runs/$model")" "$@"
 }
 
-updates=$(sed -n 's/^ *max_update: *//p' "examples/music_hubert/$config.yaml")
-labels="task.label_dir=$(quoted "$out/labels")"
+updates=$(sed -n 's/^ *max_update: *//p' "examples/music_hubert/$hubert.yaml")
+labels="task.label_dir=[$label_dirs]"
 
-train music2vec "Train music2vec" music2vec
+train music2vec "Train music2vec" music2vec "$config"
 # Ended at half its way, with the learning rate of the whole way.
 train music_hubert-half "Train music_hubert for $((updates / 2)) of $updates updates" music_hubert \
-  "$labels" "optimization.max_update=$((updates / 2))" "+lr_scheduler.total_num_update=$updates"
-train music_hubert "Resume music_hubert: the same command again, to its end" music_hubert "$labels"
+  "$hubert" "$labels" "optimization.max_update=$((updates / 2))" "+lr_scheduler.total_num_update=$updates"
+train music_hubert "Resume music_hubert: the same command again, to its end" music_hubert \
+  "$hubert" "$labels"
 
 for model in music2vec music_hubert; do
   step "validate-$model-$config" "Validate $model" "valid on 'valid' subset \| .*loss" \
