@@ -13,6 +13,7 @@ from manifests_tools.keys import KEYS, normalise_key
 from manifests_tools.labelled import DataSet, Labelled, as_it_is
 from manifests_tools.probing import add_common_options, build
 from manifests_tools.tables import Table, read_lines, read_named
+from music_ssl_fairseq.cli import new_parser
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.spec import (
     METRICS,
@@ -45,12 +46,7 @@ example: python -m manifests_tools custom --csv genres.csv --kind multi-class --
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m manifests_tools custom",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser("manifests_tools custom", _DESCRIPTION, _EXAMPLE)
     add = parser.add_argument
     add("--csv", required=True, metavar="FILE", help="UTF-8; cells separated by commas or tabs")
     add(

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections import Counter
 from pathlib import Path
+from textwrap import fill
 
 from manifests_tools.convert import convert_tracks
 from manifests_tools.examine import (
@@ -18,6 +19,7 @@ from manifests_tools.examine import (
 )
 from manifests_tools.find import KINDS, find_audio, is_within
 from manifests_tools.split import GroupBy, choose_valid, group_tracks
+from music_ssl_fairseq.cli import new_parser
 from music_ssl_fairseq.data.copies import find_copies
 from music_ssl_fairseq.data.left_out import REPORT, LeftOut, by_name, count_kinds, write_left_out
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
@@ -27,18 +29,20 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import hours
 from music_ssl_fairseq.runtime.files import atomic_path
 
+DESCRIPTION = f"""\
+List the audio below a folder, of any sample rate and number of channels, in OUT/train.tsv and
+OUT/valid.tsv. Files that cannot be used are listed, with the reason, in OUT/left_out.tsv. The same
+folder gives the same manifests.
+
+formats: {fill(KINDS, 90, subsequent_indent="         ")}
+"""
+EXAMPLE = "example: python -m manifests_tools pretrain --root ~/Music --group-by 1"
+
 Groups = dict[str, list[ExaminedTrack]]
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m manifests_tools pretrain",
-        description="List the audio below a folder, of any sample rate and number of channels "
-        f"({KINDS}), in OUT/train.tsv and OUT/valid.tsv. Files that cannot be used are listed, "
-        "with the reason, in OUT/left_out.tsv. The same folder gives the same manifests.",
-        epilog="example: python -m manifests_tools pretrain --root ~/Music --group-by 1",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser("manifests_tools pretrain", DESCRIPTION, EXAMPLE)
     add = parser.add_argument
     add("--root", required=True, metavar="DIR", help="folder with audio, searched to any depth")
     add("--out", default="manifests", metavar="DIR", help="where to write (default: manifests)")
