@@ -144,8 +144,8 @@ class PretrainingDataset(FairseqDataset):
         if isinstance(self._mask, FairseqMask):
             item["epoch"] = epoch  # the mask depends on the rest of the batch
         elif self._mask is not None:
-            length = self._span_growth.length(epoch) if self._span_growth else None
-            mask = self._mask.mask(num_frames, generator(self._seed, epoch, index, MASKS), length)
+            span = self._span_growth.length(epoch) if self._span_growth else None
+            mask = self._mask.mask(num_frames, generator(self._seed, epoch, index, MASKS), span)
             item["mask"] = torch.from_numpy(mask)
         if self._has_targets:
             classes = np.empty((num_frames, len(self._targets)), np.int64)
