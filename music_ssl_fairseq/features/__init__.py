@@ -86,7 +86,8 @@ class FeatureSpec:
     """Which features: all that a process needs to make their front end.
 
     Attributes:
-        name: of `FRONT_ENDS`, several joined by `+`, or `deep`.
+        name: of `FRONT_ENDS`, several joined by `+`, or `deep`. Several of these but `deep`,
+            separated by commas, are computed side by side and not scaled.
         checkpoint: for `deep`, the model's file or folder.
         layer: for `deep`, 0 for the projected extractor output, then the Transformer's layers.
         device: where features that can run on a GPU are computed, as torch names it. Not part of
@@ -116,7 +117,9 @@ class FeatureSpec:
                 f"{self.name}: {DEEP} cannot be joined with others, because the frame rate is its "
                 "model's (50 a second in HuBERT, the others 100), and so is the scale"
             )
-        if len(set(parts)) < len(parts):
+        if any(len(set(names.split("+"))) < names.count("+") + 1 for names in self.sets) or len(
+            set(self.sets)
+        ) < len(self.sets):
             raise InputError(f"{self.name}: names the same features twice")
         if DEEP in parts and self.smooth:
             raise InputError(f"--smooth averages features of audio, not --features {DEEP}")
@@ -132,8 +135,13 @@ class FeatureSpec:
 
     @property
     def parts(self) -> list[str]:
-        """The names that are joined: mostly one."""
-        return self.name.split("+")
+        """The single features of all sets."""
+        return self.name.replace(",", "+").split("+")
+
+    @property
+    def sets(self) -> list[str]:
+        """The names that are separated by commas: mostly one."""
+        return self.name.split(",")
 
     @property
     def can_use_gpu(self) -> bool:
@@ -165,13 +173,18 @@ def front_end(features: FeatureSpec | str) -> FrontEnd:
     if features.checkpoint is not None and features.layer is not None:
         deep = import_module(f"{__name__}.deep")
         return deep.Deep(features.checkpoint, features.layer, features.device)
-    parts = {part: _front_end(part, features.device) for part in features.parts}
-    front = parts[features.name] if len(parts) == 1 else _joined(parts)
+    fronts = {name: _joined(name, features.device) for name in features.sets}
+    front = fronts[features.name] if len(fronts) == 1 else _concatenation().SideBySide(fronts)
     return Smoothed(front, features.smooth) if features.smooth else front
 
 
-def _joined(parts: dict[str, Framewise]) -> Framewise:
-    return import_module(f"{__name__}.concatenation").Concatenation(parts)
+def _concatenation() -> Any:
+    return import_module(f"{__name__}.concatenation")
+
+
+def _joined(names: str, device: str) -> Framewise:
+    parts = {part: _front_end(part, device) for part in names.split("+")}
+    return parts[names] if len(parts) == 1 else _concatenation().Concatenation(parts)
 
 
 def _class(name: str, device: str) -> tuple[str, str]:

@@ -19,15 +19,11 @@ SCATTER = {
 has the same features wherever it is, and nothing has to be computed before the first one."""
 
 
-class Concatenation(Framewise):
-    """The parts' values side by side, each divided by the root of its part's `SCATTER`.
-
-    So each part's frames lie about 1 from their mean, and each contributes about equally to the
-    distances that K-means minimises, however many values it has. Within a part nothing changes:
-    MFCC alone and MFCC in a concatenation weigh their coefficients alike.
+class SideBySide(Framewise):
+    """Values of several front ends side by side.
 
     Args:
-        parts: front ends by their names in `SCATTER`.
+        parts: front ends by name.
 
     Raises:
         InputError: if they have not the same frames.
@@ -50,9 +46,24 @@ class Concatenation(Framewise):
     def features(self, waveform: np.ndarray) -> np.ndarray:
         """`[T]` float32 at 16 kHz to `[frames, dimension]` float32, parts in order."""
         return np.concatenate(
-            [
-                front.features(waveform) / np.float32(SCATTER[name] ** 0.5)
-                for name, front in self.parts.items()
-            ],
+            [self._values(name, waveform) for name in self.parts],
             axis=1,
         )
+
+    def _values(self, name: str, waveform: np.ndarray) -> np.ndarray:
+        return self.parts[name].features(waveform)
+
+
+class Concatenation(SideBySide):
+    """The parts' values side by side, each divided by the root of its part's `SCATTER`.
+
+    So each part's frames lie about 1 from their mean, and each contributes about equally to the
+    distances that K-means minimises, however many values it has. Within a part nothing changes:
+    MFCC alone and MFCC in a concatenation weigh their coefficients alike.
+
+    Args:
+        parts: front ends by their names in `SCATTER`.
+    """
+
+    def _values(self, name: str, waveform: np.ndarray) -> np.ndarray:
+        return super()._values(name, waveform) / np.float32(SCATTER[name] ** 0.5)

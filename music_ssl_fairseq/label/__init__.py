@@ -13,6 +13,7 @@
     assign               the nearest centroid of each frame
     join                 units as a split's files
     labelling            the stage that these make up
+    together             both stages for several features in one pass
     usage                perplexity, majority share and run length of the units
     notices              warnings about the music
     report               a page about the labels; `report_samples`, `report_pictures`, `information`

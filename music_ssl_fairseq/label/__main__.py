@@ -37,6 +37,7 @@ examples:
   python -m music_ssl_fairseq.label --k 500 --manifests manifests/jazz --labels labels/jazz --seed 1
   python -m music_ssl_fairseq.label --k 500 --features mfcc+chroma --labels labels/mfcc+chroma
   python -m music_ssl_fairseq.label --k 100 --features chroma --smooth 2 --labels labels/tonal
+  python -m music_ssl_fairseq.label --k 500 --features mfcc,chroma    # labels/mfcc, labels/chroma
   python -m music_ssl_fairseq.label --k 2000 --labels labels/deep --features deep --layer 6 \\
       --checkpoint runs/music_hubert/config/checkpoints/checkpoint_best.pt
   sbatch --array=0-15 --wrap "python -m music_ssl_fairseq.label --k 500"     # sixteen shards
@@ -65,8 +66,9 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="what is clustered: mfcc (Kaldi's 13 MFCC with deltas, as in HuBERT), mfcc60 (20 with "
         "deltas), logmel (80 bands), chroma (12 pitch classes), cqt (84 semitones), all 100 frames "
-        "a second; several joined as in mfcc+chroma, each scaled to the same scatter; or deep, a "
-        "layer of a model, mostly 50 frames a second (default: %(default)s)",
+        "per second; several joined as in mfcc+chroma, each scaled to the same scatter; several "
+        "sets of labels in one pass as in mfcc,chroma, each in LABELS/NAME; or deep, a layer of a "
+        "model, mostly 50 frames per second (default: %(default)s)",
     )
     add(
         "--smooth",
@@ -260,31 +262,37 @@ def run(arguments: argparse.Namespace) -> None:
     if reports:
         # Before hours of work rather than after them.
         optional("matplotlib", "plot")
-    from music_ssl_fairseq.label.job import make_job
+    from music_ssl_fairseq.label.job import make_jobs
+    from music_ssl_fairseq.label.together import label_together, sample_together
 
     splits = _manifests(arguments.manifests)
-    job = make_job(arguments, get_parser(), splits["train"])
-    folder = job.folder
-    if folder.centroids() is None and arguments.stage in (None, "fit"):
-        _fit(job, splits["train"], arguments.centroids)
-    elif arguments.stage == "fit":
-        print(f"{folder.path}: fitted already, by the same recipe from the same manifest")
-    if arguments.stage != "fit":
-        if arguments.stage != "report" and not _assign(job, splits):
+    jobs = make_jobs(arguments, get_parser(), splits["train"])
+    if arguments.stage in (None, "fit"):
+        sample_together(jobs, splits["train"])
+        for job in jobs:
+            _fit(job, splits["train"], arguments.centroids, arguments.stage)
+    if arguments.stage in (None, "assign"):
+        for split, manifest in splits.items():
+            label_together(jobs, split, manifest)
+        finished = [_assign(job, splits) for job in jobs]
+        if not all(finished):
             return
-        _summarise(folder, splits)
-    if reports:
-        from music_ssl_fairseq.label.report import write_report
-
-        page = write_report(folder.path, folder.metadata, splits, job.pool.workers)
-        print(f"report: {page}")
+    for job in jobs:
+        if arguments.stage != "fit":
+            _summarise(job.folder, splits)
+        if reports:
+            _report(job, splits)
     if arguments.stage is None:
-        _show_next(arguments.manifests, folder.path)
+        _show_next(arguments.manifests, [job.folder.path for job in jobs])
 
 
-def _fit(job: "Job", manifest: "Manifest", centroids: Path | None) -> None:
+def _fit(job: "Job", manifest: "Manifest", centroids: Path | None, stage: str | None) -> None:
     from music_ssl_fairseq.label.fitting import fit_centroids, take_centroids
 
+    if job.folder.centroids() is not None:
+        if stage == "fit":
+            print(f"{job.folder.path}: fitted already, by the same recipe from the same manifest")
+        return
     if centroids is None:
         fit_centroids(job, manifest)
     else:
@@ -309,6 +317,13 @@ def _assign(job: "Job", splits: dict[str, "Manifest"]) -> bool:
     else:
         print(f"{job.shard} is done; the last shard to end joins all parts")
     return all(finished)
+
+
+def _report(job: "Job", splits: dict[str, "Manifest"]) -> None:
+    from music_ssl_fairseq.label.report import write_report
+
+    folder = job.folder
+    print(f"report: {write_report(folder.path, folder.metadata, splits, job.pool.workers)}")
 
 
 def _manifests(where: Path) -> dict[str, "Manifest"]:
@@ -357,13 +372,16 @@ def _summarise(folder: "LabelFolder", splits: dict[str, "Manifest"]) -> None:
         print(f"warning: {sentence}", file=sys.stderr)
 
 
-def _show_next(manifests: Path, labels: Path) -> None:
+def _show_next(manifests: Path, labels: "list[Path]") -> None:
     command = f"fairseq-hydra-train --config-dir {example('music_hubert')}"
     # These two are where the configuration looks by itself.
     if manifests.resolve() != Path("manifests").resolve():
         command += f" task.data={shlex.quote(str(manifests.resolve()))}"
-    if labels.resolve() != Path("labels").resolve():
-        command += f" task.label_dir={shlex.quote(str(labels.resolve()))}"
+    if len(labels) > 1:
+        folders = ",".join(str(folder.resolve()) for folder in labels)
+        command += f" task.label_dir={shlex.quote(f'[{folders}]')}"
+    elif labels[0].resolve() != Path("labels").resolve():
+        command += f" task.label_dir={shlex.quote(str(labels[0].resolve()))}"
     print(f"next: {command}")
 
 

@@ -102,8 +102,11 @@ class Labeller(FeatureJob):
     def _num_frames(self, track: Track) -> int:
         return self.front.grid.num_frames(track.num_samples)
 
+    def _empty(self, num_frames: int) -> np.ndarray:
+        return np.empty(num_frames, unit_type(len(self.centroids)))
+
     def _label(self, num_frames: int, read: Iterator) -> np.ndarray | AudioError:
-        units = np.empty(num_frames, unit_type(len(self.centroids)))
+        units = self._empty(num_frames)
         size = self.front.chunk_frames
         error = None
         for first in range(0, num_frames, size):

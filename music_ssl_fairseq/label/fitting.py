@@ -20,7 +20,7 @@ from music_ssl_fairseq.label.job import Job
 from music_ssl_fairseq.label.kmeans import KMeansState
 from music_ssl_fairseq.label.sample import Part, Reader, Sample
 
-_SAMPLE = "sample"
+SAMPLE = "sample"
 FIT_LOCK = "fit"
 
 
@@ -36,15 +36,12 @@ def fit_centroids(job: Job, manifest: Manifest) -> None:
         InputError: if there are fewer frames than clusters, or a track cannot be read.
     """
     folder, recipe, front = job.folder, job.recipe, job.front
-    whole = Sample(manifest, front, recipe.max_frames, recipe.seed)
+    sample, whole = choose_sample(job, manifest)
     _warn(kmeans.check_enough(whole.total, recipe.k))
     folder.make()
-    held = recipe.minibatch or whole.total
-    in_batches = held < whole.total
-    sample = Sample(manifest, front, held, recipe.seed) if in_batches else whole
     blocks = cut_blocks(manifest.num_samples)
     sampling = BlockJob(
-        _SAMPLE, "sampling", blocks, manifest.num_samples, sample.part, job.skip_unreadable
+        SAMPLE, "sampling", blocks, manifest.num_samples, sample.part, job.skip_unreadable
     )
     mine = in_own_order(len(blocks), job.shard)
     sampling.run(folder.checkpoints, mine, Reader(job.features), job.pool)
@@ -52,12 +49,22 @@ def fit_centroids(job: Job, manifest: Manifest) -> None:
         folder.reload()
         if folder.centroids() is not None:
             return
-        if in_batches:
+        if sample is not whole:
             fit, num_frames, by = _fit_in_batches(job, len(blocks), whole)
         else:
             frames = _load_sample(job, len(blocks))
             (fit, by), num_frames = _fit(job, frames), len(frames)
         folder.save_fit(fit, num_frames, front, by)
+
+
+def choose_sample(job: Job, manifest: Manifest) -> tuple[Sample, Sample]:
+    """Return the frames that K-means holds at once, and all that it goes through."""
+    recipe = job.recipe
+    whole = Sample(manifest, job.front, recipe.max_frames, recipe.seed)
+    held = recipe.minibatch or whole.total
+    if held >= whole.total:
+        return whole, whole
+    return Sample(manifest, job.front, held, recipe.seed), whole
 
 
 def take_centroids(job: Job, file: Path) -> None:
@@ -82,14 +89,14 @@ def _load_sample(job: Job, num_blocks: int) -> np.ndarray:
         InputError: if there are too few frames, or all are equal.
     """
     blocks = job.folder.checkpoints
-    lengths = [int(blocks.load_lengths(_SAMPLE, number).sum()) for number in range(num_blocks)]
+    lengths = [int(blocks.load_lengths(SAMPLE, number).sum()) for number in range(num_blocks)]
     places = np.random.default_rng((job.recipe.seed, 1)).permutation(sum(lengths))
     frames = np.empty((sum(lengths), job.front.dimension), np.float32)
     ends = np.cumsum(lengths)
     for number in range(num_blocks):
         if lengths[number]:
             own = places[ends[number] - lengths[number] : ends[number]]
-            frames[own] = blocks.load_block(_SAMPLE, number).values
+            frames[own] = blocks.load_block(SAMPLE, number).values
     kmeans.check_enough(len(frames), job.recipe.k)
     _warn(kmeans.check_distinct(frames, job.recipe.k))
     return frames

@@ -61,6 +61,31 @@ class Job:
         return Options(recipe.k, recipe.seed, recipe.iterations, recipe.init, recipe.restarts)
 
 
+def make_jobs(arguments: Namespace, parser: ArgumentParser, train: Manifest) -> list[Job]:
+    """Return one job per set of labels: with several features, each in a folder of its name.
+
+    Raises:
+        InputError: see `make_job`.
+    """
+    sets = arguments.features.split(",")
+    if len(sets) == 1:
+        return [make_job(arguments, parser, train)]
+    if arguments.centroids is not None or DEEP in sets:
+        raise InputError(
+            f"--features {arguments.features}: several at once take no --centroids, and {DEEP} is "
+            "not one of them"
+        )
+    FeatureSpec(arguments.features, arguments.checkpoint, arguments.layer)
+    return [
+        make_job(
+            Namespace(**{**vars(arguments), "features": name, "labels": arguments.labels / name}),
+            parser,
+            train,
+        )
+        for name in sets
+    ]
+
+
 def make_job(arguments: Namespace, parser: ArgumentParser, train: Manifest) -> Job:
     """Check what can be checked before any work is done.
 

@@ -49,6 +49,13 @@ def test_parts_are_scaled_by_their_scatter():
     assert SCATTER.keys() == FRONT_ENDS.keys()
 
 
+def test_sets_are_side_by_side_as_they_are():
+    waveform = tone(2.0)[:, 0]
+    found = front_end("chroma,mfcc+chroma").features(waveform)
+    parts = [front_end(name).features(waveform) for name in ("chroma", "mfcc+chroma")]
+    np.testing.assert_allclose(found, np.concatenate(parts, axis=1), rtol=1e-6)
+
+
 def test_smoothing_is_a_centred_moving_average():
     waveform = tone(2.0)[:, 0]
     plain = front_end("chroma").features(waveform)
@@ -78,6 +85,7 @@ def test_different_frames_cannot_be_joined():
         ({"name": "mfccs"}, "no features called 'mfccs'; there are: mfcc, mfcc60, .* and deep"),
         ({"name": "mfcc+"}, "no features called ''"),
         ({"name": "mfcc+mfcc"}, "names the same features twice"),
+        ({"name": "mfcc,cqt,mfcc"}, "names the same features twice"),
         ({"name": "mfcc+deep"}, r"mfcc\+deep: deep cannot be joined with others"),
         ({"name": "deep", "layer": 6}, "--features deep needs --checkpoint"),
         ({"name": "deep", "checkpoint": "a.pt"}, "--features deep needs --layer"),

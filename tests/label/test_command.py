@@ -220,6 +220,31 @@ def test_smoothed_features(corpus, capsys):
     assert main([*options, "--stage", "fit"]) == 0
 
 
+def test_several_features_in_one_pass(finished, corpus, capsys, monkeypatch):
+    """Each set is as if it were made alone, and no track is read twice."""
+    asked = []
+    with monkeypatch.context() as patch:
+        patch.setattr(blocks, "ordered", lambda job, items, pool: map(job, note(items, asked)))
+        assert main(["--k", str(K), "--features", "mfcc,mfcc+chroma", "--labels", "sets"]) == 0
+    assert len(asked) == 2 * len(TRACKS["train"]) + len(TRACKS["valid"])
+    sets = corpus / "sets"
+    said = capsys.readouterr().out
+    assert f"task.label_dir='[{sets / 'mfcc'},{sets / 'mfcc+chroma'}]'" in said
+    assert not list(sets.glob("*/.work*"))
+    alone = contents(finished / "labels")
+    for name in ("train.km", "valid.km", "dict.km.txt"):
+        assert (sets / "mfcc" / name).read_bytes() == alone[name]
+    assert json.loads((sets / "mfcc+chroma" / "metadata.json").read_text())["dimension"] == 51
+    assert main(["--k", str(K), "--labels", "sets/mfcc"]) == 0
+    assert "finished already" in capsys.readouterr().out
+    (sets / "mfcc" / "valid.km").unlink()
+    assert main(["--k", str(K), "--features", "mfcc,mfcc+chroma", "--labels", "sets"]) == 0
+    assert (sets / "mfcc" / "valid.km").read_bytes() == alone["valid.km"]
+    several = ["--k", "5", "--features", "mfcc,deep"]
+    assert "deep is not one of them" in error_of(several, capsys)
+    assert "names the same features twice" in error_of(["--features", "cqt,cqt"], capsys)
+
+
 def test_force_starts_over(corpus):
     assert main(["--k", "7", "--seed", "3", "--force", "--max-frames", "300"]) == 0
     assert np.load("labels/centroids.npy").shape == (7, 39)

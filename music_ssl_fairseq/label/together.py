@@ -1,0 +1,137 @@
+"""Sample and label with several features in one pass over the audio.
+
+Each set of labels has a job and a folder of its own, as if it were made alone. The pass computes
+all features of a track side by side and saves each set's part where its job looks for it; the jobs
+then find their blocks done.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.features import DEEP, FeatureSpec
+from music_ssl_fairseq.features.track import Track
+from music_ssl_fairseq.jobs.blocks import BlockJob
+from music_ssl_fairseq.jobs.checkpoint_dir import Block, CheckpointDir
+from music_ssl_fairseq.jobs.shards import cut_blocks, in_own_order
+from music_ssl_fairseq.label.assign import Labeller, make_nearest, unit_type
+from music_ssl_fairseq.label.fitting import SAMPLE, choose_sample
+from music_ssl_fairseq.label.job import Job
+from music_ssl_fairseq.label.sample import Reader
+
+
+def sample_together(jobs: Sequence[Job], manifest: Manifest) -> None:
+    """Sample the frames of all jobs that have no centroids yet, if they take the same frames."""
+    jobs = [job for job in jobs if job.folder.centroids() is None]
+    if not _can_share(jobs):
+        return
+    samples = [choose_sample(job, manifest)[0] for job in jobs]
+    if any((sample.quotas != samples[0].quotas).any() for sample in samples):
+        return
+    for job in jobs:
+        job.folder.make()
+    widths = np.cumsum([0, *(job.front.dimension for job in jobs)]).tolist()
+    columns = [slice(first, last) for first, last in pairwise(widths)]
+    blocks = cut_blocks(manifest.num_samples)
+    sampling = BlockJob(
+        SAMPLE, "sampling", blocks, manifest.num_samples, samples[0].part, jobs[0].skip_unreadable
+    )
+    parts = [
+        _Part(job.folder.checkpoints, SAMPLE, own) for job, own in zip(jobs, columns, strict=True)
+    ]
+    mine = in_own_order(len(blocks), jobs[0].shard)
+    sampling.run(_SharedDir(parts[-1].done.path, parts), mine, Reader(_spec(jobs)), jobs[0].pool)
+
+
+def label_together(jobs: Sequence[Job], split: str, manifest: Manifest) -> None:
+    """Assign the units of all jobs that have not labelled the split yet."""
+    jobs = [job for job in jobs if not job.folder.is_finished(split, manifest)]
+    found = [job.folder.centroids() for job in jobs]
+    centroids = [each for each in found if each is not None]
+    if not _can_share(jobs) or len(centroids) < len(jobs):
+        return
+    names = [job.folder.block_name(split, manifest) for job in jobs]
+    parts = [
+        _Part(job.folder.checkpoints, name, i)
+        for i, (job, name) in enumerate(zip(jobs, names, strict=True))
+    ]
+    blocks = cut_blocks(manifest.num_samples)
+
+    def track(index: int) -> Track:
+        return Track(manifest.path(index), int(manifest.num_samples[index]))
+
+    labelling = BlockJob(
+        names[-1], split, blocks, manifest.num_samples, track, jobs[0].skip_unreadable
+    )
+    shard = jobs[0].shard
+    mine = range(shard.index, len(blocks), shard.count)
+    labeller = _Labeller(_spec(jobs), centroids[0], tuple(centroids))
+    labelling.run(_SharedDir(parts[-1].done.path, parts), mine, labeller, jobs[0].pool)
+
+
+def _can_share(jobs: Sequence[Job]) -> bool:
+    on_cpu = all(job.features.device == "cpu" and job.features.name != DEEP for job in jobs)
+    return len(jobs) > 1 and on_cpu
+
+
+def _spec(jobs: Sequence[Job]) -> FeatureSpec:
+    return FeatureSpec(",".join(job.features.name for job in jobs), smooth=jobs[0].features.smooth)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The folder of a set's blocks, their name there, and its columns of the values."""
+
+    done: CheckpointDir
+    name: str
+    columns: slice | int
+
+
+@dataclass(frozen=True)
+class _SharedDir(CheckpointDir):
+    """Saves the parts of a block in the folders of several sets, the last one last.
+
+    A block counts as done once its last part exists.
+    """
+
+    parts: list[_Part]
+
+    def block(self, job: str, number: int) -> Path:
+        last = self.parts[-1]
+        return last.done.block(last.name, number)
+
+    def save_block(self, job: str, number: int, block: Block) -> None:
+        for part in self.parts:
+            values = block.values  # of unreadable tracks alone: of no columns
+            own = values[:, part.columns] if values.ndim > 1 else values
+            part.done.save_block(part.name, number, block._replace(values=own))
+
+
+@dataclass(frozen=True)
+class _Labeller(Labeller):
+    """Units `[frames, sets]` of each track.
+
+    Attributes:
+        sets: centroids `[k, D]` of each set.
+    """
+
+    sets: tuple[np.ndarray, ...]
+
+    @cached_property
+    def _nearest(self):
+        ends = np.cumsum([centroids.shape[1] for centroids in self.sets])[:-1]
+        nearest = [make_nearest(centroids, "cpu") for centroids in self.sets]
+
+        def units(frames: np.ndarray) -> np.ndarray:
+            parts = np.split(frames, ends, axis=1)
+            return np.stack([f(part) for f, part in zip(nearest, parts, strict=True)], axis=1)
+
+        return units
+
+    def _empty(self, num_frames: int) -> np.ndarray:
+        return np.empty((num_frames, len(self.sets)), unit_type(max(map(len, self.sets))))
