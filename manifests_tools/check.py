@@ -16,15 +16,16 @@ from manifests_tools.find import FileId, identify
 from manifests_tools.findings import Findings
 from manifests_tools.parallel import parallel_map
 from music_ssl_fairseq.data.copies import find_copies
-from music_ssl_fairseq.data.labels import (
-    LabelStore,
-    UnitDictionary,
-    check_labels,
-    read_label_rate,
-)
+from music_ssl_fairseq.data.label_check import check_labels
+from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.left_out import kind_of
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.data.units import labels_beside, read_metadata
+from music_ssl_fairseq.data.units import (
+    UnitDictionary,
+    labels_beside,
+    read_label_rate,
+    read_metadata,
+)
 from music_ssl_fairseq.data.validation import concerns
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, hours, label_hop, labels_fit

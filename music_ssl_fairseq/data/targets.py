@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from music_ssl_fairseq.data.labels import LabelStore, UnitDictionary
+from music_ssl_fairseq.data.label_store import LabelStore
+from music_ssl_fairseq.data.units import UnitDictionary
 from music_ssl_fairseq.frames import FrameGrid, frame_labels, label_hop, labelled_samples
 
 

@@ -43,10 +43,11 @@ def make_corpus(folder: Path, suffix: str, seconds: float) -> None:
 
 def our_batches(folder: Path, with_labels: bool) -> Callable[[int], dict]:
     """The n-th batch of our dataset."""
-    from music_ssl_fairseq.data.labels import LabelStore, UnitDictionary
+    from music_ssl_fairseq.data.label_store import LabelStore
     from music_ssl_fairseq.data.manifest import Manifest
     from music_ssl_fairseq.data.pretraining import PretrainingDataset
     from music_ssl_fairseq.data.targets import LabelSet
+    from music_ssl_fairseq.data.units import UnitDictionary
     from music_ssl_fairseq.frames import FrameGrid
 
     if with_labels:

@@ -9,14 +9,10 @@ import numpy as np
 import pytest
 
 from music_ssl_fairseq.data import label_store, labels, mapped
-from music_ssl_fairseq.data.labels import (
-    LabelStore,
-    UnitDictionary,
-    check_labels,
-    read_label_rate,
-)
+from music_ssl_fairseq.data.label_check import check_labels
+from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
-from music_ssl_fairseq.data.units import labels_beside
+from music_ssl_fairseq.data.units import UnitDictionary, labels_beside, read_label_rate
 from music_ssl_fairseq.errors import InputError
 
 

@@ -10,11 +10,12 @@ import torch
 from omegaconf import OmegaConf
 
 from music_ssl_fairseq import audio
-from music_ssl_fairseq.data.labels import LabelStore, UnitDictionary
+from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.data.masks import FairseqMask, SpanGrowth, SpanMask
 from music_ssl_fairseq.data.pretraining import PretrainingDataset
 from music_ssl_fairseq.data.targets import LabelSet
+from music_ssl_fairseq.data.units import UnitDictionary
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import FrameGrid
 from music_ssl_fairseq.modules.conv_extractor import DEFAULT_CONV_LAYERS

@@ -11,22 +11,12 @@ from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.units import (
     METADATA,
     UnitDictionary,
-    choose_label_rate,
     label_again,
-    read_label_rate,
     read_metadata,
     read_unreadable,
 )
 from music_ssl_fairseq.errors import InputError, one_line
 from music_ssl_fairseq.frames import LENGTH_TOLERANCE, SAMPLE_RATE, label_hop, labels_fit
-
-__all__ = [
-    "LabelStore",
-    "UnitDictionary",
-    "check_labels",
-    "choose_label_rate",
-    "read_label_rate",
-]
 
 MAX_CHECKED_BYTES = 64 << 20
 """Label files up to this size are checked whole, within seconds; larger ones in part."""
