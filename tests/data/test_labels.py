@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from music_ssl_fairseq.data import label_store, labels, mapped
+from music_ssl_fairseq.data import label_check, label_store, mapped
 from music_ssl_fairseq.data.label_check import check_labels
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
@@ -266,7 +266,7 @@ def test_a_dict_of_another_k(corpus):
 def test_large_files_are_sampled(corpus, monkeypatch):
     folder, lines = corpus
     size = (folder / "train.km").stat().st_size
-    monkeypatch.setattr(labels, "MAX_CHECKED_BYTES", size // 8)
+    monkeypatch.setattr(label_check, "MAX_CHECKED_BYTES", size // 8)
     checked = []
     original = LabelStore.units
     monkeypatch.setattr(
