@@ -12,6 +12,7 @@ from tqdm import tqdm
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.jobs.blocks import BlockJob
+from music_ssl_fairseq.jobs.checkpoint_dir import CheckpointDir
 from music_ssl_fairseq.jobs.pool import ordered
 from music_ssl_fairseq.jobs.shards import cut_blocks, in_own_order
 from music_ssl_fairseq.label import kmeans, minibatch
@@ -39,22 +40,26 @@ def fit_centroids(job: Job, manifest: Manifest) -> None:
     sample, whole = choose_sample(job, manifest)
     _warn(kmeans.check_enough(whole.total, recipe.k))
     folder.make()
-    blocks = cut_blocks(manifest.num_samples)
-    sampling = BlockJob(
-        SAMPLE, "sampling", blocks, manifest.num_samples, sample.part, job.skip_unreadable
-    )
-    mine = in_own_order(len(blocks), job.shard)
-    sampling.run(folder.checkpoints, mine, Reader(job.features), job.pool)
+    num_blocks = sample_blocks(job, sample, folder.checkpoints, Reader(job.features))
     with folder.checkpoints.locked(FIT_LOCK):
         folder.reload()
         if folder.centroids() is not None:
             return
         if sample is not whole:
-            fit, num_frames, by = _fit_in_batches(job, len(blocks), whole)
+            fit, num_frames, by = _fit_in_batches(job, num_blocks, whole)
         else:
-            frames = _load_sample(job, len(blocks))
+            frames = _load_sample(job, num_blocks)
             (fit, by), num_frames = _fit(job, frames), len(frames)
         folder.save_fit(fit, num_frames, front, by)
+
+
+def sample_blocks(job: Job, sample: Sample, done: CheckpointDir, reader: Reader) -> int:
+    """Sample the frames of all blocks, saved in `done`; return how many blocks there are."""
+    num_samples = sample.manifest.num_samples
+    blocks = cut_blocks(num_samples)
+    sampling = BlockJob(SAMPLE, "sampling", blocks, num_samples, sample.part, job.skip_unreadable)
+    sampling.run(done, in_own_order(len(blocks), job.shard), reader, job.pool)
+    return len(blocks)
 
 
 def choose_sample(job: Job, manifest: Manifest) -> tuple[Sample, Sample]:

@@ -6,6 +6,7 @@ from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features.track import Track
 from music_ssl_fairseq.jobs.blocks import BlockJob
+from music_ssl_fairseq.jobs.checkpoint_dir import CheckpointDir
 from music_ssl_fairseq.jobs.shards import cut_blocks
 from music_ssl_fairseq.label.assign import Labeller
 from music_ssl_fairseq.label.fitting import FIT_LOCK
@@ -29,26 +30,36 @@ def label_split(job: Job, split: str, manifest: Manifest) -> bool:
         raise InputError(
             f"{folder.path}: no centroids of this recipe to assign; run --stage fit first"
         )
-    blocks = cut_blocks(manifest.num_samples)
     name = folder.block_name(split, manifest)
+    num_blocks = assign_blocks(
+        job, split, manifest, name, checkpoints, Labeller(job.features, centroids)
+    )
+    with checkpoints.locked(FIT_LOCK):
+        folder.reload()
+        if folder.is_finished(split, manifest):
+            return True
+        if missing := checkpoints.missing(name, num_blocks):
+            print(
+                f"{job.shard}: its part of {split} is done; {len(missing)} of {num_blocks} "
+                "blocks are other shards'",
+                file=sys.stderr,
+            )
+            return False
+        joined = join(checkpoints, name, num_blocks, folder.target(split), len(centroids))
+        folder.finish(split, manifest, joined, silent_tracks(manifest, joined.monotonous))
+    return True
+
+
+def assign_blocks(
+    job: Job, split: str, manifest: Manifest, name: str, done: CheckpointDir, labeller: Labeller
+) -> int:
+    """Assign units in this shard's blocks of a split, saved in `done`; return the number of all."""
+    blocks = cut_blocks(manifest.num_samples)
 
     def track(index: int) -> Track:
         return Track(manifest.path(index), int(manifest.num_samples[index]))
 
     labelling = BlockJob(name, split, blocks, manifest.num_samples, track, job.skip_unreadable)
     mine = range(job.shard.index, len(blocks), job.shard.count)
-    labelling.run(checkpoints, mine, Labeller(job.features, centroids), job.pool)
-    with checkpoints.locked(FIT_LOCK):
-        folder.reload()
-        if folder.is_finished(split, manifest):
-            return True
-        if missing := checkpoints.missing(name, len(blocks)):
-            print(
-                f"{job.shard}: its part of {split} is done; {len(missing)} of {len(blocks)} "
-                "blocks are other shards'",
-                file=sys.stderr,
-            )
-            return False
-        joined = join(checkpoints, name, len(blocks), folder.target(split), len(centroids))
-        folder.finish(split, manifest, joined, silent_tracks(manifest, joined.monotonous))
-    return True
+    labelling.run(done, mine, labeller, job.pool)
+    return len(blocks)

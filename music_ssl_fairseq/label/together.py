@@ -15,13 +15,11 @@ import numpy as np
 
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.features import DEEP, FeatureSpec
-from music_ssl_fairseq.features.track import Track
-from music_ssl_fairseq.jobs.blocks import BlockJob
 from music_ssl_fairseq.jobs.checkpoint_dir import Block, CheckpointDir
-from music_ssl_fairseq.jobs.shards import cut_blocks, in_own_order
 from music_ssl_fairseq.label.assign import Labeller, make_nearest, unit_type
-from music_ssl_fairseq.label.fitting import SAMPLE, choose_sample
+from music_ssl_fairseq.label.fitting import SAMPLE, choose_sample, sample_blocks
 from music_ssl_fairseq.label.job import Job
+from music_ssl_fairseq.label.labelling import assign_blocks
 from music_ssl_fairseq.label.sample import Reader
 
 
@@ -37,15 +35,11 @@ def sample_together(jobs: Sequence[Job], manifest: Manifest) -> None:
         job.folder.make()
     widths = np.cumsum([0, *(job.front.dimension for job in jobs)]).tolist()
     columns = [slice(first, last) for first, last in pairwise(widths)]
-    blocks = cut_blocks(manifest.num_samples)
-    sampling = BlockJob(
-        SAMPLE, "sampling", blocks, manifest.num_samples, samples[0].part, jobs[0].skip_unreadable
-    )
     parts = [
         _Part(job.folder.checkpoints, SAMPLE, own) for job, own in zip(jobs, columns, strict=True)
     ]
-    mine = in_own_order(len(blocks), jobs[0].shard)
-    sampling.run(_SharedDir(parts[-1].done.path, parts), mine, Reader(_spec(jobs)), jobs[0].pool)
+    shared = _SharedDir(parts[-1].done.path, parts)
+    sample_blocks(jobs[0], samples[0], shared, Reader(_spec(jobs)))
 
 
 def label_together(jobs: Sequence[Job], split: str, manifest: Manifest) -> None:
@@ -60,18 +54,9 @@ def label_together(jobs: Sequence[Job], split: str, manifest: Manifest) -> None:
         _Part(job.folder.checkpoints, name, i)
         for i, (job, name) in enumerate(zip(jobs, names, strict=True))
     ]
-    blocks = cut_blocks(manifest.num_samples)
-
-    def track(index: int) -> Track:
-        return Track(manifest.path(index), int(manifest.num_samples[index]))
-
-    labelling = BlockJob(
-        names[-1], split, blocks, manifest.num_samples, track, jobs[0].skip_unreadable
-    )
-    shard = jobs[0].shard
-    mine = range(shard.index, len(blocks), shard.count)
     labeller = _Labeller(_spec(jobs), centroids[0], tuple(centroids))
-    labelling.run(_SharedDir(parts[-1].done.path, parts), mine, labeller, jobs[0].pool)
+    shared = _SharedDir(parts[-1].done.path, parts)
+    assign_blocks(jobs[0], split, manifest, names[-1], shared, labeller)
 
 
 def _can_share(jobs: Sequence[Job]) -> bool:
