@@ -7,6 +7,7 @@ MFCC frames have a window of 400 and a hop of 160. So model frame `t` covers exa
 MFCC frame `2 t`, and both start on multiples of 160 samples.
 """
 
+import ast
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, gcd
@@ -22,6 +23,11 @@ SAMPLE_RATE = 16_000
 
 LENGTH_TOLERANCE = 0.1
 """Seconds by which labels may end before or after their audio (fairseq's HubertDataset: 0.1)."""
+
+DEFAULT_CONV_LAYERS = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
+"""The extractor of wav2vec 2.0, as fairseq writes it: (channels, kernel, stride) per layer."""
+
+_MAX_CONV_LAYERS = 100
 
 
 def frames_within(num_samples: Any, window: int, hop: int) -> Any:
@@ -49,6 +55,54 @@ class FrameGrid:
     def num_samples(self, num_frames: int) -> int:
         """Return the fewest samples that hold `num_frames` frames (0 for 0)."""
         return self.window + (num_frames - 1) * self.hop if num_frames > 0 else 0
+
+
+def parse_conv_layers(text: str) -> list[tuple[int, int, int]]:
+    """Parse fairseq's string into `(channels, kernel, stride)` per layer.
+
+    fairseq evaluates the string as Python. Checkpoints contain it, so here only lists, tuples,
+    numbers, `+` and `*` are understood, and it cannot run code.
+
+    Raises:
+        InputError: if the string contains anything else.
+    """
+
+    def value(node: ast.expr) -> object:
+        match node:
+            case ast.Constant(value=int() as number):
+                return number
+            case ast.Tuple(elts=items):
+                return tuple(value(item) for item in items)
+            case ast.List(elts=items):
+                return [value(item) for item in items]
+            case ast.BinOp(left=left, op=ast.Add(), right=right):
+                return value(left) + value(right)  # type: ignore[operator]
+            case ast.BinOp(left=left, op=ast.Mult(), right=right):
+                return multiplied(value(left), value(right))
+        raise ValueError
+
+    def multiplied(left: object, right: object) -> object:
+        match (left, right):
+            case (int(), int()):
+                return left * right
+            case (list() as items, int() as times) | (int() as times, list() as items):
+                if len(items) * times <= _MAX_CONV_LAYERS:
+                    return items * times
+        raise ValueError
+
+    try:
+        layers = value(ast.parse(text.strip(), mode="eval").body)
+        if not isinstance(layers, list) or not 0 < len(layers) <= _MAX_CONV_LAYERS:
+            raise ValueError
+        found = [(int(dim), int(kernel), int(stride)) for dim, kernel, stride in layers]
+        if min(map(min, found)) < 1:
+            raise ValueError
+        return found
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        raise InputError(
+            f"conv_feature_layers {text!r:.200}: expected a list of (channels, kernel, stride), "
+            f"like {DEFAULT_CONV_LAYERS!r}"
+        ) from None
 
 
 def conv_grid(conv_layers: Sequence[tuple[int, int, int]]) -> FrameGrid:

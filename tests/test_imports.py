@@ -38,7 +38,7 @@ ALLOWED = {
     "optim": FOUNDATION | {"compat"},
     "training": FOUNDATION | {"compat"},
     "tasks": FOUNDATION
-    | {"compat", "criterions", "data", "models", "modules", "optim", "probing", "training"}
+    | {"compat", "criterions", "data", "models", "optim", "probing", "training"}
     | {"upstream"},
 }
 

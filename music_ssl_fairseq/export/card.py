@@ -6,8 +6,7 @@ from typing import Any
 import yaml
 
 from music_ssl_fairseq.export.source import ExportSource
-from music_ssl_fairseq.frames import conv_grid
-from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
+from music_ssl_fairseq.frames import conv_grid, parse_conv_layers
 from music_ssl_fairseq.upstream.contents import Contents
 from music_ssl_fairseq.upstream.hugging_face import takes_padding
 

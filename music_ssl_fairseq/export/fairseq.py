@@ -20,8 +20,7 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.export import check
 from music_ssl_fairseq.export.saving import save
 from music_ssl_fairseq.export.source import ExportSource
-from music_ssl_fairseq.frames import conv_grid
-from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
+from music_ssl_fairseq.frames import conv_grid, parse_conv_layers
 from music_ssl_fairseq.upstream.model import build_encoder
 
 FILE = "checkpoint.pt"

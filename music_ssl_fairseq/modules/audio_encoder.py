@@ -10,13 +10,13 @@ from fairseq.models import BaseFairseqModel
 from torch import Tensor, nn
 
 from music_ssl_fairseq.fast.dispatch import Execution
-from music_ssl_fairseq.frames import conv_grid, frames_within
-from music_ssl_fairseq.modules.conv_extractor import (
+from music_ssl_fairseq.frames import (
     DEFAULT_CONV_LAYERS,
-    ConvExtractor,
-    ScaleGradient,
+    conv_grid,
+    frames_within,
     parse_conv_layers,
 )
+from music_ssl_fairseq.modules.conv_extractor import ConvExtractor, ScaleGradient
 from music_ssl_fairseq.modules.pitch_filters import PitchFilters
 from music_ssl_fairseq.modules.positional_conv import PositionalConv
 from music_ssl_fairseq.modules.transformer import TransformerEncoder, TransformerLayer

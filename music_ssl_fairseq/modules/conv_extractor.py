@@ -1,6 +1,5 @@
 """The convolutional feature extractor: from a waveform to 50 feature vectors per second."""
 
-import ast
 from collections.abc import Callable, Sequence
 
 import torch
@@ -9,58 +8,6 @@ from torch.nn import functional as F
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.fast.dispatch import PLAIN, Execution, gelu
-
-_MAX_LAYERS = 100
-DEFAULT_CONV_LAYERS = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
-
-
-def parse_conv_layers(text: str) -> list[tuple[int, int, int]]:
-    """Parse fairseq's string into `(channels, kernel, stride)` per layer.
-
-    fairseq evaluates the string as Python. Checkpoints contain it, so here only lists, tuples,
-    numbers, `+` and `*` are understood, and it cannot run code.
-
-    Raises:
-        InputError: if the string contains anything else.
-    """
-
-    def value(node: ast.expr) -> object:
-        match node:
-            case ast.Constant(value=int() as number):
-                return number
-            case ast.Tuple(elts=items):
-                return tuple(value(item) for item in items)
-            case ast.List(elts=items):
-                return [value(item) for item in items]
-            case ast.BinOp(left=left, op=ast.Add(), right=right):
-                return value(left) + value(right)  # type: ignore[operator]
-            case ast.BinOp(left=left, op=ast.Mult(), right=right):
-                return multiplied(value(left), value(right))
-        raise ValueError
-
-    def multiplied(left: object, right: object) -> object:
-        match (left, right):
-            case (int(), int()):
-                return left * right
-            case (list() as items, int() as times) | (int() as times, list() as items):
-                if len(items) * times <= _MAX_LAYERS:
-                    return items * times
-        raise ValueError
-
-    try:
-        layers = value(ast.parse(text.strip(), mode="eval").body)
-        if not isinstance(layers, list) or not 0 < len(layers) <= _MAX_LAYERS:
-            raise ValueError
-        found = [(int(dim), int(kernel), int(stride)) for dim, kernel, stride in layers]
-        if min(map(min, found)) < 1:
-            raise ValueError
-        return found
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-        raise InputError(
-            f"conv_feature_layers {text!r:.200}: expected a list of (channels, kernel, stride), "
-            f"like {DEFAULT_CONV_LAYERS!r}"
-        ) from None
-
 
 Norm = nn.GroupNorm | nn.LayerNorm
 Conv = Callable[[Tensor, Tensor, Tensor | None, int], Tensor]

@@ -24,8 +24,7 @@ from music_ssl_fairseq.data.masks import MASK_MODES, SpanGrowth
 from music_ssl_fairseq.data.pretraining import PretrainingDataset
 from music_ssl_fairseq.data.targets import LabelSet
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.frames import SAMPLE_RATE, conv_grid
-from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
+from music_ssl_fairseq.frames import SAMPLE_RATE, conv_grid, parse_conv_layers
 
 # fairseq imports tasks/ and models/ of a user_dir, and nothing else.
 from music_ssl_fairseq.optim import tri_stage as _lr_scheduler  # noqa: F401

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.frames import parse_conv_layers
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder, AudioEncoderConfig
-from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
 from music_ssl_fairseq.upstream.contents import ARCHITECTURE, PREFIXES, Contents
 
 

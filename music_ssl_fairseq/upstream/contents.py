@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.frames import SAMPLE_RATE
-from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
+from music_ssl_fairseq.frames import SAMPLE_RATE, parse_conv_layers
 
 ARCHITECTURE = {
     "extractor_mode": "default",

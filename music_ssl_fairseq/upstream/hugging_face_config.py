@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
+from music_ssl_fairseq.frames import parse_conv_layers
 from music_ssl_fairseq.upstream.contents import FAMILIES, Contents, architecture
 
 OWN = "music_ssl_fairseq"

@@ -5,8 +5,8 @@ import os
 from typing import Any
 
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.frames import parse_conv_layers
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder
-from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
 from music_ssl_fairseq.upstream import read
 from music_ssl_fairseq.upstream.build import load_encoder
 from music_ssl_fairseq.upstream.contents import ARCHITECTURE, check_sample_rate

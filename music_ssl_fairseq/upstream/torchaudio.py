@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
+from music_ssl_fairseq.frames import parse_conv_layers
 from music_ssl_fairseq.runtime.texts import read_object
 from music_ssl_fairseq.upstream import hugging_face
 from music_ssl_fairseq.upstream.contents import Contents, architecture

@@ -24,8 +24,7 @@ from music_ssl_fairseq.data.masks import SpanMask
 from music_ssl_fairseq.data.pretraining import PretrainingDataset
 from music_ssl_fairseq.data.targets import LabelSet
 from music_ssl_fairseq.data.units import UnitDictionary, choose_label_rate
-from music_ssl_fairseq.frames import conv_grid
-from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
+from music_ssl_fairseq.frames import conv_grid, parse_conv_layers
 from tests import tiny
 from tests.benchmarks.models import (
     DEVICE,

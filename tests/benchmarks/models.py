@@ -11,7 +11,7 @@ from fairseq import optim
 from fairseq.optim.adam import FairseqAdam
 from omegaconf import OmegaConf
 
-from music_ssl_fairseq.modules.conv_extractor import DEFAULT_CONV_LAYERS
+from music_ssl_fairseq.frames import DEFAULT_CONV_LAYERS
 from music_ssl_fairseq.optim.fused_adamw import FusedAdamW, FusedAdamWConfig
 from tests import tiny
 

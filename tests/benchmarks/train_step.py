@@ -30,7 +30,7 @@ from music_ssl_fairseq import frames
 from music_ssl_fairseq.criterions.music2vec import Music2VecCriterion
 from music_ssl_fairseq.criterions.music_hubert import MusicHubertCriterion
 from music_ssl_fairseq.data.masks import SpanMask
-from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
+from music_ssl_fairseq.frames import parse_conv_layers
 from tests import tiny
 from tests.benchmarks.models import (
     DEVICE,

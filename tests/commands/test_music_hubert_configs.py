@@ -16,9 +16,8 @@ import torch
 from omegaconf import OmegaConf
 
 from music_ssl_fairseq.features import FRONT_ENDS, FeatureSpec
-from music_ssl_fairseq.frames import FrameGrid, conv_grid
+from music_ssl_fairseq.frames import FrameGrid, conv_grid, parse_conv_layers
 from music_ssl_fairseq.label.__main__ import get_parser, main
-from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
 from tests import EXAMPLES
 from tests.fairseq_commands import TINY, logged, make_corpus, train
 

@@ -17,8 +17,7 @@ from music_ssl_fairseq.data.pretraining import PretrainingDataset
 from music_ssl_fairseq.data.targets import LabelSet
 from music_ssl_fairseq.data.units import UnitDictionary
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.frames import FrameGrid
-from music_ssl_fairseq.modules.conv_extractor import DEFAULT_CONV_LAYERS
+from music_ssl_fairseq.frames import DEFAULT_CONV_LAYERS, FrameGrid
 from music_ssl_fairseq.tasks.music2vec_pretraining import (
     Music2VecPretrainingConfig,
     Music2VecPretrainingTask,

@@ -12,7 +12,7 @@ import transformers
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
+from music_ssl_fairseq.frames import parse_conv_layers
 from music_ssl_fairseq.upstream import hugging_face, load, read
 from tests.audio_files import tone
 from tests.checkpoints import Attack

@@ -7,8 +7,8 @@ import torch
 import torchaudio
 
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.frames import parse_conv_layers
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder, AudioEncoderConfig
-from music_ssl_fairseq.modules.conv_extractor import parse_conv_layers
 from music_ssl_fairseq.upstream import load, read
 from music_ssl_fairseq.upstream.contents import ARCHITECTURE, Contents, encoder_state
 from music_ssl_fairseq.upstream.torchaudio import to_state
