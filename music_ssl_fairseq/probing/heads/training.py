@@ -82,7 +82,7 @@ def mini_batches(sample: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def update(model: HeadGrid, optimizer: RowAdam, batch: dict[str, Any], kind: str) -> dict[str, Any]:
-    """Make one update, as fairseq's trainer makes it; the values to log."""
+    """Make one update, as fairseq's trainer does, and return the values to log."""
     optimizer.zero_grad()
     loss, size, logs = loss_and_logs(model, batch, kind)
     optimizer.backward(loss)
