@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, List, Optional  # noqa: UP035 (fairseq's parser needs these)
 
 import torch
 from fairseq.dataclass import ChoiceEnum
 from fairseq.models import register_model
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import FrameGrid
@@ -41,6 +42,14 @@ class MusicHubertConfig(AudioEncoderConfig):
             "help": "how unit embeddings are drawn. uniform, fairseq's: all in [0, 1), so that any "
             "two units begin with a cosine similarity of 0.75; normal: nearly orthogonal, which "
             "learns faster at the start"
+        },
+    )
+    label_layers: Optional[List[int]] = field(  # noqa: UP006, UP045
+        default=None,
+        metadata={
+            "help": "the Transformer layer, from 1, whose output predicts each label set, in the "
+            "order of task.label_dir and then projections; by default the last for all. Not in "
+            "fairseq"
         },
     )
     cqt_bands: int = field(
@@ -89,7 +98,8 @@ class MusicHubertModel(AudioEncoder):
             num_classes: length of each set's dictionary, with fairseq's four special symbols.
 
         Raises:
-            InputError: if there are neither label sets nor random projections.
+            InputError: if there are neither label sets nor random projections, or
+                `label_layers` does not fit them.
         """
         super().__init__(cfg)
         self.random_units = _random_units(cfg, self.grid)
@@ -100,6 +110,7 @@ class MusicHubertModel(AudioEncoder):
             raise InputError(
                 "nothing to predict: task.label_dir is empty and model.projection_targets is none"
             )
+        self._check_label_layers()
         self.final_proj = nn.Linear(cfg.encoder_embed_dim, cfg.final_dim * len(self.num_classes))
         embeddings = torch.empty(sum(self.num_classes), cfg.final_dim)
         draw = nn.init.normal_ if str(cfg.unit_init) == "normal" else nn.init.uniform_
@@ -115,6 +126,16 @@ class MusicHubertModel(AudioEncoder):
     def build_model(cls, cfg: MusicHubertConfig, task: Any) -> "MusicHubertModel":
         """Build the model, as fairseq asks for it."""
         return cls(cfg, task.num_classes)
+
+    def _check_label_layers(self) -> None:
+        layers, number = self.cfg.label_layers, self.cfg.encoder_layers
+        if layers is None:
+            return
+        if len(layers) != len(self.num_classes) or not all(1 <= n <= number for n in layers):
+            raise InputError(
+                f"model.label_layers is {list(layers)}: give a layer from 1 to {number} for each "
+                f"of the {len(self.num_classes)} label sets"
+            )
 
     def _projection(self, channels: int, dim: int) -> nn.Linear | None:
         return nn.Linear(channels, dim) if channels != dim else None
@@ -162,14 +183,11 @@ class MusicHubertModel(AudioEncoder):
             features = self.extract(source, execution)
             padding = self.frame_padding(padding_mask, features.size(1))
             x, penalty = execution.enter(self, features, mask)
-            x, _, _ = self.encoder(x, padding, execution, needed)
+            x, hidden_states, _ = self.encoder(x, padding, execution, needed)
         target = target.flatten(0, 1)
-        x_masked = x
-        if score_unmasked:
-            x = x.flatten(0, 1)
-            x_masked = x[masked_indices]
+        masked = self._frames(x, hidden_states, masked_indices)
         output: dict[str, Any] = {
-            "logits_m": self.logits(x_masked, execution),
+            "logits_m": self.logits(masked, execution),
             "target_m": target[masked_indices],
             "logits_u": None,
             "target_u": None,
@@ -178,10 +196,11 @@ class MusicHubertModel(AudioEncoder):
         if self.cqt is not None and self.cqt_proj is not None:
             with self.autocast(source.device):
                 levels = self.cqt(source).flatten(0, 1)[masked_indices]
-                error = (self.cqt_proj(x_masked).float() - levels).square()
+                error = (self.cqt_proj(_chosen(x, masked_indices)).float() - levels).square()
             output["cqt_error"] = error.mean(-1).sum()
         if score_unmasked:
-            output["logits_u"] = self.logits(x[unmasked_indices], execution)
+            unmasked = self._frames(x, hidden_states, unmasked_indices)
+            output["logits_u"] = self.logits(unmasked, execution)
             output["target_u"] = target[unmasked_indices]
         return output
 
@@ -190,16 +209,37 @@ class MusicHubertModel(AudioEncoder):
         x = self.apply_mask(drop(self.dropout_input, self.project(features)), mask)
         return x, self.feature_penalty(features)
 
-    def logits(self, x: Tensor, execution: Execution | None = None) -> list[Tensor]:
-        """Map encoder frames `[N, D]` to each set's scores `[N, classes]`, float32."""
-        with self.autocast(x.device):
-            return (execution or self.execution).run(_score, self, x)
+    def _frames(self, x: Tensor, hidden_states: list[Tensor], indices: Any) -> list[Tensor]:
+        """Return the frames `[N, D]` that predict units: one tensor for all sets, or one per set.
+
+        Args:
+            x: the encoder's output, `[B, frames, D]`, or `[N, D]` of these frames.
+            hidden_states: each layer's output, from which come those of `label_layers`.
+            indices: `[N]` ascending indices into `B * frames`.
+        """
+        layers, last = self.cfg.label_layers or [0], self.cfg.encoder_layers
+        states = [x if layer in (0, last) else hidden_states[layer - 1] for layer in layers]
+        return [_chosen(state, indices) for state in states]
+
+    def logits(self, frames: list[Tensor], execution: Execution | None = None) -> list[Tensor]:
+        """Map frames, as `_frames` returns them, to each set's scores `[N, classes]`, float32."""
+        with self.autocast(frames[0].device):
+            return (execution or self.execution).run(_score, self, frames)
 
 
-def _score(model: MusicHubertModel, x: Tensor) -> list[Tensor]:
-    projections = model.final_proj(x).split(model.cfg.final_dim, dim=-1)
+def _score(model: MusicHubertModel, frames: list[Tensor]) -> list[Tensor]:
+    project, dim = model.final_proj, model.cfg.final_dim
+    if model.cfg.label_layers is None:
+        projected = project(frames[0]).split(dim, dim=-1)
+    else:
+        parameters = zip(frames, project.weight.split(dim), project.bias.split(dim), strict=True)
+        projected = tuple(F.linear(*of_set) for of_set in parameters)
     embeddings = model.label_embs_concat.split(model.num_classes)
-    return [model.head(*pair) for pair in zip(projections, embeddings, strict=True)]
+    return [model.head(*pair) for pair in zip(projected, embeddings, strict=True)]
+
+
+def _chosen(x: Tensor, indices: Tensor) -> Tensor:
+    return x if x.dim() == 2 else x.flatten(0, 1)[indices]
 
 
 def _random_units(cfg: MusicHubertConfig, grid: FrameGrid) -> RandomProjection | None:

@@ -30,6 +30,16 @@ _MIN_TAPS = 256  # samples of the highest bands' filters: 16 ms
 _POWER_FLOOR = 1e-7  # added before the logarithm: 70 dB below a full-scale sine
 
 
+def centred_windows(waveform: Tensor, size: int, grid: FrameGrid) -> Tensor:
+    """Cut `[B, T]` into windows `[B, frames, size]`, each centred on one of the grid's frames.
+
+    Args:
+        size: samples per window, at least the grid's.
+    """
+    before = (size - grid.window) // 2
+    return F.pad(waveform, (before, size - grid.window - before)).unfold(-1, size, grid.hop)
+
+
 class ConstantQ(nn.Module):
     """Log power of each band at each of the extractor's frames, with fixed filters.
 
@@ -57,9 +67,7 @@ class ConstantQ(nn.Module):
                 f"model.pitch_taps is {taps}: less than the extractor's window of {grid.window}"
             )
         self.bands = bands_per_octave * OCTAVES
-        self.hop = grid.hop
-        before = (taps - grid.window) // 2
-        self.padding = (before, taps - grid.window - before)
+        self.grid = grid
         cosines, sines, scale = _constant_q(self.bands, bands_per_octave, taps)
         self.register_buffer("filters", torch.cat([cosines, sines]), persistent=False)
         self.register_buffer("scale", torch.cat([scale, scale])[:, None], persistent=False)
@@ -67,7 +75,7 @@ class ConstantQ(nn.Module):
     def log_power(self, waveform: Tensor) -> Tensor:
         """Map `[B, T]` to `[B, frames, bands]` float32, natural logarithm."""
         dtype = working_dtype(waveform)
-        windows = F.pad(waveform, self.padding).to(dtype).unfold(-1, self.filters.size(1), self.hop)
+        windows = centred_windows(waveform.to(dtype), self.filters.size(1), self.grid)
         parts = windows @ (self.filters * self.scale).to(dtype).t()
         cosines, sines = parts.float().split(self.bands, dim=-1)
         return torch.log(cosines.square() + sines.square() + _POWER_FLOOR)

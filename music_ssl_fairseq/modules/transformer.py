@@ -142,9 +142,9 @@ class TransformerEncoder(nn.Module):
                 frames alone. None for all frames.
 
         Returns:
-            The encoder's output, `[B, T, D]`, or `[N, D]` of the masked frames. The outputs of the
-            layers that ran, since LayerDrop leaves some out; the last may be `[N, D]`. Their
-            feed-forward outputs likewise, without those of fused layers with gradients.
+            The encoder's output, `[B, T, D]`, or `[N, D]` of the masked frames. Each layer's output
+            (its input, if LayerDrop leaves it out); the last may be `[N, D]`. The feed-forward
+            outputs of the layers that ran, without those of fused layers with gradients.
         """
         attend = None
         if padding_mask is not None:
@@ -153,17 +153,22 @@ class TransformerEncoder(nn.Module):
         hidden_states, feed_forwards = [], []
         x, run_layer = execution.encode(self, x, attend, masked_indices)
         for layer in self.layers:
-            if self.training and self.layerdrop > 0 and torch.rand(()).item() < self.layerdrop:
-                continue
-            x, feed_forward = run_layer(layer, x)
+            dropped = (
+                self.training and self.layerdrop > 0 and torch.rand(()).item() < self.layerdrop
+            )
+            if not dropped:
+                x, feed_forward = run_layer(layer, x)
+                if feed_forward is not None:
+                    feed_forwards.append(feed_forward)
             hidden_states.append(x)
-            if feed_forward is not None:
-                feed_forwards.append(feed_forward)
         if masked_indices is not None and x.dim() == 3:  # the last layer was plain, or left out
             x = x.flatten(0, 1)[masked_indices]
         if self.layer_norm_first:
             x = self.layer_norm(x)
         return x, hidden_states, feed_forwards
+
+    def _drops_layer(self) -> bool:
+        return self.training and self.layerdrop > 0 and torch.rand(()).item() < self.layerdrop
 
     def embed(self, x: Tensor, drop: Drop = drop) -> Tensor:
         """Add positions to `[B, T, D]`; normalise and drop."""

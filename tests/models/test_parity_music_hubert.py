@@ -144,6 +144,27 @@ def test_logits_hold_no_tensor_of_units_by_frames_by_width():
     saved = []
     hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, id)
     with hooks:
-        (logits,) = model.logits(x)
+        (logits,) = model.logits([x])
     assert logits.shape == (64, 2004)
     assert max(saved) < 64 * 2004 * 8
+
+
+@pytest.mark.parametrize("fast", ["off", "on"])
+def test_label_sets_are_predicted_from_their_layers(fast):
+    torch.manual_seed(1)
+    usual = tiny.music_hubert(20, 30)
+    tapped = tiny.music_hubert(20, 30, label_layers=[3, 1], fast=fast)
+    tapped.load_state_dict(usual.state_dict(), strict=True)
+    batch = tiny.batch()
+    target = torch.cat([batch.pop("units") + 4] * 2, dim=-1)
+    expected, found = (model(target=target, **batch) for model in (usual, tapped))
+    torch.testing.assert_close(found["logits_m"][0], expected["logits_m"][0])
+    found["logits_m"][1].sum().backward()
+    with_gradient = [any(p.grad is not None for p in m.parameters()) for m in tapped.encoder.layers]
+    assert with_gradient == [True, False, False]
+
+
+@pytest.mark.parametrize("layers", [[1], [0, 3], [4, 1]])
+def test_label_layers_that_cannot_be_are_one_line(layers):
+    with pytest.raises(InputError, match="give a layer from 1 to 3 for each of the 2 label sets"):
+        tiny.music_hubert(20, 30, label_layers=layers)
