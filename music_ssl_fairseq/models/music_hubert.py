@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import FrameGrid
+from music_ssl_fairseq.models.random_projection import LogMel, RandomProjection
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder, AudioEncoderConfig, Execution
 from music_ssl_fairseq.modules.dropout import Drop, drop
 from music_ssl_fairseq.modules.pitch_filters import ConstantQ
-from music_ssl_fairseq.modules.random_projection import LogMel, RandomProjection
 from music_ssl_fairseq.modules.unit_head import UnitHead
 
 _SEMITONES = 12  # bands per octave whose random projections are units

@@ -6,7 +6,7 @@ import torchaudio
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import FrameGrid
-from music_ssl_fairseq.modules.random_projection import MEL_WINDOW, LogMel, RandomProjection
+from music_ssl_fairseq.models.random_projection import MEL_WINDOW, LogMel, RandomProjection
 from tests import tiny
 
 GRID = FrameGrid(hop=320, window=400)
