@@ -189,9 +189,14 @@ def start_server(modules: list[str]) -> None:
     before = {name: os.environ.get(name) for name in _THREADS}
     # Numerical libraries read this as they load.
     os.environ.update(dict.fromkeys(_THREADS, "1"))
+    in_main = threading.current_thread() is threading.main_thread()
+    # Inherited, so that Ctrl-C does not end the server with a traceback while it imports.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
     try:
         forkserver.ensure_running()
     finally:
+        if in_main:
+            signal.signal(signal.SIGINT, handler)
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
