@@ -120,7 +120,7 @@ def note_rows(listed: Sequence[notes.Note]) -> Rows:
 
 
 def _path(kind: str, name: str) -> str:
-    return f"audio/{kind}/{name}.opus"
+    return f"audio/{kind}/{name}.flac"
 
 
 def plan(out: Path, packages: Path, workers: int) -> tuple[Rows, Jobs, dict[str, Any]]:
