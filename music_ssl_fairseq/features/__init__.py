@@ -14,7 +14,6 @@ import numpy as np
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features.framewise import Chunk, Framewise
-from music_ssl_fairseq.features.smoothing import Smoothed
 from music_ssl_fairseq.frames import FrameGrid
 
 FRONT_ENDS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -92,7 +91,6 @@ class FeatureSpec:
         layer: for `deep`, 0 for the projected extractor output, then the Transformer's layers.
         device: where features that can run on a GPU are computed, as torch names it. Not part of
             what the features are.
-        smooth: seconds of a centred moving average over the frames; 0 for none.
 
     Raises:
         InputError: if there are no such features, or `deep` lacks what it needs.
@@ -102,7 +100,6 @@ class FeatureSpec:
     checkpoint: str | None = None
     layer: int | None = None
     device: str = "cpu"
-    smooth: float = 0.0
 
     def __post_init__(self):
         parts = self.parts
@@ -121,8 +118,6 @@ class FeatureSpec:
             set(self.sets)
         ) < len(self.sets):
             raise InputError(f"{self.name}: names the same features twice")
-        if DEEP in parts and self.smooth:
-            raise InputError(f"--smooth averages features of audio, not --features {DEEP}")
         self._check_model()
 
     def _check_model(self) -> None:
@@ -146,7 +141,7 @@ class FeatureSpec:
     @property
     def can_use_gpu(self) -> bool:
         """Whether they can be computed on a GPU."""
-        return self.name == DEEP or (self.name in ON_GPU and not self.smooth)
+        return self.name == DEEP or self.name in ON_GPU
 
     @property
     def modules(self) -> list[str]:
@@ -174,8 +169,7 @@ def front_end(features: FeatureSpec | str) -> FrontEnd:
         deep = import_module(f"{__name__}.deep")
         return deep.Deep(features.checkpoint, features.layer, features.device)
     fronts = {name: _joined(name, features.device) for name in features.sets}
-    front = fronts[features.name] if len(fronts) == 1 else _concatenation().SideBySide(fronts)
-    return Smoothed(front, features.smooth) if features.smooth else front
+    return fronts[features.name] if len(fronts) == 1 else _concatenation().SideBySide(fronts)
 
 
 def _concatenation() -> Any:

@@ -36,7 +36,6 @@ examples:
   python -m music_ssl_fairseq.label --k 2000
   python -m music_ssl_fairseq.label --k 500 --manifests manifests/jazz --labels labels/jazz --seed 1
   python -m music_ssl_fairseq.label --k 500 --features mfcc+chroma --labels labels/mfcc+chroma
-  python -m music_ssl_fairseq.label --k 100 --features chroma --smooth 2 --labels labels/tonal
   python -m music_ssl_fairseq.label --k 500 --features mfcc,chroma    # labels/mfcc, labels/chroma
   python -m music_ssl_fairseq.label --k 2000 --labels labels/deep --features deep --layer 6 \\
       --checkpoint runs/music_hubert/config/checkpoints/checkpoint_best.pt
@@ -69,14 +68,6 @@ def get_parser() -> argparse.ArgumentParser:
         "per second; several joined as in mfcc+chroma, each scaled to the same scatter; several "
         "sets of labels in one pass as in mfcc,chroma, each in LABELS/NAME; or deep, a layer of a "
         "model, mostly 50 frames per second (default: %(default)s)",
-    )
-    add(
-        "--smooth",
-        type=_seconds,
-        default=0.0,
-        metavar="SECONDS",
-        help="average the features over so many seconds around each frame before they are "
-        "clustered: chroma over 2 s gives units of harmony (default: no average)",
     )
     add(
         "--checkpoint",
@@ -233,13 +224,6 @@ def _seed(text: str) -> int:
     value = int(text)
     if not 0 <= value < 2**31:
         raise argparse.ArgumentTypeError("must be from 0 to 2147483647")
-    return value
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 60:
-        raise argparse.ArgumentTypeError("must be from 0 to 60")
     return value
 
 

@@ -106,7 +106,7 @@ def make_job(arguments: Namespace, parser: ArgumentParser, train: Manifest) -> J
                     f"--algorithm minibatch has the settings of fairseq's scripts: leave out "
                     f"--{name}, or --algorithm"
                 )
-    features = FeatureSpec(a.features, a.checkpoint, a.layer, smooth=a.smooth)
+    features = FeatureSpec(a.features, a.checkpoint, a.layer)
     on_gpu = features.can_use_gpu and a.device == "cuda"
     needed = replace(features, device="cuda" if on_gpu else "cpu").modules
     start_server([f"{__package__}.sample", f"{__package__}.assign", *needed])
@@ -195,5 +195,4 @@ def _recipe(a: Namespace, features: FeatureSpec, train: Manifest) -> Recipe:
         minibatch=a.minibatch,
         external_centroids=None if a.centroids is None else checksum(a.centroids),
         algorithm=a.algorithm,
-        smooth=a.smooth,
     )

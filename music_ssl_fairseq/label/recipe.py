@@ -27,7 +27,6 @@ class Recipe:
         minibatch: frames held at once, None for all.
         external_centroids: SHA-256 of the file that centroids were taken from, if they were not
             fitted; `given_centroids` in metadata.json.
-        smooth: seconds over which features are averaged; 0 for none.
         algorithm: `lloyd` (`kmeans.fit`), or `minibatch` (`kmeans.fit_as_fairseq`).
     """
 
@@ -44,7 +43,6 @@ class Recipe:
     minibatch: int | None = None
     external_centroids: str | None = None
     algorithm: str = "lloyd"
-    smooth: float = 0.0
 
     @property
     def settings(self) -> dict[str, object]:
@@ -68,7 +66,7 @@ WORDS = {
 }
 """What those settings are whose values say nothing to a reader."""
 
-DEFAULTS = {"algorithm": "lloyd", "smooth": 0.0}
+DEFAULTS = {"algorithm": "lloyd"}
 """Settings that older folders do not record."""
 
 

@@ -70,8 +70,6 @@ def _page(
 
 def _recipe(metadata: dict[str, Any]) -> str:
     model = f", layer {metadata['layer']}" if metadata["layer"] is not None else ""
-    if smooth := metadata.get("smooth"):
-        model += f", averaged over {smooth:g} s"
     fitted = f"fitted on {metadata['frames_fitted']:,} frames by {metadata['fitted_by']}"
     return (
         f"{metadata['features']}{model}, {metadata['dimension']} values per frame, "

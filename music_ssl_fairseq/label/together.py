@@ -65,7 +65,7 @@ def _can_share(jobs: Sequence[Job]) -> bool:
 
 
 def _spec(jobs: Sequence[Job]) -> FeatureSpec:
-    return FeatureSpec(",".join(job.features.name for job in jobs), smooth=jobs[0].features.smooth)
+    return FeatureSpec(",".join(job.features.name for job in jobs))
 
 
 @dataclass(frozen=True)

@@ -56,17 +56,6 @@ def test_sets_are_side_by_side_as_they_are():
     np.testing.assert_allclose(found, np.concatenate(parts, axis=1), rtol=1e-6)
 
 
-def test_smoothing_is_a_centred_moving_average():
-    waveform = tone(2.0)[:, 0]
-    plain = front_end("chroma").features(waveform)
-    found = front_end(FeatureSpec("chroma", smooth=0.5)).features(waveform)
-    for frame in (0, 10, 100, len(plain) - 1):
-        expected = plain[max(0, frame - 25) : frame + 26].mean(axis=0)
-        np.testing.assert_allclose(found[frame], expected, rtol=1e-5)
-    assert found.dtype == np.float32
-    assert not FeatureSpec("mfcc", smooth=0.5).can_use_gpu
-
-
 @pytest.mark.parametrize("name", FRONT_ENDS)
 def test_parts_have_about_equal_say(name):
     frames = np.concatenate([front_end(name).features(tone(8, seed=i)[:, 0]) for i in range(4)])

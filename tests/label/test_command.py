@@ -207,21 +207,6 @@ def test_errors_repeat_the_options_of_the_labels(corpus, capsys):
     assert (contents(corpus / "labels"), contents(corpus / "jazz labels")) == before
 
 
-def test_smoothed_features(corpus, capsys):
-    options = ["--k", "5", "--features", "chroma", "--labels", "tonal", "--workers", "1"]
-    assert main([*options, "--smooth", "1.5"]) == 0
-    metadata = json.loads(Path("tonal/metadata.json").read_text())
-    assert (metadata["smooth"], metadata["dimension"], metadata["label_rate"]) == (1.5, 12, 100)
-    assert "--smooth 1.5" in metadata["options"]
-    assert metadata["splits"]["train"]["mean_run_length"] > 8
-    assert "smooth 1.5 instead of 0.0" in error_of(options, capsys)
-    deep = ["--features", "deep", "--smooth", "2"]
-    assert "averages features of audio" in error_of(deep, capsys)
-    del metadata["smooth"]  # as folders made before
-    Path("tonal/metadata.json").write_text(json.dumps(metadata))
-    assert main([*options, "--stage", "fit"]) == 0
-
-
 def test_several_features_in_one_pass(finished, corpus, capsys, monkeypatch):
     """Each set is as if it were made alone, and no track is read twice."""
     asked = []
