@@ -135,20 +135,9 @@ def allow_fairseq_checkpoints() -> None:
 
     torch.serialization.add_safe_globals(
         [
-            Dictionary,
-            _TensorPlaceholder,
-            argparse.Namespace,
-            collections.defaultdict,
-            collections.OrderedDict,
-            ContainerMetadata,
-            Metadata,
-            DictConfig,
-            ListConfig,
-            AnyNode,
-            Any,
-            dict,
-            list,
-            int,
+            *(Dictionary, _TensorPlaceholder, argparse.Namespace, Any, dict, list, int),
+            *(collections.defaultdict, collections.OrderedDict),
+            *(ContainerMetadata, Metadata, DictConfig, ListConfig, AnyNode),
         ]
     )
 

@@ -1,6 +1,8 @@
 """Read audio with libsndfile (soundfile)."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import soundfile
@@ -19,22 +21,14 @@ _MAX_SAMPLES = 2**40  # libsndfile gives 2**63 - 1 for a FLAC stream that states
 
 
 class Libsndfile:
-    """An open file with the methods of `pyav.Decoder`; a context manager."""
+    """An open file with the methods of `pyav.Decoder`."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, file: soundfile.SoundFile):
         self._name = name
-        # libsndfile takes bytes, so names that are not UTF-8 open as well.
-        self._file = soundfile.SoundFile(os.fsencode(name))
-        self.num_samples: int = self._file.frames
-        self.sample_rate: int = self._file.samplerate
-        self.channels: int = self._file.channels
-        self.format: str = self._file.format
-
-    def __enter__(self) -> "Libsndfile":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
+        self._file = file
+        self.num_samples: int = file.frames
+        self.sample_rate: int = file.samplerate
+        self.channels: int = file.channels
 
     def read(self, start: int, stop: int | None) -> np.ndarray:
         """Samples `[start, stop)` at the file's own rate, mono."""
@@ -66,20 +60,21 @@ class Libsndfile:
             num_samples -= _SKIP_BLOCK_SAMPLES
 
 
-def opened(name: str) -> Libsndfile:
+@contextmanager
+def opened(name: str) -> Iterator[Libsndfile]:
     """Open a file.
 
     Raises:
         AudioError: if libsndfile does not know its format or its length.
     """
     try:
-        found = Libsndfile(name)
+        # libsndfile takes bytes, so names that are not UTF-8 open as well.
+        file = soundfile.SoundFile(os.fsencode(name))
     except soundfile.LibsndfileError as error:
         raise AudioError(name, f"libsndfile: {error.error_string}") from None
-    if found.format == "RAW":  # anything at all whose name ends in .au, .snd, .vox or .gsm
-        with found:
+    with file:
+        if file.format == "RAW":  # anything at all whose name ends in .au, .snd, .vox or .gsm
             raise AudioError(name, "libsndfile: its first bytes are of no known format")
-    if not 0 <= found.num_samples <= _MAX_SAMPLES:
-        with found:
+        if not 0 <= file.frames <= _MAX_SAMPLES:
             raise AudioError(name, "libsndfile: it states no length")
-    return found
+        yield Libsndfile(name, file)

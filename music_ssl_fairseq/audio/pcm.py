@@ -7,7 +7,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Pcm:
-    """Uncompressed samples in a file, little-endian; read like a `Decoder`, as a context manager.
+    """Uncompressed samples in a file, little-endian; read like a `Decoder`.
 
     Attributes:
         offset: bytes before the first sample.
@@ -22,12 +22,6 @@ class Pcm:
     channels: int
     bits: int
     is_float: bool
-
-    def __enter__(self) -> "Pcm":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
 
     def read(self, start: int, stop: int | None) -> np.ndarray:
         """Return the samples `[start, stop)`, mono: `[T]` float32, fewer only at the end."""

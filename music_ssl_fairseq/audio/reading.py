@@ -4,7 +4,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from math import gcd
 
@@ -45,7 +45,7 @@ def probe(path: str | os.PathLike) -> AudioInfo:
     Raises:
         AudioError: if the file is missing, empty or not audio, or its header is wrong.
     """
-    file = _File(path)
+    file = _existing(path)
     with _open(file) as source:
         if isinstance(source, Decoder):
             return _measured(file)
@@ -70,7 +70,7 @@ def read(
         AudioError: if the file is missing, not audio, over 20 ms shorter than its header says,
             or holds samples that no recording has: see `refuse_bad_samples`.
     """
-    file = _File(path)
+    file = _existing(path)
     stop = None if num_samples is None else start + num_samples
     with _open(file) as source:
         try:
@@ -84,6 +84,7 @@ def read(
     return waveform
 
 
+@dataclass(frozen=True)
 class _File:
     """An existing file and its header.
 
@@ -91,38 +92,33 @@ class _File:
         identity: changes when another file takes the name, or the file itself changes.
     """
 
-    def __init__(self, path: str | os.PathLike):
-        self.name = os.fspath(path)
-        try:
-            status = os.stat(self.name)
-            if not stat.S_ISREG(status.st_mode):
-                raise AudioError(self.name, "not a regular file")
-            if status.st_size == 0:
-                raise AudioError(self.name, "the file is empty (0 bytes)")
-            self.header: AudioHeader = read_header(self.name)
-        except FileNotFoundError:
-            raise AudioError(self.name, "no such file") from None
-        except OSError as error:
-            raise AudioError(self.name, error.strerror or str(error)) from None
-        except ValueError as error:
-            if isinstance(error, AudioError):
-                raise
-            raise AudioError(self.name, f"not a name of a file ({error})") from None
-        self.identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    name: str
+    identity: tuple[int, ...]
+    header: AudioHeader = field(compare=False)
 
     def decoder(self):
         """Open the file with PyAV, as a context manager."""
         return pyav.opened(self.name, self.header, self.identity)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _File) and self._key == other._key
 
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-    @property
-    def _key(self) -> tuple:
-        return self.name, self.identity
+def _existing(path: str | os.PathLike) -> _File:
+    name = os.fspath(path)
+    try:
+        status = os.stat(name)
+        if not stat.S_ISREG(status.st_mode):
+            raise AudioError(name, "not a regular file")
+        if status.st_size == 0:
+            raise AudioError(name, "the file is empty (0 bytes)")
+        identity = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+        return _File(name, identity, read_header(name))
+    except FileNotFoundError:
+        raise AudioError(name, "no such file") from None
+    except OSError as error:
+        raise AudioError(name, error.strerror or str(error)) from None
+    except AudioError:
+        raise
+    except ValueError as error:
+        raise AudioError(name, f"not a name of a file ({error})") from None
 
 
 _Opened = Libsndfile | Decoder | Pcm

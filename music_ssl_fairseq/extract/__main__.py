@@ -95,10 +95,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="audio that goes through the model together (default: 480 on a GPU, which takes about "
         "10 GB with a base model; 30 on a CPU)",
     )
-    add(
-        "--device",
-        help="cpu, cuda or cuda:N (default: cuda if there is a GPU)",
-    )
+    add("--device", help="cpu, cuda or cuda:N (default: cuda if there is a GPU)")
     add(
         "--precision",
         choices=["auto", "bf16", "fp32"],

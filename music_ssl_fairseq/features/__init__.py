@@ -4,17 +4,16 @@
 front end, and imports its module only then. `features.track` applies it to a file of any length.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
-from typing import Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.features.framewise import Chunk, Framewise
-from music_ssl_fairseq.frames import FrameGrid
+from music_ssl_fairseq.features.framewise import Framewise
+
+if TYPE_CHECKING:
+    from music_ssl_fairseq.features.deep import Deep
 
 FRONT_ENDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mfcc": ("mfcc", "Mfcc", {}),
@@ -36,48 +35,8 @@ DEEP = "deep"
 """The name of a model's layer, which needs a checkpoint as well."""
 
 
-class FrontEnd(Protocol):
-    """Turns 16 kHz audio into features.
-
-    Attributes:
-        grid: which samples each frame covers.
-        frame_rate: frames per second; the `label_rate` of labels made from them.
-        dimension: values per frame.
-        chunk_frames: frames of a long track to ask for at once, for memory.
-        together: frames to ask for at least; fewer would hardly take less time.
-        fingerprint: of the checkpoint whose layer this is, None for all other features.
-    """
-
-    grid: FrameGrid
-    frame_rate: float
-    dimension: int
-    chunk_frames: int
-    together: int
-    fingerprint: str | None
-
-    def features(self, waveform: np.ndarray) -> np.ndarray:
-        """`[T]` float32 at 16 kHz to `[grid.num_frames(T), dimension]` float32."""
-        ...
-
-    def span(self, num_samples: int, first: int, last: int) -> tuple[int, int]:
-        """The samples `[start, stop)` that frames `[first, last)` of a track need.
-
-        Args:
-            num_samples: of the whole track.
-        """
-        ...
-
-    def features_of(self, chunks: Sequence[Chunk]) -> list[np.ndarray]:
-        """`[last - first, dimension]` float32 of each chunk.
-
-        They are those frames of the whole track, whichever chunk they are asked for in, and
-        whatever other chunks are there (see `features.track` for reading chunks).
-        """
-        ...
-
-    def features_at(self, chunk: Chunk, frames: np.ndarray) -> np.ndarray:
-        """`[n, dimension]` float32 of some frames of a chunk, `[n]` int64 and ascending."""
-        ...
+FrontEnd: TypeAlias = "Framewise | Deep"
+"""Turns 16 kHz audio into features: the methods of `Framewise`, which `Deep` has as well."""
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ class FeatureJob:
         """Yield each item's `_Start`, and after it the features of its requests."""
         while entries := ahead.take(_CHUNKS_PER_GPU_BATCH):
             chunks = [entry.chunk for entry in entries if isinstance(entry.chunk, Chunk)]
-            tensors = iter(self.front.tensors_of(chunks))  # type: ignore[attr-defined]
+            tensors = iter(self.front.tensors_of(chunks))  # type: ignore[union-attr]
             for start, request, chunk in entries:
                 if start is not None:
                     yield start

@@ -7,13 +7,7 @@ import numpy as np
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features.framewise import Framewise
 
-SCATTER = {
-    "mfcc": 2500.0,
-    "mfcc60": 2900.0,
-    "logmel": 1200.0,
-    "chroma": 0.94,
-    "cqt": 18000.0,
-}
+SCATTER = {"mfcc": 2500.0, "mfcc60": 2900.0, "logmel": 1200.0, "chroma": 0.94, "cqt": 18000.0}
 """Mean squared distance of a frame from the mean frame, over the soundtracks of three games
 (`python -m tests.benchmarks.features`). Constants, and not measured on each corpus: a frame then
 has the same features wherever it is, and nothing has to be computed before the first one."""
@@ -45,10 +39,7 @@ class SideBySide(Framewise):
 
     def features(self, waveform: np.ndarray) -> np.ndarray:
         """`[T]` float32 at 16 kHz to `[frames, dimension]` float32, parts in order."""
-        return np.concatenate(
-            [self._values(name, waveform) for name in self.parts],
-            axis=1,
-        )
+        return np.concatenate([self._values(name, waveform) for name in self.parts], axis=1)
 
     def _values(self, name: str, waveform: np.ndarray) -> np.ndarray:
         return self.parts[name].features(waveform)

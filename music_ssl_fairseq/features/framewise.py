@@ -36,9 +36,12 @@ class Framewise:
 
     Attributes:
         grid: which samples each frame covers.
-        frame_rate: frames per second.
+        frame_rate: frames per second; the `label_rate` of labels made from them.
         dimension: values per frame.
         context: frames on either side that a frame's values depend on.
+        chunk_frames: frames of a long track to ask for at once, for memory.
+        together: frames to ask for at least; fewer would hardly take less time.
+        fingerprint: of the checkpoint whose layer this is, None for all other features.
     """
 
     grid: FrameGrid
@@ -61,7 +64,10 @@ class Framewise:
         return begin, begin + self.grid.num_samples(stop - start)
 
     def features_of(self, chunks: Sequence[Chunk]) -> list[np.ndarray]:
-        """`[last - first, dimension]` float32 of each chunk: those frames of the whole track."""
+        """`[last - first, dimension]` float32 of each chunk: those frames of the whole track.
+
+        They do not depend on the chunk that they are asked for in, nor on other chunks.
+        """
         found = []
         for chunk in chunks:
             offset = chunk.start // self.grid.hop

@@ -21,6 +21,7 @@ from music_ssl_fairseq.probing.scoring.predictions import Predictions
 from music_ssl_fairseq.probing.scoring.ranking import RANKINGS
 
 _WEIGHTS_AT_ONCE = 2_000_000
+_SHARE = 0.95  # of the resamples within the interval
 
 
 def interval(
@@ -30,20 +31,18 @@ def interval(
     targets: tuple[str, ...] = (),
     resamples: int = 1000,
     seed: int = 0,
-    share: float = 0.95,
 ) -> tuple[float, float]:
-    """Compute the percentile interval of a metric; of a ranking, shifted by the resamples' bias.
+    """Compute the 95 % interval of a metric; of a ranking, shifted by the resamples' bias.
 
     Args:
         metric: a name of `metrics.evaluate`.
         classes, targets: names, from the task's spec.
-        share: share of the resamples within the interval.
 
     Returns:
         Both ends, within the metric's range; NaN if the metric itself is NaN.
     """
     values = _resampled(metric, predictions, classes, targets, resamples, seed)
-    low, high = _ends(metric, values, share)
+    low, high = _ends(metric, values)
     least = -np.inf if metric.startswith("r2") else 0.0
     return float(np.clip(low, least, 1.0)), float(np.clip(high, least, 1.0))
 
@@ -56,7 +55,6 @@ def difference(
     targets: tuple[str, ...] = (),
     resamples: int = 1000,
     seed: int = 0,
-    share: float = 0.95,
 ) -> tuple[float, float, float]:
     """Compute `one` minus `other` and the ends of its interval.
 
@@ -64,7 +62,7 @@ def difference(
     """
     values = _resampled(metric, one, classes, targets, resamples, seed)
     values -= _resampled(metric, other, classes, targets, resamples, seed)
-    return (float(values[0]), *_ends(metric, values, share))
+    return (float(values[0]), *_ends(metric, values))
 
 
 def _resampled(
@@ -85,13 +83,13 @@ def _resampled(
     )
 
 
-def _ends(metric: str, values: np.ndarray, share: float) -> tuple[float, float]:
+def _ends(metric: str, values: np.ndarray) -> tuple[float, float]:
     """Compute the interval's ends from the metric itself and those of the resamples."""
     point, drawn = values[0], values[1:][np.isfinite(values[1:])]
     if not (np.isfinite(point) and len(drawn)):
         return float("nan"), float("nan")
     bias = drawn.mean() - point if metric in RANKINGS else 0.0
-    low, high = np.quantile(drawn, [(1 - share) / 2, (1 + share) / 2]) - bias
+    low, high = np.quantile(drawn, [(1 - _SHARE) / 2, (1 + _SHARE) / 2]) - bias
     return float(low), float(high)
 
 

@@ -124,11 +124,6 @@ def comma_separated(probes: Sequence[Probe]) -> str:
     for model in PUBLISHED:
         for (task, metric), value in model.figures().items():
             if task in tasks:
-                about = {
-                    "source": model.source,
-                    "model": model.model,
-                    "task": task,
-                    "metric": metric,
-                }
-                lines.writerow({**about, "value": round(value, 4)})
+                cells = (model.source, model.model, task, metric, round(value, 4))
+                lines.writerow(dict(zip(CSV_FIELDS, cells, strict=False)))
     return text.getvalue()

@@ -34,13 +34,7 @@ def _plain_data() -> list[Any]:
     scalar = np.float64(0).__reduce__()[0]
     # None of compat's: these are refused again after the file is read.
     return [
-        np.dtype,
-        *numbers,
-        scalar,
-        # Its place before numpy 2.
-        (scalar, "numpy.core.multiarray.scalar"),
-        nodes.StringNode,
-        nodes.IntegerNode,
-        nodes.FloatNode,
-        nodes.BooleanNode,
+        *(np.dtype, *numbers, scalar),
+        (scalar, "numpy.core.multiarray.scalar"),  # its place before numpy 2
+        *(nodes.StringNode, nodes.IntegerNode, nodes.FloatNode, nodes.BooleanNode),
     ]
