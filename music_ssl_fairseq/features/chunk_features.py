@@ -4,10 +4,11 @@ A GPU computes faster than one thread decodes. There, threads read ahead, and th
 have read go through the model together. The values do not depend on what shares a batch.
 """
 
+import itertools
+import queue
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,21 +32,6 @@ class Request(NamedTuple):
     first: int
     last: int
     frames: np.ndarray | None = None
-
-
-class _Start(NamedTuple):
-    """An item, and how many requests of it follow."""
-
-    item: Any
-    requests: int
-
-
-class _Entry(NamedTuple):
-    """A request with the audio that it needs; `start` if it is the first of an item."""
-
-    start: _Start | None
-    request: Request | None
-    chunk: Chunk | AudioError | None
 
 
 @dataclass(frozen=True)
@@ -72,14 +58,26 @@ class FeatureJob:
         """Yield the results of items, in order; on a GPU, the next ones are read meanwhile."""
         if not self._on_gpu:
             for item in items:
-                entries = (self._read(_Entry(None, each, None)) for each in self.requests(item))
-                yield self.collect(item, map(self._compute, entries))
+                read = map(self._read, self.requests(item))
+                yield self.collect(item, itertools.starmap(self._compute, read))
             return
+        arriving: queue.SimpleQueue[Any] = queue.SimpleQueue()  # items, and None at their end
+
+        def requests() -> Iterator[Request]:
+            try:
+                for item in items:
+                    found = self.requests(item)
+                    arriving.put((item, len(found)))
+                    yield from found
+            finally:
+                arriving.put(None)
+
         threads = min(_MAX_READERS, available_cpus())
-        with ReadAhead(self._read, self._entries(items), threads, _READ_AHEAD_CHUNKS) as ahead:
-            events = self._events(ahead)
-            for start in events:
-                yield self.collect(start.item, islice(events, start.requests))
+        with ReadAhead(self._read, requests(), threads, _READ_AHEAD_CHUNKS) as ahead:
+            features = self._compute_together(ahead)
+            for item, count in iter(arriving.get, None):
+                yield self.collect(item, itertools.islice(features, count))
+            next(features, None)  # raises what `items` raised
 
     def __call__(self, item: Any) -> Any:
         """Return one item's result."""
@@ -104,42 +102,26 @@ class FeatureJob:
         """The front end of this process."""
         return front_end(self.features)
 
-    def _entries(self, items: Iterable[Any]) -> Iterator[_Entry]:
-        for item in items:
-            requests = self.requests(item)
-            start = _Start(item, len(requests))
-            yield _Entry(start, requests[0] if requests else None, None)
-            yield from (_Entry(None, request, None) for request in requests[1:])
-
-    def _read(self, entry: _Entry) -> _Entry:
-        request = entry.request
-        if request is None:
-            return entry
+    def _read(self, request: Request) -> tuple[Request, Chunk | AudioError]:
         try:
             check_length(request.track)
-            chunk = read_chunk(self.front, request.track, request.first, request.last)
+            return request, read_chunk(self.front, request.track, request.first, request.last)
         except AudioError as error:
-            return entry._replace(chunk=error)
-        return entry._replace(chunk=chunk)
+            return request, error
 
-    def _compute(self, entry: _Entry) -> Any:
-        request, chunk = entry.request, entry.chunk
-        if request is None or not isinstance(chunk, Chunk):
+    def _compute(self, request: Request, chunk: Chunk | AudioError) -> Any:
+        if isinstance(chunk, AudioError):
             return chunk
         if request.frames is None:
             return self.front.features_of([chunk])[0]
         return self.front.features_at(chunk, request.frames)
 
-    def _events(self, ahead: "ReadAhead[_Entry, _Entry]") -> Iterator[Any]:
-        """Yield each item's `_Start`, and after it the features of its requests."""
-        while entries := ahead.take(_CHUNKS_PER_GPU_BATCH):
-            chunks = [entry.chunk for entry in entries if isinstance(entry.chunk, Chunk)]
+    def _compute_together(self, ahead: ReadAhead[Request, Any]) -> Iterator[Any]:
+        """Yield the same in batches, as tensors on the GPU."""
+        while read := ahead.take(_CHUNKS_PER_GPU_BATCH):
+            chunks = [chunk for _, chunk in read if isinstance(chunk, Chunk)]
             tensors = iter(self.front.tensors_of(chunks))  # type: ignore[union-attr]
-            for start, request, chunk in entries:
-                if start is not None:
-                    yield start
-                if request is None:
-                    continue
+            for request, chunk in read:
                 if isinstance(chunk, AudioError):
                     yield chunk
                     continue

@@ -13,6 +13,7 @@ from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE
 from music_ssl_fairseq.jobs.checkpoint_dir import Block, CheckpointDir
 from music_ssl_fairseq.jobs.pool import WorkerPool, ordered
+from music_ssl_fairseq.jobs.shards import cut_blocks
 
 _MAX_UNREADABLE = 20  # tracks after which the job stops
 
@@ -24,19 +25,21 @@ class BlockJob:
     Attributes:
         name: of its files in the checkpoint dir.
         description: beside its progress bar.
-        blocks: ranges of tracks, see `shards.cut_blocks`.
-        num_samples: `[tracks]` at 16 kHz, for the progress.
+        num_samples: `[tracks]` at 16 kHz.
         item: what the job is given for a track.
         skip_unreadable: count a track that cannot be read as one with an empty result.
+        blocks: ranges of tracks, which follow from `num_samples`.
     """
 
     name: str
     description: str
-    blocks: Sequence[range]
     num_samples: np.ndarray
     item: Callable[[int], Any]
     skip_unreadable: bool = False
-    errors: dict[int, AudioError] = field(default_factory=dict)
+    errors: dict[int, AudioError] = field(default_factory=dict, init=False)
+
+    def __post_init__(self):
+        self.blocks = cut_blocks(self.num_samples)
 
     def run(self, done: CheckpointDir, numbers: Sequence[int], job: Any, pool: WorkerPool) -> None:
         """Do those blocks of `numbers` that are not in `done` yet.

@@ -6,6 +6,7 @@ exist at once, because workers end before K-means begins.
 """
 
 import re
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 from music_ssl_fairseq.errors import InputError
@@ -23,11 +24,11 @@ def parse_size(text: str) -> int:
     """Parse `4G`, `512M`, `2.5GiB` or a number of bytes, into bytes. Units are powers of 1024.
 
     Raises:
-        ValueError: if it is none of these, or zero.
+        ArgumentTypeError: if it is none of these, or zero.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if match is None or float(match[1]) == 0:
-        raise ValueError(f"{text!r} is not a size such as 4G or 512M")
+        raise ArgumentTypeError(f"{text!r} is not a size such as 4G or 512M")
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 

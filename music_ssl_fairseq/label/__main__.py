@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from music_ssl_fairseq.cli import example, exit_status, new_parser
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.jobs.memory import parse_size
 from music_ssl_fairseq.label.recipe import ALGORITHMS, MAX_FRAMES
 from music_ssl_fairseq.runtime.cpus import available_cpus
 from music_ssl_fairseq.runtime.optional import optional
@@ -118,7 +119,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add(
         "--memory",
-        type=_size,
+        type=parse_size,
         default=_MEMORY,
         metavar="SIZE",
         help="what all processes may hold together, such as 512M or 16G; bounds the frames that "
@@ -227,15 +228,6 @@ def _seed(text: str) -> int:
     return value
 
 
-def _size(text: str) -> int:
-    from music_ssl_fairseq.jobs.memory import parse_size
-
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line says; see `get_parser`.
 
@@ -265,7 +257,11 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.stage != "fit":
             _summarise(job.folder, splits)
         if reports:
-            _report(job, splits)
+            from music_ssl_fairseq.label.report import write_report
+
+            folder = job.folder
+            page = write_report(folder.path, folder.metadata, splits, job.pool.workers)
+            print(f"report: {page}")
     if arguments.stage is None:
         _show_next(arguments.manifests, [job.folder.path for job in jobs])
 
@@ -301,13 +297,6 @@ def _assign(job: "Job", splits: dict[str, "Manifest"]) -> bool:
     else:
         print(f"{job.shard} is done; the last shard to end joins all parts")
     return all(finished)
-
-
-def _report(job: "Job", splits: dict[str, "Manifest"]) -> None:
-    from music_ssl_fairseq.label.report import write_report
-
-    folder = job.folder
-    print(f"report: {write_report(folder.path, folder.metadata, splits, job.pool.workers)}")
 
 
 def _manifests(where: Path) -> dict[str, "Manifest"]:

@@ -37,16 +37,3 @@ def load_centroids(file: Path) -> np.ndarray:
     if centroids.dtype.kind not in "fiu" or not np.isfinite(centroids).all():
         raise InputError(f"{file}: centroids must be finite numbers")
     return np.array(centroids, np.float32, order="C")
-
-
-def check_dimension(file: Path, centroids: np.ndarray, dimension: int, features: str) -> None:
-    """Compare centroids with the features that they are to be assigned to.
-
-    Raises:
-        InputError: if they differ.
-    """
-    if centroids.shape[1] != dimension:
-        raise InputError(
-            f"{file}: {len(centroids)} centroids of {centroids.shape[1]} values, but {features} "
-            f"has {dimension} per frame: they are of other features"
-        )

@@ -10,13 +10,13 @@ import numpy as np
 from tqdm import tqdm
 
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.errors import AudioError
+from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.jobs.blocks import BlockJob
 from music_ssl_fairseq.jobs.checkpoint_dir import CheckpointDir
 from music_ssl_fairseq.jobs.pool import ordered
-from music_ssl_fairseq.jobs.shards import cut_blocks, in_own_order
+from music_ssl_fairseq.jobs.shards import in_own_order
 from music_ssl_fairseq.label import kmeans, minibatch
-from music_ssl_fairseq.label.external_centroids import check_dimension, load_centroids
+from music_ssl_fairseq.label.external_centroids import load_centroids
 from music_ssl_fairseq.label.job import Job
 from music_ssl_fairseq.label.kmeans import KMeansState
 from music_ssl_fairseq.label.sample import Part, Reader, Sample
@@ -56,10 +56,10 @@ def fit_centroids(job: Job, manifest: Manifest) -> None:
 def sample_blocks(job: Job, sample: Sample, done: CheckpointDir, reader: Reader) -> int:
     """Sample the frames of all blocks, saved in `done`; return how many blocks there are."""
     num_samples = sample.manifest.num_samples
-    blocks = cut_blocks(num_samples)
-    sampling = BlockJob(SAMPLE, "sampling", blocks, num_samples, sample.part, job.skip_unreadable)
-    sampling.run(done, in_own_order(len(blocks), job.shard), reader, job.pool)
-    return len(blocks)
+    sampling = BlockJob(SAMPLE, "sampling", num_samples, sample.part, job.skip_unreadable)
+    num_blocks = len(sampling.blocks)
+    sampling.run(done, in_own_order(num_blocks, job.shard), reader, job.pool)
+    return num_blocks
 
 
 def choose_sample(job: Job, manifest: Manifest) -> tuple[Sample, Sample]:
@@ -79,7 +79,12 @@ def take_centroids(job: Job, file: Path) -> None:
         InputError: if they are not of the job's features.
     """
     centroids = load_centroids(file)
-    check_dimension(file, centroids, job.front.dimension, job.features.name)
+    k, dimension = centroids.shape
+    if dimension != job.front.dimension:
+        raise InputError(
+            f"{file}: {k} centroids of {dimension} values, but {job.features.name} has "
+            f"{job.front.dimension} per frame: they are of other features"
+        )
     job.folder.make()
     with job.folder.checkpoints.locked(FIT_LOCK):
         job.folder.reload()
@@ -115,13 +120,13 @@ def _fit(job: Job, frames: np.ndarray) -> tuple[KMeansState, str]:
         file=sys.stderr,
     )
     if recipe.algorithm == "minibatch":
-        return kmeans.fit_as_fairseq(frames, job.options)
+        return kmeans.fit_as_fairseq(frames, recipe)
     file = checkpoints.path / "fit.npz"
     found = checkpoints.load_arrays(file)
     lloyd, by = kmeans.choose_lloyd(job.device, job.threads)
     return kmeans.fit(
         frames,
-        job.options,
+        recipe,
         lloyd,
         watch=lambda state: checkpoints.save_arrays(file, **state._asdict()),
         begun=KMeansState(**found) if found else None,

@@ -14,7 +14,6 @@ from music_ssl_fairseq.jobs.pool import WorkerPool, start_server
 from music_ssl_fairseq.jobs.shards import Shard, choose_shard
 from music_ssl_fairseq.label.external_centroids import load_centroids
 from music_ssl_fairseq.label.folder import LabelFolder
-from music_ssl_fairseq.label.kmeans import Options
 from music_ssl_fairseq.label.recipe import MAX_FRAMES, Recipe, fingerprint
 from music_ssl_fairseq.runtime.files import checksum
 
@@ -53,12 +52,6 @@ class Job:
     def front(self) -> FrontEnd:
         """The front end, to ask about; workers have their own."""
         return front_end(replace(self.features, device="cpu"))
-
-    @property
-    def options(self) -> Options:
-        """The settings of K-means."""
-        recipe = self.recipe
-        return Options(recipe.k, recipe.seed, recipe.iterations, recipe.init, recipe.restarts)
 
 
 def make_jobs(arguments: Namespace, parser: ArgumentParser, train: Manifest) -> list[Job]:

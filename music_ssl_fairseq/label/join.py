@@ -3,9 +3,7 @@
 Training takes the memory map (`data.unit_memmap`) instead of the text, as long as it is no older.
 """
 
-import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -61,10 +59,9 @@ def join(work: CheckpointDir, stage: str, num_blocks: int, target: Path, k: int)
         atomic_path(target) as text_file,
     ):
         np.save(offsets_file, offsets)
-        with (
-            text_file.open("wb") as text,
-            _array_file(units_file, unit_type(k), int(offsets[-1])) as array,
-        ):
+        # Not through a memory map, where a full disk kills the process without a message.
+        with text_file.open("wb") as text, units_file.open("wb") as array:
+            write_header(array, np.dtype(unit_type(k)), (int(offsets[-1]),))
             for number in range(num_blocks):
                 _join_block(work, stage, number, text, array, joined)
         # Not older than the text, however long the system takes to write them.
@@ -95,14 +92,3 @@ def _join_block(
         if len(units) and np.bincount(units).max() > _MONOTONOUS_SHARE * len(units):
             joined.monotonous.append(joined.usage.tracks)
         joined.usage.add(units)
-
-
-@contextlib.contextmanager
-def _array_file(path: Path, dtype: type[np.unsignedinteger], size: int) -> Iterator[BinaryIO]:
-    """Open a .npy file of one dimension, to write its values to.
-
-    Not through a memory map, where a full disk kills the process without a message.
-    """
-    with path.open("wb") as handle:
-        write_header(handle, np.dtype(dtype), (size,))
-        yield handle

@@ -9,6 +9,7 @@ replaces ten (`python -m tests.benchmarks.kmeans`).
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -157,9 +158,11 @@ def choose_lloyd(device: str, threads: int) -> tuple[Lloyd, str]:
         threads: of faiss; the result does not depend on them.
     """
     if device != "cpu":
-        from music_ssl_fairseq.label import torch_kmeans
+        import torch
 
-        return torch_kmeans.lloyd_on(device), torch_kmeans.description(device)
+        from music_ssl_fairseq.label.torch_kmeans import lloyd
+
+        return partial(lloyd, device), f"torch {torch.__version__} ({device})"
     faiss = import_faiss()
     faiss.omp_set_num_threads(threads)
     return _faiss_lloyd, f"faiss {faiss.__version__}"

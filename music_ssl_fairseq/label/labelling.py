@@ -7,7 +7,6 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features.track import Track
 from music_ssl_fairseq.jobs.blocks import BlockJob
 from music_ssl_fairseq.jobs.checkpoint_dir import CheckpointDir
-from music_ssl_fairseq.jobs.shards import cut_blocks
 from music_ssl_fairseq.label.assign import Labeller
 from music_ssl_fairseq.label.fitting import FIT_LOCK
 from music_ssl_fairseq.label.job import Job
@@ -54,12 +53,12 @@ def assign_blocks(
     job: Job, split: str, manifest: Manifest, name: str, done: CheckpointDir, labeller: Labeller
 ) -> int:
     """Assign units in this shard's blocks of a split, saved in `done`; return the number of all."""
-    blocks = cut_blocks(manifest.num_samples)
 
     def track(index: int) -> Track:
         return Track(manifest.path(index), int(manifest.num_samples[index]))
 
-    labelling = BlockJob(name, split, blocks, manifest.num_samples, track, job.skip_unreadable)
-    mine = range(job.shard.index, len(blocks), job.shard.count)
+    labelling = BlockJob(name, split, manifest.num_samples, track, job.skip_unreadable)
+    num_blocks = len(labelling.blocks)
+    mine = range(job.shard.index, num_blocks, job.shard.count)
     labelling.run(done, mine, labeller, job.pool)
-    return len(blocks)
+    return num_blocks

@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 
 from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.label.kmeans import Options
 from music_ssl_fairseq.runtime.files import checksum
 
 ALGORITHMS = ("lloyd", "minibatch")
@@ -12,18 +13,15 @@ MAX_FRAMES = 1_000_000
 """Frames that K-means is fitted on, unless the command line says otherwise."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """The settings of a set of labels. Labels of equal recipes are equal.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe(Options):
+    """The settings of a set of labels: those of K-means, and these. Equal ones give equal labels.
 
     Attributes:
         train_manifest: SHA-256 of the manifest that frames are sampled from.
         checkpoint: fingerprint of the model of deep features.
         layer: of that model.
         max_frames: frames fitted on at most.
-        iterations: of K-means, at most.
-        init: see `kmeans.Options`.
-        restarts: complete fits to choose from.
         minibatch: frames held at once, None for all.
         external_centroids: SHA-256 of the file that centroids were taken from, if they were not
             fitted; `given_centroids` in metadata.json.
@@ -31,15 +29,10 @@ class Recipe:
     """
 
     features: str
-    k: int
-    seed: int
-    iterations: int
     max_frames: int
     train_manifest: str
     checkpoint: str | None = None
     layer: int | None = None
-    init: str = "kmeans++"
-    restarts: int = 1
     minibatch: int | None = None
     external_centroids: str | None = None
     algorithm: str = "lloyd"

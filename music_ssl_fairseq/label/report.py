@@ -9,7 +9,7 @@ from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.frames import label_hop
 from music_ssl_fairseq.label import report_pictures as pictures
-from music_ssl_fairseq.label.information import Information, mutual_information, quantiles
+from music_ssl_fairseq.label.information import mutual_information, quantiles
 from music_ssl_fairseq.label.report_samples import ReportSamples, draw_samples
 from music_ssl_fairseq.label.usage import Usage
 from music_ssl_fairseq.runtime.files import atomic_path
@@ -122,7 +122,11 @@ def _information(samples: ReportSamples, label_rate: float) -> str:
         ),
     }
     lines = ["| | mutual information | of |", "|---|---|---|"]
-    lines += [_information_row(name, found) for name, found in about.items()]
+    lines += [
+        f"| {name} | {found.bits:.3f} bits "
+        f"| {100 * found.share:.1f} % of {found.entropy:.2f} bits |"
+        for name, found in about.items()
+    ]
     minutes = len(samples.units) / label_rate / 60
     note = (
         f"From excerpts of {minutes:.1f} minutes of train, of which "
@@ -130,11 +134,6 @@ def _information(samples: ReportSamples, label_rate: float) -> str:
         "(Miller-Madow)."
     )
     return "\n".join(lines) + "\n\n" + note
-
-
-def _information_row(name: str, found: Information) -> str:
-    share = f"{100 * found.share:.1f} % of {found.entropy:.2f} bits"
-    return f"| {name} | {found.bits:.3f} bits | {share} |"
 
 
 def _examples(samples: ReportSamples, units: list[int]) -> str:

@@ -1,16 +1,13 @@
 """Draw the pictures of a report."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from music_ssl_fairseq.label.report_samples import ReportSamples
 from music_ssl_fairseq.runtime.files import atomic_path
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _BLUE, _VERMILION, _GREY = "#0072B2", "#D55E00", "#999999"
 _REACH_SECONDS = 0.15  # before and after the middle of an example
@@ -18,26 +15,16 @@ _EXAMPLES_PER_UNIT = 10
 _UNITS = 8
 
 
-def new_figure(width: float, height: float) -> "Figure":
-    """Return a figure that needs no display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def save(figure: "Figure", file: Path) -> None:
+def save(figure: Figure, file: Path) -> None:
     """Write a figure atomically."""
     with atomic_path(file) as temporary:
         # Without the version of matplotlib: equal labels, equal files.
         figure.savefig(temporary, dpi=110, metadata={"Software": None})
 
 
-def draw_inertia(metadata: dict[str, Any]) -> "Figure":
+def draw_inertia(metadata: dict[str, Any]) -> Figure:
     """Draw the mean squared distance of a frame to its centroid before each iteration."""
-    figure = new_figure(7, 3.2)
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for axes, key, title in (
         (left, "coarse_inertia_curve", "on a part of the frames"),
@@ -46,15 +33,14 @@ def draw_inertia(metadata: dict[str, Any]) -> "Figure":
         curve = metadata[key]
         axes.plot(range(1, len(curve) + 1), curve, "o-", markersize=3, color=_BLUE)
         axes.set_title(title, fontsize=10)
-        axes.set_xlabel("iteration")
-        axes.set_ylabel("inertia per frame")
+        axes.set(xlabel="iteration", ylabel="inertia per frame")
         axes.grid(alpha=0.3)
     return figure
 
 
-def draw_usage(counts: dict[str, np.ndarray]) -> "Figure":
+def draw_usage(counts: dict[str, np.ndarray]) -> Figure:
     """Draw the share of each unit, the most frequent first, for each split."""
-    figure = new_figure(7, 3.2)
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.subplots()
     for (split, count), colour in zip(counts.items(), (_BLUE, _VERMILION), strict=False):
         shares = np.sort(count)[::-1] / max(1, count.sum())
@@ -62,8 +48,7 @@ def draw_usage(counts: dict[str, np.ndarray]) -> "Figure":
         axes.lines[-1].set_label(split)
     axes.axhline(1 / len(shares), color=_GREY, linestyle=":", label="equal use")
     axes.set_ylim(bottom=max(1e-8, min(1 / max(1, c.sum()) for c in counts.values()) / 2))
-    axes.set_xlabel("unit, by frequency")
-    axes.set_ylabel("share of all labels")
+    axes.set(xlabel="unit, by frequency", ylabel="share of all labels")
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
     return figure
@@ -78,9 +63,9 @@ def choose_units(samples: ReportSamples, k: int) -> list[int]:
     return known[np.unique(places)].tolist()
 
 
-def draw_units(samples: ReportSamples, units: list[int], label_rate: float) -> "Figure":
+def draw_units(samples: ReportSamples, units: list[int], label_rate: float) -> Figure:
     """Draw for each unit a strip of log-mel spectrograms around places where it occurs."""
-    figure = new_figure(9, 0.5 + 1.15 * len(units))
+    figure = Figure(figsize=(9, 0.5 + 1.15 * len(units)), layout="constrained")
     low, high = np.percentile(samples.log_mel.astype(np.float32), (5, 99.5))
     for axes, unit in zip(figure.subplots(len(units), 1, squeeze=False)[:, 0], units, strict=True):
         strip = _strip(samples, unit, max(1, round(_REACH_SECONDS * label_rate)))
@@ -88,13 +73,8 @@ def draw_units(samples: ReportSamples, units: list[int], label_rate: float) -> "
             strip.T, origin="lower", aspect="auto", vmin=low, vmax=high, interpolation="nearest"
         )
         axes.set_ylabel(f"unit {unit}", rotation=0, ha="right", va="center")
-        _bare(axes)
+        axes.set(xticks=[], yticks=[])
     return figure
-
-
-def _bare(axes: "Axes") -> None:
-    axes.set_xticks([])
-    axes.set_yticks([])
 
 
 def _strip(samples: ReportSamples, unit: int, reach: int) -> np.ndarray:

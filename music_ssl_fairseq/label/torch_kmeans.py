@@ -5,7 +5,6 @@ matrix products as well: adding them up with atomics would give other digits in 
 """
 
 from collections.abc import Iterator
-from functools import partial
 
 import numpy as np
 import torch
@@ -52,20 +51,11 @@ class TorchNearest:
             yield block.to(self._device)
 
 
-def description(device: str) -> str:
-    """Return what metadata.json says of this implementation."""
-    return f"torch {torch.__version__} ({device})"
-
-
-def lloyd_on(device: str):
-    """Return `kmeans.Lloyd` on a device."""
-    return partial(_lloyd, device)
-
-
 @torch.no_grad()
-def _lloyd(
+def lloyd(
     device: str, frames: np.ndarray, centroids: np.ndarray, iterations: int, min_gain: float
 ) -> tuple[np.ndarray, list[float]]:
+    """Iterate on a device; see `kmeans.Lloyd`."""
     placed: np.ndarray | Tensor = frames
     on_gpu = torch.device(device).type == "cuda"
     if not on_gpu or frames.nbytes < _FRAMES_SHARE * torch.cuda.mem_get_info(device)[0]:

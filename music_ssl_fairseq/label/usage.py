@@ -1,11 +1,8 @@
 """Measure how units are used: their frequencies, and how fast they change."""
 
-from dataclasses import dataclass, field
-
 import numpy as np
 
 
-@dataclass
 class Usage:
     """Counts over all tracks of a split.
 
@@ -16,13 +13,10 @@ class Usage:
         tracks: lines counted, empty ones included.
     """
 
-    k: int
-    runs: int = 0
-    tracks: int = 0
-    counts: np.ndarray = field(init=False)
-
-    def __post_init__(self):
-        self.counts = np.zeros(self.k, np.int64)
+    def __init__(self, k: int):
+        self.k = k
+        self.counts = np.zeros(k, np.int64)
+        self.runs = self.tracks = 0
 
     def add(self, units: np.ndarray) -> None:
         """Count one track: `[frames]` integers in [0, k)."""

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import numpy as np
@@ -288,7 +289,7 @@ def test_sizes():
     assert memory.parse_size("1.5 g") == 3 << 29
     assert memory.parse_size("1000") == 1000
     for wrong in ("", "G", "4X", "-1G", "0"):
-        with pytest.raises(ValueError, match="is not a size"):
+        with pytest.raises(ArgumentTypeError, match="is not a size"):
             memory.parse_size(wrong)
 
 

@@ -1,5 +1,7 @@
 """K-means in torch, on the CPU here, against faiss and numpy."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -26,14 +28,16 @@ def small_blocks(monkeypatch) -> None:
 
 def test_iterations_are_those_of_faiss(frames):
     for iterations, min_gain in ((1, 0.0), (3, 0.0), (30, 0.01)):
-        ours, inertias = torch_kmeans.lloyd_on("cpu")(frames, frames[:60], iterations, min_gain)
+        ours, inertias = torch_kmeans.lloyd("cpu", frames, frames[:60], iterations, min_gain)
         theirs, expected = choose_lloyd("cpu", 1)[0](frames, frames[:60], iterations, min_gain)
         assert inertias == pytest.approx(expected, rel=2e-3)
         np.testing.assert_allclose(ours, theirs, atol=1e-2 if iterations == 1 else 40)
 
 
 def test_fits_as_well_as_faiss(frames):
-    ours, again = (fit(frames, Options(40), torch_kmeans.lloyd_on("cpu"), id) for _ in range(2))
+    ours, again = (
+        fit(frames, Options(40), partial(torch_kmeans.lloyd, "cpu"), id) for _ in range(2)
+    )
     theirs = fit(frames, Options(40), choose_lloyd("cpu", 1)[0], id)
     assert ours.curve[-1] == pytest.approx(theirs.curve[-1], rel=0.02)
     assert again.centroids.tobytes() == ours.centroids.tobytes()
@@ -41,7 +45,7 @@ def test_fits_as_well_as_faiss(frames):
 
 def test_empty_clusters_are_filled(frames):
     start = np.concatenate([frames[:5], np.full((1, 39), 1e5, np.float32)])
-    moved, _ = torch_kmeans.lloyd_on("cpu")(frames, start, 1, 0.0)
+    moved, _ = torch_kmeans.lloyd("cpu", frames, start, 1, 0.0)
     assert np.isfinite(moved).all()
     assert np.abs(moved).max() < 1e4
     assert len(np.unique(moved, axis=0)) == 6
