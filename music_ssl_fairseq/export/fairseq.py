@@ -37,6 +37,7 @@ _TRAINING = (
 )
 _HUBERT = ("logit_temp", "skip_nomask")
 _DATA2VEC = ("average_top_k_layers", "ema_decay", "ema_end_decay", "ema_anneal_end_step")
+_HUBERT_HEAD = ("final_proj.weight", "final_proj.bias", "label_embs_concat")
 _FINAL_DIM = 256
 _SPECIAL_SYMBOLS = ["<s>", "<pad>", "</s>", "<unk>"]
 
@@ -45,7 +46,8 @@ def write(source: ExportSource, folder: Path, name: str) -> str:
     """Write checkpoint.pt, with heads and teacher where the source has them.
 
     A model without its pre-training head gets one of zeros, which stock fairseq requires. So does a
-    model of several label sets, whose checkpoint does not record the number of units per set.
+    model of several label sets, whose checkpoint does not record the number of units per set, and
+    one whose head stock fairseq has not: random projections, or a layer other than the last.
 
     Raises:
         InputError: if stock fairseq has no such model, the source is stock fairseq's already, or
@@ -92,9 +94,11 @@ def _encoder(source: ExportSource) -> dict[str, Tensor]:
 
 
 def _hubert_state(source: ExportSource) -> dict[str, Any]:
-    heads = source.heads
+    heads = {name: source.heads[name] for name in _HUBERT_HEAD if name in source.heads}
     units, projection = heads.get("label_embs_concat"), heads.get("final_proj.weight")
-    if units is not None and projection is not None and units.size(1) != len(projection):
+    several = units is not None and projection is not None and units.size(1) != len(projection)
+    random_units = any(name.startswith("random_units.") for name in source.heads)
+    if several or random_units or source.setting("model", "label_layers", None):
         heads = {}
     state = _encoder(source) | heads
     dim = source.contents.config["encoder_embed_dim"]

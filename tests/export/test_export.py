@@ -74,12 +74,22 @@ def test_stock_fairseq_loads_it_without_this_package(tmp_path):
         assert all(torch.equal(state[key], original[key]) for key in state)
 
 
-def test_of_several_label_sets_the_encoder_goes_to_fairseq(tmp_path):
-    model = tiny.music_hubert(20, 7)
+@pytest.mark.parametrize(
+    ("units", "fields", "head"),
+    [
+        ((20, 7), {}, False),
+        ((), {"projection_targets": "logmel", "projection_size": 9}, False),
+        ((20,), {"label_layers": [2]}, False),
+        ((20,), {"cqt_bands": 12, "pitch_taps": 1024}, True),
+    ],
+)
+def test_fairseq_gets_the_encoder_and_a_head_that_it_has(tmp_path, units, fields, head):
+    model = tiny.music_hubert_of(units, **fields)
     source = checkpoints.write(tmp_path / "x.pt", "music_hubert", model)
     folder = exported.export(source, tmp_path / "out", "--format", "fairseq")
     back = read(folder / "checkpoint.pt")
-    assert back.heads.keys() == {"final_proj.weight", "final_proj.bias"}
+    assert ("label_embs_concat" in back.heads) == head
+    assert back.heads.keys() - {"label_embs_concat"} == {"final_proj.weight", "final_proj.bias"}
     assert load(folder / "checkpoint.pt").fingerprint == load(source).fingerprint
 
 
