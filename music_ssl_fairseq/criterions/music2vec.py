@@ -1,7 +1,7 @@
 """Loss and statistics of music2vec."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Optional
 
 import torch
@@ -13,35 +13,29 @@ from torch.nn import functional as F
 
 from music_ssl_fairseq.criterions.collapse import SpreadWatch, schedule_of
 from music_ssl_fairseq.criterions.totals import totals
+from music_ssl_fairseq.runtime.settings import setting
 
 
 @dataclass
 class Music2VecCriterionConfig(FairseqDataclass):
-    loss_beta: float = field(
-        default=0.0,
-        metadata={"help": "beta of the smooth L1 loss; 0 for the L2 loss. In fairseq: model.*"},
+    loss_beta: float = setting(
+        0.0, "beta of the smooth L1 loss; 0 for the L2 loss. In fairseq: model.*"
     )
-    loss_scale: Optional[float] = field(  # noqa: UP045 (fairseq's parser needs Optional)
-        default=None,
-        metadata={"help": "factor on the loss; by default 1 / sqrt(width). In fairseq: model.*"},
+    loss_scale: Optional[float] = setting(  # noqa: UP045 (fairseq's parser needs Optional)
+        None, "factor on the loss; by default 1 / sqrt(width). In fairseq: model.*"
     )
-    min_target_var: float = field(
-        default=0.1,
-        metadata={
-            "help": "smallest healthy target_var, 300 updates after the warm-up, but no later than "
-            "fairseq's 5000 updates: below is collapse"
-        },
+    min_target_var: float = setting(
+        0.1,
+        "smallest healthy target_var, 300 updates after the warm-up, but no later than "
+        "fairseq's 5000 updates: below is collapse",
     )
-    min_pred_var: float = field(
-        default=0.01,
-        metadata={"help": "smallest healthy pred_var after 5000 updates: below is collapse"},
+    min_pred_var: float = setting(
+        0.01, "smallest healthy pred_var after 5000 updates: below is collapse"
     )
-    stop_if_collapsed: bool = field(
-        default=True,
-        metadata={
-            "help": "end a run whose targets or predictions have no spread, or encode only where "
-            "in the crop a frame lies; false warns"
-        },
+    stop_if_collapsed: bool = setting(
+        True,
+        "end a run whose targets or predictions have no spread, or encode only where "
+        "in the crop a frame lies; false warns",
     )
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, List, Optional  # noqa: UP035 (fairseq's parser needs these)
 
 import torch
@@ -15,40 +15,30 @@ from torch.nn import functional as F
 from music_ssl_fairseq.criterions.collapse import UnitWatch, schedule_of
 from music_ssl_fairseq.criterions.totals import totals
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.runtime.settings import setting
 
 
 @dataclass
 class MusicHubertCriterionConfig(FairseqDataclass):
-    pred_masked_weight: float = field(
-        default=1.0, metadata={"help": "weight of the loss over masked frames (HuBERT's alpha)"}
+    pred_masked_weight: float = setting(
+        1.0, "weight of the loss over masked frames (HuBERT's alpha)"
     )
-    pred_nomask_weight: float = field(
-        default=0.0, metadata={"help": "weight of the loss over unmasked frames"}
+    pred_nomask_weight: float = setting(0.0, "weight of the loss over unmasked frames")
+    label_weights: Optional[List[float]] = setting(  # noqa: UP006, UP045
+        None,
+        "weight of each label set's loss, in the order of task.label_dir; 1 each by "
+        "default. Not in fairseq",
     )
-    label_weights: Optional[List[float]] = field(  # noqa: UP006, UP045
-        default=None,
-        metadata={
-            "help": "weight of each label set's loss, in the order of task.label_dir; 1 each by "
-            "default. Not in fairseq"
-        },
+    cqt_weight: float = setting(1.0, "weight of the error of the constant-Q head (model.cqt_bands)")
+    features_pen_weight: float = setting(
+        10.0,
+        "weight of the mean square of the extractor's features, to keep them small; "
+        "fairseq's loss_weights: [10]",
     )
-    cqt_weight: float = field(
-        default=1.0,
-        metadata={"help": "weight of the error of the constant-Q head (model.cqt_bands)"},
-    )
-    features_pen_weight: float = field(
-        default=10.0,
-        metadata={
-            "help": "weight of the mean square of the extractor's features, to keep them small; "
-            "fairseq's loss_weights: [10]"
-        },
-    )
-    stop_if_collapsed: bool = field(
-        default=True,
-        metadata={
-            "help": "end a run that predicts the same unit everywhere, once the warm-up is over; "
-            "false warns. Not in fairseq"
-        },
+    stop_if_collapsed: bool = setting(
+        True,
+        "end a run that predicts the same unit everywhere, once the warm-up is over; "
+        "false warns. Not in fairseq",
     )
 
 

@@ -1,7 +1,7 @@
 """music2vec: data2vec 1.0 on music (Baevski et al. 2022; Ma et al., arXiv 2307.05161)."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, List, Optional  # noqa: UP035 (fairseq's parser needs these)
 
 import torch
@@ -12,64 +12,48 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder, AudioEncoderConfig, Execution
 from music_ssl_fairseq.modules.dropout import Drop, drop
 from music_ssl_fairseq.modules.ema_teacher import EMATeacher, annealed_decay
+from music_ssl_fairseq.runtime.settings import setting
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Music2VecConfig(AudioEncoderConfig):
-    extractor_mode: str = field(
-        default="layer_norm",
-        metadata={"help": "default or layer_norm; data2vec's base model has layer_norm"},
+    extractor_mode: str = setting(
+        "layer_norm", "default or layer_norm; data2vec's base model has layer_norm"
     )
-    conv_pos: int = field(
-        default=95, metadata={"help": "frames seen by all positional convolutions"}
+    conv_pos: int = setting(95, "frames seen by all positional convolutions")
+    pos_conv_depth: int = setting(5, "stacked positional convolutions")
+    encoder_layerdrop: float = setting(0.05, "probability of leaving out a Transformer layer")
+    average_top_k_layers: int = setting(
+        8, "the teacher's last layers whose mean is the target (paper: 8 and 12)"
     )
-    pos_conv_depth: int = field(default=5, metadata={"help": "stacked positional convolutions"})
-    encoder_layerdrop: float = field(
-        default=0.05, metadata={"help": "probability of leaving out a Transformer layer"}
+    target_layers: Optional[List[int]] = setting(  # noqa: UP006, UP045
+        None,
+        "the teacher's layers whose mean is the target, counted from 1, in place of "
+        "the last ones: [1, 2, 3, 4] for early layers. Not in fairseq",
     )
-    average_top_k_layers: int = field(
-        default=8,
-        metadata={"help": "the teacher's last layers whose mean is the target (paper: 8 and 12)"},
+    top_k_start: Optional[int] = setting(  # noqa: UP045
+        None,
+        "a curriculum: targets begin as the mean of so many last layers, and reach "
+        "average_top_k_layers after top_k_updates. Not in fairseq",
     )
-    target_layers: Optional[List[int]] = field(  # noqa: UP006, UP045
-        default=None,
-        metadata={
-            "help": "the teacher's layers whose mean is the target, counted from 1, in place of "
-            "the last ones: [1, 2, 3, 4] for early layers. Not in fairseq"
-        },
+    top_k_updates: int = setting(0, "updates over which top_k_start grows, in equal steps")
+    ema_decay: float = setting(0.999, "decay of the teacher at the start")
+    ema_end_decay: float = setting(0.9999, "its decay after annealing")
+    ema_anneal_end_step: int = setting(
+        30000, "updates over which the decay grows; fairseq's default is max_update"
     )
-    top_k_start: Optional[int] = field(  # noqa: UP045
-        default=None,
-        metadata={
-            "help": "a curriculum: targets begin as the mean of so many last layers, and reach "
-            "average_top_k_layers after top_k_updates. Not in fairseq"
-        },
+    ema_layers_only: bool = setting(
+        True,
+        "the teacher shares the student's positional convolution, extractor and "
+        "projection, whatever ema_transformer_only says (as in fairseq)",
     )
-    top_k_updates: int = field(
-        default=0, metadata={"help": "updates over which top_k_start grows, in equal steps"}
-    )
-    ema_decay: float = field(default=0.999, metadata={"help": "decay of the teacher at the start"})
-    ema_end_decay: float = field(default=0.9999, metadata={"help": "its decay after annealing"})
-    ema_anneal_end_step: int = field(
-        default=30000,
-        metadata={"help": "updates over which the decay grows; fairseq's default is max_update"},
-    )
-    ema_layers_only: bool = field(
-        default=True,
-        metadata={
-            "help": "the teacher shares the student's positional convolution, extractor and "
-            "projection, whatever ema_transformer_only says (as in fairseq)"
-        },
-    )
-    ema_transformer_only: bool = field(
-        default=True,
-        metadata={
-            "help": "the teacher shares the student's extractor and projection. false, together "
-            "with ema_layers_only=false: it has its own, so that the student cannot make the task "
-            "easy by taking the music out of them"
-        },
+    ema_transformer_only: bool = setting(
+        True,
+        "the teacher shares the student's extractor and projection. false, together "
+        "with ema_layers_only=false: it has its own, so that the student cannot make the task "
+        "easy by taking the music out of them",
     )
 
 

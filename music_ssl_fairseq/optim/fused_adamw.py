@@ -3,7 +3,7 @@
 import ast
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, List  # noqa: UP035 (fairseq's parser needs List)
 
 import torch
@@ -14,26 +14,21 @@ from torch import Tensor
 
 from music_ssl_fairseq.optim.gradient_sums import GradientSums, can_sum
 from music_ssl_fairseq.runtime.delayed_fetch import DelayedFetch
+from music_ssl_fairseq.runtime.settings import setting
 
 
 @dataclass
 class FusedAdamWConfig(FairseqDataclass):
     """The fields of fairseq's adam."""
 
-    adam_betas: str = field(
-        default="(0.9,0.98)", metadata={"help": "decay of the gradient's mean and mean square"}
+    adam_betas: str = setting("(0.9,0.98)", "decay of the gradient's mean and mean square")
+    adam_eps: float = setting(
+        1e-6,
+        "added to the root of the mean square, after the correction of its bias as in "
+        "the paper; fairseq's adam adds it before",
     )
-    adam_eps: float = field(
-        default=1e-6,
-        metadata={
-            "help": "added to the root of the mean square, after the correction of its bias as in "
-            "the paper; fairseq's adam adds it before"
-        },
-    )
-    weight_decay: float = field(
-        default=0.01, metadata={"help": "times the learning rate, as in fairseq's adam"}
-    )
-    lr: List[float] = II("optimization.lr")  # noqa: UP006, RUF009
+    weight_decay: float = setting(0.01, "times the learning rate, as in fairseq's adam")
+    lr: List[float] = II("optimization.lr")  # noqa: UP006
 
 
 @register_optimizer("fused_adamw", dataclass=FusedAdamWConfig)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Optional
 
 from fairseq.tasks import register_task
@@ -18,28 +18,25 @@ from music_ssl_fairseq.data.targets import LabelSet
 from music_ssl_fairseq.data.units import UnitDictionary, choose_label_rate
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.models import music_hubert as _model  # noqa: F401
+from music_ssl_fairseq.runtime.settings import setting
 from music_ssl_fairseq.tasks.pretraining import PretrainingConfig, PretrainingTask, data_splits
 
 
 @dataclass
 class MusicHubertPretrainingConfig(PretrainingConfig):
     # Any, because omegaconf knows no type for "a string or a list of strings".
-    label_dir: Any = field(
-        default=MISSING,
-        metadata={
-            "help": "folder with train.km, valid.km and dict.km.txt (music_ssl_fairseq.label), or "
-            "a list of such folders: one label set and one head each; [] for random projections "
-            "alone (model.projection_targets). fairseq has one folder and a list of file endings "
-            "(task.labels)"
-        },
+    label_dir: Any = setting(
+        MISSING,
+        "folder with train.km, valid.km and dict.km.txt (music_ssl_fairseq.label), or "
+        "a list of such folders: one label set and one head each; [] for random projections "
+        "alone (model.projection_targets). fairseq has one folder and a list of file endings "
+        "(task.labels)",
     )
-    label_rate: Optional[float] = field(  # noqa: UP045 (fairseq's parser needs Optional)
-        default=None,
-        metadata={
-            "help": "labels per second: 100 for MFCC, 50 for deep features. Only for labels "
-            "without the labeler's metadata.json, which states it; fairseq has it in the model "
-            "too"
-        },
+    label_rate: Optional[float] = setting(  # noqa: UP045 (fairseq's parser needs Optional)
+        None,
+        "labels per second: 100 for MFCC, 50 for deep features. Only for labels "
+        "without the labeler's metadata.json, which states it; fairseq has it in the model "
+        "too",
     )
 
 

@@ -4,7 +4,7 @@ import atexit
 import logging
 import os
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Optional
 
 from fairseq.dataclass import FairseqDataclass
@@ -29,6 +29,7 @@ from music_ssl_fairseq.frames import SAMPLE_RATE, conv_grid, parse_conv_layers
 # fairseq imports tasks/ and models/ of a user_dir, and nothing else.
 from music_ssl_fairseq.optim import tri_stage as _lr_scheduler  # noqa: F401
 from music_ssl_fairseq.optim.fused_adamw import FusedAdamW
+from music_ssl_fairseq.runtime.settings import setting
 from music_ssl_fairseq.tasks.run_folder import RunFolderTask, whole_configuration
 from music_ssl_fairseq.tasks.schedule import collapse_advice, warmup_updates
 from music_ssl_fairseq.training import prepare_training
@@ -40,75 +41,54 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class PretrainingConfig(FairseqDataclass):
-    data: str = field(
-        default=MISSING, metadata={"help": "folder with train.tsv and valid.tsv (manifests)"}
+    data: str = setting(MISSING, "folder with train.tsv and valid.tsv (manifests)")
+    crop_seconds: float = setting(
+        5.0, "length of a training crop; fairseq: max_sample_size, in samples"
     )
-    crop_seconds: float = field(
-        default=5.0,
-        metadata={"help": "length of a training crop; fairseq: max_sample_size, in samples"},
+    min_seconds: float = setting(2.0, "shorter tracks are left out; fairseq: min_sample_size")
+    crops_per_track: Optional[int] = setting(  # noqa: UP045 (fairseq's parser needs Optional)
+        None,
+        "crops of each track per epoch; by default as many as its length holds. "
+        "fairseq takes one, whatever the length",
     )
-    min_seconds: float = field(
-        default=2.0, metadata={"help": "shorter tracks are left out; fairseq: min_sample_size"}
+    normalize: bool = setting(False, "give each crop mean 0 and variance 1")
+    mix_prob: float = setting(
+        0.0,
+        "share of training crops to which a quieter other crop of the batch is added, "
+        "6 to 20 dB below; labels stay. Which crop it is depends on the batch. Not in fairseq",
     )
-    crops_per_track: Optional[int] = field(  # noqa: UP045 (fairseq's parser needs Optional)
-        default=None,
-        metadata={
-            "help": "crops of each track per epoch; by default as many as its length holds. "
-            "fairseq takes one, whatever the length"
-        },
+    mask_length_start: Optional[int] = setting(  # noqa: UP045
+        None,
+        "a curriculum: frames of a mask span in the first epoch. Spans grow evenly to "
+        "model.mask_length, as many frames are masked throughout. Validation has the final "
+        "length. Not in fairseq",
     )
-    normalize: bool = field(
-        default=False,
-        metadata={"help": "give each crop mean 0 and variance 1"},
+    mask_growth_epochs: int = setting(10, "epochs over which spans grow from mask_length_start")
+    max_unreadable: float = setting(
+        0.1,
+        "share of tracks that may prove unreadable, and be replaced by crops of "
+        "others, before training stops",
     )
-    mix_prob: float = field(
-        default=0.0,
-        metadata={
-            "help": "share of training crops to which a quieter other crop of the batch is added, "
-            "6 to 20 dB below; labels stay. Which crop it is depends on the batch. Not in fairseq"
-        },
+    seed: int = setting(
+        II("common.seed"), "crops and masks follow from this, the epoch and the crop's index alone"
     )
-    mask_length_start: Optional[int] = field(  # noqa: UP045
-        default=None,
-        metadata={
-            "help": "a curriculum: frames of a mask span in the first epoch. Spans grow evenly to "
-            "model.mask_length, as many frames are masked throughout. Validation has the final "
-            "length. Not in fairseq"
-        },
-    )
-    mask_growth_epochs: int = field(
-        default=10, metadata={"help": "epochs over which spans grow from mask_length_start"}
-    )
-    max_unreadable: float = field(
-        default=0.1,
-        metadata={
-            "help": "share of tracks that may prove unreadable, and be replaced by crops of "
-            "others, before training stops"
-        },
-    )
-    seed: int = field(
-        default=II("common.seed"),
-        metadata={"help": "crops and masks follow from this, the epoch and the crop's index alone"},
-    )
-    rebuild_batches: bool = field(
-        default=True,
-        metadata={
-            "help": "fairseq's: make new batches per epoch in the same data loader. false starts "
-            "new workers each epoch, after the old ones have ended"
-        },
+    rebuild_batches: bool = setting(
+        True,
+        "fairseq's: make new batches per epoch in the same data loader. false starts "
+        "new workers each epoch, after the old ones have ended",
     )
     # Optional, because fairseq-validate passes null for what its command line does not name.
-    mask_prob: Optional[float] = field(  # noqa: UP045
-        default=II("model.mask_prob"), metadata={"help": "the model's; set it there"}
+    mask_prob: Optional[float] = setting(  # noqa: UP045
+        II("model.mask_prob"), "the model's; set it there"
     )
-    mask_length: Optional[int] = field(  # noqa: UP045
-        default=II("model.mask_length"), metadata={"help": "the model's; set it there"}
+    mask_length: Optional[int] = setting(  # noqa: UP045
+        II("model.mask_length"), "the model's; set it there"
     )
-    mask_mode: Optional[str] = field(  # noqa: UP045
-        default=II("model.mask_mode"), metadata={"help": "the model's; set it there"}
+    mask_mode: Optional[str] = setting(  # noqa: UP045
+        II("model.mask_mode"), "the model's; set it there"
     )
-    conv_feature_layers: Optional[str] = field(  # noqa: UP045
-        default=II("model.conv_feature_layers"), metadata={"help": "the model's; set it there"}
+    conv_feature_layers: Optional[str] = setting(  # noqa: UP045
+        II("model.conv_feature_layers"), "the model's; set it there"
     )
 
 

@@ -2,7 +2,7 @@
 
 import ast
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,15 +10,13 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.optim import FairseqOptimizer, register_optimizer
 from torch import Tensor
 
+from music_ssl_fairseq.runtime.settings import setting
+
 
 @dataclass
 class RowAdamConfig(FairseqDataclass):
-    adam_betas: str = field(
-        default="(0.9,0.999)", metadata={"help": "decay of the gradient's mean and mean square"}
-    )
-    adam_eps: float = field(
-        default=1e-8, metadata={"help": "added to the root of the mean square; torch's Adam"}
-    )
+    adam_betas: str = setting("(0.9,0.999)", "decay of the gradient's mean and mean square")
+    adam_eps: float = setting(1e-8, "added to the root of the mean square; torch's Adam")
 
 
 @register_optimizer("row_adam", dataclass=RowAdamConfig)
