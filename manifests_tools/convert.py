@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 
@@ -32,11 +33,8 @@ def target_names(names: list[str]) -> dict[str, str]:
 
 def _clashing(targets: dict[str, str]) -> list[str]:
     """Return sources that share their target, except those that already keep their suffix."""
-    sources: dict[str, list[str]] = {}
-    for name, target in targets.items():
-        sources.setdefault(target, []).append(name)
-    shared = [name for group in sources.values() if len(group) > 1 for name in group]
-    return [name for name in shared if targets[name] != name + ".flac"]
+    counts = Counter(targets.values())
+    return [name for name, t in targets.items() if counts[t] > 1 and t != name + ".flac"]
 
 
 def convert_tracks(
@@ -65,7 +63,8 @@ def _convert_track(job: tuple[ExaminedTrack, str], root: str, folder: str) -> Le
     source, target = os.path.join(root, track.name), os.path.join(folder, name)
     try:
         if not is_copy(target, track.num_samples, source):
-            write_flac(target, _chunks(source, track.num_samples))
+            edges = chunks(track.num_samples, SAMPLE_RATE)
+            write_flac(target, (audio.read(source, start, stop - start) for start, stop in edges))
     except AudioError as error:
         return LeftOut(track.name, error.reason)
     except OSError as error:
@@ -86,11 +85,6 @@ def is_copy(path: str, num_samples: int, source: str) -> bool:
     except AudioError:
         return False
     return whole and os.stat(path).st_mtime_ns >= os.stat(source).st_mtime_ns
-
-
-def _chunks(path: str, num_samples: int) -> Iterator[np.ndarray]:
-    for start, stop in chunks(num_samples, SAMPLE_RATE):
-        yield audio.read(path, start, stop - start)
 
 
 def write_flac(path: str, waveforms: Iterator[np.ndarray]) -> None:

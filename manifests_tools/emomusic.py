@@ -4,7 +4,6 @@ The evaluation set of MediaEval 2013 tests. Of the development set an artist val
 of its name (lower case, letters a to z and single spaces only), modulo 10, is 8 or 9.
 """
 
-import argparse
 import hashlib
 from pathlib import Path
 
@@ -26,8 +25,8 @@ def read(root: str, metadata: str | None = None) -> DataSet:
     """Read the labels of `emomusic`; see `ProbingBuilder`."""
     folders = [Path(metadata)] if metadata else [Path(root), Path(root, "annotations")]
     hint = f"{_SOURCE}, annotations.tar.gz; --metadata tells where it is"
-    ratings = _read_ratings(find_file(folders, ["static_annotations.csv"], hint))
-    file = find_file(folders, ["songs_info.csv"], hint)
+    ratings = _read_ratings(find_file(folders, "static_annotations.csv", hint))
+    file = find_file(folders, "songs_info.csv", hint)
     splits: dict[str, list[Labelled]] = {"train": [], "valid": [], "test": []}
     columns = ["song_id", "Artist", "Mediaeval 2013 set"]
     for song, artist, which in read_table(file, columns, ",", quotes=True):
@@ -62,19 +61,16 @@ def split_of(artist: str) -> str:
     return "train" if part < _TRAIN_SHARE else "valid"
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--metadata",
-        metavar="DIR",
-        help="folder with songs_info.csv and static_annotations.csv (default: --root, or "
-        "annotations/ in it)",
-    )
-
-
 emotion = ProbingBuilder(
     "emomusic",
     f"Arousal and valence, as rated by listeners, of 744 excerpts of 45 s. Source: {_SOURCE}.",
     "folder that holds clips_45seconds/, with excerpts such as 2.mp3",
     read,
-    _add_options,
+    {
+        "--metadata": {
+            "metavar": "DIR",
+            "help": "folder with songs_info.csv and static_annotations.csv (default: --root, or "
+            "annotations/ in it)",
+        }
+    },
 )

@@ -6,7 +6,6 @@ that share a song of the set, of any confidence, with a validating artist, direc
 others. No artist is on both sides.
 """
 
-import argparse
 import hashlib
 import os
 from collections import defaultdict
@@ -74,7 +73,7 @@ def _audio(root: str, folder: str, song: str) -> str:
 
 def training_keys(folder: str) -> dict[str, str]:
     """Return song -> key, for songs of the MTG set with confidence 2 and one key."""
-    file = find_file([Path(folder, "annotations"), folder], ["annotations.txt"], _TRAIN)
+    file = find_file([Path(folder, "annotations"), folder], "annotations.txt", _TRAIN)
     keys = {}
     for song, key, confidence in read_table(file, ["ID", "MANUAL KEY", "C"]):
         if confidence == CONFIDENT:
@@ -87,7 +86,7 @@ def training_keys(folder: str) -> dict[str, str]:
 
 def read_artists(folder: str) -> dict[str, list[str]]:
     """Return song -> artists, for all songs of the MTG set."""
-    file = find_file([Path(folder, "annotations"), folder], ["beatport_metadata.txt"], _TRAIN)
+    file = find_file([Path(folder, "annotations"), folder], "beatport_metadata.txt", _TRAIN)
     rows = read_table(file, ["ID", "ARTIST"])
     return {song: [name.strip() for name in artists.split(",")] for song, artists in rows}
 
@@ -129,15 +128,6 @@ def _read_key(file: Path) -> str:
         raise InputError(f"{file}: {error}") from None
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--metadata",
-        metavar="DIR",
-        help="folder that holds giantsteps-key-dataset/annotations and "
-        "giantsteps-mtg-key-dataset/annotations, if not below --root",
-    )
-
-
 key = ProbingBuilder(
     "giantsteps-key",
     "Key of two-minute previews of electronic dance music: train and valid from GiantSteps MTG Key "
@@ -145,5 +135,11 @@ key = ProbingBuilder(
     "cut them.",
     "folder that holds giantsteps-key-dataset/ and giantsteps-mtg-key-dataset/, each with audio/",
     read,
-    _add_options,
+    {
+        "--metadata": {
+            "metavar": "DIR",
+            "help": "folder that holds giantsteps-key-dataset/annotations and "
+            "giantsteps-mtg-key-dataset/annotations, if not below --root",
+        }
+    },
 )

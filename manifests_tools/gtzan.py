@@ -5,9 +5,8 @@ repetitions, mislabelled and distorted excerpts, and keeps artists on one side. 
 of this package.
 """
 
-import argparse
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.resources import files
 from pathlib import Path
 
@@ -38,38 +37,36 @@ def listed(split: str) -> list[str]:
 
 def read_genre(root: str) -> DataSet:
     """Read the labels of `gtzan-genre`; see `ProbingBuilder`."""
-    folder = _genre_folder(root)
-    splits = {
-        split: [
-            Labelled(_audio(root, folder, name), (name.partition("/")[0],))
-            for name in listed(split)
-        ]
-        for split in SPLITS
-    }
     task = ProbingSpec(
         "gtzan-genre", "multi-class", "accuracy", GENRES, published=PUBLISHED, source=_SOURCE
     )
-    return DataSet(task, splits)
+    folder = _genre_folder(root)
+    return DataSet(task, _splits(root, folder, lambda name: (name.partition("/")[0],)))
 
 
 def read_beats(root: str, annotations: str | None = None) -> DataSet:
     """Read the labels of `gtzan-beat`; see `ProbingBuilder`."""
     folder = _genre_folder(root)
     beats = _index_beats([Path(annotations)] if annotations else _annotation_folders(Path(root)))
-    splits: dict[str, list[Labelled]] = {}
-    for split in SPLITS:
-        splits[split] = []
-        for name in listed(split):
-            excerpt = Path(name).stem
-            if excerpt not in beats:
-                raise InputError(
-                    f"no beats of {excerpt} in the annotations; they are part of {_BEATS}"
-                )
-            cells = read_beat_file(beats[excerpt])
-            splits[split].append(Labelled(_audio(root, folder, name), cells))
+
+    def cells(name: str) -> tuple[str, ...]:
+        excerpt = Path(name).stem
+        if excerpt not in beats:
+            raise InputError(f"no beats of {excerpt} in the annotations; they are part of {_BEATS}")
+        return read_beat_file(beats[excerpt])
+
     source = f"{_SOURCE}; {_BEATS}"
     task = ProbingSpec("gtzan-beat", "beats", "f_measure", published=PUBLISHED, source=source)
-    return DataSet(task, splits, beats_within)
+    return DataSet(task, _splits(root, folder, cells), beats_within)
+
+
+def _splits(
+    root: str, folder: str, label: Callable[[str], tuple[str, ...]]
+) -> dict[str, list[Labelled]]:
+    return {
+        split: [Labelled(_audio(root, folder, name), label(name)) for name in listed(split)]
+        for split in SPLITS
+    }
 
 
 def _genre_folder(root: str) -> str:
@@ -115,28 +112,20 @@ def _excerpt(file: Path) -> str:
     return name.removeprefix("gtzan_").replace("_", ".")
 
 
-def _add_beat_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--annotations",
-        metavar="DIR",
-        help=f"folder with a .jams or .beats file for each excerpt: {_BEATS} (default: looked for "
-        "below --root, in jams/ and beats/)",
-    )
-
-
 _ROOT = "folder that holds genres/, genres_original/ or the folders of the ten genres"
 _ABOUT = "1000 excerpts of 30 s in ten genres, of which the fault-filtered lists keep 930."
 
-genre = ProbingBuilder(
-    "gtzan-genre",
-    f"Genre of {_ABOUT} Source: {_SOURCE}.",
-    _ROOT,
-    read_genre,
-)
+genre = ProbingBuilder("gtzan-genre", f"Genre of {_ABOUT} Source: {_SOURCE}.", _ROOT, read_genre)
 beat = ProbingBuilder(
     "gtzan-beat",
     f"Beat times of {_ABOUT} Audio: {_SOURCE}. Beats: {_BEATS}.",
     _ROOT,
     read_beats,
-    _add_beat_options,
+    {
+        "--annotations": {
+            "metavar": "DIR",
+            "help": f"folder with a .jams or .beats file for each excerpt: {_BEATS} (default: "
+            "looked for below --root, in jams/ and beats/)",
+        }
+    },
 )

@@ -11,6 +11,8 @@ from music_ssl_fairseq.frames import LENGTH_TOLERANCE, SAMPLE_RATE
 from music_ssl_fairseq.probing.spec import ProbingSpec
 from music_ssl_fairseq.probing.writer import Example, refuse_shared
 
+_SHOWN = 5  # names in a message
+
 
 @dataclass(frozen=True)
 class Labelled:
@@ -118,9 +120,8 @@ def locate(root: str, *candidates: str) -> str:
     return candidates[0]
 
 
-def shorten(names: Iterable[str], shown: int = 5) -> str:
+def shorten(names: Iterable[str]) -> str:
     """Join names, as in `a, b, c, d, e, ... (12 in all)`."""
     names = list(names)
-    if len(names) <= shown:
-        return ", ".join(names)
-    return f"{', '.join(names[:shown])}, ... ({len(names)} in all)"
+    more = f", ... ({len(names)} in all)" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

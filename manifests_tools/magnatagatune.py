@@ -1,6 +1,5 @@
 """MagnaTagATune: `mtt`, the 50 most frequent of its 188 tags."""
 
-import argparse
 from collections import Counter
 from pathlib import Path
 
@@ -22,11 +21,11 @@ _SOURCE = "MagnaTagATune (https://mirg.city.ac.uk/codeapps/the-magnatagatune-dat
 
 def read(root: str, annotations: str | None = None) -> DataSet:
     """Read the labels of `mtt`; see `ProbingBuilder`."""
-    names = ["annotations_final.csv"]
     if annotations is not None:
-        file = find_file([Path(annotations).parent], [Path(annotations).name], _SOURCE)
+        file = find_file([Path(annotations).parent], Path(annotations).name, _SOURCE)
     else:
-        file = find_file([root, Path(root).parent], names, f"{_SOURCE}; --annotations tells where")
+        hint = f"{_SOURCE}; --annotations tells where"
+        file = find_file([root, Path(root).parent], "annotations_final.csv", hint)
     header, lines = read_named(file, quotes=True)
     if header[:1] != ["clip_id"] or header[-1:] != ["mp3_path"]:
         raise InputError(
@@ -68,8 +67,7 @@ def _most_frequent(tags: list[str], rows: list[list[str]]) -> set[str]:
     counts: Counter[str] = Counter(dict.fromkeys(tags, 0))
     for row in rows:
         counts.update(tag for tag, cell in zip(tags, row[1:-1], strict=True) if cell == "1")
-    order = {tag: place for place, tag in enumerate(tags)}
-    return set(sorted(tags, key=lambda tag: (-counts[tag], order[tag]))[:NUM_TAGS])
+    return {tag for tag, _ in counts.most_common(NUM_TAGS)}  # the order of `tags` breaks ties
 
 
 def _split_of(path: str, file: Path) -> str:
@@ -79,18 +77,15 @@ def _split_of(path: str, file: Path) -> str:
     raise InputError(f"{file}: {path!r} is in none of the folders 0 to f")
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--annotations",
-        metavar="FILE",
-        help="annotations_final.csv (default: in --root or beside it)",
-    )
-
-
 tagging = ProbingBuilder(
     "mtt",
     f"The 50 most frequent tags of 25,863 clips of 29 s. Source: {_SOURCE}.",
     "folder that holds 0/ to f/ with mp3 files, or mp3/ with these",
     read,
-    _add_options,
+    {
+        "--annotations": {
+            "metavar": "FILE",
+            "help": "annotations_final.csv (default: in --root or beside it)",
+        }
+    },
 )

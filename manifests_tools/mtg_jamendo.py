@@ -1,8 +1,8 @@
 """MTG-Jamendo, split 0: `mtg-instrument`, `mtg-moodtheme`, `mtg-genre` and `mtg-top50`."""
 
-import argparse
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from manifests_tools.examine import ExaminedTrack
 from manifests_tools.labelled import DataSet, Labelled, locate
@@ -42,14 +42,14 @@ def read(
 
 
 def _read_split(root: str, subset: str, split: str, metadata: str | None) -> list[Labelled]:
-    stem = f"autotagging_{'top50tags' if subset == 'top50' else subset}-{_FILES[split]}.tsv"
+    name = f"autotagging_{'top50tags' if subset == 'top50' else subset}-{_FILES[split]}.tsv"
     below = Path(metadata or root)
     folders = [
         place / folder
         for place in (below, below / "mtg-jamendo-dataset", below.parent)
         for folder in ("", "data/splits/split-0", "split-0")
     ]
-    file = find_file(folders, [stem], f"{_SOURCE}; --metadata tells where it is")
+    file = find_file(folders, name, f"{_SOURCE}; --metadata tells where it is")
     items = []
     for number, cells in read_lines(file)[1:]:
         # TRACK_ID, ARTIST_ID, ALBUM_ID, PATH, DURATION, then a tag in each column.
@@ -71,20 +71,17 @@ def middle(item: Labelled, track: ExaminedTrack, seconds: float) -> list[Example
     return [Example(item.name, track.num_samples, item.label, segment)]
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--metadata",
-        metavar="DIR",
-        help="folder with autotagging_*-{train,validation,test}.tsv, or the cloned repository "
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "--metadata": {
+        "metavar": "DIR",
+        "help": "folder with autotagging_*-{train,validation,test}.tsv, or the cloned repository "
         "(default: looked for in --root and beside it)",
-    )
-    parser.add_argument(
-        "--excerpt-seconds",
-        type=float,
-        default=30.0,
-        metavar="S",
-        help="use the middle S seconds of each track, 0 for all of it (default: 30)",
-    )
+    },
+    "--excerpt-seconds": {
+        **{"type": float, "default": 30.0, "metavar": "S"},
+        "help": "use the middle S seconds of each track, 0 for all of it (default: 30)",
+    },
+}
 
 
 def _builder(subset: str, what: str) -> ProbingBuilder:
@@ -93,7 +90,7 @@ def _builder(subset: str, what: str) -> ProbingBuilder:
         f"{what} of songs from Jamendo, of split 0 of {_SOURCE}.",
         "folder that holds 00/ to 99/, with tracks such as 41/241.mp3 or 41/241.low.mp3",
         partial(read, subset=subset),
-        _add_options,
+        _OPTIONS,
     )
 
 

@@ -44,7 +44,7 @@ def read(root: str, name: str, entry: str, classes: tuple[str, ...]) -> DataSet:
 
 def _read_notes(folder: Path, entry: str) -> dict[str, str]:
     """Return note -> entry."""
-    file = find_file([folder], ["examples.json"], f"{_SOURCE}; --root holds {folder.name}/")
+    file = find_file([folder], "examples.json", f"{_SOURCE}; --root holds {folder.name}/")
 
     def keep(note: dict[str, Any]) -> Any:
         # Of the entries of 300,000 notes only one is kept, as they are read.

@@ -4,8 +4,8 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -28,10 +28,6 @@ MIN_SECONDS = 0.1
 Splits = dict[str, list[Example]]
 
 
-def no_options(parser: argparse.ArgumentParser) -> None:
-    """Add no options."""
-
-
 @dataclass(frozen=True)
 class ProbingBuilder:
     """`python -m manifests_tools NAME`: manifests, labels and task.json of one task.
@@ -41,14 +37,14 @@ class ProbingBuilder:
         description: for `--help`: the data set, and where users get it.
         root_help: help of `--root`.
         read: takes root and the builder's own options; returns labels or raises InputError.
-        add_options: adds the builder's own options to the parser.
+        options: the builder's own: name -> arguments of `add_argument`.
     """
 
     name: str
     description: str
     root_help: str
     read: Callable[..., DataSet]
-    add_options: Callable[[argparse.ArgumentParser], None] = no_options
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def get_parser(self) -> argparse.ArgumentParser:
         parser = argparse.ArgumentParser(
@@ -59,7 +55,8 @@ class ProbingBuilder:
             epilog=f"example: python -m manifests_tools {self.name} --root ~/data",
         )
         parser.add_argument("--root", required=True, metavar="DIR", help=self.root_help)
-        self.add_options(parser)
+        for name, arguments in self.options.items():
+            parser.add_argument(name, **arguments)
         add_common_options(parser, f"probing/{self.name}")
         return parser
 
@@ -200,10 +197,10 @@ def _summarise(
     config: str,
 ) -> None:
     for split, lines in examples.items():
-        published = task.published.get(split)
-        beside = (
-            "" if published is None else f" (published {published}{_off(len(lines), published)})"
-        )
+        beside = ""
+        if (published := task.published.get(split)) is not None:
+            off = f": {len(lines) - published:+d}" if len(lines) != published else ""
+            beside = f" (published {published}{off})"
         duration = hours([_samples(line) for line in lines])
         print(f"{split}: {len(lines)} {task.counted}{beside}, {duration:.2f} h")
     if "test" not in examples:
@@ -220,11 +217,6 @@ def _summarise(
         f"next: fairseq-hydra-train --config-dir {example('probing')} {config}"
         f"model.upstream=CHECKPOINT task.data={shlex.quote(str(folder.absolute()))}"
     )
-
-
-def _off(found: int, published: int) -> str:
-    difference = found - published
-    return f": {difference:+d}" if difference else ""
 
 
 def _samples(example: Example) -> float:

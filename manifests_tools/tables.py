@@ -27,8 +27,8 @@ class Table(NamedTuple):
     lines: list[Line]
 
 
-def find_file(folders: Iterable[str | os.PathLike], names: Sequence[str], source: str) -> Path:
-    """Return the first of `names` in the first of `folders` that has one.
+def find_file(folders: Iterable[str | os.PathLike], name: str, source: str) -> Path:
+    """Return the file `name` in the first of `folders` that has one.
 
     Args:
         source: where users get the file, for the message.
@@ -38,13 +38,12 @@ def find_file(folders: Iterable[str | os.PathLike], names: Sequence[str], source
     """
     places = [Path(folder) for folder in folders]
     for place in places:
-        for name in names:
-            if (place / name).is_file():
-                return place / name
+        if (place / name).is_file():
+            return place / name
     searched = " nor in ".join(str(place) for place in places[:2])
     if len(places) > 2:
         searched += f" nor in {len(places) - 2} other places"
-    raise InputError(f"{names[0]} is not in {searched}; it is part of {source}")
+    raise InputError(f"{name} is not in {searched}; it is part of {source}")
 
 
 def read_lines(

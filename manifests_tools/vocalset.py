@@ -5,12 +5,13 @@ singers also train, so validation looks better than test; and for singer, the sa
 on both sides. `disjoint` also keeps the singers, or the exercises, apart.
 """
 
-import argparse
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from math import ceil
+from operator import attrgetter
 
 from manifests_tools.examine import ExaminedTrack
 from manifests_tools.find import find_audio
@@ -104,7 +105,7 @@ def _find_recordings(root: str) -> tuple[list[Recording], list[str]]:
 
 
 def _split_singer(recordings: list[Recording], split: str) -> dict[str, list[Recording]]:
-    by: Callable[[Recording], Hashable] = _exercise if split == "disjoint" else _name
+    by = "exercise" if split == "disjoint" else "name"
     rest, test = _shuffle(recordings, by, 0.2)
     train, valid = _shuffle(rest, by, 0.4)
     return {"train": train, "valid": valid, "test": test}
@@ -117,24 +118,17 @@ def _split_technique(recordings: list[Recording], split: str) -> dict[str, list[
         train = [item for item in rest if item.singer not in VALID_SINGERS]
         valid = [item for item in rest if item.singer in VALID_SINGERS]
     else:
-        train, valid = _shuffle(rest, _name, 0.4)
+        train, valid = _shuffle(rest, "name", 0.4)
     return {"train": train, "valid": valid, "test": test}
 
 
-def _name(recording: Recording) -> Hashable:
-    return recording.name
-
-
-def _exercise(recording: Recording) -> Hashable:
-    return recording.exercise
-
-
 def _shuffle(
-    recordings: Sequence[Recording], by: Callable[[Recording], Hashable], share: float
+    recordings: Sequence[Recording], attribute: str, share: float
 ) -> tuple[list[Recording], list[Recording]]:
     """Hold out a share (rounded up) of the groups, chosen by a fixed seed."""
     import numpy as np
 
+    by = attrgetter(attribute)
     groups = sorted({by(item) for item in recordings}, key=repr)
     order = np.random.default_rng(_SEED).permutation(len(groups))
     held_out = {groups[i] for i in order[: ceil(share * len(groups))]}
@@ -144,37 +138,23 @@ def _shuffle(
 
 def chunks(item: Labelled, track: ExaminedTrack) -> list[Example]:
     """Return consecutive chunks of a recording; a shorter rest is left out."""
-    number = track.num_samples // (CHUNK_SECONDS * SAMPLE_RATE)
+    edges = range(0, track.num_samples // SAMPLE_RATE + 1, CHUNK_SECONDS)
     return [
-        Example(
-            item.name,
-            track.num_samples,
-            item.label,
-            (CHUNK_SECONDS * i, CHUNK_SECONDS * (i + 1)),
-            item.name,
-        )
-        for i in range(number)
+        Example(item.name, track.num_samples, item.label, segment, item.name)
+        for segment in pairwise(edges)
     ]
 
 
-def _add_options(parser: argparse.ArgumentParser, disjoint: str) -> None:
-    parser.add_argument(
-        "--split",
-        choices=("marble", "disjoint"),
-        default="marble",
-        help=f"marble: as the benchmark, a recording is on one side; disjoint: {disjoint} "
-        "(default: marble)",
-    )
-
-
 def _builder(label: str, what: str, disjoint: str) -> ProbingBuilder:
+    about = f"marble: as the benchmark, a recording is on one side; disjoint: {disjoint}"
+    choices = {"choices": ("marble", "disjoint"), "default": "marble"}
     return ProbingBuilder(
         f"vocalset-{label}",
         f"{what} in chunks of three seconds; scores are per chunk and per recording. "
         f"Source: {_SOURCE}.",
         "folder that holds FULL/, or female1/ to male11/ with context/technique/*.wav",
         partial(read, label=label),
-        partial(_add_options, disjoint=disjoint),
+        {"--split": {**choices, "help": f"{about} (default: marble)"}},
     )
 
 
