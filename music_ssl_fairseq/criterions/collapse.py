@@ -120,7 +120,7 @@ class UnitWatch:
             self._targets[number] = self._targets.get(number, 0.0) + counts
         # Per update, because a collapsed model's one unit may change from time to time.
         for name, histograms in (("pred", pred), ("target", target)):
-            self._entropy[name] += sum(map(_entropy, histograms)) / len(histograms)
+            self._entropy[name] += sum(map(entropy, histograms)) / len(histograms)
         if self._updates < WINDOW_UPDATES or not self._frames:
             return None
         accuracy = self._correct / self._frames
@@ -190,7 +190,7 @@ class SpreadWatch:
         return f"collapsed: at update {update} {' and '.join(signs)}. {self._advice}"
 
 
-def _entropy(counts: Tensor) -> float:
+def entropy(counts: Tensor) -> float:
     """Compute the entropy of a histogram, in nats."""
     share = counts.double() / counts.sum().clamp(min=1)
     return -float(torch.special.xlogy(share, share).sum())

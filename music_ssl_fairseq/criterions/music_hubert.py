@@ -12,7 +12,7 @@ from fairseq.logging import metrics
 from torch import Tensor
 from torch.nn import functional as F
 
-from music_ssl_fairseq.criterions.collapse import UnitWatch, schedule_of
+from music_ssl_fairseq.criterions.collapse import UnitWatch, entropy, schedule_of
 from music_ssl_fairseq.criterions.totals import totals
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.settings import setting
@@ -199,9 +199,7 @@ def _histogram(units: Tensor, classes: int) -> Tensor:
 
 def _perplexity(counts: Tensor) -> float:
     """Compute a histogram's perplexity: the number of equally frequent units of its entropy."""
-    share = counts.double() / counts.sum()
-    entropy = -torch.special.xlogy(share, share).sum()
-    return round(math.exp(entropy.item()), 2)
+    return round(math.exp(entropy(counts)), 2)
 
 
 def _majority(counts: Tensor) -> float:

@@ -31,8 +31,3 @@ class MusicProbeCriterion(FairseqCriterion):
         size = sum(log["sample_size"] for log in logging_outputs)
         loss = sum(float(log["loss"]) for log in logging_outputs)
         metrics.log_scalar("loss", loss / max(1, size), size, round=4)
-
-    @staticmethod
-    def logging_outputs_can_be_summed() -> bool:
-        """Return False: logs of a validation hold predictions."""
-        return False

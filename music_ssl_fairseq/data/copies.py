@@ -5,7 +5,7 @@ import stat
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
-from hashlib import blake2b
+from hashlib import blake2b, file_digest
 
 _MIDDLE_BYTES = 1 << 16  # tell most files of equal size apart
 
@@ -57,8 +57,5 @@ def _middle(path: str) -> bytes:
 
 
 def _whole(path: str) -> bytes:
-    found = blake2b()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.digest()
+        return file_digest(file, "blake2b").digest()

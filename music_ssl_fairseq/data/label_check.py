@@ -9,7 +9,6 @@ import numpy as np
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.units import (
-    METADATA,
     UnitDictionary,
     label_again,
     read_metadata,
@@ -17,6 +16,7 @@ from music_ssl_fairseq.data.units import (
 )
 from music_ssl_fairseq.errors import InputError, one_line
 from music_ssl_fairseq.frames import LENGTH_TOLERANCE, SAMPLE_RATE, label_hop, labels_fit
+from music_ssl_fairseq.runtime.metadata import METADATA
 
 MAX_CHECKED_BYTES = 64 << 20
 """Label files up to this size are checked whole, within seconds; larger ones in part."""

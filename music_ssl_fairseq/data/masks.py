@@ -23,14 +23,17 @@ from music_ssl_fairseq.errors import InputError
 
 
 @dataclass(frozen=True)
-class SpanMask:
-    """Draw masks of overlapping spans that mask exactly `count(T)` frames of a crop of `T`.
+class _Spans:
+    """Settings of span masks.
 
     Attributes:
         prob: `mask_prob`, in [0, 1]: spans times their length, as a share of the frames. Spans
             overlap, so fewer frames are masked: 0.65 masks 49 % of 5 s, 0.8 masks 57 %.
         length: `mask_length`: frames of a span.
-        min_spans: fewest spans of a crop, as fairseq's `mask_min_masks`.
+        min_spans: fewest spans of a crop, fairseq's `mask_min_masks`: 2 in HuBERT, 1 in data2vec.
+
+    Raises:
+        InputError: if there are no such masks.
     """
 
     prob: float
@@ -38,7 +41,14 @@ class SpanMask:
     min_spans: int = 2
 
     def __post_init__(self) -> None:
-        _check(self.prob, self.length)
+        if not 0 <= self.prob <= 1:
+            raise InputError(f"mask_prob is {self.prob:g}: it must lie in [0, 1]")
+        if self.length < 1:
+            raise InputError(f"mask_length is {self.length}: it must be at least 1 frame")
+
+
+class SpanMask(_Spans):
+    """Draw masks of overlapping spans that mask exactly `count(T)` frames of a crop of `T`."""
 
     def count(self, num_frames: int) -> int:
         """Return the number of masked frames in a crop: never all, and 0 only for `prob` 0.
@@ -105,27 +115,14 @@ class SpanGrowth:
         return self.first + round(share * (self.last - self.first))
 
 
-@dataclass(frozen=True)
-class FairseqMask:
+class FairseqMask(_Spans):
     """Draw the masks of a batch with fairseq's function, as its HuBERT and data2vec call it.
 
     Spans have one length and may overlap, and `require_same_masks` is on; `mask_selection`,
     `mask_other`, `no_mask_overlap` and `mask_dropout` keep their defaults. fairseq passes no seed.
     With one, a crop's spans follow from seed, epoch and index, and the frames that are unmasked
     again from all indices of the batch.
-
-    Attributes:
-        prob: `mask_prob`, in [0, 1].
-        length: `mask_length`: frames of a span.
-        min_spans: `mask_min_masks`: 2 in HuBERT, 1 in data2vec.
     """
-
-    prob: float
-    length: int
-    min_spans: int = 2
-
-    def __post_init__(self) -> None:
-        _check(self.prob, self.length)
 
     def check(self, num_frames: int) -> None:
         """Refuse crops on which fairseq's function fails or shortens its spans.
@@ -174,13 +171,6 @@ MASK_MODES: dict[str, type[SpanMask] | type[FairseqMask]] = {
     "fairseq": FairseqMask,
 }
 """`model.mask_mode` -> the class that draws the masks."""
-
-
-def _check(prob: float, length: int) -> None:
-    if not 0 <= prob <= 1:
-        raise InputError(f"mask_prob is {prob:g}: it must lie in [0, 1]")
-    if length < 1:
-        raise InputError(f"mask_length is {length}: it must be at least 1 frame")
 
 
 def _span_length(num_frames: int, length: int) -> int:

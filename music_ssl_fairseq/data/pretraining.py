@@ -252,21 +252,14 @@ class PretrainingDataset(FairseqDataset):
         """Return the samples of a crop."""
         return self._plan.length(index)
 
-    def num_tokens(self, index: int) -> int:
-        """Return the samples of a crop, which `max_tokens` counts."""
-        return self._plan.length(index)
+    num_tokens = size
+    """What `max_tokens` counts."""
 
     def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
         return self._plan.lengths[indices]
 
     def ordered_indices(self) -> np.ndarray:
         return self._plan.order(int(self._epoch), shuffle=self._training)
-
-    def filter_indices_by_size(
-        self, indices: np.ndarray, max_sizes: object
-    ) -> tuple[np.ndarray, list[int]]:
-        """Keep all crops: none is longer than `crop_seconds`."""
-        return indices, []
 
     def batch_by_size(
         self,

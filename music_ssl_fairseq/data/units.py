@@ -13,12 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.runtime.metadata import METADATA
 from music_ssl_fairseq.runtime.texts import quoted, read_object, read_text
 
 _MAX_LABEL_RATE = 16_000  # labels per second: one per sample
-
-METADATA = "metadata.json"
-"""The labeler's file beside the labels: features, k, label_rate, sample_rate, seed and more."""
 
 
 class UnitDictionary:

@@ -6,7 +6,7 @@ import re
 import socket
 import weakref
 from collections.abc import Iterator
-from hashlib import blake2b, sha256
+from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import IO
 
@@ -38,11 +38,8 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
 
 def checksum(file: str | os.PathLike) -> str:
     """Return the SHA-256 of a file, in hex."""
-    found = sha256()
     with Path(file).open("rb") as handle:
-        while block := handle.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
+        return file_digest(handle, "sha256").hexdigest()
 
 
 def remove_temporary(folder: Path) -> None:

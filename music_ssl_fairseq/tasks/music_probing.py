@@ -230,14 +230,3 @@ class MusicProbingTask(RunFolderTask):
             return False
         self._saved_at = now
         return True
-
-    def max_positions(self) -> None:
-        """Return no limit."""
-
-    @property
-    def source_dictionary(self) -> None:
-        """Return None: audio has no dictionary."""
-
-    @property
-    def target_dictionary(self) -> None:
-        """Return None, for fairseq's generation tools."""

@@ -24,7 +24,7 @@ from music_ssl_fairseq.data.masks import MASK_MODES, SpanGrowth
 from music_ssl_fairseq.data.pretraining import PretrainingDataset
 from music_ssl_fairseq.data.targets import LabelSet
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.frames import SAMPLE_RATE, conv_grid, parse_conv_layers
+from music_ssl_fairseq.frames import conv_grid, hours, parse_conv_layers
 
 # fairseq imports tasks/ and models/ of a user_dir, and nothing else.
 from music_ssl_fairseq.optim import tri_stage as _lr_scheduler  # noqa: F401
@@ -184,14 +184,8 @@ class PretrainingTask(RunFolderTask):
                 span_growth=_span_growth(cfg, mode),
                 labels=self.labels(split, manifest),
             )
-        hours = manifest.num_samples.sum() / SAMPLE_RATE / 3600
-        logger.info(
-            "%s: %d tracks, %.2f hours, %d crops per epoch",
-            split,
-            len(manifest),
-            hours,
-            len(self.datasets[split]),
-        )
+        counts = len(manifest), hours(manifest.num_samples), len(self.datasets[split])
+        logger.info("%s: %d tracks, %.2f hours, %d crops per epoch", split, *counts)
 
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Return fairseq's iterator, with its batching noted: see `ResumableEpochs`."""
@@ -250,14 +244,3 @@ class PretrainingTask(RunFolderTask):
         if kind not in self._stepped:
             self._stepped.add(kind)
             atexit.register(stop_loading, self.dataset_to_epoch_iter)
-
-    def max_positions(self) -> None:
-        """Return None, no limit: crops have the configured length."""
-
-    @property
-    def source_dictionary(self) -> None:
-        """Return None: audio has no dictionary."""
-
-    @property
-    def target_dictionary(self) -> None:
-        """Return None: only fairseq's generation tools need it."""

@@ -31,29 +31,21 @@ def write_state(state: Any, path: str | os.PathLike) -> None:
         InputError: if writing fails, for instance on a full disk. A previous file stays.
     """
     path = Path(path)
-    for _ in range(_MAX_ATTEMPTS - 1):
-        reason = _try_to_write(state, path)
-        if reason is None:
+    for attempt in range(1, _MAX_ATTEMPTS + 1):
+        try:
+            with atomic_path(path) as temporary:
+                _write_whole(state, temporary)
+            _to_disk(path.parent)
             return
-        logger.warning("%s: %s; trying again", path, reason)
-        time.sleep(_RETRY_SECONDS)
-    reason = _try_to_write(state, path)
-    if reason is not None:
-        raise InputError(
-            f"{path}: {reason}; this checkpoint is not written, and those before it are whole. "
-            "Make room, and run the same command to continue"
-        )
-
-
-def _try_to_write(state: Any, path: Path) -> str | None:
-    """Return the reason of a failure; None on success."""
-    try:
-        with atomic_path(path) as temporary:
-            _write_whole(state, temporary)
-        _to_disk(path.parent)
-    except OSError as error:
-        return error.strerror or str(error)
-    return None
+        except OSError as error:
+            reason = error.strerror or str(error)
+        if attempt < _MAX_ATTEMPTS:
+            logger.warning("%s: %s; trying again", path, reason)
+            time.sleep(_RETRY_SECONDS)
+    raise InputError(
+        f"{path}: {reason}; this checkpoint is not written, and those before it are whole. "
+        "Make room, and run the same command to continue"
+    )
 
 
 def _write_whole(state: Any, path: Path) -> None:

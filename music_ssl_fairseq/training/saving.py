@@ -60,28 +60,23 @@ def resume_file(cfg: Any, suffix: str) -> Path:
 def _with_whole_restore_file(cfg: Any, trainer: Any) -> Any:
     """Return `cfg.checkpoint`, with another `restore_file` if its own is damaged."""
     expected = resume_file(cfg, trainer.checkpoint_suffix)
-    found = _agreed(trainer, lambda: _find(cfg, expected, trainer.checkpoint_suffix))
-    if found is None or Path(found) == expected:
+    found = _agreed(trainer, Path(cfg.save_dir), expected)
+    if found is None or found == expected:
         return cfg
     cfg = copy.deepcopy(cfg)
-    cfg.restore_file = found.replace(f"{trainer.checkpoint_suffix}.pt", ".pt")
+    cfg.restore_file = str(found).replace(f"{trainer.checkpoint_suffix}.pt", ".pt")
     cfg.finetune_from_model = None
     return cfg
 
 
-def _find(cfg: Any, expected: Path, suffix: str) -> str | None:
-    folder = Path(cfg.save_dir)
-    checkpoints.remove_leftovers(folder)
-    found = checkpoints.checkpoint_to_resume(folder, expected, suffix)
-    return None if found is None else str(found)
-
-
-def _agreed(trainer: Any, find: Any) -> str | None:
-    """Return in all processes what the first finds, or raise its InputError in all."""
-    found: tuple[str | None, str | None] = (None, None)
+def _agreed(trainer: Any, folder: Path, expected: Path) -> Path | None:
+    """Return in all processes what the first finds in the folder, or raise its InputError."""
+    found: tuple[Path | None, str | None] = (None, None)
     if trainer.data_parallel_rank == 0:
         try:
-            found = find(), None
+            checkpoints.remove_leftovers(folder)
+            suffix = trainer.checkpoint_suffix
+            found = checkpoints.checkpoint_to_resume(folder, expected, suffix), None
         except InputError as error:
             found = None, str(error)
     if trainer.data_parallel_world_size > 1:

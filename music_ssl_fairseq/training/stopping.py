@@ -8,6 +8,7 @@ validation is still due, and the next run begins with that.
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -134,21 +135,6 @@ def _end(cfg: Any, trainer: Any) -> None:
     raise SystemExit(RESUBMIT)
 
 
-class _RestoredEpoch:
-    """An epoch's iterator in its state after the last run's last update."""
-
-    def __init__(self, position: dict[str, Any], epoch: int, end_of_epoch: bool):
-        self.epoch = epoch
-        self._position = position
-        self._end = end_of_epoch
-
-    def end_of_epoch(self) -> bool:
-        return self._end
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._position
-
-
 def _train(
     original: Callable[..., Any],
     validate_and_save: Callable[..., Any],
@@ -160,11 +146,13 @@ def _train(
     """Run fairseq's function, which trains an epoch; first do what the last run left."""
     to_do, trainer.to_do = trainer.to_do, None
     if to_do:
-        then = _RestoredEpoch(**to_do)
+        position, epoch, end = (to_do[key] for key in ("position", "epoch", "end_of_epoch"))
+        # An epoch's iterator in its state after the last run's last update.
+        then = SimpleNamespace(epoch=epoch, end_of_epoch=lambda: end, state_dict=lambda: position)
         subsets = cfg.dataset.valid_subset.split(",")
-        losses, stop = validate_and_save(cfg, trainer, task, then, subsets, then.end_of_epoch())
+        losses, stop = validate_and_save(cfg, trainer, task, then, subsets, end)
         if stop:
             return losses, stop
-        if then.end_of_epoch():
-            trainer.lr_step(then.epoch, losses[0])
+        if end:
+            trainer.lr_step(epoch, losses[0])
     return original(cfg, trainer, task, epoch_itr)
