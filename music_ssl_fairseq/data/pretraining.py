@@ -32,6 +32,9 @@ class PretrainingDataset(FairseqDataset):
 
     Only the crop is decoded, and only its labels are parsed. A file that cannot be read is named
     in one warning, replaced by another crop, and not tried again.
+
+    Attributes:
+        unreadable: tracks that no worker of this process could read so far.
     """
 
     def __init__(
@@ -95,10 +98,10 @@ class PretrainingDataset(FairseqDataset):
             )
         if isinstance(mask, FairseqMask):
             mask.check(grid.num_frames(int(self._plan.lengths.min())))
-        self._unreadable = UnreadableTracks(
+        self.unreadable = UnreadableTracks(
             len(manifest), self._plan.num_tracks, max_unreadable, manifest.file.parent
         )
-        # Shared with workers that outlive an epoch; everything else they hold as copies.
+        # Shared with workers, which outlive an epoch and hold everything else as copies.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         logger.info(
             "%s: %d crops of %g s per epoch from %d tracks; %d shorter than %g s left out",
@@ -110,11 +113,6 @@ class PretrainingDataset(FairseqDataset):
     def num_too_short(self) -> int:
         """Tracks left out because they are too short."""
         return self._plan.num_too_short
-
-    @property
-    def num_unreadable(self) -> int:
-        """Tracks that no worker of this process could read so far."""
-        return len(self._unreadable)
 
     def __len__(self) -> int:
         return len(self._plan)
@@ -156,7 +154,7 @@ class PretrainingDataset(FairseqDataset):
 
     def _read(self, track: int, start: int, length: int) -> np.ndarray | None:
         """Read a crop's samples; None if the track is unreadable."""
-        if track in self._unreadable:
+        if track in self.unreadable:
             return None
         path = self._manifest.path(track)
         try:
@@ -168,7 +166,7 @@ class PretrainingDataset(FairseqDataset):
                     f"{self._manifest.num_samples[track]}: rebuild the manifest",
                 )
         except AudioError as error:
-            self._unreadable.add(track, error)
+            self.unreadable.add(track, error)
             return None
         return waveform
 
@@ -283,15 +281,6 @@ class PretrainingDataset(FairseqDataset):
         """Use the crops and masks of this epoch in all workers; evaluation stays at epoch 0."""
         if self._training:
             self._epoch.fill_(epoch)
-
-    @property
-    def can_reuse_epoch_itr_across_epochs(self) -> bool:
-        """Yes: the task makes new batches, and workers read the epoch from shared memory.
-
-        A new iterator per epoch would start new workers and take half a minute to end the old ones,
-        which inherit each other's queues.
-        """
-        return True
 
 
 def _padded(tensors: list[torch.Tensor], value: float) -> torch.Tensor:

@@ -26,19 +26,17 @@ class LabelSet(NamedTuple):
 class FrameTargets:
     """The label of each model frame.
 
+    Args:
+        grid: the model's frames.
+
     Attributes:
         hop: samples from one label to the next; crops must start on its multiples.
+
+    Raises:
+        InputError: if the labels' rate does not divide the sample rate.
     """
 
     def __init__(self, labels: LabelSet, grid: FrameGrid):
-        """Note both grids.
-
-        Args:
-            grid: the model's frames.
-
-        Raises:
-            InputError: if the labels' rate does not divide the sample rate.
-        """
         self.hop = label_hop(labels.rate)
         self._labels = labels.store
         self._units = labels.units

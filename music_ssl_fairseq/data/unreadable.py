@@ -12,17 +12,16 @@ logger = logging.getLogger(__name__)
 
 
 class UnreadableTracks:
-    """Flags per track in shared memory, for all data-loading workers."""
+    """Flags per track in shared memory, for all data-loading workers.
+
+    Args:
+        num_tracks: tracks of the manifest.
+        num_used: tracks that crops are taken from.
+        max_share: unreadable share of those, in [0, 1], beyond which training ends.
+        manifests: the manifest's folder, for the error message.
+    """
 
     def __init__(self, num_tracks: int, num_used: int, max_share: float, manifests: Path):
-        """Start with no track flagged.
-
-        Args:
-            num_tracks: tracks of the manifest.
-            num_used: tracks that crops are taken from.
-            max_share: unreadable share of those, in [0, 1], beyond which training ends.
-            manifests: the manifest's folder, for the error message.
-        """
         self._flags = torch.zeros(num_tracks, dtype=torch.bool).share_memory_()
         self._num_used = num_used
         self._max_share = max_share

@@ -36,53 +36,55 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True)
 class FeatureJob:
-    """A job of workers (`jobs.pool.ordered`) that computes features of items."""
+    """A job of workers (`jobs.pool.ordered`) on features of tracks, or of parts of tracks.
+
+    Items are lists of parts. The result of each part is what `collect` returns, or the AudioError
+    of a track that cannot be read, or has not the manifest's length.
+    """
 
     features: FeatureSpec
 
-    def requests(self, item: Any) -> list[Request]:
-        """Return the features that an item needs."""
+    def requests(self, part: Any) -> list[Request]:
+        """Return the features that a part needs."""
         raise NotImplementedError
 
-    def collect(self, item: Any, features: Iterator[Any]) -> Any:
-        """Return an item's result.
+    def collect(self, part: Any, features: Iterator[Any]) -> Any:
+        """Return a part's result.
 
         Args:
-            features: for each of its requests `[frames, dimension]` float32, an array or, computed
-                on a GPU, a tensor there; the AudioError of a track that cannot be read, or has not
-                the manifest's length. All of them have to be taken.
+            features: of its requests, all of which have to be taken: `[frames, dimension]` float32,
+                an array or, computed on a GPU, a tensor there.
         """
         raise NotImplementedError
 
-    def stream(self, items: Iterable[Any]) -> Iterator[Any]:
+    def stream(self, items: Iterable[list[Any]]) -> Iterator[list[Any]]:
         """Yield the results of items, in order; on a GPU, the next ones are read meanwhile."""
         if not self._on_gpu:
             for item in items:
-                read = map(self._read, self.requests(item))
-                yield self.collect(item, itertools.starmap(self._compute, read))
+                yield [self._result(part, self._one_by_one(part)) for part in item]
             return
         arriving: queue.SimpleQueue[Any] = queue.SimpleQueue()  # items, and None at their end
 
         def requests() -> Iterator[Request]:
             try:
                 for item in items:
-                    found = self.requests(item)
-                    arriving.put((item, len(found)))
-                    yield from found
+                    found = [self.requests(part) for part in item]
+                    arriving.put(list(zip(item, map(len, found), strict=True)))
+                    yield from itertools.chain(*found)
             finally:
                 arriving.put(None)
 
         threads = min(_MAX_READERS, available_cpus())
         with ReadAhead(self._read, requests(), threads, _READ_AHEAD_CHUNKS) as ahead:
-            features = self._compute_together(ahead)
-            for item, count in iter(arriving.get, None):
-                yield self.collect(item, itertools.islice(features, count))
+            features = self._together(ahead)
+            for item in iter(arriving.get, None):
+                yield [self._result(part, itertools.islice(features, n)) for part, n in item]
             next(features, None)  # raises what `items` raised
 
-    def __call__(self, item: Any) -> Any:
-        """Return one item's result."""
-        (result,) = self.stream([item])
-        return result
+    def __call__(self, item: list[Any]) -> list[Any]:
+        """Return one item's results."""
+        (results,) = self.stream([item])
+        return results
 
     def on(self, device: str) -> "FeatureJob":
         """Return the same job for a GPU of its own."""
@@ -102,6 +104,19 @@ class FeatureJob:
         """The front end of this process."""
         return front_end(self.features)
 
+    def _result(self, part: Any, features: Iterator[Any]) -> Any:
+        errors: list[AudioError] = []
+
+        def without_errors() -> Iterator[Any]:
+            for found in features:
+                if isinstance(found, AudioError):
+                    errors.append(found)
+                else:
+                    yield found
+
+        result = self.collect(part, without_errors())
+        return errors[0] if errors else result
+
     def _read(self, request: Request) -> tuple[Request, Chunk | AudioError]:
         try:
             check_length(request.track)
@@ -109,15 +124,17 @@ class FeatureJob:
         except AudioError as error:
             return request, error
 
-    def _compute(self, request: Request, chunk: Chunk | AudioError) -> Any:
-        if isinstance(chunk, AudioError):
-            return chunk
-        if request.frames is None:
-            return self.front.features_of([chunk])[0]
-        return self.front.features_at(chunk, request.frames)
+    def _one_by_one(self, part: Any) -> Iterator[Any]:
+        for request, chunk in map(self._read, self.requests(part)):
+            if isinstance(chunk, AudioError):
+                yield chunk
+            elif request.frames is None:
+                yield self.front.features_of([chunk])[0]
+            else:
+                yield self.front.features_at(chunk, request.frames)
 
-    def _compute_together(self, ahead: ReadAhead[Request, Any]) -> Iterator[Any]:
-        """Yield the same in batches, as tensors on the GPU."""
+    def _together(self, ahead: ReadAhead[Request, Any]) -> Iterator[Any]:
+        """Yield features of requests as tensors on the GPU, computed in batches."""
         while read := ahead.take(_CHUNKS_PER_GPU_BATCH):
             chunks = [chunk for _, chunk in read if isinstance(chunk, Chunk)]
             tensors = iter(self.front.tensors_of(chunks))  # type: ignore[union-attr]

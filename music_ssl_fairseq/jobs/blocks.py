@@ -4,7 +4,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -143,7 +143,7 @@ class Claims:
         self._done = done
         self._job = job
         self._numbers = numbers
-        self._held: deque[tuple[int, IO[bytes]]] = deque()
+        self._held: deque[tuple[int, Callable[[], None]]] = deque()
         self.busy: list[int] = []
 
     def __iter__(self) -> Iterator[int]:
@@ -151,13 +151,13 @@ class Claims:
             file = self._done.block(self._job, number)
             if file.exists():
                 continue
-            handle = self._done.claim(lock_name(self._job, number))
-            if handle is None:
+            release = self._done.claim(lock_name(self._job, number))
+            if release is None:
                 self.busy.append(number)
             elif file.exists():  # another process has finished it since
-                self._done.release(lock_name(self._job, number), handle)
+                release()
             else:
-                self._held.append((number, handle))
+                self._held.append((number, release))
                 yield number
 
     @property
@@ -166,8 +166,8 @@ class Claims:
         return self._held[0][0]
 
     def release_first(self) -> None:
-        number, handle = self._held.popleft()
-        self._done.release(lock_name(self._job, number), handle)
+        _, release = self._held.popleft()
+        release()
 
     def release_all(self) -> None:
         while self._held:

@@ -9,7 +9,7 @@ import shutil
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -119,18 +119,18 @@ class CheckpointDir:
             lock(handle, wait=True)
             yield
 
-    def claim(self, name: str) -> IO[bytes] | None:
-        """Take a lock until the handle is closed; None if another process holds it."""
+    def claim(self, name: str) -> Callable[[], None] | None:
+        """Take a lock, and return what releases it; None if another process holds it."""
         handle = self._open_lock(name)
-        if lock(handle, wait=False):
-            return handle
-        handle.close()
-        return None
+        if not lock(handle, wait=False):
+            handle.close()
+            return None
 
-    def release(self, name: str, handle: IO[bytes]) -> None:
-        """Release a lock that `claim` has taken, and remove its file."""
-        (self.path / f"{name}.lock").unlink(missing_ok=True)
-        handle.close()
+        def release() -> None:
+            Path(handle.name).unlink(missing_ok=True)
+            handle.close()
+
+        return release
 
     def _open_lock(self, name: str) -> IO[bytes]:
         self.path.mkdir(parents=True, exist_ok=True)

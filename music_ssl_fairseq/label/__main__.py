@@ -4,7 +4,7 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from music_ssl_fairseq.cli import example, exit_status, new_parser
 from music_ssl_fairseq.errors import InputError
@@ -52,6 +52,7 @@ def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = new_parser("music_ssl_fairseq.label", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
+    number: dict[str, Any] = {"type": _positive, "metavar": "N"}
     add(
         "--k",
         type=_positive,
@@ -127,16 +128,14 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add(
         "--max-frames",
-        type=_positive,
-        metavar="N",
+        **number,
         help="frames to fit K-means on, a sample over all train tracks, each in proportion to its "
         "length; enough for k = 2000: more lower the inertia on other frames by less than 1 %% "
         f"(default: {MAX_FRAMES}, or as many as --memory holds)",
     )
     add(
         "--minibatch",
-        type=_positive,
-        metavar="N",
+        **number,
         help="hold N frames at a time: K-means is fitted on a sample of so many, and then goes "
         "once through --max-frames frames, however many, in batches (default: hold all)",
     )
@@ -150,9 +149,8 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add(
         "--iterations",
-        type=_positive,
+        **number,
         default=30,
-        metavar="N",
         help="K-means iterations over all these frames at most, after those on a part of them; "
         "fewer once one lowers the inertia by less than 0.6 %% (default: %(default)s)",
     )
@@ -165,9 +163,8 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add(
         "--restarts",
-        type=_positive,
+        **number,
         default=1,
-        metavar="N",
         help="complete fits, of which the best counts (default: %(default)s)",
     )
     add(
@@ -179,16 +176,14 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add(
         "--workers",
-        type=_positive,
+        **number,
         default=available_cpus(),
-        metavar="N",
         help="processes that decode, compute features and assign units, and threads of K-means "
         "(default: the CPUs this process may use, here %(default)s)",
     )
     add(
         "--num-shards",
-        type=_positive,
-        metavar="N",
+        **number,
         help="label the Nth part of all tracks in this process; whichever shard is the last joins "
         "the parts (default: in a Slurm array its size, else 1)",
     )
@@ -229,11 +224,7 @@ def _seed(text: str) -> int:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Do what the command line says; see `get_parser`.
-
-    Raises:
-        InputError: about anything wrong with the manifests, the audio or existing labels.
-    """
+    """Do what the command line says; an InputError says what is wrong with what it names."""
     reports = arguments.report or arguments.stage == "report"
     if reports:
         # Before hours of work rather than after them.

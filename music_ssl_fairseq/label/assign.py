@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.features.chunk_features import FeatureJob, Request
 from music_ssl_fairseq.features.track import Track
 
@@ -83,36 +82,21 @@ class Labeller(FeatureJob):
     def _nearest(self):
         return make_nearest(self.centroids, self.features.device)
 
-    def requests(self, item: list[Track]) -> list[Request]:
-        """Return requests for all frames of some tracks."""
-        size = self.front.chunk_frames
+    @property
+    def _empty(self) -> np.ndarray:
+        return np.empty(0, unit_type(len(self.centroids)))
+
+    def requests(self, part: Track) -> list[Request]:
+        """Return requests for all frames of a track."""
+        num_frames, size = self.front.grid.num_frames(part.num_samples), self.front.chunk_frames
         return [
-            Request(track, first, min(self._num_frames(track), first + size))
-            for track in item
-            for first in range(0, self._num_frames(track), size)
+            Request(part, first, min(num_frames, first + size))
+            for first in range(0, num_frames, size)
         ]
 
-    def collect(self, item: list[Track], features: Iterator) -> list[np.ndarray | AudioError]:
-        """Return `[frames]` units of each track, or why it cannot be read.
-
-        One unit per frame of the grid: none if the track is too short.
-        """
-        return [self._label(self._num_frames(track), features) for track in item]
-
-    def _num_frames(self, track: Track) -> int:
-        return self.front.grid.num_frames(track.num_samples)
-
-    def _empty(self, num_frames: int) -> np.ndarray:
-        return np.empty(num_frames, unit_type(len(self.centroids)))
-
-    def _label(self, num_frames: int, read: Iterator) -> np.ndarray | AudioError:
-        units = self._empty(num_frames)
-        size = self.front.chunk_frames
-        error = None
-        for first in range(0, num_frames, size):
-            found = next(read)
-            if isinstance(found, AudioError):
-                error = error or found
-            else:
-                units[first : first + size] = self._nearest(found)
-        return error or units
+    def collect(self, part: Track, features: Iterator) -> np.ndarray:
+        """Return `[frames]` units of a track, one per frame of its grid, if it has any."""
+        none = self._empty
+        return np.concatenate(
+            [none, *(self._nearest(each).astype(none.dtype) for each in features)]
+        )

@@ -139,15 +139,11 @@ def _fit_in_batches(job: Job, num_blocks: int, whole: Sample) -> tuple[KMeansSta
     assert size is not None
     file = checkpoints.path / "batches.npz"
     if found := checkpoints.load_arrays(file):
-        by, batches_done, frames_done = (found.pop(n) for n in ("fitted_by", "batches", "frames"))
-        counts = found.pop("counts")
-        state = minibatch.Progress(
-            KMeansState(**found), counts, int(batches_done), int(frames_done)
-        )
+        state = minibatch.Progress(**found)
     else:
         frames = _load_sample(job, num_blocks)
         fit, by = _fit(job, frames)
-        state = minibatch.begin(fit, frames, job.device)
+        state = minibatch.begin(fit, frames, job.device, by)
         del frames  # the batches take their place
     batches = minibatch.Batches(whole, size)
     sizes = batches.sizes.tolist()
@@ -155,15 +151,14 @@ def _fit_in_batches(job: Job, num_blocks: int, whole: Sample) -> tuple[KMeansSta
         bar.update(sum(sizes[: state.batches]))
 
         def watch(state: minibatch.Progress) -> None:
-            values = state._asdict() | state.fit._asdict() | {"fitted_by": by}
-            del values["fit"]
-            checkpoints.save_arrays(file, **values)
-            bar.set_postfix_str(f"inertia {state.fit.curve[-1]:.4g}", refresh=False)
+            checkpoints.save_arrays(file, **state._asdict())
+            bar.set_postfix_str(f"inertia {state.curve[-1]:.4g}", refresh=False)
             bar.update(sizes[state.batches - 1])
 
         read = _read_batches(job, batches, state.batches)
         state = minibatch.fit_batches(read, job.device, watch, state)
-    return state.fit, state.frames, str(by)
+    fit = KMeansState(state.centroids, state.curve, state.coarse)
+    return fit, int(state.frames), str(state.fitted_by)
 
 
 def _read_batches(job: Job, batches: minibatch.Batches, done: int) -> Iterator[np.ndarray]:

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import entropy
 
 
 class Information(NamedTuple):
@@ -28,13 +29,10 @@ def mutual_information(units: np.ndarray, others: np.ndarray) -> Information:
     Few samples make independent things look related. The Miller-Madow correction takes off what is
     expected of that: half the number of occupied cells, less the rows and columns, over n.
     """
-    counts = np.zeros((int(units.max(initial=-1)) + 1, int(others.max(initial=-1)) + 1))
-    np.add.at(counts, (units, others), 1)
-    total = counts.sum()
-    if not total:
+    if not len(units):
         return Information(0.0, 0.0)
-    entropies = [_entropy(part) for part in (counts, counts.sum(axis=1), counts.sum(axis=0))]
-    joint, of_units, of_others = entropies
+    pairs = np.stack([units, others], axis=1)
+    joint, of_units, of_others = map(_entropy, (pairs, units, others))
     bits = max(0.0, of_units + of_others - joint)
     return Information(min(bits, of_others), of_others)
 
@@ -45,8 +43,6 @@ def quantiles(values: np.ndarray, number: int) -> np.ndarray:
     return np.searchsorted(np.unique(edges), values, side="right")
 
 
-def _entropy(counts: np.ndarray) -> float:
-    occupied = counts[counts > 0]
-    shares = occupied / occupied.sum()
-    plain = -(shares * np.log2(shares)).sum()
-    return float(plain + (len(occupied) - 1) / (2 * occupied.sum() * np.log(2)))
+def _entropy(values: np.ndarray) -> float:
+    counts = np.unique(values, axis=0, return_counts=True)[1]
+    return float(entropy(counts, base=2) + (len(counts) - 1) / (2 * len(values) * np.log(2)))

@@ -55,11 +55,7 @@ class Job:
 
 
 def make_jobs(arguments: Namespace, parser: ArgumentParser, train: Manifest) -> list[Job]:
-    """Return one job per set of labels: with several features, each in a folder of its name.
-
-    Raises:
-        InputError: see `make_job`.
-    """
+    """Return one job per set of labels: with several features, each in a folder of its name."""
     sets = arguments.features.split(",")
     if len(sets) == 1:
         return [make_job(arguments, parser, train)]

@@ -62,30 +62,37 @@ class Batches:
 
 
 class Progress(NamedTuple):
-    """The state after some batches.
+    """The state after some batches, as arrays of one file (`jobs.checkpoint_dir`).
 
     Attributes:
-        fit: centroids; its curve continues with the mean squared distance of each batch's frames
-            to the centroids before it.
+        centroids: `[k, D]` float32.
+        curve: the sample's (`KMeansState`), and then the mean squared distance of each batch's
+            frames to the centroids before it.
+        coarse: the sample's.
         counts: `[k]` frames that each centroid is the mean of.
+        fitted_by: the library, with its version.
         batches: used so far.
         frames: in them.
     """
 
-    fit: KMeansState
+    centroids: np.ndarray
+    curve: np.ndarray
+    coarse: np.ndarray
     counts: np.ndarray
+    fitted_by: str
     batches: int = 0
     frames: int = 0
 
 
-def begin(fit: KMeansState, frames: np.ndarray, device: str) -> Progress:
+def begin(fit: KMeansState, frames: np.ndarray, device: str, fitted_by: str = "") -> Progress:
     """Return the state before the first batch.
 
     Args:
         fit: of `frames` `[n, D]`.
     """
     units = make_nearest(fit.centroids, device)(frames)
-    return Progress(fit, np.bincount(units, minlength=len(fit.centroids)))
+    counts = np.bincount(units, minlength=len(fit.centroids))
+    return Progress(fit.centroids, fit.curve, fit.coarse, counts, fitted_by)
 
 
 def fit_batches(
@@ -112,16 +119,20 @@ def fit_batches(
 
 
 def _moved(frames: np.ndarray, state: Progress, device: str) -> Progress:
-    centroids = state.fit.centroids
+    centroids = state.centroids
     units = make_nearest(centroids, device)(frames)
     inertia = np.square(frames - centroids[units]).mean(axis=0, dtype=np.float64).sum()
     sums, counts = sums_of_units(frames, units, len(centroids))
     total = state.counts + counts
     moved = (centroids * state.counts[:, None] + sums) / np.maximum(1, total)[:, None]
     moved[total == 0] = centroids[total == 0]
-    curve = np.append(state.fit.curve, inertia)
-    fit = state.fit._replace(centroids=moved.astype(np.float32), curve=curve)
-    return Progress(fit, total, state.batches + 1, state.frames + len(frames))
+    return state._replace(
+        centroids=moved.astype(np.float32),
+        curve=np.append(state.curve, inertia),
+        counts=total,
+        batches=state.batches + 1,
+        frames=state.frames + len(frames),
+    )
 
 
 def sums_of_units(frames: np.ndarray, units: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,6 @@ from music_ssl_fairseq.frames import label_hop
 from music_ssl_fairseq.label import report_pictures as pictures
 from music_ssl_fairseq.label.information import mutual_information, quantiles
 from music_ssl_fairseq.label.report_samples import ReportSamples, draw_samples
-from music_ssl_fairseq.label.usage import Usage
 from music_ssl_fairseq.runtime.files import atomic_path
 
 PITCH_CLASSES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
@@ -28,39 +27,39 @@ def write_report(
         splits: their manifests.
     """
     stores = {split: LabelStore(folder / f"{split}.km") for split in splits}
-    usage = {split: count_usage(store, metadata["k"]) for split, store in stores.items()}
+    counts = {split: _count_units(store, metadata["k"]) for split, store in stores.items()}
     hop = label_hop(metadata["label_rate"])
     samples = draw_samples(splits["train"], stores["train"], hop, metadata["seed"], workers)
     out = folder / "report"
     units = pictures.choose_units(samples, metadata["k"])
     if metadata["inertia_curve"]:
         pictures.save(pictures.draw_inertia(metadata), out / "inertia.png")
-    pictures.save(pictures.draw_usage({s: u.counts for s, u in usage.items()}), out / "usage.png")
+    pictures.save(pictures.draw_usage(counts), out / "usage.png")
     if units:
         drawn = pictures.draw_units(samples, units, metadata["label_rate"])
         pictures.save(drawn, out / "units.png")
     page = out / "report.md"
     with atomic_path(page) as temporary:
-        temporary.write_text(_page(metadata, usage, samples, units), encoding="utf-8")
+        temporary.write_text(_page(metadata, list(splits), samples, units), encoding="utf-8")
     return page
 
 
-def count_usage(store: LabelStore, k: int) -> Usage:
-    """Count the units of all tracks of a split."""
-    usage = Usage(k)
+def _count_units(store: LabelStore, k: int) -> np.ndarray:
+    """Return `[k]` labels of each unit."""
+    counts = np.zeros(k, np.int64)
     for track in range(len(store)):
-        usage.add(store.units(track))
-    return usage
+        counts += np.bincount(store.units(track), minlength=k)
+    return counts
 
 
 def _page(
-    metadata: dict[str, Any], usage: dict[str, Usage], samples: ReportSamples, units: list[int]
+    metadata: dict[str, Any], splits: list[str], samples: ReportSamples, units: list[int]
 ) -> str:
     sections = [
         f"# {metadata['k']} units of {metadata['features']}",
         _recipe(metadata),
         _inertia(metadata),
-        "## Use of the units\n\n" + usage_table(usage, metadata["label_rate"]),
+        "## Use of the units\n\n" + _usage_table(metadata, splits),
         "![share of each unit](usage.png)",
         "## What units tell about the music\n\n" + _information(samples, metadata["label_rate"]),
         _examples(samples, units),
@@ -87,21 +86,26 @@ def _inertia(metadata: dict[str, Any]) -> str:
     )
 
 
-def usage_table(usage: dict[str, Usage], label_rate: float) -> str:
+def _usage_table(metadata: dict[str, Any], splits: list[str]) -> str:
     """Return a Markdown table, one column per split."""
+    records, k, rate = (
+        [metadata["splits"][s] for s in splits],
+        metadata["k"],
+        metadata["label_rate"],
+    )
     rows = {
-        "tracks": [f"{u.tracks:,}" for u in usage.values()],
-        "labels": [f"{u.labels:,} ({u.labels / label_rate / 3600:.2f} h)" for u in usage.values()],
-        "units used": [f"{u.used} of {u.k}" for u in usage.values()],
-        "dead clusters": [f"{u.k - u.used}" for u in usage.values()],
-        "perplexity": [f"{u.perplexity:.1f}" for u in usage.values()],
-        "most frequent unit": [f"{100 * u.majority_share:.2f} %" for u in usage.values()],
+        "tracks": [f"{r['tracks']:,}" for r in records],
+        "labels": [f"{r['labels']:,} ({r['labels'] / rate / 3600:.2f} h)" for r in records],
+        "units used": [f"{r['used_clusters']} of {k}" for r in records],
+        "dead clusters": [f"{k - r['used_clusters']}" for r in records],
+        "perplexity": [f"{r['perplexity']:.1f}" for r in records],
+        "most frequent unit": [f"{100 * r['majority_share']:.2f} %" for r in records],
         "mean run length": [
-            f"{u.mean_run_length:.2f} frames ({1000 * u.mean_run_length / label_rate:.0f} ms)"
-            for u in usage.values()
+            f"{r['mean_run_length']:.2f} frames ({1000 * r['mean_run_length'] / rate:.0f} ms)"
+            for r in records
         ],
     }
-    lines = ["| | " + " | ".join(usage) + " |", "|---" * (1 + len(usage)) + "|"]
+    lines = ["| | " + " | ".join(splits) + " |", "|---" * (1 + len(splits)) + "|"]
     lines += [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()]
     note = (
         "Perplexity is how many equally frequent units would carry as much; dead clusters are "

@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.features import FrontEnd
 from music_ssl_fairseq.features.chunk_features import FeatureJob, Request
 from music_ssl_fairseq.features.track import Track
@@ -139,31 +138,15 @@ class Sample:
 class Reader(FeatureJob):
     """A job of workers: parts to their features."""
 
-    def requests(self, item: list[Part]) -> list[Request]:
-        """Return requests for the frames of some parts."""
-        return [
-            Request(part.track, int(run[0]), int(run[-1]) + 1, run)
-            for part in item
-            for run in self._runs(part)
-        ]
+    def requests(self, part: Part) -> list[Request]:
+        """Return requests for a part's frames."""
+        runs = _runs(part.frames, self.front.chunk_frames, self.front.together // 2)
+        return [Request(part.track, int(run[0]), int(run[-1]) + 1, run) for run in runs]
 
-    def collect(self, item: list[Part], features: Iterator) -> list[np.ndarray | AudioError]:
-        """Return `[frames, dimension]` float32 of each part, or why it cannot be read."""
-        return [self._collected(part, features) for part in item]
-
-    def _runs(self, part: Part) -> Iterator[np.ndarray]:
-        front = self.front
-        return _runs(part.frames, front.chunk_frames, front.together // 2)
-
-    def _collected(self, part: Part, read: Iterator) -> np.ndarray | AudioError:
-        found_of, error = [np.empty((0, self.front.dimension), np.float32)], None
-        for _ in self._runs(part):
-            found = next(read)
-            if isinstance(found, AudioError):
-                error = error or found
-            else:
-                found_of.append(_as_array(found))
-        return error or np.concatenate(found_of)
+    def collect(self, part: Part, features: Iterator) -> np.ndarray:
+        """Return `[frames, dimension]` float32 of a part."""
+        none = np.empty((0, self.front.dimension), np.float32)
+        return np.concatenate([none, *map(_as_array, features)])
 
 
 def _as_array(values: Any) -> np.ndarray:

@@ -118,5 +118,6 @@ class _Labeller(Labeller):
 
         return units
 
-    def _empty(self, num_frames: int) -> np.ndarray:
-        return np.empty((num_frames, len(self.sets)), unit_type(max(map(len, self.sets))))
+    @property
+    def _empty(self) -> np.ndarray:
+        return np.empty((0, len(self.sets)), unit_type(max(map(len, self.sets))))

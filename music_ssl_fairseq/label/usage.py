@@ -25,39 +25,20 @@ class Usage:
         if len(units):
             self.runs += 1 + int(np.count_nonzero(np.diff(units)))
 
-    @property
-    def labels(self) -> int:
-        """The number of labels counted."""
-        return int(self.counts.sum())
-
-    @property
-    def used(self) -> int:
-        """The number of units that occur."""
-        return int(np.count_nonzero(self.counts))
-
-    @property
-    def perplexity(self) -> float:
-        """The exponential of the entropy: so many equally frequent units would carry as much."""
-        shares = self.counts[self.counts > 0] / max(1, self.labels)
-        return float(np.exp(-(shares * np.log(shares)).sum()))
-
-    @property
-    def majority_share(self) -> float:
-        """The share of the most frequent unit, which is the accuracy of always guessing it."""
-        return float(self.counts.max() / max(1, self.labels))
-
-    @property
-    def mean_run_length(self) -> float:
-        """The mean number of frames until the unit changes."""
-        return self.labels / max(1, self.runs)
-
     def summary(self) -> dict[str, float]:
-        """Return all of these for metadata.json."""
+        """Return the figures for metadata.json.
+
+        Among them `perplexity`, the exponential of the entropy: so many equally frequent units
+        would carry as much; `majority_share`, the share of the most frequent unit, which is the
+        accuracy of always guessing it; `mean_run_length`, in frames until the unit changes.
+        """
+        labels = int(self.counts.sum())
+        shares = self.counts[self.counts > 0] / max(1, labels)
         return {
             "tracks": self.tracks,
-            "labels": self.labels,
-            "used_clusters": self.used,
-            "perplexity": round(self.perplexity, 3),
-            "majority_share": round(self.majority_share, 6),
-            "mean_run_length": round(self.mean_run_length, 3),
+            "labels": labels,
+            "used_clusters": len(shares),
+            "perplexity": round(float(np.exp(-(shares * np.log(shares)).sum())), 3),
+            "majority_share": round(float(shares.max(initial=0)), 6),
+            "mean_run_length": round(labels / max(1, self.runs), 3),
         }

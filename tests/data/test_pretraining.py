@@ -346,7 +346,7 @@ def test_unreadable_tracks_are_replaced_and_named_once(folder, caplog):
     assert len(caplog.messages) == 1
     assert "44k stereo.wav: not readable as audio" in caplog.messages[0]
     assert "1 of 5 tracks" in caplog.messages[0]
-    assert data.num_unreadable == 1
+    assert len(data.unreadable) == 1
     for index in range(len(data)):
         lost = where(data, index)[0] == 1
         assert torch.equal(items[index]["source"], expected[index]["source"]) != lost
@@ -374,14 +374,14 @@ def test_an_unreadable_track_is_not_opened_again(folder, monkeypatch):
         data[index]
     # Its beginning is intact: crops that lie there are used until one fails.
     assert opened.count(str(path)) <= 2
-    assert data.num_unreadable == 1
+    assert len(data.unreadable) == 1
 
 
 def test_workers_share_what_is_unreadable(folder):
     (folder / "music" / "d.wav").unlink()
     data = dataset(folder)
     batches(data, workers=1)
-    assert data.num_unreadable == 1
+    assert len(data.unreadable) == 1
 
 
 def test_a_file_shorter_than_the_manifest_says(folder, caplog):

@@ -48,21 +48,21 @@ def as_on_a_gpu(monkeypatch):
     return call
 
 
-class Groups(FeatureJob):
-    """Items are lists of requests, results lists of features."""
+class Single(FeatureJob):
+    """A part is one request, and its result the features."""
 
-    def requests(self, item):
-        return item
+    def requests(self, part):
+        return [part]
 
-    def collect(self, item, features):
-        return list(features)
+    def collect(self, part, features):
+        return next(features, None)
 
 
 def test_reading_ahead_changes_nothing(deep, tracks, as_on_a_gpu):
     gone = Track("gone.wav", 16_000)
     requests = [Request(track, 0, 40) for track in [*tracks[:3], gone, *tracks[3:]]]
     groups = [requests[:2], [], requests[2:9], requests[9:], []]
-    found, one_by_one = as_on_a_gpu(Groups(deep), groups), list(Groups(deep).stream(groups))
+    found, one_by_one = as_on_a_gpu(Single(deep), groups), list(Single(deep).stream(groups))
     sizes = [len(group) for group in groups]
     assert sizes == [len(group) for group in found] == [len(group) for group in one_by_one]
     one_by_one, found = ([x for group in each for x in group] for each in (one_by_one, found))

@@ -66,18 +66,18 @@ def test_batches_make_up_for_a_small_sample(frames):
     found = fit_batches(rest, "cpu", lambda _: None, begun)
     assert (found.batches, found.frames) == (11, len(frames) - len(sample))
     assert found.counts.sum() == len(frames)
-    least, most = inertia(frames, whole.centroids), inertia(frames, begun.fit.centroids)
-    assert inertia(frames, found.fit.centroids) - least < 0.8 * (most - least)
+    least, most = inertia(frames, whole.centroids), inertia(frames, begun.centroids)
+    assert inertia(frames, found.centroids) - least < 0.8 * (most - least)
 
 
 def test_centroids_are_means_of_the_frames_that_came_to_them(frames):
     sample, batch, *_ = np.array_split(frames, 6)
     begun = first_fit(sample, 20)
     found = fit_batches([batch, np.zeros((0, 39), np.float32)], "cpu", lambda _: None, begun)
-    units = np.square(batch[:, None] - begun.fit.centroids).sum(-1).argmin(1)
-    sums = begun.fit.centroids * begun.counts[:, None]
+    units = np.square(batch[:, None] - begun.centroids).sum(-1).argmin(1)
+    sums = begun.centroids * begun.counts[:, None]
     np.add.at(sums, units, batch)
-    np.testing.assert_allclose(found.fit.centroids, sums / found.counts[:, None], atol=0.05)
+    np.testing.assert_allclose(found.centroids, sums / found.counts[:, None], atol=0.05)
     assert (found.batches, found.frames) == (2, len(batch))
 
 
@@ -87,8 +87,8 @@ def test_taken_up_it_ends_the_same(frames):
     whole = fit_batches(rest, "cpu", watched.append, first_fit(sample, 10))
     for done in (1, 3):
         again = fit_batches(rest[done:], "cpu", lambda _: None, watched[done - 1])
-        assert again.fit.centroids.tobytes() == whole.fit.centroids.tobytes()
-        assert again.fit.curve.tolist() == whole.fit.curve.tolist()
+        assert again.centroids.tobytes() == whole.centroids.tobytes()
+        assert again.curve.tolist() == whole.curve.tolist()
 
 
 def test_the_command_goes_on_where_it_was(tmp_path, monkeypatch):

@@ -253,15 +253,15 @@ def test_damaged_metadata_is_one_line(corpus, tmp_path, capsys, text):
 def test_two_at_once_share_the_work(corpus, tmp_path, small_blocks, monkeypatch):
     """Another process holds a block: this one does the others, waits, and then does it."""
     work = CheckpointDir(tmp_path)
-    handle = work.claim("x-00001")
-    assert handle is not None
+    release = work.claim("x-00001")
+    assert release is not None
     assert work.claim("x-00001") is None
     assert work.claim("x-00002") is not None
     claims = Claims(work, "x", [0, 1])
     assert list(claims) == [0]
     assert claims.busy == [1]
     claims.release_all()
-    work.release("x-00001", handle)
+    release()
     assert list(Claims(work, "x", [1])) == [1]
 
 

@@ -23,8 +23,8 @@ def test_usage_of_known_units():
 def test_equal_use_has_perplexity_k():
     usage = Usage(k=40)
     usage.add(np.repeat(np.arange(40), 3))
-    assert usage.perplexity == pytest.approx(40)
-    assert usage.mean_run_length == 3
+    assert usage.summary()["perplexity"] == pytest.approx(40)
+    assert usage.summary()["mean_run_length"] == 3
 
 
 def test_nothing_counted():
