@@ -53,20 +53,10 @@ class Music2VecCriterion(FairseqCriterion):
         ema_decay: times 1000.
     """
 
-    def __init__(
-        self,
-        task: Any,
-        loss_beta: float,
-        loss_scale: float | None,
-        min_target_var: float,
-        min_pred_var: float,
-        stop_if_collapsed: bool = True,
-    ):
+    def __init__(self, cfg: Music2VecCriterionConfig, task: Any):
         super().__init__(task)
-        self.loss_beta = loss_beta
-        self.loss_scale = loss_scale
-        self.stop_if_collapsed = stop_if_collapsed
-        minimum = {"target": min_target_var, "pred": min_pred_var}
+        self.cfg = cfg
+        minimum = {"target": cfg.min_target_var, "pred": cfg.min_pred_var}
         self.watch = SpreadWatch(*schedule_of(task), minimum)
 
     def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True):
@@ -74,9 +64,9 @@ class Music2VecCriterion(FairseqCriterion):
         output = model(**sample["net_input"])
         prediction, target = output["prediction"], output["target"]
         frames, width = prediction.shape
-        scale = 1 / math.sqrt(width) if self.loss_scale is None else self.loss_scale
-        if self.loss_beta > 0:
-            loss = F.smooth_l1_loss(prediction, target, reduction="sum", beta=self.loss_beta)
+        scale = 1 / math.sqrt(width) if self.cfg.loss_scale is None else self.cfg.loss_scale
+        if self.cfg.loss_beta > 0:
+            loss = F.smooth_l1_loss(prediction, target, reduction="sum", beta=self.cfg.loss_beta)
         else:
             loss = F.mse_loss(prediction, target, reduction="sum")
         loss = loss * scale

@@ -1,7 +1,6 @@
 """Loss and statistics of musicHuBERT."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, List, Optional  # noqa: UP035 (fairseq's parser needs these)
 
@@ -59,29 +58,15 @@ class MusicHubertCriterion(FairseqCriterion):
     `loss_m_0`, `accuracy_m_1`. `loss_m` is then their weighted sum.
     """
 
-    def __init__(
-        self,
-        task: Any,
-        pred_masked_weight: float,
-        pred_nomask_weight: float,
-        features_pen_weight: float,
-        label_weights: Sequence[float] | None = None,
-        cqt_weight: float = 1.0,
-        stop_if_collapsed: bool = True,
-    ):
+    def __init__(self, cfg: MusicHubertCriterionConfig, task: Any):
         super().__init__(task)
-        self.label_weights = None if label_weights is None else list(label_weights)
-        self.pred_masked_weight = pred_masked_weight
-        self.pred_nomask_weight = pred_nomask_weight
-        self.features_pen_weight = features_pen_weight
-        self.cqt_weight = cqt_weight
-        self.stop_if_collapsed = stop_if_collapsed
+        self.cfg = cfg
         self.watch = UnitWatch(*schedule_of(task))
 
     def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True):
         """Return the summed loss, the number of frames it is over, and what to log."""
         # Unmasked frames that do not count are scored in validation alone: see `skip_nomask`.
-        score_unmasked = self.pred_nomask_weight > 0 or not model.training
+        score_unmasked = self.cfg.pred_nomask_weight > 0 or not model.training
         output = model(
             target=sample["target"], score_unmasked=score_unmasked, **sample["net_input"]
         )
@@ -90,18 +75,18 @@ class MusicHubertCriterion(FairseqCriterion):
             "nsentences": sample["nsentences"],
         }
         loss_m = self._score(output, "m", logs)
-        loss = self.pred_masked_weight * loss_m
-        sample_size = logs["count_m"] if self.pred_masked_weight > 0 else 0
+        loss = self.cfg.pred_masked_weight * loss_m
+        sample_size = logs["count_m"] if self.cfg.pred_masked_weight > 0 else 0
         if output["logits_u"] is not None:
             loss_u = self._score(output, "u", logs)
-            if self.pred_nomask_weight > 0:
-                loss = loss + self.pred_nomask_weight * loss_u
+            if self.cfg.pred_nomask_weight > 0:
+                loss = loss + self.cfg.pred_nomask_weight * loss_u
                 sample_size += logs["count_u"]
         if "cqt_error" in output:
-            loss = loss + self.cqt_weight * output["cqt_error"]
+            loss = loss + self.cfg.cqt_weight * output["cqt_error"]
             logs["cqt_error"] = output["cqt_error"].detach()
-        if self.features_pen_weight > 0:
-            penalty = self.features_pen_weight * output["features_pen"] * sample_size
+        if self.cfg.features_pen_weight > 0:
+            penalty = self.cfg.features_pen_weight * output["features_pen"] * sample_size
             loss = loss + penalty
             logs["loss_features_pen"] = penalty.detach()
         logs |= {"loss": loss.detach(), "sample_size": sample_size}
@@ -123,7 +108,7 @@ class MusicHubertCriterion(FairseqCriterion):
         """Sum the loss over masked ("m") or unmasked ("u") frames; add statistics to `logs`."""
         sets = output[f"logits_{kind}"]
         targets = output[f"target_{kind}"].unbind(-1)
-        weights = self.label_weights or [1.0] * len(sets)
+        weights = self.cfg.label_weights or [1.0] * len(sets)
         if len(weights) != len(sets):
             raise InputError(
                 f"criterion.label_weights has {len(weights)} numbers for {len(sets)} label sets"

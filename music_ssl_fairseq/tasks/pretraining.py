@@ -230,7 +230,7 @@ class PretrainingTask(RunFolderTask):
         message = criterion.collapsed(sums, self._update)
         if message is None:
             return
-        if criterion.stop_if_collapsed:
+        if criterion.cfg.stop_if_collapsed:
             with one_line_errors():
                 raise InputError(message)
         logger.warning(message)

@@ -17,7 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from music_ssl_fairseq.criterions.music_hubert import MusicHubertCriterion
+from music_ssl_fairseq.criterions.music_hubert import (
+    MusicHubertCriterion,
+    MusicHubertCriterionConfig,
+)
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.masks import SpanMask
@@ -110,7 +113,7 @@ def trainers(args: argparse.Namespace, k: int, current: dict[str, Any]) -> dict[
 
     ours, theirs = models(k)
     losses: dict[str, list] = {"ours": [], "fairseq": []}
-    criterion = MusicHubertCriterion(None, 1.0, 0.0, 0.0)
+    criterion = MusicHubertCriterion(MusicHubertCriterionConfig(features_pen_weight=0.0), None)
     stock = HubertCriterion(None, 1.0, 0.0, [0.0])
 
     def our_loss() -> tuple[Any, Any]:

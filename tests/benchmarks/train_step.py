@@ -27,8 +27,11 @@ import numpy as np
 import torch
 
 from music_ssl_fairseq import frames
-from music_ssl_fairseq.criterions.music2vec import Music2VecCriterion
-from music_ssl_fairseq.criterions.music_hubert import MusicHubertCriterion
+from music_ssl_fairseq.criterions.music2vec import Music2VecCriterion, Music2VecCriterionConfig
+from music_ssl_fairseq.criterions.music_hubert import (
+    MusicHubertCriterion,
+    MusicHubertCriterionConfig,
+)
 from music_ssl_fairseq.data.masks import SpanMask
 from music_ssl_fairseq.frames import parse_conv_layers
 from tests import tiny
@@ -100,12 +103,12 @@ def our_step(model_name: str, data: dict[str, Any], k: int, args: Any) -> Callab
     sample = {"ntokens": data["source"].numel(), "nsentences": len(data["source"])}
     if model_name == "music_hubert":
         model: Any = tiny.music_hubert(k, **(tiny.NO_DROPOUT | fields | HUBERT))
-        criterion: Any = MusicHubertCriterion(None, 1.0, 0.0, 10.0)
+        criterion: Any = MusicHubertCriterion(MusicHubertCriterionConfig(), None)
         net_input["unmasked_indices"] = data["unmasked_indices"]
         sample["target"] = data["target"]
     else:
         model = tiny.music2vec(**(tiny.NO_DROPOUT | fields | TOP_K))
-        criterion = Music2VecCriterion(None, 0.0, None, 0.0, 0.0)
+        criterion = Music2VecCriterion(Music2VecCriterionConfig(), None)
     model.to(DEVICE).train()
     return update_step(
         model, our_optimiser(model), lambda: criterion(model, sample | {"net_input": net_input})[:2]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from music_ssl_fairseq.criterions.music2vec import Music2VecCriterion
+from music_ssl_fairseq.criterions.music2vec import Music2VecCriterion, Music2VecCriterionConfig
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.models.music2vec import music_gain, position_share, target_layers
 from tests import tiny
@@ -34,7 +34,7 @@ def _pair(fast="off", **fields):
 
 
 def _our_loss(model, batch, beta=0.0, scale=None):
-    criterion = Music2VecCriterion(None, beta, scale, 0.1, 0.01)
+    criterion = Music2VecCriterion(Music2VecCriterionConfig(loss_beta=beta, loss_scale=scale), None)
     sample = {
         "net_input": {"source": batch["source"], "mask": batch["mask"]},
         "ntokens": batch["source"].numel(),

@@ -3,7 +3,10 @@
 import pytest
 import torch
 
-from music_ssl_fairseq.criterions.music_hubert import MusicHubertCriterion
+from music_ssl_fairseq.criterions.music_hubert import (
+    MusicHubertCriterion,
+    MusicHubertCriterionConfig,
+)
 from music_ssl_fairseq.errors import InputError
 from tests import tiny
 
@@ -28,8 +31,7 @@ def _pair(monkeypatch, batch, fast="off", k=(20,), **fields):
 
 
 def _our_loss(model, batch, **weights):
-    weights = {"pred_masked_weight": 1.0, "pred_nomask_weight": 0.0} | weights
-    criterion = MusicHubertCriterion(None, features_pen_weight=10.0, **weights)
+    criterion = MusicHubertCriterion(MusicHubertCriterionConfig(**weights), None)
     sample = {
         "net_input": {"source": batch["source"], "mask": batch["mask"]},
         "target": batch["units"] + 4,  # [B, F, sets]
