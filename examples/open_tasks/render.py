@@ -104,6 +104,9 @@ def note_waveforms(notes: Sequence[Note], font: Path) -> list[np.ndarray]:
         instrument.notes.append(
             pretty_midi.Note(note.velocity, note.pitch, start, start + note.length)
         )
+    # An event after the last note, because rendering ends with the last event.
+    end = pretty_midi.ControlChange(10, 64, len(notes) * GAP_SECONDS)
+    instrument.control_changes.append(end)
     midi.instruments.append(instrument)
     waveform = synthesise(midi, font)
     waveform = np.pad(waveform, (0, round(len(notes) * GAP_SECONDS * RATE)))
