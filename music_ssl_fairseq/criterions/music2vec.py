@@ -26,16 +26,16 @@ class Music2VecCriterionConfig(FairseqDataclass):
     )
     min_target_var: float = setting(
         0.1,
-        "smallest healthy target_var, 300 updates after the warm-up, but no later than "
-        "fairseq's 5000 updates: below is collapse",
+        "smallest healthy target_var, 300 updates after the warm-up, but no later than fairseq's "
+        "5000 updates: below is collapse",
     )
     min_pred_var: float = setting(
         0.01, "smallest healthy pred_var after 5000 updates: below is collapse"
     )
     stop_if_collapsed: bool = setting(
         True,
-        "end a run whose targets or predictions have no spread, or encode only where "
-        "in the crop a frame lies; false warns",
+        "end a run whose targets or predictions have no spread, or encode only where in the crop "
+        "a frame lies; false warns",
     )
 
 

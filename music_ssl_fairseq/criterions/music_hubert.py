@@ -25,19 +25,19 @@ class MusicHubertCriterionConfig(FairseqDataclass):
     pred_nomask_weight: float = setting(0.0, "weight of the loss over unmasked frames")
     label_weights: Optional[List[float]] = setting(  # noqa: UP006, UP045
         None,
-        "weight of each label set's loss, in the order of task.label_dir; 1 each by "
-        "default. Not in fairseq",
+        "weight of each label set's loss, in the order of task.label_dir; 1 each by default. Not "
+        "in fairseq",
     )
     cqt_weight: float = setting(1.0, "weight of the error of the constant-Q head (model.cqt_bands)")
     features_pen_weight: float = setting(
         10.0,
-        "weight of the mean square of the extractor's features, to keep them small; "
-        "fairseq's loss_weights: [10]",
+        "weight of the mean square of the extractor's features, to keep them small; fairseq's "
+        "loss_weights: [10]",
     )
     stop_if_collapsed: bool = setting(
         True,
-        "end a run that predicts the same unit everywhere, once the warm-up is over; "
-        "false warns. Not in fairseq",
+        "end a run that predicts the same unit everywhere, once the warm-up is over; false warns. "
+        "Not in fairseq",
     )
 
 
@@ -70,10 +70,7 @@ class MusicHubertCriterion(FairseqCriterion):
         output = model(
             target=sample["target"], score_unmasked=score_unmasked, **sample["net_input"]
         )
-        logs: dict[str, Any] = {
-            "ntokens": sample["ntokens"],
-            "nsentences": sample["nsentences"],
-        }
+        logs: dict[str, Any] = {"ntokens": sample["ntokens"], "nsentences": sample["nsentences"]}
         loss_m = self._score(output, "m", logs)
         loss = self.cfg.pred_masked_weight * loss_m
         sample_size = logs["count_m"] if self.cfg.pred_masked_weight > 0 else 0

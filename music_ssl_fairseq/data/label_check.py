@@ -21,19 +21,12 @@ from music_ssl_fairseq.runtime.metadata import METADATA
 MAX_CHECKED_BYTES = 64 << 20
 """Label files up to this size are checked whole, within seconds; larger ones in part."""
 
-_USUAL_RATES = {
-    100: ": were these MFCC labels?",
-    50: ": were these labels of deep features?",
-    25: "",
-    200: "",
-}
+_USUAL_RATES = {100: ": were these MFCC labels?", 50: ": were these labels of deep features?"}
+_USUAL_RATES |= {25: "", 200: ""}
 
 
 def check_labels(
-    manifest: Manifest,
-    store: LabelStore,
-    units: UnitDictionary,
-    label_rate: float,
+    manifest: Manifest, store: LabelStore, units: UnitDictionary, label_rate: float
 ) -> None:
     """Refuse labels that do not fit, and name the likely mistake.
 

@@ -137,10 +137,7 @@ def label_command(label_dir: str | os.PathLike, manifests: str | os.PathLike | N
         label_dir: its --labels. Options of existing labels are repeated; else K is left open.
         manifests: its --manifests; None for those that the labels were made from.
     """
-    try:
-        metadata = read_metadata(label_dir)
-    except InputError:
-        metadata = {}
+    metadata = _known_metadata(label_dir)
     command = f"python -m music_ssl_fairseq.label {metadata.get('options', '--k K')}"
     manifests = manifests or metadata.get("manifests", "manifests")
     for option, folder in (("manifests", manifests), ("labels", label_dir)):
@@ -151,13 +148,16 @@ def label_command(label_dir: str | os.PathLike, manifests: str | os.PathLike | N
 
 def label_again(label_dir: str | os.PathLike, manifests: str | os.PathLike | None = None) -> str:
     """Return the advice to make labels again, with their own options if those are known."""
-    try:
-        known = "options" in read_metadata(label_dir)
-    except InputError:
-        known = False
-    if known:
+    if "options" in _known_metadata(label_dir):
         return f"label again: `{label_command(label_dir, manifests)} --force`"
     return "label again with the options that they were made with"
+
+
+def _known_metadata(label_dir: str | os.PathLike) -> dict:
+    try:
+        return read_metadata(label_dir)
+    except InputError:
+        return {}
 
 
 def read_label_rate(label_dir: str | os.PathLike) -> float | None:

@@ -1,16 +1,17 @@
 """`python -m music_ssl_fairseq.export`: a trained encoder for transformers, fairseq, ONNX, ..."""
 
 import argparse
+import logging
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 
 from music_ssl_fairseq.cli import exit_status, new_parser
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.export.quiet import quiet
 
 DESCRIPTION = """\
 Write the encoder of a checkpoint in a format of other software, and check the result against the
@@ -63,12 +64,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="checkpoint to export; a Hugging Face model is a folder",
     )
     add("--to", type=Path, required=True, metavar="DIR", help="folder to write to")
-    add(
-        "--format",
-        choices=FORMATS,
-        default="huggingface",
-        help="see above (default: %(default)s)",
-    )
+    add("--format", choices=FORMATS, default="huggingface", help="see above (default: %(default)s)")
     add(
         "--name",
         metavar="NAME",
@@ -84,8 +80,14 @@ def run(checkpoint: Path, to: Path, format: str, name: str | None, force: bool) 
     Raises:
         InputError: if the checkpoint cannot be used or exported, or files are in the way.
     """
-    with quiet():
-        line = _export(checkpoint, to, format, name, force)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # so that the command prints its own lines alone
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            line = _export(checkpoint, to, format, name, force)
+    finally:
+        logging.disable(disabled)
     print(line)
 
 

@@ -1,6 +1,7 @@
 """Write the model card: what a checkpoint records of a model, and what remains to be filled in."""
 
 import math
+from importlib.resources import files
 from typing import Any
 
 import yaml
@@ -25,62 +26,7 @@ _TAGS |= {"Data2VecAudioModel": "data2vec-audio"}
 _SECTIONS = ("task", "dataset", "model", "criterion", "optimization", "optimizer", "lr_scheduler")
 _DATASET = ("batch_size", "max_tokens")
 
-_CARD = """\
----
-library_name: transformers
-pipeline_tag: feature-extraction
-tags: [music, audio, self-supervised, {tag}]
----
-
-# {name}
-
-An encoder of audio, pre-trained without labels as {objective}.
-
-It is a `{model}` of transformers and needs no other code.
-
-| | |
-|---|---|
-| input | mono waveform at {rate} Hz, {normalised} |
-| output | {frame_rate:g} frames per second, {layers} Transformer layers of {dim} values |
-| parameters | {parameters:.1f} million |
-| trained for | {updates} |
-| audio per update | {audio} |
-| units predicted | {units} |
-
-## Use
-
-```python
-import torch
-from transformers import AutoFeatureExtractor, AutoModel
-
-folder = "."  # this folder, or the model's name on the hub
-extractor = AutoFeatureExtractor.from_pretrained(folder)
-model = AutoModel.from_pretrained(folder).eval()
-
-time = torch.arange(5 * {rate}) / {rate}
-waveform = torch.sin(2 * torch.pi * 440 * time).numpy()  # yours: mono, {rate} Hz
-inputs = extractor(waveform, sampling_rate={rate}, return_tensors="pt")
-with torch.no_grad():
-    hidden_states = model(**inputs, output_hidden_states=True).hidden_states
-print(len(hidden_states), hidden_states[-1].shape)  # {count} torch.Size([1, {frames}, {dim}])
-```
-
-`extractor` brings the waveform to the model's scale. {batches}
-
-`hidden_states[n]` is the output of Transformer layer n, for n from 1 to {layers}: what fairseq's
-{fairseq_layer} returns.{last} `hidden_states[0]` is the
-input of the first layer, with the positional convolution added{first_norm}.
-
-## Training
-
-Not recorded in the checkpoint, to be filled in before publishing:
-
-- **Data**: which music, how many hours, and under which licences.
-- **Licence** of this model, and who trained it.
-- **Evaluation**: none was made in writing this card.
-{labels}
-{settings}
-"""
+_CARD = files(__package__).joinpath("card.md").read_text("utf-8")
 
 
 def model_card(source: ExportSource, name: str, model: str) -> str:

@@ -74,11 +74,8 @@ def write(source: ExportSource, folder: Path, name: str) -> str:
         "model": state,
         "task_state": {"dictionaries": [_symbols(state)]} if model == "hubert" else {},
         "optimizer_history": [
-            {
-                "optimizer_name": "none",
-                "lr_scheduler_state": {},
-                "num_updates": source.num_updates or 0,
-            }
+            {"optimizer_name": "none", "lr_scheduler_state": {}}
+            | {"num_updates": source.num_updates or 0}
         ],
         "extra_state": {"train_iterator": {"epoch": 1}},
     }

@@ -15,12 +15,7 @@ from music_ssl_fairseq.export.card import model_card
 from music_ssl_fairseq.export.source import ExportSource
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder
 from music_ssl_fairseq.runtime.optional import optional
-from music_ssl_fairseq.upstream.hugging_face import (
-    CONFIG,
-    PREPROCESSOR,
-    to_preprocessor,
-    to_state,
-)
+from music_ssl_fairseq.upstream.hugging_face import CONFIG, PREPROCESSOR, to_preprocessor, to_state
 from music_ssl_fairseq.upstream.hugging_face_config import to_config
 from music_ssl_fairseq.upstream.model import build_encoder
 from music_ssl_fairseq.upstream.weights import SAFETENSORS

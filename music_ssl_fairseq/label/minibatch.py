@@ -96,10 +96,7 @@ def begin(fit: KMeansState, frames: np.ndarray, device: str, fitted_by: str = ""
 
 
 def fit_batches(
-    batches: Iterable[np.ndarray],
-    device: str,
-    watch: Callable[[Progress], None],
-    state: Progress,
+    batches: Iterable[np.ndarray], device: str, watch: Callable[[Progress], None], state: Progress
 ) -> Progress:
     """Continue batch by batch.
 

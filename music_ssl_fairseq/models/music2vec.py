@@ -30,8 +30,8 @@ class Music2VecConfig(AudioEncoderConfig):
     )
     target_layers: Optional[List[int]] = setting(  # noqa: UP006, UP045
         None,
-        "the teacher's layers whose mean is the target, counted from 1, in place of "
-        "the last ones: [1, 2, 3, 4] for early layers. Not in fairseq",
+        "the teacher's layers whose mean is the target, counted from 1, in place of the last "
+        "ones: [1, 2, 3, 4] for early layers. Not in fairseq",
     )
     top_k_start: Optional[int] = setting(  # noqa: UP045
         None,
@@ -46,14 +46,14 @@ class Music2VecConfig(AudioEncoderConfig):
     )
     ema_layers_only: bool = setting(
         True,
-        "the teacher shares the student's positional convolution, extractor and "
-        "projection, whatever ema_transformer_only says (as in fairseq)",
+        "the teacher shares the student's positional convolution, extractor and projection, "
+        "whatever ema_transformer_only says (as in fairseq)",
     )
     ema_transformer_only: bool = setting(
         True,
-        "the teacher shares the student's extractor and projection. false, together "
-        "with ema_layers_only=false: it has its own, so that the student cannot make the task "
-        "easy by taking the music out of them",
+        "the teacher shares the student's extractor and projection. false, together with "
+        "ema_layers_only=false: it has its own, so that the student cannot make the task easy by "
+        "taking the music out of them",
     )
 
 

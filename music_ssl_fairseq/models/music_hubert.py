@@ -26,41 +26,40 @@ _SEMITONES = 12  # bands per octave whose random projections are units
 class MusicHubertConfig(AudioEncoderConfig):
     mask_prob: float = setting(
         0.80,
-        "share of frames covered by mask spans if spans did not overlap; fairseq's "
-        "field has 0.65, its HuBERT recipe 0.80",
+        "share of frames covered by mask spans if spans did not overlap; fairseq's field has "
+        "0.65, its HuBERT recipe 0.80",
     )
     final_dim: int = setting(256, "dimension in which frames and units are compared")
     logit_temp: float = setting(0.1, "temperature: cosine similarities are divided by it")
     unit_init: ChoiceEnum(["uniform", "normal"]) = setting(  # type: ignore[valid-type]
         "uniform",
-        "how unit embeddings are drawn. uniform, fairseq's: all in [0, 1), so that any "
-        "two units begin with a cosine similarity of 0.75; normal: nearly orthogonal, which "
-        "learns faster at the start",
+        "how unit embeddings are drawn. uniform, fairseq's: all in [0, 1), so that any two units "
+        "begin with a cosine similarity of 0.75; normal: nearly orthogonal, which learns faster "
+        "at the start",
     )
     label_layers: Optional[List[int]] = setting(  # noqa: UP006, UP045
         None,
-        "the Transformer layer, from 1, whose output predicts each label set, in the "
-        "order of task.label_dir and then projections; by default the last for all. Not in "
-        "fairseq",
+        "the Transformer layer, from 1, whose output predicts each label set, in the order of "
+        "task.label_dir and then projections; by default the last for all. Not in fairseq",
     )
     cqt_bands: int = setting(
         0,
-        "bands per octave of a constant-Q transform that a linear head predicts at "
-        "masked frames, beside the units (MERT, arXiv 2306.00107, section 3.2): 12 for "
-        "semitones; 0 for no such head. Its weight is criterion.cqt_weight. Not in fairseq",
+        "bands per octave of a constant-Q transform that a linear head predicts at masked frames, "
+        "beside the units (MERT, arXiv 2306.00107, section 3.2): 12 for semitones; 0 for no such "
+        "head. Its weight is criterion.cqt_weight. Not in fairseq",
     )
     projection_targets: ChoiceEnum(["none", "logmel", "cqt"]) = setting(  # type: ignore[valid-type]
         "none",
-        "units that need no labels: nearest random code of a frame's random projection "
-        "(BEST-RQ, arXiv 2202.01855), of its log-mel bands or its constant-Q transform. Beside "
-        "the sets of task.label_dir, or instead (task.label_dir=[]). Not in fairseq",
+        "units that need no labels: nearest random code of a frame's random projection (BEST-RQ, "
+        "arXiv 2202.01855), of its log-mel bands or its constant-Q transform. Beside the sets of "
+        "task.label_dir, or instead (task.label_dir=[]). Not in fairseq",
     )
     projection_sets: int = setting(1, "random projections, each with a head of its own")
     projection_size: int = setting(1024, "random codes per projection")
     skip_nomask: bool = setting(
         False,
-        "compute nothing for unmasked frames in validation either, so that their loss "
-        "and accuracy are not logged. In training they are computed only if they count "
+        "compute nothing for unmasked frames in validation either, so that their loss and "
+        "accuracy are not logged. In training they are computed only if they count "
         "(criterion.pred_nomask_weight); fairseq computes and logs them without",
     )
 

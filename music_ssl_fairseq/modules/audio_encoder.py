@@ -29,13 +29,13 @@ class AudioEncoderConfig(FairseqDataclass):
 
     extractor_mode: ChoiceEnum(["default", "layer_norm"]) = setting(  # type: ignore[valid-type]
         "default",
-        "normalisation in the extractor: default has one group norm after the first "
-        "convolution; layer_norm has one after each, and goes with task.normalize=true",
+        "normalisation in the extractor: default has one group norm after the first convolution; "
+        "layer_norm has one after each, and goes with task.normalize=true",
     )
     conv_feature_layers: str = setting(
         DEFAULT_CONV_LAYERS,
-        "extractor: list of (channels, kernel, stride). Unlike fairseq's, it is parsed "
-        "and not evaluated, because checkpoints carry it",
+        "extractor: list of (channels, kernel, stride). Unlike fairseq's, it is parsed and not "
+        "evaluated, because checkpoints carry it",
     )
     conv_bias: bool = setting(False, "biases in the extractor")
     encoder_layers: int = setting(12, "Transformer layers")
@@ -58,46 +58,46 @@ class AudioEncoderConfig(FairseqDataclass):
     feature_grad_mult: float = setting(1.0, "factor on the extractor's gradients; 0 freezes it")
     mask_prob: float = setting(
         0.65,
-        "share of frames covered by mask spans if spans did not overlap. Spans do, so "
-        "fewer frames are masked: see mask_mode",
+        "share of frames covered by mask spans if spans did not overlap. Spans do, so fewer "
+        "frames are masked: see mask_mode",
     )
     mask_length: int = setting(10, "frames in a mask span")
     mask_mode: ChoiceEnum(["fixed", "fairseq"]) = setting(  # type: ignore[valid-type]
         "fixed",
-        "fixed: every crop has as many masked frames as spans cover on average, "
-        "whatever its batch. fairseq: its own masks, of which random frames are unmasked until "
-        "all crops of the batch have as few as the least masked. Not in fairseq",
+        "fixed: every crop has as many masked frames as spans cover on average, whatever its "
+        "batch. fairseq: its own masks, of which random frames are unmasked until all crops of "
+        "the batch have as few as the least masked. Not in fairseq",
     )
     residual_init: float = setting(
         1.0,
-        "factor on the initial weights of what each Transformer layer adds to its "
-        "input: value, output and feed-forward projections (as DeepNet, arXiv 2203.00555, "
-        "equation 6). With 1, fairseq's, short schedules collapse at rates above 1e-4; with "
-        "0.1 they learn faster at up to 6e-4. Trained weights load anywhere either way",
+        "factor on the initial weights of what each Transformer layer adds to its input: value, "
+        "output and feed-forward projections (as DeepNet, arXiv 2203.00555, equation 6). With 1, "
+        "fairseq's, short schedules collapse at rates above 1e-4; with 0.1 they learn faster at "
+        "up to 6e-4. Trained weights load anywhere either way",
     )
     pitch_bands: int = setting(
         0,
-        "bands per octave of a second first layer with long filters, beside the "
-        "extractor (modules/pitch_filters.py): 24 for quarter tones; 0 for none. Not in "
-        "fairseq: such a checkpoint loads in this package alone",
+        "bands per octave of a second first layer with long filters, beside the extractor "
+        "(modules/pitch_filters.py): 24 for quarter tones; 0 for none. Not in fairseq: such a "
+        "checkpoint loads in this package alone",
     )
     pitch_taps: int = setting(4096, "samples of a pitch filter: 4096 are 256 ms")
     init_from: Optional[str] = setting(  # noqa: UP045 (fairseq's parser needs Optional)
         None,
-        "checkpoint whose encoder training starts from, under new heads: of this "
-        "package, fairseq's HuBERT, data2vec_audio or wav2vec 2.0, a Hugging Face folder of "
-        "these, or torchaudio's HuBERT. Not in fairseq, whose checkpoint.finetune_from_model "
-        "wants the same model",
+        "checkpoint whose encoder training starts from, under new heads: of this package, "
+        "fairseq's HuBERT, data2vec_audio or wav2vec 2.0, a Hugging Face folder of these, or "
+        "torchaudio's HuBERT. Not in fairseq, whose checkpoint.finetune_from_model wants the same "
+        "model",
     )
     precision: ChoiceEnum(["auto", "fp32", "bf16"]) = setting(  # type: ignore[valid-type]
         "auto",
-        "arithmetic of the forward and backward pass; weights stay fp32. auto: bf16 "
-        "on GPUs that have it, else fp32. Not in fairseq, whose common.fp16 still works",
+        "arithmetic of the forward and backward pass; weights stay fp32. auto: bf16 on GPUs that "
+        "have it, else fp32. Not in fairseq, whose common.fp16 still works",
     )
     fast: ChoiceEnum(["auto", "on", "off"]) = setting(  # type: ignore[valid-type]
         "auto",
-        "layouts and algorithms for GPUs, and kernels compiled at the start (once, "
-        "about a minute): the same results, several times faster. auto: on GPUs. Not in fairseq",
+        "layouts and algorithms for GPUs, and kernels compiled at the start (once, about a "
+        "minute): the same results, several times faster. auto: on GPUs. Not in fairseq",
     )
 
 

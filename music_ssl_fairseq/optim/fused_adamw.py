@@ -24,8 +24,8 @@ class FusedAdamWConfig(FairseqDataclass):
     adam_betas: str = setting("(0.9,0.98)", "decay of the gradient's mean and mean square")
     adam_eps: float = setting(
         1e-6,
-        "added to the root of the mean square, after the correction of its bias as in "
-        "the paper; fairseq's adam adds it before",
+        "added to the root of the mean square, after the correction of its bias as in the paper; "
+        "fairseq's adam adds it before",
     )
     weight_decay: float = setting(0.01, "times the learning rate, as in fairseq's adam")
     lr: List[float] = II("optimization.lr")  # noqa: UP006

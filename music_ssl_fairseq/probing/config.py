@@ -20,13 +20,13 @@ class MusicProbingConfig(FairseqDataclass):
     )
     expected: Optional[str] = setting(  # noqa: UP045
         None,
-        "name of the task that this configuration is for; a folder that holds another "
-        "one is refused. null for any",
+        "name of the task that this configuration is for; a folder that holds another one is "
+        "refused. null for any",
     )
     window_seconds: float = setting(
         5.0,
-        "length of the encoder's input windows; 0 for whole clips. Scores of a clip "
-        "are means over its windows",
+        "length of the encoder's input windows; 0 for whole clips. Scores of a clip are means "
+        "over its windows",
     )
     cache_dir: str = setting(
         "feature_cache", "folder of cached features; several tasks and runs may share it"
@@ -37,13 +37,13 @@ class MusicProbingConfig(FairseqDataclass):
     output_dir: str = setting("probe", "folder of probe.json, rows.csv, test.json and predictions")
     decoder: str = setting(
         "dbn",
-        "from activations to beats: dbn (dynamic Bayesian network), librosa (dynamic "
-        "programming) or peaks",
+        "from activations to beats: dbn (dynamic Bayesian network), librosa (dynamic programming) "
+        "or peaks",
     )
     save_seconds: float = setting(
         20.0,
-        "least time between two checkpoints of heads in training: a hundred heads are "
-        "400 MB. The last checkpoint is always written",
+        "least time between two checkpoints of heads in training: a hundred heads are 400 MB. The "
+        "last checkpoint is always written",
     )
     upstream: Optional[str] = setting(  # noqa: UP045
         II("model.upstream"), "the model's; set it there"
@@ -62,15 +62,15 @@ class MusicProbingConfig(FairseqDataclass):
 class MusicProbeConfig(FairseqDataclass):
     upstream: str = setting(
         MISSING,
-        "what is probed: a checkpoint of this package or of fairseq's HuBERT, data2vec "
-        "or wav2vec 2.0, a Hugging Face folder, `random:` and one of these for the same model "
-        "with random weights, or a front end without training: mfcc, chroma, logmel, cqt",
+        "what is probed: a checkpoint of this package or of fairseq's HuBERT, data2vec or wav2vec "
+        "2.0, a Hugging Face folder, `random:` and one of these for the same model with random "
+        "weights, or a front end without training: mfcc, chroma, logmel, cqt",
     )
     upstream_seed: int = setting(0, "seed of random weights")
     layers: Optional[str] = setting(  # noqa: UP045
         None,
-        "layers to probe, separated by commas: 0 is the projected extractor output, "
-        "`all` the learned weighted sum of the Transformer's; by default every one, and all",
+        "layers to probe, separated by commas: 0 is the projected extractor output, `all` the "
+        "learned weighted sum of the Transformer's; by default every one, and all",
     )
     learning_rates: List[float] = setting(  # noqa: UP006
         LEARNING_RATES, "each layer is probed with each of these"

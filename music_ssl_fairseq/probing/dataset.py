@@ -136,10 +136,6 @@ class ProbingDataset(FairseqDataset):
         """Return how many vectors a window has."""
         return int(self._count[index])
 
-    def num_tokens(self, index: int) -> int:
-        """Return how many vectors a window has."""
-        return int(self._count[index])
-
     def ordered_indices(self) -> np.ndarray:
         """Return all windows; shuffled in training."""
         if not self._shuffle:

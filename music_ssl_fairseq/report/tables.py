@@ -16,7 +16,7 @@ CSV_FIELDS = (
 
 def tasks_of(probes: Sequence[Probe]) -> list[str]:
     """List the tasks in the usual order, others after them."""
-    usual = [task for task, _ in COLUMNS]
+    usual = list(COLUMNS)
     found = dict.fromkeys(probe.task for probe in probes)
     return [task for task in usual if task in found] + [t for t in found if t not in usual]
 
@@ -71,7 +71,7 @@ def percent(figure: Figure) -> str:
 
 def _published(tasks: Sequence[str]) -> list[list[str]]:
     """Return header and rows; empty if nothing was published on these tasks."""
-    shared = [(task, metrics) for task, metrics in COLUMNS if task in tasks]
+    shared = [(task, metrics) for task, metrics in COLUMNS.items() if task in tasks]
     if not shared:
         return []
     rows = [["model", "source", *(f"{task}: {' / '.join(metrics)}" for task, metrics in shared)]]

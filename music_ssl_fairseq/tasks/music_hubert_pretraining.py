@@ -27,16 +27,15 @@ class MusicHubertPretrainingConfig(PretrainingConfig):
     # Any, because omegaconf knows no type for "a string or a list of strings".
     label_dir: Any = setting(
         MISSING,
-        "folder with train.km, valid.km and dict.km.txt (music_ssl_fairseq.label), or "
-        "a list of such folders: one label set and one head each; [] for random projections "
-        "alone (model.projection_targets). fairseq has one folder and a list of file endings "
+        "folder with train.km, valid.km and dict.km.txt (music_ssl_fairseq.label), or a list of "
+        "such folders: one label set and one head each; [] for random projections alone "
+        "(model.projection_targets). fairseq has one folder and a list of file endings "
         "(task.labels)",
     )
     label_rate: Optional[float] = setting(  # noqa: UP045 (fairseq's parser needs Optional)
         None,
-        "labels per second: 100 for MFCC, 50 for deep features. Only for labels "
-        "without the labeler's metadata.json, which states it; fairseq has it in the model "
-        "too",
+        "labels per second: 100 for MFCC, 50 for deep features. Only for labels without the "
+        "labeler's metadata.json, which states it; fairseq has it in the model too",
     )
 
 

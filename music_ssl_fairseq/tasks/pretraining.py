@@ -48,14 +48,14 @@ class PretrainingConfig(FairseqDataclass):
     min_seconds: float = setting(2.0, "shorter tracks are left out; fairseq: min_sample_size")
     crops_per_track: Optional[int] = setting(  # noqa: UP045 (fairseq's parser needs Optional)
         None,
-        "crops of each track per epoch; by default as many as its length holds. "
-        "fairseq takes one, whatever the length",
+        "crops of each track per epoch; by default as many as its length holds. fairseq takes "
+        "one, whatever the length",
     )
     normalize: bool = setting(False, "give each crop mean 0 and variance 1")
     mix_prob: float = setting(
         0.0,
-        "share of training crops to which a quieter other crop of the batch is added, "
-        "6 to 20 dB below; labels stay. Which crop it is depends on the batch. Not in fairseq",
+        "share of training crops to which a quieter other crop of the batch is added, 6 to 20 dB "
+        "below; labels stay. Which crop it is depends on the batch. Not in fairseq",
     )
     mask_length_start: Optional[int] = setting(  # noqa: UP045
         None,
@@ -66,16 +66,16 @@ class PretrainingConfig(FairseqDataclass):
     mask_growth_epochs: int = setting(10, "epochs over which spans grow from mask_length_start")
     max_unreadable: float = setting(
         0.1,
-        "share of tracks that may prove unreadable, and be replaced by crops of "
-        "others, before training stops",
+        "share of tracks that may prove unreadable, and be replaced by crops of others, before "
+        "training stops",
     )
     seed: int = setting(
         II("common.seed"), "crops and masks follow from this, the epoch and the crop's index alone"
     )
     rebuild_batches: bool = setting(
         True,
-        "fairseq's: make new batches per epoch in the same data loader. false starts "
-        "new workers each epoch, after the old ones have ended",
+        "fairseq's: make new batches per epoch in the same data loader. false starts new workers "
+        "each epoch, after the old ones have ended",
     )
     # Optional, because fairseq-validate passes null for what its command line does not name.
     mask_prob: Optional[float] = setting(  # noqa: UP045

@@ -112,8 +112,7 @@ class RunFolder:
             logger.warning(
                 "%s: is of another run (%s); training continues from it, as "
                 "checkpoint.restore_file says",
-                file,
-                found,
+                *(file, found),
             )
         elif found:
             raise InputError(
@@ -216,3 +215,12 @@ class RunFolderTask(FairseqTask):
     def state_dict(self) -> dict[str, Any]:
         """Return the task's state for checkpoints, with the run's identity."""
         return {**super().state_dict(), **self.run.state()}
+
+    def max_positions(self) -> None:
+        """Return None, no limit: crops and windows have the configured length."""
+
+    @property
+    def source_dictionary(self) -> None:
+        """Return None: audio has no dictionary."""
+
+    target_dictionary = source_dictionary

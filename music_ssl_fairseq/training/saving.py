@@ -81,10 +81,7 @@ def _agreed(trainer: Any, folder: Path, expected: Path) -> Path | None:
             found = None, str(error)
     if trainer.data_parallel_world_size > 1:
         found = distributed_utils.broadcast_object(
-            found,
-            src_rank=0,
-            group=trainer.data_parallel_process_group,
-            dist_device=trainer.device,
+            found, src_rank=0, group=trainer.data_parallel_process_group, dist_device=trainer.device
         )
     path, message = found
     if message:
