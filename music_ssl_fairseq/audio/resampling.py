@@ -2,11 +2,16 @@
 
 from functools import lru_cache
 from math import ceil, gcd
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from music_ssl_fairseq.frames import SAMPLE_RATE, resampled_length
+
+if TYPE_CHECKING:
+    from music_ssl_fairseq.audio.libsndfile import Libsndfile
+    from music_ssl_fairseq.audio.pcm import Pcm
+    from music_ssl_fairseq.audio.pyav import Decoder
 
 _ZERO_CROSSINGS = 16  # of the sinc, each side: 90 dB stop band with the window below
 _KAISER_BETA = 9.0
@@ -28,23 +33,8 @@ def resample(waveform: np.ndarray, rate: int, sample_rate: int = SAMPLE_RATE) ->
     return np.ascontiguousarray(output[..., half // down :][..., :length], np.float32)
 
 
-class AudioSource(Protocol):
-    """An open file."""
-
-    @property
-    def sample_rate(self) -> int:
-        """Hz, of the file."""
-
-    @property
-    def num_samples(self) -> int | None:
-        """Length at the file's own rate; None if it is not known until all was read."""
-
-    def read(self, start: int, stop: int | None) -> np.ndarray:
-        """Return the samples `[start, stop)` at the file's own rate, mono: `[T]` float32."""
-
-
 def resampled_part(
-    source: AudioSource, start: int, stop: int | None, sample_rate: int
+    source: "Libsndfile | Decoder | Pcm", start: int, stop: int | None, sample_rate: int
 ) -> np.ndarray:
     """Read the samples `[start, stop)` at `sample_rate`, and beside them what the filter needs.
 

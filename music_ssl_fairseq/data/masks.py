@@ -166,10 +166,7 @@ class FairseqMask(_Spans):
         )
 
 
-MASK_MODES: dict[str, type[SpanMask] | type[FairseqMask]] = {
-    "fixed": SpanMask,
-    "fairseq": FairseqMask,
-}
+MASK_MODES: dict[str, type[SpanMask | FairseqMask]] = {"fixed": SpanMask, "fairseq": FairseqMask}
 """`model.mask_mode` -> the class that draws the masks."""
 
 

@@ -253,6 +253,8 @@ class PretrainingDataset(FairseqDataset):
     num_tokens = size
     """What `max_tokens` counts."""
 
+    num_tokens = size
+
     def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
         return self._plan.lengths[indices]
 

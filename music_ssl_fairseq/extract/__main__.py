@@ -140,21 +140,7 @@ def _layers(text: str) -> list[int]:
     return sorted(set(layers))
 
 
-def run(
-    checkpoint: Path,
-    manifest: Path,
-    out: Path,
-    layer: list[int] | None,
-    pool: str,
-    dtype: str,
-    window: float,
-    batch_seconds: float | None,
-    device: str | None,
-    precision: str,
-    compile: str,
-    workers: int | None,
-    force: bool,
-) -> bool:
+def run(a: argparse.Namespace) -> bool:
     """Do what the command line says; return whether every track could be read.
 
     Raises:
@@ -172,36 +158,40 @@ def run(
     from music_ssl_fairseq.upstream import load
     from music_ssl_fairseq.upstream.windows import Windowing
 
-    tracks = Manifest(manifest)
-    if window < 6:
-        raise InputError(f"--window {window:g}: windows need 6 seconds or more, to overlap")
-    windowing = Windowing(window, whole=1.5 * window)
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    tracks = Manifest(a.manifest)
+    if a.window < 6:
+        raise InputError(f"--window {a.window:g}: windows need 6 seconds or more, to overlap")
+    windowing = Windowing(a.window, whole=1.5 * a.window)
+    where = torch.device(a.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     on_gpu = where.type == "cuda"
     if on_gpu and not torch.cuda.is_available():
-        raise InputError(f"--device {device}: torch finds no GPU here; leave it out to use the CPU")
-    upstream = load(checkpoint, where, precision)
-    layers = upstream.check_layers(range(upstream.num_layers + 1) if layer is None else layer)
-    settings = settings_of(upstream, tracks, layers, pool, dtype, windowing)
-    with _alone(out):
-        checksums = open_folder(out, tracks, settings, {"checkpoint": str(checkpoint)}, force)
+        raise InputError(
+            f"--device {a.device}: torch finds no GPU here; leave it out to use the CPU"
+        )
+    upstream = load(a.checkpoint, where, a.precision)
+    layers = upstream.check_layers(range(upstream.num_layers + 1) if a.layer is None else a.layer)
+    settings = settings_of(upstream, tracks, layers, a.pool, a.dtype, windowing)
+    with _alone(a.out):
+        remarks = {"checkpoint": str(a.checkpoint)}
+        checksums = open_folder(a.out, tracks, settings, remarks, a.force)
         upstream.drop_above(max(layers))
         extraction = Extraction(
             upstream,
             layers,
-            settings["dtype"] if pool == "frames" else None,
+            settings["dtype"] if a.pool == "frames" else None,
             windowing,
-            batch_seconds or (480 if on_gpu else 30),
-            compile=_compiles(compile, on_gpu, tracks),
+            a.batch_seconds or (480 if on_gpu else 30),
+            compile=_compiles(a.compile, on_gpu, tracks),
         )
-        store = open_store(extraction, tracks, out, checksums)
+        store = open_store(extraction, tracks, a.out, checksums)
         if store.damaged:
             print(
-                f"{out}: {len(store.damaged)} of {len(tracks)} tracks are missing, damaged or "
+                f"{a.out}: {len(store.damaged)} of {len(tracks)} tracks are missing, damaged or "
                 "incomplete: they are computed again",
                 file=sys.stderr,
             )
-        write_index(out, tracks, store.cut)
+        write_index(a.out, tracks, store.cut)
+        workers = a.workers
         if workers is None:
             workers = min(16, max(1, available_cpus() - 1)) if on_gpu else 1
         try:
@@ -210,7 +200,7 @@ def run(
             store.finish()
         finally:
             store.close()
-        report(out, tracks, outcome)
+        report(a.out, tracks, outcome)
     return not outcome.left_out
 
 
@@ -242,7 +232,7 @@ def _compiles(wanted: str, on_gpu: bool, tracks: "Manifest") -> bool:
 def main(argv: list[str] | None = None) -> int:
     """Entry point: the exit status, 1 also if a track was left out."""
     arguments = get_parser().parse_args(argv)
-    return exit_status(lambda: run(**vars(arguments)), arguments.out)
+    return exit_status(lambda: run(arguments), arguments.out)
 
 
 if __name__ == "__main__":

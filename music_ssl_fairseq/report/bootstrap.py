@@ -34,10 +34,6 @@ def interval(
 ) -> tuple[float, float]:
     """Compute the 95 % interval of a metric; of a ranking, shifted by the resamples' bias.
 
-    Args:
-        metric: a name of `metrics.evaluate`.
-        classes, targets: names, from the task's spec.
-
     Returns:
         Both ends, within the metric's range; NaN if the metric itself is NaN.
     """

@@ -1,4 +1,7 @@
-"""Learning rate schedules: checks, warm-up, and advice after a collapse."""
+"""Learning rate schedules: checks, warm-up, and advice after a collapse.
+
+`cfg` is fairseq's whole configuration.
+"""
 
 from typing import Any
 
@@ -7,9 +10,6 @@ from music_ssl_fairseq.errors import InputError
 
 def check_schedule(cfg: Any) -> None:
     """Refuse a schedule over a number of updates that is not given.
-
-    Args:
-        cfg: fairseq's whole configuration.
 
     Raises:
         InputError: naming the setting to give.
@@ -37,11 +37,7 @@ def check_schedule(cfg: Any) -> None:
 
 
 def warmup_updates(cfg: Any) -> int:
-    """Return the number of updates until the learning rate has reached its peak.
-
-    Args:
-        cfg: fairseq's whole configuration.
-    """
+    """Return the number of updates until the learning rate has reached its peak."""
     scheduler = cfg.lr_scheduler
     ratio = scheduler.get("phase_ratio")
     if ratio:
@@ -50,11 +46,7 @@ def warmup_updates(cfg: Any) -> int:
 
 
 def collapse_advice(cfg: Any) -> str:
-    """Return the two settings to change after a collapse, with values that have helped.
-
-    Args:
-        cfg: fairseq's whole configuration.
-    """
+    """Return the two settings to change after a collapse, with values that have helped."""
     scheduler, rate = cfg.lr_scheduler, cfg.optimization.lr[0]
     warmup = warmup_updates(cfg)
     if scheduler.get("phase_ratio"):

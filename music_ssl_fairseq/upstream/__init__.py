@@ -48,11 +48,10 @@ def random(
     device: str | torch.device = "cpu",
     precision: str = "auto",
 ) -> Upstream:
-    """Build a checkpoint's architecture with random weights, the baseline of a probe.
+    """Build a checkpoint's architecture with weights drawn from `seed`, the baseline of a probe.
 
     Args:
         path: as for `load`, or contents already read.
-        seed: of the weights.
     """
     from music_ssl_fairseq.upstream.build import random_contents
     from music_ssl_fairseq.upstream.contents import Contents

@@ -43,10 +43,7 @@ class Upstream:
     def __init__(
         self, contents: Contents, device: str | torch.device = "cpu", precision: str = "auto"
     ):
-        """Build the encoder and move it to `device`.
-
-        Args:
-            precision: arithmetic: "fp32", "bf16", or "auto" (bf16 on GPUs that have it).
+        """Build the encoder and move it to `device`; `precision` as of `upstream.load`.
 
         Raises:
             InputError: if tensors are missing, left over or of another shape, or the model is of

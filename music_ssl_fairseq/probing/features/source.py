@@ -2,53 +2,19 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
 
 from music_ssl_fairseq import features, upstream
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.frames import FrameGrid
 from music_ssl_fairseq.probing.features.windows import to_frame_rate
 
 RANDOM = "random:"
 """Prefix of a checkpoint's name: its architecture with random weights."""
 
 
-class FeatureSource(Protocol):
-    """A frozen encoder or front end.
-
-    Attributes:
-        name: for tables.
-        fingerprint: hex digest of all that decides the features.
-        layers: names, in order. A weighted sum leaves out the first.
-        dimension: values per layer of a window; `frame_dimension` of a frame.
-        grid: samples that each frame covers.
-        standardise: whether values differ in scale, so that heads need zero mean and unit variance
-            over the training split.
-    """
-
-    name: str
-    fingerprint: str
-    layers: tuple[str, ...]
-    dimension: int
-    frame_dimension: int
-    grid: FrameGrid
-    standardise: bool
-
-    def clip_features(self, waveforms: np.ndarray) -> np.ndarray:
-        """Encode `[B, T]` float32 at 16 kHz to `[B, layers, dimension]` float32, one vector per
-        window."""
-        ...
-
-    def frame_features(self, waveforms: np.ndarray, num_frames: int) -> np.ndarray:
-        """Encode `[B, T]` to `[B, num_frames, layers, frame_dimension]` float32, 50 frames per
-        second."""
-        ...
-
-
-def open_source(name: str, device: str | torch.device = "cpu", seed: int = 0) -> FeatureSource:
+def open_source(name: str, device: str | torch.device = "cpu", seed: int = 0) -> "FeatureSource":
     """Open the upstream that `model.upstream` names.
 
     Args:
@@ -70,7 +36,17 @@ def open_source(name: str, device: str | torch.device = "cpu", seed: int = 0) ->
 
 
 class EncoderSource:
-    """All layers of a frozen encoder; a window's vector is its mean over time."""
+    """All layers of a frozen encoder; a window's vector is its mean over time.
+
+    Attributes:
+        name: for tables.
+        fingerprint: hex digest of all that decides the features.
+        layers: names, in order. A weighted sum leaves out the first.
+        dimension: values per layer of a window; `frame_dimension` of a frame.
+        grid: samples that each frame covers.
+        standardise: whether values differ in scale, so that heads need zero mean and unit variance
+            over the training split.
+    """
 
     standardise = False
 
@@ -83,10 +59,12 @@ class EncoderSource:
         self.grid = encoder.grid
 
     def clip_features(self, waveforms: np.ndarray) -> np.ndarray:
+        """Encode `[B, T]` float32 at 16 kHz to `[B, layers, dimension]` float32."""
         layers = self._encoder.layers(torch.from_numpy(waveforms))
         return torch.stack([layer.mean(1) for layer in layers], 1).cpu().numpy()
 
     def frame_features(self, waveforms: np.ndarray, num_frames: int) -> np.ndarray:
+        """Encode `[B, T]` to `[B, num_frames, layers, frame_dimension]`, 50 frames per second."""
         layers = self._encoder.layers(torch.from_numpy(waveforms))
         # [frames, B, layers, D]
         stacked = torch.stack(layers, 2).transpose(0, 1).cpu().numpy()
@@ -94,7 +72,7 @@ class EncoderSource:
 
 
 class FrontEndSource:
-    """A front end without training, as a baseline: one layer.
+    """A front end without training, as a baseline: one layer; methods as of `EncoderSource`.
 
     A window's vector is the mean and the standard deviation over time: a mean alone would hide how
     much a spectrum varies.
@@ -125,6 +103,9 @@ class FrontEndSource:
         if not len(frames[0]):
             raise InputError(f"{waveforms.shape[1]} samples are too few for {self.name}")
         return frames
+
+
+FeatureSource = EncoderSource | FrontEndSource
 
 
 def _statistics(frames: np.ndarray) -> np.ndarray:

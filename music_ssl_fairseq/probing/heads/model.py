@@ -195,13 +195,7 @@ class HeadGrid(BaseFairseqModel):
             for i, (head, score, best_epoch, epochs) in enumerate(lines)
         ]
 
-    def load_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        strict: bool = True,
-        model_cfg: Any = None,
-        args: Any = None,
-    ) -> Any:
+    def load_state_dict(self, state_dict: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Load a probe, in training or finished.
 
         Raises:
@@ -212,7 +206,7 @@ class HeadGrid(BaseFairseqModel):
             self.active = state_dict["active"].clone().to(self.active.device)
             self.heads.resize([self.grid[i] for i in self.active.tolist()])
             self._holds_chosen, self._standardises = False, None
-            return super().load_state_dict(state_dict, strict, model_cfg, args)
+            return super().load_state_dict(state_dict, *args, **kwargs)
 
     def _check(self, state: dict[str, Any]) -> None:
         if "fingerprint" not in state:
