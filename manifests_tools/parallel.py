@@ -28,7 +28,6 @@ def parallel_map(
     Args:
         function: picklable, as are its results.
         workers: processes; 1 means this one.
-        chunk: most items that a worker takes at once.
 
     Raises:
         InputError: if a worker is killed, by the system or by a crash in a decoder.

@@ -30,11 +30,8 @@ class Table(NamedTuple):
 def find_file(folders: Iterable[str | os.PathLike], name: str, source: str) -> Path:
     """Return the file `name` in the first of `folders` that has one.
 
-    Args:
-        source: where users get the file, for the message.
-
     Raises:
-        InputError: if there is none.
+        InputError: if there is none; it names the `source` of the file.
     """
     places = [Path(folder) for folder in folders]
     for place in places:

@@ -195,11 +195,7 @@ def _message_of_loading(error: Exception) -> str | None:
 
 
 def stop_loading(iterators: dict[Any, Any]) -> None:
-    """Stop the workers of fairseq's epoch iterators, and wait for their end.
-
-    Args:
-        iterators: `FairseqTask.dataset_to_epoch_iter`.
-    """
+    """Stop the workers of the iterators in a task's `dataset_to_epoch_iter`, and wait for them."""
     for iterator in iterators.values():
         loader = getattr(iterator, "dataloader", None)
         stop = getattr(getattr(loader, "_iterator", None), "_shutdown_workers", None)

@@ -33,10 +33,7 @@ _MAX_CONV_LAYERS = 100
 def frames_within(num_samples: Any, window: int, hop: int) -> Any:
     """Count the frames that lie within `num_samples`, element-wise; below 1 if not even one does.
 
-    Args:
-        num_samples: an int, an array or a tensor of ints.
-        window: samples per frame.
-        hop: samples from one frame to the next.
+    `num_samples` is an int, an array or a tensor of ints; `hop` is from one frame to the next.
     """
     return (num_samples - window) // hop + 1
 
@@ -106,11 +103,7 @@ def parse_conv_layers(text: str) -> list[tuple[int, int, int]]:
 
 
 def conv_grid(conv_layers: Sequence[tuple[int, int, int]]) -> FrameGrid:
-    """Return the frames that a stack of unpadded convolutions computes.
-
-    Args:
-        conv_layers: `(channels, kernel, stride)` per layer, first to last.
-    """
+    """Return the frames of unpadded convolutions, `(channels, kernel, stride)` per layer."""
     window = hop = 1
     for _, kernel, stride in conv_layers:
         window += (kernel - 1) * hop
@@ -137,10 +130,7 @@ def frame_labels(num_frames: int, frame_hop: int, hop: int) -> np.ndarray:
     """Return the index of each model frame's label within its crop: `[num_frames]` int64.
 
     It is the label whose hop holds the frame's first sample, as in fairseq's `forward_targets`.
-
-    Args:
-        frame_hop: samples between model frames.
-        hop: samples between labels, see `label_hop`.
+    `frame_hop` is of the model's frames, `hop` of the labels.
     """
     return np.arange(num_frames, dtype=np.int64) * frame_hop // hop
 

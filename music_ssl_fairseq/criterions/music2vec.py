@@ -21,7 +21,7 @@ class Music2VecCriterionConfig(FairseqDataclass):
     loss_beta: float = setting(
         0.0, "beta of the smooth L1 loss; 0 for the L2 loss. In fairseq: model.*"
     )
-    loss_scale: Optional[float] = setting(  # noqa: UP045 (fairseq's parser needs Optional)
+    loss_scale: Optional[float] = setting(
         None, "factor on the loss; by default 1 / sqrt(width). In fairseq: model.*"
     )
     min_target_var: float = setting(
@@ -86,11 +86,7 @@ class Music2VecCriterion(FairseqCriterion):
         return loss, frames, logs
 
     def collapsed(self, sums: dict[str, Any], update: int) -> str | None:
-        """Return one line if this update shows that the run has collapsed: see `SpreadWatch`.
-
-        Args:
-            sums: the `totals` that the workers logged in this update.
-        """
+        """Return one line if an update's `totals` show a collapse: see `SpreadWatch`."""
         if not self.watch.due(update):
             return None
         position = sums["target_position"] / sums["workers"]

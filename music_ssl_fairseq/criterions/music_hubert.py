@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, List, Optional  # noqa: UP035 (fairseq's parser needs these)
+from typing import Any, List, Optional
 
 import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
@@ -23,7 +23,7 @@ class MusicHubertCriterionConfig(FairseqDataclass):
         1.0, "weight of the loss over masked frames (HuBERT's alpha)"
     )
     pred_nomask_weight: float = setting(0.0, "weight of the loss over unmasked frames")
-    label_weights: Optional[List[float]] = setting(  # noqa: UP006, UP045
+    label_weights: Optional[List[float]] = setting(
         None,
         "weight of each label set's loss, in the order of task.label_dir; 1 each by default. Not "
         "in fairseq",
@@ -90,11 +90,7 @@ class MusicHubertCriterion(FairseqCriterion):
         return loss, sample_size, logs
 
     def collapsed(self, sums: dict[str, Any], update: int) -> str | None:
-        """Return one line if this update shows that the run has collapsed: see `UnitWatch`.
-
-        Args:
-            sums: the `totals` that the workers logged in this update.
-        """
+        """Return one line if an update's `totals` show a collapse: see `UnitWatch`."""
         found: dict[str, list] = {"correct_m": [], "units_pred": [], "units_target": []}
         for name, values in found.items():  # one per label set
             values += [sums[key] for key in sums if key.startswith(name)]

@@ -17,12 +17,7 @@ def generator(seed: int, epoch: int, index: int, stream: int) -> np.random.Gener
 
     Philox is counter-based: seed and stream are its key, epoch and index the upper half of its
     256-bit counter. Different arguments give disjoint parts of its sequence by construction.
-
-    Args:
-        seed: any integer.
-        epoch: 0 or more; evaluation uses 0.
-        index: of the crop in its epoch.
-        stream: one of CROPS, MASKS, REPLACEMENT, ORDER, MIXING.
+    Evaluation uses epoch 0.
     """
     key = (seed & _WORD) | stream << 64
     return np.random.Generator(np.random.Philox(key=key, counter=index << 128 | epoch << 192))
@@ -38,7 +33,6 @@ class CropPlan:
     1/60.)
 
     Attributes:
-        crop_samples: samples of a full crop.
         num_too_short: tracks left out because they are shorter than `min_samples`.
     """
 
@@ -59,7 +53,6 @@ class CropPlan:
             hop: starts are multiples of this many samples.
             min_samples: tracks shorter than this are left out.
             crops_per_track: per epoch, instead of as many as fit.
-            seed: of starts and order.
         """
         long_enough = num_samples >= min_samples
         self._tracks = np.flatnonzero(long_enough)

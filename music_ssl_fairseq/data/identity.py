@@ -35,11 +35,7 @@ _MAX_SHOWN = 3
 
 
 def settings_identity(groups: Mapping[str, Mapping[str, Any]]) -> Identity:
-    """Return every setting that decides the result.
-
-    Args:
-        groups: settings by name, per group of `MAY_CHANGE`.
-    """
+    """Return every setting that decides the result, from settings per group of `MAY_CHANGE`."""
     return {
         f"{group}.{name}": str(value)
         for group, settings in groups.items()

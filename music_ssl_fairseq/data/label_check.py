@@ -30,9 +30,6 @@ def check_labels(
 ) -> None:
     """Refuse labels that do not fit, and name the likely mistake.
 
-    Args:
-        label_rate: labels per second.
-
     Raises:
         InputError: if the numbers of tracks differ, labels end more than 0.1 s before or after
             their audio, or the dictionary lacks units in use.

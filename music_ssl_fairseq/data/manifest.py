@@ -131,12 +131,7 @@ class Manifest:
 def write_manifest(
     file: str | os.PathLike, root: str | os.PathLike, tracks: Iterable[tuple[str, int]]
 ) -> None:
-    """Write a manifest, atomically.
-
-    Args:
-        root: absolute folder of the audio.
-        tracks: (name relative to root, samples at 16 kHz), in order.
-    """
+    """Write a manifest, atomically, of tracks (name relative to `root`, samples at 16 kHz)."""
     with atomic_path(file) as temporary, temporary.open("wb") as handle:
         handle.write(os.fsencode(root) + b"\n")
         for name, num_samples in tracks:

@@ -11,9 +11,6 @@ import torch
 def save(what: Any, path: Path, by: Callable[[Any, Any], None] = torch.save) -> None:
     """Save through memory: on a full disk, torch's own writer ends the process.
 
-    Args:
-        by: `torch.save`, or a function like it.
-
     Raises:
         OSError: if the file cannot be written.
     """

@@ -21,13 +21,7 @@ BLOCK = 16
 def block_conv(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
     """Compute `conv1d(x, weight, bias, padding=kernel // 2, groups=groups)[:T]`, channels last.
 
-    Args:
-        x: `[B, T, D]`.
-        weight: `[D, D // groups, kernel]`.
-        bias: `[D]`.
-
-    Returns:
-        `[B, T, D]`.
+    From `[B, T, D]`, weight `[D, D // groups, kernel]` and bias `[D]` to `[B, T, D]`.
     """
     return _BlockConv.apply(x, weight, groups) + bias
 

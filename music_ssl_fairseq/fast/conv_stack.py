@@ -32,10 +32,7 @@ _KERNEL, _STRIDE, _PADDING = (1, 3), (1, 2), (0, 1)  # of `[B, C, 1, rows]`
 def rows_before(convs: Sequence[nn.Conv1d], frames: int, x: Tensor) -> int:
     """Return how many rows of zeros, 1 or 0, a stack needs before each crop's first frame.
 
-    Args:
-        convs: the stack; its first convolution decides.
-        frames: of its input.
-        x: a tensor of its input's device and type.
+    The first convolution decides, on `frames` of input of the device and type of `x`.
     """
     if not convs:
         return 0

@@ -50,12 +50,8 @@ def fold_group_norm(
 
     Args:
         waveform: `[B, T]`.
-        weight: `[C, 1, kernel]` of the convolution.
-        scale: `[C]`, the norm's weight.
-        shift: `[C]`, the norm's bias.
-        eps: of the norm.
-        stride: of the convolution.
-        compile: whether to run compiled.
+        weight: `[C, 1, kernel]` of the convolution, which has this `stride`.
+        scale, shift: `[C]`, the norm's weight and bias.
 
     Returns:
         Filters `[B, C, kernel]` and shifts `[B, C]` that give the convolution's output normalised
@@ -69,13 +65,7 @@ def fold_group_norm(
 def window_moments(waveform: Tensor, taps: int, stride: int) -> tuple[Tensor, Tensor]:
     """Return the mean of a convolution's windows, and of their products with themselves.
 
-    Args:
-        waveform: `[B, T]`.
-        taps: samples per window.
-        stride: samples from one window to the next.
-
-    Returns:
-        `[B, taps]` and `[B, taps, taps]`, float64.
+    From `[B, T]` to `[B, taps]` and `[B, taps, taps]`, float64.
     """
     if waveform.is_cuda and has_triton():
         from music_ssl_fairseq.fast.kernels import first_conv
@@ -119,7 +109,6 @@ def fused_first_conv(
         norm: weight `[C]`, bias `[C]` and epsilon of the norm.
         group: True for a group norm with one channel per group, False for a layer norm over
             channels.
-        stride: of the convolution.
         compile: whether to compile what comes before the pass.
         lead: rows of zeros before each crop's first frame.
 
@@ -141,15 +130,8 @@ def folded_first_conv(
 ) -> Tensor:
     """Compute the first layer from a folded group norm: `gelu(filters * x + shifts)`.
 
-    Args:
-        waveform: `[B, T]` float32.
-        filters: `[B, C, kernel]`, from `fold_group_norm`.
-        shifts: `[B, C]`, likewise.
-        stride: of the convolution.
-        lead: rows of zeros before each crop's first frame.
-
-    Returns:
-        `[B, lead + frames, C]` in autocast's type.
+    From `[B, T]` float32, and filters `[B, C, kernel]` and shifts `[B, C]` of `fold_group_norm`, to
+    `[B, lead + frames, C]` in autocast's type, with `lead` rows of zeros before each crop's frames.
     """
     if can_fuse(waveform, filters[0].unsqueeze(1), None):
         return _apply(waveform, filters, shifts, shifts, 0.0, True, stride, lead)

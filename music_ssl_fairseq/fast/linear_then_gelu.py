@@ -11,14 +11,8 @@ parts = gelu.parts
 def forward(x: Tensor, w: Tensor, bias: Tensor, keep: bool = True) -> tuple[Tensor, Tensor | None]:
     """Compute GELU of `x @ w.t() + bias`.
 
-    Args:
-        x: `[N, K]`.
-        w: `[M, K]`.
-        bias: `[M]`.
-        keep: whether `backward` will follow.
-
-    Returns:
-        The result, and what `backward` needs or None, `[N, M]` each.
+    From `[N, K]`, weights `[M, K]` and biases `[M]` to the result, and what `backward` needs if
+    `keep`, else None: `[N, M]` each.
     """
     inner = torch.addmm(bias, x, w.t())
     active = gelu.forward(inner.unsqueeze(0), inner.size(0)).squeeze(0)

@@ -9,12 +9,8 @@ from music_ssl_fairseq.compat import WRITES_FP32
 def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     """Compute `grad.t() @ x`, stored in fp32 as it is summed, if the device can.
 
-    Args:
-        grad: of the layer's output, `[N, outputs]`.
-        x: its input, `[N, inputs]`.
-
-    Returns:
-        `[outputs, inputs]`, in fp32 or the inputs' wider type.
+    From the gradient of a layer's output `[N, outputs]` and its input `[N, inputs]` to
+    `[outputs, inputs]`, in fp32 or the inputs' wider type.
     """
     if grad.is_cuda and WRITES_FP32:
         return torch.mm(grad.t(), x, out_dtype=torch.float32)

@@ -50,12 +50,7 @@ def model_size(checkpoint: str | None, on_gpu: bool = False) -> int:
 
 
 def frames_that_fit(memory: int, dimension: int, k: int, model: int = 0) -> int:
-    """Return how many frames K-means can be fitted on within `memory` bytes: 0 or more.
-
-    Args:
-        dimension: values per frame.
-        model: see `model_size`.
-    """
+    """Return how many frames K-means can be fitted on within `memory` bytes: 0 or more."""
     left = memory - _MAIN_BYTES - model - 4 * k * dimension * _ARRAYS_PER_CENTROID
     return max(0, left // (4 * dimension + _BYTES_PER_FRAME))
 

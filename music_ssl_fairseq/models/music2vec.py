@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Any, List, Optional  # noqa: UP035 (fairseq's parser needs these)
+from typing import Any, List, Optional
 
 import torch
 from fairseq.models import register_model
@@ -28,12 +28,12 @@ class Music2VecConfig(AudioEncoderConfig):
     average_top_k_layers: int = setting(
         8, "the teacher's last layers whose mean is the target (paper: 8 and 12)"
     )
-    target_layers: Optional[List[int]] = setting(  # noqa: UP006, UP045
+    target_layers: Optional[List[int]] = setting(
         None,
         "the teacher's layers whose mean is the target, counted from 1, in place of the last "
         "ones: [1, 2, 3, 4] for early layers. Not in fairseq",
     )
-    top_k_start: Optional[int] = setting(  # noqa: UP045
+    top_k_start: Optional[int] = setting(
         None,
         "a curriculum: targets begin as the mean of so many last layers, and reach "
         "average_top_k_layers after top_k_updates. Not in fairseq",
@@ -252,13 +252,8 @@ def position_share(target: Tensor) -> Tensor:
 
     A teacher can keep its variance and yet encode only where in its crop a frame lies, which the
     student predicts easily. The share is the variance over time of the mean over crops, less its
-    expectation by chance, of the whole variance.
-
-    Args:
-        target: `[B, frames, D]`.
-
-    Returns:
-        A scalar: about 0 if position explains nothing, 1 if it explains all (0 for a single crop).
+    expectation by chance, of the whole variance: from `[B, frames, D]` to a scalar, about 0 if
+    position explains nothing, 1 if it explains all (0 for a single crop).
     """
     crops = target.size(0)
     if crops < 2:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, List, Optional  # noqa: UP035 (fairseq's parser needs these)
+from typing import Any, List, Optional
 
 import torch
 from fairseq.dataclass import ChoiceEnum
@@ -37,7 +37,7 @@ class MusicHubertConfig(AudioEncoderConfig):
         "begin with a cosine similarity of 0.75; normal: nearly orthogonal, which learns faster "
         "at the start",
     )
-    label_layers: Optional[List[int]] = setting(  # noqa: UP006, UP045
+    label_layers: Optional[List[int]] = setting(
         None,
         "the Transformer layer, from 1, whose output predicts each label set, in the order of "
         "task.label_dir and then projections; by default the last for all. Not in fairseq",

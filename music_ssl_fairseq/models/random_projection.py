@@ -70,8 +70,7 @@ class RandomProjection(nn.Module):
 
         Args:
             features: maps `[B, T]` to `[B, frames, bands]`, with an attribute `bands`.
-            sets: number of projections, each with its own codes and units.
-            size: codes per set.
+            sets: number of projections, each with its own `size` codes and units.
         """
         super().__init__()
         self.features = features

@@ -82,7 +82,7 @@ class AudioEncoderConfig(FairseqDataclass):
         "checkpoint loads in this package alone",
     )
     pitch_taps: int = setting(4096, "samples of a pitch filter: 4096 are 256 ms")
-    init_from: Optional[str] = setting(  # noqa: UP045 (fairseq's parser needs Optional)
+    init_from: Optional[str] = setting(
         None,
         "checkpoint whose encoder training starts from, under new heads: of this package, "
         "fairseq's HuBERT, data2vec_audio or wav2vec 2.0, a Hugging Face folder of these, or "
@@ -122,17 +122,11 @@ class AudioEncoder(BaseFairseqModel):
             self.pitch_proj = nn.Linear(self.pitch_filters.bands, dim)
         self.dropout_input = nn.Dropout(cfg.dropout_input)
         self.mask_emb = nn.Parameter(torch.empty(dim).uniform_())
+        sizes = dim, cfg.encoder_ffn_embed_dim, cfg.encoder_attention_heads
+        dropouts = cfg.dropout, cfg.attention_dropout, cfg.activation_dropout
         self.encoder = TransformerEncoder(
             [
-                TransformerLayer(
-                    dim,
-                    cfg.encoder_ffn_embed_dim,
-                    cfg.encoder_attention_heads,
-                    cfg.dropout,
-                    cfg.attention_dropout,
-                    cfg.activation_dropout,
-                    cfg.layer_norm_first,
-                )
+                TransformerLayer(*sizes, *dropouts, cfg.layer_norm_first)
                 for _ in range(cfg.encoder_layers)
             ],
             PositionalConv(

@@ -31,11 +31,7 @@ _POWER_FLOOR = 1e-7  # added before the logarithm: 70 dB below a full-scale sine
 
 
 def centred_windows(waveform: Tensor, size: int, grid: FrameGrid) -> Tensor:
-    """Cut `[B, T]` into windows `[B, frames, size]`, each centred on one of the grid's frames.
-
-    Args:
-        size: samples per window, at least the grid's.
-    """
+    """Cut `[B, T]` into windows `[B, frames, size]`, each centred on one of the grid's frames."""
     before = (size - grid.window) // 2
     return F.pad(waveform, (before, size - grid.window - before)).unfold(-1, size, grid.hop)
 

@@ -4,7 +4,7 @@ import ast
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, List  # noqa: UP035 (fairseq's parser needs List)
+from typing import Any, List
 
 import torch
 from fairseq.dataclass import FairseqDataclass
@@ -28,7 +28,7 @@ class FusedAdamWConfig(FairseqDataclass):
         "fairseq's adam adds it before",
     )
     weight_decay: float = setting(0.01, "times the learning rate, as in fairseq's adam")
-    lr: List[float] = II("optimization.lr")  # noqa: UP006
+    lr: List[float] = II("optimization.lr")
 
 
 @register_optimizer("fused_adamw", dataclass=FusedAdamWConfig)
@@ -79,8 +79,7 @@ class FusedAdamW(FairseqOptimizer):
     def batch(self, model: torch.nn.Module) -> AbstractContextManager[None]:
         """Return a context for a batch's forward and backward pass: see `GradientSums.batch`.
 
-        Args:
-            model: the trainer's model, wrapped if there are several processes.
+        `model` is the trainer's, wrapped if there are several processes.
         """
         sums = self._sums_of(model)
         return nullcontext() if sums is None else sums.batch()

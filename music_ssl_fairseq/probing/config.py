@@ -1,7 +1,7 @@
 """Settings of a probe: the fields of fairseq's `task` and `model` groups."""
 
 from dataclasses import dataclass
-from typing import List, Optional  # noqa: UP035 (fairseq's parser needs List)
+from typing import List, Optional
 
 from fairseq.dataclass import FairseqDataclass
 from omegaconf import II, MISSING
@@ -18,7 +18,7 @@ class MusicProbingConfig(FairseqDataclass):
     data: str = setting(
         MISSING, "folder with task.json, manifests and labels (python -m manifests_tools NAME)"
     )
-    expected: Optional[str] = setting(  # noqa: UP045
+    expected: Optional[str] = setting(
         None,
         "name of the task that this configuration is for; a folder that holds another one is "
         "refused. null for any",
@@ -45,15 +45,9 @@ class MusicProbingConfig(FairseqDataclass):
         "least time between two checkpoints of heads in training: a hundred heads are 400 MB. The "
         "last checkpoint is always written",
     )
-    upstream: Optional[str] = setting(  # noqa: UP045
-        II("model.upstream"), "the model's; set it there"
-    )
-    upstream_seed: Optional[int] = setting(  # noqa: UP045
-        II("model.upstream_seed"), "the model's; set it there"
-    )
-    last_epoch: Optional[int] = setting(  # noqa: UP045
-        II("optimization.max_epoch"), "set it in optimization"
-    )
+    upstream: Optional[str] = setting(II("model.upstream"), "the model's; set it there")
+    upstream_seed: Optional[int] = setting(II("model.upstream_seed"), "the model's; set it there")
+    last_epoch: Optional[int] = setting(II("optimization.max_epoch"), "set it in optimization")
     cpu: bool = setting(II("common.cpu"), "compute features without a GPU")
     seed: int = setting(II("common.seed"), "seed of the order of windows in training")
 
@@ -67,14 +61,12 @@ class MusicProbeConfig(FairseqDataclass):
         "weights, or a front end without training: mfcc, chroma, logmel, cqt",
     )
     upstream_seed: int = setting(0, "seed of random weights")
-    layers: Optional[str] = setting(  # noqa: UP045
+    layers: Optional[str] = setting(
         None,
         "layers to probe, separated by commas: 0 is the projected extractor output, `all` the "
         "learned weighted sum of the Transformer's; by default every one, and all",
     )
-    learning_rates: List[float] = setting(  # noqa: UP006
-        LEARNING_RATES, "each layer is probed with each of these"
-    )
+    learning_rates: List[float] = setting(LEARNING_RATES, "each layer is probed with each of these")
     hidden_size: int = setting(512, "hidden values of a head")
     dropout: float = setting(0.2, "dropout of the hidden values")
     patience: int = setting(8, "epochs without a better validation that stop a head")

@@ -1,7 +1,7 @@
 """Find scored probes, and read their results."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def find(
             f"no scored probe found{hint}: run fairseq-validate with --valid-subset {split} first"
         )
     found = _tasks_apart(found)
-    return _told_apart(sorted(found, key=lambda probe: (probe.task, probe.model)))
+    return list(_told_apart(sorted(found, key=lambda probe: (probe.task, probe.model))))
 
 
 def predictions_of(folder: Path, split: str, unit: Unit | None = None) -> Predictions:
@@ -107,29 +107,16 @@ def _probe(folder: Path, split: str, resamples: int, seed: int, unit: Unit | Non
     try:
         seconds = about["window_seconds"]
         window = "" if seconds == 5 else f", {seconds:g} s" if seconds else ", whole clips"
+        names = tuple(about["classes"]), tuple(about["targets"])
         figures = {
             name: Figure(
                 float("nan") if (value := about["metrics"][name]) is None else value,
-                *interval(
-                    name,
-                    predictions,
-                    tuple(about["classes"]),
-                    tuple(about["targets"]),
-                    resamples,
-                    seed,
-                ),
+                *interval(name, predictions, *names, resamples, seed),
             )
             for name in _shown(about, unit is None)
         }
-        return Probe(
-            folder,
-            about["upstream"] + window,
-            about["task"],
-            about,
-            table["rows"],
-            figures,
-            _content(about, predictions),
-        )
+        model, content = about["upstream"] + window, _content(about, predictions)
+        return Probe(folder, model, about["task"], about, table["rows"], figures, content)
     except KeyError as error:
         raise InputError(f"{folder}: {split}.json or probe.json lacks {error}") from None
     except (TypeError, ValueError, IndexError, AttributeError) as error:
@@ -185,13 +172,10 @@ def _detail(about: dict[str, Any], name: str) -> str:
     return f"{about[name]} {name}" if name == "files" else str(about[name])
 
 
-def _told_apart(probes: list[Probe]) -> list[Probe]:
+def _told_apart(probes: list[Probe]) -> Iterator[Probe]:
     """Add the folder to a model's name where a task has several probes of one name."""
     names = [(probe.task, probe.model) for probe in probes]
     twice = {model for task, model in names if names.count((task, model)) > 1}
-    return [
-        replace(probe, model=f"{probe.model} ({probe.folder.name})")
-        if probe.model in twice
-        else probe
-        for probe in probes
-    ]
+    for probe in probes:
+        suffix = f" ({probe.folder.name})" if probe.model in twice else ""
+        yield replace(probe, model=probe.model + suffix)

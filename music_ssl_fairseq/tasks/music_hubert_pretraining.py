@@ -32,7 +32,7 @@ class MusicHubertPretrainingConfig(PretrainingConfig):
         "(model.projection_targets). fairseq has one folder and a list of file endings "
         "(task.labels)",
     )
-    label_rate: Optional[float] = setting(  # noqa: UP045 (fairseq's parser needs Optional)
+    label_rate: Optional[float] = setting(
         None,
         "labels per second: 100 for MFCC, 50 for deep features. Only for labels without the "
         "labeler's metadata.json, which states it; fairseq has it in the model too",

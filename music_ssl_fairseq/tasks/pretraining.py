@@ -46,7 +46,7 @@ class PretrainingConfig(FairseqDataclass):
         5.0, "length of a training crop; fairseq: max_sample_size, in samples"
     )
     min_seconds: float = setting(2.0, "shorter tracks are left out; fairseq: min_sample_size")
-    crops_per_track: Optional[int] = setting(  # noqa: UP045 (fairseq's parser needs Optional)
+    crops_per_track: Optional[int] = setting(
         None,
         "crops of each track per epoch; by default as many as its length holds. fairseq takes "
         "one, whatever the length",
@@ -57,7 +57,7 @@ class PretrainingConfig(FairseqDataclass):
         "share of training crops to which a quieter other crop of the batch is added, 6 to 20 dB "
         "below; labels stay. Which crop it is depends on the batch. Not in fairseq",
     )
-    mask_length_start: Optional[int] = setting(  # noqa: UP045
+    mask_length_start: Optional[int] = setting(
         None,
         "a curriculum: frames of a mask span in the first epoch. Spans grow evenly to "
         "model.mask_length, as many frames are masked throughout. Validation has the final "
@@ -78,16 +78,10 @@ class PretrainingConfig(FairseqDataclass):
         "each epoch, after the old ones have ended",
     )
     # Optional, because fairseq-validate passes null for what its command line does not name.
-    mask_prob: Optional[float] = setting(  # noqa: UP045
-        II("model.mask_prob"), "the model's; set it there"
-    )
-    mask_length: Optional[int] = setting(  # noqa: UP045
-        II("model.mask_length"), "the model's; set it there"
-    )
-    mask_mode: Optional[str] = setting(  # noqa: UP045
-        II("model.mask_mode"), "the model's; set it there"
-    )
-    conv_feature_layers: Optional[str] = setting(  # noqa: UP045
+    mask_prob: Optional[float] = setting(II("model.mask_prob"), "the model's; set it there")
+    mask_length: Optional[int] = setting(II("model.mask_length"), "the model's; set it there")
+    mask_mode: Optional[str] = setting(II("model.mask_mode"), "the model's; set it there")
+    conv_feature_layers: Optional[str] = setting(
         II("model.conv_feature_layers"), "the model's; set it there"
     )
 

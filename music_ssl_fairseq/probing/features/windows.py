@@ -52,16 +52,10 @@ def frames_of(window: ClipWindow) -> int:
 
 
 def to_frame_rate(features: np.ndarray, grid: FrameGrid, num_frames: int) -> np.ndarray:
-    """Bring features of any rate to 50 frames per second.
+    """Bring features of any rate, `[frames, ...]` of `grid`, to 50 frames per second.
 
     Frame `t` is the mean of the frames that begin in its 20 ms; if there is none, the last one
-    before.
-
-    Args:
-        features: `[frames, ...]`, of `grid`.
-
-    Returns:
-        `[num_frames, ...]`; frames beyond the end repeat the last one.
+    before. The result is `[num_frames, ...]`; frames beyond the end repeat the last one.
     """
     if grid.hop == FRAME_HOP and len(features) >= num_frames:
         return features[:num_frames]

@@ -65,15 +65,8 @@ class HeadGrid(BaseFairseqModel):
     def __init__(self, cfg: MusicProbeConfig, inputs: HeadInputs):
         super().__init__()
         self.grid = grid(_layers(cfg, inputs.layers), cfg.learning_rates)
-        self.heads = ProbeHeads(
-            self.grid,
-            inputs.layers,
-            inputs.dimension,
-            cfg.hidden_size,
-            inputs.num_outputs,
-            cfg.dropout,
-            cfg.seed,
-        )
+        sizes = inputs.dimension, cfg.hidden_size, inputs.num_outputs
+        self.heads = ProbeHeads(self.grid, inputs.layers, *sizes, cfg.dropout, cfg.seed)
         rates = [head.learning_rate for head in self.grid]
         self.schedule = HeadSchedule(rates, cfg.patience, cfg.lr_patience, cfg.lr_factor)
         self.register_buffer("active", torch.arange(len(self.grid)))

@@ -69,12 +69,8 @@ class Predictions:
 def grouped(values: np.ndarray, counts: np.ndarray, group_index: np.ndarray) -> np.ndarray:
     """Average over all windows of each song.
 
-    Args:
-        values: `[..., clips, outputs]`, sums over windows.
-        counts: `[clips]` windows.
-
-    Returns:
-        `[..., groups, outputs]`.
+    From sums over windows `[..., clips, outputs]` and numbers of windows `[clips]` to
+    `[..., groups, outputs]`.
     """
     groups = int(group_index.max()) + 1
     totals = np.zeros((*values.shape[:-2], groups, values.shape[-1]))

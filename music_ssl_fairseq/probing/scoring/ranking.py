@@ -32,13 +32,8 @@ def _counts(
 def roc_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Compute the area under the ROC curve for each weighting.
 
-    Args:
-        scores: `[N]`.
-        positive: `[N]` bool.
-        weights: `[W, N]` at least 0.
-
-    Returns:
-        `[W]`; NaN where there are no positive or no negative examples.
+    From scores `[N]`, positive `[N]` bool and weights `[W, N]` of at least 0 to `[W]`; NaN where
+    there are no positive or no negative examples.
     """
     true, false = _counts(scores, positive, weights)
     steps = np.diff(false, axis=1, prepend=0)
@@ -69,14 +64,9 @@ def macro(
 ) -> np.ndarray:
     """Average over the classes with both positive and negative examples; NaN without any.
 
-    Args:
-        name: a key of `RANKINGS`.
-        scores: `[N, classes]`.
-        targets: `[N, classes]` bool.
-        weights: `[W, N]`, by default one weighting of ones.
-
-    Returns:
-        `[W]`; a class without a positive example in a weighting is left out of its mean.
+    From a key of `RANKINGS`, scores `[N, classes]`, targets `[N, classes]` bool and weights
+    `[W, N]` (by default ones) to `[W]`. A class without a positive example in a weighting is left
+    out of its mean.
     """
     values = by_class(name, scores, targets, weights)
     known = ~np.isnan(values)
