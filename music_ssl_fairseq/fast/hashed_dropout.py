@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-_GOLDEN = -1640531535  # 0x9E3779B1: 2**32 divided by the golden ratio, made odd
+GOLDEN = -1640531535  # 0x9E3779B1: 2**32 divided by the golden ratio, made odd
 
 
 def draw_seeds(number: int, device: torch.device) -> Tensor:
@@ -42,18 +42,12 @@ def keep_mask(index: Tensor, p: float, seed: Tensor) -> Tensor:
     return scramble(index, seed) >= drop_threshold(p)
 
 
-def keep_pairs(rows: Tensor, columns: Tensor, p: float, seed: Tensor) -> Tensor:
-    """Return a matrix's mask from the numbers of rows and columns, three operations per element."""
-    row, column = scramble(rows, seed), scramble(~columns, seed)
-    return (row.unsqueeze(-1) ^ column) * _GOLDEN >= drop_threshold(p)
-
-
 def scramble(index: Tensor, seed: Tensor) -> Tensor:
     """Hash int32 numbers: MurmurHash3's finaliser without its last shift.
 
     That shift improves the lowest bits, which hardly count in a comparison with a threshold.
     """
-    h = (index ^ seed) * _GOLDEN
+    h = (index ^ seed) * GOLDEN
     # The masks turn arithmetic shifts of int32 into logical ones.
     h = (h ^ ((h >> 16) & 0xFFFF)) * -2048144789  # 0x85EBCA6B
     return (h ^ ((h >> 13) & 0x7FFFF)) * -1028477387  # 0xC2B2AE35

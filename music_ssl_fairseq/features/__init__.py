@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.features.concatenation import Concatenation, SideBySide
 from music_ssl_fairseq.features.framewise import Framewise
 
 if TYPE_CHECKING:
@@ -128,16 +129,12 @@ def front_end(features: FeatureSpec | str) -> FrontEnd:
         deep = import_module(f"{__name__}.deep")
         return deep.Deep(features.checkpoint, features.layer, features.device)
     fronts = {name: _joined(name, features.device) for name in features.sets}
-    return fronts[features.name] if len(fronts) == 1 else _concatenation().SideBySide(fronts)
-
-
-def _concatenation() -> Any:
-    return import_module(f"{__name__}.concatenation")
+    return fronts[features.name] if len(fronts) == 1 else SideBySide(fronts)
 
 
 def _joined(names: str, device: str) -> Framewise:
     parts = {part: _front_end(part, device) for part in names.split("+")}
-    return parts[names] if len(parts) == 1 else _concatenation().Concatenation(parts)
+    return parts[names] if len(parts) == 1 else Concatenation(parts)
 
 
 def _class(name: str, device: str) -> tuple[str, str]:

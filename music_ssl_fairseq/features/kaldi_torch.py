@@ -4,6 +4,7 @@ A GPU computes them faster than sixteen threads decode the audio.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +21,33 @@ _CHUNK_FRAMES = 18_000  # three minutes: a GPU wants more at once than a CPU's c
 
 
 class _OnDevice:
-    """What both share: chunks to tensors."""
+    """What both share: log-mel bands, and chunks to tensors.
+
+    Args:
+        device: as torch names it.
+        settings: of the front end.
+    """
 
     chunk_frames = _CHUNK_FRAMES
-    device: str
+    num_mel_bins: int
+
+    def __init__(self, device: str, **settings: Any):
+        super().__init__(**settings)
+        self.device = device
+        self._bank = torch.from_numpy(kaldi.mel_bank(self.num_mel_bins)).to(device)
+        self._window = torch.from_numpy(kaldi.povey_window()).to(device)
+
+    def log_mel(self, waveform: Tensor) -> Tensor:
+        """Compute logarithms of mel energies: see `kaldi.log_mel_blocks`, which says why so."""
+        grid, share = kaldi.GRID, float(kaldi.PREEMPHASIS)
+        if not grid.num_frames(len(waveform)):
+            return waveform.new_zeros(0, self._bank.size(1))
+        emphasised = F.pad(waveform[1:] - share * waveform[:-1], (1, 0))
+        means = waveform.unfold(0, grid.window, grid.hop).mean(1, keepdim=True)
+        frames = emphasised.unfold(0, grid.window, grid.hop) - (1 - share) * means
+        spectra = torch.fft.rfft(frames * self._window, kaldi.FFT_SIZE)
+        power = spectra.real.square() + spectra.imag.square()
+        return (power @ self._bank).clamp_min(float(kaldi.ENERGY_FLOOR)).log()
 
     def compute(self, waveform: Tensor) -> Tensor:
         """`[T]` float32 to `[frames, dimension]`, on one device."""
@@ -46,37 +70,25 @@ class _OnDevice:
 
 
 class TorchLogMel(_OnDevice, LogMel):
-    """See `LogMel`.
+    """See `LogMel`."""
 
-    Args:
-        device: as torch names it.
-    """
-
-    def __init__(self, device: str):
-        self.device = device
-        self._bands = _Bands(self.dimension, device)
+    num_mel_bins = LogMel.dimension
 
     def compute(self, waveform: Tensor) -> Tensor:
-        return self._bands(waveform)
+        return self.log_mel(waveform)
 
 
 class TorchMfcc(_OnDevice, Mfcc):
-    """See `Mfcc`.
-
-    Args:
-        device: as torch names it.
-    """
+    """See `Mfcc`."""
 
     def __init__(self, device: str, num_ceps: int = 13):
-        super().__init__(num_ceps)
-        self.device = device
-        self._bands = _Bands(self.num_mel_bins, device)
+        super().__init__(device, num_ceps=num_ceps)
         self._cosines = torch.from_numpy(liftered_dct(self.num_mel_bins, num_ceps)).to(device)
-        self._slope = torch.arange(-DELTA_REACH, DELTA_REACH + 1, dtype=torch.float32)
-        self._slope = (self._slope / self._slope.square().sum()).to(device)
+        slope = torch.arange(-DELTA_REACH, DELTA_REACH + 1, dtype=torch.float32)
+        self._slope = (slope / slope.square().sum()).to(device)
 
     def compute(self, waveform: Tensor) -> Tensor:
-        ceps = self._bands(waveform) @ self._cosines
+        ceps = self.log_mel(waveform) @ self._cosines
         if not len(ceps):
             return ceps.new_zeros(0, self.dimension)
         slopes = self._deltas(ceps)
@@ -85,23 +97,3 @@ class TorchMfcc(_OnDevice, Mfcc):
     def _deltas(self, values: Tensor) -> Tensor:
         padded = F.pad(values.t()[None], (DELTA_REACH, DELTA_REACH), mode="replicate")[0]
         return (padded.unfold(1, len(self._slope), 1) @ self._slope).t()
-
-
-class _Bands:
-    """Logarithms of mel energies; see `kaldi.log_mel_blocks`, which says why it is done so."""
-
-    def __init__(self, num_bins: int, device: str):
-        self._bank = torch.from_numpy(kaldi.mel_bank(num_bins)).to(device)
-        self._share = float(kaldi.PREEMPHASIS)
-        self._window = torch.from_numpy(kaldi.povey_window()).to(device)
-
-    def __call__(self, waveform: Tensor) -> Tensor:
-        grid = kaldi.GRID
-        if not grid.num_frames(len(waveform)):
-            return waveform.new_zeros(0, self._bank.size(1))
-        emphasised = F.pad(waveform[1:] - self._share * waveform[:-1], (1, 0))
-        means = waveform.unfold(0, grid.window, grid.hop).mean(1, keepdim=True)
-        frames = emphasised.unfold(0, grid.window, grid.hop) - (1 - self._share) * means
-        spectra = torch.fft.rfft(frames * self._window, kaldi.FFT_SIZE)
-        power = spectra.real.square() + spectra.imag.square()
-        return (power @ self._bank).clamp_min(float(kaldi.ENERGY_FLOOR)).log()

@@ -47,15 +47,3 @@ def read_chunk(front_end: FrontEnd, track: Track, first: int, last: int) -> Chun
     if len(waveform) < stop - start:
         waveform = np.pad(waveform, (0, stop - start - len(waveform)))
     return Chunk(waveform, start, track.num_samples, first, last)
-
-
-def track_features(front_end: FrontEnd, track: Track, first: int, last: int) -> np.ndarray:
-    """Frames `[first, last)` of a track, equal to those frames of the whole track's features.
-
-    Returns:
-        `[last - first, dimension]` float32.
-
-    Raises:
-        AudioError: if the file cannot be read.
-    """
-    return front_end.features_of([read_chunk(front_end, track, first, last)])[0]

@@ -100,7 +100,7 @@ def test_items_are_the_samples_of_their_crop(folder):
     data = dataset(folder)
     manifest = Manifest(folder / "train.tsv")
     assert len(data) == 6 + 3 + 1 + 1 + 1
-    assert data.num_too_short == 1
+    assert data._plan.num_too_short == 1
     for index in range(len(data)):
         track, start, length = where(data, index)
         whole = audio.read(manifest.path(track))

@@ -19,7 +19,7 @@ from music_ssl_fairseq.fast.cuda_graphs import GraphedLayers
 from music_ssl_fairseq.fast.device import is_hopper
 from music_ssl_fairseq.fast.dispatch import Execution
 from music_ssl_fairseq.fast.frame_selection import FrameSelection, select
-from music_ssl_fairseq.fast.hashed_dropout import hashed_dropout, keep_pairs
+from music_ssl_fairseq.fast.hashed_dropout import GOLDEN, drop_threshold, hashed_dropout, scramble
 from music_ssl_fairseq.fast.kernels import attention as attention_kernels
 from music_ssl_fairseq.fast.kernels import first_conv as first_conv_kernels
 from music_ssl_fairseq.fast.kernels import gelu as gelu_kernels
@@ -76,7 +76,8 @@ def test_attention(frames, heads, width, p, counts, seed):
     weights = (q @ k.transpose(-1, -2) / math.sqrt(width)).softmax(-1)
     if p > 0:
         rows = torch.arange(2 * heads * frames, dtype=torch.int32, device=DEVICE)
-        keep = keep_pairs(rows, rows[:frames], p, seed).view(weights.shape)
+        hashes = scramble(rows, seed).unsqueeze(-1) ^ scramble(~rows[:frames], seed)
+        keep = (hashes * GOLDEN >= drop_threshold(p)).view(weights.shape)
         weights = torch.where(keep, weights / (1 - p), 0)
     plain = (weights @ v).transpose(1, 2).reshape(2, frames, -1)
     selection = None

@@ -10,11 +10,12 @@ from music_ssl_fairseq import audio
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features import FeatureSpec, front_end
 from music_ssl_fairseq.features.deep import Deep
-from music_ssl_fairseq.features.track import Track, read_chunk, track_features
+from music_ssl_fairseq.features.track import Track, read_chunk
 from music_ssl_fairseq.upstream import load
 from music_ssl_fairseq.upstream.windows import Windowing
 from tests import checkpoints
 from tests.audio_files import tone, write_tone
+from tests.features.track_features import track_features
 
 SHORT = Windowing(seconds=8, overlap=4, whole=10)
 SECTIONS = Windowing(seconds=8, overlap=4, whole=10, section=18)

@@ -84,5 +84,5 @@ def kept(index, seed, threshold):
 
 @triton.jit
 def kept_pairs(row, column, threshold):
-    """Compute `hashed_dropout.keep_pairs`, of scrambled rows and columns that broadcast."""
+    """Return a matrix's mask from scrambled numbers of rows and columns that broadcast."""
     return (row ^ column) * -1640531535 >= threshold
