@@ -8,7 +8,7 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from music_ssl_fairseq.audio.pcm import Pcm
 from music_ssl_fairseq.errors import AudioError
@@ -60,7 +60,7 @@ def read_header(name: str) -> AudioHeader:
             head = file.read(_HEAD_BYTES)
         magic = head[:4]
         if magic in _CHUNKED and head[8:12] in (b"WAVE", b"AIFF", b"AIFC"):
-            chunks = _Chunks(file, size, _CHUNKED[magic])
+            chunks = _Chunks(file, size, *_CHUNKED[magic])
             length = _right_size(name, chunks, magic == b"RIFF")
             return AudioHeader(True, None if length is None else chunks.pcm(name, length))
     if magic == b"OggS":
@@ -83,19 +83,9 @@ def _tag_size(head: bytes) -> int:
     return 10 + footer + (a << 21 | b << 14 | c << 7 | d)
 
 
-class _Layout(NamedTuple):
-    """A container's chunks: struct of a chunk's head (letters, size), letters of the samples."""
-
-    head: struct.Struct
-    data: bytes
-
-
-_CHUNKED = {
-    b"RIFF": _Layout(struct.Struct("<4sI"), b"data"),
-    b"RF64": _Layout(struct.Struct("<4sI"), b"data"),
-    b"RIFX": _Layout(struct.Struct(">4sI"), b"data"),
-    b"FORM": _Layout(struct.Struct(">4sI"), b"SSND"),
-}
+# Container -> struct of a chunk's head (letters, size), letters of the samples.
+_CHUNKED = {b"RIFF": ("<4sI", b"data"), b"RF64": ("<4sI", b"data")}
+_CHUNKED |= {b"RIFX": (">4sI", b"data"), b"FORM": (">4sI", b"SSND")}
 
 
 class _Chunks:
@@ -110,10 +100,10 @@ class _Chunks:
     available = 0
     _format = b""
 
-    def __init__(self, file: BinaryIO, size: int, layout: _Layout):
+    def __init__(self, file: BinaryIO, size: int, head: str, data: bytes):
         self._file = file
         self._size = size
-        self._layout = layout
+        self._head = head
         large = 0
         for letters, length, start in self._walk(12):
             if letters == b"ds64":
@@ -122,7 +112,7 @@ class _Chunks:
             if letters == b"fmt ":
                 file.seek(start)
                 self._format = file.read(min(length, 40))
-            if letters == layout.data:
+            if letters == data:
                 self._start = start
                 self.stated = large if large and length == _WRAP - 1 else length
                 self.available = size - start
@@ -135,7 +125,7 @@ class _Chunks:
             head = self._file.read(8)
             if len(head) < 8:
                 return
-            letters, length = self._layout.head.unpack(head)
+            letters, length = struct.unpack(self._head, head)
             yield letters, length, position + 8
             position += 8 + length + length % 2
 

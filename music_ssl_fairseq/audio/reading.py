@@ -146,14 +146,13 @@ def _choose(file: _File, stack: ExitStack) -> _Opened:
     ways = [lambda: libsndfile.opened(file.name), file.decoder]
     if not file.header.soundfile:
         ways.reverse()
-    try:
-        return stack.enter_context(ways[0]())
-    except AudioError as error:
-        first = error.reason
-    try:
-        return stack.enter_context(ways[1]())
-    except AudioError as error:
-        raise AudioError(file.name, f"not readable as audio ({first}; {error.reason})") from None
+    reasons = []
+    for way in ways:
+        try:
+            return stack.enter_context(way())
+        except AudioError as error:
+            reasons.append(error.reason)
+    raise AudioError(file.name, f"not readable as audio ({'; '.join(reasons)})")
 
 
 @lru_cache(maxsize=256)

@@ -166,5 +166,5 @@ def open_store(
     cut = Cut(manifest, upstream.grid, extraction.windowing)
     sizes = (len(extraction.layers), upstream.dimension)
     if extraction.frames is None:
-        return MeanStore(folder, cut, *sizes, checksums)
-    return FrameStore(folder, cut, *sizes, extraction.frames, checksums)
+        return MeanStore(folder, cut, sizes, checksums)
+    return FrameStore(folder, cut, sizes, checksums, extraction.frames)

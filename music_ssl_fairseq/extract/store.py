@@ -38,25 +38,38 @@ _UNFINISHED = "features.partial.npy"
 _WAY_OUT = "--out writes elsewhere; --force would replace them"
 
 
-class MeanStore:
-    """Store one row per track: the mean over its frames, in each layer.
+class _Store:
+    """What both kinds share; `sizes` are the numbers of layers and of values.
 
     Attributes:
         damaged: tracks that existed, but incomplete, when the store was opened.
     """
 
-    def __init__(
-        self, folder: Path, cut: Cut, num_layers: int, dimension: int, checksums: Checksums
-    ):
+    damaged: list[int]
+
+    def __init__(self, folder: Path, cut: Cut, sizes: tuple[int, int], checksums: Checksums):
+        self.folder = folder
         self.cut = cut
+        self._sizes = sizes
         self._checksums = checksums
+        self._there = np.zeros(len(cut.manifest), bool)
+
+    def has(self, track: int) -> bool:
+        """Return whether the track's features are complete."""
+        return bool(self._there[track])
+
+
+class MeanStore(_Store):
+    """Store one row per track: the mean over its frames, in each layer."""
+
+    def __init__(self, folder: Path, cut: Cut, sizes: tuple[int, int], checksums: Checksums):
+        super().__init__(folder, cut, sizes, checksums)
         self._final = folder / MEANS
         self._working = self._final if self._final.exists() else folder / _UNFINISHED
         remove_temporary(folder)
-        shape = (len(cut.manifest), num_layers, dimension)
+        shape = (len(cut.manifest), *sizes)
         self._rows = RowFile(self._working, np.dtype(np.float32), shape, np.nan)
         self._sums: dict[int, Tensor] = {}
-        self._there = np.zeros(shape[0], bool)
         self.damaged = [track for track in range(shape[0]) if not self._check(track)]
         if self.damaged and self._working == self._final:
             self._working = folder / _UNFINISHED
@@ -71,10 +84,6 @@ class MeanStore:
         self._checksums.forget(track)
         self._rows.clear(track)
         return False
-
-    def has(self, track: int) -> bool:
-        """Return whether the track's features are complete."""
-        return bool(self._there[track])
 
     def add(self, track: int, window: Window, values: Tensor) -> None:
         """Add the track's next window, `[layers, D]`: its weighted sum over frames."""
@@ -102,33 +111,19 @@ class MeanStore:
             os.replace(self._working, self._final)
 
 
-class FrameStore:
-    """Store one file per track: its frames, in each layer.
-
-    Attributes:
-        damaged: tracks that existed, but incomplete, when the store was opened.
-    """
+class FrameStore(_Store):
+    """Store one file per track: its frames, in each layer."""
 
     def __init__(
-        self,
-        folder: Path,
-        cut: Cut,
-        num_layers: int,
-        dimension: int,
-        dtype: str,
-        checksums: Checksums,
+        self, folder: Path, cut: Cut, sizes: tuple[int, int], checksums: Checksums, dtype: str
     ):
-        self.folder = folder
-        self.cut = cut
+        super().__init__(folder, cut, sizes, checksums)
         self.dtype = np.dtype(dtype)
-        self._sizes = (num_layers, dimension)
-        self._checksums = checksums
         self._open: dict[int, _OpenTrack] = {}
         self._new: dict[int, int] = {}
         tracks = range(len(cut.manifest))
         for parent in {folder, *(self._file(track).parent for track in tracks)}:
             remove_temporary(parent)
-        self._there = np.zeros(len(tracks), bool)
         self.damaged = [track for track in tracks if not self._check(track)]
 
     def _file(self, track: int) -> Path:
@@ -167,10 +162,6 @@ class FrameStore:
         with self._file(track).open("rb+") as file:
             os.fsync(file.fileno())
             self._checksums.note(track, checksum, os.fstat(file.fileno()).st_mtime_ns)
-
-    def has(self, track: int) -> bool:
-        """Return whether the track's file is complete."""
-        return bool(self._there[track])
 
     def add(self, track: int, window: Window, values: Tensor) -> None:
         """Add the track's next window, `[layers, frames, D]`."""

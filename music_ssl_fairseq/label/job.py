@@ -170,18 +170,12 @@ def _recipe(a: Namespace, features: FeatureSpec, train: Manifest) -> Recipe:
     num_frames = memory.check_frames(
         held, MAX_FRAMES, a.memory, front.dimension, k, memory.model_size(a.checkpoint)
     )
+    same = ("features", "seed", "iterations", "layer", "init", "restarts", "minibatch", "algorithm")
     return Recipe(
-        features=a.features,
+        **{name: getattr(a, name) for name in same},
         k=k,
-        seed=a.seed,
-        iterations=a.iterations,
         max_frames=a.max_frames or max(num_frames, MAX_FRAMES if a.minibatch else 0),
         train_manifest=fingerprint(train),
         checkpoint=front.fingerprint,
-        layer=a.layer,
-        init=a.init,
-        restarts=a.restarts,
-        minibatch=a.minibatch,
         external_centroids=None if a.centroids is None else checksum(a.centroids),
-        algorithm=a.algorithm,
     )

@@ -50,14 +50,8 @@ class Batching:
 
     def batches(self, dataset: Any, indices: np.ndarray) -> list[Any]:
         """Batch these items, in this order."""
-        return list(
-            dataset.batch_by_size(
-                indices,
-                max_tokens=self.max_tokens,
-                max_sentences=self.max_sentences,
-                required_batch_size_multiple=self.required_batch_size_multiple,
-            )
-        )
+        sizes = self.max_tokens, self.max_sentences, self.required_batch_size_multiple
+        return list(dataset.batch_by_size(indices, *sizes))
 
     def after(self, other: "Batching", dataset: Any, batches: list[Any]) -> list[Any]:
         """Batch what another batching has left of `batches`, in the same order."""

@@ -55,7 +55,10 @@ def read(folder: str | Path) -> Contents:
     family, fields = from_config(config, str(path))
     layer_norms = fields["extractor_mode"] == "layer_norm"
     prefix = TYPES[config["model_type"]][1]
-    state = _encoder_state(read_weights(folder), prefix, layer_norms)
+    weights = read_weights(folder)
+    if any(name.startswith(prefix) for name in weights):  # a model with a head
+        weights = {n.removeprefix(prefix): t for n, t in weights.items() if n.startswith(prefix)}
+    state = encoder_state(weights, layer_norms)
     if family not in ("music2vec", "data2vec_audio"):
         drop_identity(state)
     normalise, sample_rate = _input_format(folder, layer_norms)
@@ -150,18 +153,10 @@ def _extractor_settings(folder: Path) -> tuple[Path, dict[str, Any] | None]:
     return file, read_object(file) if file.is_file() else None
 
 
-def _encoder_state(
-    weights: Mapping[str, Tensor], prefix: str, layer_norms: bool
-) -> dict[str, Tensor]:
-    """Return the encoder's tensors under our names, without the prefix of models with a head."""
-    inside = any(name.startswith(prefix) for name in weights)
-    state = {}
-    for name, tensor in weights.items():
-        if not inside or name.startswith(prefix):
-            ours = from_transformers(name.removeprefix(prefix), layer_norms)
-            if ours is not None:
-                state[ours] = tensor.float()
-    return state
+def encoder_state(tensors: Mapping[str, Tensor], layer_norms: bool) -> dict[str, Tensor]:
+    """Return the encoder's tensors, float32, under our names instead of transformers'."""
+    ours = {name: from_transformers(name, layer_norms) for name in tensors}
+    return {own: tensors[name].float() for name, own in ours.items() if own is not None}
 
 
 def drop_identity(state: dict[str, Tensor]) -> None:

@@ -16,7 +16,6 @@ from music_ssl_fairseq.frames import parse_conv_layers
 from music_ssl_fairseq.runtime.texts import read_object
 from music_ssl_fairseq.upstream import hugging_face
 from music_ssl_fairseq.upstream.contents import Contents, architecture
-from music_ssl_fairseq.upstream.names import from_transformers
 from music_ssl_fairseq.upstream.safe_load import safe_load
 
 SETTINGS = "wav2vec2_model.json"
@@ -63,21 +62,14 @@ def read(path: str | Path) -> Contents:
     path = Path(path)
     loaded = safe_load(path)
     names = loaded if isinstance(loaded, Mapping) else {}
-    tensors = {
-        name.removeprefix("wav2vec2."): tensor
-        for name, tensor in names.items()
-        if isinstance(tensor, Tensor)
-    }
+    tensors = {n.removeprefix("wav2vec2."): t for n, t in names.items() if isinstance(t, Tensor)}
     if not any(name.startswith("encoder.transformer.") for name in tensors):
         raise InputError(
             f"{path}: neither a fairseq checkpoint nor a state dict of torchaudio's HuBERT"
         )
     layer_norms = "feature_extractor.conv_layers.1.layer_norm.weight" in tensors
-    state = {}
-    for name, tensor in tensors.items():
-        ours = from_transformers(_to_transformers(name), layer_norms)
-        if ours is not None:
-            state[ours] = tensor.float()
+    renamed = {_to_transformers(name): tensor for name, tensor in tensors.items()}
+    state = hugging_face.encoder_state(renamed, layer_norms)
     hugging_face.drop_identity(state)
     settings = path.with_name(SETTINGS)
     fields = _stored(settings) if settings.is_file() else _inferred(state, layer_norms, path)

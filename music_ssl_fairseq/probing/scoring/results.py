@@ -6,7 +6,6 @@ the metrics of the chosen head.
 """
 
 import csv
-import io
 import json
 import math
 from collections.abc import Callable
@@ -76,12 +75,13 @@ def write_heads(folder: Path, about: dict[str, Any], heads: list[dict[str, Any]]
     """Write `probe.json` and `rows.csv`; see `refuse_another`."""
     refuse_another(folder, about["task"])
     _write_json(folder / "probe.json", {**about, "rows": heads})
-    text = io.StringIO()
-    table = csv.DictWriter(text, HEAD_FIELDS, lineterminator="\n")
-    table.writeheader()
-    table.writerows(heads)
-    with atomic_path(folder / "rows.csv") as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
+    with (
+        atomic_path(folder / "rows.csv") as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as file,
+    ):
+        table = csv.DictWriter(file, HEAD_FIELDS, lineterminator="\n")
+        table.writeheader()
+        table.writerows(heads)
 
 
 def write_scores(
