@@ -194,6 +194,11 @@ def _message_of_loading(error: Exception) -> str | None:
     return None
 
 
+def is_distributed() -> bool:
+    """Tell whether this process trains together with others."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def stop_loading(iterators: dict[Any, Any]) -> None:
     """Stop the workers of the iterators in a task's `dataset_to_epoch_iter`, and wait for them."""
     for iterator in iterators.values():

@@ -115,22 +115,19 @@ def _load_sample(job: Job, num_blocks: int) -> np.ndarray:
 def _fit(job: Job, frames: np.ndarray) -> tuple[KMeansState, str]:
     """Return centroids of all frames, and the library that fitted them."""
     checkpoints, recipe = job.folder.checkpoints, job.recipe
-    print(
-        f"K-means: k = {recipe.k}, {len(frames)} frames of {frames.shape[1]} values",
-        file=sys.stderr,
-    )
+    size = f"{len(frames)} frames of {frames.shape[1]} values"
+    print(f"K-means: k = {recipe.k}, {size}", file=sys.stderr)
     if recipe.algorithm == "minibatch":
         return kmeans.fit_as_fairseq(frames, recipe)
     file = checkpoints.path / "fit.npz"
     found = checkpoints.load_arrays(file)
     lloyd, by = kmeans.choose_lloyd(job.device, job.threads)
-    return kmeans.fit(
-        frames,
-        recipe,
-        lloyd,
-        watch=lambda state: checkpoints.save_arrays(file, **state._asdict()),
-        begun=KMeansState(**found) if found else None,
-    ), by
+
+    def watch(state: KMeansState) -> None:
+        checkpoints.save_arrays(file, **state._asdict())
+
+    begun = KMeansState(**found) if found else None
+    return kmeans.fit(frames, recipe, lloyd, watch, begun), by
 
 
 def _fit_in_batches(job: Job, num_blocks: int, whole: Sample) -> tuple[KMeansState, int, str]:

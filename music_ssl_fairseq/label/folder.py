@@ -66,14 +66,8 @@ class LabelFolder:
         if self._overwrite:
             return
         self.metadata = read_metadata(
-            self.path,
-            self.recipe.settings,
-            "labels",
-            self._outputs(),
-            _WAY_OUT,
-            words=WORDS,
-            defaults=DEFAULTS,
-            is_complete=_is_complete,
+            *(self.path, self.recipe.settings, "labels", self._outputs(), _WAY_OUT),
+            *(WORDS, DEFAULTS, _is_complete),
         )
 
     def _outputs(self) -> list[Path]:

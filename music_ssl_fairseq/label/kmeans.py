@@ -227,6 +227,5 @@ def fit_as_fairseq(frames: np.ndarray, options: Options) -> tuple[KMeansState, s
         random_state=options.seed,
     ).fit(frames)
     curve = np.array([model.inertia_ / len(frames)])
-    return KMeansState(
-        np.asarray(model.cluster_centers_, np.float32), curve
-    ), f"scikit-learn {sklearn.__version__}"
+    state = KMeansState(np.asarray(model.cluster_centers_, np.float32), curve)
+    return state, f"scikit-learn {sklearn.__version__}"

@@ -89,12 +89,8 @@ class ProbeExperiment:
     @cached_property
     def cache(self) -> FeatureCache:
         """The features computed so far."""
-        return FeatureCache(
-            self.cfg.cache_dir,
-            identity(self.source, self.plan),
-            int(self.cfg.cache_limit_gb * 1e9),
-            self.source.name,
-        )
+        limit, name = int(self.cfg.cache_limit_gb * 1e9), self.source.name
+        return FeatureCache(self.cfg.cache_dir, identity(self.source, self.plan), limit, name)
 
     @property
     def batches_at_once(self) -> int:
@@ -117,11 +113,9 @@ class ProbeExperiment:
         clips = [clip_of(labels.manifest, i, part) for i, part in enumerate(labels.segments)]
         self.cache.use(clip.key for clip in clips)
         fill(self.cache, self.source, self.plan, clips)
-        training = split == "train"
-        at_once = self.batches_at_once if training else 1
-        dataset = ProbingDataset(
-            labels, clips, self.cache, self.plan, self.cfg.seed, training, at_once
-        )
+        shuffle, at_once = split == "train", self.batches_at_once if split == "train" else 1
+        features = clips, self.cache, self.plan
+        dataset = ProbingDataset(labels, *features, self.cfg.seed, shuffle, at_once)
         seconds = self.cfg.window_seconds
         length = f"{seconds:g} s" if seconds else "whole clips"
         logger.info("%s: %d clips, %d windows of %s", split, len(clips), len(dataset), length)
@@ -185,10 +179,8 @@ class ProbeExperiment:
             about["decoder"] = self.cfg.decoder
         file = results.write_scores(self.output_dir, split, about, scores, predictions)
         if scores.absent:
-            absent = ", ".join(scores.absent)
-            logger.warning(
-                "%s: no score for %s: no (or only) positive examples in this split", split, absent
-            )
+            reason = "no (or only) positive examples in this split"
+            logger.warning("%s: no score for %s: %s", split, ", ".join(scores.absent), reason)
         chosen = about["layer"], about["learning_rate"]
         where = os.path.abspath(file)
         logger.info("%s: layer %s, learning rate %g; written to %s", split, *chosen, where)

@@ -51,7 +51,11 @@ def markdown(probes: Sequence[Probe], split: str, resamples: int) -> str:
             *table(others[0], others[1:]),
             "",
         ]
-    notes = [note for probe in probes for note in _notes(probe, split)]
+    notes = [
+        f"- {probe.task}: not scored, because absent from {split}: {', '.join(absent)}."
+        for probe in probes
+        if (absent := probe.about["absent_classes"])
+    ]
     if notes:
         parts += ["## Notes", "", *dict.fromkeys(notes), ""]
     return "\n".join(parts)
@@ -87,13 +91,6 @@ def _published(tasks: Sequence[str]) -> list[list[str]]:
     return rows
 
 
-def _notes(probe: Probe, split: str) -> list[str]:
-    absent = probe.about["absent_classes"]
-    if not absent:
-        return []
-    return [f"- {probe.task}: not scored, because absent from {split}: {', '.join(absent)}."]
-
-
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Format a Markdown table, line by line."""
     lines = [header, ["---"] * len(header), *rows]
@@ -109,17 +106,10 @@ def comma_separated(probes: Sequence[Probe]) -> str:
         about = probe.about
         shared = {name: about[name] for name in CSV_FIELDS if name in about}
         for metric, figure in probe.figures.items():
-            lines.writerow(
-                {
-                    **shared,
-                    "source": "measured",
-                    "model": probe.model,
-                    "task": probe.task,
-                    "metric": metric,
-                    **{k: v for k, v in vars(figure).items() if math.isfinite(v)},
-                    "folder": str(probe.folder),
-                }
-            )
+            own = ("measured", probe.model, probe.task, metric)
+            known = {k: v for k, v in vars(figure).items() if math.isfinite(v)}
+            row = {**shared, **dict(zip(CSV_FIELDS, own, strict=False)), **known}
+            lines.writerow({**row, "folder": str(probe.folder)})
     tasks = tasks_of(probes)
     for model in PUBLISHED:
         for (task, metric), value in model.figures().items():

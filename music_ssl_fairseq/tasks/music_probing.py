@@ -5,12 +5,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from fairseq.logging import metrics
 from fairseq.tasks import register_task
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
 
-from music_ssl_fairseq.compat import check_versions, one_line_errors, stop_loading
+from music_ssl_fairseq.compat import (
+    check_versions,
+    is_distributed,
+    one_line_errors,
+    stop_loading,
+)
 
 # fairseq may import nothing of a user_dir but tasks/. The optimizer comes with heads.training.
 from music_ssl_fairseq.criterions import music_probe as _criterion  # noqa: F401
@@ -97,11 +101,9 @@ class MusicProbingTask(RunFolderTask):
         """Build the grid of heads; for fairseq-validate, to hold the chosen one."""
         with one_line_errors():
             if not from_checkpoint:
-                if torch.distributed.is_available() and torch.distributed.is_initialized():
-                    raise InputError(
-                        "a probe trains in one process: "
-                        "distributed_training.distributed_world_size=1"
-                    )
+                if is_distributed():
+                    only = "distributed_training.distributed_world_size=1"
+                    raise InputError(f"a probe trains in one process: {only}")
                 self.load_dataset("train")
             model = super().build_model(cfg, from_checkpoint)
         model.scoring = from_checkpoint

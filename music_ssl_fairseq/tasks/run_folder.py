@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from music_ssl_fairseq.compat import (
     early_stopping,
     forget_earlier_run,
+    is_distributed,
     say_what_does_not_fit,
     skip_finished_runs,
     take_early_stopping,
@@ -122,7 +123,7 @@ class RunFolder:
             )
 
     def _tell_others(self, problem: InputError | None) -> None:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if is_distributed():
             told: list[Any] = [problem is not None, self.finished, early_stopping()]
             torch.distributed.broadcast_object_list(told, src=0)
             failed, self.finished, stopping = told
@@ -146,8 +147,7 @@ def whole_configuration(task_cfg: Any) -> Any:
 
 
 def _is_first() -> bool:
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return not distributed or torch.distributed.get_rank() == 0
+    return not is_distributed() or torch.distributed.get_rank() == 0
 
 
 def _plain(settings: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.trainer import Trainer
 
-from music_ssl_fairseq.compat import one_line_errors
+from music_ssl_fairseq.compat import is_distributed, one_line_errors
 from music_ssl_fairseq.training.interruption import RESUBMIT, interruption
 from music_ssl_fairseq.training.saving import resume_file
 
@@ -129,7 +129,7 @@ def _end(cfg: Any, trainer: Any) -> None:
     saved = "is the last, as checkpoint.no_save says" if no_save else f"is saved in {file}"
     if trainer.data_parallel_rank == 0:
         interruption.say(f"update {trainer.get_num_updates()} {saved}")
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if is_distributed():
         torch.distributed.barrier()  # srun ends all processes once one has ended
     interruption.saved = True
     raise SystemExit(RESUBMIT)
