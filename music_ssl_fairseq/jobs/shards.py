@@ -65,11 +65,7 @@ def choose_shard(index: int | None, count: int | None, environment: Mapping[str,
 
 
 def cut_blocks(num_samples: np.ndarray) -> list[range]:
-    """Cut a manifest into blocks: ranges of tracks, in order, that together are all of them.
-
-    Args:
-        num_samples: `[tracks]` at 16 kHz.
-    """
+    """Cut `[tracks]` lengths at 16 kHz into blocks: ranges of tracks, in order, that are all."""
     begins = np.cumsum(num_samples) - num_samples
     total = int(num_samples.sum())
     size = max(_BLOCK_SECONDS * SAMPLE_RATE, -(-total // _MAX_BLOCKS))

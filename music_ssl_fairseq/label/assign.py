@@ -17,10 +17,7 @@ class Nearest:
     """Find the nearest centroid of each frame, by one matrix product per block and one thread.
 
     At the speed of the product itself, which is some 1.6 times that of faiss's flat index on one
-    thread, and without importing faiss in each worker.
-
-    Args:
-        centroids: `[k, D]` float32.
+    thread, and without importing faiss in each worker. Centroids are `[k, D]` float32.
     """
 
     def __init__(self, centroids: np.ndarray):

@@ -97,9 +97,7 @@ class LabelFolder:
     ) -> None:
         """Write the centroids and what describes them; remove labels made with others.
 
-        Args:
-            num_frames: fitted on.
-            fitted_by: the library, with its version.
+        `num_frames` were fitted on, by the library `fitted_by`, with its version.
         """
         for outdated in self._outputs():
             outdated.unlink()

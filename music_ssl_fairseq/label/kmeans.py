@@ -154,8 +154,7 @@ def _start(frames: np.ndarray, options: Options, rng: np.random.Generator) -> np
 def choose_lloyd(device: str, threads: int) -> tuple[Lloyd, str]:
     """Return what iterates, and the library's name and version: faiss, or torch on a GPU.
 
-    Args:
-        threads: of faiss; the result does not depend on them.
+    The result does not depend on the `threads` of faiss.
     """
     if device != "cpu":
         import torch

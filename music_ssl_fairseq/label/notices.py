@@ -28,11 +28,7 @@ def _is_silent(manifest: Manifest, track: int) -> bool:
 
 
 def notices(splits: dict[str, Manifest], records: dict[str, Any]) -> Iterator[str]:
-    """Yield warnings about the music of labelled splits.
-
-    Args:
-        records: of the splits, in metadata.json.
-    """
+    """Yield warnings about the music of labelled splits, with their `records` in metadata.json."""
     for split, manifest in splits.items():
         silent = records[split].get("silent", [])
         if silent:

@@ -20,12 +20,7 @@ _LOUDNESS_STEPS = 12
 def write_report(
     folder: Path, metadata: dict[str, Any], splits: dict[str, Manifest], workers: int
 ) -> Path:
-    """Write `report/report.md` in the folder of labels, and the pictures it shows (matplotlib).
-
-    Args:
-        metadata: the labels', of all splits finished.
-        splits: their manifests.
-    """
+    """Write `report/report.md` in the folder of labels, and the pictures it shows (matplotlib)."""
     stores = {split: LabelStore(folder / f"{split}.km") for split in splits}
     counts = {split: _count_units(store, metadata["k"]) for split, store in stores.items()}
     hop = label_hop(metadata["label_rate"])

@@ -97,10 +97,7 @@ def draw_samples(
 ) -> ReportSamples:
     """Draw excerpts of a split: at most half an hour, from as many tracks as possible.
 
-    Tracks that cannot be read are left out.
-
-    Args:
-        hop: samples from one label to the next.
+    Tracks that cannot be read are left out. `hop` is in samples, from one label to the next.
     """
     step = front_end("logmel").grid.hop
     requests = _choose(manifest, labels.counts * hop // step, seed)

@@ -41,11 +41,8 @@ class Part(NamedTuple):
 def quotas(num_frames: np.ndarray, max_frames: int, seed: int) -> np.ndarray:
     """Return the number of frames to take from each track: `[tracks]` int64.
 
-    They are in proportion to the tracks' lengths, rounded up or down at random such that the sum is
-    `max_frames`, or all frames if there are fewer.
-
-    Args:
-        num_frames: `[tracks]` frames each track has.
+    They are in proportion to `num_frames` `[tracks]`, rounded up or down at random such that the
+    sum is `max_frames`, or all frames if there are fewer.
     """
     total = int(num_frames.sum())
     if total <= max_frames:
@@ -100,11 +97,7 @@ def _one_of_each(rng: np.random.Generator, first: int, last: int, count: int) ->
 
 
 class Sample:
-    """A sample of the frames of a manifest's tracks.
-
-    Args:
-        front: of the features.
-        max_frames: frames to take at most.
+    """A sample of the frames of a manifest's tracks, `max_frames` at most.
 
     Attributes:
         quotas: `[tracks]` frames to take from each.

@@ -17,11 +17,7 @@ _FRAMES_SHARE = 0.5  # of the GPU's free memory that frames may take
 
 
 class TorchNearest:
-    """Find the nearest centroid of each frame; see `assign.Nearest`, with the same results.
-
-    Args:
-        centroids: `[k, D]` float32.
-    """
+    """Find the nearest centroid of each frame; see `assign.Nearest`, with the same results."""
 
     def __init__(self, centroids: np.ndarray | Tensor, device: str):
         self._device = torch.device(device)

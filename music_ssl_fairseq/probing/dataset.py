@@ -34,11 +34,7 @@ class ProbingDataset(FairseqDataset):
         shuffle: bool,
         batches_at_once: int = 1,
     ):
-        """
-        Args:
-            shuffle: for training.
-            batches_at_once: mini-batches per batch of fairseq's.
-        """
+        """Note the windows; `batches_at_once` are mini-batches per batch of fairseq's."""
         self.split = split
         self.clips = clips
         self._cache = cache

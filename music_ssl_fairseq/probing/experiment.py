@@ -51,10 +51,7 @@ class ProbeExperiment:
     model: HeadGrid
 
     def __init__(self, cfg: Any):
-        """Read the task's folder.
-
-        Args:
-            cfg: as `MusicProbingConfig`.
+        """Read the task's folder; `cfg` is as `MusicProbingConfig`.
 
         Raises:
             InputError: if a setting is wrong, or `task.json`, or it is not the expected task.

@@ -52,11 +52,8 @@ _EXTRACTORS = {"default": "group", "layer_norm": "layer"}
 def from_config(config: Mapping[str, Any], origin: str) -> tuple[str, dict[str, Any]]:
     """Return family and architecture (a value per field of ARCHITECTURE) of a config.json.
 
-    Args:
-        origin: the file, for messages.
-
     Raises:
-        InputError: if it is another architecture.
+        InputError: if it is another architecture; it names the file, `origin`.
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in TYPES:

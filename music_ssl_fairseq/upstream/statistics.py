@@ -50,11 +50,7 @@ def joined(statistics: Sequence[Statistics]) -> Statistics:
 
 @torch.no_grad()
 def measure(model: AudioEncoder, waveform: Tensor, normalise: bool) -> Statistics:
-    """Measure waveforms `[B, T]`, on the model's device.
-
-    Args:
-        normalise: whether the model takes them with zero mean and unit variance.
-    """
+    """Measure waveforms `[B, T]`, on the model's device; `normalise` is the checkpoint's."""
     mean = torch.zeros_like(waveform[:, :1])
     scale = torch.ones_like(mean)
     if normalise:

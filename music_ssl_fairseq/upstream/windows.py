@@ -89,11 +89,7 @@ class Window:
 
 
 def plan(num_samples: int, grid: FrameGrid, windowing: Windowing | None = None) -> list[Window]:
-    """Return the windows of a track, first to last: one, or several of the same length.
-
-    Args:
-        num_samples: of the whole track, at 16 kHz.
-    """
+    """Return a track's windows, by its length at 16 kHz: one, or several of the same length."""
     windowing = windowing or Windowing()
     num_frames = grid.num_frames(num_samples)
     if num_frames <= grid.num_frames(round(windowing.whole * SAMPLE_RATE)):
@@ -150,11 +146,7 @@ class Section:
 def sections(
     num_samples: int, grid: FrameGrid, windowing: Windowing | None = None
 ) -> list[Section]:
-    """Return the windows of a track in sections of similar length, each of two windows or more.
-
-    Args:
-        num_samples: of the whole track, at 16 kHz.
-    """
+    """Return the windows of `plan` in sections of similar length, each of two windows or more."""
     windowing = windowing or Windowing()
     windows = plan(num_samples, grid, windowing)
     if num_samples <= windowing.section * SAMPLE_RATE:
@@ -198,10 +190,7 @@ class Stitcher:
         self._open: Tensor | None = None
 
     def add(self, window: Window, values: Tensor) -> Tensor:
-        """Take the next window's frames; return those that are now final.
-
-        Args:
-            values: `[..., num_frames, D]`.
+        """Take the next window's frames `[..., num_frames, D]`; return those that are now final.
 
         Returns:
             `[..., done, D]`: the track's frames `[window.first, window.first + window.done)`.

@@ -107,8 +107,7 @@ class ProbeHeads(nn.Module):
     def forward(self, features: Tensor, draw: int = 0) -> Tensor:
         """Map features `[N, layers, D]` to logits `[heads, N, outputs]`.
 
-        Args:
-            draw: number of the dropout's draw; used in training only.
+        In training, `draw` is the number of the dropout's draw.
         """
         if not self.training:
             parts = [self._logits(part, None) for part in features.split(_VECTORS_AT_ONCE)]

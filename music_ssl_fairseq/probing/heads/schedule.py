@@ -33,13 +33,7 @@ class HeadSchedule(nn.Module):
     since_reduction: Tensor
 
     def __init__(self, rates: list[float], patience: int, lr_patience: int, lr_factor: float):
-        """
-        Args:
-            rates: initial learning rate of each head.
-            patience: validations without a better score that stop a head.
-            lr_patience: validations without a better score that reduce its rate.
-            lr_factor: factor of a reduction.
-        """
+        """Begin with the heads' initial rates; the other arguments are `MusicProbeConfig`'s."""
         super().__init__()
         self.patience = patience
         self.lr_patience = lr_patience

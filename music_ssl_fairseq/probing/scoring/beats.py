@@ -50,14 +50,7 @@ def _space() -> _Space:
 
 
 def dbn(activation: np.ndarray) -> np.ndarray:
-    """Decode by the most probable path through the network.
-
-    Args:
-        activation: `[frames]` in [0, 1], 50 per second.
-
-    Returns:
-        `[beats]` seconds.
-    """
+    """Decode by the most probable path: activations `[frames]` in [0, 1] to seconds `[beats]`."""
     if not len(activation):
         return np.zeros(0)
     space = _space()

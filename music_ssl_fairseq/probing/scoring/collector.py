@@ -19,11 +19,7 @@ class Collector:
         self._frames: dict[int, list[tuple[int, np.ndarray]]] = {}
 
     def add(self, batch: dict[str, Any]) -> None:
-        """Add a batch.
-
-        Args:
-            batch: `outputs` `[heads, N, outputs]`, and the collater's `clip`, `first` and `sizes`.
-        """
+        """Add a batch: `outputs` `[heads, N, outputs]`, `clip`, `first`, `sizes`, as collated."""
         outputs = batch["outputs"].numpy()
         if self._beats:
             stops = np.cumsum(batch["sizes"])

@@ -27,12 +27,7 @@ HEAD_FIELDS = ("layer", "learning_rate", "score", "best_epoch", "epochs", "chose
 def final_predictions(
     collector: Collector, decoder: Callable[[np.ndarray], np.ndarray]
 ) -> Predictions:
-    """Return the chosen head's predictions.
-
-    Args:
-        collector: with the outputs of one head.
-        decoder: for beats, from activation `[frames]` to seconds.
-    """
+    """Return the chosen head's predictions; for beats, `decoder` is one of `DECODERS`."""
     dataset = collector.dataset
     split = dataset.split
     names = [split.manifest.name(i) for i in range(len(split))]
