@@ -49,12 +49,6 @@ def model_size(checkpoint: str | None, on_gpu: bool = False) -> int:
     return _TORCH_BYTES + sum(file.stat().st_size for file in files if file.is_file())
 
 
-def frames_that_fit(memory: int, dimension: int, k: int, model: int = 0) -> int:
-    """Return how many frames K-means can be fitted on within `memory` bytes: 0 or more."""
-    left = memory - _MAIN_BYTES - model - 4 * k * dimension * _ARRAYS_PER_CENTROID
-    return max(0, left // (4 * dimension + _BYTES_PER_FRAME))
-
-
 def workers_that_fit(memory: int, workers: int, model: int = 0) -> int:
     """Return how many of `workers` may run at once within `memory` bytes.
 
@@ -77,17 +71,19 @@ def workers_that_fit(memory: int, workers: int, model: int = 0) -> int:
 def check_frames(
     asked: int | None, default: int, memory: int, dimension: int, k: int, model: int = 0
 ) -> int:
-    """Return how many frames to hold at once for K-means.
+    """Return how many frames to hold at once for K-means, within `memory` bytes.
 
     Args:
         asked: on the command line, None if not.
         default: how many to take then, if they fit.
+        dimension: values per frame.
         model: see `model_size`.
 
     Raises:
         InputError: if those asked for do not fit, or fewer than `k` would.
     """
-    fit = frames_that_fit(memory, dimension, k, model)
+    left = memory - _MAIN_BYTES - model - 4 * k * dimension * _ARRAYS_PER_CENTROID
+    fit = max(0, left // (4 * dimension + _BYTES_PER_FRAME))
     if asked is not None and asked > fit:
         raise InputError(
             f"{asked} frames of {dimension} values do not fit --memory {show_size(memory)}, which "

@@ -1,8 +1,7 @@
 """Excerpts of the music with their units, from which the report is made."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -43,35 +42,33 @@ class Excerpt(NamedTuple):
     log_mel: np.ndarray
 
 
-@dataclass(frozen=True)
-class Listener:
-    """A job of workers: requests to excerpts, on the CPU."""
+@cache
+def _fronts() -> tuple[FrontEnd, FrontEnd]:
+    # `front_end` remembers one front end, and these are two.
+    return front_end("chroma"), front_end("logmel")
 
-    @cached_property
-    def _fronts(self) -> tuple[FrontEnd, FrontEnd]:
-        # `front_end` remembers one front end, and these are two.
-        return front_end("chroma"), front_end("logmel")
 
-    def __call__(self, request: Request) -> Excerpt | AudioError:
-        chroma, log_mel = self._fronts
-        grid = log_mel.grid
-        num_samples = grid.num_samples(request.last - request.first)
-        try:
-            waveform = audio.read(request.path, request.first * grid.hop, num_samples)
-        except AudioError as error:
-            return error
-        waveform = np.pad(waveform, (0, num_samples - len(waveform)))
-        classes = chroma.features(waveform)
-        # A frame whose strongest class is not scaled to 1 is too quiet to have a pitch.
-        pitched = classes.max(axis=1) >= 0.999
-        squares = np.square(waveform, dtype=np.float64)
-        windows = np.lib.stride_tricks.sliding_window_view(squares, grid.window)[:: grid.hop]
-        rms = np.sqrt(windows.mean(axis=1))
-        return Excerpt(
-            np.where(pitched, classes.argmax(axis=1), _NO_PITCH).astype(np.int8),
-            (20 * np.log10(np.maximum(rms, _MIN_RMS))).astype(np.float32),
-            log_mel.features(waveform).astype(np.float16),
-        )
+def read_excerpt(request: Request) -> Excerpt | AudioError:
+    """Read an excerpt and compute its values; a job of workers."""
+    chroma, log_mel = _fronts()
+    grid = log_mel.grid
+    num_samples = grid.num_samples(request.last - request.first)
+    try:
+        waveform = audio.read(request.path, request.first * grid.hop, num_samples)
+    except AudioError as error:
+        return error
+    waveform = np.pad(waveform, (0, num_samples - len(waveform)))
+    classes = chroma.features(waveform)
+    # A frame whose strongest class is not scaled to 1 is too quiet to have a pitch.
+    pitched = classes.max(axis=1) >= 0.999
+    squares = np.square(waveform, dtype=np.float64)
+    windows = np.lib.stride_tricks.sliding_window_view(squares, grid.window)[:: grid.hop]
+    rms = np.sqrt(windows.mean(axis=1))
+    return Excerpt(
+        np.where(pitched, classes.argmax(axis=1), _NO_PITCH).astype(np.int8),
+        (20 * np.log10(np.maximum(rms, _MIN_RMS))).astype(np.float32),
+        log_mel.features(waveform).astype(np.float16),
+    )
 
 
 class ReportSamples(NamedTuple):
@@ -101,7 +98,7 @@ def draw_samples(
     """
     step = front_end("logmel").grid.hop
     requests = _choose(manifest, labels.counts * hop // step, seed)
-    found = ordered(Listener(), (request for _, request in requests), WorkerPool(workers))
+    found = ordered(read_excerpt, (request for _, request in requests), WorkerPool(workers))
     columns_of: list[tuple[np.ndarray, ...]] = []
     for number, ((track, request), excerpt) in enumerate(zip(requests, found, strict=True)):
         if isinstance(excerpt, AudioError):

@@ -114,8 +114,6 @@ def _names(dataset: Any, update: _Update, batch: list[int]) -> str:
         name, peak = dataset.described(index, update.epoch)
         peaks[name] = max(peak, peaks.get(name, 0.0))
     loudest = sorted(peaks, key=lambda name: -peaks[name])
-    more = (
-        f" and {len(loudest) - _MAX_NAMED_TRACKS} more" if len(loudest) > _MAX_NAMED_TRACKS else ""
-    )
     named = ", ".join(f"{name} (up to {peaks[name]:.3g})" for name in loudest[:_MAX_NAMED_TRACKS])
-    return named + more
+    unnamed = len(loudest) - _MAX_NAMED_TRACKS
+    return f"{named} and {unnamed} more" if unnamed > 0 else named

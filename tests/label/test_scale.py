@@ -304,7 +304,7 @@ def test_memory_bounds_frames_and_workers(corpus, tmp_path, capsys):
     assert model > 700 << 20
     assert memory.model_size(None) == 0
     assert memory.workers_that_fit(4 << 30, 200, model) <= 4
-    assert memory.frames_that_fit(2 << 30, 768, 500, model) < deep
+    assert memory.check_frames(None, 1_000_000, 2 << 30, 768, 500, model) < deep
     with pytest.raises(InputError, match="too little: one worker"):
         memory.workers_that_fit(500 << 20, 2)
     assert main(command(corpus, tmp_path / "labels", "--memory", "100M")) == 1
