@@ -28,9 +28,8 @@ class Usage:
     def summary(self) -> dict[str, float]:
         """Return the figures for metadata.json.
 
-        Among them `perplexity`, the exponential of the entropy: so many equally frequent units
-        would carry as much; `majority_share`, the share of the most frequent unit, which is the
-        accuracy of always guessing it; `mean_run_length`, in frames until the unit changes.
+        `perplexity` is the exponential of the entropy. `majority_share` is the accuracy of always
+        guessing the most frequent unit. `mean_run_length` counts frames until the unit changes.
         """
         labels = int(self.counts.sum())
         shares = self.counts[self.counts > 0] / max(1, labels)
