@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,8 +145,6 @@ def run(a: argparse.Namespace) -> bool:
     Raises:
         InputError: about the checkpoint, the manifest, a layer, or what --out already holds.
     """
-    # fairseq's text-to-speech task logs about tensorboardX, which extraction does not use.
-    logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
     import torch
     from tqdm import tqdm
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import FrameGrid
-from music_ssl_fairseq.models.random_projection import LogMel, RandomProjection
+from music_ssl_fairseq.models.random_projection import MelBands, RandomProjection
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder, AudioEncoderConfig, Execution
 from music_ssl_fairseq.modules.dropout import Drop, drop
 from music_ssl_fairseq.modules.pitch_filters import ConstantQ
@@ -233,7 +233,7 @@ def _random_units(cfg: MusicHubertConfig, grid: FrameGrid) -> RandomProjection |
             f"model.projection_sets={cfg.projection_sets} and model.projection_size="
             f"{cfg.projection_size}: need 1 set and 2 codes at least"
         )
-    features = LogMel(grid) if kind == "logmel" else ConstantQ(_SEMITONES, cfg.pitch_taps, grid)
+    features = MelBands(grid) if kind == "logmel" else ConstantQ(_SEMITONES, cfg.pitch_taps, grid)
     return RandomProjection(features, cfg.projection_sets, cfg.projection_size)
 
 

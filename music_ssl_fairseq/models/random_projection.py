@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
-from music_ssl_fairseq.modules.pitch_filters import centred_windows
+from music_ssl_fairseq.modules.pitch_filters import POWER_FLOOR, centred_windows
 
 CODE_DIM = 16
 """Dimension in which frames and codes are compared (BEST-RQ, section 4)."""
@@ -19,10 +19,8 @@ MEL_BANDS = 64
 MEL_WINDOW = 1024
 """Samples of a log-mel frame: 64 ms, so that each of the bands holds a bin at least."""
 
-_POWER_FLOOR = 1e-7  # where the logarithm levels off
 
-
-class LogMel(nn.Module):
+class MelBands(nn.Module):
     """Log power of mel bands at each of the extractor's frames, with fixed filters."""
 
     bands = MEL_BANDS
@@ -52,7 +50,7 @@ class LogMel(nn.Module):
         """Map `[B, T]` to `[B, frames, bands]` float32, each frame with mean 0 and variance 1."""
         windows = centred_windows(waveform.float(), MEL_WINDOW, self.grid) * self.window
         power = torch.fft.rfft(windows).abs().square()
-        return F.layer_norm(torch.log(power @ self.filters + _POWER_FLOOR), (self.bands,))
+        return F.layer_norm(torch.log(power @ self.filters + POWER_FLOOR), (self.bands,))
 
 
 class RandomProjection(nn.Module):

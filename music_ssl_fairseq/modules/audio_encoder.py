@@ -142,9 +142,6 @@ class AudioEncoder(BaseFairseqModel):
     def _projection(self, channels: int, dim: int) -> nn.Linear | None:
         return nn.Linear(channels, dim)
 
-    def max_positions(self) -> None:
-        """Return None, no limit: the task sets the length of crops."""
-
     def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
         """Return a context for forward passes on `device` in the configured precision."""
         precision = str(self.cfg.precision)

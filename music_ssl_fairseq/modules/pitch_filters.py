@@ -27,7 +27,7 @@ PEAK = 4.0
 """Largest weight of a filter: a thousand updates at a rate of 4e-4 change it by a tenth at most."""
 
 _MIN_TAPS = 256  # samples of the highest bands' filters: 16 ms
-_POWER_FLOOR = 1e-7  # added before the logarithm: 70 dB below a full-scale sine
+POWER_FLOOR = 1e-7  # added before the logarithm: 70 dB below a full-scale sine
 
 
 def centred_windows(waveform: Tensor, size: int, grid: FrameGrid) -> Tensor:
@@ -74,7 +74,7 @@ class ConstantQ(nn.Module):
         windows = centred_windows(waveform.to(dtype), self.filters.size(1), self.grid)
         parts = windows @ (self.filters * self.scale).to(dtype).t()
         cosines, sines = parts.float().split(self.bands, dim=-1)
-        return torch.log(cosines.square() + sines.square() + _POWER_FLOOR)
+        return torch.log(cosines.square() + sines.square() + POWER_FLOOR)
 
     @torch.no_grad()
     def forward(self, waveform: Tensor) -> Tensor:

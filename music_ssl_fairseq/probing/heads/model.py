@@ -85,9 +85,6 @@ class HeadGrid(BaseFairseqModel):
         self._updates = 0
         self._draws = 0
 
-    def max_positions(self) -> None:
-        """Return no limit."""
-
     def set_num_updates(self, num_updates: int) -> None:
         """Note the number of the next update, from which its dropout follows."""
         self._updates, self._draws = num_updates, 0
