@@ -1,17 +1,29 @@
-"""K-means of ours, of fairseq's scripts and of flash-kmeans, on the same features in one run.
+"""K-means of ours, of fairseq's scripts, of faiss and of flash-kmeans, on the same features.
 
     python -m tests.benchmarks.kmeans --manifests manifests                     # MFCC
     python -m tests.benchmarks.kmeans --manifests manifests --deep              # 768 values
     python -m tests.benchmarks.kmeans --synthetic 39 --synthetic 768            # no music at hand
+    python -m tests.benchmarks.kmeans --synthetic 768 --ways ours-gpu flash     # a GPU alone
 
-Fitting: scikit-learn's MiniBatchKMeans with the settings of fairseq's `learn_kmeans.py`
-(`kmeans.fit_as_fairseq`), `label.kmeans.fit` on the CPU and, where there is a GPU, on it, and there
-flash-kmeans (PyPI), if it is installed, in place of our Lloyd iterations: as many, from the same
-start. All are given the same frames in the same random order; inertia is compared on frames that
-none was fitted on, of the same tracks and of tracks left out. The seconds of a GPU are those of a
-second call, after kernels are compiled. Assignment: the loop of fairseq's `dump_km_label.py` (a
-track at a time, numpy, all CPUs), and scikit-learn's `predict`, against `label.assign.Nearest` in
-as many threads as there are CPUs. Reading and features are in none of the times.
+Fitting (`--ways`):
+
+- `sklearn`: MiniBatchKMeans with the settings of fairseq's `learn_kmeans.py`;
+- `faiss`: `faiss.Clustering` from AFK-MC², 20 iterations on all frames;
+- `ours`: `label.kmeans.fit` on the CPU;
+- `ours-gpu`: the same on a GPU;
+- `flash`: the same, with flash-kmeans (`pip install flash-kmeans`) for the iterations, as many as
+  `ours-gpu` did. Its products are in TF32, ours in float32.
+
+Ways that need a GPU are left out where there is none. All get the same frames in the same random
+order, and `--seeds` repeats all with other seeds. Inertia is compared on frames that none was
+fitted on, of the same tracks and of tracks left out: the ratio to the first way's with the same
+seed, then the mean ratio of all seeds with a 95 % interval, over seeds and left-out tracks. The
+seconds of a GPU are those of a second call, after kernels are compiled. "Start" is the choice of
+frames to start from, on the CPU, within the seconds.
+
+Assignment (`assign`): the loop of fairseq's `dump_km_label.py` (a track at a time, numpy, all
+CPUs), and scikit-learn's `predict`, against `label.assign.Nearest` in as many threads as there are
+CPUs. Reading and features are in none of the times.
 
 `--deep` makes features of a random network over log-mel (80 bands, 11 frames, GELU, two layers of
 768, 50 per second): as wide and as smooth as a model's layer, and made of real music. `--synthetic`
@@ -34,10 +46,8 @@ import numpy as np
 # as CPU time, and take the CPUs of other programs.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-LEFT_OUT = 8  # one track of so many is not fitted on
 TRACK_FRAMES = 30_000  # frames assigned at a time: MFCC of five minutes
-
-Frames = tuple[np.ndarray, np.ndarray, np.ndarray]
+WAYS = ("sklearn", "faiss", "ours", "ours-gpu", "flash", "assign")
 
 
 def random_network(log_mel: np.ndarray) -> np.ndarray:
@@ -86,109 +96,207 @@ def synthetic_tracks(dimension: int, enough: int) -> list[np.ndarray]:
     return tracks
 
 
-def divide(tracks: list[np.ndarray], num_frames: int) -> Frames:
-    """Frames to fit on, others of the same tracks, and frames of other tracks."""
+class Frames(NamedTuple):
+    """Frames `[n, D]` float32.
+
+    Attributes:
+        held: other frames of the same tracks.
+        other: frames of other tracks.
+        other_tracks: `[n]` which tracks these are of.
+    """
+
+    fitted_on: np.ndarray
+    held: np.ndarray
+    other: np.ndarray
+    other_tracks: np.ndarray
+
+
+def divide(tracks: list[np.ndarray], num_frames: int, left_out: int) -> Frames:
+    """Divide frames of tracks, of which one in `left_out` is not fitted on."""
     rng = np.random.default_rng(0)
-    known = np.concatenate([t for i, t in enumerate(tracks) if i % LEFT_OUT != LEFT_OUT - 1])
-    other = np.concatenate([t for i, t in enumerate(tracks) if i % LEFT_OUT == LEFT_OUT - 1])
+    known = np.concatenate([t for i, t in enumerate(tracks) if i % left_out != left_out - 1])
+    others = [t for i, t in enumerate(tracks) if i % left_out == left_out - 1]
+    other, numbers = np.concatenate(others), np.repeat(np.arange(len(others)), [*map(len, others)])
     order = rng.permutation(len(known))
     if len(known) < num_frames * 1.1:
         raise SystemExit(f"{len(known)} frames are too few for {num_frames} and some to hold out")
-    held = order[num_frames : num_frames + 200_000]
-    return (
+    chosen = np.sort(rng.choice(len(other), min(len(other), 200_000), replace=False))
+    return Frames(
         np.ascontiguousarray(known[order[:num_frames]]),
-        np.ascontiguousarray(known[held]),
-        other[rng.choice(len(other), min(len(other), 200_000), replace=False)],
+        np.ascontiguousarray(known[order[num_frames : num_frames + 200_000]]),
+        other[chosen],
+        numbers[chosen],
     )
 
 
-class Timed(NamedTuple):
-    """Seconds that passed, and seconds of all CPUs, which other programs disturb less."""
+class Fit(NamedTuple):
+    """Centroids `[k, D]`, and the seconds of the start, of all, and of all CPUs together.
 
-    result: np.ndarray
+    The last are disturbed less by other programs.
+    """
+
+    centroids: np.ndarray
+    start: float
     wall: float
     cpu: float
 
 
-def timed(function: Callable[[], np.ndarray]) -> Timed:
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = function()
-    return Timed(result, time.perf_counter() - wall, time.process_time() - cpu)
+class Timed:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def seconds(self) -> tuple[float, float]:
+        """Return seconds that passed, and seconds of all CPUs."""
+        return time.perf_counter() - self._wall, time.process_time() - self._cpu
 
 
-def fitted(lloyd: Any, frames: np.ndarray, k: int) -> tuple[np.ndarray, int]:
-    """Return centroids of `label.kmeans.fit`, and its iterations on all frames."""
-    from music_ssl_fairseq.label.kmeans import Options, fit
+class Fitting:
+    """The ways to fit `[n, D]` frames.
 
-    state = fit(frames, Options(k), lloyd, lambda _: None)
-    return state.centroids, len(state.curve)
+    Attributes:
+        iterations: on all frames, of the last fit of ours.
+    """
+
+    def __init__(self, frames: np.ndarray, k: int, threads: int):
+        self._frames, self._k, self._threads = frames, k, threads
+        self.iterations = 1
+
+    def fit(self, way: str, seed: int) -> Fit:
+        clock = Timed()
+        centroids, start = getattr(self, "_" + way.replace("-", "_"))(seed)
+        return Fit(centroids, start, *clock.seconds())
+
+    def _sklearn(self, seed: int) -> tuple[np.ndarray, float]:
+        from music_ssl_fairseq.label.kmeans import Options, fit_as_fairseq
+
+        return fit_as_fairseq(self._frames, Options(self._k, seed))[0].centroids, 0.0
+
+    def _faiss(self, seed: int) -> tuple[np.ndarray, float]:
+        from music_ssl_fairseq.label.kmeans import import_faiss
+
+        faiss = import_faiss()
+        faiss.omp_set_num_threads(self._threads)
+        parameters = faiss.ClusteringParameters()
+        parameters.niter, parameters.seed = 20, seed + 1
+        parameters.init_method = faiss.ClusteringInitMethod_AFK_MC2
+        parameters.max_points_per_centroid = len(self._frames)
+        clustering = faiss.Clustering(self._frames.shape[1], self._k, parameters)
+        clustering.train(self._frames, faiss.IndexFlatL2(self._frames.shape[1]))
+        return faiss.vector_to_array(clustering.centroids).reshape(self._k, -1), 0.0
+
+    def _ours(self, seed: int, device: str = "cpu") -> tuple[np.ndarray, float]:
+        from music_ssl_fairseq.label.kmeans import choose_lloyd
+
+        return self._with(choose_lloyd(device, self._threads)[0], seed)
+
+    def _ours_gpu(self, seed: int) -> tuple[np.ndarray, float]:
+        return self._ours(seed, "cuda")
+
+    def _flash(self, seed: int) -> tuple[np.ndarray, float]:
+        import torch
+        from flash_kmeans.kmeans_triton_impl import batch_kmeans_Euclid
+
+        iterations_on_all = self.iterations
+
+        def lloyd(frames, centroids, iterations, min_gain):
+            if min_gain:  # 0 for the iterations on a part
+                iterations = iterations_on_all
+            placed, start = (torch.from_numpy(x).cuda()[None] for x in (frames, centroids))
+            found = batch_kmeans_Euclid(placed, len(centroids), iterations, init_centroids=start)
+            return found[1][0].float().cpu().numpy(), [0.0]
+
+        found = self._with(lloyd, seed)
+        self.iterations = iterations_on_all
+        return found
+
+    def _with(self, lloyd: Any, seed: int) -> tuple[np.ndarray, float]:
+        """Return centroids of `label.kmeans.fit`, and the seconds before its first iteration."""
+        from music_ssl_fairseq.label.kmeans import Options, fit
+
+        starts: list[float] = []
+        clock = Timed()
+
+        def watched(*arguments):
+            starts.append(clock.seconds()[0])
+            return lloyd(*arguments)
+
+        state = fit(self._frames, Options(self._k, seed), watched, lambda _: None)
+        self.iterations = len(state.curve)
+        return state.centroids, starts[0]
 
 
-def flash_lloyd(iterations_on_all: int, num_frames: int) -> Any:
-    """Return flash-kmeans as a `kmeans.Lloyd` with a fixed number of iterations on all frames."""
+def available(ways: list[str]) -> list[str]:
+    """Leave out, with a line, what cannot run here."""
     import torch
-    from flash_kmeans import batch_kmeans_Euclid
 
-    def lloyd(frames, centroids, iterations, min_gain):
-        if len(frames) == num_frames:
-            iterations = iterations_on_all
-        placed, start = (torch.from_numpy(x).cuda()[None] for x in (frames, centroids))
-        found = batch_kmeans_Euclid(placed, len(centroids), iterations, init_centroids=start)[1]
-        return found[0].float().cpu().numpy(), [0.0]
-
-    return lloyd
-
-
-def ways(frames: np.ndarray, k: int, threads: int) -> dict[str, Callable[[], np.ndarray]]:
-    """What fits centroids, by name; in this order, because flash-kmeans copies our iterations."""
-    from music_ssl_fairseq.label.kmeans import Options, choose_lloyd, fit_as_fairseq
-
-    iterations = 0
-
-    def ours(device: str) -> np.ndarray:
-        nonlocal iterations
-        centroids, iterations = fitted(choose_lloyd(device, threads)[0], frames, k)
-        return centroids
-
-    def flash() -> np.ndarray:
-        return fitted(flash_lloyd(iterations, len(frames)), frames, k)[0]
-
-    found: dict[str, Callable[[], np.ndarray]] = {
-        "scikit-learn": lambda: fit_as_fairseq(frames, Options(k))[0].centroids,
-        "ours, CPU": lambda: ours("cpu"),
-    }
-    import torch
-
-    if torch.cuda.is_available():
-        found["ours, GPU"] = lambda: ours("cuda")
-        if importlib.util.find_spec("flash_kmeans"):
-            found["flash-kmeans, GPU"] = flash
-    return found
+    missing = {}
+    if not torch.cuda.is_available():
+        missing = dict.fromkeys(("ours-gpu", "flash"), "no GPU")
+    elif not importlib.util.find_spec("flash_kmeans"):
+        missing = {"flash": "pip install flash-kmeans"}
+    for way in set(ways) & set(missing):
+        print(f"without {way}: {missing[way]}")
+    return [way for way in ways if way not in missing]
 
 
-def compare_fits(name: str, frames: Frames, k: int, threads: int) -> np.ndarray:
-    """Print times and inertias; return our centroids."""
-    fitted_on, held, other = frames
-    load = f"load {os.getloadavg()[0]:.1f}"
-    shape = f"{len(fitted_on):,} x {fitted_on.shape[1]}"
-    print(f"\n{name}, k = {k}, fitted on {shape}, {threads} threads, {load}")
-    print("                          s    CPU s  held out          other tracks")
-    reference: tuple[float, float] | None = None
+def compare_fits(frames: Frames, k: int, threads: int, ways: list[str], seeds: int) -> np.ndarray:
+    """Print times and inertias; return the last centroids."""
+    fitting = Fitting(frames.fitted_on, k, threads)
+    print("              s  start   CPU s   held out           other tracks       iterations")
+    sums: dict[str, list[np.ndarray]] = {way: [] for way in ways}
     centroids = np.zeros(0)
-    for way, function in ways(fitted_on, k, threads).items():
-        if "GPU" in way:
-            function()
-        found = timed(function)
-        values = inertia(held, found.result), inertia(other, found.result)
-        reference = reference or values
-        ratios = [value / base for value, base in zip(values, reference, strict=True)]
-        print(
-            f"{way:20s} {found.wall:8.2f} {found.cpu:8.2f}  "
-            f"{values[0]:9.2f} ({ratios[0]:.4f}) {values[1]:9.2f} ({ratios[1]:.4f})",
-            flush=True,
-        )
-        centroids = found.result
+    for seed in range(seeds):
+        base: tuple[float, float] | None = None
+        for way in ways:
+            try:
+                if way in ("ours-gpu", "flash"):
+                    fitting.fit(way, seed)
+                found = fitting.fit(way, seed)
+            except Exception as error:  # a way that fails must not cost the others
+                print(f"{way:10s} failed: {type(error).__name__}: {str(error)[:300]}", flush=True)
+                continue
+            other = track_inertia(frames, found.centroids)
+            sums[way].append(other)
+            values = inertia(frames.held, found.centroids).mean(), other.sum() / len(frames.other)
+            base = base or values
+            ratios = [value / first for value, first in zip(values, base, strict=True)]
+            count = fitting.iterations if way in ("ours", "ours-gpu", "flash") else ""
+            print(
+                f"{way:10s} {found.wall:7.2f} {found.start:6.2f} {found.cpu:7.2f} "
+                f"{values[0]:9.2f} ({ratios[0]:.4f}) {values[1]:9.2f} ({ratios[1]:.4f})  {count}",
+                flush=True,
+            )
+            centroids = found.centroids
+    done = [way for way in ways if len(sums[way]) == seeds]
+    for way in done[1:] if seeds > 1 else ():
+        ratio, low, high = interval(np.array(sums[way]), np.array(sums[done[0]]))
+        print(f"{way} / {done[0]}, other tracks: {ratio:.4f} ({low:.4f} to {high:.4f})", flush=True)
     return centroids
+
+
+def track_inertia(frames: Frames, centroids: np.ndarray) -> np.ndarray:
+    """Return `[tracks]` sums of squared distances, of the tracks left out."""
+    return np.bincount(frames.other_tracks, inertia(frames.other, centroids))
+
+
+def interval(sums: np.ndarray, base: np.ndarray) -> tuple[float, float, float]:
+    """Return the ratio of two `[seeds, tracks]` inertias, and the bounds of its 95 % interval.
+
+    The bounds are of 2,000 draws of as many seeds and tracks, with replacement.
+    """
+    rng = np.random.default_rng(0)
+    seeds, tracks = sums.shape
+    ratios = []
+    for _ in range(2000):
+        chosen = rng.integers(tracks, size=tracks)
+        ours, theirs = (
+            each[rng.integers(seeds, size=seeds)][:, chosen].sum() for each in (sums, base)
+        )
+        ratios.append(ours / theirs)
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return float(sums.sum() / base.sum()), float(low), float(high)
 
 
 def assign_fairseq(tracks: list[np.ndarray], centroids: np.ndarray) -> np.ndarray:
@@ -214,17 +322,17 @@ def assign_ours(tracks: list[np.ndarray], centroids: np.ndarray, threads: int) -
         return np.concatenate(list(pool.map(nearest, tracks)))
 
 
-def inertia(frames: np.ndarray, centroids: np.ndarray) -> float:
-    """Mean squared distance to the nearest centroid, in double precision."""
+def inertia(frames: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """`[n]` squared distances to the nearest centroid, in double precision."""
     from music_ssl_fairseq.label.assign import Nearest
 
     units = Nearest(centroids)(frames)
-    total = 0.0
+    distances = np.empty(len(frames))
     for start in range(0, len(frames), 10_000):
         part = slice(start, start + 10_000)
-        distances = frames[part].astype(np.float64) - centroids[units[part]]
-        total += float(np.square(distances).sum())
-    return total / len(frames)
+        own = frames[part].astype(np.float64) - centroids[units[part]]
+        distances[part] = np.square(own).sum(axis=1)
+    return distances
 
 
 def compare_assignments(frames: np.ndarray, centroids: np.ndarray, threads: int) -> None:
@@ -239,8 +347,9 @@ def compare_assignments(frames: np.ndarray, centroids: np.ndarray, threads: int)
     }
     for _ in range(3):
         for name, way in assigners.items():
-            units[name], took, _ = timed(way)
-            times[name] = min(took, times.get(name, np.inf))
+            clock = Timed()
+            units[name] = way()
+            times[name] = min(clock.seconds()[0], times.get(name, np.inf))
     for name, reference in (("fairseq", "dump_km_label"), ("predict", "predict")):
         same = 100 * (units["ours"] == units[name]).mean()
         print(
@@ -262,7 +371,9 @@ def predictor(tracks: list[np.ndarray], centroids: np.ndarray) -> Callable[[], n
 def main() -> int:
     from music_ssl_fairseq.runtime.cpus import available_cpus
 
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--manifests", type=Path, default=Path("manifests"), help="default: %(default)s")
     add("--deep", action="store_true", help="768 values of a random network instead of MFCC")
@@ -271,7 +382,11 @@ def main() -> int:
     add("--k", type=int, nargs="+", default=[500, 2000], help="default: 500 and 2000")
     add("--frames", type=int, help="to fit on (default: 600,000, of 768 values 200,000)")
     add("--threads", type=int, default=available_cpus(), help="default: %(default)s")
+    add("--ways", nargs="+", choices=WAYS, default=WAYS, help="default: all")
+    add("--seeds", type=int, default=1, help="fits of each way (default: %(default)s)")
+    add("--left-out", type=int, default=8, help="one track in so many (default: %(default)s)")
     a = parser.parse_args()
+    ways = available([way for way in WAYS if way in a.ways])
     deep = a.deep or a.deep_features is not None
     for dimension in a.synthetic or [768 if deep else 39]:
         num_frames = a.frames or (600_000 if dimension < 100 else 200_000)
@@ -282,10 +397,16 @@ def main() -> int:
         else:
             name = "random network" if deep else "MFCC"
             tracks = track_features(a.manifests / "train.tsv", deep, 2 * num_frames)
-        frames = divide(tracks, num_frames)
+        frames = divide(tracks, num_frames, a.left_out)
+        shape = f"{num_frames:,} x {frames.held.shape[1]} of {len(tracks)} tracks"
         for k in a.k:
-            centroids = compare_fits(name, frames, k, a.threads)
-            compare_assignments(frames[0][:300_000], centroids, a.threads)
+            load = f"{a.threads} threads, load {os.getloadavg()[0]:.1f}"
+            print(f"\n{name}, k = {k}, fitted on {shape}, {load}", flush=True)
+            centroids = compare_fits(
+                frames, k, a.threads, [way for way in ways if way != "assign"], a.seeds
+            )
+            if "assign" in ways:
+                compare_assignments(frames.fitted_on[:300_000], centroids, a.threads)
     return 0
 
 
