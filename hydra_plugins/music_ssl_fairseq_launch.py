@@ -6,6 +6,7 @@ imports nothing of the package.
 """
 
 import functools
+import importlib.util
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from datetime import timedelta
 from typing import Any
 
 from hydra.experimental.callback import Callback
+from omegaconf import OmegaConf
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
 
@@ -33,6 +35,7 @@ class Launch(Callback):
         import torch
         from fairseq.distributed import utils
 
+        _refuse_without_iopath(config)
         if not isinstance(utils.distributed_init, functools.partial):
             spawn = torch.multiprocessing.spawn
             utils.distributed_init = functools.partial(
@@ -40,6 +43,16 @@ class Launch(Callback):
             )
             utils.infer_init_method = functools.partial(_infer_init_method, utils.infer_init_method)
             torch.multiprocessing.spawn = functools.partial(_spawn, spawn)
+
+
+def _refuse_without_iopath(config: Any) -> None:
+    """Refuse a setting for which fairseq would end without training, with exit status 0."""
+    asked = OmegaConf.select(config, "checkpoint.write_checkpoints_asynchronously")
+    if asked and importlib.util.find_spec("iopath") is None:
+        sys.exit(
+            "error: checkpoint.write_checkpoints_asynchronously needs the package iopath; leave it "
+            "out, because task.background_saves does what it does"
+        )
 
 
 def _distributed_init(original: Any, seconds: float, cfg: Any) -> int:

@@ -21,6 +21,7 @@ MAY_CHANGE = {
     "model": {"init_from", "precision", "fast", "upstream", "upstream_seed"},
     "task": {
         *("data", "label_dir", "label_rate", "max_unreadable", "rebuild_batches"),
+        "background_saves",
         *("mask_prob", "mask_length", "conv_feature_layers"),  # copies of the model's
         *("cache_dir", "cache_limit_gb", "output_dir", "decoder", "save_seconds", "cpu"),
         *("upstream", "upstream_seed", "last_epoch", "expected"),

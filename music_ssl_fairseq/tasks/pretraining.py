@@ -77,6 +77,10 @@ class PretrainingConfig(FairseqDataclass):
         "fairseq's: make new batches per epoch in the same data loader. false starts new workers "
         "each epoch, after the old ones have ended",
     )
+    background_saves: bool = setting(
+        True,
+        "train on while a checkpoint is written. false waits for the disk, as fairseq does",
+    )
     # Optional, because fairseq-validate passes null for what its command line does not name.
     mask_prob: Optional[float] = setting(II("model.mask_prob"), "the model's; set it there")
     mask_length: Optional[int] = setting(II("model.mask_length"), "the model's; set it there")
@@ -128,7 +132,7 @@ class PretrainingTask(RunFolderTask):
             check_versions()
             exchange_numbers_on_cpu()
             fork_workers()
-            prepare_training()
+            prepare_training(background_saves=bool(cfg.background_saves))
             task = cls(cfg)
             if not kwargs.get("from_checkpoint"):
                 task.run.enter(cfg, task.data_identity)

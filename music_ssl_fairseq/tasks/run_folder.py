@@ -68,6 +68,9 @@ class RunFolder:
         say_what_does_not_fit()
         forget_earlier_run()
         check_schedule(cfg)
+        if cfg.checkpoint.write_checkpoints_asynchronously:  # makes no checkpoint_last.pt
+            cfg.checkpoint.write_checkpoints_asynchronously = False
+            logger.info("task.background_saves is what writes checkpoints asynchronously here")
         problem = None
         if _is_first():
             try:

@@ -1,6 +1,7 @@
 """Patches of fairseq's training loop, so that nothing is lost: applied once, by our tasks.
 
-`checkpoints` writes a state to a path, whole or not at all, and `saving` makes fairseq use it.
+`checkpoints` writes a state to a path, whole or not at all, `background` does so while training
+continues, and `saving` makes fairseq use both.
 `logs` continues without logs on a full disk. `epoch` resumes within an epoch. `interruption`
 receives signals, and `stopping` stops at an update. `non_finite` names the tracks of a loss that is
 not finite. `hydra_plugins/music_ssl_fairseq_launch.py` starts and ends several processes, which
@@ -10,12 +11,19 @@ must be set up before fairseq imports a task.
 import functools
 
 
-def prepare_training() -> None:
-    """Patch fairseq, and in its training command receive signals. Tasks call this first."""
+def prepare_training(background_saves: bool = True) -> None:
+    """Patch fairseq, and in its training command receive signals. Tasks call this first.
+
+    Args:
+        background_saves: whether training continues while a checkpoint is written.
+    """
     from music_ssl_fairseq.compat import is_training_command
+    from music_ssl_fairseq.training.background import writer
     from music_ssl_fairseq.training.interruption import interruption
 
     _patch()
+    writer.wait()  # for the run before, of a sweep
+    writer.on = background_saves
     if is_training_command():
         interruption.install()
 

@@ -1,28 +1,59 @@
-"""Patches of fairseq that save and load checkpoints through `checkpoints`."""
+"""Patches of fairseq that save and load checkpoints through `checkpoints` and `background`."""
 
 import copy
 import functools
+import logging
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fairseq import checkpoint_utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
+from fairseq.trainer import Trainer
 
 from music_ssl_fairseq.compat import one_line_errors
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.training import checkpoints
+from music_ssl_fairseq.training.background import writer
+
+logger = logging.getLogger(__name__)
 
 LAST = "checkpoint_last.pt"
 
 
-class _LinkingPathManager(PathManager):
-    """fairseq's PathManager, with copies of checkpoints that are atomic links."""
+class _Files(PathManager):
+    """fairseq's PathManager, with copies that are atomic links, in the writer's order."""
 
     @staticmethod
     def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
-        checkpoints.link(src_path, dst_path)
+        writer.do(checkpoints.link, src_path, dst_path, makes=dst_path)
         return True
+
+    @staticmethod
+    def ls(path: str) -> list[str]:
+        coming = writer.coming(path)  # first, because a file that comes now is in both
+        return sorted(coming.union(PathManager.ls(path)))
+
+    @staticmethod
+    def exists(path: str) -> bool:
+        folder, name = os.path.split(path)
+        return name in writer.coming(folder) or PathManager.exists(path)
+
+    @staticmethod
+    def rm(path: str) -> None:
+        writer.do(os.remove, path)
+
+
+class _System:
+    """The module `os`, with which fairseq removes old checkpoints: after the new one is written."""
+
+    remove = staticmethod(_Files.rm)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
 
 
 def patch_saving() -> None:
@@ -41,13 +72,50 @@ def patch_saving() -> None:
     @functools.wraps(load)
     def load_checkpoint(cfg: Any, trainer: Any, **kwargs: Any) -> Any:
         with one_line_errors():
+            writer.wait()
             cfg = _with_whole_restore_file(cfg, trainer)
         return load(cfg, trainer, **kwargs)
 
+    Trainer.save_checkpoint = functools.partialmethod(_save_state, Trainer.save_checkpoint)
     checkpoint_utils.torch_persistent_save = write
-    checkpoint_utils.PathManager = _LinkingPathManager
+    checkpoint_utils.PathManager = _Files
+    checkpoint_utils.os = _System()
     checkpoint_utils.save_checkpoint = save_checkpoint
     checkpoint_utils.load_checkpoint = load_checkpoint
+
+
+def _save_state(
+    trainer: Any, save: Callable[..., Any], filename: str, extra_state: dict[str, Any]
+) -> str | None:
+    """Save as fairseq's trainer does, in the background. A second save waits for the first."""
+    if not (writer.on and trainer.should_save_checkpoint_on_current_rank):
+        return save(trainer, filename, extra_state)
+    writer.wait()
+    state, copied = writer.copies(trainer.state_dict())
+    state["extra_state"].update(copy.deepcopy(extra_state))
+    path = os.path.abspath(filename)
+    writer.do(_write, state, copied, path, makes=path)
+    return path
+
+
+def _write(state: Any, copied: Any, path: str) -> None:
+    begin = time.monotonic()
+    if copied is not None:
+        copied.synchronize()
+    checkpoints.write_state(state, path)
+    logger.info("%s is on the disk after %.1f s", path, time.monotonic() - begin)
+
+
+def finish_saving() -> None:
+    """Wait for checkpoints that are being written; an error ends the run in one line."""
+    with one_line_errors():
+        writer.wait()
+
+
+def check_saving() -> None:
+    """End the run in one line if a checkpoint could not be written."""
+    with one_line_errors():
+        writer.check()
 
 
 def resume_file(cfg: Any, suffix: str) -> Path:

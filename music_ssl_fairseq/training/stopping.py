@@ -6,6 +6,7 @@ validation is still due, and the next run begins with that.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from fairseq.trainer import Trainer
 
 from music_ssl_fairseq.compat import is_distributed, one_line_errors
 from music_ssl_fairseq.training.interruption import RESUBMIT, interruption
-from music_ssl_fairseq.training.saving import resume_file
+from music_ssl_fairseq.training.saving import check_saving, finish_saving, resume_file
 
 _TO_DO = "after_update"
 """Key in a checkpoint whose update has still to be saved and validated."""
@@ -84,6 +85,7 @@ def _validate_and_save(
     original: Callable[..., Any], cfg: Any, trainer: Any, task: Any, epoch_itr: Any, *args: Any
 ) -> Any:
     """Run fairseq's function, which it calls after every update, and stop if a signal came."""
+    check_saving()
     last = 0 < (cfg.optimization.max_update or 0) <= trainer.get_num_updates()
     trainer.is_finishing = last  # then a signal only makes the state be saved first
     if _asked(trainer):
@@ -125,6 +127,7 @@ def _file(cfg: Any, trainer: Any) -> Path:
 
 
 def _end(cfg: Any, trainer: Any) -> None:
+    finish_saving()
     file, no_save = _file(cfg, trainer), cfg.checkpoint.no_save
     saved = "is the last, as checkpoint.no_save says" if no_save else f"is saved in {file}"
     if trainer.data_parallel_rank == 0:
@@ -152,7 +155,12 @@ def _train(
         subsets = cfg.dataset.valid_subset.split(",")
         losses, stop = validate_and_save(cfg, trainer, task, then, subsets, end)
         if stop:
+            finish_saving()
             return losses, stop
         if end:
             trainer.lr_step(epoch, losses[0])
-    return original(cfg, trainer, task, epoch_itr)
+    losses, stop = original(cfg, trainer, task, epoch_itr)
+    limit = cfg.optimization.max_epoch or math.inf
+    if stop or epoch_itr.next_epoch_idx > limit or cfg.optimization.stop_min_lr > 0:
+        finish_saving()  # the program may end here
+    return losses, stop

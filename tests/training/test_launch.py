@@ -120,11 +120,19 @@ def test_fairseq_is_patched_once(monkeypatch):
         (torch.multiprocessing, "spawn"),
     ):
         monkeypatch.setattr(module, name, getattr(module, name))
-    launch.Launch(rendezvous_seconds=7).on_job_start(None)
+    launch.Launch(rendezvous_seconds=7).on_job_start(OmegaConf.create())
     patched = utils.distributed_init
-    launch.Launch(rendezvous_seconds=9).on_job_start(None)
+    launch.Launch(rendezvous_seconds=9).on_job_start(OmegaConf.create())
     assert utils.distributed_init is patched
     assert isinstance(torch.multiprocessing.spawn, type(patched))
+
+
+def test_fairseq_s_asynchronous_saving_without_iopath_is_one_line(monkeypatch):
+    """fairseq would end without training, with exit status 0."""
+    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
+    config = OmegaConf.create({"checkpoint": {"write_checkpoints_asynchronously": True}})
+    with pytest.raises(SystemExit, match=r"^error: .*needs the package iopath"):
+        launch.Launch().on_job_start(config)
 
 
 def test_a_state_that_one_process_sends_to_the_others_can_be_read(tmp_path):

@@ -1,0 +1,143 @@
+"""Writing in the background: training continues while its last checkpoint goes to the disk.
+
+What a checkpoint holds is copied first, so that training may change it. One thread then does all
+work on the disk, in order: write, link, remove.
+"""
+
+import atexit
+import copy
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class HostCopies:
+    """Copies of a state's tensors on the CPU. Those of GPU tensors reuse pinned memory.
+
+    The contents of a file of the copies equal those of a file of fairseq's own: tensors of a GPU
+    come one by one, half precision as fp32, and tensors of the CPU keep what they share.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: list[Tensor] = []
+        self._used = 0
+
+    def __call__(self, state: Any) -> tuple[Any, torch.cuda.Event | None]:
+        """Copy a state; the copies of the last call are overwritten.
+
+        Returns:
+            The copies, and the event after which they are complete: None if they are so already.
+            A GPU makes them between two of its updates, and the caller need not wait.
+        """
+        from fairseq.utils import apply_to_sample
+
+        self._used = 0
+        ours: dict[int, Any] = {}  # for deepcopy: what has been copied already
+
+        def to_host(tensor: Tensor) -> Tensor:
+            if tensor.dtype in (torch.bfloat16, torch.float16):
+                tensor = tensor.float()
+            if self._is_elsewhere(tensor):
+                tensor = self._from_device(tensor)
+                ours[id(tensor)] = tensor
+            return tensor
+
+        found = copy.deepcopy(apply_to_sample(to_host, state), ours)
+        if not (self._used and torch.cuda.is_available()):
+            return found, None
+        event = torch.cuda.Event()
+        event.record()
+        return found, event
+
+    def _is_elsewhere(self, tensor: Tensor) -> bool:
+        return tensor.device.type != "cpu"
+
+    def _from_device(self, tensor: Tensor) -> Tensor:
+        """Begin to copy a tensor into the next buffer."""
+        number, self._used = self._used, self._used + 1
+        if number == len(self._buffers):
+            self._buffers.append(_pinned_like(tensor))
+        buffer = self._buffers[number]
+        layout = buffer.shape, buffer.dtype, buffer.stride()
+        if layout != (tensor.shape, tensor.dtype, tensor.stride()):
+            buffer = self._buffers[number] = _pinned_like(tensor)
+        return buffer.copy_(tensor, non_blocking=True)
+
+
+def _pinned_like(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="cpu", pin_memory=torch.cuda.is_available())
+
+
+class Writer:
+    """Work on the disk, done in order by one thread; or at once, if `on` is False.
+
+    Attributes:
+        on: whether to work in the background.
+        copies: what is being written.
+    """
+
+    def __init__(self) -> None:
+        self.on = False
+        self.copies = HostCopies()
+        self._executor: ThreadPoolExecutor | None = None
+        self._begun: list[Future[None]] = []
+        self._coming: list[str] = []
+        self._error: BaseException | None = None
+
+    def do(self, work: Callable[..., Any], *args: Any, makes: str = "") -> None:
+        """Do some work after all that came before; after an error, none.
+
+        Args:
+            makes: the file that the work writes.
+        """
+        if not self.on:
+            work(*args)
+            return
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, "checkpoints")
+            atexit.register(self._say_error)
+        makes = os.path.abspath(makes)
+        self._coming.append(makes)
+        self._begun.append(self._executor.submit(self._work, work, args, makes))
+
+    def _work(self, work: Callable[..., Any], args: tuple, makes: str) -> None:
+        try:
+            if self._error is None:
+                work(*args)
+        except BaseException as error:  # for the main thread
+            self._error = error
+        finally:
+            self._coming.remove(makes)
+
+    def coming(self, folder: str) -> set[str]:
+        """Return the names of files in a folder that are still to be written."""
+        paths = [os.path.split(path) for path in list(self._coming)]
+        return {name for parent, name in paths if parent == os.path.abspath(folder)}
+
+    def check(self) -> None:
+        """Raise the error of any work, once."""
+        error, self._error = self._error, None
+        if error is not None:
+            self._begun = []
+            raise error
+
+    def wait(self) -> None:
+        """Wait until all is on the disk, and raise the error of any work."""
+        for work in self._begun:
+            work.result()
+        self._begun = []
+        self.check()
+
+    def _say_error(self) -> None:
+        """Print an error that nobody has waited for, as the program ends for another reason."""
+        if self._error is not None:
+            print(f"error: {self._error}", file=sys.stderr, flush=True)
+
+
+writer = Writer()
+"""The thread of this process."""
