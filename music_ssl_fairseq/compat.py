@@ -92,7 +92,7 @@ def check_unpickler() -> None:
     if _minor("torch") < _SAFE_TORCH:
         raise InputError(
             f"torch {version('torch')} lets a checkpoint run code as it is opened (CVE-2025-32434, "
-            'CVE-2026-24747): run `pip install "torch>=2.10,<2.12" "torchaudio>=2.10,<2.12"`'
+            'CVE-2026-24747): run `pip install "torch>=2.10" "torchaudio>=2.10"`'
         )
 
 
