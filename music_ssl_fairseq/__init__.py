@@ -10,8 +10,9 @@ With fairseq's command lines, `common.user_dir` (or `--user-dir`) is all it take
 Importing the package alone registers nothing and costs nothing, so that command lines such as
 `python -m music_ssl_fairseq.label` start at once. In Python, call `register()` first.
 
-    model = music_ssl_fairseq.load(FILE)  # a frozen encoder, ours or another's: see upstream/
-    layers = model.features(waveform, sample_rate)  # [layers, B, frames, D]
+    model = music_ssl_fairseq.load("runs/music_hubert/short")  # ours or another's: see upstream/
+    layers = model.features("song.mp3").layers  # [layers, frames, D]
+    vectors = model.embed(paths)  # [songs, D]
 """
 
 from music_ssl_fairseq.upstream import load as load

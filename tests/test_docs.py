@@ -1,10 +1,11 @@
-"""Pages name files that exist."""
+"""Pages name files that exist, and the README's lines run."""
 
 import re
 
 import pytest
 
-from tests import ROOT
+from tests import ROOT, checkpoints, tiny
+from tests.audio_files import write_tone
 
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
@@ -28,3 +29,18 @@ def test_files_and_links_exist(page):
     places = [ROOT, ROOT / "music_ssl_fairseq", ROOT / "tests", page.parent]
     missing += [f for f in FILE.findall(text) if not any((where / f).exists() for where in places)]
     assert missing == []
+
+
+def test_the_readmes_python_runs_as_pasted(tmp_path, monkeypatch):
+    """In the folder of a quickstart."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    for i in range(4):
+        write_tone(tmp_path / "quickstart" / "music" / f"{i}.flac", 1.0, 44_100)
+    path = tmp_path / "quickstart/runs/tiny/music_hubert/checkpoints/checkpoint_best.pt"
+    path.parent.mkdir(parents=True)
+    checkpoints.write(path, "music_hubert", tiny.music_hubert())
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(code, names)
+    assert names["layers"].shape == (4, 49, 32)
+    assert names["vectors"].shape == (3, 32)

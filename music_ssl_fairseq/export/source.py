@@ -10,6 +10,7 @@ from torch import Tensor
 from music_ssl_fairseq import upstream
 from music_ssl_fairseq.upstream import checkpoint, hugging_face
 from music_ssl_fairseq.upstream.contents import PREFIXES, Contents
+from music_ssl_fairseq.upstream.places import locate
 from music_ssl_fairseq.upstream.safe_load import safe_load
 
 
@@ -48,7 +49,7 @@ def read(path: str | Path) -> ExportSource:
     Raises:
         InputError: if it is none of them, damaged, or would run code.
     """
-    path = Path(path)
+    path = locate(path)
     if hugging_face.folder_of(path) is not None:
         return ExportSource(upstream.read(path))
     loaded = safe_load(path)

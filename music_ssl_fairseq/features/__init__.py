@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features.concatenation import Concatenation, SideBySide
 from music_ssl_fairseq.features.framewise import Framewise
+from music_ssl_fairseq.upstream.places import locate
 
 if TYPE_CHECKING:
     from music_ssl_fairseq.features.deep import Deep
@@ -47,7 +48,7 @@ class FeatureSpec:
     Attributes:
         name: of `FRONT_ENDS`, several joined by `+`, or `deep`. Several of these but `deep`,
             separated by commas, are computed side by side and not scaled.
-        checkpoint: for `deep`, the model's file or folder.
+        checkpoint: for `deep`, a name that `upstream.load` takes; here, the model's file or folder.
         layer: for `deep`, 0 for the projected extractor output, then the Transformer's layers.
         device: where features that can run on a GPU are computed, as torch names it. Not part of
             what the features are.
@@ -79,6 +80,8 @@ class FeatureSpec:
         ) < len(self.sets):
             raise InputError(f"{self.name}: names the same features twice")
         self._check_model()
+        if self.checkpoint is not None:
+            object.__setattr__(self, "checkpoint", str(locate(self.checkpoint)))
 
     def _check_model(self) -> None:
         given = {"--checkpoint": self.checkpoint, "--layer": self.layer}
@@ -87,6 +90,8 @@ class FeatureSpec:
                 raise InputError(f"--features {DEEP} needs {option}")
             if self.name != DEEP and value is not None:
                 raise InputError(f"{option} goes with --features {DEEP}, not with {self.name}")
+        if self.layer is not None and self.layer < 0:
+            raise InputError(f"--layer {self.layer}: layers are counted from 0")
 
     @property
     def parts(self) -> list[str]:

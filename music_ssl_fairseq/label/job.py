@@ -102,7 +102,7 @@ def make_job(arguments: Namespace, parser: ArgumentParser, train: Manifest) -> J
     device = choose_device(a.device, a.features == DEEP)
     computed_on = device if features.can_use_gpu else "cpu"
     recipe = _recipe(a, features, train)
-    model = memory.model_size(a.checkpoint, computed_on != "cpu")
+    model = memory.model_size(features.checkpoint, computed_on != "cpu")
     workers = memory.workers_that_fit(a.memory, a.workers, model)
     if workers < a.workers:
         enough = f"--memory {memory.show_size(a.memory)} is enough for {workers} workers"
@@ -168,7 +168,7 @@ def _recipe(a: Namespace, features: FeatureSpec, train: Manifest) -> Recipe:
     k = a.k if a.centroids is None else len(load_centroids(a.centroids))
     held = a.minibatch or a.max_frames
     num_frames = memory.check_frames(
-        held, MAX_FRAMES, a.memory, front.dimension, k, memory.model_size(a.checkpoint)
+        held, MAX_FRAMES, a.memory, front.dimension, k, memory.model_size(features.checkpoint)
     )
     same = ("features", "seed", "iterations", "layer", "init", "restarts", "minibatch", "algorithm")
     return Recipe(

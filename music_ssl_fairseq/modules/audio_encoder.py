@@ -207,7 +207,21 @@ class AudioEncoder(BaseFairseqModel):
         padding_mask: Tensor | None = None,
         execution: Execution | None = None,
     ) -> list[Tensor]:
-        """Compute hidden states without masking, in evaluation mode.
+        """Compute `hidden_states` in evaluation mode, without gradients."""
+        was_training = self.training
+        self.eval()
+        try:
+            return self.hidden_states(waveform, padding_mask, execution)
+        finally:
+            self.train(was_training)
+
+    def hidden_states(
+        self,
+        waveform: Tensor,
+        padding_mask: Tensor | None = None,
+        execution: Execution | None = None,
+    ) -> list[Tensor]:
+        """Compute hidden states without masking, in the model's mode.
 
         Args:
             waveform: `[B, T]` float, normalised as in training.
@@ -220,16 +234,11 @@ class AudioEncoder(BaseFairseqModel):
             convolution, then the output of each Transformer layer.
         """
         execution = execution or self.execution
-        was_training = self.training
-        self.eval()
-        try:
-            with self.autocast(waveform.device):
-                projected = self.project(self.extract(waveform, execution))
-                padding = self.frame_padding(padding_mask, projected.size(1))
-                _, hidden_states, _ = self.encoder(projected, padding, execution)
-            return [projected, *hidden_states]
-        finally:
-            self.train(was_training)
+        with self.autocast(waveform.device):
+            projected = self.project(self.extract(waveform, execution))
+            padding = self.frame_padding(padding_mask, projected.size(1))
+            _, hidden_states, _ = self.encoder(projected, padding, execution)
+        return [projected, *hidden_states]
 
 
 def _filter(filters: PitchFilters, waveform: Tensor) -> Tensor:

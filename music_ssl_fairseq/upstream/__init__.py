@@ -2,8 +2,8 @@
 
     from music_ssl_fairseq.upstream import load
 
-    upstream = load("runs/music_hubert/config/checkpoints/checkpoint_best.pt")
-    layers = upstream.features(waveform, sample_rate)  # [layers, B, frames, D]
+    model = load("runs/music_hubert/config")
+    layers = model.features("song.flac").layers  # [layers, frames, D]
 
 A file format is a module that returns `Contents`: `checkpoint` (fairseq), `hugging_face`,
 `torchaudio`.
@@ -12,7 +12,6 @@ A file format is a module that returns `Contents`: `checkpoint` (fairseq), `hugg
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,12 +24,12 @@ if TYPE_CHECKING:
 def load(
     path: str | os.PathLike, device: str | torch.device = "cpu", precision: str = "auto"
 ) -> Upstream:
-    """Load a pre-trained encoder. Nothing in the file is executed.
+    """Load a pre-trained encoder, a `torch.nn.Module`. Nothing in the file is executed.
 
     Args:
         path: a fairseq checkpoint (music_hubert, music2vec, HuBERT, data2vec_audio, wav2vec 2.0),
-            a Hugging Face folder of HubertModel, Data2VecAudioModel or Wav2Vec2Model, or
-            torchaudio's state dict of a HuBERT.
+            a Hugging Face folder of HubertModel, Data2VecAudioModel or Wav2Vec2Model,
+            torchaudio's state dict of a HuBERT, or the folder of a run, for its best checkpoint.
         device: where to put it.
         precision: "fp32", "bf16", or "auto": bf16 on GPUs that have it, else fp32.
 
@@ -64,9 +63,10 @@ def random(
 def read(path: str | os.PathLike) -> Contents:
     """Read a checkpoint, and recognise its format by its content."""
     from music_ssl_fairseq.upstream import checkpoint, hugging_face
+    from music_ssl_fairseq.upstream.places import locate
     from music_ssl_fairseq.upstream.safe_load import safe_load
 
-    path = Path(path)
+    path = locate(path)
     folder = hugging_face.folder_of(path)
     if folder is not None:
         return hugging_face.read(folder)

@@ -22,9 +22,9 @@ from music_ssl_fairseq.runtime.texts import read_object
 from music_ssl_fairseq.upstream.contents import Contents
 from music_ssl_fairseq.upstream.hugging_face_config import TYPES, from_config
 from music_ssl_fairseq.upstream.names import from_transformers, to_transformers
+from music_ssl_fairseq.upstream.places import CONFIG
 from music_ssl_fairseq.upstream.weights import PICKLE, read_weights
 
-CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"
 _EXTRACTOR = "Wav2Vec2FeatureExtractor"

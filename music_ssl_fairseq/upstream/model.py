@@ -2,26 +2,31 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from music_ssl_fairseq import audio
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.fast.dispatch import Execution
 from music_ssl_fairseq.frames import FrameGrid
 from music_ssl_fairseq.upstream.build import build_encoder
 from music_ssl_fairseq.upstream.contents import Contents, check_sample_rate
+from music_ssl_fairseq.upstream.result import Features
 from music_ssl_fairseq.upstream.statistics import Statistics, measure
-from music_ssl_fairseq.upstream.windows import Windowing, add_share, sections
+from music_ssl_fairseq.upstream.waveforms import Clip, is_several, mono, named, refuse_unreadable
+from music_ssl_fairseq.upstream.windows import Window, Windowing, add_share, sections
 
 
-class Upstream:
-    """A frozen encoder.
+class Upstream(nn.Module):
+    """A pre-trained encoder, frozen as it comes.
+
+    A module like any other: `.to("cuda")`, `parameters()`, `state_dict()`; calling it returns the
+    last layer, with gradients once `requires_grad_()` is called. The other methods have none.
 
     Layer 0 is the extractor's projected output, before positions are added; layer n is the output
     of the n-th Transformer layer.
@@ -50,17 +55,27 @@ class Upstream:
                 another sample rate.
         """
         check_sample_rate(contents)
+        super().__init__()
         self.family = contents.family
         self.path = contents.origin
         self.name = Path(contents.origin).stem
         self.config = dict(contents.config)
         self.normalise = contents.normalise
         self.sample_rate = contents.sample_rate
-        self.model = build_encoder(contents, precision).eval().requires_grad_(False).to(device)
+        self.model = build_encoder(contents, precision).requires_grad_(False).to(device)
+        self.eval()
         self.grid: FrameGrid = self.model.grid
         self.frame_rate = self.sample_rate / self.grid.hop
         self.num_layers = int(self.config["encoder_layers"])
         self.dimension = int(self.config["encoder_embed_dim"])
+
+    def __repr__(self) -> str:
+        count = sum(parameter.numel() for parameter in self.parameters())
+        return (
+            f"Upstream({self.family}, {self.num_layers} layers of {self.dimension}, "
+            f"{self.frame_rate:g} frames/s, {count / 1e6:.1f} M parameters, {self.precision} on "
+            f"{self.device}, from {self.path})"
+        )
 
     @property
     def device(self) -> torch.device:
@@ -84,6 +99,25 @@ class Upstream:
                 digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
+    def forward(self, waveform: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Return the last layer's hidden states, `[B, frames, D]` float32, with gradients.
+
+        Arguments and errors are those of `layers`. In training mode dropouts are fairseq's: 0.1 in
+        the Transformer.
+        """
+        _refuse_nan(waveform)
+        tensors = (waveform, *self.parameters())
+        needed = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        if not (self.training or needed):
+            return self.hidden_states(waveform, padding_mask)[-1].float()
+        return self._encoded(waveform, padding_mask, self._trained)[-1].float()
+
+    def _trained(self, waveform: Tensor) -> list[Tensor]:
+        """Encode as pre-training does: plain on a CPU, whose fast path is for inference."""
+        if self.normalise:
+            waveform = F.layer_norm(waveform, waveform.shape[-1:])
+        return self.model.hidden_states(waveform, None, Execution("auto"))
+
     @torch.no_grad()
     def layers(self, waveform: Tensor, padding_mask: Tensor | None = None) -> list[Tensor]:
         """Return every layer's hidden states.
@@ -99,8 +133,10 @@ class Upstream:
             `num_layers + 1` tensors `[B, frames, D]` float32, on the model's device.
 
         Raises:
-            InputError: if there are fewer samples than one frame needs, or padding is elsewhere.
+            InputError: if there are fewer samples than one frame needs, padding is elsewhere, or
+                samples are NaN or infinite.
         """
+        _refuse_nan(waveform)
         return [layer.float() for layer in self.hidden_states(waveform, padding_mask)]
 
     @torch.no_grad()
@@ -118,28 +154,37 @@ class Upstream:
             statistics: of the longer waveforms that these are part of, from `statistics`; by
                 default of these waveforms.
         """
+
+        def encode(waveform: Tensor) -> list[Tensor]:
+            folded = None
+            if statistics is not None:
+                waveform, folded = statistics.normalise(waveform), statistics.folded
+            elif self.normalise:
+                waveform = F.layer_norm(waveform, waveform.shape[-1:])
+            return self.model.layers(waveform, None, self.model.execution.using(compile, folded))
+
+        return self._encoded(waveform, padding_mask, encode)
+
+    def _encoded(
+        self,
+        waveform: Tensor,
+        padding_mask: Tensor | None,
+        encode: Callable[[Tensor], list[Tensor]],
+    ) -> list[Tensor]:
+        """Check waveforms, and encode those of equal length together; pad features with zeros."""
         if waveform.ndim != 2:
             raise InputError(f"waveform has shape {tuple(waveform.shape)}; expected [B, T]")
         if waveform.size(1) < self.grid.window:
             raise InputError(too_short(waveform.size(1), self.sample_rate, self.grid))
         waveform = waveform.to(self.device, torch.float32)
-        if padding_mask is not None:
-            return self._without_padding(waveform, padding_mask.to(self.device))
-        folded = None
-        if statistics is not None:
-            waveform, folded = statistics.normalise(waveform), statistics.folded
-        elif self.normalise:
-            waveform = F.layer_norm(waveform, waveform.shape[-1:])
-        return self.model.layers(waveform, None, self.model.execution.using(compile, folded))
-
-    def _without_padding(self, waveform: Tensor, padding_mask: Tensor) -> list[Tensor]:
-        """Compute waveforms of equal length together; pad their features with zeros."""
+        if padding_mask is None:
+            return encode(waveform)
         frames = self.grid.num_frames(waveform.size(1))
         outputs: list[Tensor] = []
-        for length, indices in _by_length(waveform, padding_mask):
+        for length, indices in _by_length(waveform, padding_mask.to(self.device)):
             if length < self.grid.window:
                 raise InputError(too_short(length, self.sample_rate, self.grid))
-            found = self.hidden_states(waveform[indices, :length])
+            found = encode(waveform[indices, :length])
             padded = [F.pad(layer, (0, 0, 0, frames - layer.size(1))) for layer in found]
             outputs = outputs or [x.new_zeros(len(waveform), *x.shape[1:]) for x in padded]
             for output, layer in zip(outputs, padded, strict=True):
@@ -148,53 +193,105 @@ class Upstream:
 
     def features(
         self,
-        waveform: Tensor | np.ndarray | Sequence[float],
-        sample_rate: int,
-        layers: Iterable[int] | None = None,
+        audio: Clip | Sequence[Clip],
+        sample_rate: int | None = None,
+        layers: Iterable[int] | int | None = None,
         windowing: Windowing | None = None,
-    ) -> Tensor:
+        channels: str | None = None,
+    ) -> Features | list[Features]:
         """Compute features of music at any sample rate and of any length.
 
         Waveforms are resampled and normalised as in training. A waveform longer than a window goes
         through the model in overlapping windows (see `upstream.windows`).
 
         Args:
-            waveform: `[T]` or `[B, T]`, mono, nominally in [-1, 1].
-            sample_rate: Hz.
-            layers: numbers from 0; all by default. A long track's layers are large: 13 layers of
-                768 values take 120 MB per minute.
+            audio: a file; `[T]`, NumPy or torch, nominally in [-1, 1]; `[C, T]` or `[T, C]`, whose
+                channels are averaged; or a list of these, of any lengths.
+            sample_rate: Hz, of waveforms. Files have their own.
+            layers: numbers from 0, or from the end: -1 is the last; all by default. A long track's
+                layers are large: 13 layers of 768 values take 120 MB per minute.
             windowing: how to cut long tracks.
+            channels: "first" for `[C, T]`, "last" for `[T, C]`; needed for several channels.
 
         Returns:
-            `[layers, B, frames, D]` float32 on the CPU.
+            `Features` of the clip; of a list, a list of them.
 
         Raises:
-            InputError: if a layer does not exist, or there is too little audio for one frame.
+            InputError: if a layer does not exist, a file cannot be read, there is too little audio
+                for one frame, or samples are NaN.
         """
-        chosen = self.check_layers(range(self.num_layers + 1) if layers is None else layers)
-        samples = _as_batch(waveform)
-        if sample_rate <= 0 or sample_rate != int(sample_rate):
-            raise InputError(f"sample_rate {sample_rate}: expected a whole number of Hz")
-        resampled = audio.resample(samples, int(sample_rate), self.sample_rate)
-        return self._in_windows(torch.from_numpy(resampled), chosen, windowing)
+        chosen = self.check_layers(layers)
+        found = [
+            self._features(mono(clip, name, sample_rate, channels), name, chosen, windowing)
+            for clip, name in named(audio)
+        ]
+        return found if is_several(audio) else found[0]
 
-    def _in_windows(
-        self, waveform: Tensor, layers: list[int], windowing: Windowing | None
-    ) -> Tensor:
-        batch, num_samples = waveform.shape
-        frames = self.grid.num_frames(num_samples)
-        if not frames:
-            raise InputError(too_short(num_samples, self.sample_rate, self.grid))
-        output = torch.zeros(len(layers), batch, frames, self.dimension)
+    def embed(
+        self,
+        audio: Clip | Sequence[Clip],
+        sample_rate: int | None = None,
+        layers: Iterable[int] | int | None = None,
+        windowing: Windowing | None = None,
+        channels: str | None = None,
+    ) -> np.ndarray:
+        """Compute one vector per song, for scikit-learn: the mean over time and over `layers`.
+
+        Args:
+            audio: files or waveforms, as for `features`; one alone counts as a list of one.
+            layers: by default all but layer 0, or layer 0 of a model without others.
+
+        Returns:
+            `[songs, D]` float32.
+
+        Raises:
+            InputError: as `features`; files that do not exist or are no audio are named before
+                anything is computed.
+        """
+        chosen = self.check_layers(
+            range(min(1, self.num_layers), self.num_layers + 1) if layers is None else layers
+        )
+        clips = named(audio)
+        refuse_unreadable(clip for clip, _ in clips)
+        vectors = np.zeros((len(clips), self.dimension), np.float32)
+        for vector, (clip, name) in zip(vectors, clips, strict=True):
+            waveform = mono(clip, name, sample_rate, channels)
+            total = torch.zeros(self.dimension, dtype=torch.float64)
+            for window, hidden in self._windows(waveform, name, windowing):
+                weights = torch.from_numpy(window.weights).to(self.device).unsqueeze(-1)
+                for layer in chosen:
+                    total += (hidden[layer].float() * weights).sum((0, 1)).cpu()
+            vector[:] = total / (self.grid.num_frames(len(waveform)) * len(chosen))
+        return vectors
+
+    def _features(
+        self, waveform: np.ndarray, name: str, layers: list[int], windowing: Windowing | None
+    ) -> Features:
+        output = torch.zeros(len(layers), self.grid.num_frames(len(waveform)), self.dimension)
+        for window, hidden in self._windows(waveform, name, windowing):
+            for frames, layer in zip(output, layers, strict=True):
+                add_share(frames, 0, window, hidden[layer][0].float().cpu())
+        return Features(output, layers, self._times(output.size(1)))
+
+    def _times(self, frames: int) -> Tensor:
+        first = self.grid.window / 2
+        middles = torch.arange(frames, dtype=torch.float64) * self.grid.hop + first
+        return middles / self.sample_rate
+
+    def _windows(
+        self, waveform: np.ndarray, name: str, windowing: Windowing | None
+    ) -> Iterator[tuple[Window, list[Tensor]]]:
+        """Yield the windows of `[T]` with their `hidden_states`, `[1, frames, D]`."""
+        num_samples = len(waveform)
+        if num_samples < self.grid.window:
+            raise InputError(f"{name}: {too_short(num_samples, self.sample_rate, self.grid)}")
         for section in sections(num_samples, self.grid, windowing):
-            samples = waveform[:, section.start : section.start + section.num_samples]
-            samples = samples.to(self.device)
+            part = waveform[None, section.start : section.start + section.num_samples]
+            samples = torch.from_numpy(part).to(self.device)
             statistics = self.statistics(samples) if len(section.windows) > 1 else None
             for window in section.windows:
                 hidden = self.hidden_states(section.part(samples, window), statistics=statistics)
-                for frames, layer in zip(output, layers, strict=True):
-                    add_share(frames, 0, window, hidden[layer].float().cpu())
-        return output
+                yield window, hidden
 
     def statistics(self, waveform: Tensor) -> Statistics:
         """Measure whole waveforms `[B, T]`, for `hidden_states` of windows of them."""
@@ -206,35 +303,30 @@ class Upstream:
         encoder = self.model.encoder
         encoder.layers = encoder.layers[:layer]
 
-    def check_layers(self, layers: Iterable[int]) -> list[int]:
-        """Return the layers as a list.
+    def check_layers(self, layers: Iterable[int] | int | None) -> list[int]:
+        """Return the layers as numbers from 0: all for None; -1 is the last.
 
         Raises:
             InputError: if there is none, or the model lacks one.
         """
-        chosen = list(layers)
+        count = self.num_layers + 1
+        if layers is None:
+            return list(range(count))
+        chosen = [layers] if isinstance(layers, int) else list(layers)
         for layer in chosen:
-            if not 0 <= layer <= self.num_layers:
+            if layer not in range(-count, count):
                 raise InputError(
                     f"{self.path}: has no layer {layer}, only 0 (the extractor's projected output) "
-                    f"to {self.num_layers}"
+                    f"to {self.num_layers}, or -{count} to -1 from the end"
                 )
         if not chosen:
             raise InputError("no layer chosen")
-        return chosen
+        return [int(layer) % count for layer in chosen]
 
 
-def _as_batch(waveform: Tensor | np.ndarray | Sequence[float]) -> np.ndarray:
-    """Return `[B, T]` float32."""
-    array = np.asarray(waveform.detach().cpu() if isinstance(waveform, Tensor) else waveform)
-    if array.dtype.kind in "iu" and array.size:
-        raise InputError(
-            f"waveform holds integers ({array.dtype}); expected floats in [-1, 1]: divide them by "
-            "full scale, such as 32768"
-        )
-    if array.ndim not in (1, 2):
-        raise InputError(f"waveform has shape {array.shape}; expected [T] or [B, T]")
-    return np.atleast_2d(array.astype(np.float32))
+def _refuse_nan(waveform: Tensor) -> None:
+    if not torch.isfinite(waveform).all():
+        raise InputError("waveform holds NaN or infinite samples")
 
 
 def _by_length(waveform: Tensor, padding_mask: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -93,14 +93,31 @@ def test_windows_that_cannot_be_joined_are_refused(settings, message):
 
 def test_features_of_a_short_track_are_its_layers(tmp_path):
     model = upstream(tmp_path)
-    waveform = tone(1.0, channels=2).T
+    waveform = tone(1.0)[:, 0]
     features = model.features(waveform, 16_000)
-    assert features.shape == (4, 2, 49, 32)
-    expected = torch.stack(model.layers(torch.from_numpy(waveform)))
-    torch.testing.assert_close(features, expected, rtol=0, atol=0)
-    torch.testing.assert_close(model.features(waveform, 16_000, [3, 1]), expected[[3, 1]])
-    for one in (waveform[0], torch.from_numpy(waveform[0]), waveform[0].astype(np.float64)):
-        torch.testing.assert_close(model.features(one, 16_000), features[:, :1])
+    assert features.layers.shape == (4, 49, 32)
+    assert features.numbers == [0, 1, 2, 3]
+    expected = torch.stack(model.layers(torch.from_numpy(waveform)[None]))[:, 0]
+    torch.testing.assert_close(features.layers, expected, rtol=0, atol=0)
+    torch.testing.assert_close(features.mean(), expected.mean(1))
+    np.testing.assert_array_equal(features.numpy(), expected)
+    assert features.times[[0, 1, -1]].tolist() == [0.0125, 0.0325, 0.9725]
+    for one in (torch.from_numpy(waveform), waveform.astype(np.float64), waveform.tolist()):
+        assert torch.equal(model.features(one, 16_000).layers, features.layers)
+
+
+@pytest.mark.parametrize(
+    ("layers", "numbers"), [([3, 1], [3, 1]), (-1, [3]), ([-4, -1], [0, 3]), (range(2), [0, 1])]
+)
+def test_layers_are_numbered_from_either_end(tmp_path, layers, numbers):
+    model = upstream(tmp_path)
+    waveform = tone(1.0)[:, 0]
+    found = model.features(waveform, 16_000, layers)
+    assert found.numbers == numbers
+    assert torch.equal(found.layers, model.features(waveform, 16_000).layers[numbers])
+    assert repr(found) == (
+        f"Features(layers {', '.join(map(str, numbers))}: 49 frames of 32 values, 0.01 to 0.97 s)"
+    )
 
 
 @pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
@@ -113,7 +130,10 @@ def test_resampling_is_that_of_files(tmp_path, rate):
     np.testing.assert_allclose(resampled, np.stack([expected, -expected]), atol=1e-6)
     model = upstream(tmp_path)
     torch.testing.assert_close(
-        model.features(whole, rate), model.features(expected, 16_000), rtol=1e-4, atol=1e-4
+        model.features(whole, rate).layers,
+        model.features(expected, 16_000).layers,
+        rtol=1e-4,
+        atol=1e-4,
     )
 
 
@@ -130,7 +150,7 @@ def test_windows_come_close_to_the_whole_and_show_no_seams(tmp_path, fields, nor
     model = upstream(tmp_path, normalize=normalize, **fields)
     waveform = changing_music(30.0)
     whole = torch.stack(model.layers(torch.from_numpy(waveform)[None]))[:, 0]
-    windowed = model.features(waveform, 16_000, windowing=SHORT)[:, 0]
+    windowed = model.features(waveform, 16_000, windowing=SHORT).layers
     assert len(plan(len(waveform), GRID, SHORT)) == 6
     difference = windowed - whole
     varies = (whole - whole.mean(1, keepdim=True)).norm(dim=(1, 2))
@@ -158,28 +178,55 @@ def test_long_tracks_come_in_sections(tmp_path):
     waveform = tone(40.0)[:, 0]
     assert len(sections(len(waveform), GRID, windowing)) == 5
     whole = torch.stack(model.layers(torch.from_numpy(waveform)[None]))[:, 0]
-    windowed = model.features(waveform, 16_000, windowing=windowing)[:, 0]
+    windowed = model.features(waveform, 16_000, windowing=windowing).layers
     varies = (whole - whole.mean(1, keepdim=True)).norm(dim=(1, 2))
     assert ((windowed - whole).norm(dim=(1, 2)) / varies < 0.15).all()
 
 
-def test_too_short_and_misshapen_audio_is_refused(tmp_path):
+ONES = np.ones((16_000, 2))
+
+
+@pytest.mark.parametrize(
+    ("audio", "options", "message"),
+    [
+        (np.zeros(0), {}, r"waveform: 0\.000 s of audio is less than one frame \(0\.025 s\)"),
+        (ONES, {}, r"\(16000, 2\): say which axis is which, channels='first' for \[C, T\]"),
+        (ONES, {"channels": "first"}, "16000 channels: did you mean channels='last'"),
+        (ONES, {"channels": 2}, "channels=2: expected 'first'"),
+        (np.zeros((1, 2, 16_000)), {}, r"expected \[T\], or \[C, T\] or"),
+        (np.zeros(16_000, np.int16), {}, "divide them by full scale"),
+        (np.zeros(16_000, bool), {}, "waveform holds bool"),
+        (torch.full((16_000,), torch.nan), {}, "waveform: holds NaN or infinite samples"),
+        ([ONES[:, 0], -np.inf * ONES[:, 0]], {}, "clip 1: holds NaN"),
+        ([ONES[:, 0], [[1.0], [1.0, 2.0]]], {}, "clip 1: not an array"),
+        ("no.wav", {}, r"^no\.wav: no such file"),
+        (ONES[:, 0], {"sample_rate": None}, "sample_rate is missing"),
+        (ONES[:, 0], {"sample_rate": 0}, "sample_rate 0: expected a whole number of Hz"),
+        (ONES[:, 0], {"sample_rate": 16_000.5}, "sample_rate 16000.5"),
+        (ONES[:, 0], {"layers": []}, "no layer chosen"),
+    ],
+)
+def test_audio_that_is_none_is_refused(tmp_path, audio, options, message):
     model = upstream(tmp_path)
-    with pytest.raises(InputError, match=r"0\.000 s of audio is less than one frame \(0\.025 s\)"):
-        model.features(np.zeros(0), 16_000)
-    with pytest.raises(InputError, match="less than one frame"):
-        model.layers(torch.zeros(1, 399))
-    with pytest.raises(InputError, match=r"expected \[T\] or \[B, T\]"):
-        model.features(np.zeros((1, 2, 16_000)), 16_000)
-    with pytest.raises(InputError, match="divide them by full scale"):
-        model.features(np.zeros(16_000, np.int16), 16_000)
-    with pytest.raises(InputError, match="sample_rate 0"):
-        model.features(np.zeros(16_000), 0)
-    with pytest.raises(InputError, match=r"expected \[B, T\]"):
-        model.layers(torch.zeros(16_000))
+    for method in (model.features, model.embed):
+        with pytest.raises(InputError, match=message):
+            method(audio, **{"sample_rate": 16_000, **options})
 
 
-@pytest.mark.parametrize("layer", [-1, 4])
+def test_batches_that_are_none_are_refused(tmp_path):
+    model = upstream(tmp_path)
+    nan = torch.zeros(1, 16_000)
+    nan[0, 7] = torch.nan
+    for method in (model, model.layers):
+        with pytest.raises(InputError, match="less than one frame"):
+            method(torch.zeros(1, 399))
+        with pytest.raises(InputError, match=r"expected \[B, T\]"):
+            method(torch.zeros(16_000))
+        with pytest.raises(InputError, match="NaN"):
+            method(nan)
+
+
+@pytest.mark.parametrize("layer", [-5, 4, "1", 1.5])
 def test_a_layer_out_of_range_is_named(tmp_path, layer):
     model = upstream(tmp_path)
     with pytest.raises(InputError, match=rf"x\.pt: has no layer {layer}, only 0 .* to 3"):
@@ -188,9 +235,9 @@ def test_a_layer_out_of_range_is_named(tmp_path, layer):
 
 def test_layers_above_can_be_dropped(tmp_path):
     model = upstream(tmp_path)
-    expected = model.features(tone(1.0)[:, 0], 16_000, [0, 2])
+    expected = model.features(tone(1.0)[:, 0], 16_000, [0, 2]).layers
     fingerprint = model.fingerprint
     model.drop_above(2)
     assert len(model.layers(torch.zeros(1, 16_000))) == 3
-    assert torch.equal(model.features(tone(1.0)[:, 0], 16_000, [0, 2]), expected)
+    assert torch.equal(model.features(tone(1.0)[:, 0], 16_000, [0, 2]).layers, expected)
     assert model.fingerprint == fingerprint

@@ -1,0 +1,53 @@
+"""Find the checkpoint that a name stands for: a file, a folder, or the folder of a run."""
+
+import os
+from pathlib import Path
+
+from music_ssl_fairseq.errors import InputError
+
+CONFIG = "config.json"
+"""The file that makes a folder one of Hugging Face's."""
+
+_CHECKPOINTS = ("checkpoint_best.pt", "checkpoint_last.pt")
+_FOLDER = "checkpoints"
+_SHOWN = 6
+
+
+def locate(path: str | os.PathLike) -> Path:
+    """Return a file, or a Hugging Face folder.
+
+    Args:
+        path: either of these; or the folder of a run, or one that has a single run in it, for the
+            run's best checkpoint (the last, if it was never validated).
+
+    Raises:
+        InputError: if a folder has neither, or several runs.
+    """
+    path = Path(path)
+    if not path.is_dir() or (path / CONFIG).is_file():
+        return path
+    for folder in (path / _FOLDER, path):
+        if found := _checkpoint_in(folder):
+            return found
+    runs = [folder.parent for folder in _folders_below(path) if _checkpoint_in(folder)]
+    if len(runs) > 1:
+        shown = ", ".join(map(str, runs[:_SHOWN])) + (", ..." if len(runs) > _SHOWN else "")
+        raise InputError(f"{path}: holds several runs: {shown}; give one of them")
+    if not runs:
+        raise InputError(
+            f"{path}: neither a Hugging Face model (no {CONFIG} in it) nor the folder of a run (no "
+            f"{_FOLDER}/{_CHECKPOINTS[0]})"
+        )
+    return _checkpoint_in(runs[0] / _FOLDER) or path
+
+
+def _checkpoint_in(folder: Path) -> Path | None:
+    files = (folder / name for name in _CHECKPOINTS)
+    return next((file for file in files if file.is_file()), None)
+
+
+def _folders_below(path: Path) -> list[Path]:
+    """Return folders of checkpoints up to three levels below, as in runs/MODEL/CONFIG."""
+    return sorted(
+        folder for depth in ("*", "*/*", "*/*/*") for folder in path.glob(f"{depth}/{_FOLDER}")
+    )

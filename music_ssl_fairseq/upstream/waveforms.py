@@ -1,0 +1,130 @@
+"""Take audio in the forms in which users have it: files, arrays, several of them."""
+
+import os
+from collections.abc import Iterable, Sequence
+from numbers import Real
+from typing import Any, TypeGuard, cast
+
+import numpy as np
+from torch import Tensor
+
+from music_ssl_fairseq import audio
+from music_ssl_fairseq.audio.waveforms import refuse_bad_samples
+from music_ssl_fairseq.errors import InputError
+
+Clip = str | os.PathLike | Tensor | np.ndarray | Sequence[float]
+"""One piece of audio: a file, or a waveform of one or more channels."""
+
+_MANY_CHANNELS = 64  # more are samples
+
+
+def is_several(given: Clip | Sequence[Clip]) -> TypeGuard[Sequence[Clip]]:
+    """Tell whether audio is a list or tuple of clips: any of them but one of numbers alone.
+
+    A nested list is a list of clips; an array never is.
+    """
+    if not isinstance(given, (list, tuple)):
+        return False
+    return not given or not all(isinstance(item, Real) for item in given)
+
+
+def named(given: Clip | Sequence[Clip]) -> list[tuple[Clip, str]]:
+    """Return the clips that were given, each with its name for messages."""
+    clips = list(given) if is_several(given) else [cast(Clip, given)]
+    names = [f"clip {i}" for i in range(len(clips))] if is_several(given) else ["waveform"]
+    pairs = zip(clips, names, strict=True)
+    return [(clip, os.fspath(clip) if is_file(clip) else name) for clip, name in pairs]
+
+
+def mono(clip: Clip, name: str, sample_rate: int | None, channels: str | None) -> np.ndarray:
+    """Read, mix and resample one clip.
+
+    Args:
+        clip: a file, `[T]`, or two axes that `channels` explains; nominally in [-1, 1].
+        name: of the clip, for messages.
+        sample_rate: of a waveform, in Hz; a file has its own.
+        channels: "first" for `[C, T]`, "last" for `[T, C]`; needed if there are several.
+
+    Returns:
+        `[T]` float32 at `SAMPLE_RATE`.
+
+    Raises:
+        InputError: if it is none of these, or holds NaN or infinite samples.
+    """
+    if channels not in (None, "first", "last"):
+        raise InputError(f"channels={channels!r}: expected 'first' for [C, T], 'last' for [T, C]")
+    if is_file(clip):
+        return audio.read(clip)
+    waveform = _mixed(_floats(clip, name), channels, name)
+    refuse_bad_samples(name, waveform)
+    return audio.resample(waveform, _checked_rate(sample_rate, name))
+
+
+def _floats(clip: Any, name: str) -> np.ndarray:
+    """Return an array of float32."""
+    if isinstance(clip, Tensor):
+        clip = clip.detach().cpu()
+        clip = clip.float() if clip.is_floating_point() else clip
+    try:
+        array = np.asarray(clip)
+    except ValueError:  # lists of different lengths
+        raise InputError(f"{name}: not an array: its rows have different lengths") from None
+    if array.dtype.kind in "iu" and array.size:
+        raise InputError(
+            f"{name} holds integers ({array.dtype}); expected floats in [-1, 1]: divide them by "
+            "full scale, such as 32768"
+        )
+    if array.dtype.kind not in "fiu":
+        raise InputError(f"{name} holds {array.dtype}; expected a file or floats in [-1, 1]")
+    return array.astype(np.float32)
+
+
+def _mixed(array: np.ndarray, channels: str | None, name: str) -> np.ndarray:
+    """Return the mean of the channels, `[T]`."""
+    if array.ndim == 1:
+        return array
+    if array.ndim != 2:
+        raise InputError(
+            f"{name} has shape {array.shape}; expected [T], or [C, T] or [T, C] with channels="
+        )
+    if channels is None:
+        if 1 in array.shape:  # one channel, either way
+            return array.reshape(-1)
+        raise InputError(
+            f"{name} has shape {array.shape}: say which axis is which, channels='first' for "
+            "[C, T] or channels='last' for [T, C]. Several clips are a list"
+        )
+    axis, other = (0, "last") if channels == "first" else (1, "first")
+    if array.shape[axis] > max(_MANY_CHANNELS, array.shape[1 - axis]):
+        raise InputError(
+            f"{name} has shape {array.shape}, with channels={channels!r} that is "
+            f"{array.shape[axis]} channels: did you mean channels={other!r}?"
+        )
+    return array.mean(axis, dtype=np.float64).astype(np.float32)
+
+
+def _checked_rate(rate: Any, name: str) -> int:
+    if rate is None:
+        raise InputError(f"sample_rate is missing: give the rate of {name} in Hz")
+    low, high = audio.MIN_RATE, audio.MAX_RATE
+    if not isinstance(rate, Real) or not low <= float(rate) <= high or float(rate) % 1:
+        raise InputError(
+            f"sample_rate {rate!r}: expected a whole number of Hz from {low} to {high}"
+        )
+    return int(float(rate))
+
+
+def is_file(clip: Any) -> TypeGuard[str | os.PathLike]:
+    """Tell whether a clip is the name of a file."""
+    return isinstance(clip, (str, os.PathLike))
+
+
+def refuse_unreadable(clips: Iterable[Clip]) -> None:
+    """Refuse files that are missing or no audio, before work that would be lost.
+
+    Raises:
+        AudioError: about the first of them.
+    """
+    for clip in clips:
+        if is_file(clip):
+            audio.probe(clip)
