@@ -2,13 +2,16 @@
 
     python -m tests.benchmarks.train_run                        # both families, one GPU
     python -m tests.benchmarks.train_run --gpus 2 --no-stock    # how it scales
+    python -m tests.benchmarks.train_run --hours 1,4,100 --save-every 100 --no-stock
 
 Each run is the command as a user types it, with the configs of `examples/` (fairseq's: its own
 tasks and models with the values of its published configs), in a process of its own: data loading,
 logging and all. What counts is the wall time from the end of the warm-up, in which kernels are
 compiled, to the last update, as the run's own log has it. The ceiling is that of `train_step`, of
 all GPUs that are used. The corpus is made on the spot: tracks of 30 s at 16 kHz, with random units
-at 100 Hz. On a CPU the models are tiny, and the figures only show that the command works.
+at 100 Hz. A small corpus (`--hours`) has short epochs, so its rate beside a large one's shows what
+epoch ends cost; `--save-every` adds checkpoints of ours. On a CPU the models are tiny, and the
+figures only show that the command works.
 """
 
 import argparse
@@ -48,6 +51,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--updates", type=int, default=300 if GPU else 12, help="of our run")
     parser.add_argument("--stock-updates", type=int, default=60 if GPU else 6, help="of fairseq's")
     parser.add_argument("--workers", type=int, help="a GPU (default: up to 10)")
+    parser.add_argument("--hours", default="50" if GPU else "0.3", help="corpora, per GPU")
+    parser.add_argument("--save-every", type=int, help="updates; default: no checkpoints")
     parser.add_argument("--no-stock", action="store_true", help="time ours alone")
     parser.add_argument("--ddp-backend", default="legacy_ddp", help="of ours, with --gpus > 1")
     args = parser.parse_args()
@@ -97,6 +102,11 @@ def our_command(name: str, args: argparse.Namespace, folder: Path, run: Path) ->
         f"distributed_training.distributed_world_size={args.gpus}",
         f"distributed_training.ddp_backend={args.ddp_backend}",
     ]
+    if args.save_every:
+        overrides += [
+            "checkpoint.no_save=false",
+            f"checkpoint.save_interval_updates={args.save_every}",
+        ]
     if name == "music_hubert":
         overrides.append(f"task.label_dir={folder}")
     if not GPU:
@@ -214,28 +224,33 @@ def main() -> None:
     rate = matrix_rate()
     print("| | updates timed | ms an update | audio-s/s | GB | of the ceiling | start, s |")
     print("|---|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        make_corpus(folder, 6000 * args.gpus if GPU else 40, args.k)
-        for name in args.model or ["music_hubert", "music2vec"]:
-            runs = [("ours", our_command, args.gpus, args.updates)]
-            if not args.no_stock:
-                runs.append(("fairseq", stock_command, 1, args.stock_updates))
-            speeds = []
-            for who, command, gpus, updates in runs:
-                run = folder / f"{who}_{name}"
-                warm_up = updates // 3
-                found = measure(command(name, args, folder, run), run, warm_up)
-                speed = gpus * args.crops * args.seconds / found.seconds
-                speeds.append(speed)
-                share = speed * operations(name, args.seconds, args.k) / rate / gpus
-                print(
-                    f"| {name}, {who} | {found.updates} | {found.seconds * 1e3:.1f} | {speed:,.0f} "
-                    f"| {found.memory:.1f} | {share:.0%} | {found.start:.0f} |",
-                    flush=True,
-                )
-            if len(speeds) == 2:
-                print(f"{name}: {speeds[0] / speeds[1]:.1f} times fairseq's speed", flush=True)
+    for hours in map(float, args.hours.split(",")):
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            make_corpus(folder, round(hours * 3600 / TRACK_SECONDS) * args.gpus, args.k)
+            for name in args.model or ["music_hubert", "music2vec"]:
+                compare(name, args, folder, hours, rate)
+
+
+def compare(name: str, args: argparse.Namespace, folder: Path, hours: float, rate: float) -> None:
+    """Print a row per program that trains a model."""
+    runs = [("ours", our_command, args.gpus, args.updates)]
+    if not args.no_stock:
+        runs.append(("fairseq", stock_command, 1, args.stock_updates))
+    speeds = []
+    for who, command, gpus, updates in runs:
+        run = folder / f"{who}_{name}"
+        found = measure(command(name, args, folder, run), run, updates // 3)
+        speed = gpus * args.crops * args.seconds / found.seconds
+        speeds.append(speed)
+        share = speed * operations(name, args.seconds, args.k) / rate / gpus
+        print(
+            f"| {name}, {who}, {hours:g} h | {found.updates} | {found.seconds * 1e3:.1f} "
+            f"| {speed:,.0f} | {found.memory:.1f} | {share:.0%} | {found.start:.0f} |",
+            flush=True,
+        )
+    if len(speeds) == 2:
+        print(f"{name}: {speeds[0] / speeds[1]:.1f} times fairseq's speed", flush=True)
 
 
 if __name__ == "__main__":
