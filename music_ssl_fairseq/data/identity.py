@@ -22,7 +22,8 @@ MAY_CHANGE = {
     "task": {
         *("data", "label_dir", "label_rate", "max_unreadable", "rebuild_batches"),
         "background_saves",
-        *("mask_prob", "mask_length", "conv_feature_layers"),  # copies of the model's
+        # copies of the model's
+        *("mask_prob", "mask_length", "conv_feature_layers", "encode", "clone_batch"),
         *("cache_dir", "cache_limit_gb", "output_dir", "decoder", "save_seconds", "cpu"),
         *("upstream", "upstream_seed", "last_epoch", "expected"),
     },

@@ -53,6 +53,8 @@ class PretrainingDataset(FairseqDataset):
         max_unreadable: float = 0.1,
         mix_prob: float = 0.0,
         span_growth: SpanGrowth | None = None,
+        masks_per_crop: int = 1,
+        count_visible: bool = False,
     ):
         """Plan the crops.
 
@@ -68,6 +70,8 @@ class PretrainingDataset(FairseqDataset):
             max_unreadable: share of the tracks that may be unreadable.
             mix_prob: share of training crops to which another of the batch is added (`mixing`).
             span_growth: span lengths of each training epoch; None for those of `mask`.
+            masks_per_crop: masks that are drawn for a crop; 1 for a mask that depends on the batch.
+            count_visible: give batches `num_visible`.
 
         Raises:
             InputError: if no track is long enough.
@@ -80,6 +84,8 @@ class PretrainingDataset(FairseqDataset):
         self._seed = seed
         self._mix_prob = mix_prob if training else 0.0
         self._span_growth = span_growth if training else None
+        self._masks_per_crop = masks_per_crop
+        self._count_visible = count_visible
         self._has_targets = labels is not None
         self._targets = [FrameTargets(label_set, grid) for label_set in labels or ()]
         usable, start_hop = manifest.num_samples, _START_HOP
@@ -121,8 +127,8 @@ class PretrainingDataset(FairseqDataset):
         """Decode one crop.
 
         Returns:
-            `id`, `source` (`[T]` float32), and as configured `mask` (`[F]` bool; `epoch` for a mask
-            that depends on the batch) and `target` (`[F, sets]` int64 classes).
+            `id`, `source` (`[T]` float32), and as configured `mask` (`[masks, F]` bool; `epoch` for
+            a mask that depends on the batch) and `target` (`[F, sets]` int64 classes).
 
         Raises:
             InputError: if too many tracks are unreadable.
@@ -143,8 +149,9 @@ class PretrainingDataset(FairseqDataset):
             item["epoch"] = epoch  # the mask depends on the rest of the batch
         elif self._mask is not None:
             span = self._span_growth.length(epoch) if self._span_growth else None
-            mask = self._mask.mask(num_frames, generator(self._seed, epoch, index, MASKS), span)
-            item["mask"] = torch.from_numpy(mask)
+            rng = generator(self._seed, epoch, index, MASKS)
+            masks = [self._mask.mask(num_frames, rng, span) for _ in range(self._masks_per_crop)]
+            item["mask"] = torch.from_numpy(np.stack(masks))
         if self._has_targets:
             classes = np.empty((num_frames, len(self._targets)), np.int64)
             for number, targets in enumerate(self._targets):
@@ -203,10 +210,11 @@ class PretrainingDataset(FairseqDataset):
             `id` `[B]`, `nsentences`, `ntokens` (samples without padding), `target` (`[B, F, sets]`
             int64 classes, -1 beyond a crop's frames; with labels only) and `net_input`: `source`
             (`[B, T]` float32), `padding_mask` (`[B, T]` bool, or None if there is no padding) and,
-            with a mask, `mask` (`[B, F]` bool), `masked_indices` and, with labels,
-            `unmasked_indices`: the masked and the other frames that are not padding, as ascending
-            indices into `B * F`. An empty dict for no samples: fairseq gives none to ranks that
-            have run out of batches.
+            with a mask, `mask` (`[views, F]` bool, a crop's masks in succession), `masked_indices`
+            and, with labels, `unmasked_indices`: the masked and the other frames that are not
+            padding, as ascending indices into `views * F`; and, if asked for, `num_visible`: the
+            most unmasked frames of a view, and those of each if there is no padding. An empty dict
+            for no samples: fairseq gives none to ranks that have run out of batches.
         """
         if not samples:
             return {}
@@ -218,16 +226,19 @@ class PretrainingDataset(FairseqDataset):
         padding_mask = None
         if int(lengths.min()) < longest:
             padding_mask = torch.arange(longest) >= lengths[:, None]
-        net_input = {"source": _padded(sources, 0.0), "padding_mask": padding_mask}
+        net_input: dict = {"source": _padded(sources, 0.0), "padding_mask": padding_mask}
         if self._mask is not None:
             frames = [self._grid.num_frames(len(source)) for source in sources]
             mask = self._masks(samples, frames)
-            real = torch.arange(max(frames)) < torch.tensor(frames)[:, None]
+            views = torch.tensor(frames).repeat_interleave(self._masks_per_crop)
+            visible = (torch.arange(max(frames)) < views[:, None]) & ~mask
             net_input["mask"] = mask
+            if self._count_visible:
+                net_input["num_visible"] = int(visible.sum(1).max())
             # On a GPU, nonzero() would synchronise.
             net_input["masked_indices"] = mask.flatten().nonzero().squeeze(1)
             if self._has_targets:
-                net_input["unmasked_indices"] = (real & ~mask).flatten().nonzero().squeeze(1)
+                net_input["unmasked_indices"] = visible.flatten().nonzero().squeeze(1)
         batch = {
             "id": torch.tensor([sample["id"] for sample in samples]),
             "nsentences": len(samples),
@@ -239,9 +250,9 @@ class PretrainingDataset(FairseqDataset):
         return batch
 
     def _masks(self, samples: list[dict], num_frames: list[int]) -> torch.Tensor:
-        """Return the masks of a batch, `[B, longest]` bool, False at padding."""
+        """Return the masks of a batch, `[views, longest]` bool, False at padding."""
         if not isinstance(self._mask, FairseqMask):
-            return _padded([sample["mask"] for sample in samples], False)
+            return _padded([mask for sample in samples for mask in sample["mask"]], False)
         indices = [sample["id"] for sample in samples]
         drawn = self._mask.batch(num_frames, self._seed, samples[0]["epoch"], indices)
         return torch.from_numpy(drawn)
@@ -252,8 +263,6 @@ class PretrainingDataset(FairseqDataset):
 
     num_tokens = size
     """What `max_tokens` counts."""
-
-    num_tokens = size
 
     def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
         return self._plan.lengths[indices]

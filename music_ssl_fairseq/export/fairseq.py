@@ -47,7 +47,8 @@ def write(source: ExportSource, folder: Path, name: str) -> str:
 
     A model without its pre-training head gets one of zeros, which stock fairseq requires. So does a
     model of several label sets, whose checkpoint does not record the number of units per set, and
-    one whose head stock fairseq has not: random projections, or a layer other than the last.
+    one whose head stock fairseq has not: of random projections, of a layer other than the last, or
+    after a decoder (`model.encode=visible`).
 
     Raises:
         InputError: if stock fairseq has no such model, the source is stock fairseq's already, or
@@ -111,11 +112,15 @@ def _data2vec_state(source: ExportSource) -> dict[str, Any]:
     state.setdefault("final_proj.weight", torch.zeros(dim, dim))
     state.setdefault("final_proj.bias", torch.zeros(dim))
     # Without a teacher it begins as the student, as in fairseq.
-    state["_ema"] = source.teacher or {
+    teacher = dict(source.teacher) or {
         name.removeprefix("encoder."): tensor.clone()
         for name, tensor in encoder.items()
         if name.startswith("encoder.")
     }
+    if any(name.startswith("encoder.") for name in teacher):  # a whole model, with a head
+        for name in ("final_proj.weight", "final_proj.bias"):
+            teacher.setdefault(name, state[name].clone())
+    state["_ema"] = teacher
     return state
 
 

@@ -21,7 +21,8 @@ class ExportSource:
     Attributes:
         contents: the encoder.
         settings: fairseq's configuration (`task`, `model`, `optimization`, ...), plain values.
-        heads: the tensors outside of the encoder, under fairseq's names.
+        heads: the tensors outside of the encoder, under fairseq's names; none of a model with a
+            decoder (`encode=visible`).
         teacher: the tensors of data2vec's teacher (`_ema`).
         num_updates: updates of the training.
     """
@@ -62,15 +63,22 @@ def read(path: str | Path) -> ExportSource:
 def _source(loaded: Mapping[str, Any], path: Path) -> ExportSource:
     tensors = loaded["model"]
     history = loaded.get("optimizer_history") or [{}]
+    settings = _settings(loaded)
+    heads = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if isinstance(tensor, Tensor) and name != "mask_emb" and not name.startswith(PREFIXES)
+    }
+    teacher = dict(tensors.get("_ema") or {})
+    if settings.get("model", {}).get("encode") == "visible":
+        # Heads read the decoder, which no other software has.
+        teacher = {name: teacher[name] for name in teacher if name not in heads}
+        heads = {}
     return ExportSource(
         contents=checkpoint.from_checkpoint(loaded, path),
-        settings=_settings(loaded),
-        heads={
-            name: tensor
-            for name, tensor in tensors.items()
-            if isinstance(tensor, Tensor) and name != "mask_emb" and not name.startswith(PREFIXES)
-        },
-        teacher=dict(tensors.get("_ema") or {}),
+        settings=settings,
+        heads=heads,
+        teacher=teacher,
         num_updates=int(history[-1].get("num_updates") or 0) or None,
     )
 

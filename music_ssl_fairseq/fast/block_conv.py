@@ -21,7 +21,7 @@ BLOCK = 16
 def block_conv(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
     """Compute `conv1d(x, weight, bias, padding=kernel // 2, groups=groups)[:T]`, channels last.
 
-    From `[B, T, D]`, weight `[D, D // groups, kernel]` and bias `[D]` to `[B, T, D]`.
+    From `[B, T, D]`, weight `[D', D // groups, kernel]` and bias `[D']` to `[B, T, D']`.
     """
     return _BlockConv.apply(x, weight, groups) + bias
 
@@ -35,7 +35,7 @@ class _BlockConv(torch.autograd.Function):
         inputs = _windows(x, groups, kernel, kernel // 2)
         ctx.save_for_backward(inputs, weight)
         ctx.groups = groups
-        return _correlate(inputs, weight, x.shape)
+        return _correlate(inputs, weight, x.shape[:2])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -44,7 +44,7 @@ class _BlockConv(torch.autograd.Function):
         # The input's gradient is a convolution with reversed taps, from outputs to inputs.
         mirrored = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).flip(-1)
         outputs = _windows(grad, groups, kernel, kernel - 1 - kernel // 2)
-        d_x = _correlate(outputs, mirrored, grad.shape)
+        d_x = _correlate(outputs, mirrored, grad.shape[:2])
         return d_x, _weight_gradient(inputs, grad, kernel), None
 
 
@@ -64,13 +64,14 @@ def _windows(x: Tensor, groups: int, kernel: int, before: int) -> Tensor:
 def _correlate(inputs: Tensor, weight: Tensor, shape: Sequence[int]) -> Tensor:
     """Sum `weight[k] @ x[t + k - before]` over taps k, for each frame t of a result of `shape`.
 
-    `inputs` are the `_windows` of `x`.
+    `inputs` are the `_windows` of `x`; `shape` is `[B, T]`.
     """
-    batch, frames, dim = shape
-    groups, width = inputs.size(0), weight.size(1)
+    batch, frames = shape
+    groups, dim = inputs.size(0), len(weight)
+    width = dim // groups
     shifted = (
         F.pad(weight, (BLOCK - 1, BLOCK - 1))
-        .unfold(-1, BLOCK, 1)  # [D, width, window, BLOCK]: the last axis runs backwards
+        .unfold(-1, BLOCK, 1)  # [D, width in, window, BLOCK]: the last axis runs backwards
         .flip(-1)
         .unflatten(0, (groups, width))
         .permute(0, 3, 2, 4, 1)
@@ -88,7 +89,8 @@ def _weight_gradient(inputs: Tensor, grad: Tensor, kernel: int) -> Tensor:
     """Sum the Toeplitz matrix's gradient along the diagonals that hold the same weight."""
     batch, frames, dim = grad.shape
     groups = inputs.size(0)
-    width = dim // groups
+    width = dim // groups  # of the outputs
+    width_in = inputs.size(2) // (BLOCK + kernel - 1)
     blocks = -(-frames // BLOCK)
     outputs = (
         F.pad(grad, (0, 0, 0, blocks * BLOCK - frames))
@@ -99,11 +101,11 @@ def _weight_gradient(inputs: Tensor, grad: Tensor, kernel: int) -> Tensor:
     product = torch.bmm(inputs.transpose(1, 2), outputs)
     # [groups, window, width in, BLOCK, width out]; output frame r of a block meets tap k at input
     # frame k + r: one step in k is one in the window, one in r is one in both.
-    row, column = BLOCK * width * width, width
+    row, column = BLOCK * width_in * width, width
     diagonals = product.as_strided(
-        (groups, kernel, width, BLOCK, width),
+        (groups, kernel, width_in, BLOCK, width),
         ((BLOCK + kernel - 1) * row, row, BLOCK * width, row + column, 1),
     )
     wide = torch.promote_types(product.dtype, torch.float32)
     taps = diagonals.sum(3, dtype=wide)  # [groups, kernel, width in, width out]
-    return taps.permute(0, 3, 2, 1).reshape(dim, width, kernel).to(grad.dtype)
+    return taps.permute(0, 3, 2, 1).reshape(dim, width_in, kernel).to(grad.dtype)

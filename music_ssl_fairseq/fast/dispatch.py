@@ -116,33 +116,45 @@ class Execution:
 
     def enter(self, model: Any, features: Tensor, mask: Tensor) -> Any:
         """Call `model.enter(features, mask)`, whose dropout is hashed if it is compiled."""
-        seed = None
-        if self.compiled and model.training:
-            seed = draw_seeds(1, features.device)[0]
-        return self.run(_enter, model, features, mask, seed)
+        return self.run(_enter, model, features, mask, self._seed(model, features))
+
+    def decode(self, decoder: Any, x: Tensor, *args: Any) -> Tensor:
+        """Call `decoder(x, *args)`, whose dropout is hashed if it is compiled."""
+        return self.run(_decode, decoder, x, args, self._seed(decoder, x))
+
+    def _seed(self, module: nn.Module, x: Tensor) -> Tensor | None:
+        return draw_seeds(1, x.device)[0] if self.compiled and module.training else None
 
     def encode(
-        self, encoder: Any, x: Tensor, attend: Tensor | None, masked_indices: Tensor | None
+        self,
+        encoder: Any,
+        x: Tensor,
+        attend: Tensor | None,
+        masked_indices: Tensor | None,
+        packing: Any = None,
     ) -> tuple[Tensor, RunLayer]:
         """Begin a pass of a Transformer encoder.
 
         Args:
-            encoder: has `embed(x, drop)` and `layers`, each called as `layer(x, attend, drop)`.
+            encoder: has `embed(x, drop, packing)` and `layers`, each called as
+                `layer(x, attend, drop)`.
             x: `[B, T, D]`.
-            attend: `[B, 1, 1, T]` bool, True where a key is real, or None for all.
+            attend: `[B, 1, 1, T]` bool, True where a key is real, or None for all (of K packed
+                frames: `[B, 1, 1, K]`).
             masked_indices: `[N]` int64, ascending indices into `B * T`: of the last layer only
                 these frames are needed. Fused layers leave out the others.
+            packing: the frames that `embed` keeps, or None for all.
 
         Returns:
             The first layer's input, and a function that runs a layer: from the layer and its input
             to its output and its feed-forward output (None for fused layers with gradients).
         """
         if not self.compiled:
-            return encoder.embed(x), lambda layer, x: layer(x, attend)
+            return encoder.embed(x, packing=packing), lambda layer, x: layer(x, attend)
         seeds = None
         if encoder.training:  # a row per layer, and one for the input
             seeds = draw_seeds(3 * (len(encoder.layers) + 1), x.device).view(-1, 3)
-        x = compiled(_embed, True)(encoder, x, None if seeds is None else seeds[-1])
+        x = compiled(_embed, True)(encoder, x, None if seeds is None else seeds[-1], packing)
         return x, _layer_runner(encoder, x, attend, seeds, masked_indices)
 
 
@@ -192,8 +204,14 @@ def _enter(model: Any, features: Tensor, mask: Tensor, seed: Tensor | None) -> A
     return model.enter(features, mask, hashed([seed]))
 
 
-def _embed(encoder: Any, x: Tensor, seeds: Tensor | None) -> Tensor:
-    return encoder.embed(x) if seeds is None else encoder.embed(x, hashed([seeds[0]]))
+def _decode(decoder: Any, x: Tensor, args: tuple[Any, ...], seed: Tensor | None) -> Tensor:
+    return decoder(x, *args) if seed is None else decoder(x, *args, drop=hashed([seed]))
+
+
+def _embed(encoder: Any, x: Tensor, seeds: Tensor | None, packing: Any) -> Tensor:
+    if seeds is None:
+        return encoder.embed(x, packing=packing)
+    return encoder.embed(x, hashed([seeds[0]]), packing)
 
 
 def _run_layer(

@@ -12,6 +12,7 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder, AudioEncoderConfig, Execution
 from music_ssl_fairseq.modules.dropout import Drop, drop
 from music_ssl_fairseq.modules.ema_teacher import EMATeacher, annealed_decay
+from music_ssl_fairseq.modules.packing import indices_in_crops, repeat_crops
 from music_ssl_fairseq.runtime.settings import setting
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class Music2VecModel(AudioEncoder):
     def __init__(self, cfg: Music2VecConfig):
         super().__init__(cfg)
         check_targets(cfg)
-        self.final_proj = nn.Linear(cfg.encoder_embed_dim, cfg.encoder_embed_dim)
+        self.final_proj = nn.Linear(self.head_width, cfg.encoder_embed_dim)
         self.teacher: EMATeacher | None = None
         # As in fairseq: ema_layers_only implies ema_transformer_only.
         self._whole_teacher = not (cfg.ema_transformer_only or cfg.ema_layers_only)
@@ -118,15 +119,18 @@ class Music2VecModel(AudioEncoder):
         mask: Tensor,
         masked_indices: Tensor | None = None,
         padding_mask: Tensor | None = None,
+        num_visible: int | None = None,
     ) -> dict[str, Tensor]:
         """Predict the teacher's representation of the masked frames.
 
         Args:
             source: `[B, T]` waveforms.
-            mask: `[B, frames]` bool, True for masked frames (never for padding).
-            masked_indices: `[N]` ascending indices into `B * frames` of the masked frames. By
+            mask: `[views, frames]` bool, True for masked frames (never for padding): one or several
+                masks per crop, those of a crop in succession.
+            masked_indices: `[N]` ascending indices into `views * frames` of the masked frames. By
                 default found here, which synchronises with the GPU.
             padding_mask: `[B, T]` bool, True for padding, or None.
+            num_visible: see `contextualise`.
 
         Returns:
             `prediction` and `target`, both `[N, D]` float32, the target without gradient;
@@ -139,15 +143,17 @@ class Music2VecModel(AudioEncoder):
             features = self.extract(source, execution)
             padding = self.frame_padding(padding_mask, features.size(1))
             x, projected = execution.enter(self, features, mask)
-            x, _, _ = self.encoder(x, padding, execution, masked_indices)
+            views = None if padding is None else repeat_crops(padding, len(mask))
+            x, _ = self.contextualise(x, mask, views, execution, masked_indices, num_visible)
             prediction = self.final_proj(x)
             target = self.targets(source, projected.detach(), padding, execution)
-        prediction, own = prediction.float(), target.flatten(0, 1)[masked_indices]
+        in_crops = indices_in_crops(masked_indices, mask.size(1), len(mask) // len(source))
+        prediction, own = prediction.float(), target.flatten(0, 1)[in_crops]
         return {
             "prediction": prediction,
             "target": own,
             "target_position": position_share(target),
-            "pred_music": music_gain(prediction.detach(), own, target, masked_indices),
+            "pred_music": music_gain(prediction.detach(), own, target, in_crops),
         }
 
     @torch.no_grad()
@@ -184,7 +190,7 @@ class Music2VecModel(AudioEncoder):
     def enter(self, features: Tensor, mask: Tensor, drop: Drop = drop) -> tuple[Tensor, Tensor]:
         """Map the extractor's features to the encoder's input, masked and unmasked."""
         projected = self.project(features)
-        return self.apply_mask(drop(self.dropout_input, projected), mask), projected
+        return self.mask_views(projected, mask, drop), projected
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Return the tensors of fairseq's Data2VecAudioModel, the teacher's as a dict in `_ema`."""

@@ -15,6 +15,7 @@ from music_ssl_fairseq.frames import FrameGrid
 from music_ssl_fairseq.models.random_projection import MelBands, RandomProjection
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder, AudioEncoderConfig, Execution
 from music_ssl_fairseq.modules.dropout import Drop, drop
+from music_ssl_fairseq.modules.packing import repeat_crops
 from music_ssl_fairseq.modules.pitch_filters import ConstantQ
 from music_ssl_fairseq.modules.unit_head import UnitHead
 from music_ssl_fairseq.runtime.settings import setting
@@ -93,7 +94,7 @@ class MusicHubertModel(AudioEncoder):
                 "nothing to predict: task.label_dir is empty and model.projection_targets is none"
             )
         self._check_label_layers()
-        self.final_proj = nn.Linear(cfg.encoder_embed_dim, cfg.final_dim * len(self.num_classes))
+        self.final_proj = nn.Linear(self.head_width, cfg.final_dim * len(self.num_classes))
         embeddings = torch.empty(sum(self.num_classes), cfg.final_dim)
         draw = nn.init.normal_ if str(cfg.unit_init) == "normal" else nn.init.uniform_
         self.label_embs_concat = nn.Parameter(draw(embeddings))
@@ -102,7 +103,7 @@ class MusicHubertModel(AudioEncoder):
         self.cqt_proj: nn.Linear | None = None
         if cfg.cqt_bands:
             self.cqt = ConstantQ(cfg.cqt_bands, cfg.pitch_taps, self.grid)
-            self.cqt_proj = nn.Linear(cfg.encoder_embed_dim, self.cqt.bands)
+            self.cqt_proj = nn.Linear(self.head_width, self.cqt.bands)
 
     @classmethod
     def build_model(cls, cfg: MusicHubertConfig, task: Any) -> "MusicHubertModel":
@@ -113,6 +114,11 @@ class MusicHubertModel(AudioEncoder):
         layers, number = self.cfg.label_layers, self.cfg.encoder_layers
         if layers is None:
             return
+        if self.decoder is not None:
+            raise InputError(
+                f"model.label_layers={list(layers)} does not go with model.encode=visible, whose "
+                "decoder reads the last layer: take model.label_layers=null or model.encode=all"
+            )
         if len(layers) != len(self.num_classes) or not all(1 <= n <= number for n in layers):
             raise InputError(
                 f"model.label_layers is {list(layers)}: give a layer from 1 to {number} for each "
@@ -131,6 +137,7 @@ class MusicHubertModel(AudioEncoder):
         unmasked_indices: Tensor | None = None,
         padding_mask: Tensor | None = None,
         score_unmasked: bool = True,
+        num_visible: int | None = None,
     ) -> dict[str, Any]:
         """Score every unit at every frame, or at every masked frame.
 
@@ -138,12 +145,14 @@ class MusicHubertModel(AudioEncoder):
             source: `[B, T]` waveforms.
             target: `[B, frames, sets]` class of each frame in each label set, -1 where there is
                 none. Random projections' units are added here.
-            mask: `[B, frames]` bool, True for masked frames.
-            masked_indices: `[N]` ascending indices into `B * frames` of the masked frames that
+            mask: `[views, frames]` bool, True for masked frames: one or several masks per crop,
+                those of a crop in succession.
+            masked_indices: `[N]` ascending indices into `views * frames` of the masked frames that
                 have a target. By default found here, which synchronises with the GPU.
             unmasked_indices: `[M]` likewise for unmasked frames.
             padding_mask: `[B, T]` bool, True for padding, or None.
             score_unmasked: False if the unmasked frames' scores are not needed.
+            num_visible: see `contextualise`.
 
         Returns:
             `logits_m`: a list with `[N, classes]` per label set. `target_m`: `[N, sets]`.
@@ -156,6 +165,7 @@ class MusicHubertModel(AudioEncoder):
         score_unmasked = score_unmasked and not self.cfg.skip_nomask
         if self.random_units is not None:
             target = torch.cat([target, self.random_units(source)], dim=-1)
+        target = repeat_crops(target, len(mask))
         if masked_indices is None:
             masked_indices = _indices(mask & _has_units(target))
         if unmasked_indices is None and score_unmasked:
@@ -164,8 +174,9 @@ class MusicHubertModel(AudioEncoder):
         with self.autocast(source.device):
             features = self.extract(source, execution)
             padding = self.frame_padding(padding_mask, features.size(1))
+            padding = None if padding is None else repeat_crops(padding, len(mask))
             x, penalty = execution.enter(self, features, mask)
-            x, hidden_states, _ = self.encoder(x, padding, execution, needed)
+            x, hidden_states = self.contextualise(x, mask, padding, execution, needed, num_visible)
         target = target.flatten(0, 1)
         masked = self._frames(x, hidden_states, masked_indices)
         output: dict[str, Any] = {
@@ -177,7 +188,8 @@ class MusicHubertModel(AudioEncoder):
         }
         if self.cqt is not None and self.cqt_proj is not None:
             with self.autocast(source.device):
-                levels = self.cqt(source).flatten(0, 1)[masked_indices]
+                levels = repeat_crops(self.cqt(source), len(mask))
+                levels = levels.flatten(0, 1)[masked_indices]
                 error = (self.cqt_proj(_chosen(x, masked_indices)).float() - levels).square()
             output["cqt_error"] = error.mean(-1).sum()
         if score_unmasked:
@@ -188,16 +200,16 @@ class MusicHubertModel(AudioEncoder):
 
     def enter(self, features: Tensor, mask: Tensor, drop: Drop = drop) -> tuple[Tensor, Tensor]:
         """Map the extractor's features to the encoder's input and the features' mean square."""
-        x = self.apply_mask(drop(self.dropout_input, self.project(features)), mask)
+        x = self.mask_views(self.project(features), mask, drop)
         return x, self.feature_penalty(features)
 
     def _frames(self, x: Tensor, hidden_states: list[Tensor], indices: Any) -> list[Tensor]:
         """Return the frames `[N, D]` that predict units: one tensor for all sets, or one per set.
 
         Args:
-            x: the encoder's output, `[B, frames, D]`, or `[N, D]` of these frames.
+            x: the output of `contextualise`, `[views, frames, D]`, or `[N, D]` of these frames.
             hidden_states: each layer's output, from which come those of `label_layers`.
-            indices: `[N]` ascending indices into `B * frames`.
+            indices: `[N]` ascending indices into `views * frames`.
         """
         layers, last = self.cfg.label_layers or [0], self.cfg.encoder_layers
         states = [x if layer in (0, last) else hidden_states[layer - 1] for layer in layers]

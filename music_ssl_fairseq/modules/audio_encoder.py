@@ -17,6 +17,9 @@ from music_ssl_fairseq.frames import (
     parse_conv_layers,
 )
 from music_ssl_fairseq.modules.conv_extractor import ConvExtractor, ScaleGradient
+from music_ssl_fairseq.modules.decoder import Decoder
+from music_ssl_fairseq.modules.dropout import Drop, drop
+from music_ssl_fairseq.modules.packing import packing_of, repeat_crops
 from music_ssl_fairseq.modules.pitch_filters import PitchFilters
 from music_ssl_fairseq.modules.positional_conv import PositionalConv
 from music_ssl_fairseq.modules.transformer import TransformerEncoder, TransformerLayer
@@ -68,6 +71,20 @@ class AudioEncoderConfig(FairseqDataclass):
         "batch. fairseq: its own masks, of which random frames are unmasked until all crops of "
         "the batch have as few as the least masked. Not in fairseq",
     )
+    encode: ChoiceEnum(["all", "visible"]) = setting(  # type: ignore[valid-type]
+        "all",
+        "frames that the Transformer sees in training. visible: unmasked ones alone, from which a "
+        "decoder predicts the masked ones (data2vec 2.0, arXiv 2212.07525); the encoder has the "
+        "same tensors. Needs mask_mode=fixed",
+    )
+    clone_batch: int = setting(
+        1, "masks per crop, which share a pass of extractor and teacher (data2vec 2.0's field)"
+    )
+    decoder_dim: int = setting(384, "encode=visible: width of the decoder")
+    decoder_layers: int = setting(4, "its convolutions")
+    decoder_kernel: int = setting(7, "frames seen by each")
+    decoder_groups: int = setting(16, "groups of each")
+    decoder_input_dropout: float = setting(0.1, "dropout of the decoder's input")
     residual_init: float = setting(
         1.0,
         "factor on the initial weights of what each Transformer layer adds to its input: value, "
@@ -102,7 +119,11 @@ class AudioEncoderConfig(FairseqDataclass):
 
 
 class AudioEncoder(BaseFairseqModel):
-    """Convolutional extractor, projection and Transformer, under fairseq's parameter names."""
+    """Convolutional extractor, projection and Transformer, under fairseq's parameter names.
+
+    Attributes:
+        head_width: width of the frames from which heads predict: see `contextualise`.
+    """
 
     def __init__(self, cfg: AudioEncoderConfig):
         super().__init__()
@@ -138,6 +159,14 @@ class AudioEncoder(BaseFairseqModel):
             cfg.layer_norm_first,
             cfg.residual_init,
         )
+        self.decoder: Decoder | None = None
+        self.head_width = dim
+        if str(cfg.encode) == "visible":
+            convolutions = cfg.decoder_layers, cfg.decoder_kernel, cfg.decoder_groups
+            self.decoder = Decoder(
+                *(dim, cfg.decoder_dim, *convolutions, cfg.decoder_input_dropout), self.execution
+            )
+            self.head_width = cfg.decoder_dim
 
     def _projection(self, channels: int, dim: int) -> nn.Linear | None:
         return nn.Linear(channels, dim)
@@ -196,9 +225,55 @@ class AudioEncoder(BaseFairseqModel):
         real_frames = frames_within(real_samples, self.grid.window, self.grid.hop)
         return torch.arange(num_frames, device=padding_mask.device) >= real_frames
 
-    def apply_mask(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Replace the frames of a mask `[B, frames]` by the learned mask embedding."""
-        return torch.where(mask.unsqueeze(-1), self.mask_emb.to(x.dtype), x)
+    def mask_views(self, x: Tensor, mask: Tensor, drop: Drop = drop) -> Tensor:
+        """Make the encoder's input: crops `[B, frames, D]` under masks `[views, frames]`.
+
+        Masked frames are the learned mask embedding. If the encoder does not see them, they are
+        zeros for the positional convolution of the others, and the decoder has the embedding.
+        """
+        x = drop(self.dropout_input, repeat_crops(x, len(mask)))
+        blank = 0 if self.decoder is not None else self.mask_emb.to(x.dtype)
+        return torch.where(mask.unsqueeze(-1), blank, x)
+
+    def contextualise(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        padding: Tensor | None,
+        execution: Execution,
+        needed: Tensor | None = None,
+        num_visible: int | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Encode views, and with `encode=visible` decode their masked frames.
+
+        Args:
+            x: `[views, frames, D]`, from `mask_views` with the same mask.
+            mask: `[views, frames]` bool, True for masked frames.
+            padding: `[views, frames]` bool, True for padding, or None.
+            execution: how operations run.
+            needed: `[N]` ascending indices into `views * frames` of the frames to return; None for
+                all.
+            num_visible: most frames of a view that are neither masked nor padding, and the number
+                of each if there is no padding. By default found here, which synchronises with the
+                GPU.
+
+        Returns:
+            `[views, frames, head_width]`, or `[N, head_width]`; and each Transformer layer's
+            output, of the frames that it had.
+        """
+        if self.decoder is None:
+            x, hidden_states, _ = self.encoder(x, padding, execution, needed)
+            return x, hidden_states
+        visible = ~mask if padding is None else ~(mask | padding)
+        if num_visible is None:
+            counts = visible.sum(1)
+            num_visible = int(counts.max())
+            if padding is None and int(counts.min()) < num_visible:
+                padding = torch.zeros_like(mask)
+        packing = packing_of(visible, num_visible)
+        x, hidden_states, _ = self.encoder(x, padding, execution, packing=packing)
+        args = packing, mask, self.mask_emb, padding, needed
+        return execution.decode(self.decoder, x, *args), hidden_states
 
     @torch.no_grad()
     def layers(

@@ -10,7 +10,7 @@ from music_ssl_fairseq.fast.dispatch import PLAIN, Execution
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor, groups: int, execution: Execution) -> Tensor:
-    """Convolve groups of channels over time, keeping the length: `[B, T, D]` to `[B, T, D]`."""
+    """Convolve groups of channels over time, keeping the length: `[B, T, D]` to `[B, T, D']`."""
     if execution.is_fast(x):
         return execution.grouped_conv(x, weight, bias, groups)
     y = F.conv1d(x.transpose(1, 2), weight, bias, padding=weight.size(-1) // 2, groups=groups)
@@ -40,17 +40,17 @@ class _WeightNormConv(nn.Module):
         return F.gelu(_convolve(x, weight, self.bias, self.groups, self.execution))
 
 
-class _ConvBlock(nn.Module):
+class ConvBlock(nn.Module):
     """One of data2vec's stacked convolutions: convolve, normalise without parameters, GELU."""
 
-    def __init__(self, dim: int, kernel: int, groups: int, execution: Execution):
+    def __init__(self, dim: int, width: int, kernel: int, groups: int, execution: Execution):
         super().__init__()
         self.execution = execution
         # "0": the convolution's position in fairseq's nn.Sequential.
-        self.add_module("0", nn.Conv1d(dim, dim, kernel, groups=groups))
+        self.add_module("0", nn.Conv1d(dim, width, kernel, groups=groups))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map `[B, T, D]` to `[B, T, D]`."""
+        """Map `[B, T, dim]` to `[B, T, width]`."""
         conv = self.get_submodule("0")
         y = _convolve(x, conv.weight, conv.bias, conv.groups, self.execution)  # type: ignore[arg-type]
         return F.gelu(F.layer_norm(y.float(), y.shape[-1:]).to(y.dtype))
@@ -76,6 +76,6 @@ class PositionalConv(nn.Sequential):
     ):
         if depth > 1:
             width = max(3, kernel // depth)
-            super().__init__(*[_ConvBlock(dim, width, groups, execution) for _ in range(depth)])
+            super().__init__(*[ConvBlock(dim, dim, width, groups, execution) for _ in range(depth)])
         else:
             super().__init__(_WeightNormConv(dim, kernel, groups, execution))

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from music_ssl_fairseq.fast.dispatch import PLAIN, Execution, gelu, working_dtype
 from music_ssl_fairseq.modules.dropout import Drop, drop
+from music_ssl_fairseq.modules.packing import Packing, pack
 from music_ssl_fairseq.modules.positional_conv import PositionalConv
 
 
@@ -131,6 +132,7 @@ class TransformerEncoder(nn.Module):
         padding_mask: Tensor | None = None,
         execution: Execution = PLAIN,
         masked_indices: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Encode frames.
 
@@ -140,18 +142,21 @@ class TransformerEncoder(nn.Module):
             execution: how operations run.
             masked_indices: `[N]` int64, ascending indices into `B * T`: return the output of these
                 frames alone. None for all frames.
+            packing: leave out all other frames once positions are added; None for all frames.
 
         Returns:
-            The encoder's output, `[B, T, D]`, or `[N, D]` of the masked frames. Each layer's output
+            The encoder's output, `[B, T, D]`, or `[N, D]` of the masked frames, or `[B, K, D]` of
+            packed ones. Each layer's output
             (its input, if LayerDrop leaves it out); the last may be `[N, D]`. The feed-forward
             outputs of the layers that ran, without those of fused layers with gradients.
         """
         attend = None
         if padding_mask is not None:
             x = x.masked_fill(padding_mask.unsqueeze(-1), 0)
-            attend = ~padding_mask[:, None, None, :]
+            real = ~padding_mask if packing is None else packing.frames >= 0
+            attend = real[:, None, None, :]
         hidden_states, feed_forwards = [], []
-        x, run_layer = execution.encode(self, x, attend, masked_indices)
+        x, run_layer = execution.encode(self, x, attend, masked_indices, packing)
         for layer in self.layers:
             dropped = (
                 self.training and self.layerdrop > 0 and torch.rand(()).item() < self.layerdrop
@@ -170,9 +175,11 @@ class TransformerEncoder(nn.Module):
     def _drops_layer(self) -> bool:
         return self.training and self.layerdrop > 0 and torch.rand(()).item() < self.layerdrop
 
-    def embed(self, x: Tensor, drop: Drop = drop) -> Tensor:
-        """Add positions to `[B, T, D]`; normalise and drop."""
+    def embed(self, x: Tensor, drop: Drop = drop, packing: Packing | None = None) -> Tensor:
+        """Add positions to `[B, T, D]`, and pack; normalise and drop."""
         x = x + self.pos_conv(x)
+        if packing is not None:
+            x = pack(x, packing)
         if not self.layer_norm_first:
             x = _norm(self.layer_norm, x)
         return drop(self.dropout, x)

@@ -85,6 +85,8 @@ class PretrainingConfig(FairseqDataclass):
     mask_prob: Optional[float] = setting(II("model.mask_prob"), "the model's; set it there")
     mask_length: Optional[int] = setting(II("model.mask_length"), "the model's; set it there")
     mask_mode: Optional[str] = setting(II("model.mask_mode"), "the model's; set it there")
+    encode: Optional[str] = setting(II("model.encode"), "the model's; set it there")
+    clone_batch: Optional[int] = setting(II("model.clone_batch"), "the model's; set it there")
     conv_feature_layers: Optional[str] = setting(
         II("model.conv_feature_layers"), "the model's; set it there"
     )
@@ -105,6 +107,24 @@ def _span_growth(cfg: PretrainingConfig, mode: str) -> SpanGrowth | None:
             f"{mode}: take model.mask_mode=fixed"
         )
     return SpanGrowth(cfg.mask_length_start, cfg.mask_length or 0, cfg.mask_growth_epochs)
+
+
+def _of_model(cfg: PretrainingConfig, name: str, default: Any) -> Any:
+    """Return a setting of the model, which early checkpoints may not have."""
+    value = OmegaConf.select(cfg, name, throw_on_resolution_failure=False)
+    return default if value is None else value
+
+
+def _check_masks(mode: str, visible: bool, masks: int) -> None:
+    """Refuse masks that a crop cannot have, or not have several of."""
+    if masks < 1:
+        raise InputError(f"model.clone_batch is {masks}: give the masks per crop, at least 1")
+    for setting_, used in (("encode=visible", visible), (f"clone_batch={masks}", masks > 1)):
+        if used and mode != "fixed":
+            raise InputError(
+                f"model.{setting_} does not go with model.mask_mode={mode}, whose number of masked "
+                "frames depends on the batch: take model.mask_mode=fixed"
+            )
 
 
 class PretrainingTask(RunFolderTask):
@@ -163,9 +183,13 @@ class PretrainingTask(RunFolderTask):
     def load_dataset(self, split: str, **kwargs: Any) -> None:
         """Load `<data>/<split>.tsv`; fairseq's other arguments are ignored."""
         cfg = self.cfg
-        # Early checkpoints have no model.mask_mode.
-        mode = OmegaConf.select(cfg, "mask_mode", throw_on_resolution_failure=False) or "fixed"
+        mode = _of_model(cfg, "mask_mode", "fixed")
+        visible, masks = (
+            _of_model(cfg, "encode", "all") == "visible",
+            _of_model(cfg, "clone_batch", 1),
+        )
         with one_line_errors():
+            _check_masks(mode, visible, masks)
             manifest = Manifest(os.path.join(cfg.data, f"{split}.tsv"))
             self.datasets[split] = PretrainingDataset(
                 manifest,
@@ -180,6 +204,8 @@ class PretrainingTask(RunFolderTask):
                 max_unreadable=cfg.max_unreadable,
                 mix_prob=cfg.mix_prob,
                 span_growth=_span_growth(cfg, mode),
+                masks_per_crop=masks,
+                count_visible=visible,
                 labels=self.labels(split, manifest),
             )
         counts = len(manifest), hours(manifest.num_samples), len(self.datasets[split])

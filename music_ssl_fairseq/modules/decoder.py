@@ -1,0 +1,87 @@
+"""The decoder of `model.encode: visible`: masked frames from visible ones (data2vec 2.0)."""
+
+import torch
+from torch import Tensor, nn
+
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.fast.dispatch import PLAIN, Execution
+from music_ssl_fairseq.modules.dropout import Drop, drop
+from music_ssl_fairseq.modules.packing import Packing, take, unpack
+from music_ssl_fairseq.modules.positional_conv import ConvBlock
+
+
+class Decoder(nn.Module):
+    """Convolutions over all places of a crop (Baevski et al., arXiv 2212.07525, section 3.2).
+
+    Visible places hold the encoder's outputs, masked ones a learned token. It is fairseq's
+    Decoder1d without its last projection, which is the model's `final_proj`. There masked places
+    hold noise of deviation 0.01.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        width: int,
+        layers: int,
+        kernel: int,
+        groups: int,
+        input_dropout: float,
+        execution: Execution = PLAIN,
+    ):
+        """Build the convolutions.
+
+        Args:
+            dim: channels of the encoder.
+            width: channels of the decoder.
+            layers: convolutions, all but the first with a residual sum.
+            kernel: frames that one convolution covers.
+            groups: of channels, per convolution.
+            input_dropout: dropout of the encoder's outputs.
+
+        Raises:
+            InputError: if there are no such convolutions.
+        """
+        super().__init__()
+        if min(width, layers, kernel, groups) < 1 or dim % groups or width % groups:
+            raise InputError(
+                f"model.decoder_groups={groups} must divide model.decoder_dim={width} and "
+                f"model.encoder_embed_dim={dim}, and model.decoder_layers={layers} and "
+                f"model.decoder_kernel={kernel} be at least 1"
+            )
+        self.input_dropout = nn.Dropout(input_dropout)
+        self.blocks = nn.ModuleList(
+            ConvBlock(width if i else dim, width, kernel, groups, execution) for i in range(layers)
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        packing: Packing,
+        mask: Tensor,
+        mask_token: Tensor,
+        padding: Tensor | None = None,
+        indices: Tensor | None = None,
+        drop: Drop = drop,
+    ) -> Tensor:
+        """Fill the places of a mask.
+
+        Args:
+            x: `[views, K, D]`, the encoder's outputs.
+            packing: where these frames lie.
+            mask: `[views, F]` bool, True for masked frames.
+            mask_token: `[D]`.
+            padding: `[views, F]` bool, True for padding, or None. It stays zero, as if each crop
+                were convolved by itself.
+            indices: `[N]` ascending indices into `views * F` of the frames needed; None for all.
+
+        Returns:
+            `[views, F, width]`, or `[N, width]`.
+        """
+        x = unpack(drop(self.input_dropout, x), packing)
+        x = torch.where(mask.unsqueeze(-1), mask_token.to(x.dtype), x)
+        for block in self.blocks:
+            y = block(x)
+            x = x + y if y.shape == x.shape else y
+            if padding is not None:
+                x = x.masked_fill(padding.unsqueeze(-1), 0)
+        return x if indices is None else take(x, indices)
