@@ -22,7 +22,7 @@ from tests import EXAMPLES
 from tests.fairseq_commands import TINY, logged, make_corpus, train
 
 CONFIGS = EXAMPLES / "music_hubert"
-SCHEDULES = ("short", "day", "random_projection", "curriculum")
+SCHEDULES = ("short", "day", "random_projection", "curriculum", "visible")
 SIZES_ALONE = ("long_crops", "long_filters")  # differ in what a tiny model replaces
 OTHERS = ("config", "run_folder", *SCHEDULES, *SIZES_ALONE, "harmonic", "tiny")
 VARIANTS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in OTHERS)

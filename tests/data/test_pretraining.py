@@ -276,6 +276,47 @@ def test_fairseqs_masks_are_drawn_for_a_batch(folder):
         dataset(folder, mask=FairseqMask(0.8, 40))
 
 
+def test_several_masks_of_a_crop(folder):
+    """The first is that of a single one; views of a crop follow each other in a batch."""
+    single, data = dataset(folder), dataset(folder, masks_per_crop=3, count_visible=True)
+    items = [data[index] for index in (0, 10)]  # the second crop is shorter
+    for index, item in zip((0, 10), items, strict=True):
+        masks = item["mask"]
+        assert len(masks) == 3
+        assert torch.equal(masks[0], single[index]["mask"][0])
+        assert not torch.equal(masks[0], masks[1])
+        assert set(masks.sum(1).tolist()) == {SpanMask(0.65, 10).count(masks.size(1))}
+    net_input = data.collater(items)["net_input"]
+    mask = net_input["mask"]
+    frames = [item["mask"].size(1) for item in items for _ in range(3)]
+    assert torch.equal(mask[1], items[0]["mask"][1])
+    assert torch.equal(mask[5, : frames[5]], items[1]["mask"][2])
+    visible = [int((~mask[row, :count]).sum()) for row, count in enumerate(frames)]
+    assert net_input["num_visible"] == max(visible)
+    assert len(net_input["unmasked_indices"]) == sum(visible)
+    assert net_input["masked_indices"].tolist() == mask.flatten().nonzero()[:, 0].tolist()
+    assert "num_visible" not in single.collater([single[0]])["net_input"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"encode": "visible"}, r"encode=visible does not go with model\.mask_mode=fairseq"),
+        ({"clone_batch": 2}, r"clone_batch=2 does not go with model\.mask_mode=fairseq"),
+        ({"clone_batch": 0, "mask_mode": "fixed"}, r"clone_batch is 0"),
+    ],
+)
+def test_masks_that_a_crop_cannot_have_are_one_line(folder, settings, message):
+    cfg = Music2VecPretrainingConfig(
+        data=str(folder),
+        **{"mask_prob": 0.5, "mask_length": 8, "conv_feature_layers": DEFAULT_CONV_LAYERS},
+        **{"mask_mode": "fairseq", "encode": "all", "clone_batch": 1, **settings},
+    )
+    task = Music2VecPretrainingTask(OmegaConf.structured(cfg))
+    with pytest.raises(InputError, match=message):
+        task.load_dataset("train")
+
+
 @pytest.mark.parametrize(("mode", "kind"), [("fairseq", FairseqMask), (None, SpanMask)])
 def test_the_model_says_whose_masks(folder, mode, kind):
     """`model.mask_mode`, which a checkpoint of an older version does not have."""

@@ -26,6 +26,7 @@ from music_ssl_fairseq.fast.kernels import gelu as gelu_kernels
 from music_ssl_fairseq.fast.kernels import norm as norm_kernels
 from music_ssl_fairseq.fast.kernels import sum as sum_kernels
 from music_ssl_fairseq.fast.transformer_layer import cast_weights, fused_layer
+from music_ssl_fairseq.modules.packing import packing_of
 from music_ssl_fairseq.modules.positional_conv import PositionalConv
 from music_ssl_fairseq.modules.transformer import TransformerEncoder, TransformerLayer
 
@@ -450,6 +451,33 @@ def test_graphed_layers_say_when_two_passes_mix(graphs):
     first, _ = (_play(None, [0], x, _seeds(1), captured, None) for _ in range(2))
     with pytest.raises(RuntimeError, match="before the backward pass"):
         first.sum().backward()
+
+
+def test_encoder_of_packed_frames(monkeypatch):
+    """The fast path, on a GPU as graphs, against the plain one."""
+    if not GPU:
+        monkeypatch.setattr(dispatch, "graphed_layers", lambda *_: None)
+        monkeypatch.setattr(dispatch, "can_fuse_layer", lambda *_: True)
+        monkeypatch.setattr(dispatch, "compiled", lambda function, _: function)
+    layers = _layers(1)
+    layers[0].dropout.p = 0.0
+    pos_conv = PositionalConv(32, 9, 4, 1, Execution("auto"))
+    encoder = TransformerEncoder(layers, pos_conv, 32, 0.0, 0.0, False).to(DEVICE)
+    frames, number = (249, 108) if GPU else (11, 6)
+    visible = torch.stack([torch.randperm(frames, device=DEVICE) < number for _ in range(2)])
+    packing = packing_of(visible, number)
+    x, grad = random(2, frames, 32), random(2, number, 32)
+    results = []
+    for fast in (False, True):
+        encoder.zero_grad()
+        y = x.clone().requires_grad_()
+        with torch.autocast("cuda", torch.float16, enabled=GPU):
+            output, _, _ = encoder(y, None, Execution("auto", fast), packing=packing)
+        output.backward(grad.to(output.dtype))
+        results.append([output, y.grad, *[p.grad for p in encoder.parameters()]])
+    for plain, ours in zip(*results, strict=True):
+        scale = max(plain.float().norm().item(), 1e-2 * grad.float().norm().item())
+        assert (ours.float() - plain.float()).norm() < 20 * ROUNDING * scale
 
 
 @pytest.mark.parametrize("layerdrop", [0.0, 1.0])

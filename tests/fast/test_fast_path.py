@@ -17,10 +17,11 @@ from tests import tiny
 
 @pytest.mark.parametrize("frames", [1, 15, 16, 49])
 @pytest.mark.parametrize("kernel", [3, 19, 128])
-def test_block_conv_is_a_grouped_convolution(frames, kernel):
+@pytest.mark.parametrize("width", [24, 8])
+def test_block_conv_is_a_grouped_convolution(frames, kernel, width):
     x = torch.randn(2, frames, 24, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(24, 6, kernel, dtype=torch.float64, requires_grad=True)
-    bias = torch.randn(24, dtype=torch.float64)
+    weight = torch.randn(width, 6, kernel, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(width, dtype=torch.float64)
     ours = block_conv(x, weight, bias, 4)
     plain = F.conv1d(x.transpose(1, 2), weight, bias, padding=kernel // 2, groups=4)
     plain = plain[..., :frames].transpose(1, 2)
