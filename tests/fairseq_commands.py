@@ -10,6 +10,8 @@ from unittest import mock
 
 import numpy as np
 from fairseq import checkpoint_utils
+from hydra._internal.hydra import Hydra
+from hydra.core.config_store import ConfigStore
 
 import music_ssl_fairseq
 from manifests_tools import pretrain
@@ -28,6 +30,19 @@ TINY = [
     "task.crop_seconds=1",
     "task.min_seconds=1",
 ]
+
+
+def compose_quickly() -> None:
+    """Spare hydra what takes most of the time that it composes a configuration.
+
+    It copies its store of all configurations, though it copies each again as it reads it; and it
+    composes everything twice, of which the first time is for `hydra.mode`, which nothing here sets.
+    """
+    ConfigStore.__deepcopy__ = lambda store, _: store
+    Hydra.get_mode = lambda *_, **__: None
+
+
+compose_quickly()
 
 
 def make_corpus(folder: Path, k: int = 12, sample_rate: int | None = None) -> Path:

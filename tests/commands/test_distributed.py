@@ -1,17 +1,17 @@
 """Training in several processes: the same as in one, and nobody waits for a GPU."""
 
+import itertools
 import json
 import multiprocessing
 import socket
-import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from fairseq.distributed import LegacyDistributedDataParallel, ModuleProxyWrapper, utils
+from fairseq.tasks import FairseqTask
 from fairseq.trainer import Trainer
 from omegaconf import OmegaConf
 from torch import nn
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from music_ssl_fairseq.compat import exchange_numbers_on_cpu, fork_workers
 from music_ssl_fairseq.optim.fused_adamw import FusedAdamW, FusedAdamWConfig
-from tests import EXAMPLES, tiny
+from tests import tiny
 from tests.fairseq_commands import TINY, logged, make_corpus, train
 
 OFF = ("dropout", "attention_dropout", "dropout_input", "encoder_layerdrop")
@@ -40,67 +40,58 @@ def group():
     torch.distributed.destroy_process_group()
 
 
-# fairseq-hydra-train that notes what is summed, in which order, and what within a backward pass;
-# and that runs out of memory in one of its batches, before or after the rest of that.
-COMMAND = """
-import json
-import sys
-import torch
-from fairseq.tasks import FairseqTask
-from fairseq_cli.hydra_train import cli_main
+def _train_noting(rank: int, overrides: list[str], fails_in: int, fails_late_in: int) -> None:
+    """Train, and note in `sums_RANK.json` what is summed, and whether within a backward pass.
 
-notes, fails_in, fails_late = sys.argv.pop(), int(sys.argv.pop()), sys.argv.pop() == "late"
-all_reduce, train_step = torch.distributed.all_reduce, FairseqTask.train_step
-sums, batches = [], 0
+    Two batches run out of memory: `fails_in` before all else, `fails_late_in` after it.
+    """
+    all_reduce, train_step = torch.distributed.all_reduce, FairseqTask.train_step
+    sums: list[list] = []
+    batches = itertools.count(1)
 
-def noted(tensor, *args, **kwargs):
-    sums.append([tensor.numel(), torch._C._current_graph_task_id() >= 0])
-    return all_reduce(tensor, *args, **kwargs)
+    def noted(tensor, *args, **kwargs):
+        sums.append([tensor.numel(), torch._C._current_graph_task_id() >= 0])
+        return all_reduce(tensor, *args, **kwargs)
 
-def failing(*args, **kwargs):
-    global batches
-    batches += 1
-    if batches == fails_in and not fails_late:
-        raise RuntimeError("out of memory")
-    result = train_step(*args, **kwargs)
-    if batches == fails_in:
-        raise RuntimeError("out of memory")
-    return result
+    def failing(*args, **kwargs):
+        batch = next(batches)
+        if batch == fails_in:
+            raise RuntimeError("out of memory")
+        result = train_step(*args, **kwargs)
+        if batch == fails_late_in:
+            raise RuntimeError("out of memory")
+        return result
 
-torch.distributed.all_reduce, FairseqTask.train_step = noted, failing
-cli_main()
-with open(notes, "w") as file:
-    json.dump(sums, file)
-"""
+    torch.distributed.all_reduce, FairseqTask.train_step = noted, failing
+    train("music_hubert", *overrides)
+    Path(f"sums_{rank}.json").write_text(json.dumps(sums))
 
 
-def _train_two(*overrides: str, fails_in: int = 0, fails: str = "early") -> list[list[list]]:
-    """Train in two processes, in runs `two_0` and `two_1`, of which the second runs out of memory
-    in its batch `fails_in`.
+def _train_two(*overrides: str, fails_in: int = 0, fails_late_in: int = 0) -> list[list[list]]:
+    """Train in two processes, in runs `two_0` and `two_1`, of which the second runs out of memory.
+
+    They are forks of this one, which has imported everything.
 
     Returns:
         Of each process, all sums: how many numbers, and whether within a backward pass.
     """
     several = f"distributed_init_method='tcp://127.0.0.1:{_free_port()}'"
     settings = (several, "distributed_world_size=2", "distributed_no_spawn=true")
-    command = [
-        *("--config-dir", str(EXAMPLES / "music_hubert"), *overrides),
-        *("common.cpu=true", "distributed_training.distributed_backend=gloo"),
+    common = [
+        *(*overrides, "common.cpu=true", "distributed_training.distributed_backend=gloo"),
         *(f"distributed_training.{setting}" for setting in settings),
     ]
-    processes = [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-c", COMMAND, *command, f"hydra.run.dir=two_{rank}"),
-                f"distributed_training.distributed_rank={rank}",
-                *(fails, str(rank * fails_in), f"sums_{rank}.json"),
-            ],
-            stdout=subprocess.DEVNULL,
-        )
-        for rank in range(2)
-    ]
+    processes = []
+    for rank in range(2):
+        own = [f"hydra.run.dir=two_{rank}", f"distributed_training.distributed_rank={rank}"]
+        arguments = (rank, [*common, *own], rank * fails_in, rank * fails_late_in)
+        fork = multiprocessing.get_context("fork")
+        processes.append(fork.Process(target=_train_noting, args=arguments))
+        processes[-1].start()
     try:
-        assert [process.wait(timeout=240) for process in processes] == [0, 0]
+        for process in processes:
+            process.join(240)
+        assert [process.exitcode for process in processes] == [0, 0]
     finally:
         for process in processes:
             process.kill()
@@ -135,28 +126,27 @@ def test_two_processes_train_as_one_with_twice_the_batches(tiny_run):
     assert early == [max(numbers for numbers, _ in sums[0])] * 4
 
 
-# In the first or the last batch of the second update.
-@pytest.mark.parametrize(("fails_in", "fails"), [(3, "early"), (4, "late")])
-def test_processes_go_on_together_when_one_runs_out_of_memory(tiny_run, fails_in, fails):
+def test_processes_go_on_together_when_one_runs_out_of_memory(tiny_run):
+    """At the end of the second update's last batch, and in the first batch of the fourth."""
     tiny_run.append("optimization.update_freq=[2]")
-    sums = _train_two(*tiny_run, fails_in=fails_in, fails=fails)
-    assert "recover from OOM" in Path("two_1", "hydra_train.log").read_text()
+    sums = _train_two(*tiny_run, fails_in=6, fails_late_in=4)
+    assert Path("two_1", "hydra_train.log").read_text().count("OOM: Ran out of memory") == 2
     assert [s["num_updates"] for s in logged(Path("two_0"), "train_inner")] == [1, 2, 3, 4]
     both = [[numbers for numbers, _ in of_process] for of_process in sums]
     assert both[0] == both[1]
     early = [sum(within_backward for _, within_backward in of_process) for of_process in sums]
-    assert early == [4, 4 - (fails_in == 4 and fails == "early")]
-
-
-def _start_method() -> str:
-    fork_workers()
-    return multiprocessing.get_start_method()
+    assert early == [4, 4]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are better spawned")
 def test_a_spawned_process_forks_its_workers():
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as spawned:
-        assert spawned.submit(_start_method).result() == "fork"
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("spawn", force=True)  # as Python does in a spawned process
+    try:
+        fork_workers()
+        assert multiprocessing.get_start_method() == "fork"
+    finally:
+        multiprocessing.set_start_method(before, force=True)
 
 
 class _Extracting(nn.Module):

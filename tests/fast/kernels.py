@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
+from triton.runtime import interpreter
 
 from music_ssl_fairseq.compat import TENSOR_DESCRIPTORS
 from music_ssl_fairseq.fast import conv_stack, cuda_graphs, dispatch
 from music_ssl_fairseq.fast.cuda_graphs import GraphedLayers
 from music_ssl_fairseq.fast.device import is_hopper
 from music_ssl_fairseq.fast.dispatch import Execution
+from music_ssl_fairseq.fast.first_conv import fused_first_conv
 from music_ssl_fairseq.fast.frame_selection import FrameSelection, select
 from music_ssl_fairseq.fast.hashed_dropout import GOLDEN, drop_threshold, hashed_dropout, scramble
 from music_ssl_fairseq.fast.kernels import attention as attention_kernels
@@ -35,6 +38,28 @@ HOPPER = is_hopper(torch.device("cuda")) if GPU else TENSOR_DESCRIPTORS  # or th
 DEVICE = "cuda" if GPU else "cpu"
 DTYPE = torch.float16 if GPU else torch.float32
 ROUNDING = 2e-3 if GPU else 3e-6  # that of fp16; that of our kernels' GELU
+
+
+def interpret_for_good() -> None:
+    """Replace the language's functions by interpreted ones once, and not in each call of each.
+
+    The interpreter spends most of its time on that.
+    """
+    patch, patched = interpreter._patch_lang, set()
+
+    def patch_once(function: Callable) -> SimpleNamespace:
+        seen = function.__globals__.values()
+        modules = tuple(module for module in (tl, tl.core) if any(v is module for v in seen))
+        if modules not in patched:
+            patched.add(modules)
+            patch(function)
+        return SimpleNamespace(restore=lambda: None)
+
+    interpreter._patch_lang = patch_once
+
+
+if not GPU:
+    interpret_for_good()
 
 
 def random(*shape: int) -> Tensor:
@@ -267,6 +292,27 @@ def test_moments_of_windows():
     torch.testing.assert_close(moments, windows.transpose(1, 2) @ windows / frames)
 
 
+@pytest.mark.skipif(GPU, reason="test_fast_path.py compares whole steps on a GPU")
+@pytest.mark.parametrize("group", [True, False])
+@pytest.mark.parametrize("lead", [0, 1])
+def test_first_layer(group, lead):
+    x = torch.randn(3, 333)
+    w = torch.randn(32, 1, 10).mul(0.3).requires_grad_()
+    g, b = torch.randn(2, 32).requires_grad_().unbind()
+    ours = fused_first_conv(x, w, (g, b, 1e-5), group, 5, lead=lead)
+    z = F.conv1d(x.unsqueeze(1), w, stride=5)
+    if group:
+        plain = F.group_norm(z, 32, g, b).transpose(1, 2)
+    else:
+        plain = F.layer_norm(z.transpose(1, 2), (32,), g, b)
+    plain = F.pad(F.gelu(plain), (0, 0, lead, 0))
+    torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
+    grad = torch.randn_like(plain)
+    gradients = [torch.autograd.grad(y, (w, g, b), grad) for y in (ours, plain)]
+    for a, c in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, c, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_layer(training):
     """A whole layer, with the same masks in its residuals (and no dropout in its attention)."""
@@ -306,12 +352,21 @@ def compare_layers(training: bool) -> None:
         assert (ours.float() - plain.float()).norm() < (20 if GPU else 5) * ROUNDING * scale
 
 
-def test_layer_of_selected_frames():
-    """As the layer of all frames, of which they are taken; with dropout of attention weights."""
+def test_layer_of_selected_frames(monkeypatch):
+    """As the layer of all frames, of which they are taken; with dropout of attention weights.
+
+    The frames of a crop are one block of queries and the beginning of another.
+    """
     (layer,) = _layers(1)
     layer.dropout.p, layer.self_attn.dropout = 0.0, 0.2
-    indices, selection = selection_of(3, 70, [40, 0, 66])
-    x, grad, seeds = random(3, 70, 32), random(len(indices), 32), _seeds(1)[0]
+    frames, counts = 70, [40, 0, 66]
+    if not GPU:  # where each row of a norm takes ten milliseconds
+        frames, counts = 18, [9, 0, 17]
+        monkeypatch.setattr(attention_kernels, "_ROWS", 16)
+        monkeypatch.setitem(attention_kernels._FORWARD, "KEYS", 16)
+        monkeypatch.setitem(attention_kernels._BACKWARD, "OTHERS", 16)
+    indices, selection = selection_of(3, frames, counts)
+    x, grad, seeds = random(3, frames, 32), random(len(indices), 32), _seeds(1)[0]
     results = []
     for some in (False, True):
         layer.zero_grad()
@@ -374,17 +429,20 @@ def _layers(number: int) -> list[TransformerLayer]:
     return layers
 
 
-SAME, OTHER = (7, 7, 7), (7, 6, 7)  # selection frames of three batches; the first is captured
+FRAMES = 11 if GPU else 4
+SAME, OTHER = (3, 3, 3), (3, 2, 3)  # selection frames of three batches; the first is captured
 RECORDED = list(itertools.product([None, 1, 2], [None, SAME, OTHER]))
-if not GPU:  # ten seconds each: a layer in the middle and the last, every count
+if not GPU:  # several seconds each: a layer in the middle and the last, every count
     RECORDED = [(None, None), (1, SAME), (2, OTHER)]
 
 
 @pytest.mark.parametrize(("left_out", "counts"), RECORDED)
 def test_graphed_layers(left_out, counts, graphs):
     """As fused layers: with LayerDrop, three batches an update, and weights that have changed."""
-    layers, x = _layers(3), random(1, 11, 32)
-    selections = [None if counts is None else selection_of(1, 11, [n]) for n in counts or (0, 0, 0)]
+    layers, x = _layers(3), random(1, FRAMES, 32)
+    selections = [
+        None if counts is None else selection_of(1, FRAMES, [n]) for n in counts or (0, 0, 0)
+    ]
     everything = [0, 1, 2]
     some = [i for i in everything if i != left_out]
     with torch.autocast("cuda", torch.float16, enabled=GPU):
@@ -394,7 +452,7 @@ def test_graphed_layers(left_out, counts, graphs):
         for p in parameters:
             p.mul_(0.9)
     batches = [
-        (random(1, 11, 32), random(1, 11, 32), _seeds(), used, selected)
+        (random(1, FRAMES, 32), random(1, FRAMES, 32), _seeds(), used, selected)
         for used, selected in zip((some, everything, some), selections, strict=True)
     ]
     results: list[list[Tensor]] = []
@@ -445,7 +503,7 @@ def _play(
 
 
 def test_graphed_layers_say_when_two_passes_mix(graphs):
-    layers, x = _layers(1), random(2, 11, 32).requires_grad_()
+    layers, x = _layers(1), random(1, FRAMES, 32).requires_grad_()
     with torch.autocast("cuda", torch.float16, enabled=GPU):
         captured = GraphedLayers(layers, x)
     first, _ = (_play(None, [0], x, _seeds(1), captured, None) for _ in range(2))
@@ -492,7 +550,7 @@ def test_encoder_of_masked_frames(layerdrop, graphs, monkeypatch):
     pos_conv = PositionalConv(32, 9, 4, 1, Execution("auto"))
     encoder = TransformerEncoder(layers, pos_conv, 32, 0.0, 0.0, False).to(DEVICE)
     encoder.layerdrop = layerdrop
-    frames = 70 if GPU else 11
+    frames = 70 if GPU else 6
     for count in (frames - 3, frames - 3, 5)[not GPU :]:
         masked_indices, _ = selection_of(2, frames, [count, 4])
         x, grad = random(2, frames, 32), random(len(masked_indices), 32)

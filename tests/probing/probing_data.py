@@ -10,6 +10,9 @@ from fairseq import checkpoint_utils
 from music_ssl_fairseq.probing.spec import METRICS, ProbingSpec, write_spec
 from music_ssl_fairseq.probing.writer import Example, write_split
 from tests import EXAMPLES
+from tests.fairseq_commands import compose_quickly
+
+compose_quickly()
 
 RATE = 16_000
 SPLITS = {"train": 12, "valid": 6, "test": 6}
