@@ -3,12 +3,14 @@
     python -m tests.benchmarks.train_step                     # both families
     python -m tests.benchmarks.train_step --model music_hubert --k 2000 --crops 100
     python -m tests.benchmarks.train_step --baseline minimal-hubert
+    python -m tests.benchmarks.train_step --no-stock --encode visible --masks 8 --crops 16
 
 A step is forward, backward, gradient scaling, clipping and the optimiser's update, on synthetic
 crops that already lie on the device. On a GPU the models are those of the paper (base, 95M); on a
 CPU they are tiny, and the figures only show that the command works. The arithmetic ceiling counts
 three forward passes' worth of floating-point operations a step (plus the teacher's), at the rate at
-which this device multiplies large bf16 matrices, measured here.
+which this device multiplies large bf16 matrices, measured here. With several masks per crop, a
+second of audio counts once; views (crops under one mask) per second are printed beside it.
 """
 
 import argparse
@@ -34,6 +36,7 @@ from music_ssl_fairseq.criterions.music_hubert import (
 )
 from music_ssl_fairseq.data.masks import SpanMask
 from music_ssl_fairseq.frames import parse_conv_layers
+from music_ssl_fairseq.modules.audio_encoder import AudioEncoderConfig
 from tests import tiny
 from tests.benchmarks.models import (
     DEVICE,
@@ -65,6 +68,8 @@ def parse() -> argparse.Namespace:
         help="crops a batch for fairseq, the first that fits its memory",
     )
     parser.add_argument("--layerdrop", type=float, default=0.05, help="for ours and fairseq's")
+    parser.add_argument("--encode", choices=["all", "visible"], default="all", help="model.encode")
+    parser.add_argument("--masks", type=int, default=1, help="masks per crop (model.clone_batch)")
     parser.add_argument("--fast", choices=["auto", "off"], default="auto", help="model.fast")
     parser.add_argument("--no-stock", action="store_true", help="time ours alone")
     parser.add_argument("--baseline", choices=["minimal-hubert"], help="one more, if installed")
@@ -79,27 +84,32 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def batch(crops: int, seconds: float, k: int, mask_prob: float) -> dict[str, Any]:
+def batch(
+    crops: int, seconds: float, k: int, mask_prob: float, masks_per_crop: int = 1
+) -> dict[str, Any]:
     """Crops of noise with masks and units; frames at 50 Hz."""
     rng = np.random.default_rng(0)
     samples = round(seconds * 16000)
     grid = frames.conv_grid(parse_conv_layers(SIZES["conv_feature_layers"]))
     span = SpanMask(mask_prob, 10)
-    masks = np.stack([span.mask(grid.num_frames(samples), rng) for _ in range(crops)])
+    frames_ = grid.num_frames(samples)
+    masks = np.stack([span.mask(frames_, rng) for _ in range(crops * masks_per_crop)])
     mask = torch.from_numpy(masks)
     return {
         "source": torch.randn(crops, samples, device=DEVICE),
         "mask": mask.to(DEVICE),
         "masked_indices": mask.flatten().nonzero().squeeze(1).to(DEVICE),
         "unmasked_indices": (~mask).flatten().nonzero().squeeze(1).to(DEVICE),
-        "target": torch.randint(4, k + 4, (*mask.shape, 1), device=DEVICE),
+        "target": torch.randint(4, k + 4, (crops, frames_, 1), device=DEVICE),
+        "num_visible": frames_ - span.count(frames_),
     }
 
 
 def our_step(model_name: str, data: dict[str, Any], k: int, args: Any) -> Callable[[], None]:
     """A closure that trains one of our models for one update."""
     fields = SIZES | {"encoder_layerdrop": args.layerdrop, "fast": args.fast}
-    net_input = {key: data[key] for key in ("source", "mask", "masked_indices")}
+    fields |= {"encode": args.encode}
+    net_input = {key: data[key] for key in ("source", "mask", "masked_indices", "num_visible")}
     sample = {"ntokens": data["source"].numel(), "nsentences": len(data["source"])}
     if model_name == "music_hubert":
         model: Any = tiny.music_hubert(k, **(tiny.NO_DROPOUT | fields | HUBERT))
@@ -229,12 +239,20 @@ def matrix_rate() -> float:
 MASK_PROB = {"music_hubert": 0.8, "music2vec": 0.65}
 
 
-def operations(model_name: str, seconds: float, k: int, layerdrop: float = 0.05) -> float:
+def operations(
+    model_name: str,
+    seconds: float,
+    k: int,
+    layerdrop: float = 0.05,
+    encode: str = "all",
+    masks: int = 1,
+) -> float:
     """Multiplications and additions that a second of audio needs in one update.
 
     Forward once and backward twice that; LayerDrop leaves out layers, and of the last nothing but
     keys and values is needed of frames that are not masked; music2vec's teacher runs the encoder
-    forward once more, whole.
+    forward once more, whole. With `encode="visible"` layers have the visible frames alone, and a
+    decoder has all; per mask come all but the extractor, the projection and the teacher.
     """
     length = round(seconds * 16000)
     extractor, channels = 0.0, 1
@@ -245,17 +263,34 @@ def operations(model_name: str, seconds: float, k: int, layerdrop: float = 0.05)
     dim, layers = SIZES["encoder_embed_dim"], SIZES["encoder_layers"]
     ffn, groups = SIZES["encoder_ffn_embed_dim"], SIZES["conv_pos_groups"]
     positions = 2 * length * dim * dim // groups * (128 if model_name == "music_hubert" else 95)
-    others = 2 * length * 2 * dim * dim  # keys and values
-    layer = others + 2 * length * (2 * dim * dim + 2 * dim * ffn) + 4 * length * length * dim
+    others, layer = _layer(length, dim, ffn)
     masked = SpanMask(MASK_PROB[model_name], 10).count(length) / length
     last = others + masked * (layer - others)
     encoder = positions + (1 - layerdrop) * ((layers - 1) * layer + last)
+    width = dim
+    if encode == "visible":
+        width = AudioEncoderConfig.decoder_dim
+        _, visible = _layer(round((1 - masked) * length), dim, ffn)
+        encoder = positions + (1 - layerdrop) * layers * visible + _decoder(length, dim)
     projection = 2 * length * channels * dim
-    head = masked * 2 * length * (dim * 256 + 256 * k) if model_name == "music_hubert" else 0.0
-    total = 3 * (extractor + projection + encoder + head)
+    head = masked * 2 * length * (width * 256 + 256 * k) if model_name == "music_hubert" else 0.0
+    total = 3 * (extractor + projection + masks * (encoder + head))
     if model_name == "music2vec":
         total += positions + layers * layer
     return total / seconds
+
+
+def _layer(length: int, dim: int, ffn: int) -> tuple[float, float]:
+    """Operations of a Transformer layer: for keys and values, and in all."""
+    others = 2.0 * length * 2 * dim * dim
+    whole = others + 2 * length * (2 * dim * dim + 2 * dim * ffn) + 4 * length * length * dim
+    return others, whole
+
+
+def _decoder(length: int, dim: int) -> float:
+    cfg = AudioEncoderConfig
+    per_frame = 2 * cfg.decoder_kernel * cfg.decoder_dim // cfg.decoder_groups
+    return length * per_frame * (dim + (cfg.decoder_layers - 1) * cfg.decoder_dim)
 
 
 def report(name: str, crops: int, seconds: float, result: Any, ceiling: float) -> float:
@@ -297,14 +332,17 @@ def main() -> None:
     runs = [(name, k) for name in args.model or ["music_hubert", "music2vec"] for k in args.k]
     runs = [run for run in runs if run[0] == "music_hubert" or run[1] == args.k[0]]
     for name, k in runs:
-        ceiling = rate / operations(name, args.seconds, k, args.layerdrop)
+        work = operations(name, args.seconds, k, args.layerdrop, args.encode, args.masks)
+        ceiling = rate / work
         what = f"{name}, k = {k}" if name == "music_hubert" else name
         print(f"\n{what}: {args.seconds:g} s crops, ceiling {ceiling:,.0f} audio-s/s")
         print("| | crops | ms a step | audio-s/s | GB | of the ceiling |")
         print("|---|---|---|---|---|---|")
-        data = batch(args.crops, args.seconds, k, MASK_PROB[name])
+        data = batch(args.crops, args.seconds, k, MASK_PROB[name], args.masks)
         result = attempt(partial(our_step, name, data, k, args), args.steps)
         ours = report("ours", args.crops, args.seconds, result, ceiling)
+        if args.masks > 1:
+            print(f"{ours / args.seconds * args.masks:,.0f} views per second")
         if args.profile:
             profile(our_step(name, data, k, args), args.profile)
         if args.baseline and name == "music_hubert":
