@@ -21,10 +21,24 @@ from music_ssl_fairseq.fast.first_conv import (
 from music_ssl_fairseq.fast.frame_selection import select
 from music_ssl_fairseq.fast.gelu import gelu
 from music_ssl_fairseq.fast.hashed_dropout import draw_seeds, hashed
+from music_ssl_fairseq.fast.packing import Packing, pack, packing_of, repeat_crops, take, unpack
 from music_ssl_fairseq.fast.transformer_layer import can_fuse_layer, cast_weights, fused_layer
 from music_ssl_fairseq.frames import frames_within
 
-__all__ = ["PLAIN", "Execution", "can_compile", "fold_moments", "gelu", "working_dtype"]
+__all__ = [
+    "PLAIN",
+    "Execution",
+    "Packing",
+    "can_compile",
+    "fold_moments",
+    "gelu",
+    "pack",
+    "packing_of",
+    "repeat_crops",
+    "take",
+    "unpack",
+    "working_dtype",
+]
 
 RunLayer = Callable[[Any, Tensor], tuple[Tensor, Tensor | None]]
 
@@ -131,7 +145,7 @@ class Execution:
         x: Tensor,
         attend: Tensor | None,
         masked_indices: Tensor | None,
-        packing: Any = None,
+        packing: Packing | None = None,
     ) -> tuple[Tensor, RunLayer]:
         """Begin a pass of a Transformer encoder.
 
@@ -208,7 +222,7 @@ def _decode(decoder: Any, x: Tensor, args: tuple[Any, ...], seed: Tensor | None)
     return decoder(x, *args) if seed is None else decoder(x, *args, drop=hashed([seed]))
 
 
-def _embed(encoder: Any, x: Tensor, seeds: Tensor | None, packing: Any) -> Tensor:
+def _embed(encoder: Any, x: Tensor, seeds: Tensor | None, packing: Packing | None) -> Tensor:
     if seeds is None:
         return encoder.embed(x, packing=packing)
     return encoder.embed(x, hashed([seeds[0]]), packing)

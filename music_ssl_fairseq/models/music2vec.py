@@ -9,10 +9,14 @@ from fairseq.models import register_model
 from torch import Tensor, nn
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.modules.audio_encoder import AudioEncoder, AudioEncoderConfig, Execution
+from music_ssl_fairseq.modules.audio_encoder import (
+    AudioEncoder,
+    AudioEncoderConfig,
+    Execution,
+    repeat_crops,
+)
 from music_ssl_fairseq.modules.dropout import Drop, drop
 from music_ssl_fairseq.modules.ema_teacher import EMATeacher, annealed_decay
-from music_ssl_fairseq.modules.packing import indices_in_crops, repeat_crops
 from music_ssl_fairseq.runtime.settings import setting
 
 logger = logging.getLogger(__name__)
@@ -147,7 +151,7 @@ class Music2VecModel(AudioEncoder):
             x, _ = self.contextualise(x, mask, views, execution, masked_indices, num_visible)
             prediction = self.final_proj(x)
             target = self.targets(source, projected.detach(), padding, execution)
-        in_crops = indices_in_crops(masked_indices, mask.size(1), len(mask) // len(source))
+        in_crops = _indices_in_crops(masked_indices, mask, len(source))
         prediction, own = prediction.float(), target.flatten(0, 1)[in_crops]
         return {
             "prediction": prediction,
@@ -291,6 +295,13 @@ def music_gain(prediction: Tensor, own: Tensor, target: Tensor, masked_indices: 
     other = flat[(masked_indices - target.size(1)) % len(flat)]
     own_error, other_error = ((prediction - y).square().sum() for y in (own, other))
     return 1 - own_error / other_error.clamp(min=1e-12)
+
+
+def _indices_in_crops(indices: Tensor, mask: Tensor, crops: int) -> Tensor:
+    """Map indices into a mask's `views * frames` to those of the same frames of their crops."""
+    views, frames = mask.shape
+    copies = views // crops
+    return indices if copies == 1 else indices // (copies * frames) * frames + indices % frames
 
 
 def _instance_norm_mean(layers: list[Tensor]) -> Tensor:

@@ -13,9 +13,13 @@ from torch.nn import functional as F
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import FrameGrid
 from music_ssl_fairseq.models.random_projection import MelBands, RandomProjection
-from music_ssl_fairseq.modules.audio_encoder import AudioEncoder, AudioEncoderConfig, Execution
+from music_ssl_fairseq.modules.audio_encoder import (
+    AudioEncoder,
+    AudioEncoderConfig,
+    Execution,
+    repeat_crops,
+)
 from music_ssl_fairseq.modules.dropout import Drop, drop
-from music_ssl_fairseq.modules.packing import repeat_crops
 from music_ssl_fairseq.modules.pitch_filters import ConstantQ
 from music_ssl_fairseq.modules.unit_head import UnitHead
 from music_ssl_fairseq.runtime.settings import setting

@@ -9,7 +9,7 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models import BaseFairseqModel
 from torch import Tensor, nn
 
-from music_ssl_fairseq.fast.dispatch import Execution
+from music_ssl_fairseq.fast.dispatch import Execution, packing_of, repeat_crops
 from music_ssl_fairseq.frames import (
     DEFAULT_CONV_LAYERS,
     conv_grid,
@@ -19,7 +19,6 @@ from music_ssl_fairseq.frames import (
 from music_ssl_fairseq.modules.conv_extractor import ConvExtractor, ScaleGradient
 from music_ssl_fairseq.modules.decoder import Decoder
 from music_ssl_fairseq.modules.dropout import Drop, drop
-from music_ssl_fairseq.modules.packing import packing_of, repeat_crops
 from music_ssl_fairseq.modules.pitch_filters import PitchFilters
 from music_ssl_fairseq.modules.positional_conv import PositionalConv
 from music_ssl_fairseq.modules.transformer import TransformerEncoder, TransformerLayer

@@ -4,18 +4,18 @@ import torch
 from torch import Tensor, nn
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.fast.dispatch import PLAIN, Execution
+from music_ssl_fairseq.fast.dispatch import PLAIN, Execution, Packing, take, unpack
 from music_ssl_fairseq.modules.dropout import Drop, drop
-from music_ssl_fairseq.modules.packing import Packing, take, unpack
 from music_ssl_fairseq.modules.positional_conv import ConvBlock
 
 
 class Decoder(nn.Module):
     """Convolutions over all places of a crop (Baevski et al., arXiv 2212.07525, section 3.2).
 
-    Visible places hold the encoder's outputs, masked ones a learned token. It is fairseq's
-    Decoder1d without its last projection, which is the model's `final_proj`. There masked places
-    hold noise of deviation 0.01.
+    Visible places hold the encoder's outputs, `dim` wide, masked ones a learned token (fairseq:
+    noise of deviation 0.01). It is fairseq's Decoder1d, whose last projection is the model's
+    `final_proj`: `layers` convolutions of `kernel` frames, `width` wide, all but the first with a
+    residual sum.
     """
 
     def __init__(
@@ -28,19 +28,6 @@ class Decoder(nn.Module):
         input_dropout: float,
         execution: Execution = PLAIN,
     ):
-        """Build the convolutions.
-
-        Args:
-            dim: channels of the encoder.
-            width: channels of the decoder.
-            layers: convolutions, all but the first with a residual sum.
-            kernel: frames that one convolution covers.
-            groups: of channels, per convolution.
-            input_dropout: dropout of the encoder's outputs.
-
-        Raises:
-            InputError: if there are no such convolutions.
-        """
         super().__init__()
         if min(width, layers, kernel, groups) < 1 or dim % groups or width % groups:
             raise InputError(
@@ -70,8 +57,7 @@ class Decoder(nn.Module):
             packing: where these frames lie.
             mask: `[views, F]` bool, True for masked frames.
             mask_token: `[D]`.
-            padding: `[views, F]` bool, True for padding, or None. It stays zero, as if each crop
-                were convolved by itself.
+            padding: `[views, F]` bool, True for padding, which stays zero; or None.
             indices: `[N]` ascending indices into `views * F` of the frames needed; None for all.
 
         Returns:

@@ -4,9 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from music_ssl_fairseq.fast.dispatch import PLAIN, Execution, gelu, working_dtype
+from music_ssl_fairseq.fast.dispatch import PLAIN, Execution, Packing, gelu, pack, working_dtype
 from music_ssl_fairseq.modules.dropout import Drop, drop
-from music_ssl_fairseq.modules.packing import Packing, pack
 from music_ssl_fairseq.modules.positional_conv import PositionalConv
 
 
@@ -171,9 +170,6 @@ class TransformerEncoder(nn.Module):
         if self.layer_norm_first:
             x = self.layer_norm(x)
         return x, hidden_states, feed_forwards
-
-    def _drops_layer(self) -> bool:
-        return self.training and self.layerdrop > 0 and torch.rand(()).item() < self.layerdrop
 
     def embed(self, x: Tensor, drop: Drop = drop, packing: Packing | None = None) -> Tensor:
         """Add positions to `[B, T, D]`, and pack; normalise and drop."""

@@ -28,8 +28,8 @@ from music_ssl_fairseq.fast.kernels import first_conv as first_conv_kernels
 from music_ssl_fairseq.fast.kernels import gelu as gelu_kernels
 from music_ssl_fairseq.fast.kernels import norm as norm_kernels
 from music_ssl_fairseq.fast.kernels import sum as sum_kernels
+from music_ssl_fairseq.fast.packing import packing_of
 from music_ssl_fairseq.fast.transformer_layer import cast_weights, fused_layer
-from music_ssl_fairseq.modules.packing import packing_of
 from music_ssl_fairseq.modules.positional_conv import PositionalConv
 from music_ssl_fairseq.modules.transformer import TransformerEncoder, TransformerLayer
 

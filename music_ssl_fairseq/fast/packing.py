@@ -1,6 +1,7 @@
 """Pack the visible frames of crops, so that the Transformer computes nothing else.
 
-A view is a crop under one of its masks: view `v` is of crop `v // (views / crops)`.
+A view is a crop under one of its masks. The views of a crop follow each other. Selecting frames and
+putting them back are both gathers here, forward and backward.
 """
 
 from typing import Any, NamedTuple
@@ -53,11 +54,6 @@ def repeat_crops(x: Tensor, views: int) -> Tensor:
     """Repeat crops `[B, ...]` for the views of each: `[views, ...]`."""
     copies = views // len(x)
     return x if copies == 1 else x.unsqueeze(1).expand(-1, copies, *x.shape[1:]).flatten(0, 1)
-
-
-def indices_in_crops(indices: Tensor, frames: int, copies: int) -> Tensor:
-    """Map indices into `views * frames` to those of the same frames in `crops * frames`."""
-    return indices if copies == 1 else indices // (copies * frames) * frames + indices % frames
 
 
 def _rows(x: Tensor, indices: Tensor, back: Tensor) -> Tensor:
