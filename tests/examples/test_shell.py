@@ -44,7 +44,7 @@ def tools(tmp_path):
     return add
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, "tests/run.sh", ".ci/run"])
+@pytest.mark.parametrize("script", [*SCRIPTS, "tests/run.sh", "tests/versions.sh", ".ci/run"])
 def test_parses(script):
     assert bash(f"bash -n {script}").stderr == ""
 
@@ -95,6 +95,31 @@ def test_refuses_an_environment_of_another_python(tools, tmp_path):
     done = bash("source examples/environment.sh; use_venv", MUSIC_SSL_VENV=str(tmp_path / "venv"))
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {tmp_path}/venv has no Python 3.11 or 3.12")
+
+
+def test_versions_of_torch_have_environments_of_their_own(tools, tmp_path):
+    """The older pair is asked for by number, the newer is what the registry has today."""
+    for name in ("mkdir", "cp", "bash", "cksum", "mktemp", "tail"):
+        if not (Path(tools.path) / name).exists():
+            (Path(tools.path) / name).symlink_to(shutil.which(name))
+    log = tmp_path / "log"
+    tools(
+        "python3.12",
+        f'case "$*" in *venv*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python";; '
+        f'*pip\\ install*|*pytest*) echo "$0 $*" >> "{log}";; *-P*) exit 1;; esac',
+    )
+    done = bash(
+        f"{BASH} tests/versions.sh -k frames", PATH=tools.path, MUSIC_SSL_VENVS=str(tmp_path)
+    )
+    assert done.returncode == 0, done.stderr
+    lines = log.read_text().splitlines()
+    for name, lines_of, wanted in (
+        ("oldest", lines[:3], "torch==2.10.* torchaudio==2.10.*"),
+        ("newest", lines[3:], "--upgrade torch torchaudio"),
+    ):
+        assert all(line.startswith(f"{tmp_path}/{name}/bin/python ") for line in lines_of)
+        assert wanted in lines_of[0]
+        assert lines_of[2].endswith("-m pytest -n 3 --dist worksteal -k frames")
 
 
 def test_shows_the_end_of_what_pip_said(tools, tmp_path):
