@@ -3,15 +3,25 @@
 import argparse
 import logging
 import os
+import re
 import shutil
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from music_ssl_fairseq.cli import exit_status, new_parser
 from music_ssl_fairseq.errors import InputError
+
+if TYPE_CHECKING:
+    from music_ssl_fairseq.upstream.contents import Contents
+
+RESULTS = "results.json"
+UNIT_FILES = ("units/centroids.npy", "units/metadata.json")
 
 DESCRIPTION = """\
 Write the encoder of a checkpoint in a format of other software, and check the result against the
@@ -26,6 +36,8 @@ formats:
   torchaudio   model.pt for torchaudio.models.hubert_base or wav2vec2_model
   onnx         model.onnx: waveforms of any batch size and length to all layers
   torch        model.pt2, the same for torch.export.load
+
+--push puts a Hugging Face folder on the hub, where music_ssl_fairseq.load and transformers find it.
 """
 
 EXAMPLES = """\
@@ -33,6 +45,8 @@ examples:
   python -m music_ssl_fairseq.export --to exported/my-model \\
     --checkpoint runs/music_hubert/config/checkpoints/checkpoint_best.pt
   python -m music_ssl_fairseq.export --checkpoint exported/my-model --to onnx --format onnx
+  python -m music_ssl_fairseq.export --checkpoint runs/music_hubert/config --push USER/NAME \\
+    --report report --units labels --dry-run
 """
 
 FORMATS = {
@@ -63,57 +77,119 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="checkpoint to export; a Hugging Face model is a folder",
     )
-    add("--to", type=Path, required=True, metavar="DIR", help="folder to write to")
+    add("--to", type=Path, metavar="DIR", help="folder to write to; not needed with --push")
     add("--format", choices=FORMATS, default="huggingface", help="see above (default: %(default)s)")
     add(
         "--name",
         metavar="NAME",
-        help="title of the model card (default: the name of the folder to write to)",
+        help="title of the model card (default: the name of the folder to write to, or on the hub)",
     )
+    add(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="of music_ssl_fairseq.report: its rows of this model go into the card, as a table "
+        "with the layer to take for each task, and into results.json",
+    )
+    add(
+        "--units",
+        type=Path,
+        metavar="DIR",
+        help="of music_ssl_fairseq.label: its centroids go into units/, for labels of other music",
+    )
+    add(
+        "--push",
+        metavar="USER/NAME",
+        help="put the folder on the Hugging Face hub, as a new commit; a new model is public, as "
+        "the hub's defaults are",
+    )
+    add("--dry-run", action="store_true", help="list what --push would send, and send nothing")
     add("--force", action="store_true", help="overwrite files of an earlier export")
     return parser
 
 
-def run(checkpoint: Path, to: Path, format: str, name: str | None, force: bool) -> None:
-    """Export a checkpoint; see `get_parser` for the arguments.
+def run(a: argparse.Namespace) -> None:
+    """Export a checkpoint, and push it; see `get_parser` for the arguments.
 
     Raises:
-        InputError: if the checkpoint cannot be used or exported, or files are in the way.
+        InputError: if the checkpoint cannot be used or exported, files are in the way, or the hub
+            refuses.
     """
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # so that the command prints its own lines alone
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            line = _export(checkpoint, to, format, name, force)
-    finally:
-        logging.disable(disabled)
-    print(line)
+    _check(a)
+    with ExitStack() as stack:
+        disabled = logging.root.manager.disable
+        stack.callback(logging.disable, disabled)
+        logging.disable(logging.WARNING)  # so that the command prints its own lines alone
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        title = a.push.rpartition("/")[2] if a.push else None
+        temporary = "" if a.to else stack.enter_context(TemporaryDirectory())
+        to = a.to or Path(temporary, title or "")
+        line = _export(a, to, a.name or title or to.resolve().name)
+        print(f"{a.to or a.push}: {line}")
+        if a.push:
+            print(_pushed(a, to))
 
 
-def _export(checkpoint: Path, to: Path, format: str, name: str | None, force: bool) -> str:
-    module, function, files = FORMATS[format]
-    if not force:
-        _refuse_to_overwrite(to, files)
-    if to.exists() and not to.is_dir():
-        raise InputError(f"{to}: is a file; name a folder to write to")
+def _check(a: argparse.Namespace) -> None:
+    if not (a.to or a.push):
+        raise InputError("give --to DIR, a folder to write to, or --push USER/NAME")
+    if a.dry_run and not a.push:
+        raise InputError("--dry-run goes with --push USER/NAME")
+    for name in ("push", "report", "units"):
+        if getattr(a, name) and a.format != "huggingface":
+            raise InputError(f"--{name} goes with --format huggingface, not with {a.format}")
+    if a.push and not re.fullmatch(r"[\w.-]+/[\w.-]+", a.push):
+        raise InputError(f"--push {a.push}: expected USER/NAME")
+    if a.to and a.to.exists() and not a.to.is_dir():
+        raise InputError(f"{a.to}: is a file; name a folder to write to")
+    if a.to and not a.force:
+        _refuse_to_overwrite(a.to, _files(a))
+
+
+def _files(a: argparse.Namespace) -> list[str]:
+    """Return the files that an export writes."""
+    files = list(FORMATS[a.format][2])
+    files += [RESULTS] if a.report else []
+    return files + (list(UNIT_FILES) if a.units else [])
+
+
+def _pushed(a: argparse.Namespace, folder: Path) -> str:
+    hub = import_module("music_ssl_fairseq.export.hub")
+    files = sorted(_files(a))
+    if a.dry_run:
+        return hub.describe(folder, files, a.push)
+    return f"pushed: {hub.push(folder, files, a.push, f'Export of {a.checkpoint.name}')}"
+
+
+def _export(a: argparse.Namespace, to: Path, name: str) -> str:
+    module, function, _ = FORMATS[a.format]
     package = "music_ssl_fairseq.export"
     write = getattr(import_module(f"{package}.{module}"), function)
-    source = import_module(f"{package}.source").read(checkpoint)
-    if source.contents.config["pitch_bands"] and format not in GRAPHS:
+    source = import_module(f"{package}.source").read(a.checkpoint)
+    if source.contents.config["pitch_bands"] and a.format not in GRAPHS:
         raise InputError(
-            f"{checkpoint}: has pitch filters (model.pitch_bands), and no model class of {format} "
-            f"has them; use --format {' or '.join(GRAPHS)}, or music_ssl_fairseq.load"
+            f"{a.checkpoint}: has pitch filters (model.pitch_bands), and no model class of "
+            f"{a.format} has them; use --format {' or '.join(GRAPHS)}, or music_ssl_fairseq.load"
         )
     temporary = _beside(to)
     temporary.mkdir(parents=True)
     try:
-        checked = write(source, temporary, name or to.resolve().name)
-        written = sorted(path.name for path in temporary.iterdir())
+        checked = write(source, temporary, name)
+        if a.report or a.units:
+            _add(a, source.contents, temporary, f"hf:{a.push}" if a.push else str(to))
+        written = sorted(_relative(temporary))
         _move(temporary, to)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return f"{to}: {source.contents.family} as {format}: {', '.join(written)}\n  {checked}"
+    return f"{source.contents.family} as {a.format}: {', '.join(written)}\n  {checked}"
+
+
+def _add(a: argparse.Namespace, contents: "Contents", folder: Path, name: str) -> None:
+    additions = import_module("music_ssl_fairseq.export.additions")
+    sections = [additions.add_results(contents, folder, a.report)] if a.report else []
+    sections += [additions.add_units(contents, folder, a.units, name)] if a.units else []
+    additions.into_card(folder / "README.md", sections, bool(a.report))
 
 
 def _beside(target: Path) -> Path:
@@ -132,21 +208,26 @@ def _refuse_to_overwrite(to: Path, files: Iterable[str]) -> None:
         )
 
 
+def _relative(folder: Path) -> Iterator[str]:
+    """Iterate over the files below a folder."""
+    return (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
 def _move(folder: Path, to: Path) -> None:
     """Move a folder to its place; into one that exists, file by file."""
     if not to.exists():
         os.replace(folder, to)
         return
-    for path in sorted(folder.iterdir()):
-        os.replace(path, to / path.name)
+    for name in sorted(_relative(folder)):
+        (to / name).parent.mkdir(exist_ok=True)
+        os.replace(folder / name, to / name)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return the exit status."""
     arguments = get_parser().parse_args(argv)
-    return exit_status(
-        lambda: run(**vars(arguments)), arguments.to, "interrupted; nothing was written"
-    )
+    where = arguments.to or "the temporary folder"
+    return exit_status(lambda: run(arguments), where, "interrupted; nothing was written")
 
 
 if __name__ == "__main__":

@@ -50,9 +50,9 @@ def read(path: str | Path) -> ExportSource:
     Raises:
         InputError: if it is none of them, damaged, or would run code.
     """
-    path = locate(path)
+    name, path = path, locate(path)
     if hugging_face.folder_of(path) is not None:
-        return ExportSource(upstream.read(path))
+        return ExportSource(upstream.read(name))
     loaded = safe_load(path)
     if not checkpoint.is_checkpoint(loaded):
         return ExportSource(upstream.read(path))

@@ -169,7 +169,7 @@ def run(a: argparse.Namespace) -> bool:
     layers = upstream.check_layers(range(upstream.num_layers + 1) if a.layer is None else a.layer)
     settings = settings_of(upstream, tracks, layers, a.pool, a.dtype, windowing)
     with _alone(a.out):
-        remarks = {"checkpoint": str(a.checkpoint)}
+        remarks = {"checkpoint": upstream.path}
         checksums = open_folder(a.out, tracks, settings, remarks, a.force)
         upstream.drop_above(max(layers))
         extraction = Extraction(

@@ -116,7 +116,8 @@ def get_parser() -> argparse.ArgumentParser:
         "--centroids",
         type=Path,
         metavar="FILE",
-        help="take these, [k, dimension] in a .npy file, and fit none; --k is then theirs",
+        help="take these, [k, dimension] in a .npy file, or those beside a model on the Hugging "
+        "Face hub (hf:USER/NAME), and fit none; --k is then theirs",
     )
     add(
         "--memory",

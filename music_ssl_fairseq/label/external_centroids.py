@@ -5,10 +5,27 @@ from pathlib import Path
 import numpy as np
 
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.runtime import hub
 from music_ssl_fairseq.runtime.npy import read_array
+
+CENTROIDS = "centroids.npy"
 
 _PICKLE = b"\x80"
 _COMPRESSED = (b"\x78", b"\x1f\x8b", b"BZ", b"\xfd7zXZ", b"\x5d\x00", b"\x04\x22")
+
+
+def centroids_file(given: Path) -> Path:
+    """Return the file that `--centroids` names: itself, or that of a model on the hub (`hf:`).
+
+    Raises:
+        InputError: if the model cannot be fetched, or has no centroids.
+    """
+    if not hub.is_name(given):
+        return given
+    file = hub.snapshot(given) / hub.UNITS / CENTROIDS
+    if not file.is_file():
+        raise InputError(f"{given}: no {hub.UNITS}/{CENTROIDS} beside the model")
+    return file
 
 
 def load_centroids(file: Path) -> np.ndarray:

@@ -16,10 +16,11 @@ from music_ssl_fairseq.jobs.checkpoint_dir import CheckpointDir
 from music_ssl_fairseq.jobs.pool import ordered
 from music_ssl_fairseq.jobs.shards import in_own_order
 from music_ssl_fairseq.label import kmeans, minibatch
-from music_ssl_fairseq.label.external_centroids import load_centroids
+from music_ssl_fairseq.label.external_centroids import centroids_file, load_centroids
 from music_ssl_fairseq.label.job import Job
 from music_ssl_fairseq.label.kmeans import KMeansState
 from music_ssl_fairseq.label.sample import Part, Reader, Sample
+from music_ssl_fairseq.runtime import hub
 
 SAMPLE = "sample"
 FIT_LOCK = "fit"
@@ -78,7 +79,7 @@ def take_centroids(job: Job, file: Path) -> None:
     Raises:
         InputError: if they are not of the job's features.
     """
-    centroids = load_centroids(file)
+    centroids = load_centroids(centroids_file(file))
     k, dimension = centroids.shape
     if dimension != job.front.dimension:
         raise InputError(
@@ -89,7 +90,12 @@ def take_centroids(job: Job, file: Path) -> None:
     with job.folder.checkpoints.locked(FIT_LOCK):
         job.folder.reload()
         if job.folder.centroids() is None:
-            job.folder.save_fit(KMeansState(centroids), 0, job.front, f"given as {file.name}")
+            job.folder.save_fit(KMeansState(centroids), 0, job.front, f"given as {_named(file)}")
+
+
+def _named(file: Path) -> str:
+    """Name external centroids for the record; of a model on the hub with its commit."""
+    return hub.pinned(file, hub.snapshot(file)) if hub.is_name(file) else file.name
 
 
 def _load_sample(job: Job, num_blocks: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from music_ssl_fairseq.features import DEEP, FeatureSpec, FrontEnd, front_end
 from music_ssl_fairseq.jobs import memory
 from music_ssl_fairseq.jobs.pool import WorkerPool, start_server
 from music_ssl_fairseq.jobs.shards import Shard, choose_shard
-from music_ssl_fairseq.label.external_centroids import load_centroids
+from music_ssl_fairseq.label.external_centroids import centroids_file, load_centroids
 from music_ssl_fairseq.label.folder import LabelFolder
 from music_ssl_fairseq.label.recipe import MAX_FRAMES, Recipe, fingerprint
 from music_ssl_fairseq.runtime.files import checksum
@@ -165,7 +165,7 @@ def _remarks(a: Namespace, parser: ArgumentParser) -> dict[str, str]:
 
 def _recipe(a: Namespace, features: FeatureSpec, train: Manifest) -> Recipe:
     front = front_end(features)
-    k = a.k if a.centroids is None else len(load_centroids(a.centroids))
+    k = a.k if a.centroids is None else len(load_centroids(centroids_file(a.centroids)))
     held = a.minibatch or a.max_frames
     num_frames = memory.check_frames(
         held, MAX_FRAMES, a.memory, front.dimension, k, memory.model_size(features.checkpoint)
@@ -177,5 +177,5 @@ def _recipe(a: Namespace, features: FeatureSpec, train: Manifest) -> Recipe:
         max_frames=a.max_frames or max(num_frames, MAX_FRAMES if a.minibatch else 0),
         train_manifest=fingerprint(train),
         checkpoint=front.fingerprint,
-        external_centroids=None if a.centroids is None else checksum(a.centroids),
+        external_centroids=None if a.centroids is None else checksum(centroids_file(a.centroids)),
     )

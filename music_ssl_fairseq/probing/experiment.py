@@ -194,7 +194,7 @@ class ProbeExperiment:
             "classes": list(self.spec.classes),
             "targets": list(self.spec.targets),
             "upstream": self.source.name,
-            "upstream_path": str(self.cfg.upstream),
+            "upstream_path": self.source.path,
             "fingerprint": self.source.fingerprint,
             "window_seconds": self.cfg.window_seconds,
             "layer": chosen.head.layer,

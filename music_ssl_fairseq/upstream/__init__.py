@@ -12,6 +12,7 @@ A file format is a module that returns `Contents`: `checkpoint` (fairseq), `hugg
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def load(
     Args:
         path: a fairseq checkpoint (music_hubert, music2vec, HuBERT, data2vec_audio, wav2vec 2.0),
             a Hugging Face folder of HubertModel, Data2VecAudioModel or Wav2Vec2Model,
-            torchaudio's state dict of a HuBERT, or the folder of a run, for its best checkpoint.
+            torchaudio's state dict of a HuBERT, the folder of a run, for its best checkpoint, or
+            `hf:USER/NAME` or `hf:USER/NAME@REVISION` on the Hugging Face hub.
         device: where to put it.
         precision: "fp32", "bf16", or "auto": bf16 on GPUs that have it, else fp32.
 
@@ -62,14 +64,16 @@ def random(
 
 def read(path: str | os.PathLike) -> Contents:
     """Read a checkpoint, and recognise its format by its content."""
+    from music_ssl_fairseq.runtime import hub
     from music_ssl_fairseq.upstream import checkpoint, hugging_face
     from music_ssl_fairseq.upstream.places import locate
     from music_ssl_fairseq.upstream.safe_load import safe_load
 
-    path = locate(path)
+    name, path = path, locate(path)
     folder = hugging_face.folder_of(path)
     if folder is not None:
-        return hugging_face.read(folder)
+        contents = hugging_face.read(folder)
+        return replace(contents, origin=hub.pinned(name, path)) if hub.is_name(name) else contents
     loaded = safe_load(path)
     if checkpoint.is_checkpoint(loaded):
         return checkpoint.from_checkpoint(loaded, path)

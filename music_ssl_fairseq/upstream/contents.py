@@ -5,12 +5,14 @@ Each file format is one module that returns `Contents`; `upstream.model` builds 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, parse_conv_layers
+from music_ssl_fairseq.runtime import hub
 
 ARCHITECTURE = {
     "extractor_mode": "default",
@@ -54,7 +56,7 @@ class Contents:
             have the same width and the family then has no projection.
         normalise: whether waveforms were brought to zero mean and unit variance in training.
         sample_rate: Hz.
-        origin: the file, for messages and reports.
+        origin: the file, for messages and reports; a model on the hub with its commit.
     """
 
     family: str
@@ -63,6 +65,13 @@ class Contents:
     normalise: bool
     sample_rate: int = SAMPLE_RATE
     origin: str = field(default="", compare=False)
+
+    @property
+    def name(self) -> str:
+        """The stem of the file, or the model's name on the hub without user and commit."""
+        if hub.is_name(self.origin):
+            return self.origin.partition("/")[2].partition("@")[0]
+        return Path(self.origin).stem
 
 
 def check_sample_rate(contents: Contents) -> None:

@@ -42,7 +42,7 @@ def initialise(model: AudioEncoder, path: str | os.PathLike, normalise: bool) ->
         logger.warning(
             "%s was trained with task.normalize=%s", path, str(contents.normalise).lower()
         )
-    logger.info("started from the encoder of %s (%s)", path, contents.family)
+    logger.info("started from the encoder of %s (%s)", contents.origin, contents.family)
 
 
 def _comparable(name: str, value: Any) -> Any:

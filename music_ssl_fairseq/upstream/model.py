@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -34,7 +33,7 @@ class Upstream(nn.Module):
     Attributes:
         model: the encoder, in evaluation mode, without gradients.
         family: its kind: music_hubert, music2vec, hubert, data2vec_audio or wav2vec2.
-        path: the file or folder.
+        path: the file or folder; of a model on the hub, its name with the commit.
         name: stem of the file, for reports.
         config: the fields of `contents.ARCHITECTURE`.
         normalise: whether waveforms get zero mean and unit variance first.
@@ -58,7 +57,7 @@ class Upstream(nn.Module):
         super().__init__()
         self.family = contents.family
         self.path = contents.origin
-        self.name = Path(contents.origin).stem
+        self.name = contents.name
         self.config = dict(contents.config)
         self.normalise = contents.normalise
         self.sample_rate = contents.sample_rate

@@ -1,9 +1,10 @@
-"""Find the checkpoint that a name stands for: a file, a folder, or the folder of a run."""
+"""Find the checkpoint that a name stands for: a file, a folder, a run, or a model on the hub."""
 
 import os
 from pathlib import Path
 
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.runtime import hub
 
 CONFIG = "config.json"
 """The file that makes a folder one of Hugging Face's."""
@@ -17,12 +18,15 @@ def locate(path: str | os.PathLike) -> Path:
     """Return a file, or a Hugging Face folder.
 
     Args:
-        path: either of these; or the folder of a run, or one that has a single run in it, for the
-            run's best checkpoint (the last, if it was never validated).
+        path: either of these. The folder of a run, or one that has a single run in it, stands for
+            the run's best checkpoint (the last, if it was never validated). `hf:USER/NAME`, also
+            with `@REVISION`, is fetched from the Hugging Face hub.
 
     Raises:
-        InputError: if a folder has neither, or several runs.
+        InputError: if a folder has neither, or several runs, or the hub no safetensors.
     """
+    if hub.is_name(path):
+        return _fetched(path)
     path = Path(path)
     if not path.is_dir() or (path / CONFIG).is_file():
         return path
@@ -39,6 +43,16 @@ def locate(path: str | os.PathLike) -> Path:
             f"{_FOLDER}/{_CHECKPOINTS[0]})"
         )
     return _checkpoint_in(runs[0] / _FOLDER) or path
+
+
+def _fetched(name: str | os.PathLike) -> Path:
+    folder = hub.snapshot(name)
+    if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
+        raise InputError(
+            f"{os.fspath(name)}: no {CONFIG} and safetensors in it; nothing else is loaded from "
+            "the hub"
+        )
+    return folder
 
 
 def _checkpoint_in(folder: Path) -> Path | None:

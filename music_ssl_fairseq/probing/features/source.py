@@ -30,9 +30,9 @@ def open_source(name: str, device: str | torch.device = "cpu", seed: int = 0) ->
         return FrontEndSource(name)
     if name.startswith(RANDOM):
         encoder = upstream.random(name.removeprefix(RANDOM), seed, device)
-        return EncoderSource(encoder, f"{encoder.name} (seed {seed})")
+        return EncoderSource(encoder, f"{encoder.name} (seed {seed})", name)
     encoder = upstream.load(name, device)
-    return EncoderSource(encoder, encoder.name)
+    return EncoderSource(encoder, encoder.name, encoder.path)
 
 
 class EncoderSource:
@@ -40,6 +40,7 @@ class EncoderSource:
 
     Attributes:
         name: for tables.
+        path: the file, for records; of a model on the hub, its name with the commit.
         fingerprint: hex digest of all that decides the features.
         layers: names, in order. A weighted sum leaves out the first.
         dimension: values per layer of a window; `frame_dimension` of a frame.
@@ -50,9 +51,10 @@ class EncoderSource:
 
     standardise = False
 
-    def __init__(self, encoder: "upstream.Upstream", name: str):
+    def __init__(self, encoder: "upstream.Upstream", name: str, path: str):
         self._encoder = encoder
         self.name = name
+        self.path = path
         self.fingerprint = encoder.fingerprint
         self.layers = tuple(str(i) for i in range(encoder.num_layers + 1))
         self.dimension = self.frame_dimension = encoder.dimension
@@ -82,7 +84,7 @@ class FrontEndSource:
 
     def __init__(self, name: str):
         self._front_end = features.front_end(name)
-        self.name = name
+        self.name = self.path = name
         self.layers: tuple[str, ...] = (name,)
         self.frame_dimension = self._front_end.dimension
         self.dimension = 2 * self.frame_dimension

@@ -1,0 +1,88 @@
+"""Fetch models from the Hugging Face hub, through its own cache."""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.runtime.optional import optional
+
+PREFIX = "hf:"
+"""What names on the hub begin with: `hf:USER/NAME`, or `hf:USER/NAME@REVISION`."""
+
+UNITS = "units"
+"""Folder of a model's units: centroids.npy, and what they were made from."""
+
+_NAME = re.compile(r"hf:(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+# Settings and safetensors: no pickle is ever fetched.
+_FILES = ("*.json", "*.safetensors", f"{UNITS}/*.npy")
+
+
+def is_name(path: str | os.PathLike) -> bool:
+    """Tell whether a checkpoint's name is one on the hub."""
+    return os.fspath(path).startswith(PREFIX)
+
+
+def snapshot(name: str | os.PathLike) -> Path:
+    """Return the local folder of a model; files that the cache lacks are fetched.
+
+    A branch, the default one if none is named, stands for its newest commit, or without a network
+    for the one in the cache.
+
+    Raises:
+        InputError: if the name is none, or there is no such model or revision, no network, or no
+            huggingface_hub.
+    """
+    name = os.fspath(name)
+    parts = _NAME.fullmatch(name)
+    if parts is None:
+        raise InputError(f"{name}: expected hf:USER/NAME or hf:USER/NAME@REVISION")
+    hub = optional("huggingface_hub", "hub")
+    with one_line(name):
+        folder = hub.snapshot_download(
+            parts["repository"], revision=parts["revision"], allow_patterns=list(_FILES)
+        )
+    return Path(folder)
+
+
+def pinned(name: str | os.PathLike, folder: Path) -> str:
+    """Return a name with the commit that its snapshot in `folder` is of."""
+    return f"{os.fspath(name).partition('@')[0]}@{folder.name}"
+
+
+@contextmanager
+def one_line(name: str) -> Iterator[None]:
+    """Turn errors of huggingface_hub about the model `name` into one line."""
+    errors = optional("huggingface_hub.errors", "hub")
+    reasons: list[tuple[Any, Callable[[Any], str]]] = [
+        (errors.HFValidationError, str),
+        (errors.GatedRepoError, lambda _: "its owner must grant access: ask for it on its page"),
+        (errors.RevisionNotFoundError, lambda _: "no such revision"),
+        (errors.RepositoryNotFoundError, lambda _: f"no such model, or a private one: {_LOG_IN}"),
+        (
+            errors.LocalEntryNotFoundError,
+            lambda _: "not in the local cache, and the hub cannot be reached",
+        ),
+        (errors.HfHubHTTPError, _http_reason),
+        (OSError, lambda error: error.strerror or str(error)),
+    ]
+    try:
+        yield
+    except Exception as error:
+        for kind, reason in reasons:
+            if isinstance(error, kind):
+                raise InputError(f"{name}: {' '.join(reason(error).split())}") from None
+        if type(error).__module__.partition(".")[0].startswith("httpx"):  # no connection
+            raise InputError(f"{name}: the hub cannot be reached ({error})") from None
+        raise
+
+
+_LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+
+
+def _http_reason(error: Any) -> str:
+    status = getattr(error.response, "status_code", None)
+    return f"the hub refused ({_LOG_IN})" if status in (401, 403) else str(error)
