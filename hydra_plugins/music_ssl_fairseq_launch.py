@@ -86,14 +86,22 @@ def _init_process_group(init: Any, seconds: float, *args: Any, **kwargs: Any) ->
 
 
 def _infer_init_method(original: Any, cfg: Any, *args: Any, **kwargs: Any) -> None:
-    """Call fairseq's infer_init_method, without its choice of a GPU where there is none."""
+    """Call fairseq's infer_init_method, also for torchrun with one GPU per node, and without GPUs.
+
+    With a world size of 1, its default there, fairseq would not look at torchrun's. Without GPUs it
+    would choose one, divide by their number, and start as many processes; and NCCL needs them.
+    """
     import torch
 
-    choose = torch.cuda.set_device
+    if all(name in os.environ for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")):
+        cfg.distributed_world_size = int(os.environ["WORLD_SIZE"])
+    choose, count = torch.cuda.set_device, torch.cuda.device_count
     if not torch.cuda.is_available():
-        torch.cuda.set_device = lambda device: None
+        torch.cuda.set_device, torch.cuda.device_count = (lambda device: None), (lambda: 1)
     try:
         original(cfg, *args, **kwargs)
+        if not torch.cuda.is_available() and cfg.distributed_init_method:
+            cfg.distributed_no_spawn, cfg.distributed_backend = True, "gloo"
     except AssertionError as error:
         tasks = os.environ.get("SLURM_NTASKS")
         slurm = f"Slurm runs {tasks} tasks on {os.environ.get('SLURM_NNODES')} nodes, and "
@@ -103,7 +111,7 @@ def _infer_init_method(original: Any, cfg: Any, *args: Any, **kwargs: Any) -> No
             "tasks as processes: srun --nodes=N --ntasks-per-node=M with a world size of N x M"
         )
     finally:
-        torch.cuda.set_device = choose
+        torch.cuda.set_device, torch.cuda.device_count = choose, count
 
 
 def _spawn(original: Any, fn: Any, args: Any = (), nprocs: int = 1, **kwargs: Any) -> None:

@@ -139,12 +139,13 @@ def _with_whole_restore_file(cfg: Any, trainer: Any) -> Any:
 
 def _agreed(trainer: Any, folder: Path, expected: Path) -> Path | None:
     """Return in all processes what the first finds in the folder, or raise its InputError."""
-    found: tuple[Path | None, str | None] = (None, None)
+    found: tuple[str | None, str | None] = (None, None)  # of types that others read safely
     if trainer.data_parallel_rank == 0:
         try:
             checkpoints.remove_leftovers(folder)
             suffix = trainer.checkpoint_suffix
-            found = checkpoints.checkpoint_to_resume(folder, expected, suffix), None
+            whole = checkpoints.checkpoint_to_resume(folder, expected, suffix)
+            found = str(whole) if whole else None, None
         except InputError as error:
             found = None, str(error)
     if trainer.data_parallel_world_size > 1:
@@ -154,4 +155,4 @@ def _agreed(trainer: Any, folder: Path, expected: Path) -> Path | None:
     path, message = found
     if message:
         raise InputError(message)
-    return path
+    return Path(path) if path else None

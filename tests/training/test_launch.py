@@ -11,14 +11,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fairseq.dataclass.configs import DistributedTrainingConfig
 from fairseq.distributed import utils
 from omegaconf import OmegaConf
 from torch.multiprocessing import ProcessExitedException
 
 from hydra_plugins import music_ssl_fairseq_launch as launch
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.training import saving
 
 # fairseq's own, also after a command of another test.
 DISTRIBUTED_INIT = getattr(utils.distributed_init, "args", [utils.distributed_init])[0]
+INFER_INIT_METHOD = getattr(utils.infer_init_method, "args", [utils.infer_init_method])[0]
 
 
 def free_port() -> int:
@@ -82,6 +86,28 @@ def test_slurm_s_numbers_that_do_not_fit_are_one_line(monkeypatch):
     assert "srun --nodes=N" in message
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with GPUs fairseq counts them")
+@pytest.mark.parametrize("starter", ["torchrun", "slurm"])
+def test_one_process_per_node_is_one_of_all(starter, monkeypatch, tmp_path):
+    """A world size of 1, fairseq's default for a node of one GPU, or without a GPU."""
+    there = {"MASTER_ADDR": "node1", "MASTER_PORT": "1", "WORLD_SIZE": "4", "RANK": "3"}
+    slurm = {"STEP_NODELIST": "node[1-4]", "NNODES": "4", "NTASKS_PER_NODE": "1", "NODEID": "3"}
+    for name, value in there.items() if starter == "torchrun" else slurm.items():
+        monkeypatch.setenv(name if starter == "torchrun" else f"SLURM_{name}", value)
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho node1\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    size = 1 if starter == "torchrun" else 4
+    given = {"distributed_world_size": size, "distributed_port": 29671, "tpu": False}
+    cfg = OmegaConf.structured(DistributedTrainingConfig(**given))
+    launch._infer_init_method(INFER_INIT_METHOD, cfg)
+    assert (cfg.distributed_rank, cfg.distributed_world_size, cfg.device_id) == (3, 4, 0)
+    assert (
+        cfg.distributed_init_method == {"torchrun": "env://", "slurm": "tcp://node1:29671"}[starter]
+    )
+    assert (cfg.distributed_no_spawn, cfg.distributed_backend) == (True, "gloo")
+
+
 class _Context:
     """What torch's spawn returns: one process, that ends once it gets a signal."""
 
@@ -142,3 +168,25 @@ def test_a_state_that_one_process_sends_to_the_others_can_be_read(tmp_path):
     torch.save({**state, "model": {"weight": holder}}, tmp_path / "sent")
     received = torch.load(tmp_path / "sent", map_location="cpu")
     assert received == {**state, "model": {"weight": holder}}
+
+
+def test_processes_agree_on_the_file_to_resume_from(tmp_path, monkeypatch):
+    """What the first process finds is sent as a checkpoint is, of types that are safe to read."""
+
+    def sent(found, **_):
+        torch.save(found, tmp_path / "sent")
+        return torch.load(tmp_path / "sent")
+
+    monkeypatch.setattr(saving.distributed_utils, "broadcast_object", sent)
+    trainer = SimpleNamespace(
+        data_parallel_rank=0, data_parallel_world_size=2, checkpoint_suffix=""
+    )
+    trainer.data_parallel_process_group = trainer.device = None
+    last = tmp_path / "checkpoint_last.pt"
+    assert saving._agreed(trainer, tmp_path, last) is None
+    extra = {"train_iterator": {}}
+    torch.save({"model": {}, "optimizer_history": [{"num_updates": 1}], "extra_state": extra}, last)
+    assert saving._agreed(trainer, tmp_path, last) == last
+    last.write_bytes(last.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"checkpoint_last.pt"):
+        saving._agreed(trainer, tmp_path, last)
