@@ -15,6 +15,7 @@ from manifests_tools.examine import COPY, SILENT, add_reading_options, examine
 from manifests_tools.find import FileId, identify
 from manifests_tools.findings import Findings
 from manifests_tools.parallel import parallel_map
+from music_ssl_fairseq import audio
 from music_ssl_fairseq.data.copies import find_copies
 from music_ssl_fairseq.data.label_check import check_labels
 from music_ssl_fairseq.data.label_store import LabelStore
@@ -228,7 +229,8 @@ def _check_track(
     path = os.path.join(root, name)
     identity = None
     try:
-        identity = identify(os.stat(path))
+        if audio.parse_member(path) is None:  # files within shards are no links to others
+            identity = identify(os.stat(path))
         info, silent = examine(path, thorough)
     except AudioError as error:
         return error.reason, identity

@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
+from io import BytesIO
 
 import numpy as np
 import soundfile
@@ -97,12 +98,19 @@ def write_flac(path: str, waveforms: Iterator[np.ndarray]) -> None:
         OSError: if it cannot be written.
     """
     with atomic_path(path) as temporary:
-        try:
-            with soundfile.SoundFile(
-                os.fsencode(temporary), "w", SAMPLE_RATE, 1, "PCM_16", format="FLAC"
-            ) as file:
-                for waveform in waveforms:
-                    file.write(np.clip(np.rint(waveform * 32768), -32768, 32767).astype(np.int16))
-        except (soundfile.LibsndfileError, AssertionError) as error:
-            # On a full disk soundfile's assertion fails that all frames were written.
-            raise OSError(errno.EIO, f"is the disk full? {error}".strip()) from None
+        encode_flac(os.fsencode(temporary), waveforms)
+
+
+def encode_flac(file: bytes | BytesIO, waveforms: Iterator[np.ndarray]) -> None:
+    """Write as `write_flac` does to a path, not atomically, or to memory.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    try:
+        with soundfile.SoundFile(file, "w", SAMPLE_RATE, 1, "PCM_16", format="FLAC") as flac:
+            for waveform in waveforms:
+                flac.write(np.clip(np.rint(waveform * 32768), -32768, 32767).astype(np.int16))
+    except (soundfile.LibsndfileError, AssertionError) as error:
+        # On a full disk soundfile's assertion fails that all frames were written.
+        raise OSError(errno.EIO, f"is the disk full? {error}".strip()) from None

@@ -18,6 +18,7 @@ from manifests_tools.examine import (
     examine_tracks,
 )
 from manifests_tools.find import KINDS, find_audio, is_within
+from manifests_tools.shards import HOURS, write_shards
 from manifests_tools.split import GroupBy, choose_valid, group_tracks
 from music_ssl_fairseq.cli import new_parser
 from music_ssl_fairseq.data.copies import find_copies
@@ -76,6 +77,25 @@ def get_parser() -> argparse.ArgumentParser:
         help="also write 16 kHz mono 16-bit FLAC copies below DIR, and list those: smaller, and "
         "quicker to train from; an interrupted run resumes",
     )
+    add(
+        "--shards",
+        metavar="DIR",
+        help="write those copies to tar files in DIR instead, in webdataset's layout, and list "
+        "their places; for storage that is slow with many files",
+    )
+    add(
+        "--shard-hours",
+        type=float,
+        default=HOURS,
+        metavar="H",
+        help="of music per shard (default: %(default)g, some 1 GB)",
+    )
+    add(
+        "--labels",
+        metavar="DIR",
+        help="with --shards: also put the labels in this folder beside the copies; they must be of "
+        "manifests of the same --root and options",
+    )
     add_reading_options(parser)
     add("--force", action="store_true", help="replace existing manifests")
     return parser
@@ -90,6 +110,9 @@ def run(
     seed: int = 0,
     thorough: bool = False,
     convert: str | None = None,
+    shards: str | None = None,
+    shard_hours: float = HOURS,
+    labels: str | None = None,
     workers: int = 1,
     force: bool = False,
 ) -> None:
@@ -100,16 +123,18 @@ def run(
     """
     root = os.path.abspath(root)
     _refuse_overwriting(Path(out), force)
-    if convert is not None:
-        convert = os.path.abspath(convert)
-        _refuse_mixing(root, convert)
+    _check_copies(convert, shards, shard_hours, labels)
+    folder = convert or shards
+    if folder is not None:
+        folder = os.path.abspath(folder)
+        _refuse_mixing(root, folder, "--convert" if convert else "--shards")
     names, unlisted = find_audio(root)
     tracks, unusable = examine_tracks(root, names, min_seconds, thorough, workers)
     tracks, of_no_use = _without_silence_and_copies(root, tracks)
     left_out = [*unlisted, *unusable, *of_no_use]
     listed = {track.name: track.name for track in tracks}
-    if convert is not None:
-        listed, damaged = convert_tracks(root, convert, tracks, workers)
+    if convert is not None and folder is not None:
+        listed, damaged = convert_tracks(root, folder, tracks, workers)
         left_out += damaged
         tracks = [track for track in tracks if track.name in listed]
     report = Path(out, REPORT)
@@ -121,13 +146,33 @@ def run(
         "train": {group: groups[group] for group in groups if group not in chosen},
         "valid": {group: groups[group] for group in groups if group in chosen},
     }
+    lines = {split: _lines(members, listed) for split, members in splits.items()}
+    if shards is not None and folder is not None:
+        names_of = {listed[track.name]: track for track in tracks}
+        ordered = {split: [names_of[name] for name, _ in of] for split, of in lines.items()}
+        places, damaged = write_shards(root, folder, ordered, labels, shard_hours, workers)
+        lines = {
+            split: [places[t.name] for t in of if t.name in places] for split, of in ordered.items()
+        }
+        splits = {split: _readable(members, places) for split, members in splits.items()}
+        left_out += damaged
+        write_left_out(report, by_name(left_out))
     with contextlib.ExitStack() as stack:  # both or, on a full disk, neither
-        for split, members in splits.items():
-            lines = [(listed[t.name], t.num_samples) for group in members.values() for t in group]
-            lines.sort(key=lambda line: os.fsencode(line[0]))
+        for split, of_split in lines.items():
             temporary = stack.enter_context(atomic_path(Path(out, f"{split}.tsv")))
-            write_manifest(temporary, convert or root, lines)
+            write_manifest(temporary, folder or root, of_split)
     _summarise(out, splits, left_out, report)
+
+
+def _lines(members: Groups, listed: dict[str, str]) -> list[tuple[str, int]]:
+    """Return a split's lines, sorted by name: they do not depend on the order of the folder."""
+    lines = [(listed[t.name], t.num_samples) for group in members.values() for t in group]
+    return sorted(lines, key=lambda line: os.fsencode(line[0]))
+
+
+def _readable(members: Groups, places: dict[str, tuple[str, int]]) -> Groups:
+    kept = {group: [t for t in tracks if t.name in places] for group, tracks in members.items()}
+    return {group: tracks for group, tracks in kept.items() if tracks}
 
 
 def _without_silence_and_copies(
@@ -171,11 +216,22 @@ def _refuse_overwriting(out: Path, force: bool) -> None:
         )
 
 
-def _refuse_mixing(root: str, convert: str) -> None:
+def _check_copies(
+    convert: str | None, shards: str | None, shard_hours: float, labels: str | None
+) -> None:
+    if convert is not None and shards is not None:
+        raise InputError("--convert and --shards both write copies: give one of them")
+    if labels is not None and shards is None:
+        raise InputError("--labels puts labels into shards: give --shards DIR as well")
+    if not shard_hours > 0:
+        raise InputError(f"--shard-hours {shard_hours:g}: a shard holds more than nothing")
+
+
+def _refuse_mixing(root: str, copies: str, option: str) -> None:
     """Refuse copies among their sources: the next run would list or replace them."""
-    if is_within(convert, root) or is_within(root, convert):
+    if is_within(copies, root) or is_within(root, copies):
         raise InputError(
-            f"--convert {convert} and --root {root} lie within each other: "
+            f"{option} {copies} and --root {root} lie within each other: "
             "choose a folder for the copies beside the root"
         )
 

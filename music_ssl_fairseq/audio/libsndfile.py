@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import RawIOBase
 
 import numpy as np
 import soundfile
@@ -61,15 +62,18 @@ class Libsndfile:
 
 
 @contextmanager
-def opened(name: str) -> Iterator[Libsndfile]:
+def opened(name: str, source: RawIOBase | None = None) -> Iterator[Libsndfile]:
     """Open a file.
+
+    Args:
+        source: what to read, if that is not the file of that name.
 
     Raises:
         AudioError: if libsndfile does not know its format or its length.
     """
     try:
         # libsndfile takes bytes, so names that are not UTF-8 open as well.
-        file = soundfile.SoundFile(os.fsencode(name))
+        file = soundfile.SoundFile(os.fsencode(name) if source is None else source)
     except soundfile.LibsndfileError as error:
         raise AudioError(name, f"libsndfile: {error.error_string}") from None
     with file:

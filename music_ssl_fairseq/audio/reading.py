@@ -10,12 +10,13 @@ from math import gcd
 
 import numpy as np
 
-from music_ssl_fairseq.audio import libsndfile, pyav
+from music_ssl_fairseq.audio import libsndfile, pyav, shards
 from music_ssl_fairseq.audio.headers import AudioHeader, read_header
 from music_ssl_fairseq.audio.libsndfile import Libsndfile
 from music_ssl_fairseq.audio.pcm import Pcm
 from music_ssl_fairseq.audio.pyav import Decoder
 from music_ssl_fairseq.audio.resampling import resampled_part
+from music_ssl_fairseq.audio.shards import Member, parse_member
 from music_ssl_fairseq.audio.waveforms import refuse_bad_samples
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.frames import SAMPLE_RATE, resampled_length
@@ -76,7 +77,8 @@ def read(
         try:
             waveform = _part(source, start, stop, sample_rate)
         except AudioError:
-            if not isinstance(source, Libsndfile) or not _decodes_whole(file, source):
+            decodable = isinstance(source, Libsndfile) and file.member is None
+            if not decodable or not _decodes_whole(file, source):
                 raise
             with file.decoder() as decoder:
                 waveform = _part(decoder, start, stop, sample_rate)
@@ -90,11 +92,13 @@ class _File:
 
     Attributes:
         identity: changes when another file takes the name, or the file itself changes.
+        member: the file's place, if it is within a shard.
     """
 
     name: str
     identity: tuple[int, ...]
     header: AudioHeader = field(compare=False)
+    member: Member | None = None
 
     def decoder(self):
         """Open the file with PyAV, as a context manager."""
@@ -103,6 +107,9 @@ class _File:
 
 def _existing(path: str | os.PathLike) -> _File:
     name = os.fspath(path)
+    member = parse_member(name)
+    if member is not None:
+        return _File(name, (), AudioHeader(soundfile=True), member)
     try:
         status = os.stat(name)
         if not stat.S_ISREG(status.st_mode):
@@ -140,7 +147,13 @@ def _open(file: _File) -> Iterator[_Opened]:
 
 
 def _choose(file: _File, stack: ExitStack) -> _Opened:
-    """Open with the decoder that the header asks for, or with the other if that fails."""
+    """Open with the decoder that the header asks for, or with the other if that fails.
+
+    Files in shards are for libsndfile alone.
+    """
+    if file.member is not None:
+        part = stack.enter_context(shards.opened(file.member))
+        return stack.enter_context(libsndfile.opened(file.name, part))
     if file.header.pcm is not None:
         return file.header.pcm
     ways = [lambda: libsndfile.opened(file.name), file.decoder]

@@ -2,6 +2,7 @@
 
 import os
 
+from music_ssl_fairseq.audio import parse_member
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import one_line
 from music_ssl_fairseq.frames import hours
@@ -20,7 +21,10 @@ def concerns(valid: Manifest) -> list[str]:
             "--valid-share"
         )
     folder = os.path.dirname(valid.name(0))
-    if all(os.path.dirname(valid.name(i)) == folder for i in range(1, len(valid))):
+    in_shards = parse_member(valid.name(0)) is not None  # which tell nothing of folders
+    if not in_shards and all(
+        os.path.dirname(valid.name(i)) == folder for i in range(1, len(valid))
+    ):
         found.append(
             f"{valid.file}: holds a single folder ({one_line(folder) or 'the root'}), and "
             "validation figures speak of it alone: make the manifests with a larger --valid-share, "

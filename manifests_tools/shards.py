@@ -1,0 +1,212 @@
+"""Write tar shards of 16 kHz FLAC in the layout of webdataset, and their lines of a manifest.
+
+A shard `train-000003.tar` holds for each track `KEY.flac`, `KEY.json` (the source's `name` below
+the root, and `num_samples`) and, with labels, `KEY.km` (its units as text). KEY is the track's
+place in its manifest, in nine digits.
+"""
+
+import io
+import json
+import os
+import re
+import sys
+import tarfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from manifests_tools.convert import encode_flac
+from manifests_tools.examine import ExaminedTrack, chunks
+from manifests_tools.parallel import parallel_map
+from music_ssl_fairseq import audio
+from music_ssl_fairseq.data.label_store import LabelStore
+from music_ssl_fairseq.data.left_out import LeftOut
+from music_ssl_fairseq.data.units import label_again, read_label_rate
+from music_ssl_fairseq.errors import AudioError, InputError
+from music_ssl_fairseq.frames import SAMPLE_RATE, label_hop, labels_fit
+from music_ssl_fairseq.runtime.files import atomic_path
+
+HOURS = 14.0
+"""Of music in a shard: some 1 GB."""
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """What a shard is to hold: tracks, the first one's place in the manifest, and their labels."""
+
+    file: Path
+    first: int
+    tracks: list[ExaminedTrack]
+    labels: Path | None
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A shard's lines of the manifest, by name of the source, and tracks that cannot be read."""
+
+    lines: dict[str, tuple[str, int]]
+    left_out: list[LeftOut]
+
+
+def write_shards(
+    root: str,
+    folder: str,
+    splits: dict[str, list[ExaminedTrack]],
+    labels: str | None,
+    shard_hours: float,
+    workers: int,
+) -> tuple[dict[str, tuple[str, int]], list[LeftOut]]:
+    """Write the tracks of each split, in their order, to shards; keep finished ones.
+
+    Args:
+        labels: folder with the labels of these tracks; None for none.
+
+    Returns:
+        Name of the source -> name of the copy, relative to `folder`, and its samples; and tracks
+        that cannot be read.
+
+    Raises:
+        InputError: if a shard cannot be written, or the labels are not those of these tracks.
+    """
+    jobs = []
+    for split, tracks in splits.items():
+        file = Path(labels, f"{split}.km") if labels is not None else None
+        if file is not None:
+            _check_labels(file, tracks)
+        jobs += _cut(Path(folder), split, tracks, file, shard_hours)
+    lines: dict[str, tuple[str, int]] = {}
+    left_out: list[LeftOut] = []
+    for written in parallel_map(partial(_write, root=root), jobs, workers, "writing shards", 1):
+        lines |= written.lines
+        left_out += written.left_out
+    if labels is not None and left_out:
+        raise InputError(
+            f"{os.path.join(root, left_out[0].name)}: {left_out[0].reason}, so that the labels in "
+            f"{labels} have a line too many: leave out --labels, and label the shards"
+        )
+    _warn_of_others(Path(folder), {job.file for job in jobs}, splits)
+    return lines, left_out
+
+
+def _check_labels(file: Path, tracks: list[ExaminedTrack]) -> None:
+    store, rate = LabelStore(file), read_label_rate(file.parent)
+    lengths = np.array([track.num_samples for track in tracks])
+    if rate is None:
+        raise InputError(f"{file.parent}: has no metadata.json with a label_rate")
+    if len(store) != len(tracks) or not np.all(labels_fit(store.counts, lengths, label_hop(rate))):
+        raise InputError(
+            f"{file}: its {len(store)} lines are not the labels of the {len(tracks)} tracks found; "
+            f"make manifests of the same folder without --shards, then {label_again(file.parent)}"
+        )
+
+
+def _cut(
+    folder: Path, split: str, tracks: list[ExaminedTrack], labels: Path | None, shard_hours: float
+) -> list[_Shard]:
+    lengths = np.array([track.num_samples for track in tracks])
+    numbers = (np.cumsum(lengths) - lengths) // max(1, round(shard_hours * 3600 * SAMPLE_RATE))
+    firsts = np.flatnonzero(np.diff(numbers, prepend=-1)).tolist()
+    return [
+        _Shard(folder / f"{split}-{number:06d}.tar", first, tracks[first:last], labels)
+        for number, (first, last) in enumerate(zip(firsts, [*firsts[1:], None], strict=True))
+    ]
+
+
+def _write(job: _Shard, root: str) -> _Written:
+    store = LabelStore(job.labels) if job.labels is not None else None
+    units = [store.units(job.first + i) if store else None for i in range(len(job.tracks))]
+    texts = [None if u is None else (" ".join(map(str, u.tolist())) + "\n").encode() for u in units]
+    finished = _finished(job, root, texts)
+    if finished is not None:
+        return finished
+    left_out = []
+    try:
+        with (
+            atomic_path(job.file) as temporary,
+            tarfile.open(temporary, "w", bufsize=1 << 20) as tar,
+        ):
+            for i, (track, text) in enumerate(zip(job.tracks, texts, strict=True)):
+                try:
+                    flac, num_samples = _encode(os.path.join(root, track.name), track.num_samples)
+                except AudioError as error:
+                    left_out.append(LeftOut(track.name, error.reason))
+                    continue
+                about = {"name": track.name, "num_samples": num_samples}
+                key = f"{job.first + i:09d}"
+                _add(tar, f"{key}.flac", flac)
+                _add(tar, f"{key}.json", json.dumps(about).encode())
+                if text is not None:
+                    _add(tar, f"{key}.km", text)
+    except OSError as error:
+        raise InputError(f"{job.file}: cannot be written ({error.strerror or error})") from None
+    return _Written(_read_back(job.file)[0], left_out)
+
+
+def _encode(path: str, num_samples: int) -> tuple[bytes, int]:
+    """Return a file as FLAC, and its samples at 16 kHz."""
+    memory, read = io.BytesIO(), 0
+
+    def waveforms():
+        nonlocal read
+        for start, stop in chunks(num_samples, SAMPLE_RATE):
+            waveform = audio.read(path, start, stop - start)
+            read += len(waveform)
+            yield waveform
+
+    encode_flac(memory, waveforms())
+    return memory.getvalue(), read
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Add a file; without times and owners, so that equal tracks give equal shards."""
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def _finished(job: _Shard, root: str, texts: list[bytes | None]) -> _Written | None:
+    """Return a shard that an earlier run wrote of the same tracks, unchanged since; or None."""
+    try:
+        lines, found = _read_back(job.file)
+        written = job.file.stat().st_mtime_ns
+        sources = [os.stat(os.path.join(root, track.name)).st_mtime_ns for track in job.tracks]
+    except (OSError, tarfile.TarError, ValueError, KeyError, TypeError):
+        return None
+    same = list(lines) == [track.name for track in job.tracks] and found == texts
+    return _Written(lines, []) if same and max(sources) <= written else None
+
+
+def _read_back(file: Path) -> tuple[dict[str, tuple[str, int]], list[bytes | None]]:
+    """Return a shard's lines of the manifest, by name of the source, and the text of its labels."""
+    lines: dict[str, tuple[str, int]] = {}
+    texts: list[bytes | None] = []
+    place = ""
+    with tarfile.open(file) as tar:
+        for member in tar:
+            suffix = member.name.partition(".")[2]
+            if suffix == "flac":
+                place = f"{file.name}:{member.offset_data}:{member.size}"
+                continue
+            data = tar.extractfile(member).read()  # type: ignore[union-attr]
+            if suffix == "json":
+                about = json.loads(data)
+                lines[about["name"]] = place, int(about["num_samples"])
+                texts.append(None)
+            else:
+                texts[-1] = data
+    return lines, texts
+
+
+def _warn_of_others(folder: Path, written: set[Path], splits: dict[str, list]) -> None:
+    """Warn of shards of an earlier run that no manifest names now, but a wildcard would find."""
+    ours = re.compile(rf"({'|'.join(splits)})-\d{{6}}\.tar")
+    others = sorted(file for file in folder.glob("*.tar") if ours.fullmatch(file.name))
+    others = [file for file in others if file not in written]
+    if others:
+        print(
+            f"warning: {others[0]}: {len(others)} shards of an earlier run that no manifest "
+            "names: remove them",
+            file=sys.stderr,
+        )

@@ -1,0 +1,180 @@
+"""Read files within tar shards, of a folder or of a URL that fsspec knows: `SHARD.tar:OFFSET:SIZE`.
+
+The name is fairseq's for a file within an uncompressed archive. Access is random: any part of any
+file is read by its place, so that crops need no order, and no index but the manifest.
+"""
+
+import io
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+from music_ssl_fairseq.errors import AudioError, InputError
+from music_ssl_fairseq.runtime.optional import optional
+
+_MEMBER = re.compile(r"(.+\.tar):(\d{1,15}):(\d{1,15})", re.DOTALL)
+_BLOCK_BYTES = 1 << 16  # of one request to a server: three seconds of FLAC
+_FIRST_BLOCKS = 2048  # kept, because each crop of a file begins with the file's header
+_WAITS = (1, 2, 4, 8)  # seconds, before a server is asked again
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file within a shard: its place in bytes."""
+
+    shard: str
+    offset: int
+    size: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.shard}:{self.offset}:{self.size}"
+
+
+def parse_member(name: str) -> Member | None:
+    """Return the file that a name means; None if it means no part of a shard."""
+    found = _MEMBER.fullmatch(name)
+    return Member(found[1], int(found[2]), int(found[3])) if found else None
+
+
+@contextmanager
+def opened(member: Member) -> Iterator[io.RawIOBase]:
+    """Open a member as a file that can seek.
+
+    Raises:
+        AudioError: if there is no such shard, or it ends before the member.
+        InputError: if a server does not answer, asked five times.
+    """
+    with _source(member) as read:
+        file = _Part(member, read)
+        try:
+            yield file
+        except AudioError:
+            if file.error is None:  # else libsndfile saw its consequence
+                raise
+        if file.error is not None:
+            raise file.error
+
+
+@contextmanager
+def _source(member: Member) -> Iterator[Callable[[int, int], bytes]]:
+    """Give a function that reads the bytes `[start, stop)` of a member."""
+    if "://" in member.shard:
+        yield _Blocks(member).read
+        return
+    try:
+        handle = os.open(member.shard, os.O_RDONLY)
+    except OSError as error:
+        raise AudioError(member.name, error.strerror or str(error)) from None
+    try:
+        yield lambda start, stop: os.pread(handle, stop - start, member.offset + start)
+    finally:
+        os.close(handle)
+
+
+class _Part(io.RawIOBase):
+    """A part of a shard as a file; `error` keeps errors, which libsndfile's callbacks swallow."""
+
+    def __init__(self, member: Member, read: Callable[[int, int], bytes]):
+        self._member = member
+        self._read = read
+        self._position = 0
+        self.error: Exception | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._member.size}
+        self._position = base[whence] + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self._position + len(buffer), self._member.size)
+        if stop <= self._position or self.error is not None:
+            return 0
+        try:
+            data = self._read(self._position, stop)
+            if len(data) < stop - self._position:
+                raise AudioError(self._member.name, "the shard ends before this file does")
+        except (AudioError, InputError) as error:
+            self.error = error
+            return 0
+        buffer[: len(data)] = data
+        self._position = stop
+        return len(data)
+
+
+class _Blocks:
+    """Read a member of a remote shard in blocks, which are kept while it is open."""
+
+    def __init__(self, member: Member):
+        self._member = member
+        self._blocks: dict[int, bytes] = {}
+
+    def read(self, start: int, stop: int) -> bytes:
+        first, last = start // _BLOCK_BYTES, (stop - 1) // _BLOCK_BYTES
+        data = b"".join(self._block(number) for number in range(first, last + 1))
+        return data[start - first * _BLOCK_BYTES : stop - first * _BLOCK_BYTES]
+
+    def _block(self, number: int) -> bytes:
+        if number == 0:
+            return _first_block(self._member)
+        if number not in self._blocks:
+            self._blocks[number] = _fetch_block(self._member, number)
+        return self._blocks[number]
+
+
+def _fetch_block(member: Member, number: int) -> bytes:
+    start = number * _BLOCK_BYTES
+    stop = min(start + _BLOCK_BYTES, member.size)
+    return _fetch(member, member.offset + start, member.offset + stop)
+
+
+_first_block = lru_cache(_FIRST_BLOCKS)(partial(_fetch_block, number=0))
+
+
+def _fetch(member: Member, start: int, stop: int) -> bytes:
+    """Ask a server for the bytes `[start, stop)` of a shard, several times if it fails."""
+    for wait in (*_WAITS, None):
+        try:
+            files, path = _file_system(member.shard.partition("://")[0], member.shard, os.getpid())
+            return files.cat_file(path, start, stop)
+        except FileNotFoundError:
+            raise AudioError(member.name, "no such file") from None
+        except ImportError as error:
+            raise InputError(
+                f"{member.shard}: {error}: fsspec needs a package for such URLs "
+                "(pip install 'fsspec[http]', 'fsspec[s3]', 'fsspec[gcs]')"
+            ) from None
+        except Exception as error:
+            if wait is None:
+                raise InputError(
+                    f"{member.shard}: bytes {start} to {stop} could not be read in "
+                    f"{len(_WAITS) + 1} tries ({type(error).__name__}: {error})"
+                ) from None
+            time.sleep(wait)
+    raise AssertionError
+
+
+def _file_system(protocol: str, url: str, process: int) -> tuple[Any, str]:
+    files = _connected(protocol, process)
+    return files, files._strip_protocol(url)
+
+
+@lru_cache(maxsize=8)
+def _connected(protocol: str, process: int) -> Any:
+    """Connect once per process: a forked worker must not use its parent's connections."""
+    fsspec = optional("fsspec", "shards")
+    return fsspec.filesystem(protocol, skip_instance_cache=True)

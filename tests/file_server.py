@@ -1,0 +1,82 @@
+"""A server of the files in a folder, with ranges, on loopback."""
+
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import unquote
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, folder: Path, state: SimpleNamespace, *args):
+        self._folder, self._state = folder, state
+        super().__init__(*args)
+
+    def do_HEAD(self):
+        self._answer(body=False)
+
+    def do_GET(self):
+        self._answer(body=True)
+
+    def _answer(self, body: bool) -> None:
+        asked = self.headers.get("Range")
+        self._state.requests.append((self.path, asked))
+        file = self._folder / unquote(self.path).lstrip("/")
+        if self._state.failures > 0:
+            self._state.failures -= 1
+            return self._head(503, 0)
+        if not file.is_file():
+            return self._head(404, 0)
+        size = file.stat().st_size
+        start, stop = 0, size
+        if asked and self._state.ranges:
+            first, last = re.fullmatch(r"bytes=(\d+)-(\d*)", asked).groups()
+            start, stop = int(first), min(size, int(last) + 1 if last else size)
+            self._head(206, stop - start, f"bytes {start}-{stop - 1}/{size}")
+        else:
+            self._head(200, size)
+        with file.open("rb") as handle:
+            handle.seek(start)
+            data = handle.read(stop - start)
+        if body and self._state.cut:  # the connection breaks
+            data, self._state.cut = data[: self._state.cut], 0
+            self.close_connection = True
+        if body:
+            self.wfile.write(data)
+
+    def _head(self, status: int, length: int, content_range: str = "") -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(length))
+        if self._state.ranges:
+            self.send_header("Accept-Ranges", "bytes")
+        if content_range:
+            self.send_header("Content-Range", content_range)
+        self.end_headers()
+
+    def log_message(self, *args):
+        pass
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[SimpleNamespace]:
+    """Serve a folder.
+
+    Yields:
+        `url`; `requests`, the paths and ranges asked for; and what may be set: `failures`, how many
+        of the next requests fail; `cut`, bytes after which the next answer ends; `ranges`.
+    """
+    state = SimpleNamespace(requests=[], failures=0, cut=0, ranges=True)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, folder, state))
+    state.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,217 @@
+"""`pretrain --shards`: the same crops from tar files as from single ones, here or on a server."""
+
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from manifests_tools import check
+from manifests_tools.pretrain import run
+from music_ssl_fairseq import audio
+from music_ssl_fairseq.audio import shards as reading
+from music_ssl_fairseq.data.label_store import LabelStore
+from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.data.masks import SpanMask
+from music_ssl_fairseq.data.pretraining import PretrainingDataset
+from music_ssl_fairseq.data.targets import LabelSet
+from music_ssl_fairseq.data.units import UnitDictionary
+from music_ssl_fairseq.errors import AudioError, InputError
+from music_ssl_fairseq.frames import FrameGrid
+from tests.audio_files import write_tone
+from tests.file_server import serve
+
+FILES = {"a/x.wav": 22050, "a/y.flac": 16000, "b/x.ogg": 44100, "b/z.wav": 8000, "c/x.wav": 16000}
+SHARD_HOURS = 0.0011  # 4 s: a track or two
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Music; manifests and labels of copies in `single`, and of shards in `sharded`."""
+    folder = tmp_path_factory.mktemp("shards")
+    for i, (name, rate) in enumerate(FILES.items()):
+        write_tone(folder / "music" / name, 2 + i / 4, rate, seed=i)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run("music", "single", 0.4, convert="copies")
+        write_labels()
+        run("music", "sharded", 0.4, shards="tars", shard_hours=SHARD_HOURS, labels="labels")
+    return folder
+
+
+def write_labels():
+    os.makedirs("labels")
+    for split in ("train", "valid"):
+        lengths = Manifest(f"single/{split}.tsv").num_samples
+        with open(f"labels/{split}.km", "w") as file:
+            for number, length in enumerate(lengths):
+                units = np.random.default_rng(number).integers(0, 12, 1 + (length - 400) // 160)
+                file.write(" ".join(map(str, units)) + "\n")
+    with open("labels/dict.km.txt", "w") as file:
+        file.writelines(f"{unit} 1\n" for unit in range(12))
+    with open("labels/metadata.json", "w") as file:
+        json.dump({"label_rate": 100, "k": 12}, file)
+
+
+@pytest.fixture(autouse=True)
+def here(home, monkeypatch):
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(reading.time, "sleep", lambda seconds: None)
+    reading._first_block.cache_clear()
+    return home
+
+
+@pytest.fixture
+def served(here, tmp_path):
+    """The shards on a server, and manifests of those."""
+    with serve(here / "tars") as server:
+        for split in ("train", "valid"):
+            text = (here / "sharded" / f"{split}.tsv").read_text()
+            (tmp_path / f"{split}.tsv").write_text(text.replace(str(here / "tars"), server.url))
+        server.manifests = tmp_path
+        yield server
+
+
+def same_audio(one: Manifest, other: Manifest) -> None:
+    assert one.num_samples.tolist() == other.num_samples.tolist()
+    for track, length in enumerate(one.num_samples.tolist()):
+        for start, stop in ((0, length), (length // 3, length // 2), (length - 100, length)):
+            parts = [audio.read(m.path(track), start, stop - start) for m in (one, other)]
+            np.testing.assert_array_equal(*parts)
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_shards_hold_the_same_as_single_copies(split):
+    single, sharded = Manifest(f"single/{split}.tsv"), Manifest(f"sharded/{split}.tsv")
+    same_audio(single, sharded)
+    store = LabelStore(f"labels/{split}.km")
+    found, files = {}, sorted(map(str, Path("tars").glob(f"{split}-*.tar")))
+    assert len(files) == {"train": 2, "valid": 1}[split]
+    for file in files:
+        with tarfile.open(file) as tar:
+            found |= {member.name: tar.extractfile(member).read() for member in tar}
+    assert {f"tars/{shard(name)}" for name in names(sharded)} == set(files)
+    for track in range(len(single)):
+        about = json.loads(found[f"{track:09d}.json"])
+        assert os.path.splitext(about["name"])[0] + ".flac" == single.name(track)
+        assert about["num_samples"] == single.num_samples[track]
+        assert found[f"{track:09d}.km"].split() == [b"%d" % u for u in store.units(track)]
+
+
+def names(manifest: Manifest) -> list[str]:
+    return [manifest.name(track) for track in range(len(manifest))]
+
+
+def shard(name: str) -> str:
+    return audio.parse_member(name).shard
+
+
+def test_webdataset_reads_them():
+    webdataset = pytest.importorskip("webdataset")
+    files = sorted(map(str, Path("tars").glob("train-*.tar")))
+    samples = list(webdataset.WebDataset(files, shardshuffle=False))
+    assert [sample["__key__"] for sample in samples] == ["000000000", "000000001", "000000002"]
+    assert set(samples[0]) >= {"flac", "json", "km"}
+
+
+def test_check_accepts_them(capsys):
+    check.run("sharded", labels="labels")
+    assert "all well" in capsys.readouterr().out
+
+
+def test_a_second_run_keeps_finished_shards(capsys):
+    def stamps():
+        return {name: os.stat(f"tars/{name}").st_mtime_ns for name in os.listdir("tars")}
+
+    def again(**options):
+        run("music", "sharded", 0.4, shards="tars", labels="labels", force=True, **options)
+
+    before = stamps()
+    again(shard_hours=SHARD_HOURS)
+    assert stamps() == before
+    os.truncate("tars/train-000001.tar", 3000)
+    again(shard_hours=SHARD_HOURS)
+    after = stamps()
+    assert {name for name in before if before[name] != after[name]} == {"train-000001.tar"}
+    check.run("sharded", labels="labels")
+    assert "removed" not in capsys.readouterr().err
+
+
+def test_shards_of_an_earlier_run_are_named(tmp_path, capsys):
+    for shard_hours in (SHARD_HOURS, 1):
+        options = {"shards": str(tmp_path / "tars"), "shard_hours": shard_hours, "force": True}
+        run("music", str(tmp_path / "out"), 0.4, **options)
+    assert "train-000001.tar: 1 shards of an earlier run" in capsys.readouterr().err
+
+
+def test_a_server_gives_the_same_and_is_asked_for_parts(served):
+    same_audio(Manifest("single/train.tsv"), Manifest(served.manifests / "train.tsv"))
+    assert all(asked for _, asked in served.requests)
+
+
+def test_a_server_that_fails_for_a_while_is_asked_again(served):
+    path = Manifest(served.manifests / "train.tsv").path(0)
+    served.failures = 4
+    np.testing.assert_array_equal(
+        audio.read(path), audio.read(Manifest("single/train.tsv").path(0))
+    )
+    reading._first_block.cache_clear()
+    served.failures = 1000
+    with pytest.raises(InputError, match=r"train-000000\.tar: bytes \d+ to \d+ could not be read"):
+        audio.read(path)
+
+
+def test_what_is_not_there_is_unreadable(served, tmp_path):
+    path = Manifest("sharded/train.tsv").path(0)
+    for missing in (path.replace("train-0", "train-9"), f"{served.url}/none.tar:0:10"):
+        with pytest.raises(AudioError, match=r"[Nn]o such file"):
+            audio.read(missing)
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes(Path(shard(path)).read_bytes()[:20_000])
+    with pytest.raises(AudioError, match="the shard ends before this file does"):
+        audio.read(path.replace(shard(path), str(cut)))
+    with pytest.raises(AudioError, match="libsndfile"):
+        audio.read(path.replace(":512:", ":0:"))
+
+
+def test_crops_of_an_epoch_are_those_of_single_files(served):
+    """In workers, which must not use a connection of the process that forks them."""
+
+    def items(folder):
+        units = UnitDictionary("labels/dict.km.txt")
+        labels = [LabelSet(LabelStore("labels/train.km"), units, 100.0)]
+        data = PretrainingDataset(
+            Manifest(f"{folder}/train.tsv"),
+            **{"crop_seconds": 0.7, "min_seconds": 0.5, "grid": FrameGrid(400, 320)},
+            **{"normalise": True, "mask": SpanMask(0.65, 10), "training": True, "labels": labels},
+        )
+        data.set_epoch(3)
+        loader = DataLoader(data, None, sampler=data.ordered_indices(), num_workers=1)
+        return list(loader)
+
+    audio.read(Manifest(served.manifests / "train.tsv").path(0))
+    pairs = list(zip(items("single"), items(served.manifests), strict=True))
+    assert len(pairs) == 10
+    for single, sharded in pairs:
+        assert single.keys() == sharded.keys() == {"id", "source", "mask", "target"}
+        torch.testing.assert_close(single, sharded, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"convert": "x", "shards": "y"}, "--convert and --shards both write copies"),
+        ({"labels": "labels"}, "--labels puts labels into shards: give --shards DIR"),
+        ({"shards": "music/tars"}, "--shards .*music/tars and --root .* lie within each other"),
+        ({"shards": "y", "shard_hours": 0.0}, "--shard-hours 0: "),
+        ({"shards": "y", "labels": "labels", "group_by": "file"}, "are not the labels of the"),
+        ({"shards": "y", "labels": "none"}, "no such label file"),
+    ],
+)
+def test_what_does_not_go_together(options, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        run("music", str(tmp_path / "out"), 0.4, **options)
