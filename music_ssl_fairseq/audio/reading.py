@@ -77,8 +77,9 @@ def read(
         try:
             waveform = _part(source, start, stop, sample_rate)
         except AudioError:
-            decodable = isinstance(source, Libsndfile) and file.member is None
-            if not decodable or not _decodes_whole(file, source):
+            if not isinstance(source, Libsndfile) or file.member is not None:
+                raise
+            if not _decodes_whole(file, source):
                 raise
             with file.decoder() as decoder:
                 waveform = _part(decoder, start, stop, sample_rate)

@@ -15,7 +15,6 @@ from functools import lru_cache, partial
 from typing import Any
 
 from music_ssl_fairseq.errors import AudioError, InputError
-from music_ssl_fairseq.runtime.optional import optional
 
 _MEMBER = re.compile(r"(.+\.tar):(\d{1,15}):(\d{1,15})", re.DOTALL)
 _BLOCK_BYTES = 1 << 16  # of one request to a server: three seconds of FLAC
@@ -155,8 +154,8 @@ def _fetch(member: Member, start: int, stop: int) -> bytes:
             raise AudioError(member.name, "no such file") from None
         except ImportError as error:
             raise InputError(
-                f"{member.shard}: {error}: fsspec needs a package for such URLs "
-                "(pip install 'fsspec[http]', 'fsspec[s3]', 'fsspec[gcs]')"
+                f"{member.shard}: {error}: such URLs need a package "
+                "(pip install 'fsspec[http]', 'fsspec[s3]' or 'fsspec[gcs]')"
             ) from None
         except Exception as error:
             if wait is None:
@@ -176,5 +175,6 @@ def _file_system(protocol: str, url: str, process: int) -> tuple[Any, str]:
 @lru_cache(maxsize=8)
 def _connected(protocol: str, process: int) -> Any:
     """Connect once per process: a forked worker must not use its parent's connections."""
-    fsspec = optional("fsspec", "shards")
+    import fsspec
+
     return fsspec.filesystem(protocol, skip_instance_cache=True)
