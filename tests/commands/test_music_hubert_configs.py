@@ -177,11 +177,11 @@ def test_stock_fairseq_trains_on_our_manifests_and_labels(tmp_path, monkeypatch)
 
 
 def iterate(*arguments: str) -> subprocess.CompletedProcess:
-    """`bash examples/music_hubert/iterate.sh ...` with this Python's commands."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    """`bash examples/music_hubert/iterate.sh ...` with the commands in `bin`, and this Python's."""
+    folders = [str(Path("bin").absolute()), str(Path(sys.executable).parent), os.environ["PATH"]]
     return subprocess.run(
         [shutil.which("bash") or "bash", str(CONFIGS / "iterate.sh"), *arguments],
-        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PATH": os.pathsep.join(folders), "OMP_NUM_THREADS": "1"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -189,17 +189,27 @@ def iterate(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_iterate_goes_on_to_a_second_model(here):
+    """The script's trainings note their arguments, and this process trains: it has fairseq."""
+    stub = Path("bin/fairseq-hydra-train")
+    stub.parent.mkdir()
+    stub.write_text('#!/bin/sh\nprintf "%s\\n" "$@" >> trained\n')
+    stub.chmod(0o755)
     tiny = [*TINY, "optimization.max_update=2"]
     out = Path("runs/music_hubert/iterate")
     # As if it had been stopped when the first model was finished.
     train("music_hubert", *tiny, f"hydra.run.dir={out}/model_1", f"task.label_dir={here}/labels")
     (out / "model_1" / "finished").touch()
+    (out / "model_2").mkdir()
     command = ["--layer", "3", "--k", str(K), *tiny]
     done = iterate(*command)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("trained already") == 1
     metadata = json.loads((out / "labels_2" / "metadata.json").read_text())
     assert (metadata["features"], metadata["layer"], metadata["label_rate"]) == ("deep", 3, 50)
+    config_dir, folder, config_name, name, *overrides = Path("trained").read_text().splitlines()
+    assert (config_dir, config_name) == ("--config-dir", "--config-name")
+    assert (folder, name) == (str(CONFIGS), "k2000_iteration2")
+    train("music_hubert", *overrides, config_name=name)
     assert [step["num_updates"] for step in logged(out / "model_2", "train_inner")] == [1, 2]
 
     before = {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()}
