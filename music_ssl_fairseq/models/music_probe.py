@@ -5,6 +5,7 @@ from typing import Any
 from fairseq.models import register_model
 
 from music_ssl_fairseq.probing.config import MusicProbeConfig
+from music_ssl_fairseq.probing.heads.fine_tuning import FineTunedProbe
 from music_ssl_fairseq.probing.heads.model import HeadGrid
 
 
@@ -13,6 +14,9 @@ class MusicProbeModel(HeadGrid):
     """The grid of heads in training, then the head chosen on validation."""
 
     @classmethod
-    def build_model(cls, cfg: MusicProbeConfig, task: Any) -> "MusicProbeModel":
+    def build_model(cls, cfg: MusicProbeConfig, task: Any) -> HeadGrid:
         """Build the heads for the task's features and outputs."""
-        return cls(cfg, task.probe.inputs())
+        probe = task.probe
+        if not probe.unfreeze:
+            return cls(cfg, probe.inputs())
+        return FineTunedProbe(cfg, probe.inputs(), probe.encoder(), probe.plan.frames)

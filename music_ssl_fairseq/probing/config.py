@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import List, Optional
 
-from fairseq.dataclass import FairseqDataclass
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from omegaconf import II, MISSING
 
 from music_ssl_fairseq.runtime.settings import setting
@@ -67,6 +67,19 @@ class MusicProbeConfig(FairseqDataclass):
         "learned weighted sum of the Transformer's; by default every one, and all",
     )
     learning_rates: List[float] = setting(LEARNING_RATES, "each layer is probed with each of these")
+    unfreeze: str = setting(
+        "none",
+        "encoder layers that are trained with the head: none, all, or top-N for the last N "
+        "Transformer layers. With all or top-N: one layer in `layers`, and one of `learning_rates`",
+    )
+    encoder_learning_rate: float = setting(1e-5, "learning rate of the highest unfrozen layer")
+    layer_decay: float = setting(
+        1.0, "factor on the rate from each encoder layer to the one below it"
+    )
+    frozen_updates: int = setting(0, "updates at the start in which the head alone is trained")
+    precision: ChoiceEnum(["auto", "fp32", "bf16"]) = setting(  # type: ignore[valid-type]
+        "auto", "arithmetic of an unfrozen encoder; auto is bf16 on GPUs that have it"
+    )
     hidden_size: int = setting(512, "hidden values of a head")
     dropout: float = setting(0.2, "dropout of the hidden values")
     patience: int = setting(8, "epochs without a better validation that stop a head")

@@ -28,13 +28,16 @@ class ProbingDataset(FairseqDataset):
         self,
         split: ProbingSplit,
         clips: Sequence[Clip],
-        cache: FeatureCache,
+        cache: FeatureCache | None,
         plan: WindowPlan,
         seed: int,
         shuffle: bool,
         batches_at_once: int = 1,
     ):
-        """Note the windows; `batches_at_once` are mini-batches per batch of fairseq's."""
+        """Note the windows; `batches_at_once` are mini-batches per batch of fairseq's.
+
+        `cache` is None for a subclass that has its features from elsewhere.
+        """
         self.split = split
         self.clips = clips
         self._cache = cache
@@ -60,6 +63,7 @@ class ProbingDataset(FairseqDataset):
 
     def features(self, index: int) -> np.ndarray:
         """Return a window's features, `[vectors, layers, D]`."""
+        assert self._cache is not None
         first, count = self._first[index], self._count[index]
         return self._cache.vectors(self.clips[self._clip_of[index]].key)[first : first + count]
 
@@ -112,21 +116,25 @@ class ProbingDataset(FairseqDataset):
         """
         if not samples:
             return {}
-        features = np.concatenate([sample["features"] for sample in samples])
         targets = np.concatenate([sample["target"] for sample in samples])
         if self.split.spec.kind in ("multi-label", "beats"):
             targets = targets.astype(np.float32)
         return {
             "id": torch.tensor([sample["id"] for sample in samples]),
             "nsentences": len(samples),
-            "ntokens": len(features),
+            "ntokens": len(targets),
             "clip": torch.tensor([sample["clip"] for sample in samples]),
             "first": torch.tensor([sample["first"] for sample in samples]),
-            "sizes": [len(sample["features"]) for sample in samples],
+            "sizes": [len(sample["target"]) for sample in samples],
             "batch_size": self._batch_size,
             "target": torch.from_numpy(targets),
-            "net_input": {"features": torch.from_numpy(features)},
+            "net_input": self.net_input(samples),
         }
+
+    def net_input(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return what the model takes."""
+        features = np.concatenate([sample["features"] for sample in samples])
+        return {"features": torch.from_numpy(features)}
 
     def size(self, index: int) -> int:
         """Return how many vectors a window has."""

@@ -13,11 +13,13 @@ import torch
 from fairseq.data.iterators import EpochBatchIterator
 from omegaconf import DictConfig, OmegaConf
 
+from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.config import MusicProbeConfig, MusicProbingConfig
 from music_ssl_fairseq.probing.dataset import ProbingDataset
 from music_ssl_fairseq.probing.experiment import CHOOSE_ON, ProbeExperiment
 from music_ssl_fairseq.probing.features.source import FeatureSource
 from music_ssl_fairseq.probing.heads.adam import RowAdam
+from music_ssl_fairseq.probing.heads.fine_tuning import check_settings
 from music_ssl_fairseq.probing.heads.model import HeadGrid
 from music_ssl_fairseq.probing.heads.training import loss_and_logs, mini_batches, update
 from music_ssl_fairseq.probing.scoring.collector import Collector
@@ -56,6 +58,8 @@ def run(cfg: DictConfig, source: FeatureSource, split: str = "test") -> Path:
     Raises:
         InputError: as `ProbeExperiment`.
     """
+    if check_settings(cfg.model):
+        raise InputError("model.unfreeze: fairseq-hydra-train alone trains encoders")
     probe = ProbeExperiment(cfg.task)
     probe.source = source
     device = torch.device(probe.device)

@@ -18,7 +18,7 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.dataset import ProbingDataset
 from music_ssl_fairseq.probing.features.cache import FeatureCache, clip_of
 from music_ssl_fairseq.probing.features.fill import WindowPlan, fill, identity
-from music_ssl_fairseq.probing.features.source import FeatureSource, open_source
+from music_ssl_fairseq.probing.features.source import EncoderSource, FeatureSource, open_source
 from music_ssl_fairseq.probing.heads.model import HeadGrid, HeadInputs
 from music_ssl_fairseq.probing.identity import probing_identity
 from music_ssl_fairseq.probing.labels import ProbingSplit
@@ -28,6 +28,8 @@ from music_ssl_fairseq.probing.scoring.collector import Collector
 from music_ssl_fairseq.probing.scoring.metrics import Scores, evaluate
 from music_ssl_fairseq.probing.scoring.selection import head_scores
 from music_ssl_fairseq.probing.spec import read_spec
+from music_ssl_fairseq.probing.waveforms import WaveformDataset
+from music_ssl_fairseq.upstream.model import Upstream
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +48,12 @@ class ProbeExperiment:
         plan: windows that the encoder is given.
         output_dir: folder of the result files.
         model: the heads; set by who builds them.
+        unfreeze: `model.unfreeze` if the encoder is trained along, else empty; set by who builds
+            the model.
     """
 
     model: HeadGrid
+    unfreeze: str = ""
 
     def __init__(self, cfg: Any):
         """Read the task's folder; `cfg` is as `MusicProbingConfig`.
@@ -92,7 +97,18 @@ class ProbeExperiment:
     @property
     def batches_at_once(self) -> int:
         """Mini-batches per training batch of the dataset; frames of beats are many in any case."""
-        return _BATCHES_AT_ONCE if self.device == "cpu" and not self.plan.frames else 1
+        many = self.device == "cpu" and not (self.plan.frames or self.unfreeze)
+        return _BATCHES_AT_ONCE if many else 1
+
+    def encoder(self) -> Upstream:
+        """Return the encoder to be trained along.
+
+        Raises:
+            InputError: if the upstream is a front end.
+        """
+        if not isinstance(self.source, EncoderSource):
+            raise InputError(f"model.unfreeze: {self.source.name} has nothing to train")
+        return self.source.encoder
 
     def identity(self) -> Identity:
         """Identify the task, its clips and labels, and the upstream."""
@@ -108,11 +124,16 @@ class ProbeExperiment:
     def _read(self, split: str) -> ProbingDataset:
         labels = ProbingSplit(self.cfg.data, split, self.spec)
         clips = [clip_of(labels.manifest, i, part) for i, part in enumerate(labels.segments)]
-        self.cache.use(clip.key for clip in clips)
-        fill(self.cache, self.source, self.plan, clips)
         shuffle, at_once = split == "train", self.batches_at_once if split == "train" else 1
-        features = clips, self.cache, self.plan
-        dataset = ProbingDataset(labels, *features, self.cfg.seed, shuffle, at_once)
+        order = self.cfg.seed, shuffle, at_once
+        if self.unfreeze:
+            dataset: ProbingDataset = WaveformDataset(
+                labels, clips, self.source.grid, self.plan, *order
+            )
+        else:
+            self.cache.use(clip.key for clip in clips)
+            fill(self.cache, self.source, self.plan, clips)
+            dataset = ProbingDataset(labels, clips, self.cache, self.plan, *order)
         seconds = self.cfg.window_seconds
         length = f"{seconds:g} s" if seconds else "whole clips"
         logger.info("%s: %d clips, %d windows of %s", split, len(clips), len(dataset), length)
@@ -187,15 +208,17 @@ class ProbeExperiment:
         """Describe the probe for its result files: task, upstream, chosen head."""
         chosen = self.model.chosen_head()
         assert chosen is not None
+        trained = f"fine-tuned ({self.unfreeze})" if self.unfreeze else ""
         return {
             "task": self.spec.name,
             "kind": self.spec.kind,
             "metric": self.spec.metric,
             "classes": list(self.spec.classes),
             "targets": list(self.spec.targets),
-            "upstream": self.source.name,
+            "upstream": f"{self.source.name}, {trained}" if trained else self.source.name,
             "upstream_path": self.source.path,
-            "fingerprint": self.source.fingerprint,
+            # Not the frozen model's, whose scores these are not.
+            "fingerprint": f"{self.source.fingerprint} {trained}".strip(),
             "window_seconds": self.cfg.window_seconds,
             "layer": chosen.head.layer,
             "learning_rate": chosen.head.learning_rate,

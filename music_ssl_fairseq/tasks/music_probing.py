@@ -23,6 +23,7 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.models import music_probe as _model  # noqa: F401
 from music_ssl_fairseq.probing.config import MusicProbingConfig
 from music_ssl_fairseq.probing.experiment import CHOOSE_ON, ProbeExperiment
+from music_ssl_fairseq.probing.heads.fine_tuning import check_settings
 from music_ssl_fairseq.probing.heads.training import mini_batches, update
 from music_ssl_fairseq.probing.identity import probing_question
 from music_ssl_fairseq.probing.scoring.collector import Collector
@@ -100,6 +101,7 @@ class MusicProbingTask(RunFolderTask):
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Build the grid of heads; for fairseq-validate, to hold the chosen one."""
         with one_line_errors():
+            self.probe.unfreeze = cfg.unfreeze if check_settings(cfg) else ""
             if not from_checkpoint:
                 if is_distributed():
                     only = "distributed_training.distributed_world_size=1"

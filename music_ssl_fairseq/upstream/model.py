@@ -107,15 +107,20 @@ class Upstream(nn.Module):
         _refuse_nan(waveform)
         tensors = (waveform, *self.parameters())
         needed = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-        if not (self.training or needed):
-            return self.hidden_states(waveform, padding_mask)[-1].float()
-        return self._encoded(waveform, padding_mask, self._trained)[-1].float()
+        trained = self.training or needed
+        layers = self.trained_layers if trained else self.hidden_states
+        return layers(waveform, padding_mask)[-1].float()
 
-    def _trained(self, waveform: Tensor) -> list[Tensor]:
-        """Encode as pre-training does: plain on a CPU, whose fast path is for inference."""
-        if self.normalise:
-            waveform = F.layer_norm(waveform, waveform.shape[-1:])
-        return self.model.hidden_states(waveform, None, Execution("auto"))
+    def trained_layers(self, waveform: Tensor, padding_mask: Tensor | None = None) -> list[Tensor]:
+        """Return `hidden_states` in the module's mode, with gradients."""
+
+        def encode(waveform: Tensor) -> list[Tensor]:
+            if self.normalise:
+                waveform = F.layer_norm(waveform, waveform.shape[-1:])
+            # As in pre-training: plain on a CPU, whose fast path is for inference.
+            return self.model.hidden_states(waveform, None, Execution("auto"))
+
+        return self._encoded(waveform, padding_mask, encode)
 
     @torch.no_grad()
     def layers(self, waveform: Tensor, padding_mask: Tensor | None = None) -> list[Tensor]:

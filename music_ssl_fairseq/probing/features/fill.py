@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.errors import AudioError
-from music_ssl_fairseq.frames import SAMPLE_RATE
+from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
 from music_ssl_fairseq.jobs.read_ahead import ReadAhead
 from music_ssl_fairseq.probing.features.cache import Clip, FeatureCache
 from music_ssl_fairseq.probing.features.source import FeatureSource
@@ -97,19 +97,29 @@ def fill(
 
 def _read(source: FeatureSource, clip: Clip) -> tuple[Clip, np.ndarray]:
     """Read the samples of a clip."""
-    waveform = audio.read(clip.path, clip.start, clip.stop - clip.start)
-    seconds = (clip.stop - clip.start) / SAMPLE_RATE
-    if len(waveform) < clip.stop - clip.start - 0.1 * SAMPLE_RATE:
+    return clip, read_part(source.grid, clip, clip.start, clip.stop)
+
+
+def read_part(grid: FrameGrid, clip: Clip, start: int, stop: int) -> np.ndarray:
+    """Read the samples `[start, stop)` of a clip's file.
+
+    Raises:
+        AudioError: if it cannot be read, ends over 0.1 s earlier, or the clip is too short.
+    """
+    waveform = audio.read(clip.path, start, stop - start)
+    if len(waveform) < stop - start - 0.1 * SAMPLE_RATE:
         raise AudioError(
             clip.path,
-            f"has {len(waveform) / SAMPLE_RATE:.2f} s where the manifest wants {seconds:.2f} s: "
-            "make the manifests again",
+            f"has {len(waveform) / SAMPLE_RATE:.2f} s where the manifest wants "
+            f"{(stop - start) / SAMPLE_RATE:.2f} s: make the manifests again",
         )
-    if clip.stop - clip.start < source.grid.window:
+    if clip.stop - clip.start < grid.window:
         raise AudioError(
-            clip.path, f"{seconds:.3f} s are less than one frame of the upstream: leave it out"
+            clip.path,
+            f"{(clip.stop - clip.start) / SAMPLE_RATE:.3f} s are less than one frame of the "
+            "upstream: leave it out",
         )
-    return clip, np.pad(waveform, (0, clip.stop - clip.start - len(waveform)))
+    return np.pad(waveform, (0, stop - start - len(waveform)))
 
 
 def _encode(
@@ -126,7 +136,7 @@ def _encode(
         windows = plan.windows(clip)
         results.append([np.zeros(0)] * len(windows))
         for i, window in enumerate(windows):
-            part = _samples(samples, window.start - clip.start, window, source, plan.frames)
+            part = samples_of(samples, window.start - clip.start, window, source.grid, plan.frames)
             shape = (len(part), frames_of(window))
             places.setdefault(shape, []).append((number, i))
             waveforms.setdefault(shape, []).append(part)
@@ -141,13 +151,17 @@ def _encode(
         cache.add(clip.key, np.concatenate(vectors))
 
 
-def _samples(
-    samples: np.ndarray, start: int, window: ClipWindow, source: FeatureSource, frames: bool
+def samples_of(
+    samples: np.ndarray, start: int, window: ClipWindow, grid: FrameGrid, frames: bool
 ) -> np.ndarray:
     """Cut out a window; for frames, with the samples beyond its end that the last one covers."""
-    beyond = source.grid.window - source.grid.hop if frames else 0
-    part = samples[start : start + window.num_samples + max(0, beyond)]
-    return np.pad(part, (0, max(0, source.grid.window - len(part))))
+    part = samples[start : start + length_of(window, grid, frames)]
+    return np.pad(part, (0, max(0, grid.window - len(part))))
+
+
+def length_of(window: ClipWindow, grid: FrameGrid, frames: bool) -> int:
+    """Return the samples that a window needs, which may be more than its clip has."""
+    return window.num_samples + (max(0, grid.window - grid.hop) if frames else 0)
 
 
 def _features(

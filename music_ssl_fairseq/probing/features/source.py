@@ -40,6 +40,7 @@ class EncoderSource:
 
     Attributes:
         name: for tables.
+        encoder: the encoder itself.
         path: the file, for records; of a model on the hub, its name with the commit.
         fingerprint: hex digest of all that decides the features.
         layers: names, in order. A weighted sum leaves out the first.
@@ -52,7 +53,7 @@ class EncoderSource:
     standardise = False
 
     def __init__(self, encoder: "upstream.Upstream", name: str, path: str):
-        self._encoder = encoder
+        self.encoder = encoder
         self.name = name
         self.path = path
         self.fingerprint = encoder.fingerprint
@@ -62,12 +63,12 @@ class EncoderSource:
 
     def clip_features(self, waveforms: np.ndarray) -> np.ndarray:
         """Encode `[B, T]` float32 at 16 kHz to `[B, layers, dimension]` float32."""
-        layers = self._encoder.layers(torch.from_numpy(waveforms))
+        layers = self.encoder.layers(torch.from_numpy(waveforms))
         return torch.stack([layer.mean(1) for layer in layers], 1).cpu().numpy()
 
     def frame_features(self, waveforms: np.ndarray, num_frames: int) -> np.ndarray:
         """Encode `[B, T]` to `[B, num_frames, layers, frame_dimension]`, 50 frames per second."""
-        layers = self._encoder.layers(torch.from_numpy(waveforms))
+        layers = self.encoder.layers(torch.from_numpy(waveforms))
         # [frames, B, layers, D]
         stacked = torch.stack(layers, 2).transpose(0, 1).cpu().numpy()
         return np.swapaxes(to_frame_rate(stacked, self.grid, num_frames), 0, 1)

@@ -10,6 +10,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.optim import FairseqOptimizer, register_optimizer
 from torch import Tensor
 
+from music_ssl_fairseq.probing.heads.encoder_adam import SHARE, EncoderAdam
 from music_ssl_fairseq.runtime.settings import setting
 
 
@@ -25,14 +26,20 @@ class RowAdam(FairseqOptimizer):  # checkpoints hold this name, and refuse anoth
 
     fairseq's learning rate is a factor on top: leave it at 1. `get_lr` is the highest rate of any
     head, and 0 when none is left, so that `optimization.stop_min_lr: 0` ends the training.
+
+    An encoder that is trained along (`model.unfreeze`) has an Adam of its own.
     """
 
     def __init__(self, cfg: RowAdamConfig, params: Iterable[Tensor]):
         super().__init__(cfg)
         betas = tuple(ast.literal_eval(str(cfg.adam_betas)))
+        parameters = list(params)
+        encoder = [p for p in parameters if hasattr(p, SHARE)]
+        parameters = [p for p in parameters if not hasattr(p, SHARE)]
+        self._encoder = EncoderAdam(encoder, betas, cfg.adam_eps) if encoder else None
         # It holds parameters and moments where fairseq looks for them; its own step is not used.
         self._optimizer = torch.optim.Adam(
-            list(params), lr=1.0, betas=(betas[0], betas[1]), eps=cfg.adam_eps
+            parameters, lr=1.0, betas=(betas[0], betas[1]), eps=cfg.adam_eps
         )
         self._heads: list[int] | None = None
         self._rates: list[float] = []
@@ -66,14 +73,22 @@ class RowAdam(FairseqOptimizer):  # checkpoints hold this name, and refuse anoth
         """Forget gradients and factor."""
         self._scale = 1.0
         super().zero_grad()
+        if self._encoder is not None:
+            self._encoder.zero_grad()
 
     def clip_grad_norm(
         self, max_norm: float, aggregate_norm_fn: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
         """Return the gradients' norm without the largest parameter's, a tenth of the step's time.
 
-        Diverged heads are left out. Nothing is clipped: it would tie the heads together.
+        Diverged heads are left out. Heads are not clipped: it would tie them together.
         """
+        if self._encoder is not None:
+            clipped = self._encoder.clip(max_norm, self._scale)
+            return torch.stack([self._heads_norm().to(clipped.device), clipped]).norm()
+        return self._heads_norm()
+
+    def _heads_norm(self) -> Tensor:
         largest = max(self.params, key=Tensor.numel)
         gradients = [
             p.grad for p in self.params if p is not largest and p.grad is not None and p.numel()
@@ -85,7 +100,9 @@ class RowAdam(FairseqOptimizer):  # checkpoints hold this name, and refuse anoth
 
     @torch.no_grad()
     def step(self, closure: Any = None, scale: float = 1.0, groups: Any = None) -> None:
-        """Update each head at its own rate."""
+        """Update each head at its own rate, and the encoder's layers."""
+        if self._encoder is not None and self._rates:
+            self._encoder.step(self.get_lr(), self._scale / scale)
         parameters = [p for p in self.params if p.grad is not None and p.numel()]
         if not parameters:
             return
@@ -127,7 +144,10 @@ class RowAdam(FairseqOptimizer):  # checkpoints hold this name, and refuse anoth
     def state_dict(self) -> dict[str, Any]:
         """Return the heads' numbers and rates, and the state of each parameter in order."""
         states = [dict(self._optimizer.state[p]) for p in self.params]
-        return {"rows": self._heads, "rates": self._rates, "states": states}
+        found: dict[str, Any] = {"rows": self._heads, "rates": self._rates, "states": states}
+        if self._encoder is not None:
+            found["encoder"] = self._encoder.state_dict()
+        return found
 
     def load_state_dict(
         self, state_dict: dict[str, Any], optimizer_overrides: dict[str, Any] | None = None
@@ -136,3 +156,5 @@ class RowAdam(FairseqOptimizer):  # checkpoints hold this name, and refuse anoth
         self._heads, self._rates = state_dict["rows"], state_dict["rates"]
         for p, state in zip(self.params, state_dict["states"], strict=True):
             self._optimizer.state[p] = {k: v.to(p.device) for k, v in state.items()}
+        if self._encoder is not None:
+            self._encoder.load_state_dict(state_dict["encoder"])

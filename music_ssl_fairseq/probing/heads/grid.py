@@ -188,25 +188,32 @@ class _HiddenLayer(torch.autograd.Function):
         if kept is not None:
             hidden.mul_(kept)
         ctx.scale, ctx.gradient = scale, gradient
-        ctx.save_for_backward(features, inputs, weights, weight, hidden)
+        ctx.save_for_backward(features, single, inputs, weights, weight, hidden)
         return hidden
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        features, inputs, weights, weight, hidden = ctx.saved_tensors
+        features, single, inputs, weights, weight, hidden = ctx.saved_tensors
         # Values that ReLU or dropout set to 0 have no gradient.
         grad = torch.ops.aten.threshold_backward(gradients[0], hidden, 0)
         accumulates = weight.grad is not None
         if not accumulates:
             weight.grad = ctx.gradient
         weight.grad.baddbmm_(grad.transpose(1, 2), inputs, beta=int(accumulates), alpha=ctx.scale)
-        grad_mix = None
+        grad_mix = grad_features = None
+        if ctx.needs_input_grad[0]:
+            grad_inputs = torch.bmm(grad, weight).mul_(ctx.scale)
+            grad_features = torch.zeros_like(features)
+            grad_features.index_add_(0, single, grad_inputs[: len(single)])
+            if len(weights):
+                mixed = weights.t() @ grad_inputs[len(single) :].flatten(1)
+                grad_features[1:] += mixed.view_as(features[1:])
         if count := len(weights):
             grad_sum = torch.bmm(grad[-count:], weight[-count:]).mul_(ctx.scale)
             grad_weights = torch.mm(grad_sum.flatten(1), features[1:].flatten(1).t())
             inner = (grad_weights * weights).sum(-1, keepdim=True)
             grad_mix = weights * (grad_weights - inner)
-        return None, None, grad_mix, None, grad.sum(1).mul_(ctx.scale), None, None, None
+        return grad_features, None, grad_mix, None, grad.sum(1).mul_(ctx.scale), None, None, None
 
 
 def _draw(
