@@ -202,6 +202,8 @@ def is_distributed() -> bool:
 def stop_loading(iterators: dict[Any, Any]) -> None:
     """Stop the workers of the iterators in a task's `dataset_to_epoch_iter`, and wait for them."""
     for iterator in iterators.values():
+        if hasattr(iterator, "stop"):  # reads ahead
+            iterator.stop()
         loader = getattr(iterator, "dataloader", None)
         stop = getattr(getattr(loader, "_iterator", None), "_shutdown_workers", None)
         if stop is not None:

@@ -34,6 +34,7 @@ class PretrainingDataset(FairseqDataset):
     in one warning, replaced by another crop, and not tried again.
 
     Attributes:
+        training: whether crops and masks differ from epoch to epoch.
         unreadable: tracks that no worker of this process could read so far.
     """
 
@@ -80,7 +81,7 @@ class PretrainingDataset(FairseqDataset):
         self._grid = grid
         self._normalise = normalise
         self._mask = mask
-        self._training = training
+        self.training = training
         self._seed = seed
         self._mix_prob = mix_prob if training else 0.0
         self._span_growth = span_growth if training else None
@@ -124,6 +125,10 @@ class PretrainingDataset(FairseqDataset):
         return len(self._plan)
 
     def __getitem__(self, index: int) -> dict:
+        """Decode one crop of the present epoch: see `item`."""
+        return self.item(int(index), int(self._epoch))
+
+    def item(self, index: int, epoch: int) -> dict:
         """Decode one crop.
 
         Returns:
@@ -133,8 +138,6 @@ class PretrainingDataset(FairseqDataset):
         Raises:
             InputError: if too many tracks are unreadable.
         """
-        index = int(index)
-        epoch = int(self._epoch)
         track, start, length = self._plan.crop(index, epoch)
         waveform = self._read(track, start, length)
         if waveform is None:
@@ -268,7 +271,11 @@ class PretrainingDataset(FairseqDataset):
         return self._plan.lengths[indices]
 
     def ordered_indices(self) -> np.ndarray:
-        return self._plan.order(int(self._epoch), shuffle=self._training)
+        return self.order(int(self._epoch))
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Return the order of an epoch's crops: see `CropPlan.order`."""
+        return self._plan.order(epoch, shuffle=self.training)
 
     def batch_by_size(
         self,
@@ -289,8 +296,8 @@ class PretrainingDataset(FairseqDataset):
         return [*batches, rest] if len(rest) else batches
 
     def set_epoch(self, epoch: int) -> None:
-        """Use the crops and masks of this epoch in all workers; evaluation stays at epoch 0."""
-        if self._training:
+        """Use the crops and masks of this epoch; evaluation stays at epoch 0."""
+        if self.training:
             self._epoch.fill_(epoch)
 
 

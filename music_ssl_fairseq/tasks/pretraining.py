@@ -5,6 +5,7 @@ import logging
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Optional
 
 from fairseq.dataclass import FairseqDataclass
@@ -213,7 +214,24 @@ class PretrainingTask(RunFolderTask):
 
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Return fairseq's iterator, with its batching noted: see `ResumableEpochs`."""
-        return note_batching(super().get_batch_iterator(dataset, *args, **kwargs), kwargs)
+        iterator = super().get_batch_iterator(dataset, *args, **kwargs)
+        # A new iterator per epoch would leave the one before reading ahead.
+        anew = kwargs.get("update_epoch_batch_itr") or kwargs.get("disable_iterator_cache")
+        ahead = dataset.training and self.cfg.rebuild_batches and not anew
+        batches_of = partial(self._batches, dataset, kwargs) if ahead else None
+        return note_batching(iterator, kwargs, batches_of)
+
+    def _batches(self, dataset: Any, settings: dict[str, Any], epoch: int) -> list[Any]:
+        """Return the batches of an epoch, of all processes, in the order of their lengths."""
+        indices = dataset.order(epoch)
+        if settings.get("max_positions") is not None:
+            ignore = settings.get("ignore_invalid_inputs", False)
+            indices = self.filter_indices_by_size(
+                indices, dataset, settings["max_positions"], ignore
+            )
+        names = ("max_tokens", "max_sentences", "required_batch_size_multiple")
+        sizes = {name: settings[name] for name in names if name in settings}
+        return dataset.batch_by_size(indices, **sizes)
 
     def train_step(
         self,

@@ -8,7 +8,7 @@ are left keep their order and are batched anew.
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from fairseq.data import data_utils, iterators
 
 from music_ssl_fairseq.compat import one_line_errors
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.training.stream import Plan, Plans, Stream
 
 _BATCHINGS = "cuts"
 """Key of the batchings in a checkpoint, beside fairseq's position."""
@@ -63,10 +64,18 @@ class Batching:
         )
 
 
-def note_batching(iterator: Any, settings: dict[str, Any]) -> Any:
-    """Set an epoch iterator's batching, from the arguments of `get_batch_iterator`."""
+def note_batching(
+    iterator: Any, settings: dict[str, Any], batches_of: Callable[[int], list[Any]] | None = None
+) -> Any:
+    """Set an epoch iterator's batching, from the arguments of `get_batch_iterator`.
+
+    Args:
+        batches_of: makes an epoch's batches, in any thread. With it the iterator reads ahead across
+            the ends of epochs; its dataset must have `item(index, epoch)`.
+    """
     names = ("max_tokens", "max_sentences", "required_batch_size_multiple", "num_shards")
     iterator.batching = Batching(**{name: settings[name] for name in names if name in settings})
+    iterator.batches_of = batches_of
     return iterator
 
 
@@ -75,20 +84,30 @@ class ResumableEpochs(iterators.EpochBatchIterator):
 
     Attributes:
         batching: see `note_batching`. None for fairseq's own behaviour.
+        batches_of: see `note_batching`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.batching: Batching | None = None
+        self.batches_of: Callable[[int], list[Any]] | None = None
+        self._stream: Stream | None = None
+        self._order: tuple[bool, bool] | None = None  # of the stream: shuffled, fixed to GPUs
+        self._first_batch: Any = None
         self._before: list[Batching] = []  # of the resumed epoch, earlier parts
         self._resumed = 0  # number of the resumed epoch
         self._offset = 0
 
     @property
     def first_batch(self) -> Any:
-        """Return fairseq's first batch; an unreadable corpus is a one-line error."""
-        with one_line_errors():
-            return super().first_batch
+        """Return fairseq's first batch, read once; an unreadable corpus is a one-line error.
+
+        It stands in where a process has run out of batches, and counts for nothing there.
+        """
+        if self._first_batch is None:
+            with one_line_errors():
+                self._first_batch = super().first_batch
+        return self._first_batch
 
     def end_of_epoch(self) -> bool:
         """Return whether the epoch has ended; False before it has begun."""
@@ -171,11 +190,70 @@ class ResumableEpochs(iterators.EpochBatchIterator):
         shard = iterators.ShardedIterator(batches, self.num_shards, self.shard_id, fill_value=[])
         return [[]] * self._offset + list(shard)
 
-    def _get_iterator_for_epoch(self, *args: Any, **kwargs: Any) -> Any:
-        iterator = super()._get_iterator_for_epoch(*args, **kwargs)
+    def _get_iterator_for_epoch(
+        self, epoch: int, shuffle: bool, fix_batches_to_gpus: bool = False, offset: int = 0
+    ) -> Any:
+        if self.batches_of is None:
+            iterator = super()._get_iterator_for_epoch(epoch, shuffle, fix_batches_to_gpus, offset)
+        else:
+            iterator = self._from_stream(epoch, (shuffle, fix_batches_to_gpus), offset)
         if iterator is not None:
             iterator._itr = _OneLineErrors(iterator._itr)
         return iterator
+
+    def _from_stream(self, epoch: int, order: tuple[bool, bool], offset: int) -> Any:
+        """Return an epoch's iterator: the next part of the stream, or of a new one."""
+        if self._stream is None or (self._stream.position, self._order) != ((epoch, offset), order):
+            self.stop()
+            self._order = order
+            self._stream = Stream(
+                self.dataset,
+                Plans(lambda epoch: self._plan(epoch, *order)),
+                (epoch, offset),
+                self.buffer_size,
+                collate_fn=self.collate_fn,
+                num_workers=self.num_workers,
+                timeout=self.timeout,
+                pin_memory=True,
+                persistent_workers=self.persistent_workers,
+            )
+            self.dataloader = self._stream.loader
+        self._stream.plans.forget_before(epoch)
+        total = len(self._stream.plans[epoch])
+        if total <= offset and offset > 0:
+            return None
+        return iterators.CountingIterator(self._stream.take(total - offset), offset, total)
+
+    def stop(self) -> None:
+        """Stop reading ahead."""
+        if self._stream is not None:
+            self._stream.stop()
+            self._stream = None
+
+    def _plan(self, epoch: int, shuffle: bool, fix_batches_to_gpus: bool) -> Plan:
+        """Return an epoch's batches of this process, as `ordered_batches` does, in any thread.
+
+        fairseq draws from numpy's global generator, which another thread may be using.
+        """
+        if epoch == self._resumed and self.batching is not None:
+            batches = self.ordered_batches(epoch, fix_batches_to_gpus, shuffle)
+        else:
+            assert self.batches_of is not None
+            batches = self.batches_of(epoch)
+            if shuffle:
+                batches = self._shuffle(batches, np.random.RandomState(self.seed + epoch))
+            shard = self.num_shards, self.shard_id
+            batches = list(iterators.ShardedIterator(batches, *shard, fill_value=[]))
+        return batches[: len(batches) - self.skip_remainder_batch]
+
+    def _shuffle(self, batches: list[Any], generator: np.random.RandomState) -> list[Any]:
+        if not self.grouped_shuffling:
+            generator.shuffle(batches)
+            return batches
+        size = self.num_shards
+        groups = [batches[i * size : (i + 1) * size] for i in range(len(batches) // size)]
+        generator.shuffle(groups)
+        return [batch for group in groups for batch in group]
 
 
 class _OneLineErrors:

@@ -1,5 +1,6 @@
 """An epoch continues where its crops ended, whatever the batches are then."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ class Crops(torch.utils.data.Dataset):
     def __init__(self, num_full: int = 30):
         lengths = np.array([*(10 for _ in range(num_full)), 9, 8, 8, 7, 6, 6, 5])
         self._plan = CropPlan(lengths, 10, hop=1, min_samples=1, seed=4)
+        self.read_ahead = []  # epochs of the crops read, where it is given
 
     def __len__(self):
         return len(self._plan)
@@ -28,11 +30,18 @@ class Crops(torch.utils.data.Dataset):
     def __getitem__(self, index):
         return int(index)
 
+    def item(self, index, epoch):
+        self.read_ahead.append(epoch)
+        return index
+
     def set_epoch(self, epoch):
         self.epoch = epoch
 
     def ordered_indices(self):
         return self._plan.order(self.epoch)
+
+    def order(self, epoch):
+        return self._plan.order(epoch)
 
     def batch_by_size(self, indices, max_tokens, max_sentences, required_batch_size_multiple):
         batches, batch = [], []
@@ -46,28 +55,34 @@ class Crops(torch.utils.data.Dataset):
         return [*batches, batch]
 
 
-def iterators_of(settings, epoch=1, data=None):
-    """One per process."""
+def iterators_of(settings, epoch=1, data=None, ahead=True, **more):
+    """One per process; `ahead`: reading ahead across the ends of epochs."""
     sizes, shards = settings
+
+    def cut(indices):
+        whole = {"max_tokens": None, "max_sentences": None, "required_batch_size_multiple": 1}
+        return Crops().batch_by_size(indices, **{**whole, **sizes})
 
     def batches(data, epoch):
         data.set_epoch(epoch)
-        cut = {"max_tokens": None, "max_sentences": None, "required_batch_size_multiple": 1}
-        return data.batch_by_size(data.ordered_indices(), **{**cut, **sizes})
+        return cut(data.ordered_indices())
 
     found = []
     for shard in range(shards):
+        crops = data or Crops()
         iterator = ResumableEpochs(
-            dataset=data or Crops(),
+            dataset=crops,
             collate_fn=list,
             batch_sampler=batches,
             seed=7,
             num_shards=shards,
             shard_id=shard,
             epoch=epoch,
-            reuse_dataloader=True,
+            reuse_dataloader=ahead,  # if fairseq reuses it, a curriculum never ends
+            **more,
         )
-        found.append(note_batching(iterator, {**sizes, "num_shards": shards}))
+        order = (lambda epoch, crops=crops: cut(crops.order(epoch))) if ahead else None
+        found.append(note_batching(iterator, {**sizes, "num_shards": shards}, order))
     return found
 
 
@@ -122,6 +137,49 @@ def test_crops_go_on_where_they_ended(before, after):
     undisturbed = iterators_of(after)
     the_rest(undisturbed)
     assert the_rest(processes) == the_rest(undisturbed)
+
+
+def epochs_of(iterator, update_freq, curriculum=0):
+    """The batches of five epochs, as fairseq's loop asks for them."""
+    for _ in range(5):
+        epoch = iterator.next_epoch_itr(shuffle=iterator.next_epoch_idx > curriculum)
+        skip = iterator.skip_remainder_batch
+        yield [list(update) for update in GroupedBatches(epoch, update_freq, skip)]
+
+
+@pytest.mark.parametrize("buffer_size", [0, 3])
+@pytest.mark.parametrize("settings", [(SIX, 1), (TWO, 3), ({"max_sentences": 40}, 1)])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"grouped_shuffling": True}, {"skip_remainder_batch": True}, {"disable_shuffling": True}],
+    ids=lambda options: next(iter(options), "none"),
+)
+def test_reading_ahead_changes_no_batch(buffer_size, settings, options):
+    if options.get("skip_remainder_batch") and settings[0] == {"max_sentences": 40}:
+        settings = (ONE, 1)  # of one batch, nothing would be left
+    options = {**options, "buffer_size": buffer_size}
+    for update_freq, curriculum in ((1, 0), (2, 2)):
+        both = (iterators_of(settings, ahead=ahead, **options) for ahead in (False, True))
+        for plain, ahead in zip(*both, strict=True):
+            before = np.random.get_state()[1].tolist()  # noqa: NPY002 (fairseq's generator)
+            found = list(epochs_of(ahead, update_freq, curriculum))
+            assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
+            assert found == list(epochs_of(plain, update_freq, curriculum))
+            ahead.stop()
+
+
+def test_the_next_epochs_are_read_before_this_one_has_ended():
+    [process] = iterators_of((SIX, 1), buffer_size=20)
+    epoch = process.next_epoch_itr()
+    next(epoch)
+    deadline = time.monotonic() + 10
+    while 3 not in process.dataset.read_ahead and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert 3 in process.dataset.read_ahead
+    assert process.state_dict()["epoch"] == 1
+    assert process.state_dict()["iterations_in_epoch"] == 1
+    process.stop()
+    assert not process.dataset.read_ahead[200:]  # 20 batches, and those in hand
 
 
 def test_as_often_as_settings_change():

@@ -1,0 +1,142 @@
+"""Batches of one epoch after another from one data loader, read ahead across the ends of epochs.
+
+fairseq begins to read an epoch once the one before has ended: with 27 updates per epoch, training
+then waits for data every second or two.
+"""
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from fairseq.data.iterators import BufferedIterator
+
+Plan = list[Any]
+"""Batches of indices of an epoch, of this process; an empty one where it has run out."""
+
+
+class Plans:
+    """Each epoch's batches, made when first asked for; any thread may ask."""
+
+    def __init__(self, make: Callable[[int], Plan]):
+        self._make = make
+        self._plans: dict[int, Plan] = {}
+        self._lock = threading.Lock()
+
+    def __getitem__(self, epoch: int) -> Plan:
+        with self._lock:
+            if epoch not in self._plans:
+                self._plans[epoch] = self._make(epoch)
+            return self._plans[epoch]
+
+    def forget_before(self, epoch: int) -> None:
+        """Drop the plans of earlier epochs."""
+        with self._lock:
+            self._plans = {e: plan for e, plan in self._plans.items() if e >= epoch}
+
+
+class _Items(torch.utils.data.Dataset):
+    """Items by epoch and index."""
+
+    def __init__(self, dataset: Any):
+        self._dataset = dataset
+
+    def __getitem__(self, place: tuple[int, int]) -> Any:
+        epoch, index = place
+        return self._dataset.item(index, epoch)
+
+
+class _Batches:
+    """Batches from a position on, without end: a loader's sampler."""
+
+    def __init__(self, plans: Plans, epoch: int, first: int):
+        self._plans, self._epoch, self._first = plans, epoch, first
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, first = self._epoch, self._first
+        while True:
+            for batch in self._plans[epoch][first:]:
+                yield [(epoch, int(index)) for index in batch]
+            epoch, first = epoch + 1, 0
+
+
+class _Endless:
+    """A loader of unknown length, for `BufferedIterator`."""
+
+    def __init__(self, loader: Any):
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._loader)
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+
+class Stream:
+    """Batches from a position on, in the order of their epochs.
+
+    Attributes:
+        loader: reads the items; its workers stay for all epochs.
+        plans: the epochs' batches.
+        position: epoch and batch that comes next.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        plans: Plans,
+        position: tuple[int, int],
+        buffer_size: int,
+        **loading: Any,
+    ):
+        """Make a stream; reading begins with the first batch, or with `begin`.
+
+        Args:
+            dataset: has `item(index, epoch)`.
+            plans: the epochs' batches.
+            position: epoch and batch to begin with.
+            buffer_size: batches that are kept ready, beside those of the loader's workers.
+            loading: arguments of torch's DataLoader.
+        """
+        self.position = position
+        self.plans = plans
+        self._batches = _Batches(plans, *position)
+        self.loader = torch.utils.data.DataLoader(
+            _Items(dataset), batch_sampler=self._batches, **loading
+        )
+        source = _Endless(self.loader)
+        self._source = BufferedIterator(buffer_size, source) if buffer_size else source
+        self._iterator: Iterator[Any] | None = None
+
+    def begin(self) -> None:
+        """Begin to read."""
+        if self._iterator is None:
+            self._iterator = iter(self._source)
+            if isinstance(self._source, BufferedIterator):
+                self._source._create_consumer()
+
+    def take(self, count: int) -> Iterator[Any]:
+        """Yield the next batches, all of one epoch."""
+        self.begin()
+        assert self._iterator is not None
+        for _ in range(count):
+            batch = next(self._iterator)
+            epoch, done = self.position
+            ended = done + 1 == len(self.plans[epoch])
+            self.position = (epoch + 1, 0) if ended else (epoch, done + 1)
+            yield batch
+
+    def stop(self) -> None:
+        """Stop reading, and the loader's workers."""
+        consumer = getattr(self._source, "_consumer", None)
+        if consumer is not None:
+            consumer._max_len = 0  # one more batch at most
+        while consumer is not None and consumer.is_alive():
+            while not self._source._queue.empty():
+                self._source._queue.get_nowait()
+            consumer.join(0.01)
+        stop = getattr(self.loader._iterator, "_shutdown_workers", None)
+        if stop is not None:
+            stop()
