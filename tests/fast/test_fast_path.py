@@ -82,11 +82,14 @@ def test_folded_first_layer_is_convolution_shift_and_gelu(lead):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("masks", [0, 1, 3])  # 0: encode=all
 @pytest.mark.parametrize("family", ["music_hubert", "music2vec"])
-def test_compiled_steps_equal_plain_ones_on_a_gpu(family, monkeypatch):
+def test_compiled_steps_equal_plain_ones_on_a_gpu(family, masks, monkeypatch):
     """Losses and gradients of the fast path, compiled, against the plain one, both fp32."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     sizes = {"conv_feature_layers": "[(32,10,5)] + [(32,3,2)] * 4 + [(32,2,2)] * 2"}
+    if masks:
+        sizes |= {"encode": "visible", "decoder_input_dropout": 0.0}
     gradients = []
     for fast in ("off", "on"):
         torch.manual_seed(0)
@@ -94,6 +97,9 @@ def test_compiled_steps_equal_plain_ones_on_a_gpu(family, monkeypatch):
         model.set_num_updates(0)
         data = {name: tensor.cuda() for name, tensor in tiny.batch().items()}
         units = data.pop("units")
+        if masks:
+            order = torch.rand(masks * len(units), units.size(1), device="cuda").argsort(1)
+            data |= {"mask": order < 12, "num_visible": units.size(1) - 12}
         if family == "music_hubert":
             data["target"] = units + 4
         for _ in range(3):  # the second is compiled
