@@ -91,7 +91,7 @@ def test_a_task_trains_validates_and_is_reported(here, name):
 
 def test_every_task_has_a_config_with_the_protocol_s_values():
     found = {path.stem for path in (EXAMPLES / "probing").glob("*.yaml")}
-    assert found == KINDS.keys() | {"config", "run_folder"}
+    assert found == KINDS.keys() | {"config", "fine_tune", "run_folder"}
     config = OmegaConf.load(EXAMPLES / "probing/config.yaml")
     assert config.model.learning_rates == [5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2]
     assert (config.model.hidden_size, config.model.dropout) == (512, 0.2)
