@@ -17,6 +17,7 @@ from music_ssl_fairseq.fast.first_conv import (
     fold_moments,
     folded_first_conv,
     fused_first_conv,
+    window_moments,
 )
 from music_ssl_fairseq.fast.frame_selection import select
 from music_ssl_fairseq.fast.gelu import gelu
@@ -37,6 +38,7 @@ __all__ = [
     "repeat_crops",
     "take",
     "unpack",
+    "window_moments",
     "working_dtype",
 ]
 

@@ -11,11 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from music_ssl_fairseq.fast.dispatch import fold_moments
+from music_ssl_fairseq.fast.dispatch import fold_moments, window_moments
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder
 from music_ssl_fairseq.modules.conv_extractor import ConvLayer
-
-_BLOCK_WINDOWS = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,21 +62,6 @@ def measure(model: AudioEncoder, waveform: Tensor, normalise: bool) -> Statistic
     source = (waveform - mean) * scale
     conv = first.conv
     # The norm's mean would cancel a bias of the convolution.
-    moments = _moments(source, conv.weight.size(-1), conv.stride[0])
+    moments = window_moments(source, conv.weight.size(-1), conv.stride[0])
     folded = fold_moments(*moments, conv.weight, norm.weight, norm.bias, norm.eps)
     return Statistics(mean, scale, folded)
-
-
-def _moments(waveform: Tensor, kernel: int, stride: int) -> tuple[Tensor, Tensor]:
-    """Return the mean window `[B, kernel]` and the mean products `[B, kernel, kernel]`.
-
-    Computed in blocks: one product of such long and thin matrices uses a GPU badly.
-    """
-    windows = waveform.double().unfold(-1, kernel, stride)
-    batch, count, _ = windows.shape
-    full = count // _BLOCK_WINDOWS
-    blocks = windows[:, : full * _BLOCK_WINDOWS].reshape(batch * full, _BLOCK_WINDOWS, kernel)
-    rest = windows[:, full * _BLOCK_WINDOWS :]
-    products = (blocks.transpose(1, 2) @ blocks).view(batch, full, kernel, kernel).sum(1)
-    products = products + rest.transpose(1, 2) @ rest
-    return windows.mean(1), products / count

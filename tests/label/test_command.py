@@ -39,8 +39,11 @@ TRACKS = {
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """A folder with `music/`, `manifests/`, and `labels/` as the plain command makes them."""
+def corpus(tmp_path_factory) -> Path:
+    """A folder with `music/`, `manifests/`, and `labels/` as the plain command makes them.
+
+    Manifests of `here`, its copy, still name this folder.
+    """
     folder = tmp_path_factory.mktemp("corpus")
     for split, tracks in TRACKS.items():
         lines = []
@@ -48,22 +51,13 @@ def finished(tmp_path_factory) -> Path:
             path = write_tone(folder / "music" / name, seconds, rate, channels, seed)
             lines.append((name, audio.probe(path).length_at()))
         write_manifest(folder / "manifests" / f"{split}.tsv", folder / "music", lines)
-    here = Path.cwd()
+    before = Path.cwd()
     os.chdir(folder)
     try:
         assert main(["--k", str(K)]) == 0
     finally:
-        os.chdir(here)
+        os.chdir(before)
     return folder
-
-
-@pytest.fixture
-def corpus(finished, tmp_path, monkeypatch) -> Path:
-    """The same in a folder of its own, as working directory. Manifests still name the first."""
-    for name in ("manifests", "labels"):
-        shutil.copytree(finished / name, tmp_path / name)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def lines(file: Path) -> list[list[int]]:
@@ -83,8 +77,8 @@ def error_of(arguments: list[str], capsys) -> str:
     return error
 
 
-def test_writes_what_it_promises(finished):
-    labels = finished / "labels"
+def test_writes_what_it_promises(corpus):
+    labels = corpus / "labels"
     assert sorted(path.name for path in labels.iterdir()) == sorted(OUTPUTS)
     centroids = np.load(labels / "centroids.npy")
     assert centroids.shape == (K, 39)
@@ -104,10 +98,10 @@ def test_writes_what_it_promises(finished):
 
 
 @pytest.mark.parametrize("split", TRACKS)
-def test_one_unit_a_frame_the_nearest_centroid(finished, split):
-    manifest = Manifest(finished / "manifests" / f"{split}.tsv")
-    centroids = torch.from_numpy(np.load(finished / "labels" / "centroids.npy")).double()
-    found = lines(finished / "labels" / f"{split}.km")
+def test_one_unit_a_frame_the_nearest_centroid(corpus, split):
+    manifest = Manifest(corpus / "manifests" / f"{split}.tsv")
+    centroids = torch.from_numpy(np.load(corpus / "labels" / "centroids.npy")).double()
+    found = lines(corpus / "labels" / f"{split}.km")
     assert len(found) == len(manifest)
     for i, units in enumerate(found):
         assert len(units) == 1 + (manifest.num_samples[i] - 400) // 160
@@ -116,9 +110,9 @@ def test_one_unit_a_frame_the_nearest_centroid(finished, split):
         assert (nearest.numpy() == units).mean() > 0.995
 
 
-def test_train_inertia_and_usage_are_those_of_the_labels(finished):
-    metadata = json.loads((finished / "labels" / "metadata.json").read_text())
-    units = np.concatenate([np.array(line) for line in lines(finished / "labels" / "train.km")])
+def test_train_inertia_and_usage_are_those_of_the_labels(corpus):
+    metadata = json.loads((corpus / "labels" / "metadata.json").read_text())
+    units = np.concatenate([np.array(line) for line in lines(corpus / "labels" / "train.km")])
     record = metadata["splits"]["train"]
     assert record["labels"] == len(units)
     assert record["used_clusters"] == len(np.unique(units))
@@ -127,23 +121,23 @@ def test_train_inertia_and_usage_are_those_of_the_labels(finished):
     )
 
 
-def test_the_datasets_own_check_agrees(finished):
-    labels = finished / "labels"
+def test_the_datasets_own_check_agrees(corpus):
+    labels = corpus / "labels"
     assert read_label_rate(labels) == 100
     units = UnitDictionary(labels / "dict.km.txt")
     for split in TRACKS:
-        manifest = Manifest(finished / "manifests" / f"{split}.tsv")
+        manifest = Manifest(corpus / "manifests" / f"{split}.tsv")
         check_labels(manifest, LabelStore(labels / f"{split}.km"), units, label_rate=100)
 
 
-def test_stock_fairseq_reads_manifest_labels_and_dict(finished):
+def test_stock_fairseq_reads_manifest_labels_and_dict(corpus):
     from fairseq.data import Dictionary, HubertDataset
 
-    labels = finished / "labels"
+    labels = corpus / "labels"
     dictionary = Dictionary.load(str(labels / "dict.km.txt"))
     assert len(dictionary) == K + 4
     dataset = HubertDataset(
-        str(finished / "manifests" / "valid.tsv"),
+        str(corpus / "manifests" / "valid.tsv"),
         sample_rate=16000,
         label_paths=[str(labels / "valid.km")],
         label_rates=[100],
@@ -159,43 +153,43 @@ def test_stock_fairseq_reads_manifest_labels_and_dict(finished):
     assert dictionary.unk() not in expected
 
 
-def test_labels_do_not_depend_on_workers(corpus):
+def test_labels_do_not_depend_on_workers(here):
     assert main(["--k", str(K), "--labels", "others", "--workers", "3"]) == 0
-    assert contents(corpus / "others") == contents(corpus / "labels")
+    assert contents(here / "others") == contents(here / "labels")
 
 
-def test_a_finished_run_is_left_as_it_is(corpus, capsys):
-    before = {path: path.stat().st_mtime_ns for path in (corpus / "labels").iterdir()}
+def test_a_finished_run_is_left_as_it_is(here, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (here / "labels").iterdir()}
     assert main(["--k", str(K)]) == 0
     output = capsys.readouterr().out
     assert "finished already" in output
     assert f"fairseq-hydra-train --config-dir {EXAMPLES / 'music_hubert'}\n" in output
-    assert before == {path: path.stat().st_mtime_ns for path in (corpus / "labels").iterdir()}
+    assert before == {path: path.stat().st_mtime_ns for path in (here / "labels").iterdir()}
 
 
-def test_the_next_command_says_where_the_labels_are(corpus, capsys):
-    (corpus / "labels").rename(corpus / "my labels")
+def test_the_next_command_says_where_the_labels_are(here, capsys):
+    (here / "labels").rename(here / "my labels")
     assert main(["--k", str(K), "--labels", "my labels"]) == 0
-    where = (corpus / "my labels").resolve()
+    where = (here / "my labels").resolve()
     assert f"examples/music_hubert task.label_dir='{where}'" in capsys.readouterr().out
 
 
-def test_other_labels_are_not_overwritten(corpus, capsys):
-    before = contents(corpus / "labels")
+def test_other_labels_are_not_overwritten(here, capsys):
+    before = contents(here / "labels")
     error = error_of(["--k", "21"], capsys)
     assert error.startswith("labels: holds labels made with k 20 instead of 21; --labels writes")
-    (corpus / "labels" / "metadata.json").unlink()
+    (here / "labels" / "metadata.json").unlink()
     assert "train.km: there already, without metadata.json" in error_of(["--k", str(K)], capsys)
     del before["metadata.json"]
-    assert contents(corpus / "labels") == before
+    assert contents(here / "labels") == before
 
 
-def test_errors_repeat_the_options_of_the_labels(corpus, capsys):
+def test_errors_repeat_the_options_of_the_labels(here, capsys):
     """Obeying `check` gives the same labels again, and leaves others alone."""
     options = ["--k", "9", "--seed", "5", "--memory", "1G", "--labels", "jazz labels"]
     assert main([*options, "--max-frames", "2000", "--workers", "1"]) == 0
-    before = contents(corpus / "labels"), contents(corpus / "jazz labels")
-    units = corpus / "jazz labels" / "train.km"
+    before = contents(here / "labels"), contents(here / "jazz labels")
+    units = here / "jazz labels" / "train.km"
     units.write_text(units.read_text().partition("\n")[2])
     for stale in units.parent.glob("train.*.npy"):
         stale.unlink()
@@ -204,21 +198,21 @@ def test_errors_repeat_the_options_of_the_labels(corpus, capsys):
     advice = re.search(r"`python -m music_ssl_fairseq\.label (.*)`", capsys.readouterr().out)[1]
     assert main(shlex.split(advice)) == 0
     assert "--force" in advice
-    assert (contents(corpus / "labels"), contents(corpus / "jazz labels")) == before
+    assert (contents(here / "labels"), contents(here / "jazz labels")) == before
 
 
-def test_several_features_in_one_pass(finished, corpus, capsys, monkeypatch):
+def test_several_features_in_one_pass(corpus, here, capsys, monkeypatch):
     """Each set is as if it were made alone, and no track is read twice."""
     asked = []
     with monkeypatch.context() as patch:
         patch.setattr(blocks, "ordered", lambda job, items, pool: map(job, note(items, asked)))
         assert main(["--k", str(K), "--features", "mfcc,mfcc+chroma", "--labels", "sets"]) == 0
     assert len(asked) == 2 * len(TRACKS["train"]) + len(TRACKS["valid"])
-    sets = corpus / "sets"
+    sets = here / "sets"
     said = capsys.readouterr().out
     assert f"task.label_dir='[{sets / 'mfcc'},{sets / 'mfcc+chroma'}]'" in said
     assert not list(sets.glob("*/.work*"))
-    alone = contents(finished / "labels")
+    alone = contents(corpus / "labels")
     for name in ("train.km", "valid.km", "dict.km.txt"):
         assert (sets / "mfcc" / name).read_bytes() == alone[name]
     assert json.loads((sets / "mfcc+chroma" / "metadata.json").read_text())["dimension"] == 51
@@ -232,36 +226,36 @@ def test_several_features_in_one_pass(finished, corpus, capsys, monkeypatch):
     assert "names the same features twice" in error_of(["--features", "cqt,cqt"], capsys)
 
 
-def test_force_starts_over(corpus):
+def test_force_starts_over(here):
     assert main(["--k", "7", "--seed", "3", "--force", "--max-frames", "300"]) == 0
     assert np.load("labels/centroids.npy").shape == (7, 39)
-    assert max(max(line) for line in lines(corpus / "labels" / "train.km")) < 7
+    assert max(max(line) for line in lines(here / "labels" / "train.km")) < 7
     metadata = json.loads(Path("labels/metadata.json").read_text())
     assert metadata["frames_fitted"] == 300
-    assert sorted(contents(corpus / "labels")) == sorted(OUTPUTS)
+    assert sorted(contents(here / "labels")) == sorted(OUTPUTS)
 
 
 @pytest.mark.parametrize("split", TRACKS)
-def test_a_manifest_that_has_changed(corpus, capsys, split):
-    with (corpus / "manifests" / f"{split}.tsv").open("a") as file:
+def test_a_manifest_that_has_changed(here, capsys, split):
+    with (here / "manifests" / f"{split}.tsv").open("a") as file:
         file.write("more.flac\t16000\n")
     error = error_of(["--k", str(K)], capsys)
     assert "another train manifest" in error or "valid.tsv: changed since" in error
     assert "--force" in error
 
 
-def test_valid_labels_can_come_later(corpus, capsys, monkeypatch):
-    shutil.rmtree(corpus / "labels")
-    (corpus / "manifests" / "valid.tsv").rename(corpus / "valid.tsv")
+def test_valid_labels_can_come_later(here, capsys, monkeypatch):
+    shutil.rmtree(here / "labels")
+    (here / "manifests" / "valid.tsv").rename(here / "valid.tsv")
     assert main(["--k", str(K)]) == 0
     assert "manifests/valid.tsv: none, so train is labelled alone" in capsys.readouterr().err
-    assert not (corpus / "labels" / "valid.km").exists()
-    train = (corpus / "labels" / "train.km").read_bytes()
-    (corpus / "valid.tsv").rename(corpus / "manifests" / "valid.tsv")
+    assert not (here / "labels" / "valid.km").exists()
+    train = (here / "labels" / "train.km").read_bytes()
+    (here / "valid.tsv").rename(here / "manifests" / "valid.tsv")
     monkeypatch.setattr(kmeans, "fit", None)
     assert main(["--k", str(K)]) == 0
-    assert len(lines(corpus / "labels" / "valid.km")) == 1
-    assert (corpus / "labels" / "train.km").read_bytes() == train
+    assert len(lines(here / "labels" / "valid.km")) == 1
+    assert (here / "labels" / "train.km").read_bytes() == train
 
 
 def test_missing_manifest_names_the_command(tmp_path, monkeypatch, capsys):
@@ -272,54 +266,54 @@ def test_missing_manifest_names_the_command(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "labels").exists()
 
 
-def test_more_clusters_than_frames(corpus, capsys):
+def test_more_clusters_than_frames(here, capsys):
     error = error_of(["--k", "2000", "--labels", "others"], capsys)
     assert "frames cannot make 2000 clusters" in error
-    assert not (corpus / "others").exists()
+    assert not (here / "others").exists()
 
 
-def test_few_frames_are_a_warning(corpus, capsys):
+def test_few_frames_are_a_warning(here, capsys):
     arguments = ["--k", "10", "--max-frames", "100", "--labels", "others", "--iterations", "2"]
     assert main(arguments) == 0
     assert "100 frames for 10 clusters are 10.0 a centroid" in capsys.readouterr().err
 
 
-def gone(corpus: Path, finished: Path, names: list[str]) -> list[Path]:
-    """Give the corpus music of its own, and take those tracks away."""
-    shutil.copytree(finished / "music", corpus / "music")
+def gone(here: Path, corpus: Path, names: list[str]) -> list[Path]:
+    """Give the copy music of its own, and take those tracks away."""
+    shutil.copytree(corpus / "music", here / "music")
     for split in TRACKS:
-        file = corpus / "manifests" / f"{split}.tsv"
-        file.write_text(file.read_text().replace(str(finished), str(corpus)))
-    shutil.rmtree(corpus / "labels")
+        file = here / "manifests" / f"{split}.tsv"
+        file.write_text(file.read_text().replace(str(corpus), str(here)))
+    shutil.rmtree(here / "labels")
     for name in names:
-        (corpus / "music" / name).rename(corpus / name)
-    return [corpus / "music" / name for name in names]
+        (here / "music" / name).rename(here / name)
+    return [here / "music" / name for name in names]
 
 
-def test_an_unreadable_track_loses_nothing(finished, corpus, capsys, monkeypatch):
-    whole = contents(corpus / "labels")
-    (missing,) = gone(corpus, finished, ["e.flac"])
+def test_an_unreadable_track_loses_nothing(corpus, here, capsys, monkeypatch):
+    whole = contents(here / "labels")
+    (missing,) = gone(here, corpus, ["e.flac"])
     error = error_of(["--k", str(K)], capsys)
     assert error.startswith(f"{missing}: no such file; all else is kept: repair it and run")
-    assert (corpus / "labels" / "train.km").read_bytes() == whole["train.km"]
-    (corpus / "e.flac").rename(missing)
+    assert (here / "labels" / "train.km").read_bytes() == whole["train.km"]
+    (here / "e.flac").rename(missing)
     monkeypatch.setattr(kmeans, "fit", None)
     assert main(["--k", str(K)]) == 0
-    again = contents(corpus / "labels")
+    again = contents(here / "labels")
     for name in set(OUTPUTS) - {"metadata.json"}:
         assert again[name] == whole[name]
     assert sorted(again) == sorted(OUTPUTS)
 
 
-def test_a_damaged_track_in_the_middle(finished, corpus, capsys):
-    (missing,) = gone(corpus, finished, ["b.ogg"])
-    missing.write_bytes((corpus / "b.ogg").read_bytes()[:200])
+def test_a_damaged_track_in_the_middle(corpus, here, capsys):
+    (missing,) = gone(here, corpus, ["b.ogg"])
+    missing.write_bytes((here / "b.ogg").read_bytes()[:200])
     error = error_of(["--k", str(K)], capsys)
     assert error.startswith(f"{missing}: not readable as audio")
     assert "--skip-unreadable" in error
     assert main(["--k", str(K), "--skip-unreadable"]) == 0
     assert "train: 1 tracks cannot be read" in capsys.readouterr().err
-    labels = corpus / "labels"
+    labels = here / "labels"
     first, middle, last = lines(labels / "train.km")
     assert (len(first), len(middle), len(last)) == (398, 0, 248)
     assert json.loads((labels / "metadata.json").read_text())["splits"]["train"]["unreadable"] == [
@@ -327,31 +321,31 @@ def test_a_damaged_track_in_the_middle(finished, corpus, capsys):
     ]
     store = LabelStore(labels / "train.km")
     assert store.counts.tolist() == [398, 0, 248]
-    manifest = Manifest(corpus / "manifests" / "train.tsv")
+    manifest = Manifest(here / "manifests" / "train.tsv")
     check_labels(manifest, store, UnitDictionary(labels / "dict.km.txt"), label_rate=100)
 
 
-def test_no_track_can_be_read(finished, corpus, capsys):
-    gone(corpus, finished, [name for name, *_ in TRACKS["train"]])
+def test_no_track_can_be_read(corpus, here, capsys):
+    gone(here, corpus, [name for name, *_ in TRACKS["train"]])
     error = error_of(["--k", str(K), "--skip-unreadable"], capsys)
     assert "0 frames cannot make 20 clusters" in error
 
 
-def test_labelling_goes_on_at_the_block_it_had_reached(corpus, monkeypatch):
+def test_labelling_goes_on_at_the_block_it_had_reached(here, monkeypatch):
     monkeypatch.setattr(shards, "_BLOCK_SECONDS", 2)
-    whole = contents(corpus / "labels")
+    whole = contents(here / "labels")
     metadata = json.loads(whole["metadata.json"])
     record = metadata["splits"].pop("train")
-    (corpus / "labels" / "metadata.json").write_text(json.dumps(metadata))
+    (here / "labels" / "metadata.json").write_text(json.dumps(metadata))
     monkeypatch.setattr(blocks, "ordered", stops_after_two)
     assert main(["--k", str(K)]) == 130
     asked = []
     monkeypatch.setattr(blocks, "ordered", lambda job, items, pool: map(job, note(items, asked)))
     assert main(["--k", str(K)]) == 0
     assert [Path(track.path).name for (track,) in asked] == ["c d.wav"]
-    assert (corpus / "labels" / "train.km").read_bytes() == whole["train.km"]
+    assert (here / "labels" / "train.km").read_bytes() == whole["train.km"]
     assert json.loads(Path("labels/metadata.json").read_text())["splits"]["train"] == record
-    assert sorted(contents(corpus / "labels")) == sorted(OUTPUTS)
+    assert sorted(contents(here / "labels")) == sorted(OUTPUTS)
 
 
 def stops_after_two(job, items, pool):
@@ -367,27 +361,27 @@ def note(items, asked):
         yield item
 
 
-def test_a_track_of_another_length(finished, corpus, capsys):
-    manifest = corpus / "manifests" / "train.tsv"
+def test_a_track_of_another_length(corpus, here, capsys):
+    manifest = here / "manifests" / "train.tsv"
     manifest.write_text(manifest.read_text().replace("\t64000", "\t80000"))
     error = error_of(["--k", str(K), "--labels", "others"], capsys)
     assert "a.flac: lasts 4.00 s, but its manifest says 5.00 s; rebuild the manifest" in error
 
 
-def test_a_track_without_a_frame_has_an_empty_line(finished, corpus):
-    manifest = Manifest(corpus / "manifests" / "valid.tsv")
+def test_a_track_without_a_frame_has_an_empty_line(corpus, here):
+    manifest = Manifest(here / "manifests" / "valid.tsv")
     short = os.fsdecode(b"not UTF-8 \xff.wav")
-    write_tone(corpus / "music" / short, 0.02)
-    name = os.path.relpath(corpus / "music" / short, manifest.root)
+    write_tone(here / "music" / short, 0.02)
+    name = os.path.relpath(here / "music" / short, manifest.root)
     tracks = [(name, 320), (manifest.name(0), int(manifest.num_samples[0])), (name, 320)]
-    write_manifest(corpus / "manifests" / "valid.tsv", manifest.root, tracks)
+    write_manifest(here / "manifests" / "valid.tsv", manifest.root, tracks)
     assert main(["--k", str(K), "--labels", "others"]) == 0
-    found = (corpus / "others" / "valid.km").read_text().split("\n")
-    expected = (finished / "labels" / "valid.km").read_text().strip()
+    found = (here / "others" / "valid.km").read_text().split("\n")
+    expected = (corpus / "labels" / "valid.km").read_text().strip()
     assert found == ["", expected, "", ""]
 
 
-def test_centroids_that_were_changed(corpus, capsys):
+def test_centroids_that_were_changed(here, capsys):
     metadata = json.loads(Path("labels/metadata.json").read_text())
     del metadata["splits"]["valid"]
     Path("labels/metadata.json").write_text(json.dumps(metadata))
@@ -395,8 +389,8 @@ def test_centroids_that_were_changed(corpus, capsys):
     assert "centroids.npy: changed since" in error_of(["--k", str(K)], capsys)
 
 
-def test_a_folder_that_cannot_be_written(corpus, capsys, monkeypatch):
-    (corpus / "file").touch()
+def test_a_folder_that_cannot_be_written(here, capsys, monkeypatch):
+    (here / "file").touch()
     monkeypatch.setattr(kmeans, "fit", None)
     error = error_of(["--k", str(K), "--labels", "file/labels"], capsys)
     assert error.startswith("file/labels: Not a directory")
