@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,17 +34,19 @@ TENSOR_DESCRIPTORS = WRITES_FP32
 
 @contextlib.contextmanager
 def _logging_as_it_was() -> Iterator[None]:
-    """Undo changes to logging by imports within this block.
+    """Undo changes to logging by imports within this block, and hide warnings about them.
 
     On import, fairseq's text-to-speech tasks call `logging.basicConfig`, which prints the logs of
-    all libraries, and ask for tensorboardX.
+    all libraries, and ask for tensorboardX. Its `torch.jit.script` is deprecated in torch 2.13.
     """
     root, asking = logging.getLogger(), logging.getLogger("fairseq.tasks.text_to_speech")
     handler, level = logging.NullHandler(), asking.level
     root.addHandler(handler)  # with a handler, basicConfig does nothing
     asking.setLevel(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            yield
     finally:
         asking.setLevel(level)
         root.removeHandler(handler)
