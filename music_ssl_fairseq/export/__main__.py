@@ -167,10 +167,12 @@ def _export(a: argparse.Namespace, to: Path, name: str) -> str:
     package = "music_ssl_fairseq.export"
     write = getattr(import_module(f"{package}.{module}"), function)
     source = import_module(f"{package}.source").read(a.checkpoint)
-    if source.contents.config["pitch_bands"] and a.format not in GRAPHS:
+    beside = [name for name in ("pitch_bands", "mel_bands") if source.contents.config[name]]
+    if beside and a.format not in GRAPHS:
         raise InputError(
-            f"{a.checkpoint}: has pitch filters (model.pitch_bands), and no model class of "
-            f"{a.format} has them; use --format {' or '.join(GRAPHS)}, or music_ssl_fairseq.load"
+            f"{a.checkpoint}: has {' and '.join(f'model.{name}' for name in beside)} beside the "
+            f"extractor, and no model class of {a.format} has them; use "
+            f"--format {' or '.join(GRAPHS)}, or music_ssl_fairseq.load"
         )
     temporary = _beside(to)
     temporary.mkdir(parents=True)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import FrameGrid
-from music_ssl_fairseq.models.random_projection import MelBands, RandomProjection
+from music_ssl_fairseq.models.random_projection import RandomProjection
 from music_ssl_fairseq.modules.audio_encoder import (
     AudioEncoder,
     AudioEncoderConfig,
@@ -20,11 +20,13 @@ from music_ssl_fairseq.modules.audio_encoder import (
     repeat_crops,
 )
 from music_ssl_fairseq.modules.dropout import Drop, drop
+from music_ssl_fairseq.modules.mel_bands import MelBands
 from music_ssl_fairseq.modules.pitch_filters import ConstantQ
 from music_ssl_fairseq.modules.unit_head import UnitHead
 from music_ssl_fairseq.runtime.settings import setting
 
 _SEMITONES = 12  # bands per octave whose random projections are units
+_MEL_BANDS = 64  # bands whose random projections are units
 
 
 @dataclass
@@ -249,7 +251,11 @@ def _random_units(cfg: MusicHubertConfig, grid: FrameGrid) -> RandomProjection |
             f"model.projection_sets={cfg.projection_sets} and model.projection_size="
             f"{cfg.projection_size}: need 1 set and 2 codes at least"
         )
-    features = MelBands(grid) if kind == "logmel" else ConstantQ(_SEMITONES, cfg.pitch_taps, grid)
+    features = (
+        MelBands(_MEL_BANDS, grid)
+        if kind == "logmel"
+        else ConstantQ(_SEMITONES, cfg.pitch_taps, grid)
+    )
     return RandomProjection(features, cfg.projection_sets, cfg.projection_size)
 
 

@@ -4,53 +4,11 @@ BEST-RQ (Chiu et al., arXiv 2202.01855, section 3.1); on music MusicFM (Won et a
 """
 
 import torch
-import torchaudio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
-from music_ssl_fairseq.modules.pitch_filters import POWER_FLOOR, centred_windows
-
 CODE_DIM = 16
 """Dimension in which frames and codes are compared (BEST-RQ, section 4)."""
-
-MEL_BANDS = 64
-MEL_WINDOW = 1024
-"""Samples of a log-mel frame: 64 ms, so that each of the bands holds a bin at least."""
-
-
-class MelBands(nn.Module):
-    """Log power of mel bands at each of the extractor's frames, with fixed filters."""
-
-    bands = MEL_BANDS
-    window: Tensor
-    filters: Tensor
-
-    def __init__(self, grid: FrameGrid):
-        """Make the filters for the extractor's frames.
-
-        Raises:
-            InputError: if a frame's window is longer than MEL_WINDOW.
-        """
-        super().__init__()
-        if grid.window > MEL_WINDOW:
-            raise InputError(
-                f"model.projection_targets=logmel: the extractor's window of {grid.window} samples "
-                f"is longer than the {MEL_WINDOW} of the transform"
-            )
-        self.grid = grid
-        spectrum = (MEL_WINDOW // 2 + 1, 0.0, SAMPLE_RATE / 2)
-        filters = torchaudio.functional.melscale_fbanks(*spectrum, MEL_BANDS, SAMPLE_RATE)
-        self.register_buffer("window", torch.hann_window(MEL_WINDOW), persistent=False)
-        self.register_buffer("filters", filters, persistent=False)
-
-    @torch.no_grad()
-    def forward(self, waveform: Tensor) -> Tensor:
-        """Map `[B, T]` to `[B, frames, bands]` float32, each frame with mean 0 and variance 1."""
-        windows = centred_windows(waveform.float(), MEL_WINDOW, self.grid) * self.window
-        power = torch.fft.rfft(windows).abs().square()
-        return F.layer_norm(torch.log(power @ self.filters + POWER_FLOOR), (self.bands,))
 
 
 class RandomProjection(nn.Module):

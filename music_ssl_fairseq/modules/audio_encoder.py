@@ -13,6 +13,7 @@ from music_ssl_fairseq.modules.conv_extractor import ConvExtractor, ScaleGradien
 from music_ssl_fairseq.modules.decoder import Decoder
 from music_ssl_fairseq.modules.dropout import Drop, drop
 from music_ssl_fairseq.modules.encoder_config import AudioEncoderConfig
+from music_ssl_fairseq.modules.mel_bands import MelBands
 from music_ssl_fairseq.modules.pitch_filters import PitchFilters
 from music_ssl_fairseq.modules.positional_conv import PositionalConv
 from music_ssl_fairseq.modules.transformer import TransformerEncoder, TransformerLayer
@@ -41,6 +42,11 @@ class AudioEncoder(BaseFairseqModel):
         if cfg.pitch_bands:
             self.pitch_filters = PitchFilters(cfg.pitch_bands, cfg.pitch_taps, self.grid)
             self.pitch_proj = nn.Linear(self.pitch_filters.bands, dim)
+        self.mel_bands: MelBands | None = None
+        self.mel_proj: nn.Linear | None = None
+        if cfg.mel_bands:
+            self.mel_bands = MelBands(cfg.mel_bands, self.grid)
+            self.mel_proj = nn.Linear(cfg.mel_bands, dim)
         self.dropout_input = nn.Dropout(cfg.dropout_input)
         self.mask_emb = nn.Parameter(torch.empty(dim).uniform_())
         sizes = dim, cfg.encoder_ffn_embed_dim, cfg.encoder_attention_heads
@@ -85,10 +91,10 @@ class AudioEncoder(BaseFairseqModel):
         return torch.autocast(device.type, torch.bfloat16)
 
     def extract(self, waveform: Tensor, execution: Execution | None = None) -> Tensor:
-        """Map `[B, T]` to the extractor's features, gradient scaled, and the pitch filters' bands.
+        """Map `[B, T]` to the extractor's features, gradient scaled, and the bands beside it.
 
         Returns:
-            `[B, frames, channels + bands]`, without bands if `pitch_bands` is 0.
+            `[B, frames, channels + pitch bands + mel bands]`, without those that are set to 0.
         """
         execution = execution or self.execution
         scale = self.cfg.feature_grad_mult
@@ -96,18 +102,24 @@ class AudioEncoder(BaseFairseqModel):
             features = self.feature_extractor(waveform, execution)
         if scale not in (0.0, 1.0) and features.requires_grad:
             features = ScaleGradient.apply(features, scale)
-        if self.pitch_filters is None:
-            return features
-        bands = execution.run(_filter, self.pitch_filters, waveform)
-        return torch.cat([features, bands.to(features.dtype)], dim=-1)
+        parts = [features]
+        if self.pitch_filters is not None:
+            parts.append(execution.run(_filter, self.pitch_filters, waveform).to(features.dtype))
+        if self.mel_bands is not None:
+            parts.append(self.mel_bands.levels(waveform).to(features.dtype))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def project(self, features: Tensor) -> Tensor:
         """Normalise the output of `extract` and project it to the encoder's width."""
-        bands = features[..., self.layer_norm.normalized_shape[0] :]
-        x = self.layer_norm(features[..., : self.layer_norm.normalized_shape[0]])
+        channels = self.layer_norm.normalized_shape[0]
+        x, bands = self.layer_norm(features[..., :channels]), features[..., channels:]
         if self.post_extract_proj is not None:
             x = self.post_extract_proj(x)
-        return x if self.pitch_proj is None else x + self.pitch_proj(bands)
+        for projection in (self.pitch_proj, self.mel_proj):
+            if projection is not None:
+                x = x + projection(bands[..., : projection.in_features])
+                bands = bands[..., projection.in_features :]
+        return x
 
     def feature_penalty(self, features: Tensor) -> Tensor:
         """Return the mean square of the extractor's features in the output of `extract`."""

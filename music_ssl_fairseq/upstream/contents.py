@@ -28,6 +28,7 @@ ARCHITECTURE = {
     "pos_conv_depth": 1,
     "pitch_bands": 0,
     "pitch_taps": 4096,
+    "mel_bands": 0,
 }
 """Fields of AudioEncoderConfig that decide what an encoder computes, with fairseq's defaults, which
 old checkpoints leave out."""
@@ -37,7 +38,7 @@ FAMILIES = ("music_hubert", "music2vec", "hubert", "data2vec_audio", "wav2vec2")
 
 PREFIXES = (
     *("feature_extractor.", "layer_norm.", "post_extract_proj.", "encoder."),
-    *("pitch_filters.", "pitch_proj."),
+    *("pitch_filters.", "pitch_proj.", "mel_proj."),
 )
 """Prefixes of an encoder's tensors besides `mask_emb`; the rest is heads. fairseq has the first
 four."""

@@ -1,4 +1,4 @@
-"""Long filters beside the extractor, and where a model with them can go."""
+"""Long filters and mel bands beside the extractor, and where a model with them can go."""
 
 import numpy as np
 import pytest
@@ -8,11 +8,13 @@ from music_ssl_fairseq import upstream
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.export.__main__ import main as export
 from music_ssl_fairseq.frames import FrameGrid
+from music_ssl_fairseq.modules.mel_bands import MelBands
 from music_ssl_fairseq.modules.pitch_filters import LOWEST_HZ, PitchFilters
 from tests import checkpoints, tiny
 
 GRID = FrameGrid(400, 320)
 PITCH = {"pitch_bands": 12, "pitch_taps": 1024}
+BANDS = {**PITCH, "mel_bands": 40}
 
 
 def tone(hertz, amplitude, samples=16000):
@@ -43,6 +45,22 @@ def test_there_is_one_value_for_each_of_the_extractors_frames():
         PitchFilters(12, 200, GRID)
 
 
+def test_mel_bands_keep_the_envelope_of_a_steady_tone_which_the_group_norm_removes():
+    model = tiny.music_hubert(mel_bands=40).eval()
+    loud, quiet = model.extract(tone(440, 0.5)), model.extract(tone(440, 0.05))
+    torch.testing.assert_close(loud[..., :-40], quiet[..., :-40], atol=0.02, rtol=0.02)
+    difference = (loud - quiet)[0, 5:-5, -40:].max(-1).values
+    torch.testing.assert_close(
+        difference, torch.full_like(difference, np.log(100) / 4), atol=0.01, rtol=0
+    )
+    assert loud[0, 20, -40:].argmax() == quiet[0, 20, -40:].argmax()
+
+
+def test_mel_bands_refuse_more_bands_than_the_spectrum_has():
+    with pytest.raises(InputError, match=r"model\.mel_bands is 300.* take 64"):
+        MelBands(300, GRID)
+
+
 def test_filters_learn_and_the_penalty_leaves_them_alone():
     model = tiny.music_hubert(**PITCH)
     batch = tiny.batch()
@@ -55,19 +73,19 @@ def test_filters_learn_and_the_penalty_leaves_them_alone():
 
 @pytest.mark.parametrize("family", ["music_hubert", "music2vec"])
 def test_a_checkpoint_comes_back_in_windows_too(tmp_path, family):
-    model = getattr(tiny, family)(**PITCH).eval()
+    model = getattr(tiny, family)(**BANDS).eval()
     path = checkpoints.write(tmp_path / "x.pt", family, model)
     loaded = upstream.load(path)
     waveform = torch.randn(1, 8000)
     for layer, expected in zip(loaded.layers(waveform), model.layers(waveform), strict=True):
         torch.testing.assert_close(layer, expected)
     random = upstream.random(path, seed=1)
-    assert random.config["pitch_bands"] == 12
+    assert random.config["pitch_bands"] == 12 and random.config["mel_bands"] == 40
     assert random.fingerprint != loaded.fingerprint
 
 
 def test_exports_as_a_graph_and_says_what_cannot_hold_it(tmp_path, capsys):
-    path = checkpoints.write(tmp_path / "x.pt", "music_hubert", tiny.music_hubert(**PITCH))
+    path = checkpoints.write(tmp_path / "x.pt", "music_hubert", tiny.music_hubert(**BANDS))
 
     def status(format):
         to = ["--to", str(tmp_path / format), "--format", format]
@@ -76,7 +94,7 @@ def test_exports_as_a_graph_and_says_what_cannot_hold_it(tmp_path, capsys):
     assert status("torch") == 0
     for format in ("huggingface", "fairseq", "torchaudio"):
         assert status(format) == 1
-        assert "pitch filters" in capsys.readouterr().err
+        assert "model.pitch_bands and model.mel_bands" in capsys.readouterr().err
         assert not (tmp_path / format).exists()
 
 
