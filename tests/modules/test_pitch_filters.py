@@ -80,7 +80,8 @@ def test_a_checkpoint_comes_back_in_windows_too(tmp_path, family):
     for layer, expected in zip(loaded.layers(waveform), model.layers(waveform), strict=True):
         torch.testing.assert_close(layer, expected)
     random = upstream.random(path, seed=1)
-    assert random.config["pitch_bands"] == 12 and random.config["mel_bands"] == 40
+    assert random.config["pitch_bands"] == 12
+    assert random.config["mel_bands"] == 40
     assert random.fingerprint != loaded.fingerprint
 
 
