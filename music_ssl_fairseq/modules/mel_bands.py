@@ -43,9 +43,7 @@ class MelBands(nn.Module):
         spectrum = (MEL_WINDOW // 2 + 1, 0.0, SAMPLE_RATE / 2)
         filters = torchaudio.functional.melscale_fbanks(*spectrum, bands, SAMPLE_RATE)
         if not filters.any(0).all():
-            raise InputError(
-                f"model.mel_bands is {bands}: some bands hold no bin; take 64 or fewer"
-            )
+            raise InputError(f"model.mel_bands is {bands}: bands without a bin; take 64 or fewer")
         self.register_buffer("window", torch.hann_window(MEL_WINDOW), persistent=False)
         self.register_buffer("filters", filters, persistent=False)
 

@@ -6,7 +6,8 @@ import torchaudio
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import FrameGrid
-from music_ssl_fairseq.models.random_projection import MEL_WINDOW, MelBands, RandomProjection
+from music_ssl_fairseq.models.random_projection import RandomProjection
+from music_ssl_fairseq.modules.mel_bands import MEL_WINDOW, MelBands
 from tests import tiny
 
 GRID = FrameGrid(hop=320, window=400)
@@ -20,11 +21,11 @@ def waveform() -> torch.Tensor:
 @pytest.fixture
 def units() -> RandomProjection:
     torch.manual_seed(0)
-    return RandomProjection(MelBands(GRID), sets=2, size=30)
+    return RandomProjection(MelBands(64, GRID), sets=2, size=30)
 
 
 def test_log_mel_is_torchaudios_centred_on_our_frames(waveform):
-    features = MelBands(GRID)
+    features = MelBands(64, GRID)
     mel = torchaudio.transforms.MelSpectrogram(
         16000, n_fft=MEL_WINDOW, hop_length=GRID.hop, n_mels=features.bands, center=False
     )
@@ -39,7 +40,7 @@ def test_log_mel_is_torchaudios_centred_on_our_frames(waveform):
 
 
 def test_every_band_has_a_bin():
-    assert (MelBands(GRID).filters.sum(0) > 0).all()
+    assert (MelBands(64, GRID).filters.sum(0) > 0).all()
 
 
 def test_units_are_the_nearest_codes(units, waveform):
@@ -63,7 +64,7 @@ def test_evaluation_uses_the_statistics_of_training(units, waveform):
     trained = units(waveform)
     units.eval()
     assert torch.equal(units(waveform[:1]), trained[:1])  # alone, as in their batch
-    other = RandomProjection(MelBands(GRID), sets=2, size=30).eval()
+    other = RandomProjection(MelBands(64, GRID), sets=2, size=30).eval()
     other.load_state_dict(units.state_dict())
     assert torch.equal(other(waveform), trained)
 
@@ -92,4 +93,4 @@ def test_nothing_to_predict_is_an_error():
     with pytest.raises(InputError, match="projection_sets=0"):
         tiny.music_hubert_of((), projection_targets="cqt", projection_sets=0)
     with pytest.raises(InputError, match="longer than the 1024"):
-        MelBands(FrameGrid(hop=160, window=2000))
+        MelBands(64, FrameGrid(hop=160, window=2000))
