@@ -12,6 +12,7 @@ from music_ssl_fairseq.cli import exit_status
 BUILDERS = {
     "pretrain": ("manifests_tools.pretrain", "train.tsv and valid.tsv from a folder of music"),
     "check": ("manifests_tools.check", "re-read manifests, their audio and their labels"),
+    "fetch": ("manifests_tools.fetch", "download the data set of one of the tasks below"),
     "mtt": ("manifests_tools.magnatagatune:tagging", "MagnaTagATune, 50 tags"),
     "giantsteps-key": ("manifests_tools.giantsteps:key", "GiantSteps, 24 keys"),
     "gtzan-genre": ("manifests_tools.gtzan:genre", "GTZAN, 10 genres"),
@@ -36,7 +37,7 @@ def _usage() -> str:
         [
             "usage: python -m manifests_tools NAME [options]",
             "",
-            "pretrain and check serve training; the others write the data of a probing task:",
+            "pretrain and check serve training; from mtt on they write the data of a probing task:",
             *lines,
             "",
             "`python -m manifests_tools NAME --help` lists the options of one.",

@@ -101,7 +101,7 @@ def test_a_track_in_two_splits_is_leakage(tmp_path):
 
 
 def test_every_task_is_registered_and_has_help(capsys):
-    assert len(BUILDERS) == 2 + 13 + 1
+    assert len(BUILDERS) == 3 + 13 + 1
     for name in BUILDERS:
         with pytest.raises(SystemExit) as status:
             main([name, "--help"])
