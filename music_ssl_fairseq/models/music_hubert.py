@@ -10,6 +10,8 @@ from fairseq.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from music_ssl_fairseq.bands.mel_bands import MelBands
+from music_ssl_fairseq.bands.pitch_filters import ConstantQ
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import FrameGrid
 from music_ssl_fairseq.models.random_projection import RandomProjection
@@ -20,8 +22,6 @@ from music_ssl_fairseq.modules.audio_encoder import (
     repeat_crops,
 )
 from music_ssl_fairseq.modules.dropout import Drop, drop
-from music_ssl_fairseq.modules.mel_bands import MelBands
-from music_ssl_fairseq.modules.pitch_filters import ConstantQ
 from music_ssl_fairseq.modules.unit_head import UnitHead
 from music_ssl_fairseq.runtime.settings import setting
 

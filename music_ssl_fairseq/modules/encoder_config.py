@@ -78,14 +78,14 @@ class AudioEncoderConfig(FairseqDataclass):
     pitch_bands: int = setting(
         0,
         "bands per octave of a second first layer with long filters, beside the extractor "
-        "(modules/pitch_filters.py): 24 for quarter tones; 0 for none. Not in fairseq: such a "
+        "(bands/pitch_filters.py): 24 for quarter tones; 0 for none. Not in fairseq: such a "
         "checkpoint loads in this package alone",
     )
     pitch_taps: int = setting(4096, "samples of a pitch filter: 4096 are 256 ms")
     mel_bands: int = setting(
         0,
         "bands of a log-mel spectrum as a further input beside the extractor, whose group norm "
-        "hides a steady tone's spectral envelope (modules/mel_bands.py): up to 64; 0 for none. Not "
+        "hides a steady tone's spectral envelope (bands/mel_bands.py): up to 64; 0 for none. Not "
         "in fairseq: such a checkpoint loads in this package alone",
     )
     init_from: Optional[str] = setting(

@@ -10,9 +10,9 @@ import torchaudio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from music_ssl_fairseq.bands.pitch_filters import POWER_FLOOR, centred_windows
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
-from music_ssl_fairseq.modules.pitch_filters import POWER_FLOOR, centred_windows
 
 MEL_WINDOW = 1024
 """Samples of a frame's Hann window: 64 ms, so that each of 64 bands holds a bin at least."""

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from music_ssl_fairseq import upstream
+from music_ssl_fairseq.bands.mel_bands import MelBands
+from music_ssl_fairseq.bands.pitch_filters import LOWEST_HZ, PitchFilters
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.export.__main__ import main as export
 from music_ssl_fairseq.frames import FrameGrid
-from music_ssl_fairseq.modules.mel_bands import MelBands
-from music_ssl_fairseq.modules.pitch_filters import LOWEST_HZ, PitchFilters
 from tests import checkpoints, tiny
 
 GRID = FrameGrid(400, 320)

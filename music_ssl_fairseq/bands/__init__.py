@@ -1,0 +1,1 @@
+"""Frequency bands on the extractor's frames: further inputs of an encoder, and targets."""
