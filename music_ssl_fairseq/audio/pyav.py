@@ -30,6 +30,11 @@ _EXACT_TIMES = {"mp3", "mov", "ogg", "flac", "wv", "tta", "wav"}
 _STATED_LENGTH = {"mov", "ape", "wv", "tta", "tak", "flac", "aiff", "caf", "dsf"}  # by the header
 _LOSSLESS = ("alac", "flac", "wavpack", "tta", "pcm_")
 
+# Tags that are not UTF-8 are no reason to refuse a file. PyAV 19 takes them without being asked.
+_ANY_TAGS: dict[str, Any] = {}
+if int(av.__version__.partition(".")[0]) < 19:
+    _ANY_TAGS["metadata_errors"] = "replace"
+
 _MPEG_PREROLL_FRAMES = 32  # the bit reservoir reaches back 24 at most
 _OPUS_PREROLL_SECONDS = 3  # 1 s gave equal samples in all files tried
 _KEPT_SECONDS = 4  # of the last samples, for a next part that overlaps
@@ -128,9 +133,7 @@ class Decoder:
         options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
         try:
             # After `file:`, a colon in a name does not end a protocol.
-            self._container = av.open(
-                f"file:{self._name}", options=options, metadata_errors="replace"
-            )
+            self._container = av.open(f"file:{self._name}", options=options, **_ANY_TAGS)
         except (av.FFmpegError, ValueError) as error:
             raise AudioError(self._name, f"FFmpeg: {reason(error)}") from None
         streams = self._container.streams.audio
