@@ -18,7 +18,9 @@ class Stubs:
         self.short = folder / "short.wav"
         soundfile.write(self.short, tone(1.0), 16_000)
         self.long = folder / "long.flac"
-        soundfile.write(self.long, np.full(30 * 8_000, 0.25), 8_000)
+        waveform = np.full(30 * 8_000, 0.25)
+        waveform[:100:2] = 0  # not silent, or each file would be decoded whole
+        soundfile.write(self.long, waveform, 8_000)
 
     def lay(self, folder: Path, names: Iterable[str], long: bool = False) -> None:
         """Lay files of 1 s at 16 kHz, or of 30 s at 8 kHz, below `folder`."""
