@@ -35,12 +35,12 @@ def test_the_readmes_python_runs_as_pasted(tmp_path, monkeypatch):
     """In the folder of a quickstart."""
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
     for i in range(4):
-        write_tone(tmp_path / "quickstart" / "music" / f"{i}.flac", 1.0, 44_100)
+        write_tone(tmp_path / "quickstart" / "music" / "a" / f"{i}.flac", 1.0, 44_100)
     path = tmp_path / "quickstart/runs/tiny/music_hubert/checkpoints/checkpoint_best.pt"
     path.parent.mkdir(parents=True)
     checkpoints.write(path, "music_hubert", tiny.music_hubert())
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(code, names)
-    assert names["layers"].shape == (4, 49, 32)
+    assert names["features"].layers.shape == (4, 49, 32)
     assert names["vectors"].shape == (3, 32)

@@ -1,6 +1,7 @@
 """An encoder is a module like any other, and takes audio in the forms in which users have it."""
 
 import copy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,12 @@ def test_a_missing_song_is_named_before_anything_is_computed(tmp_path, model, mo
     monkeypatch.setattr(type(model), "hidden_states", None)
     with pytest.raises(InputError, match=r"none\.wav: no such file"):
         model.embed([song, tmp_path / "none.wav"])
+
+
+def test_a_name_on_the_hub_needs_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(InputError, match=r"huggingface_hub is not installed: .*'\.\[hub\]'"):
+        music_ssl_fairseq.load("hf:someone/model")
 
 
 def run_folder(folder: Path, path: Path, *names: str) -> Path:
