@@ -23,7 +23,7 @@ ALLOWED = {
     "compat": {"errors", "runtime"},
     "data": FOUNDATION,
     "jobs": FOUNDATION,
-    "fast": {"compat", "frames"},
+    "fast": {"compat", "frames", "runtime"},
     "bands": {"errors", "fast", "frames"},
     "modules": FOUNDATION | {"bands", "compat", "fast"},
     "upstream": FOUNDATION | {"compat", "fast", "modules"},

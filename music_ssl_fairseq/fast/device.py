@@ -7,12 +7,19 @@ import torch
 from torch import Tensor
 
 from music_ssl_fairseq.compat import TENSOR_DESCRIPTORS
+from music_ssl_fairseq.runtime.kernel_cache import keep_kernels
 
 
 @functools.cache
 def has_triton() -> bool:
-    """Return whether Triton is installed. Cached: the look-up takes longer than a kernel launch."""
-    return importlib.util.find_spec("triton") is not None
+    """Return whether Triton is installed; if so, set where its kernels are kept.
+
+    Cached: the look-up takes longer than a kernel launch.
+    """
+    installed = importlib.util.find_spec("triton") is not None
+    if installed:
+        keep_kernels()
+    return installed
 
 
 @functools.cache
