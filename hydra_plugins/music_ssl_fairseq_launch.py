@@ -16,11 +16,12 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf
 
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
 
 
 class Launch(Callback):
-    """Limit the wait for other processes, and pass signals on to processes on the same machine."""
+    """Limit threads and the wait for other processes; pass signals on to those of the machine."""
 
     def __init__(self, rendezvous_seconds: float = 120):
         """Set the limit.
@@ -36,6 +37,8 @@ class Launch(Callback):
         from fairseq.distributed import utils
 
         _refuse_without_iopath(config)
+        if torch.cuda.is_available() and not OmegaConf.select(config, "common.cpu"):
+            _one_thread()
         if not isinstance(utils.distributed_init, functools.partial):
             spawn = torch.multiprocessing.spawn
             utils.distributed_init = functools.partial(
@@ -43,6 +46,19 @@ class Launch(Callback):
             )
             utils.infer_init_method = functools.partial(_infer_init_method, utils.infer_init_method)
             torch.multiprocessing.spawn = functools.partial(_spawn, spawn)
+
+
+def _one_thread() -> None:
+    """Compute with one CPU thread per process, in this one and in those that it starts.
+
+    Training on GPUs leaves little to the CPU. With as many threads as there are CPUs, the threads
+    of eight processes hold each other up (fairseq issue 3342). What the user has set stays.
+    """
+    import torch
+
+    if not any(name in os.environ for name in _THREADS):
+        os.environ.update(dict.fromkeys(_THREADS, "1"))
+        torch.set_num_threads(1)
 
 
 def _refuse_without_iopath(config: Any) -> None:

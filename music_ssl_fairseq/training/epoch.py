@@ -102,11 +102,17 @@ class ResumableEpochs(iterators.EpochBatchIterator):
     def first_batch(self) -> Any:
         """Return fairseq's first batch, read once; an unreadable corpus is a one-line error.
 
-        It stands in where a process has run out of batches, and counts for nothing there.
+        It stands in where one of several processes has run out of batches, and counts for nothing
+        there. For a process by itself it only shows that the corpus can be read: one item does.
         """
         if self._first_batch is None:
             with one_line_errors():
-                self._first_batch = super().first_batch
+                readable = getattr(self.dataset, "supports_fetch_outside_dataloader", True)
+                if self.num_shards == 1 and readable and len(self.frozen_batches):
+                    item = self.dataset[self.frozen_batches[0][0]]
+                    self._first_batch = self.collate_fn([item])
+                else:
+                    self._first_batch = super().first_batch
         return self._first_batch
 
     def end_of_epoch(self) -> bool:
@@ -223,6 +229,15 @@ class ResumableEpochs(iterators.EpochBatchIterator):
         if total <= offset and offset > 0:
             return None
         return iterators.CountingIterator(self._stream.take(total - offset), offset, total)
+
+    def begin(self, shuffle: bool, fix_batches_to_gpus: bool) -> None:
+        """Begin to read the next epoch, whose iterator will be asked for with these arguments."""
+        if self.batches_of is None:
+            return
+        if self._next_epoch_itr is None:
+            self._from_stream(self.next_epoch_idx, (shuffle, fix_batches_to_gpus), 0)
+        assert self._stream is not None
+        self._stream.begin()
 
     def stop(self) -> None:
         """Stop reading ahead."""

@@ -74,7 +74,12 @@ def patch_saving() -> None:
         with one_line_errors():
             writer.wait()
             cfg = _with_whole_restore_file(cfg, trainer)
-        return load(cfg, trainer, **kwargs)
+        extra_state, epochs = load(cfg, trainer, **kwargs)
+        if not getattr(trainer.task, "finished", ""):
+            # Read while fairseq goes through the validation set, and the GPU starts.
+            shuffle = epochs.next_epoch_idx > trainer.cfg.dataset.curriculum
+            epochs.begin(shuffle, trainer.cfg.distributed_training.fix_batches_to_gpus)
+        return extra_state, epochs
 
     Trainer.save_checkpoint = functools.partialmethod(_save_state, Trainer.save_checkpoint)
     checkpoint_utils.torch_persistent_save = write
@@ -104,6 +109,16 @@ def _write(state: Any, copied: Any, path: str) -> None:
         copied.synchronize()
     checkpoints.write_state(state, path)
     logger.info("%s is on the disk after %.1f s", path, time.monotonic() - begin)
+
+
+def prepare_saving(trainer: Any) -> None:
+    """Make the writer's buffers while the first updates are computed, and kernels compiled."""
+    saves = trainer.should_save_checkpoint_on_current_rank and not trainer.cfg.checkpoint.no_save
+    sharded = trainer.is_fsdp or trainer.cfg.distributed_training.zero_sharding != "none"
+    if writer.on and saves and not (writer.prepared or sharded):
+        writer.prepared = True
+        trainer.consolidate_optimizer()  # as before each save; if not sharded, by itself
+        writer.do(writer.copies.prepare, writer.copies.layouts(trainer.state_dict()))
 
 
 def finish_saving() -> None:

@@ -18,7 +18,12 @@ from fairseq.trainer import Trainer
 
 from music_ssl_fairseq.compat import is_distributed, one_line_errors
 from music_ssl_fairseq.training.interruption import RESUBMIT, interruption
-from music_ssl_fairseq.training.saving import check_saving, finish_saving, resume_file
+from music_ssl_fairseq.training.saving import (
+    check_saving,
+    finish_saving,
+    prepare_saving,
+    resume_file,
+)
 
 _TO_DO = "after_update"
 """Key in a checkpoint whose update has still to be saved and validated."""
@@ -86,6 +91,7 @@ def _validate_and_save(
 ) -> Any:
     """Run fairseq's function, which it calls after every update, and stop if a signal came."""
     check_saving()
+    prepare_saving(trainer)
     last = 0 < (cfg.optimization.max_update or 0) <= trainer.get_num_updates()
     trainer.is_finishing = last  # then a signal only makes the state be saved first
     if _asked(trainer):

@@ -62,13 +62,13 @@ class _Batches:
 
 
 class _Endless:
-    """A loader of unknown length, for `BufferedIterator`."""
+    """Batches of unknown number, for `BufferedIterator`."""
 
-    def __init__(self, loader: Any):
-        self._loader = loader
+    def __init__(self, batches: Iterator[Any]):
+        self._batches = batches
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._loader)
+        return self._batches
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -106,23 +106,27 @@ class Stream:
         self.loader = torch.utils.data.DataLoader(
             _Items(dataset), batch_sampler=self._batches, **loading
         )
-        source = _Endless(self.loader)
-        self._source = BufferedIterator(buffer_size, source) if buffer_size else source
-        self._iterator: Iterator[Any] | None = None
+        self._buffer_size = buffer_size
+        self._source: Any = None
 
     def begin(self) -> None:
-        """Begin to read."""
-        if self._iterator is None:
-            self._iterator = iter(self._source)
-            if isinstance(self._source, BufferedIterator):
+        """Begin to read.
+
+        Workers are forked here, in the caller's thread. fairseq forks them in the buffer's thread,
+        while this one may be reading a file: a worker that is born while libsndfile holds a lock
+        never gets it.
+        """
+        if self._source is None:
+            self._source = iter(self.loader)
+            if self._buffer_size:
+                self._source = BufferedIterator(self._buffer_size, _Endless(self._source))
                 self._source._create_consumer()
 
     def take(self, count: int) -> Iterator[Any]:
         """Yield the next batches, all of one epoch."""
         self.begin()
-        assert self._iterator is not None
         for _ in range(count):
-            batch = next(self._iterator)
+            batch = next(self._source)
             epoch, done = self.position
             ended = done + 1 == len(self.plans[epoch])
             self.position = (epoch + 1, 0) if ended else (epoch, done + 1)

@@ -61,6 +61,18 @@ def test_buffers_are_used_again_and_hold_what_a_gpu_s_tensors_would_give(tmp_pat
     assert third["model"]["weight"].tolist() == [1.0] * 7
 
 
+def test_buffers_made_ahead_are_those_that_are_used():
+    copies = OfDevice()
+    layouts = copies.layouts(state())
+    assert [t.dtype for t in layouts] == [torch.float32] * 5
+    copies.prepare(layouts)
+    made = [buffer.data_ptr() for buffer in copies._buffers]
+    copied, _ = copies(state())
+    assert [buffer.data_ptr() for buffer in copies._buffers] == made
+    assert copied["optimizer"]["state"][0]["exp_avg"].stride() == (1, 60, 15, 3)
+    assert not HostCopies().layouts(state())
+
+
 def test_work_is_done_in_order_and_its_files_are_known_before(tmp_path):
     work, gate = Writer(), threading.Event()
     work.on = True

@@ -182,6 +182,34 @@ def test_the_next_epochs_are_read_before_this_one_has_ended():
     assert not process.dataset.read_ahead[200:]  # 20 batches, and those in hand
 
 
+@pytest.mark.parametrize("steps", [0, 3])
+def test_reading_begins_before_training_with_the_same_batches(steps):
+    settings = (SIX, 1)
+    expected = crops_of_an_epoch(settings)
+    begun, state, _ = go_on(iterators_of(settings), steps)
+    [process] = resumed(settings, state) if steps else iterators_of(settings, buffer_size=5)
+    process.buffer_size = 5
+    process.begin(True, False)
+    stream = process._stream
+    if not steps:
+        deadline = time.monotonic() + 10
+        while not process.dataset.read_ahead and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert process.dataset.read_ahead
+    assert begun + the_rest([process]) == expected
+    assert process._stream is stream
+    process.stop()
+
+
+def test_workers_are_forked_in_the_thread_that_begins():
+    """In another thread they might be born while this one holds a library's lock."""
+    [process] = iterators_of((SIX, 1), num_workers=1, buffer_size=5)
+    process.begin(True, False)
+    assert process.dataloader._iterator is not None
+    assert the_rest([process]) == crops_of_an_epoch((SIX, 1))
+    process.stop()
+
+
 def test_as_often_as_settings_change():
     order = crops_of_an_epoch((SIX, 1))
     crops, state, _ = go_on(iterators_of((SIX, 1)), 1)

@@ -140,17 +140,42 @@ def test_signals_go_on_to_spawned_processes_and_their_status_comes_back():
     assert end.value.code == 75
 
 
-def test_fairseq_is_patched_once(monkeypatch):
+@pytest.fixture
+def patches_undone(monkeypatch):
     for module, name in (
         *((utils, "distributed_init"), (utils, "infer_init_method")),
         (torch.multiprocessing, "spawn"),
     ):
         monkeypatch.setattr(module, name, getattr(module, name))
+
+
+@pytest.mark.usefixtures("patches_undone")
+def test_fairseq_is_patched_once():
     launch.Launch(rendezvous_seconds=7).on_job_start(OmegaConf.create())
     patched = utils.distributed_init
     launch.Launch(rendezvous_seconds=9).on_job_start(OmegaConf.create())
     assert utils.distributed_init is patched
     assert isinstance(torch.multiprocessing.spawn, type(patched))
+
+
+@pytest.mark.usefixtures("patches_undone")
+@pytest.mark.parametrize(("cpu", "threads"), [(False, 1), (True, 3)])
+@pytest.mark.parametrize("set_by_user", [False, True])
+def test_processes_of_gpus_compute_with_one_thread(monkeypatch, cpu, threads, set_by_user):
+    for name in launch._THREADS:
+        monkeypatch.setenv(name, "3")  # so that what is set here is undone
+        monkeypatch.delenv(name)
+    if set_by_user:
+        monkeypatch.setenv("MKL_NUM_THREADS", "5")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    torch.set_num_threads(3)
+    try:
+        launch.Launch().on_job_start(OmegaConf.create({"common": {"cpu": cpu}}))
+        assert torch.get_num_threads() == (3 if set_by_user else threads)
+    finally:
+        torch.set_num_threads(1)
+    expected = "1" if threads == 1 and not set_by_user else None
+    assert os.environ.get("OMP_NUM_THREADS") == expected
 
 
 def test_fairseq_s_asynchronous_saving_without_iopath_is_one_line(monkeypatch):
