@@ -12,7 +12,7 @@ import torch
 from music_ssl_fairseq.data.crops import MASKS, generator
 from music_ssl_fairseq.data.masks import SpanMask
 from tests.benchmarks import held_out
-from tests.benchmarks.time_to_quality import Run
+from tests.benchmarks.time_to_quality import Run, _has_begun
 from tests.benchmarks.time_to_quality_report import entries, held_at, mean_and_interval, table
 
 BEGAN = datetime(2026, 11, 26, 23, 59, 50).timestamp()
@@ -34,6 +34,13 @@ def test_a_level_must_hold_for_two_validations():
     assert held_at(curve, 7.35, more_is_better=True) == 12.0
     assert run.reached(7.5, False)(entries(LOG, BEGAN))
     assert not run.reached(7.4, False)(entries(LOG, BEGAN))
+
+
+def test_a_cold_run_ends_once_training_and_validation_are_compiled():
+    lines = LOG.splitlines(keepends=True)
+    assert _has_begun(entries(LOG, BEGAN))
+    assert not _has_begun(entries("".join(lines[:2]), BEGAN))
+    assert not _has_begun(entries("".join(lines[2:]), BEGAN))
 
 
 def test_the_table_says_what_was_reached_and_what_a_cold_start_costs():

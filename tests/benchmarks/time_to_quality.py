@@ -177,6 +177,12 @@ def reference_command(args: argparse.Namespace, corpus: Path, seed: int) -> list
     return [*options, *args.reference_override]
 
 
+def _has_begun(found: list[dict[str, Any]]) -> bool:
+    """Return whether a run has made ten updates and validated after them: all is compiled."""
+    trained = any(entry.get("num_updates", 0) >= 10 for entry in found)
+    return trained and any(entry.get("valid_num_updates", 0) >= 10 for entry in found)
+
+
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Make the corpus and run all trainings; return the figures."""
     corpus, caches = folder / "corpus", folder / "caches"
@@ -203,7 +209,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
     if not args.no_cold:
         run = Run(our_command(args, corpus, 1, 10), folder / "cold", caches, ours)
-        few = run.until(lambda found: sum("valid_num_updates" in e for e in found) > 0, args.limit)
+        few = run.until(_has_begun, args.limit)
         figures["cold_start"] = few["start"]
         print(f"cold: the tenth update after {few['start']} s", flush=True)
     plan = [("ours", ours, lambda seed: our_command(args, corpus, seed, args.validate_every))]
