@@ -15,8 +15,10 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -56,7 +58,7 @@ _SAFE_TORCH = (2, 10)
 """Earlier, `weights_only` had holes (CVE-2025-32434, CVE-2026-24747)."""
 
 _LAST_TORCHAUDIO = (2, 11)
-"""The last version of torchaudio, which works with every later torch."""
+"""The last version of torchaudio, whose models work with every later torch."""
 
 
 def _minor(distribution: str) -> tuple[int, int]:
@@ -64,26 +66,26 @@ def _minor(distribution: str) -> tuple[int, int]:
     return int(first), int(second)
 
 
-def check_versions() -> None:
-    """Refuse an unsafe torch, or a torchaudio for another torch.
+def torchaudio_models() -> ModuleType:
+    """Import torchaudio's models, which are plain torch, beside any torch that they run on.
 
-    torchaudio's wheels do not require their torch, so pip may install versions that do not fit.
+    torchaudio refuses a torch that was built for another minor version of CUDA, as all from 2.15 on
+    are. That concerns its kernels, which no model uses.
 
     Raises:
-        InputError: with the command that repairs it.
+        InputError: if it cannot be imported, with the command that repairs it.
     """
-    check_unpickler()
-    wanted = min(_minor("torch"), _LAST_TORCHAUDIO)
+    cuda, torch.version.cuda = torch.version.cuda, None  # the check passes over torch without CUDA
     try:
-        found = _minor("torchaudio")
-    except PackageNotFoundError:
-        found = None
-    if found != wanted:
-        shown = "none" if found is None else ".".join(map(str, found))
+        return import_module("torchaudio.models")
+    except (ImportError, OSError, RuntimeError) as error:
+        wanted = min(_minor("torch"), _LAST_TORCHAUDIO)
         raise InputError(
-            f"torchaudio {shown} does not fit torch {version('torch')}: "
+            f"torchaudio cannot be imported beside torch {version('torch')} ({error}): "
             f'run `pip install "torchaudio=={wanted[0]}.{wanted[1]}.*"`'
-        )
+        ) from None
+    finally:
+        torch.version.cuda = cuda
 
 
 def check_unpickler() -> None:
@@ -95,7 +97,7 @@ def check_unpickler() -> None:
     if _minor("torch") < _SAFE_TORCH:
         raise InputError(
             f"torch {version('torch')} lets a checkpoint run code as it is opened (CVE-2025-32434, "
-            'CVE-2026-24747): run `pip install "torch>=2.10" "torchaudio>=2.10"`'
+            'CVE-2026-24747): run `pip install "torch>=2.10"`'
         )
 
 

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from music_ssl_fairseq.compat import torchaudio_models
 from tests.stub_audio import stubs
 
 __all__ = ["stubs"]
 
 torch.set_num_threads(1)
+torchaudio_models()  # so that tests can import torchaudio beside a torch of another CUDA
 
 
 @pytest.fixture(autouse=True)

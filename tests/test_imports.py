@@ -30,7 +30,7 @@ ALLOWED = {
     "features": FOUNDATION | {"jobs", "upstream"},
     "label": FOUNDATION | {"cli", "data", "features", "jobs"},
     "extract": FOUNDATION | {"cli", "data", "fast", "features", "jobs", "upstream"},
-    "export": FOUNDATION | {"cli", "modules", "upstream"},
+    "export": FOUNDATION | {"cli", "compat", "modules", "upstream"},
     "probing": FOUNDATION | {"compat", "data", "features", "jobs", "upstream"},
     "manifests_tools": FOUNDATION | {"cli", "data", "jobs", "probing"},
     "report": FOUNDATION | {"cli", "probing"},

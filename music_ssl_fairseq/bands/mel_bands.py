@@ -5,8 +5,9 @@ receives the spectral envelope of a steady tone, which is what tells instruments
 bring it.
 """
 
+import math
+
 import torch
-import torchaudio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -40,8 +41,7 @@ class MelBands(nn.Module):
             )
         self.bands = bands
         self.grid = grid
-        spectrum = (MEL_WINDOW // 2 + 1, 0.0, SAMPLE_RATE / 2)
-        filters = torchaudio.functional.melscale_fbanks(*spectrum, bands, SAMPLE_RATE)
+        filters = _triangles(bands)
         if not filters.any(0).all():
             raise InputError(f"model.mel_bands is {bands}: bands without a bin; take 64 or fewer")
         self.register_buffer("window", torch.hann_window(MEL_WINDOW), persistent=False)
@@ -61,3 +61,18 @@ class MelBands(nn.Module):
     def forward(self, waveform: Tensor) -> Tensor:
         """Map `[B, T]` to `[B, frames, bands]` float32, each frame with mean 0 and variance 1."""
         return F.layer_norm(self.log_power(waveform), (self.bands,))
+
+
+def _triangles(bands: int) -> Tensor:
+    """Triangles whose corners are equally spaced in mel: `[MEL_WINDOW // 2 + 1, bands]`.
+
+    To the last digit those of torchaudio's `melscale_fbanks` (HTK's mel, without a norm), which
+    cannot be imported beside every torch.
+    """
+    bins = torch.linspace(0, SAMPLE_RATE // 2, MEL_WINDOW // 2 + 1)
+    highest = 2595 * math.log10(1 + SAMPLE_RATE / 2 / 700)
+    corners = 700 * (10 ** (torch.linspace(0.0, highest, bands + 2) / 2595) - 1)
+    widths = corners.diff()
+    slopes = corners - bins.unsqueeze(1)
+    falling, rising = slopes[:, 2:] / widths[1:], -slopes[:, :-2] / widths[:-1]
+    return torch.minimum(falling, rising).clamp(min=0)

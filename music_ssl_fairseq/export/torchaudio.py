@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from music_ssl_fairseq.compat import torchaudio_models
 from music_ssl_fairseq.export import check
 from music_ssl_fairseq.export.saving import save
 from music_ssl_fairseq.export.source import ExportSource
@@ -29,10 +30,10 @@ def write(source: ExportSource, folder: Path, name: str) -> str:
     """Write model.pt and wav2vec2_model.json.
 
     Raises:
-        InputError: if torchaudio has no such model, or the result differs from the original.
+        InputError: if torchaudio has no such model or cannot be imported, or the result differs
+            from the original.
     """
-    from torchaudio.models import wav2vec2_model
-
+    wav2vec2_model = torchaudio_models().wav2vec2_model
     arguments = to_arguments(source.contents, source.settings.get("model", {}))
     save(to_state(source.contents), folder / FILE)
     (folder / SETTINGS).write_text(json.dumps(arguments, indent=2) + "\n", encoding="utf-8")

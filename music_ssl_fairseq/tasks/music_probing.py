@@ -10,7 +10,7 @@ from fairseq.tasks import register_task
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
 
 from music_ssl_fairseq.compat import (
-    check_versions,
+    check_unpickler,
     is_distributed,
     one_line_errors,
     stop_loading,
@@ -68,7 +68,7 @@ class MusicProbingTask(RunFolderTask):
     def setup_task(cls, cfg: Any, **kwargs: Any) -> "MusicProbingTask":
         """Check versions, settings and the run's folder; fail in one line."""
         with one_line_errors():
-            check_versions()
+            check_unpickler()
             prepare_training()
             for name, key, what in _NEEDED:
                 if not _is_given(cfg, key):

@@ -12,7 +12,7 @@ from fairseq.dataclass import FairseqDataclass
 from omegaconf import II, MISSING, OmegaConf
 
 from music_ssl_fairseq.compat import (
-    check_versions,
+    check_unpickler,
     exchange_numbers_on_cpu,
     fork_workers,
     one_line_errors,
@@ -150,7 +150,7 @@ class PretrainingTask(RunFolderTask):
     def setup_task(cls, cfg: Any, **kwargs: Any) -> "PretrainingTask":
         """Make the task, as fairseq asks for it; what is missing is a one-line error."""
         with one_line_errors():
-            check_versions()
+            check_unpickler()
             exchange_numbers_on_cpu()
             fork_workers()
             prepare_training(background_saves=bool(cfg.background_saves))

@@ -39,6 +39,13 @@ def test_log_mel_is_torchaudios_centred_on_our_frames(waveform):
     torch.testing.assert_close(features(waveform), reference, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("bands", [24, 64])
+def test_filters_are_torchaudios_to_the_last_digit(bands):
+    spectrum = (MEL_WINDOW // 2 + 1, 0.0, 8000.0)
+    expected = torchaudio.functional.melscale_fbanks(*spectrum, bands, 16_000)
+    assert torch.equal(MelBands(bands, GRID).filters, expected)
+
+
 def test_every_band_has_a_bin():
     assert (MelBands(64, GRID).filters.sum(0) > 0).all()
 
