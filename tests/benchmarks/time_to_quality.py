@@ -59,7 +59,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--crops", type=int, default=400, help="held-out, at most (%(default)s)")
     parser.add_argument("--seconds", type=float, default=5.0, help="of one (%(default)s)")
     parser.add_argument("--limit", type=float, default=3600, help="seconds of a run (%(default)s)")
-    parser.add_argument("--no-cold", action="store_true", help="kernels are compiled already")
+    parser.add_argument("--no-cold", action="store_true", help="use the usual cache of kernels")
     parser.add_argument("--reference", action="store_true", help="stock fairseq, too")
     parser.add_argument("--reference-updates", type=int, default=3000, help="(%(default)s)")
     parser.add_argument("--reference-override", action="append", default=[], metavar="KEY=VALUE")
@@ -85,15 +85,14 @@ def parse() -> argparse.Namespace:
 class Run:
     """One training command, watched through its log."""
 
-    def __init__(self, command: list[str], folder: Path, caches: Path, key: str):
+    def __init__(self, command: list[str], folder: Path, caches: Path | None, key: str):
         self.command = [sys.executable, "-m", "fairseq_cli.hydra_train", *command]
         self.command.append(f"hydra.run.dir={folder}")
         self.folder, self.key = folder, key
-        self._environment = {
-            **os.environ,
-            "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
-            "TRITON_CACHE_DIR": str(caches / "triton"),
-        }
+        self._environment = dict(os.environ)
+        if caches is not None:
+            self._environment["TORCHINDUCTOR_CACHE_DIR"] = str(caches / "inductor")
+            self._environment["TRITON_CACHE_DIR"] = str(caches / "triton")
 
     def until(self, enough: Any, limit: float) -> dict[str, Any]:
         """Train until `enough(entries)`, the command's own end, or the limit in seconds."""
@@ -185,7 +184,7 @@ def _has_begun(found: list[dict[str, Any]]) -> bool:
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Make the corpus and run all trainings; return the figures."""
-    corpus, caches = folder / "corpus", folder / "caches"
+    corpus, caches = folder / "corpus", None if args.no_cold else folder / "caches"
     held_out.make_corpus(args.manifests, args.labels, corpus, args.seconds, args.crops)
     identity = {"held-out crops": held_out.digest(corpus)}
     for split in ("train", "valid"):
