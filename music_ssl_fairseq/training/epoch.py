@@ -9,7 +9,7 @@ are left keep their order and are batched anew.
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -17,51 +17,11 @@ from fairseq.data import data_utils, iterators
 
 from music_ssl_fairseq.compat import one_line_errors
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.training.batching import Batching
 from music_ssl_fairseq.training.stream import Plan, Plans, Stream
 
 _BATCHINGS = "cuts"
 """Key of the batchings in a checkpoint, beside fairseq's position."""
-
-
-@dataclass(frozen=True)
-class Batching:
-    """How a part of an epoch was batched.
-
-    Attributes:
-        max_tokens: per batch, or None.
-        max_sentences: per batch, or None.
-        required_batch_size_multiple: fairseq's setting.
-        num_shards: processes, which take turns at the batches.
-        iterations: batches that each process has trained on.
-    """
-
-    max_tokens: int | None = None
-    max_sentences: int | None = None
-    required_batch_size_multiple: int = 1
-    num_shards: int = 1
-    iterations: int = 0
-
-    def is_as(self, other: "Batching") -> bool:
-        """Return whether the batches of each process are the same."""
-        return self._has_sizes_of(other) and self.num_shards == other.num_shards
-
-    def _has_sizes_of(self, other: "Batching") -> bool:
-        now = replace(self, iterations=0, num_shards=1)
-        return now == replace(other, iterations=0, num_shards=1)
-
-    def batches(self, dataset: Any, indices: np.ndarray) -> list[Any]:
-        """Batch these items, in this order."""
-        sizes = self.max_tokens, self.max_sentences, self.required_batch_size_multiple
-        return list(dataset.batch_by_size(indices, *sizes))
-
-    def after(self, other: "Batching", dataset: Any, batches: list[Any]) -> list[Any]:
-        """Batch what another batching has left of `batches`, in the same order."""
-        left = [batch for batch in batches[other.iterations * other.num_shards :] if len(batch)]
-        if not left or self._has_sizes_of(other):
-            return left
-        return self.batches(
-            dataset, np.concatenate([np.asarray(batch, np.int64) for batch in left])
-        )
 
 
 def note_batching(
