@@ -4,8 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from fairseq.logging import metrics
 from torch import Tensor
 
+from music_ssl_fairseq.frames import SAMPLE_RATE
 from music_ssl_fairseq.runtime.delayed_fetch import DelayedFetch
 
 
@@ -37,6 +39,24 @@ def totals(
     for (key, value), part in zip(tensors.items(), parts, strict=True):
         sums[key] = part.view(value.shape) if value.dim() else part.item()
     return sums
+
+
+def log_pace(sums: dict[str, Any], updates_left: int) -> None:
+    """Log seconds of audio per second, of all processes, and the hours until the last update.
+
+    Args:
+        sums: an update's, with `ntokens` in samples.
+        updates_left: 0 if the number of updates is not limited; then there is no `eta_hours`.
+    """
+    rate = sums["ntokens"] / SAMPLE_RATE
+    metrics.log_speed("audio_seconds_per_second", rate, priority=91, round=1)
+
+    def hours_left(meters: Any) -> float:
+        updates_per_second = meters["ups"].avg if "ups" in meters else 0
+        return round(updates_left / updates_per_second / 3600, 4) if updates_per_second else 0.0
+
+    if updates_left:
+        metrics.log_derived("eta_hours", hours_left, priority=92)
 
 
 class DelayedTotals:

@@ -21,7 +21,7 @@ MAY_CHANGE = {
     "model": {"init_from", "precision", "fast", "upstream", "upstream_seed"},
     "task": {
         *("data", "label_dir", "label_rate", "max_unreadable", "rebuild_batches"),
-        "background_saves",
+        *("background_saves", "trackio_project"),
         # copies of the model's
         *("mask_prob", "mask_length", "conv_feature_layers", "encode", "clone_batch"),
         *("cache_dir", "cache_limit_gb", "output_dir", "decoder", "save_seconds", "cpu"),

@@ -40,6 +40,11 @@ class MusicProbingConfig(FairseqDataclass):
         "from activations to beats: dbn (dynamic Bayesian network), librosa (dynamic programming) "
         "or peaks",
     )
+    trackio_project: Optional[str] = setting(
+        None,
+        "project of trackio to log to, here and without an account; common.wandb_project logs to "
+        "Weights & Biases",
+    )
     save_seconds: float = setting(
         20.0,
         "least time between two checkpoints of heads in training: a hundred heads are 400 MB. The "

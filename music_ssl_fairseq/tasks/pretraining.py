@@ -18,7 +18,7 @@ from music_ssl_fairseq.compat import (
     one_line_errors,
     stop_loading,
 )
-from music_ssl_fairseq.criterions.totals import DelayedTotals
+from music_ssl_fairseq.criterions.totals import DelayedTotals, log_pace
 from music_ssl_fairseq.data.identity import Identity, manifest_identity
 from music_ssl_fairseq.data.manifest import Manifest, missing_manifest
 from music_ssl_fairseq.data.masks import MASK_MODES, SpanGrowth
@@ -77,6 +77,11 @@ class PretrainingConfig(FairseqDataclass):
         True,
         "fairseq's: make new batches per epoch in the same data loader. false starts new workers "
         "each epoch, after the old ones have ended",
+    )
+    trackio_project: Optional[str] = setting(
+        None,
+        "project of trackio to log to, here and without an account; common.wandb_project logs to "
+        "Weights & Biases",
     )
     background_saves: bool = setting(
         True,
@@ -140,8 +145,9 @@ class PretrainingTask(RunFolderTask):
         self._stepped: set[str] = set()
         self._training = False
         self._delayed_totals = DelayedTotals()
-        self._update = 0
+        self._update = self._max_update = 0
         whole = whole_configuration(cfg)
+        self._max_update = whole.optimization.max_update if whole else 0
         self.warmup, self.advice = (
             (warmup_updates(whole), collapse_advice(whole)) if whole else (0, "")
         )
@@ -266,6 +272,8 @@ class PretrainingTask(RunFolderTask):
             logging_outputs = [self._delayed_totals(logging_outputs)]
             self._watch(logging_outputs[0], criterion)
         super().reduce_metrics(logging_outputs, criterion)
+        if self._training and logging_outputs:
+            log_pace(logging_outputs[0], max(0, self._max_update - self._update - 1))
 
     def _watch(self, sums: dict[str, Any], criterion: Any) -> None:
         """End a collapsed run. All processes have the same sums, so they end together."""

@@ -23,6 +23,7 @@ from music_ssl_fairseq.runtime.files import hold
 from music_ssl_fairseq.tasks.schedule import check_schedule
 from music_ssl_fairseq.training.checkpoints import checkpoint_to_resume
 from music_ssl_fairseq.training.saving import LAST, resume_file
+from music_ssl_fairseq.training.trackers import choose_tracker
 from music_ssl_fairseq.upstream.safe_load import safe_load
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,10 @@ class RunFolder:
             SystemExit: in processes other than the first, which raises the error.
         """
         cfg = whole_configuration(task_cfg)
-        if cfg is None or cfg.checkpoint.no_save:
+        if cfg is None:
+            return
+        choose_tracker(cfg)
+        if cfg.checkpoint.no_save:
             return
         skip_finished_runs()
         say_what_does_not_fit()

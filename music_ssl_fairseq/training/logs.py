@@ -1,4 +1,4 @@
-"""Logs on a full disk: training continues without them, up to its next checkpoint."""
+"""Logs: settings in TensorBoard, and training that continues without logs on a full disk."""
 
 import errno
 import functools
@@ -7,6 +7,12 @@ import sys
 import threading
 from collections.abc import Callable
 from typing import Any
+
+from music_ssl_fairseq.training.trackers import begin_once, log_together
+
+_GROUPS = ("model", "task", "criterion", "optimization", "optimizer", "lr_scheduler", "dataset")
+_SHOWN: set[str] = set()
+"""TensorBoard folders of this process whose settings are shown."""
 
 _FULL_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -18,7 +24,10 @@ def patch_logs() -> None:
     handler: Any = logging.FileHandler
     handler.handleError = functools.partialmethod(_handle_error, handler.handleError)
     threading.excepthook = functools.partial(_excepthook, threading.excepthook)
+    progress_bar.WandBProgressBarWrapper.__init__ = begin_once
+    progress_bar.WandBProgressBarWrapper._log_to_wandb = log_together
     bar = progress_bar.TensorboardProgressBarWrapper
+    bar.update_config = functools.partialmethod(_update_config, bar.update_config)
     bar._log_to_tensorboard = functools.partialmethod(_log_to_tensorboard, bar._log_to_tensorboard)
 
 
@@ -35,6 +44,29 @@ def _excepthook(hook: Callable[..., Any], args: Any) -> Any:
     """Silence Tensorboard's thread, whose error is raised again at the next logged number."""
     if not _is_full_disk(args.exc_value):
         hook(args)
+
+
+def _update_config(bar: Any, update: Callable[..., None], config: dict[str, Any]) -> None:
+    """Show a run's settings under HPARAMS in TensorBoard, where fairseq has a TODO; once."""
+    from torch.utils.tensorboard.summary import hparams
+
+    update(bar, config)
+    if bar.tensorboard_logdir in _SHOWN:
+        return
+    _SHOWN.add(bar.tensorboard_logdir)
+    groups = {name: settings for name, settings in config.items() if name in _GROUPS}
+    values = {
+        f"{name}.{key}": value if isinstance(value, bool | int | float) else str(value)
+        for name, settings in groups.items()
+        for key, value in (settings or {}).items()
+    }
+    try:
+        writer = bar._writer("train_inner")
+        for summary in hparams(values, {"loss": None}) if writer is not None else ():
+            writer.file_writer.add_summary(summary)
+    except OSError as error:
+        if not _is_full_disk(error):
+            raise
 
 
 def _log_to_tensorboard(bar: Any, log: Callable[..., None], *args: Any, **kwargs: Any) -> None:
