@@ -171,11 +171,13 @@ def stock_command(name: str, args: argparse.Namespace, folder: Path, run: Path) 
 
 
 class Figures(NamedTuple):
-    """Of a run: seconds an update after the warm-up, how many updates that is over, seconds from
-    the start of the first epoch to the end of the warm-up, and the peak of memory in GB."""
+    """Of a run: seconds an update after the warm-up, how many updates that is over, their mean
+    number of crops (an epoch's last update has fewer), seconds from the start of the first epoch to
+    the end of the warm-up, and the peak of memory in GB."""
 
     seconds: float
     updates: int
+    crops: float
     start: float
     memory: float
 
@@ -190,13 +192,15 @@ def measure(command: list[str], run: Path, warm_up: int) -> Figures:
         check=False,
     )
     log = run / "hydra_train.log"
-    found, free = [], []
+    found, free, crops = [], [], []
     if result.returncode == 0 and log.exists():
         for line in log.read_text().splitlines():
             if match := re.search(r"^\[(.*?)\]\[train_inner\]\[INFO\] - (\{.*)", line):
                 entry = json.loads(match[2])
                 free.append(float(entry.get("gb_free", "nan")))
                 found.append((int(entry["num_updates"]), _seconds(match[1])))
+                crops.append(float(entry["bsz"]))  # mean since the entry before
+    sizes = [size for (update, _), size in zip(found, crops, strict=True) if update > warm_up]
     timed = [(update, wall) for update, wall in found if update >= warm_up]
     if len(timed) < 2:
         print(result.stdout[-2000:], result.stderr[-4000:], sep="\n", file=sys.stderr)
@@ -206,7 +210,8 @@ def measure(command: list[str], run: Path, warm_up: int) -> Figures:
     assert start
     seconds = (ended - began) / (last - first)
     memory = torch.cuda.get_device_properties(0).total_memory - min(free) * 2**30 if GPU else 0.0
-    return Figures(seconds, last - first, began - _seconds(start[1]), memory / 1e9)
+    mean = sum(sizes) / len(sizes)
+    return Figures(seconds, last - first, mean, began - _seconds(start[1]), memory / 1e9)
 
 
 def _seconds(stamp: str) -> float:
@@ -241,7 +246,7 @@ def compare(name: str, args: argparse.Namespace, folder: Path, hours: float, rat
     for who, command, gpus, updates in runs:
         run = folder / f"{who}_{name}"
         found = measure(command(name, args, folder, run), run, updates // 3)
-        speed = gpus * args.crops * args.seconds / found.seconds
+        speed = found.crops * args.seconds / found.seconds  # crops of all GPUs
         speeds.append(speed)
         share = speed * operations(name, args.seconds, args.k) / rate / gpus
         print(
