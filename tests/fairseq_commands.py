@@ -45,6 +45,10 @@ def compose_quickly() -> None:
 compose_quickly()
 
 
+PACE = {"wps", "ups", "wall", "train_wall", "audio_seconds_per_second", "eta_hours"}
+"""What a run logs of its pace, which no two runs share."""
+
+
 def make_corpus(folder: Path, k: int = 12, sample_rate: int | None = None) -> Path:
     """Nine tracks of three albums in `music/`, `manifests/` of them, and random `labels/`."""
     for i in range(9):
