@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from music_ssl_fairseq.compat import torchaudio_models
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.export import check
 from music_ssl_fairseq.export.card import model_card
@@ -64,6 +65,8 @@ def expected_hidden_states(
 
 
 def _check(source: ExportSource, folder: Path, name: str) -> str:
+    with contextlib.suppress(InputError):
+        torchaudio_models()  # transformers imports it, and fails where it refuses its torch
     transformers = optional("transformers", "export")
     with _no_progress_bar():
         theirs, report = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
