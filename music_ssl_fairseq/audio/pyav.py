@@ -24,7 +24,7 @@ from music_ssl_fairseq.errors import AudioError
 
 _FORMATS = (
     "mp3,aac,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,asf,asf_o,ape,wv,ogg,flac,wav,w64,aiff,caf,au,"
-    "tta,tak,mpc,mpc8,ac3,eac3,dts,dsf,amr,rm,oma,xwma,avi,voc"
+    "tta,tak,mpc,mpc8,ac3,eac3,dts,dsf,amr,rm,oma,xwma,avi,voc,g722"
 )
 _EXACT_TIMES = {"mp3", "mov", "ogg", "flac", "wv", "tta", "wav"}
 _STATED_LENGTH = {"mov", "ape", "wv", "tta", "tak", "flac", "aiff", "caf", "dsf"}  # by the header

@@ -37,7 +37,7 @@ def interval(
     Returns:
         Both ends, within the metric's range; NaN if the metric itself is NaN.
     """
-    values = _resampled(metric, predictions, classes, targets, resamples, seed)
+    values = resampled(metric, predictions, classes, targets, resamples, seed)
     low, high = _ends(metric, values)
     least = -np.inf if metric.startswith("r2") else 0.0
     return float(np.clip(low, least, 1.0)), float(np.clip(high, least, 1.0))
@@ -56,12 +56,12 @@ def difference(
 
     Both are scored on the same draws of the same clips, which narrows the interval.
     """
-    values = _resampled(metric, one, classes, targets, resamples, seed)
-    values -= _resampled(metric, other, classes, targets, resamples, seed)
+    values = resampled(metric, one, classes, targets, resamples, seed)
+    values -= resampled(metric, other, classes, targets, resamples, seed)
     return (float(values[0]), *_ends(metric, values))
 
 
-def _resampled(
+def resampled(
     metric: str,
     predictions: Predictions,
     classes: tuple[str, ...],
@@ -69,7 +69,10 @@ def _resampled(
     resamples: int,
     seed: int,
 ) -> np.ndarray:
-    """Compute the metric of the split itself, then of each resample: `[1 + resamples]`."""
+    """Compute the metric of the split itself, then of each resample: `[1 + resamples]`.
+
+    Predictions of the same clips have the same resamples, so their values may be subtracted.
+    """
     once = np.ones((1, predictions.num_groups), np.int64)
     return np.concatenate(
         [

@@ -1,0 +1,120 @@
+"""A finished row as one small JSON file, its log, and the draws that paired differences need."""
+
+import gzip
+import json
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.report import bootstrap
+from music_ssl_fairseq.report.gather import find, predictions_of
+from music_ssl_fairseq.report.heat_map import layer_curve
+from music_ssl_fairseq.runtime.files import atomic_path
+from music_ssl_fairseq.runtime.texts import read_object
+
+EXAMPLES = Path(__file__).parents[1]
+RESAMPLES, SEED, POINTS = 1000, 0, 40
+_KEPT = ("loss", "accuracy", "majority", "perplexity", "pred_", "target_")
+PACKAGES = ("music_ssl_fairseq", "torch", "torchaudio", "numpy", "ve-fairseq", "fairseq-fixed")
+
+
+def is_done(results: Path, row_id: str, digest: str) -> bool:
+    """Return whether the row's JSON is there, of the same settings."""
+    try:
+        return read_object(results / f"{row_id}.json").get("digest") == digest
+    except InputError:  # missing or damaged
+        return False
+
+
+def write(
+    results: Path, row_id: str, found: dict[str, Any], probes: Path, run: Path | None
+) -> None:
+    """Write ROW.npz, ROW.log.gz and last ROW.json, which says that the row is done.
+
+    Args:
+        found: what the runner knows of the row.
+        probes: the judge's folder of this encoder.
+        run: the training's folder; None for floors.
+    """
+    results.mkdir(parents=True, exist_ok=True)
+    tasks, draws = scores(probes)
+    found = {**found, "tasks": tasks, "versions": versions()}
+    if run is not None:
+        found["train"], found["valid"] = curves(run)
+        with atomic_path(results / f"{row_id}.log.gz") as temporary:
+            temporary.write_bytes(gzip.compress((run / "hydra_train.log").read_bytes(), mtime=0))
+    with atomic_path(results / f"{row_id}.npz") as temporary:
+        np.savez_compressed(temporary, **draws)
+    with atomic_path(results / f"{row_id}.json") as temporary:
+        temporary.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def scores(probes: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Per task the judge's figure with its interval, layer and layer curve; and the draws.
+
+    Draws are the metric of the split and of each resample, `[1 + RESAMPLES]` float32. Rows that
+    were scored on the same clips have the same resamples, so draws may be subtracted.
+    """
+    sys.path.insert(0, str(EXAMPLES / "open_tasks"))
+    try:
+        from tasks import TASKS, unit
+    finally:
+        sys.path.remove(str(EXAMPLES / "open_tasks"))
+    metrics = {task.name: task.metric for task in TASKS}
+    found: dict[str, Any] = {}
+    draws: dict[str, np.ndarray] = {}
+    for probe in find([probes], "test", RESAMPLES, SEED, unit):
+        metric = metrics[probe.task]
+        figure, about = probe.figures[metric], probe.about
+        found[probe.task] = {
+            "metric": metric,
+            "content": probe.content,
+            **{name: _number(value) for name, value in vars(figure).items()},
+            **{name: about[name] for name in ("layer", "learning_rate", "fingerprint")},
+            "valid": _number(about["valid_score"]),
+            "layers": {layer: _number(value) for layer, value in layer_curve(probe).items()},
+        }
+        names = tuple(about["classes"]), tuple(about["targets"])
+        predictions = predictions_of(probe.folder, "test", unit)
+        values = bootstrap.resampled(metric, predictions, *names, RESAMPLES, SEED)
+        draws[probe.task] = values.astype(np.float32)
+    return found, draws
+
+
+def _number(value: float | None) -> float | None:
+    return round(float(value), 5) if value is not None and np.isfinite(value) else None
+
+
+def curves(run: Path) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """Points of training, at most POINTS evenly chosen, and all validations."""
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        from plot_training import read_log
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    log = read_log(run)
+    updates = list(log.train)
+    chosen = sorted({updates[round(i)] for i in np.linspace(0, len(updates) - 1, POINTS)})
+    return (
+        [{"update": update, **_kept(log.train[update])} for update in chosen],
+        [{"update": update, **_kept(point)} for update, point in log.valid.items()],
+    )
+
+
+def _kept(point: dict[str, float]) -> dict[str, float]:
+    return {k: v for k, v in point.items() if k.startswith(_KEPT) and np.isfinite(v)}
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that matter, of those that are installed."""
+    found = {"python": sys.version.split()[0]}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,129 @@
+"""Draw a study: heat map of rows and tasks, layer curves, training curves."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from music_ssl_fairseq.report.study import Rows, Run, tasks_of, value
+from music_ssl_fairseq.runtime.files import atomic_path
+from music_ssl_fairseq.runtime.optional import optional
+
+SCORES, LAYERS, TRAINING = "scores.png", "layers.png", "training.png"
+_COLUMNS = 4
+
+
+def draw(rows: Rows, out: Path) -> None:
+    """Write the figures that the rows have data for.
+
+    Raises:
+        InputError: if matplotlib is not installed.
+    """
+    optional("matplotlib", "plot").use("Agg")
+    from matplotlib import pyplot
+
+    for name, figure in (
+        (SCORES, _heat_map(rows)),
+        (LAYERS, _layer_curves(rows)),
+        (TRAINING, _training_curves(rows)),
+    ):
+        if figure is not None:
+            with atomic_path(out / name) as temporary:
+                figure.savefig(temporary, dpi=120)
+            pyplot.close(figure)
+
+
+def _heat_map(rows: Rows):
+    """One colour scale per task, from its lowest to its highest row, each with a colour bar."""
+    from matplotlib import pyplot
+
+    tasks, names = tasks_of(rows), list(rows)
+    figure, axes = pyplot.subplots(
+        *(1, len(tasks)),
+        figsize=(2.2 + 1.15 * len(tasks), 1.6 + 0.24 * len(names)),
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis, task in zip(axes[0], tasks, strict=True):
+        values = 100 * np.array([[value(runs, task)] for runs in rows.values()])
+        shown = axis.imshow(values, aspect="auto", cmap="viridis")
+        middle = np.nanmean([np.nanmin(values), np.nanmax(values)])
+        for row, number in enumerate(values[:, 0]):
+            if np.isfinite(number):
+                colour = "black" if number > middle else "white"
+                axis.text(0, row, f"{number:.1f}", ha="center", va="center", color=colour, size=7)
+        axis.set_xticks([0], [task], rotation=30, size=8)
+        axis.set_yticks(range(len(names)), names if axis is axes[0, 0] else [], size=8)
+        figure.colorbar(shown, ax=axis, location="bottom", shrink=0.9).ax.tick_params(labelsize=6)
+    return figure
+
+
+def _layer_curves(rows: Rows):
+    """Validation score of each layer, mean over seeds, a panel per task."""
+    tasks = tasks_of(rows)
+    figure, panels = _panels(len(tasks))
+    for axis, task in zip(panels, tasks, strict=False):
+        for name, runs in rows.items():
+            curve = _layers(runs, task)
+            if len(curve) > 1:
+                axis.plot(list(curve), [100 * x for x in curve.values()], label=name, linewidth=1)
+        axis.set_title(task, size=9)
+        axis.set_xlabel("layer", size=8)
+    _legend(figure, panels[0])
+    return figure if panels[0].lines else None
+
+
+def _layers(runs: Sequence[Run], task: str) -> dict[int, float]:
+    curves = [run.about["tasks"][task]["layers"] for run in runs if task in run.about["tasks"]]
+    numbers = sorted({int(layer) for curve in curves for layer in curve if layer.isdigit()})
+    found = {n: [c[str(n)] for c in curves if c.get(str(n)) is not None] for n in numbers}
+    return {n: float(np.mean(values)) for n, values in found.items() if values}
+
+
+def _training_curves(rows: Rows):
+    """Loss of training and of held-out tracks against audio seen, a panel per family."""
+    families = sorted(
+        {run.about["family"] for runs in rows.values() for run in runs if run.about.get("train")}
+    )
+    if not families:
+        return None
+    figure, panels = _panels(len(families))
+    for axis, family in zip(panels, families, strict=False):
+        for name, runs in rows.items():
+            about = runs[0].about
+            if about.get("family") != family or not about.get("train"):
+                continue
+            each = about["audio_seconds"] / max(1, about["updates"]) / 1e6
+            (line,) = axis.plot(*_points(about["train"], each), label=name, linewidth=1)
+            axis.plot(*_points(about.get("valid", []), each), "o", color=line.get_color(), ms=3)
+        axis.set_title(f"{family}: loss (dots: held out), first seed", size=9)
+        axis.set_xlabel("million audio-seconds", size=8)
+        axis.legend(fontsize=5)
+    return figure
+
+
+def _points(points: Sequence[dict[str, float]], each: float) -> tuple[list[float], list[float]]:
+    known = [(p["update"] * each, p.get("loss_m", p.get("loss"))) for p in points]
+    kept = [(x, y) for x, y in known if y is not None]
+    return [x for x, _ in kept], [y for _, y in kept]
+
+
+def _panels(count: int):
+    from matplotlib import pyplot
+
+    rows = -(-count // _COLUMNS)
+    figure, axes = pyplot.subplots(
+        rows,
+        min(count, _COLUMNS),
+        figsize=(3.6 * min(count, _COLUMNS), 2.9 * rows + 0.6),
+        squeeze=False,
+        layout="constrained",
+    )
+    return figure, list(axes.flat)
+
+
+def _legend(figure, axis) -> None:
+    if axis.lines:
+        figure.legend(
+            *axis.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=6
+        )

@@ -1,0 +1,83 @@
+"""report --study: paired differences, Holm's correction, tables and figures from small files."""
+
+import json
+
+import numpy as np
+import pytest
+
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.report import __main__ as command
+from music_ssl_fairseq.report import study
+
+LEVELS = {"hubert-music": 0.6, "hubert-speech": 0.4, "hubert-k100": 0.601, "mfcc": 0.3}
+
+
+@pytest.fixture
+def results(tmp_path, rng):
+    """Four rows, three of them trained with two seeds; music is above speech on all draws."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    clips = 0.02 * rng.standard_normal(1001)
+    clips[0] = 0
+    for name, level in LEVELS.items():
+        for seed in (1,) if name == "mfcc" else (1, 2):
+            value = level + 0.01 * (seed - 1)
+            scored = {"metric": "accuracy", "content": "c", "layer": "3", "value": value}
+            scored |= {"low": value - 0.04, "high": value + 0.04, "layers": {"0": 0.1, "1": value}}
+            about = {"name": name, "seed": seed, "tasks": {"key": scored}}
+            if name != "mfcc":
+                points = [{"update": u, "loss_m": 9 / u} for u in (1, 2, 3)]
+                about |= {"family": "music_hubert", "audio_seconds": 1500, "updates": 3}
+                about |= {"train": points, "valid": points[-1:], "gpu_seconds": 12.5}
+            (folder / f"{name}-s{seed}.json").write_text(json.dumps(about))
+            draws = value + clips + 0.002 * rng.standard_normal(1001) * (np.arange(1001) > 0)
+            np.savez(folder / f"{name}-s{seed}.npz", key=draws.astype(np.float32))
+    return folder
+
+
+def test_clear_differences_are_told_from_chance(results):
+    found = {(d.one, d.other): d for d in study.differences(study.read(results))}
+    clear = found["hubert-music", "hubert-speech"]
+    assert clear.value == pytest.approx(0.2, abs=1e-6)
+    assert clear.error < 0.015  # the clips' own scatter of 0.02 is in both, and goes
+    assert clear.p <= clear.corrected < 0.001
+    assert found["hubert-k100", "hubert-music"].corrected > 0.5
+
+
+def test_seeds_that_scatter_widen_the_interval(results):
+    before = study.differences(study.read(results))[0].error
+    file = results / "hubert-k100-s2.npz"
+    np.savez(file, key=np.load(file)["key"] + np.float32(0.2))
+    assert study.differences(study.read(results))[0].error > 3 * before
+
+
+def test_holm_multiplies_by_what_is_left():
+    assert study.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert study.holm([0.9, 0.9]) == [1.0, 1.0]
+    assert study.holm([]) == []
+
+
+def test_the_command_writes_tables_and_figures(results, tmp_path):
+    out = tmp_path / "out"
+    assert command.main([str(results), "--study", "--out", str(out)]) == 0
+    text = (out / "study.md").read_text()
+    assert "| hubert-music | 2 | 60.5 [56.5, 64.5] (3) |" in text
+    assert "| hubert-music minus hubert-speech | **+20.0 ±" in text
+    assert "| hubert-speech | 2 | 1500 | 3 | 12.5 |" in text
+    assert "mfcc" not in text.split("## Cost")[1]
+    assert {file.name for file in out.iterdir()} == {
+        *("study.md", "differences.csv", "scores.png", "layers.png", "training.png")
+    }
+
+
+def test_other_clips_and_damage_are_named(results):
+    file = results / "mfcc-s1.json"
+    whole = file.read_text()
+    file.write_text(whole.replace('"c"', '"d"'))
+    with pytest.raises(InputError, match="mfcc was scored on other clips of key"):
+        study.read(results)
+    file.write_text(whole[:40])
+    with pytest.raises(InputError, match=r"mfcc-s1.json"):
+        study.read(results)
+    with pytest.raises(InputError, match="no results"):
+        study.read(results / "none")
