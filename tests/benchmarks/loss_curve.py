@@ -39,8 +39,6 @@ from tests.benchmarks.models import (
     update_step,
 )
 
-logging.disable(logging.WARNING)
-
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -146,6 +144,7 @@ def trainers(args: argparse.Namespace, k: int, current: dict[str, Any]) -> dict[
 
 
 def main() -> None:
+    logging.disable(logging.WARNING)
     args = parse()
     torch.manual_seed(0)
     current: dict[str, Any] = {}

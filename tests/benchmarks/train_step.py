@@ -49,8 +49,6 @@ from tests.benchmarks.models import (
     update_step,
 )
 
-logging.disable(logging.INFO)  # fairseq prints every configuration
-
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -325,6 +323,7 @@ def profile(step: Callable[[], None], file: str) -> None:
 
 
 def main() -> None:
+    logging.disable(logging.INFO)  # fairseq prints every configuration
     args = parse()
     rate = matrix_rate()
     device = torch.cuda.get_device_name() if GPU else "CPU (tiny models)"
