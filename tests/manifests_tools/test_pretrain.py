@@ -241,7 +241,7 @@ def test_errors_of_the_command_line_are_one_line(tmp_path, capsys):
     )
     assert main(["pretrian"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: no builder 'pretrian'; there are: pretrain, check, mtt")
+    assert error.startswith("error: no builder 'pretrian'; there are: pretrain, check, fetch, mtt")
     assert error.count("\n") == 1
 
 
