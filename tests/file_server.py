@@ -2,7 +2,7 @@
 
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -64,6 +64,17 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
+def running(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Answer requests on a free port of loopback; yields the URL."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+@contextmanager
 def serve(folder: Path) -> Iterator[SimpleNamespace]:
     """Serve a folder.
 
@@ -72,11 +83,5 @@ def serve(folder: Path) -> Iterator[SimpleNamespace]:
         of the next requests fail; `cut`, bytes after which the next answer ends; `ranges`.
     """
     state = SimpleNamespace(requests=[], failures=0, cut=0, ranges=True)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, folder, state))
-    state.url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    try:
+    with running(partial(_Handler, folder, state)) as state.url:
         yield state
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -33,10 +33,15 @@ def entries(log: str, began: float) -> list[dict[str, Any]]:
     for line in log.splitlines():
         match = re.search(r"^\[(.*?)\]\[(train_inner|valid)\]\[INFO\] - (\{.*)", line)
         if match:
-            stamp = datetime.strptime(match[1], "%Y-%m-%d %H:%M:%S,%f").timestamp()
             numbers = {key: float(value) for key, value in json.loads(match[3]).items()}
-            found.append({"kind": match[2], "seconds": round(stamp - began, 3), **numbers})
+            seconds = round(seconds_of(match[1]) - began, 3)
+            found.append({"kind": match[2], "seconds": seconds, **numbers})
     return found
+
+
+def seconds_of(stamp: str) -> float:
+    """Read a log line's date and time, whose milliseconds fairseq's `wall` leaves out."""
+    return datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S,%f").timestamp()
 
 
 def held_at(curve: list[list[float]], level: float, more_is_better: bool) -> float | None:

@@ -29,6 +29,7 @@ import torch
 from music_ssl_fairseq.runtime.cpus import available_cpus
 from tests import tiny
 from tests.audio_files import write_tone
+from tests.benchmarks.time_to_quality_report import entries, seconds_of
 from tests.benchmarks.train_step import matrix_rate, operations
 
 ROOT = Path(__file__).parents[2]
@@ -192,33 +193,26 @@ def measure(command: list[str], run: Path, warm_up: int) -> Figures:
         check=False,
     )
     log = run / "hydra_train.log"
-    found, free, crops = [], [], []
-    if result.returncode == 0 and log.exists():
-        for line in log.read_text().splitlines():
-            if match := re.search(r"^\[(.*?)\]\[train_inner\]\[INFO\] - (\{.*)", line):
-                entry = json.loads(match[2])
-                free.append(float(entry.get("gb_free", "nan")))
-                found.append((int(entry["num_updates"]), _seconds(match[1])))
-                crops.append(float(entry["bsz"]))  # mean since the entry before
-    sizes = [size for (update, _), size in zip(found, crops, strict=True) if update > warm_up]
-    timed = [(update, wall) for update, wall in found if update >= warm_up]
+    text = log.read_text() if result.returncode == 0 and log.exists() else ""
+    found = [entry for entry in entries(text, 0.0) if entry["kind"] == "train_inner"]
+    free = [entry.get("gb_free", float("nan")) for entry in found]
+    # Each a mean since the entry before.
+    sizes = [entry["bsz"] for entry in found if entry["num_updates"] > warm_up]
+    timed = [
+        (int(entry["num_updates"]), entry["seconds"])
+        for entry in found
+        if entry["num_updates"] >= warm_up
+    ]
     if len(timed) < 2:
         print(result.stdout[-2000:], result.stderr[-4000:], sep="\n", file=sys.stderr)
         raise SystemExit(f"error: no figures in {log}")
     (first, began), (last, ended) = timed[0], timed[-1]
-    start = re.search(r"\[(.*?)\].*begin training epoch", log.read_text())
+    start = re.search(r"\[(.*?)\].*begin training epoch", text)
     assert start
     seconds = (ended - began) / (last - first)
     memory = torch.cuda.get_device_properties(0).total_memory - min(free) * 2**30 if GPU else 0.0
     mean = sum(sizes) / len(sizes)
-    return Figures(seconds, last - first, mean, began - _seconds(start[1]), memory / 1e9)
-
-
-def _seconds(stamp: str) -> float:
-    """Of a log line's date and time, whose milliseconds fairseq's `wall` leaves out."""
-    from datetime import datetime
-
-    return datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S,%f").timestamp()
+    return Figures(seconds, last - first, mean, began - seconds_of(start[1]), memory / 1e9)
 
 
 def main() -> None:
