@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from music_ssl_fairseq.compat import torchaudio_models
@@ -30,10 +31,9 @@ def write(source: ExportSource, folder: Path, name: str) -> str:
     The weights are float32. Heads are left out, because AutoModel has no place for them.
 
     Raises:
-        InputError: if transformers has no model of this shape, safetensors is not installed, or
-            the result differs from the original.
+        InputError: if transformers has no model of this shape, or the result differs from the
+            original.
     """
-    save = optional("safetensors.torch", "export").save
     config = to_config(source.contents, source.settings.get("model", {}))
     _write_json(folder / CONFIG, config)
     _write_json(folder / PREPROCESSOR, to_preprocessor(source.contents))

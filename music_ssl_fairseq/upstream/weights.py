@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.optional import optional
 from music_ssl_fairseq.runtime.texts import read_object
 from music_ssl_fairseq.runtime.unpickling import GIT_LFS
 from music_ssl_fairseq.upstream.safe_load import safe_load
@@ -46,18 +47,16 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    load = optional("safetensors.torch", "export").load_file
-    broken = optional("safetensors", "export").SafetensorError
     try:
         with path.open("rb") as file:
             if file.read(len(GIT_LFS)) == GIT_LFS:
                 raise InputError(
                     f"{path}: a Git LFS pointer: fetch the file itself with `git lfs pull`"
                 )
-        return load(path)
+        return load_file(path)
     except FileNotFoundError:
         raise InputError(f"{path}: missing, but the index of weights names it") from None
-    except (broken, OSError) as error:
+    except (SafetensorError, OSError) as error:
         raise InputError(
             f"{path}: truncated, damaged or no safetensors ({error}): copy or download it again"
         ) from None

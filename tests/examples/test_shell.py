@@ -15,13 +15,15 @@ SCRIPTS = (
     "examples/open_tasks/judge.sh",
 )
 BASH = shutil.which("bash")
+SETTINGS = ("PYTHON", "MUSIC_SSL_VENV", "MUSIC_SSL_VENVS", "QUICKSTART_DIR")  # of the caller
 
 
 def bash(command: str, **environment: str) -> subprocess.CompletedProcess:
+    inherited = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     return subprocess.run(
         [BASH, "-c", command],
         cwd=ROOT,
-        env={**os.environ, **environment},
+        env={**inherited, **environment},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

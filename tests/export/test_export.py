@@ -216,7 +216,6 @@ def test_a_full_disk_is_one_line_and_an_earlier_export_stays(tmp_path, capsys, f
 @pytest.mark.parametrize(
     ("format", "package", "module"),
     [
-        ("huggingface", "safetensors", "safetensors.torch"),
         ("onnx", "onnx", "onnx"),
         ("onnx", "onnxscript", "onnxscript"),
         ("onnx", "onnxruntime", "onnxruntime"),
