@@ -58,7 +58,7 @@ def get_parser() -> argparse.ArgumentParser:
         "one beat per line (or a .jams file), relative to the CSV",
     )
     add("--root", metavar="DIR", help="what the paths are relative to (default: the CSV's folder)")
-    add("--name", default="custom", help="of the task, in reports (default: custom)")
+    add("--name", help="of the task, in reports (default: that of the folder --out)")
     add("--separator", default=";", metavar="C", help="between labels of one cell (default: ;)")
     add(
         "--classes",
@@ -80,7 +80,7 @@ def run(
     kind: str,
     root: str | None = None,
     out: str = "probing/custom",
-    name: str = "custom",
+    name: str | None = None,
     separator: str = ";",
     classes: str | None = None,
     targets: str | None = None,
@@ -98,7 +98,7 @@ def run(
     known = _read_classes(Path(classes)) if classes else None
     reader = _CsvReader(file, kind, separator, known)
     names = targets.split(",") if targets else None
-    metric = metric or METRICS[kind][0]
+    metric, name = metric or METRICS[kind][0], name or os.path.basename(os.path.abspath(out))
     build(partial(_read, reader, name, metric, names), root, out, **common)
 
 

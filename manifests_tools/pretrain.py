@@ -41,6 +41,8 @@ EXAMPLE = "example: python -m manifests_tools pretrain --root ~/Music --group-by
 
 Groups = dict[str, list[ExaminedTrack]]
 
+_FRAMES_PER_SECOND, _FRAMES_PER_CLUSTER = 100, 40  # of MFCC, and what the labeler needs
+
 
 def get_parser() -> argparse.ArgumentParser:
     parser = new_parser("manifests_tools pretrain", DESCRIPTION, EXAMPLE)
@@ -271,4 +273,10 @@ def _summarise(out: str, splits: dict[str, Groups], left_out: list[LeftOut], rep
     if Path(out) != Path("manifests"):
         labels = shlex.quote(str(labels_beside(out)))
         where = f" --manifests {shlex.quote(out)} --labels {labels}"
-    print(f"next: python -m music_ssl_fairseq.label --k 2000{where}")
+    print(f"next: python -m music_ssl_fairseq.label --k {_clusters(splits['train'])}{where}")
+
+
+def _clusters(groups: Groups) -> int:
+    """Return HuBERT's number of clusters, or what so little music has frames for."""
+    frames = _FRAMES_PER_SECOND * 3600 * hours([t.num_samples for g in groups.values() for t in g])
+    return max(2, min(500, int(frames / _FRAMES_PER_CLUSTER)))

@@ -14,7 +14,7 @@ from typing import Any
 from manifests_tools.examine import ExaminedTrack, add_reading_options, examine_tracks
 from manifests_tools.find import require_folder
 from manifests_tools.labelled import DataSet, shorten
-from music_ssl_fairseq.cli import example
+from music_ssl_fairseq.cli import newest_run
 from music_ssl_fairseq.data.copies import find_copies
 from music_ssl_fairseq.data.left_out import REPORT, LeftOut, by_name, count_kinds, write_left_out
 from music_ssl_fairseq.errors import InputError, one_line
@@ -70,8 +70,7 @@ class ProbingBuilder:
         common = {name: options.pop(name) for name in COMMON if name in options}
         root = os.path.abspath(root)
         require_folder(root)
-        config = self.name.replace("-", "_")
-        build(partial(self.read, root=root, **options), root, out, **common, config=config)
+        build(partial(self.read, root=root, **options), root, out, **common)
 
 
 COMMON = ("max_missing", "thorough", "workers", "force")
@@ -102,13 +101,11 @@ def build(
     thorough: bool = False,
     workers: int = 1,
     force: bool = False,
-    config: str = "",
 ) -> None:
     """Examine the audio of a data set, and write its folder.
 
     Args:
         read: returns its labels.
-        config: its configuration in examples/probing, if any.
 
     Raises:
         InputError: see `ProbingBuilder.run`.
@@ -137,7 +134,7 @@ def build(
         else:
             remove_split(folder, split)
     write_spec(folder, task)
-    _summarise(folder, task, examples, [*left_out, *empty], len(names), config)
+    _summarise(folder, task, examples, [*left_out, *empty], len(names))
 
 
 def _warn_of_silence_and_copies(root: str, data: DataSet, tracks: list[ExaminedTrack]) -> None:
@@ -194,7 +191,6 @@ def _summarise(
     examples: Splits,
     left_out: list[LeftOut],
     labelled: int,
-    config: str,
 ) -> None:
     for split, lines in examples.items():
         beside = ""
@@ -212,11 +208,8 @@ def _summarise(
         print(f"skipped, known to be damaged or double: {shorten(task.skipped)}")
     listed = f", listed in {folder / REPORT}" if left_out else ""
     print(f"left out of {labelled} labelled files: {count_kinds(left_out)}{listed}")
-    config = f"--config-name {config} " if config else ""
-    print(
-        f"next: fairseq-hydra-train --config-dir {example('probing')} {config}"
-        f"model.upstream=CHECKPOINT task.data={shlex.quote(str(folder.absolute()))}"
-    )
+    where = f"{shlex.quote(newest_run() or 'mfcc')} --task {shlex.quote(str(folder))}"
+    print(f"next: python -m music_ssl_fairseq.probe --upstream {where}")
 
 
 def _samples(example: Example) -> float:

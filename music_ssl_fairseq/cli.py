@@ -32,6 +32,13 @@ def example(name: str) -> str:
     return shlex.quote(str(there if there.is_dir() and not here.is_dir() else here))
 
 
+def newest_run() -> str:
+    """Return the newest pre-training run below runs/, to name in a command; empty without one."""
+    found = Path("runs").glob("music*/*/checkpoints/checkpoint_best.pt")
+    newest = max(found, key=lambda file: file.stat().st_mtime, default=None)
+    return str(newest.parents[1]) if newest else ""
+
+
 def _print_any_name() -> None:
     """Print file names that are not UTF-8, or that the terminal cannot show, as escapes."""
     for stream in (sys.stdout, sys.stderr):

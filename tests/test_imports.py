@@ -34,10 +34,12 @@ ALLOWED = {
     "probing": FOUNDATION | {"compat", "data", "features", "jobs", "upstream"},
     "manifests_tools": FOUNDATION | {"cli", "data", "jobs", "probing"},
     "report": FOUNDATION | {"cli", "probing"},
+    "probe": {"errors", "cli", "probing", "report"},
     "models": FOUNDATION | {"bands", "compat", "modules", "probing"},
     "criterions": FOUNDATION | {"compat", "probing"},
     "optim": FOUNDATION | {"compat"},
     "training": FOUNDATION | {"compat"},
+    "__main__": set(),  # names the modules of the commands, and imports the one that is asked for
     "tasks": FOUNDATION
     | {"compat", "criterions", "data", "models", "optim", "probing", "training"}
     | {"upstream"},

@@ -8,24 +8,17 @@ already is not made again. The table is OUT/judge.md, and OUT/judge.csv for prog
 """
 
 import argparse
-import json
 import logging
-import re
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import tasks
 from table import write_tables
 
 from music_ssl_fairseq.cli import exit_status
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.files import atomic_path
-from music_ssl_fairseq.runtime.texts import read_object
-
-CONFIG = Path(__file__).parents[1] / "probing" / "config.yaml"
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -59,63 +52,40 @@ def run(
         raise InputError("an encoder is named twice")
     form = "small" if small else "full"
     chosen = tasks.chosen(tasks_named, data)
-    digests = {}
     for task in chosen:
-        digests[task.name] = tasks.build(task, data, out / form / "tasks" / task.name, small)
-    folders = [
-        probe_all(upstream, chosen, digests, out.resolve(), form, cpu) for upstream in upstreams
-    ]
+        tasks.build(task, data, out / form / "tasks" / task.name, small)
+    folders = [judge(upstream, chosen, out.resolve(), form, cpu) for upstream in upstreams]
     print(write_tables(folders, [task.name for task in chosen], out, form, against))
 
 
-def probe_all(
-    upstream: str,
-    chosen: Sequence[tasks.OpenTask],
-    digests: dict[str, str],
-    out: Path,
-    form: str,
-    cpu: bool,
-) -> Path:
+def judge(upstream: str, chosen: Sequence[tasks.OpenTask], out: Path, form: str, cpu: bool) -> Path:
     """Probe an encoder on each task; the folder of its probes."""
     import torch
 
-    from music_ssl_fairseq.probing import direct
     from music_ssl_fairseq.probing.features.source import open_source
+    from music_ssl_fairseq.probing.several import TaskProbe, folder_name, probe_all
 
-    began = time.monotonic()
+    began = start = time.monotonic()
     on_cpu = cpu or not torch.cuda.is_available()
     source = open_source(upstream, "cpu" if on_cpu else "cuda")
     source.name = upstream
-    name = re.sub(r"[^A-Za-z0-9.-]+", "_", upstream).strip("_")[-60:]
-    folder = out / form / "probes" / f"{name}-{source.fingerprint[:8]}"
-    for task in chosen:
-        values = {
-            **task.settings,
-            "model.upstream": upstream,
-            "task.data": str(out / form / "tasks" / task.name),
-            "task.output_dir": str(folder / task.name),
-            "task.cache_dir": str(out / "feature_cache"),
-            "common.cpu": on_cpu,
-        }
-        made_of = {"data": digests[task.name], "settings": task.settings}
-        stamp = folder / task.name / "judge.json"
-        if is_done(stamp, made_of):
-            continue
+    folder = out / form / "probes" / folder_name(upstream, source)
+    probes = [
+        TaskProbe(out / form / "tasks" / task.name, folder / task.name, task.settings)
+        for task in chosen
+    ]
+    shared = {
+        "model.upstream": upstream,
+        "task.cache_dir": str(out / "feature_cache"),
+        "common.cpu": on_cpu,
+    }
+    for probe, is_new in probe_all(source, probes, shared, anew=True):
+        if is_new:
+            seconds = time.monotonic() - start
+            print(f"{upstream}: {probe.out.name}, {seconds:.1f} s", file=sys.stderr)
         start = time.monotonic()
-        direct.run(direct.settings(CONFIG, values), source)
-        with atomic_path(stamp) as temporary:
-            temporary.write_text(json.dumps(made_of))
-        print(f"{upstream}: {task.name}, {time.monotonic() - start:.1f} s", file=sys.stderr)
     print(f"{upstream}: {time.monotonic() - began:.0f} s", file=sys.stderr)
     return folder
-
-
-def is_done(stamp: Path, made_of: dict[str, Any]) -> bool:
-    """Return whether a probe of the same data and settings has been finished."""
-    try:
-        return read_object(stamp) == made_of
-    except InputError:  # missing or damaged
-        return False
 
 
 def main(argv: Sequence[str] | None = None) -> int:

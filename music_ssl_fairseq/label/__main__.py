@@ -338,7 +338,7 @@ def _summarise(folder: "LabelFolder", splits: dict[str, "Manifest"]) -> None:
 
 
 def _show_next(manifests: Path, labels: "list[Path]") -> None:
-    command = f"fairseq-hydra-train --config-dir {example('music_hubert')}"
+    command = f"fairseq-hydra-train --config-dir {example('music_hubert')} --config-name short"
     # These two are where the configuration looks by itself.
     if manifests.resolve() != Path("manifests").resolve():
         command += f" task.data={shlex.quote(str(manifests.resolve()))}"

@@ -12,36 +12,52 @@ import numpy as np
 import torch
 from fairseq.data.iterators import EpochBatchIterator
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.config import MusicProbeConfig, MusicProbingConfig
 from music_ssl_fairseq.probing.dataset import ProbingDataset
 from music_ssl_fairseq.probing.experiment import CHOOSE_ON, ProbeExperiment
 from music_ssl_fairseq.probing.features.source import FeatureSource
-from music_ssl_fairseq.probing.heads.adam import RowAdam
+from music_ssl_fairseq.probing.heads.adam import RowAdam, RowAdamConfig
 from music_ssl_fairseq.probing.heads.fine_tuning import check_settings
 from music_ssl_fairseq.probing.heads.model import HeadGrid
 from music_ssl_fairseq.probing.heads.training import loss_and_logs, mini_batches, update
 from music_ssl_fairseq.probing.scoring.collector import Collector
 
+_ON_DEVICE_BYTES = 4 << 30
+"""Features of a split that are held whole; of larger ones each batch is read from the cache."""
 
-def settings(file: Path, overrides: dict[str, Any]) -> DictConfig:
-    """Read a configuration of `examples/probing`, and add the defaults of what it leaves out.
+
+def settings(overrides: dict[str, Any]) -> DictConfig:
+    """Return the settings of `examples/probing/config.yaml` with these values.
 
     Args:
-        overrides: values by their dotted names; those that hydra would give must be among them.
+        overrides: values by their dotted names, `model.upstream` and the folders of `task` among
+            them.
+
+    Raises:
+        InputError: if there is no such setting, or it takes no such value.
     """
-    defaults = {
-        "task": OmegaConf.structured(MusicProbingConfig),
-        "model": OmegaConf.structured(MusicProbeConfig),
-        "common": {"cpu": False},
-    }
-    for name in ("task", "model"):  # room for `_name`
-        OmegaConf.set_struct(defaults[name], False)
-    found = OmegaConf.merge(OmegaConf.create(defaults), OmegaConf.load(file))
-    assert isinstance(found, DictConfig)
+    found = OmegaConf.create(
+        {
+            "common": {"cpu": False, "seed": 1},
+            "task": OmegaConf.structured(MusicProbingConfig),
+            "model": OmegaConf.structured(MusicProbeConfig),
+            "dataset": {"batch_size": 64, "batch_size_valid": 256},
+            "optimization": {"max_epoch": 100},
+            "optimizer": OmegaConf.structured(RowAdamConfig),
+        }
+    )
+    OmegaConf.set_struct(found, True)
     for name, value in overrides.items():
-        OmegaConf.update(found, name, value, force_add=True)
+        try:
+            OmegaConf.update(found, name, value)
+        except OmegaConfBaseException as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"{name}={value}: {reason}; examples/probing/config.yaml lists the settings"
+            ) from None
     return found
 
 
@@ -97,12 +113,15 @@ def _batches(
 
 
 class _Windows:
-    """All windows of a split, collated once, on the device."""
+    """All windows of a split: collated once, on the device, unless they are too large."""
 
     def __init__(self, dataset: ProbingDataset, device: torch.device):
         self.dataset = dataset
-        whole = dataset.collater([dataset[i] for i in range(len(dataset))])
         self._device = device
+        self._whole = _feature_bytes(dataset) <= _ON_DEVICE_BYTES
+        if not self._whole:
+            return
+        whole = dataset.collater([dataset[i] for i in range(len(dataset))])
         self._sizes = np.array(whole["sizes"])
         self._edges = np.cumsum([0, *whole["sizes"]])
         self._features = whole["net_input"]["features"].to(device)
@@ -110,10 +129,12 @@ class _Windows:
         self._clip, self._first = whole["clip"], whole["first"]
 
     def __len__(self) -> int:
-        return len(self._sizes)
+        return len(self.dataset)
 
     def batch(self, indices: np.ndarray, batch_size: int) -> dict[str, Any]:
         """Collate these windows, as the dataset does."""
+        if not self._whole:
+            return self._from_cache(indices, batch_size)
         edges = [np.arange(self._edges[i], self._edges[i + 1]) for i in indices]
         vectors = torch.from_numpy(np.concatenate(edges)).to(self._device)
         items = torch.from_numpy(np.asarray(indices))
@@ -127,6 +148,18 @@ class _Windows:
             "ntokens": len(vectors),
             "batch_size": batch_size,
         }
+
+    def _from_cache(self, indices: np.ndarray, batch_size: int) -> dict[str, Any]:
+        found = self.dataset.collater([self.dataset[int(i)] for i in indices])
+        inputs = {name: value.to(self._device) for name, value in found["net_input"].items()}
+        target = found["target"].to(self._device)
+        return found | {"net_input": inputs, "target": target, "batch_size": batch_size}
+
+
+def _feature_bytes(dataset: ProbingDataset) -> int:
+    first = dataset.features(0)
+    vectors = sum(dataset.size(i) for i in range(len(dataset)))
+    return vectors * first[0].nbytes
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Identity of a probe's data: what its checkpoints carry, and what a later run is compared with."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from music_ssl_fairseq.data.identity import Identity, contents_of, digest_of, manifest_identity
@@ -8,10 +9,12 @@ from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.probing.spec import ProbingSpec
 
 
-def probing_identity(folder: str | os.PathLike, spec: ProbingSpec) -> Identity:
-    """Identify a task's question (`probing_question`), and the clips and labels of its training."""
+def probing_identity(
+    folder: str | os.PathLike, spec: ProbingSpec, splits: Sequence[str] = ("train", "valid")
+) -> Identity:
+    """Identify a task's question (`probing_question`), and clips and labels of these splits."""
     found = probing_question(spec)
-    for split in ("train", "valid"):
+    for split in splits:
         manifest = Manifest(Path(folder, f"{split}.tsv"))
         files = [Path(folder, f"{split}.{kind}") for kind in ("labels", "segments", "groups")]
         digest = digest_of(contents_of(*[file for file in files if file.exists()]))

@@ -182,7 +182,7 @@ def test_a_change_of_labels_is_probed_again(modules, data, tmp_path, capsys):
     table.write_text("\n".join(before.splitlines()[:-1]) + "\n")
     assert judge.main(arguments) == 0
     assert "logmel: instrument," in capsys.readouterr().err
-    (stamp,) = tmp_path.glob("full/probes/*/instrument/judge.json")
+    (stamp,) = tmp_path.glob("full/probes/*/instrument/made_of.json")
     stamp.write_text("{")
     assert judge.main(arguments) == 0
     assert "logmel: instrument," in capsys.readouterr().err

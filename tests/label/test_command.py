@@ -163,7 +163,10 @@ def test_a_finished_run_is_left_as_it_is(here, capsys):
     assert main(["--k", str(K)]) == 0
     output = capsys.readouterr().out
     assert "finished already" in output
-    assert f"fairseq-hydra-train --config-dir {EXAMPLES / 'music_hubert'}\n" in output
+    assert (
+        f"fairseq-hydra-train --config-dir {EXAMPLES / 'music_hubert'} --config-name short\n"
+        in output
+    )
     assert before == {path: path.stat().st_mtime_ns for path in (here / "labels").iterdir()}
 
 
@@ -171,7 +174,7 @@ def test_the_next_command_says_where_the_labels_are(here, capsys):
     (here / "labels").rename(here / "my labels")
     assert main(["--k", str(K), "--labels", "my labels"]) == 0
     where = (here / "my labels").resolve()
-    assert f"examples/music_hubert task.label_dir='{where}'" in capsys.readouterr().out
+    assert f"--config-name short task.label_dir='{where}'" in capsys.readouterr().out
 
 
 def test_other_labels_are_not_overwritten(here, capsys):

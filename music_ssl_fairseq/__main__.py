@@ -1,0 +1,50 @@
+"""`python -m music_ssl_fairseq COMMAND ...`: run one command of the package."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "label": ("music_ssl_fairseq.label.__main__", "pseudo-labels (units) of a manifest"),
+    "probe": ("music_ssl_fairseq.probe", "train, test and report probes on any number of tasks"),
+    "report": ("music_ssl_fairseq.report.__main__", "table and heat map of scored probes"),
+    "extract": ("music_ssl_fairseq.extract.__main__", "features of a manifest, on disk"),
+    "export": ("music_ssl_fairseq.export.__main__", "a model for other software, or the hub"),
+}
+"""Name -> (module with `main(argv)`, its purpose)."""
+
+_USAGE = """\
+usage: python -m music_ssl_fairseq COMMAND [options]
+
+{commands}
+
+`python -m music_ssl_fairseq COMMAND --help` lists the options of one.
+
+Two more programs belong to it:
+  python -m manifests_tools        manifests of a music folder, and the data of probing tasks
+  fairseq-hydra-train              training: --config-dir examples/music_hubert --config-name short
+
+From music to scores:
+  python -m manifests_tools pretrain --root ~/music
+  python -m music_ssl_fairseq label --k 500
+  fairseq-hydra-train --config-dir examples/music_hubert --config-name short
+  python -m music_ssl_fairseq probe --upstream runs/music_hubert/short --task DIR
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that the first argument names; return the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        lines = [f"  {name:<10} {purpose}" for name, (_, purpose) in COMMANDS.items()]
+        print(_USAGE.format(commands="\n".join(lines)), end="")
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name not in COMMANDS:
+        print(f"error: no command {name!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return int(importlib.import_module(COMMANDS[name][0]).main(rest) or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

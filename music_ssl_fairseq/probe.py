@@ -1,0 +1,206 @@
+"""Command line that trains, tests and reports probes of encoders on any number of tasks."""
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from music_ssl_fairseq.cli import exit_status, new_parser
+from music_ssl_fairseq.errors import InputError
+
+DESCRIPTION = """\
+Probe encoders on tasks: train a grid of heads on each task's frozen features, choose the head on
+the validation split, score it on the test split, and report all scores in one table. Results are
+those of fairseq-hydra-train and fairseq-validate with examples/probing/config.yaml.
+
+The same command resumes: features and finished tasks are kept. Each result is tied to its data and
+settings; a folder with other ones is an error.
+"""
+
+EXAMPLES = """\
+examples:
+  python -m music_ssl_fairseq.probe --upstream runs/music_hubert/short --task probing/gtzan-genre
+  python -m music_ssl_fairseq.probe --upstream FILE random:FILE mfcc chroma --task probing/*
+  python -m music_ssl_fairseq.probe --upstream FILE --task DIR --set model.layers=4,all
+
+`python -m manifests_tools NAME --root AUDIO_DIR --out DIR` writes the folder of a task, and
+`python -m manifests_tools custom --csv FILE --kind multi-class --out DIR` that of your own labels.
+"""
+
+_OWN_OPTIONS = {
+    "model.upstream": "--upstream",
+    "task.data": "--task",
+    "task.output_dir": "--out",
+    "task.cache_dir": "--cache",
+    "common.cpu": "--cpu",
+}
+
+
+_RESAMPLES = 1000
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = new_parser("music_ssl_fairseq.probe", DESCRIPTION, EXAMPLES)
+    add = parser.add_argument
+    add(
+        "--upstream",
+        nargs="+",
+        required=True,
+        metavar="X",
+        help="encoders: a checkpoint or the folder of a run, random:CHECKPOINT for the same model "
+        "with random weights, or a front end without training: mfcc, chroma, logmel, cqt",
+    )
+    add("--task", nargs="+", required=True, type=Path, metavar="DIR", help="folders of the tasks")
+    add(
+        "--out",
+        type=Path,
+        default=Path("runs/probing"),
+        metavar="DIR",
+        help="results go to DIR/TASK/UPSTREAM, the table to DIR/report (default: %(default)s)",
+    )
+    add("--split", default="test", help="which split is scored: test or valid (default: test)")
+    add(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="settings of examples/probing/config.yaml, such as task.window_seconds=30",
+    )
+    add("--cache", default="feature_cache", metavar="DIR", help="features (default: %(default)s)")
+    add("--cpu", action="store_true", help="leave a GPU alone")
+    add("--force", action="store_true", help="replace results of other data or settings")
+    return parser
+
+
+def run(
+    upstream: Sequence[str],
+    task: Sequence[Path],
+    out: Path = Path("runs/probing"),
+    split: str = "test",
+    set: Sequence[str] = (),
+    cache: str = "feature_cache",
+    cpu: bool = False,
+    force: bool = False,
+) -> list[Path]:
+    """Probe what has not been probed, print scores, and write the report.
+
+    Returns:
+        The folders of the results, task by task for each upstream.
+
+    Raises:
+        InputError: about an encoder, a task or a setting.
+    """
+    from music_ssl_fairseq.probing.features.source import open_source
+    from music_ssl_fairseq.probing.several import TaskProbe, folder_name, probe_all
+
+    names = _task_names(task)
+    settings = {**_settings(set), "task.cache_dir": cache, "common.cpu": cpu}
+    done = []
+    for name in dict.fromkeys(upstream):
+        source = open_source(name, _device(cpu), int(settings.get("model.upstream_seed", 0)))
+        folder = folder_name(name, source)
+        probes = [TaskProbe(data, out / names[data] / folder) for data in names]
+        began = time.monotonic()
+        for probe, new in probe_all(
+            source, probes, {**settings, "model.upstream": name}, split, force
+        ):
+            took = f"{time.monotonic() - began:.0f} s" if new else "done already"
+            print(f"{name}: {names[probe.data]}: {took}", file=sys.stderr)
+            done.append(probe.out)
+            began = time.monotonic()
+    _report(out, done, split)
+    _say_what_next(upstream, task, out)
+    return done
+
+
+def _report(out: Path, folders: Sequence[Path], split: str) -> None:
+    """Print the scores of these folders, and write the report of everything below `out`."""
+    from importlib.util import find_spec
+
+    from music_ssl_fairseq.report.__main__ import run as report
+    from music_ssl_fairseq.report.gather import find
+    from music_ssl_fairseq.report.tables import percent
+
+    rows = [("task", "upstream", "metric", "score in percent [95 % interval]", "layer")]
+    for probe in find(folders, split, _RESAMPLES, 0):
+        for metric, figure in probe.figures.items():
+            layer = str(probe.about["layer"])
+            rows.append((probe.task, probe.model, metric, percent(figure), layer))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
+    no_plot = find_spec("matplotlib") is None
+    report([out], out / "report", split, _RESAMPLES, no_plot=no_plot)
+    print(f"written: {out / 'report'}")
+
+
+def _say_what_next(upstream: Sequence[str], task: Sequence[Path], out: Path) -> None:
+    """Print the command that compares a lone encoder with what it must exceed."""
+    if len(upstream) > 1 or not Path(upstream[0]).exists():
+        return
+    others = [*upstream, f"random:{upstream[0]}", "mfcc", "chroma"]
+    tasks = shlex.join(map(str, task))
+    print(
+        f"next, to compare: python -m music_ssl_fairseq.probe --upstream {shlex.join(others)} "
+        f"--task {tasks} --out {shlex.quote(str(out))}"
+    )
+
+
+def _task_names(folders: Sequence[Path]) -> dict[Path, str]:
+    """Read the names of all tasks; two of one name would share their results."""
+    from music_ssl_fairseq.probing.spec import read_spec
+
+    found: dict[Path, str] = {}
+    for folder in dict.fromkeys(folders):
+        name = read_spec(folder).name
+        others = [other for other in found if found[other] == name]
+        if others:
+            raise InputError(
+                f"{folder}: its task is named {name}, as that of {others[0]}: make one of them "
+                "again with another name (manifests_tools custom --name NAME)"
+            )
+        found[folder] = name
+    return found
+
+
+def _settings(pairs: Sequence[str]) -> dict[str, Any]:
+    import yaml
+
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise InputError(f"--set {pair}: give NAME=VALUE, such as model.layers=4,all")
+        if name in _OWN_OPTIONS:
+            raise InputError(f"--set {name}: give it with {_OWN_OPTIONS[name]}")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"--set {pair}: {value!r} is no number, text or [list]") from None
+    return found
+
+
+def _device(cpu: bool) -> str:
+    import torch
+
+    return "cpu" if cpu or not torch.cuda.is_available() else "cuda"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    import logging
+
+    arguments = get_parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING)
+    return exit_status(lambda: bool(run(**vars(arguments))), arguments.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""Probe one encoder on several tasks in this process; what is finished is not made again.
+
+`python -m music_ssl_fairseq.probe` and examples/open_tasks/judge.py both do so.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from music_ssl_fairseq.data.identity import Identity, differences, settings_identity
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.probing import direct
+from music_ssl_fairseq.probing.features.source import FeatureSource
+from music_ssl_fairseq.probing.identity import probing_identity
+from music_ssl_fairseq.probing.spec import read_spec
+from music_ssl_fairseq.runtime.files import atomic_path
+from music_ssl_fairseq.runtime.texts import read_object
+
+STAMP = "made_of.json"
+"""Written beside the results at the end: the data and settings that they come from."""
+
+_GROUPS = ("dataset", "optimization", "optimizer")  # beside task and model
+_LONGEST_NAME = 60
+
+
+@dataclass(frozen=True)
+class TaskProbe:
+    """A task, and where its results go.
+
+    Attributes:
+        data: folder of `task.json`.
+        out: folder of the results.
+        settings: what differs from the defaults, by dotted names.
+    """
+
+    data: Path
+    out: Path
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def folder_name(upstream: str, source: FeatureSource) -> str:
+    """Name a folder after an upstream and its fingerprint, so that another one has another."""
+    name = re.sub(r"[^A-Za-z0-9.-]+", "_", upstream).strip("_")[-_LONGEST_NAME:]
+    return f"{name}-{source.fingerprint[:8]}"
+
+
+def probe_all(
+    source: FeatureSource,
+    probes: Sequence[TaskProbe],
+    shared: dict[str, Any],
+    split: str = "test",
+    anew: bool = False,
+) -> Iterator[tuple[TaskProbe, bool]]:
+    """Train and score each probe, and yield it with whether there was something to do.
+
+    Args:
+        shared: settings of all of them, `model.upstream` and `task.cache_dir` among them.
+        anew: replace results of other data or settings, which are an error otherwise.
+
+    Raises:
+        InputError: about a setting, a task's folder, or results of other data or settings, before
+            anything is computed.
+    """
+    prepared = []
+    for probe in probes:
+        own = {"task.data": str(probe.data), "task.output_dir": str(probe.out)}
+        cfg = direct.settings({**shared, **probe.settings, **own})
+        made_of = identity(cfg, source, split)
+        prepared.append((probe, cfg, made_of, _is_done(probe.out, made_of, split, anew)))
+    for probe, cfg, made_of, done in prepared:
+        if not done:
+            (probe.out / STAMP).unlink(missing_ok=True)
+            direct.run(cfg, source, split)
+            with atomic_path(probe.out / STAMP) as temporary:
+                temporary.write_text(json.dumps(made_of, indent=2), encoding="utf-8")
+        yield probe, not done
+
+
+def identity(cfg: DictConfig, source: FeatureSource, split: str) -> Identity:
+    """Identify a probe by its clips, labels, encoder and settings, wherever the files lie."""
+    spec = read_spec(cfg.task.data)
+    splits = list(dict.fromkeys(("train", "valid", split)))
+    plain: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    settings = settings_identity({name: plain[name] for name in ("task", "model")})
+    for group in _GROUPS:
+        settings |= {f"{group}.{name}": str(value) for name, value in plain[group].items()}
+    if spec.kind == "beats":
+        settings["task.decoder"] = cfg.task.decoder
+    data = probing_identity(cfg.task.data, spec, splits)
+    return {**settings, **data, "upstream": source.fingerprint[:16]}
+
+
+def _is_done(out: Path, made_of: Identity, split: str, anew: bool) -> bool:
+    """Return whether a folder has these results.
+
+    Raises:
+        InputError: if it has others, unless they are to be made `anew`.
+    """
+    try:
+        there = read_object(out / STAMP)
+    except InputError:  # missing or damaged: not finished
+        return False
+    if there == made_of and (out / f"{split}.json").exists():
+        return True
+    found = differences(made_of, there)
+    if found and not anew:
+        raise InputError(
+            f"{out}: holds a probe of other data or settings: {found}. Give another --out, or "
+            "--force to replace it"
+        )
+    return False

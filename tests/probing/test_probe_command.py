@@ -1,0 +1,111 @@
+"""`python -m music_ssl_fairseq probe`: several tasks and encoders in one command."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from music_ssl_fairseq import probe
+from music_ssl_fairseq.__main__ import COMMANDS, main
+from tests.probing.probing_data import write_audio, write_probing
+
+QUICK = [
+    *("--cpu", "--set", "task.window_seconds=1", "model.hidden_size=8", "model.patience=2"),
+    *("model.learning_rates=[0.01]", "optimization.max_epoch=3"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Two tasks, probed once."""
+    folder = tmp_path_factory.mktemp("probe")
+    write_audio(folder / "audio", 24, 1.0)
+    write_probing(folder / "pitch", folder / "audio", "multi-class", "pitch")
+    write_probing(folder / "noise", folder / "audio", "multi-label", "noise")
+    (folder / "again").symlink_to(folder / "pitch")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["probe", "--upstream", "logmel", "--task", "pitch", "noise", *QUICK]) == 0
+    return folder
+
+
+@pytest.fixture
+def inside(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+
+    def run(*arguments: str, upstream: str = "logmel") -> tuple[int, str, str]:
+        status = probe.main(["--upstream", upstream, *QUICK, *arguments])
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run
+
+
+def test_all_tasks_are_trained_scored_and_reported(folder):
+    with (folder / "runs/probing/report/report.csv").open() as file:
+        lines = [line for line in csv.DictReader(file) if line["source"] == "measured"]
+    assert {line["task"] for line in lines} == {"pitch", "noise"}
+    assert all(0 <= float(line["low"]) <= float(line["high"]) <= 1 for line in lines)
+    (results,) = folder.glob("runs/probing/pitch/logmel-*")
+    made_of = json.loads((results / "made_of.json").read_text())
+    assert made_of["task"] == "pitch (multi-class, accuracy)"
+    assert {"train.tsv", "test.tsv", "labels of test", "optimization.max_epoch"} < set(made_of)
+
+
+def test_what_is_finished_is_kept(inside):
+    status, out, err = inside("--task", "pitch", "noise")
+    assert status == 0
+    assert err.count("done already") == 2
+    assert "pitch  logmel, 1 s  accuracy" in out
+    assert "written: runs/probing/report" in out
+
+
+def test_a_result_belongs_to_its_settings(inside, folder):
+    (file,) = folder.glob("runs/probing/pitch/logmel-*/test.json")
+    before = file.stat().st_mtime_ns
+    other = ("--task", "pitch", "--set", "model.dropout=0.5")
+    status, _, err = inside(*other)
+    assert status == 1
+    assert err.strip().splitlines()[-1].startswith("error: runs/probing/pitch/logmel-")
+    assert "model.dropout is 0.5 and was 0.2" in err
+    assert "--force" in err
+    assert file.stat().st_mtime_ns == before
+    assert inside(*other, "--force")[0] == 0
+    assert file.stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--task", "nowhere"], "nowhere/task.json: no such file; write it with `python -m manif"),
+        (["--task", "pitch", "again"], "again: its task is named pitch, as that of pitch"),
+        (["--task", "pitch", "--set", "model.layer=4"], "model.layer=4: Key 'layer' not in"),
+        (["--task", "pitch", "--set", "model.layers"], "--set model.layers: give NAME=VALUE"),
+        (["--task", "pitch", "--set", "model.patience=x"], "'x' of type 'str' could not be conv"),
+        (["--task", "pitch", "--set", "task.data=x"], "--set task.data: give it with --task"),
+        (["--task", "pitch", "--split", "tset"], "tset.tsv"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(inside, arguments, said):
+    status, _, err = inside(*arguments)
+    assert (status, len(err.splitlines())) == (1, 1)
+    assert err.startswith("error: ")
+    assert said in err
+
+
+def test_a_missing_checkpoint_is_named(inside):
+    status, _, err = inside("--task", "pitch", upstream="nowhere.pt")
+    assert (status, len(err.splitlines())) == (1, 1)
+    assert "nowhere.pt" in err
+
+
+def test_the_package_lists_its_commands(capsys):
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n  {name} " in out for name in COMMANDS)
+    assert main(["prob"]) == 2
+    assert "no command 'prob'; there are: label, probe" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["report", "--help"])
+    assert ended.value.code == 0
