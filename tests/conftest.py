@@ -32,6 +32,15 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(7)
 
 
+@pytest.fixture(scope="session")
+def browser():
+    """A Chromium for the tests of pages; without one they are skipped."""
+    from tests.browser import open_browser
+
+    with open_browser() as found:
+        yield found
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
     """Music, manifests and labels of `make_corpus`, which the tests of a module share."""

@@ -1,10 +1,12 @@
 """Open audio of any format: seek, mix to mono, resample, normalise. No other code opens audio.
+`mp3` encodes it for pages.
 
 A `waveform` is `[T]` float32, mono, nominally in [-1, 1]. Positions and lengths are counted in
 samples *at the rate asked for*, whatever the file's own rate: a crop of a 44.1 kHz file is, to
 rounding, the same samples as that part of the whole file resampled.
 """
 
+from music_ssl_fairseq.audio.libsndfile import mp3
 from music_ssl_fairseq.audio.reading import MAX_RATE, MIN_RATE, AudioInfo, probe, read
 from music_ssl_fairseq.audio.resampling import resample
 from music_ssl_fairseq.audio.shards import parse_member
@@ -17,6 +19,7 @@ __all__ = [
     "SILENCE",
     "AudioInfo",
     "is_silent",
+    "mp3",
     "normalise",
     "parse_member",
     "probe",

@@ -203,8 +203,8 @@ def get_parser() -> argparse.ArgumentParser:
     add(
         "--report",
         action="store_true",
-        help="also write LABELS/report/report.md with figures: inertia, use of units, what they "
-        "have to do with pitch and loudness, and what some of them look like",
+        help="also write LABELS/report.html, a page for the browser with each unit's use, pitch "
+        "classes, loudness, neighbours and clips to play, and a map of all units",
     )
     add("--force", action="store_true", help="start over, and overwrite other labels")
     return parser
@@ -252,7 +252,9 @@ def run(arguments: argparse.Namespace) -> None:
             from music_ssl_fairseq.label.report import write_report
 
             folder = job.folder
-            page = write_report(folder.path, folder.metadata, splits, job.pool.workers)
+            page = write_report(
+                folder.path, folder.metadata, folder.centroids(), splits, job.pool.workers
+            )
             print(f"report: {page}")
     if arguments.stage is None:
         _show_next(arguments.manifests, [job.folder.path for job in jobs])

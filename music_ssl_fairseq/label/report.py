@@ -1,4 +1,4 @@
-"""Write a page about a set of labels: how units are used, and what they tell about the music."""
+"""Write a page about a set of labels: how units are used, and what they sound like."""
 
 from pathlib import Path
 from typing import Any
@@ -8,35 +8,44 @@ import numpy as np
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.frames import label_hop
-from music_ssl_fairseq.label import report_pictures as pictures
 from music_ssl_fairseq.label.information import mutual_information, quantiles
+from music_ssl_fairseq.label.report_figures import draw_inertia, draw_usage
 from music_ssl_fairseq.label.report_samples import ReportSamples, draw_samples
-from music_ssl_fairseq.runtime.files import atomic_path
+from music_ssl_fairseq.label.report_units import describe_units
+from music_ssl_fairseq.pages.page import Cell, Page, facts, paragraph, table
 
-PITCH_CLASSES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 _LOUDNESS_STEPS = 12
 
 
 def write_report(
-    folder: Path, metadata: dict[str, Any], splits: dict[str, Manifest], workers: int
-) -> Path:
-    """Write `report/report.md` in the folder of labels, and the pictures it shows (matplotlib)."""
+    folder: Path,
+    metadata: dict[str, Any],
+    centroids: np.ndarray,
+    splits: dict[str, Manifest],
+    workers: int,
+) -> str:
+    """Write `report.html` in the folder of labels; return its name and size."""
     stores = {split: LabelStore(folder / f"{split}.km") for split in splits}
     counts = {split: _count_units(store, metadata["k"]) for split, store in stores.items()}
-    hop = label_hop(metadata["label_rate"])
-    samples = draw_samples(splits["train"], stores["train"], hop, metadata["seed"], workers)
-    out = folder / "report"
-    units = pictures.choose_units(samples, metadata["k"])
+    rate, seed = metadata["label_rate"], metadata["seed"]
+    samples = draw_samples(
+        *(splits["train"], stores["train"], counts["train"], label_hop(rate), seed, workers)
+    )
+    described = describe_units(samples, counts, centroids, splits["train"], rate, seed)
+    page = Page(
+        f"{metadata['k']} units of {metadata['features']}",
+        _recipe(metadata),
+        __package__,
+        "report.js",
+    )
+    page.add("Units", _overview(metadata), page.part("report.html"))
+    page.add("Use", _usage_table(metadata, list(splits)), draw_usage(counts))
+    page.add("What units tell about the music", _information(samples, rate))
     if metadata["inertia_curve"]:
-        pictures.save(pictures.draw_inertia(metadata), out / "inertia.png")
-    pictures.save(pictures.draw_usage(counts), out / "usage.png")
-    if units:
-        drawn = pictures.draw_units(samples, units, metadata["label_rate"])
-        pictures.save(drawn, out / "units.png")
-    page = out / "report.md"
-    with atomic_path(page) as temporary:
-        temporary.write_text(_page(metadata, list(splits), samples, units), encoding="utf-8")
-    return page
+        page.add("Inertia", draw_inertia(metadata))
+    page.give("about", described)
+    page.give_sounds(samples.sounds)
+    return page.write(folder / "report.html")
 
 
 def _count_units(store: LabelStore, k: int) -> np.ndarray:
@@ -45,21 +54,6 @@ def _count_units(store: LabelStore, k: int) -> np.ndarray:
     for track in range(len(store)):
         counts += np.bincount(store.units(track), minlength=k)
     return counts
-
-
-def _page(
-    metadata: dict[str, Any], splits: list[str], samples: ReportSamples, units: list[int]
-) -> str:
-    sections = [
-        f"# {metadata['k']} units of {metadata['features']}",
-        _recipe(metadata),
-        _inertia(metadata),
-        "## Use of the units\n\n" + _usage_table(metadata, splits),
-        "![share of each unit](usage.png)",
-        "## What units tell about the music\n\n" + _information(samples, metadata["label_rate"]),
-        _examples(samples, units),
-    ]
-    return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def _recipe(metadata: dict[str, Any]) -> str:
@@ -71,18 +65,21 @@ def _recipe(metadata: dict[str, Any]) -> str:
     )
 
 
-def _inertia(metadata: dict[str, Any]) -> str:
-    if not metadata["inertia_curve"]:
-        return ""
-    return (
-        f"## Inertia\n\nMean squared distance of a frame to its centroid, before each iteration; "
-        f"before the last one {metadata['train_inertia']:.6g}.\n\n"
-        "![inertia of each iteration](inertia.png)"
+def _overview(metadata: dict[str, Any]) -> str:
+    train, rate = metadata["splits"]["train"], metadata["label_rate"]
+    return facts(
+        {
+            "music": f"{train['tracks']:,} tracks, {train['labels'] / rate / 3600:.1f} h",
+            "units used": f"{train['used_clusters']:,} of {metadata['k']:,}",
+            "perplexity": f"{train['perplexity']:.0f}",
+            "most frequent unit": f"{100 * train['majority_share']:.2f} %",
+            "mean run": f"{1000 * train['mean_run_length'] / rate:.0f} ms",
+        }
     )
 
 
 def _usage_table(metadata: dict[str, Any], splits: list[str]) -> str:
-    """Return a Markdown table, one column per split."""
+    """Format how units are used, one column per split."""
     records, k, rate = (
         [metadata["splits"][s] for s in splits],
         metadata["k"],
@@ -100,61 +97,37 @@ def _usage_table(metadata: dict[str, Any], splits: list[str]) -> str:
             for r in records
         ],
     }
-    lines = ["| | " + " | ".join(splits) + " |", "|---" * (1 + len(splits)) + "|"]
-    lines += [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()]
     note = (
         "Perplexity is how many equally frequent units would carry as much; dead clusters are "
         "units that never occur. A model that always guesses the most frequent unit is right as "
         "often as its share says."
     )
-    return "\n".join(lines) + "\n\n" + note
+    return table(["", *splits], [[name, *cells] for name, cells in rows.items()], note)
 
 
 def _information(samples: ReportSamples, label_rate: float) -> str:
-    pitched = samples.pitch_class >= 0
+    units = samples.units[samples.drawn]
+    classes = samples.pitch_class[samples.drawn]
+    loudness = samples.loudness[samples.drawn]
+    pitched = classes >= 0
     about = {
-        "pitch class (strongest of chroma)": mutual_information(
-            samples.units[pitched], samples.pitch_class[pitched]
-        ),
+        "pitch class (strongest of chroma)": mutual_information(units[pitched], classes[pitched]),
         f"loudness ({_LOUDNESS_STEPS} equally full steps)": mutual_information(
-            samples.units, quantiles(samples.loudness, _LOUDNESS_STEPS)
+            units, quantiles(loudness, _LOUDNESS_STEPS)
         ),
     }
-    lines = ["| | mutual information | of |", "|---|---|---|"]
-    lines += [
-        f"| {name} | {found.bits:.3f} bits "
-        f"| {100 * found.share:.1f} % of {found.entropy:.2f} bits |"
+    rows = [
+        [
+            name,
+            Cell(f"{found.bits:.3f}", found.bits),
+            Cell(f"{found.entropy:.2f}", found.entropy),
+            Cell(f"{100 * found.share:.1f}", found.share),
+        ]
         for name, found in about.items()
     ]
-    minutes = len(samples.units) / label_rate / 60
-    note = (
-        f"From excerpts of {minutes:.1f} minutes of train, of which "
+    return table(["", "mutual information, bits", "of, bits", "share, %"], rows) + paragraph(
+        f"From excerpts of {len(units) / label_rate / 60:.1f} minutes of train, of which "
         f"{100 * np.mean(pitched):.0f} % are loud enough to have a pitch; corrected for chance "
-        "(Miller-Madow)."
-    )
-    return "\n".join(lines) + "\n\n" + note
-
-
-def _examples(samples: ReportSamples, units: list[int]) -> str:
-    if not units:
-        return ""
-    lines = [
-        "| unit | share of labels | loudness | most frequent pitch class |",
-        "|---|---|---|---|",
-    ]
-    for unit in units:
-        here = samples.units == unit
-        classes = samples.pitch_class[here]
-        classes = classes[classes >= 0]
-        pitch = "none"
-        if len(classes):
-            counts = np.bincount(classes, minlength=12)
-            most_frequent = PITCH_CLASSES[counts.argmax()]
-            pitch = f"{most_frequent} ({100 * counts.max() / len(classes):.0f} %)"
-        loudness = np.median(samples.loudness[here])
-        lines.append(f"| {unit} | {100 * here.mean():.3f} % | {loudness:.0f} dB | {pitch} |")
-    return (
-        "## What some units look like\n\nLog-mel spectrograms, 20 Hz to 8 kHz upwards, 0.3 s each, "
-        "around the middles of a unit's longest runs, from different excerpts where possible.\n\n"
-        "![log-mel examples of units](units.png)\n\n" + "\n".join(lines)
+        "(Miller-Madow).",
+        "note",
     )

@@ -1,6 +1,6 @@
 """Excerpts of the music with their units, from which the report is made."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import cache
 from typing import NamedTuple
 
@@ -14,15 +14,21 @@ from music_ssl_fairseq.features import FrontEnd, front_end
 from music_ssl_fairseq.frames import SAMPLE_RATE
 from music_ssl_fairseq.jobs.pool import WorkerPool, ordered
 
+CLIPS = 5
+"""Places per unit that can be listened to."""
+
 _EXCERPT_SECONDS = 10
 _EXCERPTS = 180  # half an hour, enough to tell 500 units and 12 pitch classes apart
+_REACH_SECONDS = 0.7  # before and after a place of a rare unit
+_RARE_EXCERPTS = 1500  # as long as the excerpts together
 _NO_PITCH = -1
 _MIN_RMS = 1e-5  # -100 dB
 
 
 class Request(NamedTuple):
-    """An excerpt: the frames `[first, last)` of a file, 100 per second."""
+    """An excerpt of a track: its frames `[first, last)`, 100 per second."""
 
+    track: int
     path: str
     first: int
     last: int
@@ -35,11 +41,13 @@ class Excerpt(NamedTuple):
         pitch_class: `[frames]` int8, the strongest one, C = 0; -1 where it is quiet.
         loudness: `[frames]` float32, decibels below a full-scale square wave.
         log_mel: `[frames, 80]` float16.
+        sound: an MP3 file.
     """
 
     pitch_class: np.ndarray
     loudness: np.ndarray
     log_mel: np.ndarray
+    sound: bytes
 
 
 @cache
@@ -68,6 +76,7 @@ def read_excerpt(request: Request) -> Excerpt | AudioError:
         np.where(pitched, classes.argmax(axis=1), _NO_PITCH).astype(np.int8),
         (20 * np.log10(np.maximum(rms, _MIN_RMS))).astype(np.float32),
         log_mel.features(waveform).astype(np.float16),
+        audio.mp3(waveform, SAMPLE_RATE),
     )
 
 
@@ -76,47 +85,101 @@ class ReportSamples(NamedTuple):
 
     Attributes:
         units: `[n]` int64.
+        seconds: `[n]` float64, from the excerpt's start to the label's.
         pitch_class: `[n]`, see `Excerpt`, as are the other two.
         loudness: `[n]`.
         log_mel: `[n, 80]`.
-        excerpt: `[n]` number of the excerpt.
+        excerpt: `[n]` number of the excerpt, an index of the other two.
+        drawn: `[n]` bool, False in excerpts that were chosen for a rare unit.
+        sounds: MP3 files.
+        tracks: numbers of the tracks.
     """
 
     units: np.ndarray
+    seconds: np.ndarray
     pitch_class: np.ndarray
     loudness: np.ndarray
     log_mel: np.ndarray
     excerpt: np.ndarray
+    drawn: np.ndarray
+    sounds: list[bytes]
+    tracks: list[int]
 
 
 def draw_samples(
-    manifest: Manifest, labels: LabelStore, hop: int, seed: int, workers: int
+    manifest: Manifest, labels: LabelStore, counts: np.ndarray, hop: int, seed: int, workers: int
 ) -> ReportSamples:
     """Draw excerpts of a split: at most half an hour, from as many tracks as possible.
 
-    Tracks that cannot be read are left out. `hop` is in samples, from one label to the next.
+    For units that occur less than `CLIPS` times in them, short ones are added. Tracks that cannot
+    be read are left out.
+
+    Args:
+        counts: `[k]` labels of each unit in the split.
+        hop: in samples, from one label to the next.
+
+    Raises:
+        AudioError: if none of them can be read.
     """
-    step = front_end("logmel").grid.hop
-    requests = _choose(manifest, labels.counts * hop // step, seed)
-    found = ordered(read_excerpt, (request for _, request in requests), WorkerPool(workers))
+    step = _step()
+    drawn = _choose(manifest, labels.counts * hop // step, seed)
+    missing = np.where(counts > 0, CLIPS, 0)
+    for request in drawn:
+        units = _units(request, labels, hop)
+        missing -= np.bincount(units[runs(units)[0]], minlength=len(missing))
+    requests = drawn + _find(manifest, labels, missing.clip(0), hop, seed)
+    found = ordered(read_excerpt, requests, WorkerPool(workers))
     columns_of: list[tuple[np.ndarray, ...]] = []
-    for number, ((track, request), excerpt) in enumerate(zip(requests, found, strict=True)):
+    sounds, tracks, unreadable = [], [], []
+    for index, (request, excerpt) in enumerate(zip(requests, found, strict=True)):
         if isinstance(excerpt, AudioError):
+            unreadable.append(excerpt)
             continue
+        units = _units(request, labels, hop)
         # Of the frames of 10 ms, the one that begins where a label does.
         first = -(-request.first * step // hop)
-        units = labels.units(track, first, request.last * step // hop)
         frames = (first + np.arange(len(units))) * hop // step - request.first
-        heard = tuple(values[frames] for values in excerpt)
-        columns_of.append((units, *heard, np.full(len(units), number)))
+        values = [column[frames] for column in excerpt[:-1]]
+        number, is_drawn = np.full_like(units, len(sounds)), np.full(len(units), index < len(drawn))
+        columns_of.append((units, frames * step / SAMPLE_RATE, *values, number, is_drawn))
+        sounds.append(excerpt.sound)
+        tracks.append(request.track)
+    if not columns_of:
+        raise unreadable[0]
     columns = [np.concatenate(column) for column in zip(*columns_of, strict=True)]
-    return ReportSamples(*columns)
+    return ReportSamples(*columns, sounds, tracks)
 
 
-def _choose(manifest: Manifest, num_frames: np.ndarray, seed: int) -> Sequence[tuple[int, Request]]:
-    """Return excerpts as (track, request), long tracks more often, in the manifest's order."""
+def _step() -> int:
+    return front_end("logmel").grid.hop
+
+
+def _units(request: Request, labels: LabelStore, hop: int) -> np.ndarray:
+    """Return the labels that begin within an excerpt."""
+    step = _step()
+    return labels.units(request.track, -(-request.first * step // hop), request.last * step // hop)
+
+
+def _find(
+    manifest: Manifest, labels: LabelStore, missing: np.ndarray, hop: int, seed: int
+) -> list[Request]:
+    """Return short excerpts with units of which there are too few, some hundreds at most."""
+    most = CLIPS
+    while np.minimum(missing, most).sum() > _RARE_EXCERPTS:
+        most -= 1
+    reach, step = round(_REACH_SECONDS * SAMPLE_RATE), _step()
+    requests = []
+    for track, label in _places(labels, np.minimum(missing, most), seed):
+        first = max(0, label * hop - reach) // step
+        last = min(int(labels.counts[track]) * hop, label * hop + reach) // step
+        requests.append(Request(track, manifest.path(track), first, max(first + 1, last)))
+    return requests
+
+
+def _choose(manifest: Manifest, num_frames: np.ndarray, seed: int) -> list[Request]:
+    """Return excerpts, of long tracks more often, in the manifest's order."""
     rng = np.random.default_rng((seed, 2))
-    size = _EXCERPT_SECONDS * SAMPLE_RATE // front_end("logmel").grid.hop
+    size = _EXCERPT_SECONDS * SAMPLE_RATE // _step()
     longest = np.maximum(0, num_frames)
     usable = np.flatnonzero(longest > 0)
     share = longest[usable] / longest[usable].sum()
@@ -125,5 +188,49 @@ def _choose(manifest: Manifest, num_frames: np.ndarray, seed: int) -> Sequence[t
     for track in tracks.tolist():
         first = int(rng.integers(max(1, longest[track] - size)))
         last = min(int(longest[track]), first + size)
-        chosen.append((track, Request(manifest.path(track), first, last)))
+        chosen.append(Request(track, manifest.path(track), first, last))
     return chosen
+
+
+def _places(labels: LabelStore, wanted: np.ndarray, seed: int) -> Iterable[tuple[int, int]]:
+    """Return places of units as (track, label), up to `wanted[unit]` of each.
+
+    They are the middles of a unit's longest run in a track, in as many tracks as it takes; of a
+    unit in fewer tracks, also its other runs.
+    """
+    found: dict[int, list[tuple[int, int]]] = {int(unit): [] for unit in np.flatnonzero(wanted)}
+    others: dict[int, list[tuple[int, int]]] = {unit: [] for unit in found}
+    lacking = wanted > 0
+    for track in np.random.default_rng((seed, 3)).permutation(len(labels)).tolist():
+        if not lacking.any():
+            break
+        units = labels.units(track)
+        begins, ends = runs(units)
+        here = np.flatnonzero(lacking[units[begins]])
+        seen = set()
+        for run in here[np.argsort(begins[here] - ends[here], kind="stable")].tolist():
+            unit, place = int(units[begins[run]]), (track, int(begins[run] + ends[run]) // 2)
+            if unit in seen and len(others[unit]) < wanted[unit]:
+                others[unit].append(place)
+            elif unit not in seen:
+                found[unit].append(place)
+            seen.add(unit)
+        for unit in seen:
+            lacking[unit] = len(found[unit]) < wanted[unit]
+    places = [(found[unit] + others[unit])[: wanted[unit]] for unit in found]
+    return sorted(place for several in places for place in several)
+
+
+def runs(units: np.ndarray, apart: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first and the last label of each stretch of equal units.
+
+    Args:
+        apart: `[n]`, for units of several excerpts: their numbers. No run goes over an end.
+    """
+    changes = units[1:] != units[:-1]
+    if apart is not None:
+        changes |= apart[1:] != apart[:-1]
+    inner = np.flatnonzero(changes)
+    if not len(units):
+        return inner, inner
+    return np.r_[0, inner + 1], np.r_[inner, len(units) - 1]

@@ -104,4 +104,4 @@ def test_deep_labels(deep, tracks, tmp_path):
     assert (metadata["label_rate"], metadata["layer"], metadata["dimension"]) == (50, 2, 32)
     lengths = [len(x.split()) for x in (tmp_path / "labels" / "train.km").read_text().splitlines()]
     assert lengths == [50 * seconds - 1 for seconds in SECONDS]
-    assert "50 labels per second" in (tmp_path / "labels" / "report" / "report.md").read_text()
+    assert "50 labels per second" in (tmp_path / "labels" / "report.html").read_text()

@@ -1,6 +1,7 @@
 """The report on a set of labels, and what its figures mean."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -57,7 +58,8 @@ def test_evidence_is_heard_where_the_label_is(tmp_path, hop):
     lines = [" ".join(["9"] * count), " ".join(["0"] * count)]
     (tmp_path / "train.km").write_text("\n".join(lines) + "\n")
     store = LabelStore(tmp_path / "train.km")
-    found = draw_samples(Manifest(tmp_path / "train.tsv"), store, hop, seed=0, workers=1)
+    counts = np.bincount(np.concatenate([store.units(0), store.units(1)]))
+    found = draw_samples(Manifest(tmp_path / "train.tsv"), store, counts, hop, seed=0, workers=0)
     assert len(found.units) == len(found.log_mel) == len(found.excerpt)
     of_pitch = {9: found.pitch_class[found.units == 9], 0: found.pitch_class[found.units == 0]}
     assert (of_pitch[9] == 9).all()
@@ -66,34 +68,94 @@ def test_evidence_is_heard_where_the_label_is(tmp_path, hop):
     assert loudness == pytest.approx(20 * np.log10(0.5 / np.sqrt(2)), abs=0.1)
 
 
-def test_the_page(tmp_path, capsys):
+def test_a_rare_unit_is_found_outside_of_the_drawn_excerpts(tmp_path):
+    """One long track: the excerpts drawn are short, and unit 1 is once at its end."""
+    sine(tmp_path / "music/a.wav", 440, 90, 0.1)
+    write_manifest(tmp_path / "train.tsv", tmp_path / "music", [("a.wav", 90 * 16_000)])
+    units = np.zeros(8998, int)
+    units[8950:8957] = 1
+    (tmp_path / "train.km").write_text(" ".join(map(str, units)) + "\n")
+    store = LabelStore(tmp_path / "train.km")
+    counts = np.array([8991, 7, 0])
+    found = draw_samples(Manifest(tmp_path / "train.tsv"), store, counts, 160, seed=0, workers=0)
+    assert found.drawn[found.units == 0].any()
+    assert not found.drawn[found.units == 1].any()
+    assert len(found.sounds) == len(found.tracks) == found.excerpt[-1] + 1
+    assert found.seconds[found.units == 1][3] == pytest.approx(0.7, abs=0.01)
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """Labels of three short tracks with their page, and the command that made them."""
+    folder = tmp_path_factory.mktemp("labelled")
     for i in range(3):
-        write_tone(tmp_path / "music" / f"{i}.wav", 4, seed=i)
+        write_tone(folder / "music" / f"{i}.wav", 4, seed=i)
     lines = [(f"{i}.wav", 64_000) for i in range(3)]
-    write_manifest(tmp_path / "train.tsv", tmp_path / "music", lines)
-    write_manifest(tmp_path / "valid.tsv", tmp_path / "music", lines[:1])
-    labels = tmp_path / "labels"
-    arguments = [
-        *("--manifests", str(tmp_path), "--labels", str(labels), "--k", "9", "--workers", "1")
+    write_manifest(folder / "train.tsv", folder / "music", lines)
+    write_manifest(folder / "valid.tsv", folder / "music", lines[:1])
+    command = [
+        *("--manifests", str(folder), "--labels", str(folder / "labels"), "--k", "60"),
+        *("--workers", "1"),
     ]
-    assert main([*arguments, "--stage", "report"]) == 1
-    assert "run --stage" in capsys.readouterr().err
-    assert main([*arguments, "--report"]) == 0
-    folder = labels / "report"
-    assert sorted(path.name for path in folder.iterdir()) == [
-        *("inertia.png", "report.md", "units.png", "usage.png")
-    ]
-    page = (folder / "report.md").read_text()
+    assert main([*command, "--stage", "report"]) == 1
+    assert main([*command, "--report"]) == 0
+    return folder / "labels", command
+
+
+def test_the_page(labelled):
+    labels, command = labelled
+    page = (labels / "report.html").read_text()
     record = json.loads((labels / "metadata.json").read_text())["splits"]["train"]
-    assert f"| perplexity | {record['perplexity']:.1f} |" in page
-    assert f"| dead clusters | {9 - record['used_clusters']} |" in page
-    assert f"| mean run length | {record['mean_run_length']:.2f} frames" in page
-    for name in ("inertia.png", "units.png", "usage.png"):
-        assert f"({name})" in page
-        assert (folder / name).read_bytes().startswith(b"\x89PNG")
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert main([*arguments, "--stage", "report"]) == 0
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert f'<td data-value="{record["perplexity"]:.1f}">{record["perplexity"]:.1f}</td>' in page
+    assert f"{record['mean_run_length']:.2f} frames" in page
+    assert page.count('<svg role="img" aria-label=') == 2
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    about = json.loads(re.search('id="about">(.*?)</script>', page)[1])
+    assert sum(unit["share"]["train"] for unit in about["units"]) == pytest.approx(100, abs=0.1)
+    for number, unit in enumerate(about["units"]):
+        assert number not in unit["near"]
+        assert len(set(unit["near"])) == 5
+        assert sum(unit["pitch"]) == pytest.approx(100, abs=6)
+        assert 1 <= len(unit["clips"]) <= 5
+        for sound, start, stop, begin, end in unit["clips"]:
+            assert 0 <= start <= begin < end < stop
+            assert about["tracks"][sound].endswith(".wav")
+    assert sum(len(unit["clips"]) == 5 for unit in about["units"]) > 40
+    assert main([*command, "--stage", "report"]) == 0
+    assert (labels / "report.html").read_text() == page
+
+
+def test_the_page_in_a_browser(labelled, browser):
+    """It loads without a complaint, sorts, pages, finds, chooses and plays."""
+    browser.open(labelled[0] / "report.html")
+    first = "find('#units tbody tr').cells"
+    shares = browser.run("read('about').units.map(u => u.share.train)")
+    assert browser.run("document.querySelectorAll('#units tbody tr').length") == 50
+    assert float(browser.run(f"{first}[1].textContent")) == max(shares)
+    browser.run("find('#units thead th button').click()")
+    assert browser.run(f"{first}[0].textContent") == "59"
+    browser.run("find('#units thead th button').click()")
+    assert browser.run(f"{first}[0].textContent") == "0"
+    browser.run("find('#units').parentNode.nextSibling.lastChild.click()")
+    assert browser.run(f"{first}[0].textContent") == "50"
+    browser.run("find('#search').value = '7'; find('#search').dispatchEvent(new Event('input'))")
+    assert browser.run(f"{first}[0].textContent") == "7"
+    assert browser.run("document.querySelectorAll('#map circle.faded').length") == 59
+    played = browser.run("""(async () => {
+        find('#map circle[data-index="7"]').dispatchEvent(new MouseEvent('click', {bubbles: true}));
+        const button = find("#detail button.play");
+        const pressed = () => button.getAttribute("aria-pressed");
+        const clip = read('about').units[7].clips[0], sounds = await player.buffer(clip[0]);
+        const loudest = sounds.getChannelData(0).reduce((a, b) => Math.max(a, b));
+        button.click();
+        await new Promise(go => setTimeout(go, 150));
+        const during = pressed(), time = player.context.currentTime;
+        while (pressed() === 'true') await new Promise(go => setTimeout(go, 50));
+        return [find('#detail h3').textContent, during, time > 0, loudest > 0.01, sounds.duration];
+    })()""")
+    assert played[:4] == ["Unit 7", "true", True, True]
+    assert played[4] == pytest.approx(4, abs=0.1)
+    assert browser.complaints == []
 
 
 def test_without_matplotlib(tmp_path, monkeypatch, capsys):

@@ -1,0 +1,44 @@
+"""Draw figures for pages: SVG with the page's colours and fonts."""
+
+import io
+import re
+from typing import TYPE_CHECKING
+
+from music_ssl_fairseq.pages.page import escape
+from music_ssl_fairseq.runtime.optional import optional
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#888888"
+COLOURS = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7A7A7A")
+"""Okabe and Ito's, told apart by the colour-blind; visible on light and on dark ground."""
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """Return an empty figure, in inches.
+
+    Raises:
+        InputError: if matplotlib is not installed.
+    """
+    return optional("matplotlib.figure", "plot").Figure((width, height), layout="constrained")
+
+
+def figure(drawn: "Figure", alt: str, caption: str = "") -> str:
+    """Format a figure as HTML: its SVG in the text's colour, `alt` for who cannot see it."""
+    from matplotlib import rc_context
+
+    out = io.StringIO()
+    # Text stays text; equal figures give equal files.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": alt}):
+        drawn.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = out.getvalue()
+    svg = svg[svg.index("<svg") :].replace("#000000", "currentColor")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # Black is SVG's default, so matplotlib leaves it out for text.
+    label = f'role="img" aria-label="{escape(alt)}" fill="currentColor"'
+    width = drawn.get_size_inches()[0]
+    svg = re.sub(r'<svg (.*?)width="[^"]*"', rf"<svg {label} \1", svg, count=1, flags=re.DOTALL)
+    svg = re.sub(r'height="[\d.]+pt" ', "", svg, count=1)
+    note = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f'<figure><div style="max-width:{72 * width * 1.25:.0f}px">{svg}</div>{note}</figure>'
