@@ -7,7 +7,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "label": ("music_ssl_fairseq.label.__main__", "pseudo-labels (units) of a manifest"),
     "probe": ("music_ssl_fairseq.probe", "train, test and report probes on any number of tasks"),
-    "report": ("music_ssl_fairseq.report.__main__", "table and heat map of scored probes"),
+    "report": ("music_ssl_fairseq.report.__main__", "page and tables of scored probes"),
     "extract": ("music_ssl_fairseq.extract.__main__", "features of a manifest, on disk"),
     "export": ("music_ssl_fairseq.export.__main__", "a model for other software, or the hub"),
 }

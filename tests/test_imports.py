@@ -34,7 +34,7 @@ ALLOWED = {
     "export": FOUNDATION | {"cli", "compat", "modules", "upstream"},
     "probing": FOUNDATION | {"compat", "data", "features", "jobs", "upstream"},
     "manifests_tools": FOUNDATION | {"cli", "data", "jobs", "probing"},
-    "report": FOUNDATION | {"cli", "probing"},
+    "report": FOUNDATION | {"cli", "pages", "probing"},
     "probe": {"errors", "cli", "probing", "report"},
     "models": FOUNDATION | {"bands", "compat", "modules", "probing"},
     "criterions": FOUNDATION | {"compat", "probing"},

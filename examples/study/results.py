@@ -11,8 +11,7 @@ import numpy as np
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.report import bootstrap
-from music_ssl_fairseq.report.gather import find, predictions_of
-from music_ssl_fairseq.report.heat_map import layer_curve
+from music_ssl_fairseq.report.gather import find, layer_curve, predictions_of
 from music_ssl_fairseq.runtime.files import atomic_path
 from music_ssl_fairseq.runtime.texts import read_object
 

@@ -2,14 +2,17 @@
 
 import io
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from music_ssl_fairseq.pages.page import escape
 from music_ssl_fairseq.runtime.optional import optional
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_COLUMNS = 3
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#888888"
 COLOURS = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7A7A7A")
 """Okabe and Ito's, told apart by the colour-blind; visible on light and on dark ground."""
@@ -42,3 +45,34 @@ def figure(drawn: "Figure", alt: str, caption: str = "") -> str:
     svg = re.sub(r'height="[\d.]+pt" ', "", svg, count=1)
     note = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     return f'<figure><div style="max-width:{72 * width * 1.25:.0f}px">{svg}</div>{note}</figure>'
+
+
+class Panels:
+    """A grid of axes with a legend below it; iterates over the axes.
+
+    Attributes:
+        figure: of matplotlib.
+    """
+
+    def __init__(self, count: int, height: float = 2.5, share_y: bool = False):
+        columns = min(count, _COLUMNS)
+        rows = -(-count // columns)
+        self.figure = new_figure(1.0 + 3.2 * columns, height * rows + 0.5)
+        axes = self.figure.subplots(rows, columns, squeeze=False, sharey=share_y)
+        self._axes = list(axes.flat)
+        for number, one in enumerate(self._axes):
+            one.tick_params(labelsize=8)
+            one.set_visible(number < count)
+
+    def __iter__(self) -> Iterator["Axes"]:
+        return iter(self._axes)
+
+    def add_legend(self) -> None:
+        """Name what any of the panels shows, once."""
+        known: dict[str, Any] = {}
+        for axes in self._axes:
+            lines, labels = axes.get_legend_handles_labels()
+            known |= dict(zip(labels, lines, strict=True))
+        self.figure.legend(
+            list(known.values()), list(known), loc="outside lower center", ncols=4, fontsize=8
+        )

@@ -22,11 +22,13 @@ class Cell(NamedTuple):
         text: what is shown.
         value: what is sorted by; None sorts last.
         best: whether it is shown in bold.
+        note: shown small below.
     """
 
     text: str
     value: float | str | None
     best: bool = False
+    note: str = ""
 
 
 class Page:
@@ -134,7 +136,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str | Cell]], caption: 
 
 def _cell(cell: Cell, right: bool) -> str:
     value = "" if cell.value is None else escape(str(cell.value))
-    return f'<td data-value="{value}"{_class(right, cell.best)}>{escape(cell.text)}</td>'
+    note = f"<small>{escape(cell.note)}</small>" if cell.note else ""
+    return f'<td data-value="{value}"{_class(right, cell.best)}>{escape(cell.text)}{note}</td>'
 
 
 def _class(right: bool, best: bool) -> str:

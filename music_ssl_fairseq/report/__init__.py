@@ -1,5 +1,6 @@
 """Probes of several encoders and tasks as one table: `python -m music_ssl_fairseq.report DIR...`.
 
 `gather` finds the results of `fairseq-validate`, `bootstrap` computes intervals, `compare` compares
-encoders, `published` holds published figures, `tables` and `heat_map` write.
+encoders, `published` holds published figures, `training` reads logs of trainings. `tables` and
+`page` write, and `probe_figures` draws.
 """

@@ -9,10 +9,14 @@ from music_ssl_fairseq.cli import exit_status, new_parser
 from music_ssl_fairseq.errors import InputError
 
 DESCRIPTION = """\
-Gather scored probes into a table (models and tasks, best layer, confidence interval), as report.md
-and report.csv, and a heat map of layers and tasks, layers.png. With --study, take
-results of examples/study, and write study.md, differences.csv and figures.
+Gather scored probes into report.html, one page for the browser: a table that sorts (models and
+tasks, best layer, confidence interval), intervals, scores by layer as curves and as a heat map, and
+the curves of trainings whose logs lie in the same folders. The table is also in report.md and
+report.csv. With --study, take results of examples/study, and write study.md, differences.csv and
+figures.
 """
+
+PAGE = "report.html"
 
 EXAMPLES = "example: python -m music_ssl_fairseq.report runs/probing --out report"
 
@@ -32,7 +36,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--resamples", type=int, default=1000, help="resamples of the bootstrap (default: 1000)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
-    parser.add_argument("--no-plot", action="store_true", help="no heat map: needs no matplotlib")
+    parser.add_argument("--no-plot", action="store_true", help="no figures: needs no matplotlib")
     parser.add_argument(
         "--study", action="store_true", help="DIR is the results folder of examples/study"
     )
@@ -56,7 +60,7 @@ def run(
     Raises:
         InputError: if there is no scored probe, or a file of one is damaged.
     """
-    from music_ssl_fairseq.report import heat_map, tables
+    from music_ssl_fairseq.report import page, tables, training
     from music_ssl_fairseq.report.gather import find
     from music_ssl_fairseq.runtime.files import atomic_path
 
@@ -69,8 +73,8 @@ def run(
     for name, contents in (("md", text), ("csv", tables.comma_separated(probes))):
         with atomic_path(out / f"report.{name}") as temporary:
             temporary.write_text(contents, encoding="utf-8")
-    if not no_plot:
-        heat_map.draw(probes, out / "layers.png")
+    runs = [] if no_plot else training.find_runs(folders)
+    page.write(probes, runs, split, out / PAGE, not no_plot)
     return text
 
 
@@ -89,7 +93,13 @@ def _report_study(folders: Sequence[Path], out: Path, no_plot: bool) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     arguments = get_parser().parse_args(argv)
-    return exit_status(lambda: print(run(**vars(arguments))), arguments.out, "interrupted")
+    return exit_status(lambda: _print_report(arguments), arguments.out, "interrupted")
+
+
+def _print_report(arguments: argparse.Namespace) -> None:
+    print(run(**vars(arguments)))
+    if not arguments.study:
+        print(f"page: {arguments.out / PAGE}")
 
 
 if __name__ == "__main__":

@@ -55,6 +55,15 @@ class Probe:
     content: str = ""
 
 
+def layer_curve(probe: Probe) -> dict[str, float]:
+    """Return the best validation score of each layer, over its learning rates."""
+    curve: dict[str, float] = {}
+    for head in probe.heads:
+        score = float("nan") if head["score"] is None else head["score"]
+        curve[head["layer"]] = float(np.fmax(curve.get(head["layer"], float("nan")), score))
+    return curve
+
+
 Unit = Callable[[str], str]
 """Function from a clip's name to that of its piece, if clips of a piece are not independent."""
 

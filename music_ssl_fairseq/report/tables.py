@@ -8,6 +8,11 @@ from collections.abc import Sequence
 from music_ssl_fairseq.report.gather import Figure, Probe
 from music_ssl_fairseq.report.published import COLUMNS, PUBLISHED
 
+PUBLISHED_NOTE = (
+    "Not measured here: other probes, other windows, and in part other data. Each row names its "
+    "source; rows of different sources are not one ranking."
+)
+
 CSV_FIELDS = (
     *("source", "model", "task", "metric", "value", "low", "high", "layer", "learning_rate"),
     *("valid_score", "window_seconds", "files", "groups", "windows", "fingerprint", "folder"),
@@ -21,14 +26,25 @@ def tasks_of(probes: Sequence[Probe]) -> list[str]:
     return [task for task in usual if task in found] + [t for t in found if t not in usual]
 
 
+def models_of(probes: Sequence[Probe]) -> list[str]:
+    """List the models in the order of the probes."""
+    return list(dict.fromkeys(probe.model for probe in probes))
+
+
+def spoken(metric: str) -> str:
+    """Return a metric's name for people."""
+    return metric.replace("_", " ").replace("roc auc", "ROC-AUC")
+
+
 def markdown(probes: Sequence[Probe], split: str, resamples: int) -> str:
     """Format the table of models and tasks, published figures, and notes on absent classes."""
     tasks = tasks_of(probes)
     metrics = {probe.task: list(probe.figures) for probe in probes}
     header = ["model", *(f"{task}: {' / '.join(metrics[task])}" for task in tasks)]
-    models = dict.fromkeys(probe.model for probe in probes)
     cells = {(probe.model, probe.task): _cell(probe) for probe in probes}
-    measured = [[model, *(cells.get((model, task), "") for task in tasks)] for model in models]
+    measured = [
+        [model, *(cells.get((model, task), "") for task in tasks)] for model in models_of(probes)
+    ]
     parts = [
         "# Probes",
         "",
@@ -40,25 +56,29 @@ def markdown(probes: Sequence[Probe], split: str, resamples: int) -> str:
         *table(header, measured),
         "",
     ]
-    others = _published(tasks)
+    others = published(tasks)
     if others:
         parts += [
             "## Published",
             "",
-            "Not measured here: other probes, other windows, and in part other data. Each row "
-            "names its source; rows of different sources are not one ranking.",
+            PUBLISHED_NOTE,
             "",
             *table(others[0], others[1:]),
             "",
         ]
-    notes = [
-        f"- {probe.task}: not scored, because absent from {split}: {', '.join(absent)}."
-        for probe in probes
-        if (absent := probe.about["absent_classes"])
-    ]
+    notes = [f"- {note}" for note in absent(probes, split)]
     if notes:
         parts += ["## Notes", "", *dict.fromkeys(notes), ""]
     return "\n".join(parts)
+
+
+def absent(probes: Sequence[Probe], split: str) -> list[str]:
+    """Name the classes of each probe that were not scored."""
+    return [
+        f"{probe.task}: not scored, because absent from {split}: {', '.join(names)}."
+        for probe in probes
+        if (names := probe.about["absent_classes"])
+    ]
 
 
 def _cell(probe: Probe) -> str:
@@ -73,7 +93,7 @@ def percent(figure: Figure) -> str:
     return f"{100 * figure.value:.1f} [{100 * figure.low:.1f}, {100 * figure.high:.1f}]"
 
 
-def _published(tasks: Sequence[str]) -> list[list[str]]:
+def published(tasks: Sequence[str]) -> list[list[str]]:
     """Return header and rows; empty if nothing was published on these tasks."""
     shared = [(task, metrics) for task, metrics in COLUMNS.items() if task in tasks]
     if not shared:

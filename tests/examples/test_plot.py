@@ -2,16 +2,18 @@
 
 import importlib
 import logging
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from fairseq.logging.progress_bar import JsonProgressBar
 
+from music_ssl_fairseq.report.training import draw_health
 from tests import EXAMPLES
 
 pytest.importorskip("matplotlib")
+
+TRAIN_VALID = ("train", "valid")
 
 
 @pytest.fixture(scope="module")
@@ -105,42 +107,68 @@ def test_table(plot, write_log, tmp_path):
         "3",
         "5.000 → 3.000",
         "3.250",
-        "masked accuracy 0.300, commonest unit 0.050",
+        "masked accuracy 0.300, most frequent unit 0.050",
         "5",  # median of the intervals after the first: 4 and 6 seconds of audio a second
     ]
     assert first.endswith(f"| {folder}/checkpoints/checkpoint_last.pt |")
     assert "std. of targets 0.700, of predictions 0.200" in second
 
 
-def test_command_line_draws(write_log, tmp_path):
+@pytest.fixture
+def command(plot, monkeypatch):
+    """Call the program with these arguments."""
+
+    def run(*arguments: object) -> None:
+        monkeypatch.setattr(sys, "argv", ["plot_training.py", *map(str, arguments)])
+        plot.main()
+
+    return run
+
+
+def test_command_line_draws(command, write_log, tmp_path, capsys):
     run = write_log(tmp_path / "run", [("train_inner", hubert(u, 6 - u)) for u in (1, 2, 3)])
-    command = [sys.executable, str(EXAMPLES / "plot_training.py"), str(run), "--table"]
-    out = tmp_path / "curves.png"
-    done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, check=True)
-    assert out.read_bytes().startswith(b"\x89PNG")
-    assert "| run | 3 | 5.000 → 3.000 |" in done.stdout
+    command(run, "--table", "--out", tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "| run | 3 | 5.000 → 3.000 |" in capsys.readouterr().out
 
 
-def test_draws_each_health_curve(plot, write_log, tmp_path):
+def two_sets(update: int, loss: float) -> dict:
+    stats = {"loss_m": loss, "num_updates": update}
+    for name in ("_0", "_1"):
+        stats |= {f"accuracy_m{name}": 0.1, f"majority_m{name}": 0.05, f"perplexity_pred{name}": 9}
+    return stats
+
+
+@pytest.mark.parametrize(
+    ("stats", "labels"),
+    [
+        (hubert(1, 5), ["train", "valid", *(f"most frequent unit ({s})" for s in TRAIN_VALID)]),
+        (
+            {"loss": 2.0, "target_var": 0.7, "pred_var": 0.2, "num_updates": 5},
+            ["targets", "predictions", "targets (valid)", "predictions (valid)"],
+        ),
+        (
+            two_sets(1, 5),
+            [
+                f"{name} of label set {i}"
+                for i in (0, 1)
+                for name in (*TRAIN_VALID, *(f"most frequent unit ({s})" for s in TRAIN_VALID))
+            ],
+        ),
+    ],
+)
+def test_each_health_curve_has_the_baseline_of_its_split(plot, write_log, tmp_path, stats, labels):
     import matplotlib.figure
 
-    variances = {"loss": 2.0, "target_var": 0.7, "pred_var": 0.2, "num_updates": 5}
-    for stats, labels in (
-        (hubert(1, 5), ["train", "commonest unit (train)"]),
-        (variances, ["targets", "predictions"]),
-    ):
-        curves = plot.read_log(write_log(tmp_path / labels[0], [("train_inner", stats)]))
-        axes = matplotlib.figure.Figure().subplots()
-        plot.draw_health(axes, curves)
-        assert [line.get_label() for line in axes.lines] == labels
+    curves = plot.read_log(write_log(tmp_path, [("train_inner", stats), ("valid", stats)]))
+    axes = matplotlib.figure.Figure().subplots()
+    draw_health(axes, curves)
+    assert [line.get_label() for line in axes.lines] == labels
 
 
 @pytest.mark.parametrize("text", [None, "no statistics\n"])
-def test_a_folder_without_curves_is_one_clear_line(tmp_path, text):
+def test_a_folder_without_curves_is_one_clear_line(command, tmp_path, text):
     if text is not None:
         (tmp_path / "hydra_train.log").write_text(text)
-    command = [sys.executable, str(EXAMPLES / "plot_training.py"), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"error: {tmp_path}/hydra_train.log: ")
-    assert done.stderr.count("\n") == 1
+    with pytest.raises(SystemExit, match=rf"^error: {tmp_path}/hydra_train\.log: [^\n]*$"):
+        command(tmp_path)

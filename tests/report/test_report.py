@@ -144,7 +144,7 @@ def test_tables_of_models_and_tasks(tmp_path):
     leave_probe(tmp_path / "runs/a", "multi-class", "gtzan-genre", "first")
     leave_probe(tmp_path / "runs/b", "regression", "emomusic", "first")
     leave_probe(tmp_path / "runs/c", "multi-class", "gtzan-genre", "second", window=30)
-    text = run([tmp_path / "runs"], tmp_path / "out", resamples=50)
+    text = run([tmp_path / "runs"], tmp_path / "out", resamples=50, no_plot=True)
     lines = text.splitlines()
     assert "| model | gtzan-genre: accuracy | emomusic: r2_valence / r2_arousal |" in lines
     assert any(line.startswith("| second, 30 s | ") for line in lines)
@@ -164,7 +164,48 @@ def test_tables_of_models_and_tasks(tmp_path):
     published = [row for row in rows if row["source"] in sources]
     assert len(published) == len(rows) - len(measured) == 3 * len(PUBLISHED)
     assert {row["task"] for row in published} == {"gtzan-genre", "emomusic"}
-    assert (tmp_path / "out/layers.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_page_in_a_browser(tmp_path, browser):
+    """It loads without a complaint, shows every figure, and its table sorts by numbers."""
+    for folder, kind, name, model in (
+        ("a", "multi-class", "gtzan-genre", "first"),
+        ("b", "regression", "emomusic", "second <&>"),
+        ("c", "multi-class", "gtzan-genre", "third"),
+    ):
+        leave_probe(tmp_path / "runs" / folder, kind, name, model)
+    found = predictions("multi-class")
+    found.outputs[:] = np.eye(3)[found.targets]
+    about = json.loads((tmp_path / "runs/c/probe.json").read_text())
+    right = evaluate(task("multi-class"), found)
+    write_scores(tmp_path / "runs/c", "test", about, right, found)
+    stats = '{"loss_m": "5", "accuracy_m": "0.1", "majority_m": "0.05", "num_updates": "1"}'
+    for name in ("c", "pretraining", "aborted"):
+        (tmp_path / "runs" / name).mkdir(exist_ok=True)
+        log = f"[t][train_inner][INFO] - {stats}\n" if name != "aborted" else ""
+        (tmp_path / "runs" / name / "hydra_train.log").write_text(log)
+    run([tmp_path / "runs"], tmp_path / "out", resamples=9)
+    browser.open(tmp_path / "out/report.html")
+    rows = "[...document.querySelector('table').tBodies[0].rows]"
+    models = f"{rows}.map(row => row.cells[0].textContent)"
+    head = "document.querySelector('thead th:nth-child(2)')"
+    assert browser.run(f"{head}.textContent") == "gtzan-genre: accuracy"
+    browser.run(f"{head}.firstChild.click()")
+    assert browser.run(models) == ["third", "first", "second <&>"]
+    browser.run(f"{head}.firstChild.click()")
+    assert browser.run(models) == ["first", "third", "second <&>"]
+    assert browser.run(f"{head}.getAttribute('aria-sort')") == "ascending"
+    best = "[...document.querySelectorAll('td.best')].map(cell => cell.firstChild.textContent)"
+    assert "100.0" in browser.run(best)
+    assert browser.run("document.querySelectorAll('#to-training figure').length") == 1
+    labels = browser.run("[...document.querySelectorAll('figure svg')].map(svg => svg.ariaLabel)")
+    assert [label.split(" of ")[0].split(" on ")[0] for label in labels] == [
+        *("scores", "validation score by layer", "heat map", "training")
+    ]
+    texts = browser.run("[...document.querySelectorAll('figure svg text')].map(t => t.textContent)")
+    for text in ("accuracy, %", "points below the best layer of any model on the task", "updates"):
+        assert text in texts
+    assert browser.complaints == []
 
 
 def test_probes_of_one_name_are_told_apart(tmp_path):
@@ -179,7 +220,7 @@ def test_tasks_of_one_name_are_told_apart(tmp_path):
     leave_probe(tmp_path / "a", "multi-class", "custom", "first")
     leave_probe(tmp_path / "b", "regression", "custom", "first")
     leave_probe(tmp_path / "c", "multi-class", "custom", "second")
-    text = run([tmp_path], tmp_path / "out", resamples=9)
+    text = run([tmp_path], tmp_path / "out", resamples=9, no_plot=True)
     header = "| model | custom (multi-class): accuracy | custom (regression): r2_valence / "
     assert header + "r2_arousal |" in text.splitlines()
     # The same kind and classes, but other files, and then other labels of the same files.
@@ -190,7 +231,7 @@ def test_tasks_of_one_name_are_told_apart(tmp_path):
         about = json.loads((tmp_path / folder / "probe.json").read_text())
         scores = evaluate(task("multi-class"), found)
         write_scores(tmp_path / folder, "test", about, scores, found)
-    run([tmp_path], tmp_path / "out", resamples=9)
+    run([tmp_path], tmp_path / "out", resamples=9, no_plot=True)
     with (tmp_path / "out/report.csv").open() as file:
         tasks = {row["folder"][-1]: row["task"] for row in csv.DictReader(file)}
     assert tasks["a"] == tasks["c"]
@@ -203,7 +244,7 @@ def test_a_figure_that_is_not_defined(tmp_path):
     found.outputs[3] = np.nan
     about = json.loads((tmp_path / "a/probe.json").read_text())
     write_scores(tmp_path / "a", "test", about, evaluate(task("multi-label"), found), found)
-    text = run([tmp_path], tmp_path / "out", resamples=9)
+    text = run([tmp_path], tmp_path / "out", resamples=9, no_plot=True)
     assert "| x | not defined / not defined, layer 2 |" in text.splitlines()
     with (tmp_path / "out/report.csv").open() as file:
         assert [row["value"] for row in csv.DictReader(file) if row["model"] == "x"] == ["", ""]

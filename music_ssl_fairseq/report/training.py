@@ -1,0 +1,208 @@
+"""Read the log of a training that fairseq wrote, and draw its curves.
+
+Needs `common.log_format: json`, which the configs of this repository set.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.pages.figures import BLUE, COLOURS, GREY, VERMILION, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# hydra's `[date][train_inner][INFO] - {...}`, and `date | INFO | train_inner | {...}` elsewhere.
+LOG = "hydra_train.log"
+_LOG_LINE = re.compile(
+    r"(?:\]\[|\| )(train_inner|train|valid\w*)(?:\]\[INFO\] - | \| )(\{.*\})\s*$"
+)
+
+Points = dict[int, dict[str, float]]
+"""What was logged at each number of updates."""
+
+
+@dataclass
+class Curves:
+    """One run's log. After a resume the later of two lines for the same update counts."""
+
+    folder: Path
+    train: Points
+    valid: Points
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.folder.resolve().name
+
+
+def read_log(folder: Path) -> Curves:
+    """Read `hydra_train.log` of a run's folder.
+
+    Raises:
+        InputError: if there is none, or it holds no training statistics in JSON.
+    """
+    file = folder / LOG
+    if not file.is_file():
+        raise InputError(f"{file}: no such log; name the run's folder, its hydra.run.dir")
+    found: dict[str, Points] = {"train_inner": {}, "train": {}, "valid": {}}
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if match := _LOG_LINE.search(line):
+                tag, stats = match[1], numbers(match[2], match[1])
+                points = found["valid" if tag.startswith("valid") else tag]
+                if "num_updates" in stats:
+                    points[int(stats["num_updates"])] = stats
+    # A run shorter than `log_interval` has the line at the end of the epoch only.
+    train = found["train_inner"] or found["train"]
+    if not train:
+        raise InputError(
+            f"{file}: holds no training statistics in JSON; train with common.log_format=json, "
+            "for at least common.log_interval updates"
+        )
+    return Curves(folder, dict(sorted(train.items())), dict(sorted(found["valid"].items())))
+
+
+def numbers(text: str, tag: str) -> dict[str, float]:
+    """Return the numbers of one logged object, without fairseq's `valid_` before names."""
+    return {
+        key.removeprefix(f"{tag}_"): number
+        for key, value in json.loads(text).items()
+        if (number := as_number(value)) is not None
+    }
+
+
+def as_number(value: object) -> float | None:
+    """Return a logged value as a number: fairseq logs text, and now and then a list."""
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+
+
+def series(points: Points, key: str) -> tuple[list[int], list[float]]:
+    """Return updates and values of one key, where it was logged."""
+    pairs = [(update, stats[key]) for update, stats in points.items() if key in stats]
+    return [update for update, _ in pairs], [value for _, value in pairs]
+
+
+def line(axes: "Axes", points: Points, key: str, label: str, colour: str, style: str = "-") -> None:
+    """Draw one key against updates, if it was logged."""
+    updates, values = series(points, key)
+    if updates:
+        marker = "o" if len(updates) < 25 else None
+        axes.plot(updates, values, style, color=colour, label=label, marker=marker, markersize=3.5)
+
+
+def loss_key(curves: Curves) -> str:
+    """Return the loss that runs can be compared by.
+
+    musicHuBERT's `loss` holds a penalty on the features as well, `loss_m` does not.
+    """
+    return "loss_m" if series(curves.train, "loss_m")[1] else "loss"
+
+
+def draw_loss(axes: "Axes", curves: Curves) -> None:
+    """Draw the loss of both splits."""
+    key = loss_key(curves)
+    axes.set_ylabel("loss, bits per masked frame" if key == "loss_m" else "loss per masked frame")
+    line(axes, curves.train, key, "train", BLUE)
+    line(axes, curves.valid, key, "valid", VERMILION, "--")
+
+
+def label_sets(curves: Curves) -> list[str]:
+    """List the suffixes of musicHuBERT's statistics: "" for one label set, else "_0", "_1", ..."""
+    names = (name for stats in curves.train.values() for name in stats)
+    found = dict.fromkeys(n.removeprefix("accuracy_m") for n in names if n.startswith("accuracy_m"))
+    return list(found)
+
+
+def draw_health(axes: "Axes", curves: Curves) -> None:
+    """Draw what shows a collapse: accuracy with its baseline, or spread with zero."""
+    sets = label_sets(curves)
+    for number, name in enumerate(sets):
+        axes.set_ylabel("accuracy on masked frames")
+        of = f" of label set {name[1:]}" if name else ""
+        colour, other = COLOURS[2 * number % 8], COLOURS[(2 * number + 1) % 8]
+        line(axes, curves.train, f"accuracy_m{name}", f"train{of}", colour)
+        line(axes, curves.valid, f"accuracy_m{name}", f"valid{of}", other, "--")
+        # Guessing the most frequent unit; its share differs between the splits.
+        majority = f"majority_m{name}"
+        line(axes, curves.train, majority, f"most frequent unit (train){of}", colour, ":")
+        line(axes, curves.valid, majority, f"most frequent unit (valid){of}", other, ":")
+    if not sets:
+        axes.set_ylabel("standard deviation over frames")
+        line(axes, curves.train, "target_var", "targets", BLUE)
+        line(axes, curves.train, "pred_var", "predictions", VERMILION, "--")
+        line(axes, curves.valid, "target_var", "targets (valid)", GREY)
+        # Without dropout's noise: what the model itself tells apart.
+        line(axes, curves.valid, "pred_var", "predictions (valid)", GREY, ":")
+    axes.set_ylim(bottom=0)
+
+
+def draw_content(axes: "Axes", curves: Curves) -> None:
+    """Draw how many units the predictions name, or how much they know of the music."""
+    sets = label_sets(curves)
+    for number, name in enumerate(sets):
+        axes.set_ylabel("units in use (perplexity)")
+        of = f" of label set {name[1:]}" if name else ""
+        colour, other = COLOURS[2 * number % 8], COLOURS[(2 * number + 1) % 8]
+        line(axes, curves.train, f"perplexity_pred{name}", f"predictions{of}", colour)
+        line(axes, curves.valid, f"perplexity_pred{name}", f"predictions (valid){of}", other, "--")
+        line(axes, curves.train, f"perplexity_target{name}", f"labels{of}", colour, ":")
+        line(axes, curves.valid, f"perplexity_target{name}", f"labels (valid){of}", other, ":")
+    if not sets:
+        axes.set_ylabel("share of the squared error")
+        line(axes, curves.train, "pred_music", "saved by knowing the crop", BLUE)
+        line(axes, curves.valid, "pred_music", "the same (valid)", VERMILION, "--")
+        line(axes, curves.train, "target_position", "of targets, due to position", GREY, ":")
+        line(axes, curves.valid, "target_position", "the same (valid)", GREY, "-.")
+    axes.set_ylim(bottom=0)
+
+
+def draw_learning_rate(axes: "Axes", curves: Curves) -> None:
+    """Draw the learning rate."""
+    axes.set_ylabel("learning rate")
+    axes.set_xlabel("updates")
+    line(axes, curves.train, "lr", "lr", BLUE)
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+
+
+def draw(runs: Sequence[Curves]) -> "Figure":
+    """Draw runs side by side: loss, health, content and learning rate against updates."""
+    figure = new_figure(1 + 4.5 * len(runs), 9.5)
+    rows = {draw_loss: 3, draw_health: 3, draw_content: 3, draw_learning_rate: 1.5}
+    panels = figure.subplots(
+        len(rows), len(runs), sharex="col", squeeze=False, height_ratios=[*rows.values()]
+    )
+    for column, curves in enumerate(runs):
+        panels[0, column].set_title(curves.name, size=10)
+        for row, panel in enumerate(rows):
+            axes = panels[row, column]
+            panel(axes, curves)
+            axes.grid(alpha=0.3)
+            if panel is not draw_learning_rate and axes.lines:
+                axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def find_runs(folders: Iterable[Path]) -> list[Curves]:
+    """Read the logs of pre-training below the folders, in the order of paths.
+
+    Those without statistics are left out, and probes, whose heads are trained by the hundred.
+    """
+    found = []
+    for folder in folders:
+        for file in sorted(folder.rglob(LOG)):
+            if (file.parent / "probe.json").exists():
+                continue
+            try:
+                found.append(read_log(file.parent))
+            except InputError:  # no JSON, or nothing logged yet
+                continue
+    return found
