@@ -1,14 +1,17 @@
 """A finished row as one small JSON file, its log, and the draws that paired differences need."""
 
 import gzip
+import importlib
 import json
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from music_ssl_fairseq.data.identity import Identity, differences
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.report import bootstrap
 from music_ssl_fairseq.report.gather import find, layer_curve, predictions_of
@@ -21,12 +24,41 @@ _KEPT = ("loss", "accuracy", "majority", "perplexity", "pred_", "target_")
 PACKAGES = ("music_ssl_fairseq", "torch", "torchaudio", "numpy", "ve-fairseq", "fairseq-fixed")
 
 
-def is_done(results: Path, row_id: str, digest: str) -> bool:
-    """Return whether the row's JSON is there, of the same settings."""
-    try:
-        return read_object(results / f"{row_id}.json").get("digest") == digest
-    except InputError:  # missing or damaged
+def is_done(results: Path, row_id: str, made_of: dict[str, Any]) -> bool:
+    """Return whether the row's JSON is there.
+
+    Raises:
+        InputError: if it is damaged, or of other settings or data.
+    """
+    file = results / f"{row_id}.json"
+    if not file.exists():
         return False
+    about = read_object(file, "remove it, and run again")
+    then = {**about.get("made_of", {}), "row": {key: about.get(key) for key in made_of["row"]}}
+    if changed := differences(_flat(made_of), _flat(then)):
+        raise InputError(
+            f"{file}: of other settings or data: {changed}; give another --results, or remove it"
+        )
+    return True
+
+
+def _flat(values: dict[str, Any], before: str = "") -> Identity:
+    found: Identity = {}
+    for key, value in values.items():
+        inside = isinstance(value, dict)
+        found |= _flat(value, f"{before}{key}.") if inside else {before + key: json.dumps(value)}
+    return found
+
+
+def rates(results: Path, device: str) -> dict[str, float]:
+    """Audio-seconds per second of a GPU, by family, of the rows trained on this kind of device."""
+    found: dict[str, list[float]] = {}
+    for file in sorted(results.glob("*-s*.json")):
+        about = read_object(file)
+        if about.get("gpu_seconds") and about.get("device") == device:
+            rate = about["audio_seconds"] / about["gpu_seconds"]
+            found.setdefault(about["family"], []).append(rate)
+    return {family: float(np.median(values)) for family, values in found.items()}
 
 
 def write(
@@ -58,12 +90,8 @@ def scores(probes: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     Draws are the metric of the split and of each resample, `[1 + RESAMPLES]` float32. Rows that
     were scored on the same clips have the same resamples, so draws may be subtracted.
     """
-    sys.path.insert(0, str(EXAMPLES / "open_tasks"))
-    try:
-        from tasks import TASKS, unit
-    finally:
-        sys.path.remove(str(EXAMPLES / "open_tasks"))
-    metrics = {task.name: task.metric for task in TASKS}
+    tasks, unit = open_tasks()
+    metrics = {task.name: task.metric for task in tasks}
     found: dict[str, Any] = {}
     draws: dict[str, np.ndarray] = {}
     for probe in find([probes], "test", RESAMPLES, SEED, unit):
@@ -84,17 +112,27 @@ def scores(probes: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return found, draws
 
 
+def open_tasks() -> tuple[Any, Any]:
+    """The judge's tasks, and the function from a clip's name to what it is a part of."""
+    return _from_examples("tasks", "open_tasks", ("TASKS", "unit"))
+
+
+def _from_examples(module: str, folder: str, names: Sequence[str]) -> tuple[Any, ...]:
+    sys.path.insert(0, str(EXAMPLES / folder))
+    try:
+        found = importlib.import_module(module)
+    finally:
+        sys.path.remove(str(EXAMPLES / folder))
+    return tuple(getattr(found, name) for name in names)
+
+
 def _number(value: float | None) -> float | None:
     return round(float(value), 5) if value is not None and np.isfinite(value) else None
 
 
 def curves(run: Path) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     """Points of training, at most POINTS evenly chosen, and all validations."""
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        from plot_training import read_log
-    finally:
-        sys.path.remove(str(EXAMPLES))
+    (read_log,) = _from_examples("plot_training", ".", ("read_log",))
     log = read_log(run)
     updates = list(log.train)
     chosen = sorted({updates[round(i)] for i in np.linspace(0, len(updates) - 1, POINTS)})

@@ -1,5 +1,6 @@
 """The study's table of rows: what each is, what it needs, and its digest."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from music_ssl_fairseq.errors import InputError
 
@@ -32,7 +34,8 @@ class Row:
 
     Attributes:
         encoder: a front end, for a floor.
-        random: the row whose encoder to judge with random weights.
+        random: the row whose encoder to judge with random weights. One update of it makes a
+            checkpoint of the same shape.
         overrides: settings by their dotted names, in the order of the command.
         init: the row whose weights to start from.
     """
@@ -53,8 +56,15 @@ class Row:
     def id(self) -> str:
         return f"{self.name}-s{self.seed}"
 
+    @property
+    def trained(self) -> bool:
+        """Whether what it has learned is judged."""
+        return bool(self.family) and not self.random
+
     def updates(self) -> int:
         """Updates that take `audio_seconds` of crops."""
+        if self.random:
+            return 1
         values = settings(self.family, self.config)
         batch = self.overrides.get("dataset.batch_size", values.dataset.batch_size)
         crop = self.overrides.get("task.crop_seconds", values.task.crop_seconds)
@@ -75,25 +85,44 @@ class Table:
         found = [row for row in self.rows if row.name == name]
         return next((row for row in found if row.seed == seed), found[0])
 
+    def source_of(self, labels: str) -> Row | None:
+        """The row whose features a label set is made of: its first seed, for all seeds."""
+        name = self.labels[labels].get("checkpoint")
+        return self.row(name, 0) if name else None
+
     def needs(self, row: Row) -> list[Row]:
         """Rows whose checkpoints this one takes."""
-        names = [(name, row.seed) for name in (row.init, row.random) if name]
-        deep = [self.labels[name].get("checkpoint") for name in row.labels]
-        names += [(name, 0) for name in deep if name]  # one label set for all seeds
-        return [self.row(*one) for one in names]
+        deep = [source for name in row.labels if (source := self.source_of(name))]
+        return [*([self.row(row.init, row.seed)] if row.init else []), *deep]
 
-    def digest(self, row: Row, *more: Any) -> str:
-        """Digest of all that decides a row: settings, configuration, labels, other rows."""
-        parts = [
-            asdict(row),
-            [self.labels[name] for name in row.labels],
-            OmegaConf.to_container(settings(row.family, row.config)) if row.family else None,
-            [self.digest(other, *more) for other in self.needs(row)],
-            more,
-        ]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    def ancestors(self, row: Row) -> list[Row]:
+        """Rows that it needs, and those that they need, which come first."""
+        direct = self.needs(row)
+        return [*(x for other in direct for x in self.ancestors(other)), *direct]
+
+    def made_of(self, row: Row, data: Mapping[str, str]) -> dict[str, Any]:
+        """Say what decides a row's weights: settings, labels, corpora, and rows before it.
+
+        Args:
+            data: digest of each corpus.
+        """
+        configuration = settings(row.family, row.config) if row.family else {}
+        return {
+            "row": asdict(row),
+            "configuration": OmegaConf.to_container(OmegaConf.create(configuration)),
+            "labels": {name: self.labels[name] for name in row.labels},
+            "data": {row.corpus: data[row.corpus]} if row.corpus else {},
+            "before": {x.id: digest(self.made_of(x, data)) for x in self.needs(row)},
+        }
 
 
+def digest(value: Any) -> str:
+    """Digest of anything that JSON can hold."""
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+@functools.cache
 def settings(family: str, config: str) -> Any:
     """Merge a configuration of examples/ with those that it builds on, as hydra does."""
     found = OmegaConf.load(EXAMPLES / family / f"{config}.yaml")
@@ -104,40 +133,43 @@ def settings(family: str, config: str) -> Any:
     return OmegaConf.merge(merged, found)
 
 
-def read(file: Path, miniature: bool = False) -> Table:
+def read(file: Path, miniature: bool = False, audio_seconds: int | None = None) -> Table:
     """Read the table.
 
     Args:
         miniature: tiny models, a few updates and one seed per row.
+        audio_seconds: of every row, instead of the table's.
 
     Raises:
         InputError: if a row has an unknown field, configuration, label set or row.
     """
-    found = OmegaConf.to_container(OmegaConf.load(file))
-    assert isinstance(found, dict)
-    labels, rows, families = found["labels"], found["rows"], found["families"]
+    try:
+        found: Any = OmegaConf.to_container(OmegaConf.load(file))
+        defaults, labels, rows = found["defaults"], found["labels"], found["rows"]
+        families = found["families"]
+    except (YAMLError, KeyError, TypeError) as error:
+        raise InputError(f"{file}: no table of rows ({error}); see rows.yaml") from None
     made: list[Row] = []
     for name, values in rows.items():
         _check(file, name, values, rows, labels, families)
-        values = {**found["defaults"], **values}
-        seeds, audio_seconds = values.pop("seeds"), values.pop("audio_seconds")
+        random = values.get("random", "")
+        values = {**defaults, **(rows[random] if random else values)}
         if "family" not in values:
-            made.append(
-                Row(name, 1, encoder=values.get("encoder", ""), random=values.get("random", ""))
-            )
+            made.append(Row(name, 1, encoder=values["encoder"]))
             continue
+        seeds, seconds = values.pop("seeds"), audio_seconds or values.pop("audio_seconds")
+        values = {key: value for key, value in values.items() if key != "audio_seconds"}
         family = families[values["family"]]
         values["config"] = values.get("config", family["config"])
-        overrides = {**family["overrides"], **values.pop("overrides", {})}
+        values["overrides"] = {**family["overrides"], **values.get("overrides", {})}
         if miniature:
-            seeds, audio_seconds, overrides = (
-                seeds[:1],
-                TINY_AUDIO_SECONDS,
-                _tiny(values, overrides),
-            )
+            seconds = audio_seconds or TINY_AUDIO_SECONDS
+            values["overrides"] = _tiny(values, values["overrides"])
+        if random:
+            values |= {"random": random, "init": ""}
         made += [
-            Row(name=name, seed=seed, audio_seconds=audio_seconds, overrides=overrides, **values)
-            for seed in seeds
+            Row(name=name, seed=seed, audio_seconds=0 if random else seconds, **values)
+            for seed in (seeds[:1] if miniature or random else seeds)
         ]
     if miniature:
         labels = {name: {**one, "k": TINY_CLUSTERS} for name, one in labels.items()}
@@ -149,9 +181,16 @@ def _check(
 ) -> None:
     if unknown := set(values) - FIELDS:
         raise InputError(f"{file}: row {name}: no field {sorted(unknown)[0]!r}")
+    if not {"family", "encoder", "random"} & set(values):
+        raise InputError(f"{file}: row {name}: needs `family`, `encoder` or `random`")
+    sources = [
+        labels[x]["checkpoint"]
+        for x in values.get("labels", [])
+        if x in labels and "checkpoint" in labels[x]
+    ]
     for kind, known, used in (
         ("label set", labels, values.get("labels", [])),
-        ("row", rows, [values[key] for key in ("init", "random") if key in values]),
+        ("row", rows, [*(values[key] for key in ("init", "random") if key in values), *sources]),
         ("family", families, [values["family"]] if "family" in values else []),
     ):
         for one in used:

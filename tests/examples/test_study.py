@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,13 +26,15 @@ rows:
   first: {family: music_hubert, labels: [mfcc], seeds: [1, 2]}
   third: {family: music2vec, init: first}
   floor: {encoder: mfcc}
+  still: {random: first}
 """
+OTHERS = ("floor", "second", "still", "third")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def modules():
     """The folder's modules, as its scripts import them; nothing of them is left behind."""
-    names = ("rows", "results", "study", "corpus")
+    names = ("rows", "results", "places", "processes", "steps", "schedule", "study", "corpus")
     sys.path.insert(0, str(FOLDER))
     yield {name: importlib.import_module(name) for name in names}
     sys.path.remove(str(FOLDER))
@@ -47,46 +50,55 @@ def made(modules, tmp_path, monkeypatch):
     """
     monkeypatch.chdir(tmp_path)
     Path("rows.yaml").write_text(TRAINED)
-    module = modules["study"]
     Path("music").mkdir()
+    Path("judge").mkdir()
+    for task in ",".join(modules["places"].TASK_GROUPS).split(","):
+        Path("judge", f"{task}.csv").touch()
 
-    def judge(study, row, _gpu):
-        study.said.append(f"judge {row.id}")
-        study.options.results.mkdir(exist_ok=True)
-        about = {"digest": study.digests[row.id]}
-        (study.options.results / f"{row.id}.json").write_text(json.dumps(about))
+    def judge(steps, row, _gpu):
+        steps.said.append(f"judge {row.id}")
+        steps.places.results.mkdir(exist_ok=True)
+        made_of = steps.places.made_of(row)
+        about = {**made_of.pop("row"), "made_of": made_of}
+        (steps.places.results / f"{row.id}.json").write_text(json.dumps(about))
+        return True
 
-    monkeypatch.setattr(module.Study, "judge", judge)
+    monkeypatch.setattr(modules["steps"].Steps, "judge", judge)
 
-    def make(work="work", **options):
+    def make(work="work", names=(), audio_seconds=None, broken=(), **options):
         def call(command, log, _environment):
             said.append(log.stem)
+            if log.stem in broken:
+                log.parent.mkdir(exist_ok=True)
+                log.write_text("no room\n")
+                return 1
             if "manifests_tools" in command:
                 for split in ("train", "valid"):
                     file = Path(work, "manifests/music", f"{split}.tsv")
                     file.parent.mkdir(parents=True, exist_ok=True)
-                    file.write_text("root\na.flac\t16000\n")
-            elif log.stem in broken:
-                return 1
-            elif log.stem.endswith(("-s1", "-s2")):
-                file = Path(work, "runs", log.stem, "checkpoints/checkpoint_last.pt")
+                    file.write_text(f"{Path('music').resolve()}\na.flac\t16000\n")
+            elif log.stem.startswith("labels"):
+                Path(command[command.index("--labels") + 1]).mkdir(parents=True)
+            elif folder := [x for x in command if x.startswith("hydra.run.dir")]:
+                file = Path(folder[0].partition("=")[2], "checkpoints/checkpoint_last.pt")
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.touch()
             return 0
 
-        said, broken = [], options.pop("broken", ())
-        fixed = {"work": Path(work), "results": Path("results"), "judge": Path("judge")}
-        fixed |= {"corpora": {"music": Path("music")}, "table": Path("rows.yaml"), **options}
-        study = module.Study(module.Options(**fixed), call)
-        study.said = said
-        return study
+        said = []
+        table = modules["rows"].read(Path("rows.yaml"), False, audio_seconds)
+        folders = Path(work), Path("results"), Path("judge"), {"music": Path("music")}
+        steps = modules["steps"].Steps(modules["places"].Places(table, *folders), call=call)
+        steps.said = said
+        study = modules["schedule"].Study(steps, **options)
+        return lambda: study.run(study.wanted(names)), said
 
     return make
 
 
 def test_the_table_names_at_least_twenty_trained_rows_of_equal_audio(modules):
     table = modules["rows"].read(FOLDER / "rows.yaml")
-    trained = [row for row in table.rows if row.family]
+    trained = [row for row in table.rows if row.trained]
     assert len({row.name for row in trained}) >= 20
     assert {row.audio_seconds for row in trained} == {4_000_000}
     by_name = {row.name: row for row in trained}
@@ -96,49 +108,83 @@ def test_the_table_names_at_least_twenty_trained_rows_of_equal_audio(modules):
 
 
 def test_digests_follow_settings_and_rows_before(modules, tmp_path):
-    read, file = modules["rows"].read, tmp_path / "rows.yaml"
+    rows, file = modules["rows"], tmp_path / "rows.yaml"
+
+    def digests():
+        table = rows.read(file)
+        return {row.id: rows.digest(table.made_of(row, {"music": "m"})) for row in table.rows}
+
     file.write_text(TRAINED)
-    before = {row.id: read(file).digest(row) for row in read(file).rows}
+    before = digests()
     file.write_text(TRAINED.replace("[mfcc], seeds", "[mfcc], audio_seconds: 50, seeds"))
-    after = {row.id: read(file).digest(row) for row in read(file).rows}
-    assert {name for name in before if before[name] == after[name]} == {"floor-s1"}
+    after = digests()
+    assert {name for name in before if before[name] == after[name]} == {"floor-s1", "still-s1"}
 
 
 def test_rows_wait_for_what_they_need_and_are_not_repeated(made):
-    study = made(streams=2)
-    assert study.run()
-    said = study.said
+    run, said = made(streams=2)
+    assert run()
     assert said.index("first-s1") < said.index("labels-music-deep") < said.index("second-s1")
     assert said.index("first-s1") < said.index("third-s1")
     assert sorted(x for x in said if x.startswith("judge")) == [
-        f"judge {name}" for name in ("first-s1", "first-s2", "floor-s1", "second-s1", "third-s1")
+        f"judge {name}-s{seed}"
+        for name, seed in [("first", 1), ("first", 2), *((x, 1) for x in OTHERS)]
     ]
-    again = made()
-    assert again.run()
-    assert again.said == []
+    run, said = made()
+    assert run()
+    assert said == []
 
 
 def test_another_machine_goes_on_with_the_results_alone(made):
-    assert made(names=["first", "floor"]).run()
-    study = made(work="other", names=["first", "third", "floor"])
-    assert study.run()
-    # Its weights are needed, but it has been judged.
-    assert [x for x in study.said if "manifests" not in x and "labels" not in x] == [
-        *("first-s1", "third-s1", "judge third-s1")
+    run, said = made(names=["first", "second", "floor"])
+    assert run()
+    run, said = made(work="other")
+    assert run()
+    # The weights of one row that has been judged are needed again, but not for labels of its layer.
+    assert sorted(x for x in said if "manifests" not in x) == [
+        *("first-s1", "judge still-s1", "judge third-s1", "labels-music-mfcc", "still-s1"),
+        "third-s1",
     ]
+    Path("results", "second-s1.json").unlink()
+    run, said = made(work="yet-another", names=["second"])
+    assert run()
+    assert [x for x in said if "manifests" not in x] == ["second-s1", "judge second-s1"]
+
+
+def test_results_of_other_settings_are_not_overwritten(made):
+    run, _ = made(names=["first"])
+    assert run()
+    before = Path("results/first-s1.json").read_text()
+    run, said = made(names=["first"], audio_seconds=20)
+    with pytest.raises(InputError, match=r"first-s1.json.*row.audio_seconds is 20 and was 40"):
+        run()
+    assert said == []
+    assert Path("results/first-s1.json").read_text() == before
 
 
 def test_what_a_failed_row_should_have_given_is_not_waited_for(made, capsys):
-    study = made(broken=["labels-music-deep"])
-    assert not study.run()
-    assert "left: second-s1" in capsys.readouterr().out
-    assert "judge third-s1" in study.said
+    run, said = made(broken=["labels-music-deep"])
+    assert not run()
+    text = capsys.readouterr().out
+    assert "second-s1: failed: no room (work/logs/labels-music-deep.log)" in text
+    assert "5 of 6 rows are done, 1 are left" in text
+    assert "judge third-s1" in said
 
 
-def test_nothing_starts_that_would_not_end_in_time(made):
-    study = made(time_limit=20, names=["first"])
-    assert not study.run()
-    assert "first-s1" not in study.said
+def test_nothing_starts_that_would_not_end_in_time(made, capsys):
+    run, said = made(time_limit=20, names=["first"])
+    assert not run()
+    assert "first-s1" not in said
+    assert "first-s1: not begun" in capsys.readouterr().out
+
+
+def test_side_by_side_trainings_share_a_gpu(modules, monkeypatch):
+    clock = SimpleNamespace(monotonic=iter([0.0, 4.0, 10.0, 12.0]).__next__)
+    monkeypatch.setattr(modules["processes"], "time", clock)
+    shares = modules["processes"].Shares()
+    with shares.of("0") as first, shares.of("0") as second:
+        pass  # from 4 to 10 side by side
+    assert (first, second) == ([9.0], [3.0])
 
 
 @pytest.mark.parametrize(
@@ -147,6 +193,9 @@ def test_nothing_starts_that_would_not_end_in_time(made):
         ("labels: [mfcc]", "labels: [mfc]", "row first: no label set 'mfc'"),
         ("init: first", "init: fist", "row third: no row 'fist'"),
         ("encoder: mfcc", "encodr: mfcc", "row floor: no field 'encodr'"),
+        ("checkpoint: first", "checkpoint: fist", "row second: no row 'fist'"),
+        ("{encoder: mfcc}", "{corpus: music}", "row floor: needs `family`"),
+        ("labels:", "label:", "no table of rows"),
     ],
 )
 def test_mistakes_in_the_table_are_named(modules, tmp_path, old, new, said):
@@ -199,7 +248,7 @@ def test_results_of_a_row_hold_scores_layers_and_draws(modules, tmp_path, monkey
     arguments = ["mfcc", "--data", str(tmp_path), "--out", str(tmp_path / "judge"), "--cpu"]
     assert judge.main(arguments) == 0
     folder = tmp_path / "results"
-    modules["results"].write(folder, "mfcc-s1", {"digest": "d"}, tmp_path / "judge/full", None)
+    modules["results"].write(folder, "mfcc-s1", {"made_of": {}}, tmp_path / "judge/full", None)
     about = json.loads((folder / "mfcc-s1.json").read_text())
     scored = about["tasks"]["instrument"]
     assert scored["low"] <= scored["value"] <= scored["high"]
@@ -208,7 +257,5 @@ def test_results_of_a_row_hold_scores_layers_and_draws(modules, tmp_path, monkey
     draws = np.load(folder / "mfcc-s1.npz")["instrument"]
     assert len(draws) == 1001
     assert draws[0] == pytest.approx(scored["value"], abs=1e-4)
-    assert modules["results"].is_done(folder, "mfcc-s1", "d")
-    assert not modules["results"].is_done(folder, "mfcc-s1", "e")
     for name in ("judge", "tasks", "table"):
         sys.modules.pop(name, None)

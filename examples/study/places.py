@@ -1,0 +1,110 @@
+"""Where the files of a study are. Names hold a digest of what decides the contents."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import results
+from omegaconf import OmegaConf
+from rows import EXAMPLES, Row, Table, digest
+
+from music_ssl_fairseq.errors import InputError
+
+TASK_GROUPS = (
+    *("key,chord,pitch", "instrument,families,tempo,metre", "beat"),
+    "downbeat,collection,package,speaker",
+)
+"""Tasks of one process of the judge."""
+MINIATURE_TASKS = ("pitch,instrument",)
+
+
+@dataclass
+class Places:
+    """The folders of a study.
+
+    Attributes:
+        judge_data: folder of the open tasks' data.
+        corpora: folder of each corpus.
+        data: digest of each corpus that has been listed.
+    """
+
+    table: Table
+    work: Path
+    results: Path
+    judge_data: Path
+    corpora: dict[str, Path]
+    miniature: bool = False
+    data: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._digests: dict[str, str] = {}
+        self.judge = _judge_digest(self.judge_data, self.task_groups)
+
+    @property
+    def task_groups(self) -> Sequence[str]:
+        return MINIATURE_TASKS if self.miniature else TASK_GROUPS
+
+    def made_of(self, row: Row) -> dict[str, Any]:
+        """What makes a result the same: settings, data and judge."""
+        weights = self.table.made_of(row, self.data)
+        return {**weights, "judge": self.judge, "miniature": self.miniature}
+
+    def is_done(self, row: Row) -> bool:
+        return results.is_done(self.results, row.id, self.made_of(row))
+
+    def run(self, row: Row) -> Path:
+        return self.work / "runs" / f"{row.id}-{self._weights(row)[:6]}"
+
+    def _weights(self, row: Row) -> str:
+        if row.id not in self._digests:
+            self._digests[row.id] = digest(self.table.made_of(row, self.data))
+        return self._digests[row.id]
+
+    def checkpoint(self, row: Row) -> Path:
+        return self.run(row) / "checkpoints" / "checkpoint_last.pt"
+
+    def labels(self, corpus: str, name: str) -> Path:
+        source = self.table.source_of(name)
+        made_of = [self.table.labels[name], self.data[corpus]]
+        made_of += [self._weights(source)] if source else []
+        return self.work / "labels" / f"{corpus}-{name}-{digest(made_of)[:6]}"
+
+    def kept_labels(self, corpus: str, name: str) -> Path:
+        """Labels of a layer, among the results: another machine lacks the checkpoint."""
+        return self.results / "labels" / f"{self.labels(corpus, name).name}.tar.gz"
+
+    def manifests(self, corpus: str) -> Path:
+        return self.work / "manifests" / corpus
+
+    def log(self, name: str) -> Path:
+        return self.work / "logs" / f"{name}.log"
+
+
+def _judge_digest(data: Path, groups: Sequence[str]) -> str:
+    """Digest of the open tasks' lists and of how they are probed.
+
+    Raises:
+        InputError: if the list of a task is not there.
+    """
+    made_of: list[Any] = [OmegaConf.to_container(OmegaConf.load(EXAMPLES / "probing/config.yaml"))]
+    known = {task.name: task for task in results.open_tasks()[0]}
+    for name in ",".join(groups).split(","):
+        file = data / f"{name}.csv"
+        if not file.exists():
+            raise InputError(f"--judge {data}: no {file.name}; make it with examples/open_tasks")
+        made_of += [repr(known[name]), hashlib.sha256(file.read_bytes()).hexdigest()]
+    return digest(made_of)
+
+
+def manifest_digest(folder: Path) -> str:
+    """Digest of tracks' names without suffixes, and lengths: FLAC and Opus copies are alike."""
+    lines = []
+    for split in ("train", "valid"):
+        text = (folder / f"{split}.tsv").read_text("utf-8", "surrogateescape")
+        for line in text.splitlines()[1:]:
+            name, length = line.split("\t")
+            lines.append(f"{split} {os.path.splitext(name)[0]} {length}")
+    return digest(sorted(lines))
