@@ -42,7 +42,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--rows", default="", metavar="A,B", help="only these (default: all)")
     add("--seeds", default="", metavar="1,2", help="only these (default: the table's)")
     add("--audio-seconds", type=int, metavar="N", help="of every row (default: the table's)")
-    add("--streams", type=int, default=1, help="rows side by side per GPU (default: 1)")
+    add("--streams", type=int, help="rows side by side per GPU (default: 1; on a CPU one per core)")
     add("--judges", type=int, help="rows judged side by side (default: one per GPU, at least 2)")
     add("--time-limit", type=float, metavar="SECONDS", help="end by then, with checkpoints")
     add("--workers", type=int, default=available_cpus(), help="processes (default: one per core)")
@@ -62,7 +62,10 @@ def run(arguments: argparse.Namespace) -> bool:
     """Run a study as the command line says; see `Study.run`."""
     gpus = [] if arguments.miniature else visible_gpus()
     judges = max(2, len(gpus)) if arguments.judges is None else arguments.judges
-    given = (arguments.streams, judges, arguments.workers, arguments.audio_seconds or 1)
+    streams = arguments.streams
+    if streams is None:
+        streams = 1 if gpus else min(4, available_cpus())
+    given = (streams, judges, arguments.workers, arguments.audio_seconds or 1)
     if min(given) < 1 or arguments.audio_seconds == 0:
         raise InputError("--streams, --judges, --workers and --audio-seconds must be at least 1")
     try:
@@ -78,10 +81,10 @@ def run(arguments: argparse.Namespace) -> bool:
         {name: folder for name, folder in folders.items() if folder},
         arguments.miniature,
     )
-    side_by_side = max(1, len(gpus)) * arguments.streams
+    side_by_side = max(1, len(gpus)) * streams
     loaders = 0 if arguments.miniature else max(1, min(10, arguments.workers // side_by_side))
     steps = Steps(places, arguments.workers, loaders)
-    study = Study(steps, gpus, arguments.streams, judges, arguments.time_limit)
+    study = Study(steps, gpus, streams, judges, arguments.time_limit)
     rows = study.wanted([name for name in arguments.rows.split(",") if name], seeds)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: study.stop())
