@@ -55,7 +55,7 @@ class Deep:
         self.upstream: Upstream = upstream.load(checkpoint, device)
         (self.layer,) = self.upstream.check_layers([layer])
         self.fingerprint = self.upstream.fingerprint
-        self.upstream.drop_above(layer)
+        self.upstream.drop_above(self.layer)
         self.grid = self.upstream.grid
         self.frame_rate = self.upstream.frame_rate
         self.dimension = self.upstream.dimension

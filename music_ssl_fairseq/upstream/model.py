@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
+from operator import index
 
 import numpy as np
 import torch
@@ -17,8 +17,11 @@ from music_ssl_fairseq.upstream.build import build_encoder
 from music_ssl_fairseq.upstream.contents import Contents, check_sample_rate
 from music_ssl_fairseq.upstream.result import Features
 from music_ssl_fairseq.upstream.statistics import Statistics, measure
-from music_ssl_fairseq.upstream.waveforms import Clip, is_several, mono, named, refuse_unreadable
+from music_ssl_fairseq.upstream.waveforms import Clip, is_several, listed, mono, named, refuse_unreadable
 from music_ssl_fairseq.upstream.windows import Window, Windowing, add_share, sections
+
+
+PRECISIONS = ("auto", "fp32", "bf16")
 
 
 class Upstream(nn.Module):
@@ -50,10 +53,12 @@ class Upstream(nn.Module):
         """Build the encoder and move it to `device`; `precision` as of `upstream.load`.
 
         Raises:
-            InputError: if tensors are missing, left over or of another shape, or the model is of
-                another sample rate.
+            InputError: if tensors are missing, left over or of another shape, the model is of
+                another sample rate, or the precision is none.
         """
         check_sample_rate(contents)
+        if precision not in PRECISIONS:
+            raise InputError(f"precision={precision!r}: expected one of {', '.join(PRECISIONS)}")
         super().__init__()
         self.family = contents.family
         self.path = contents.origin
@@ -63,6 +68,7 @@ class Upstream(nn.Module):
         self.sample_rate = contents.sample_rate
         self.model = build_encoder(contents, precision).requires_grad_(False).to(device)
         self.eval()
+        self._whole = ""  # fingerprint before layers were removed
         self.grid: FrameGrid = self.model.grid
         self.frame_rate = self.sample_rate / self.grid.hop
         self.num_layers = int(self.config["encoder_layers"])
@@ -87,9 +93,11 @@ class Upstream(nn.Module):
         with self.model.autocast(self.device):
             return "bf16" if torch.is_autocast_enabled(self.device.type) else "fp32"
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """Hex SHA-256 of the settings and tensors that decide the features."""
+        if self._whole:
+            return self._whole
         settings = {"normalise": self.normalise, "sample_rate": self.sample_rate, **self.config}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
@@ -104,7 +112,7 @@ class Upstream(nn.Module):
         Arguments and errors are those of `layers`. In training mode dropouts are fairseq's: 0.1 in
         the Transformer.
         """
-        _refuse_nan(waveform)
+        _refuse_bad_samples(waveform)
         tensors = (waveform, *self.parameters())
         needed = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         trained = self.training or needed
@@ -140,7 +148,7 @@ class Upstream(nn.Module):
             InputError: if there are fewer samples than one frame needs, padding is elsewhere, or
                 samples are NaN or infinite.
         """
-        _refuse_nan(waveform)
+        _refuse_bad_samples(waveform)
         return [layer.float() for layer in self.hidden_states(waveform, padding_mask)]
 
     @torch.no_grad()
@@ -180,6 +188,11 @@ class Upstream(nn.Module):
             raise InputError(f"waveform has shape {tuple(waveform.shape)}; expected [B, T]")
         if waveform.size(1) < self.grid.window:
             raise InputError(too_short(waveform.size(1), self.sample_rate, self.grid))
+        if self.model.mask_emb.dtype != torch.float32:
+            raise InputError(
+                f"weights are {self.model.mask_emb.dtype}: keep them in float32, and load the model "
+                "with precision='bf16' for faster arithmetic"
+            )
         waveform = waveform.to(self.device, torch.float32)
         if padding_mask is None:
             return encode(waveform)
@@ -210,7 +223,8 @@ class Upstream(nn.Module):
 
         Args:
             audio: a file; `[T]`, NumPy or torch, nominally in [-1, 1]; `[C, T]` or `[T, C]`, whose
-                channels are averaged; or a list of these, of any lengths.
+                channels are averaged; or several of these, of any lengths, in a list, an iterator,
+                an array or Series of names.
             sample_rate: Hz, of waveforms. Files have their own.
             layers: numbers from 0, or from the end: -1 is the last; all by default. A long track's
                 layers are large: 13 layers of 768 values take 120 MB per minute.
@@ -224,7 +238,7 @@ class Upstream(nn.Module):
             InputError: if a layer does not exist, a file cannot be read, there is too little audio
                 for one frame, or samples are NaN.
         """
-        chosen = self.check_layers(layers)
+        chosen, audio = self.check_layers(layers), listed(audio)
         found = [
             self._features(mono(clip, name, sample_rate, channels), name, chosen, windowing)
             for clip, name in named(audio)
@@ -255,7 +269,7 @@ class Upstream(nn.Module):
         chosen = self.check_layers(
             range(min(1, self.num_layers), self.num_layers + 1) if layers is None else layers
         )
-        clips = named(audio)
+        clips = named(listed(audio))
         refuse_unreadable(clip for clip, _ in clips)
         vectors = np.zeros((len(clips), self.dimension), np.float32)
         for vector, (clip, name) in zip(vectors, clips, strict=True):
@@ -304,6 +318,7 @@ class Upstream(nn.Module):
 
     def drop_above(self, layer: int) -> None:
         """Remove the layers above this one: `layers` then ends with it."""
+        self._whole = self.fingerprint
         encoder = self.model.encoder
         encoder.layers = encoder.layers[:layer]
 
@@ -316,7 +331,10 @@ class Upstream(nn.Module):
         count = self.num_layers + 1
         if layers is None:
             return list(range(count))
-        chosen = [layers] if isinstance(layers, int) else list(layers)
+        try:
+            chosen = [index(n) for n in (layers if isinstance(layers, Iterable) else [layers])]
+        except TypeError:
+            raise InputError(f"layers={layers!r}: expected numbers, such as 6 or [6, -1]") from None
         for layer in chosen:
             if layer not in range(-count, count):
                 raise InputError(
@@ -325,10 +343,16 @@ class Upstream(nn.Module):
                 )
         if not chosen:
             raise InputError("no layer chosen")
-        return [int(layer) % count for layer in chosen]
+        return [layer % count for layer in chosen]
 
 
-def _refuse_nan(waveform: Tensor) -> None:
+def _refuse_bad_samples(waveform: Tensor) -> None:
+    if not isinstance(waveform, Tensor) or not waveform.is_floating_point():
+        found = waveform.dtype if isinstance(waveform, Tensor) else type(waveform).__name__
+        raise InputError(
+            f"waveform is {found}; expected a tensor of floats in [-1, 1], [B, T]: `features` "
+            "takes files and arrays"
+        )
     if not torch.isfinite(waveform).all():
         raise InputError("waveform holds NaN or infinite samples")
 

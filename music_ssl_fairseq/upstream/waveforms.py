@@ -10,12 +10,23 @@ from torch import Tensor
 
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.audio.waveforms import refuse_bad_samples
-from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.errors import AudioError, InputError
 
 Clip = str | os.PathLike | Tensor | np.ndarray | Sequence[float]
 """One piece of audio: a file, or a waveform of one or more channels."""
 
 _MANY_CHANNELS = 64  # more are samples
+
+
+def listed(given: Any) -> Any:
+    """Return the clips of an iterator, or of an array or Series of names or clips, as a list.
+
+    Anything else is returned as it is.
+    """
+    if isinstance(given, (str, bytes, os.PathLike, list, tuple, Tensor)):
+        return given
+    numbers = getattr(getattr(given, "dtype", None), "kind", "O") not in "OUST"
+    return list(given) if isinstance(given, Iterable) and not numbers else given
 
 
 def is_several(given: Clip | Sequence[Clip]) -> TypeGuard[Sequence[Clip]]:
@@ -123,8 +134,16 @@ def refuse_unreadable(clips: Iterable[Clip]) -> None:
     """Refuse files that are missing or no audio, before work that would be lost.
 
     Raises:
-        AudioError: about the first of them.
+        AudioError: about the first of them, with the names of the others.
     """
+    bad = []
     for clip in clips:
         if is_file(clip):
-            audio.probe(clip)
+            try:
+                audio.probe(clip)
+            except AudioError as error:
+                bad.append(error)
+    if bad:
+        others = ", ".join(error.path for error in bad[1:])
+        more = f"; {len(bad) - 1} more cannot be read: {others}" if others else ""
+        raise AudioError(bad[0].path, bad[0].reason + more)

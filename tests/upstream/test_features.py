@@ -107,7 +107,7 @@ def test_features_of_a_short_track_are_its_layers(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("layers", "numbers"), [([3, 1], [3, 1]), (-1, [3]), ([-4, -1], [0, 3]), (range(2), [0, 1])]
+    ("layers", "numbers"), [([3, 1], [3, 1]), (-1, [3]), (np.arange(2), [0, 1]), (np.int64(2), [2])]
 )
 def test_layers_are_numbered_from_either_end(tmp_path, layers, numbers):
     model = upstream(tmp_path)
@@ -204,6 +204,8 @@ ONES = np.ones((16_000, 2))
         (ONES[:, 0], {"sample_rate": 0}, "sample_rate 0: expected a whole number of Hz"),
         (ONES[:, 0], {"sample_rate": 16_000.5}, "sample_rate 16000.5"),
         (ONES[:, 0], {"layers": []}, "no layer chosen"),
+        (ONES[:, 0], {"layers": "all"}, "layers='all': expected numbers"),
+        (ONES[:, 0], {"layers": 1.5}, r"layers=1\.5: expected numbers"),
     ],
 )
 def test_audio_that_is_none_is_refused(tmp_path, audio, options, message):
@@ -224,9 +226,15 @@ def test_batches_that_are_none_are_refused(tmp_path):
             method(torch.zeros(16_000))
         with pytest.raises(InputError, match="NaN"):
             method(nan)
+        with pytest.raises(InputError, match=r"is torch\.int16; expected a tensor of floats"):
+            method(torch.zeros(1, 16_000, dtype=torch.int16))
+    with pytest.raises(InputError, match=r"weights are torch\.float16: keep them in float32"):
+        model.half()(torch.zeros(1, 16_000))
+    with pytest.raises(InputError, match="precision='fp64': expected one of auto, fp32, bf16"):
+        load(model.path, precision="fp64")
 
 
-@pytest.mark.parametrize("layer", [-5, 4, "1", 1.5])
+@pytest.mark.parametrize("layer", [-5, 4])
 def test_a_layer_out_of_range_is_named(tmp_path, layer):
     model = upstream(tmp_path)
     with pytest.raises(InputError, match=rf"x\.pt: has no layer {layer}, only 0 .* to 3"):
@@ -237,6 +245,11 @@ def test_layers_above_can_be_dropped(tmp_path):
     model = upstream(tmp_path)
     expected = model.features(tone(1.0)[:, 0], 16_000, [0, 2]).layers
     fingerprint = model.fingerprint
+    with torch.no_grad():
+        model.model.layer_norm.weight += 1
+    assert model.fingerprint != fingerprint
+    with torch.no_grad():
+        model.model.layer_norm.weight -= 1
     model.drop_above(2)
     assert len(model.layers(torch.zeros(1, 16_000))) == 3
     assert torch.equal(model.features(tone(1.0)[:, 0], 16_000, [0, 2]).layers, expected)

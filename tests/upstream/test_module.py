@@ -109,8 +109,14 @@ def test_embeddings_are_means_of_songs(tmp_path, model):
 def test_a_missing_song_is_named_before_anything_is_computed(tmp_path, model, monkeypatch):
     song = write_tone(tmp_path / "x.wav", 1.0)
     monkeypatch.setattr(type(model), "hidden_states", None)
-    with pytest.raises(InputError, match=r"none\.wav: no such file"):
-        model.embed([song, tmp_path / "none.wav"])
+    missing = [tmp_path / "none.wav", tmp_path / "nor_this.wav"]
+    reason = r"none\.wav: no such file; 1 more cannot be read: .*nor_this\.wav"
+    with pytest.raises(InputError, match=reason):
+        model.embed([song, *missing])
+    with pytest.raises(InputError, match=reason):  # as Path.glob and tables give names
+        model.embed(path for path in missing)
+    with pytest.raises(InputError, match=reason):
+        model.embed(np.array([str(path) for path in missing]))
 
 
 def test_a_name_on_the_hub_needs_its_package(monkeypatch):
