@@ -20,6 +20,7 @@ from mteb.models.model_meta import ModelMeta, ScoringFunction
 
 import music_ssl_fairseq
 from music_ssl_fairseq.cli import exit_status
+from music_ssl_fairseq.compat import torchaudio_models
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.upstream.model import too_short
 
@@ -36,6 +37,7 @@ class Encoder(AbsEncoder):
     """
 
     def __init__(self, checkpoint: str, layer: int | None = None, device: str | None = None):
+        torchaudio_models()  # imported later by transformers, it would refuse torch 2.15
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.encoder = music_ssl_fairseq.load(checkpoint, device)
         self.layer = layer

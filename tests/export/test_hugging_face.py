@@ -410,13 +410,6 @@ def test_a_bert_is_refused(tmp_path):
         load(tmp_path)
 
 
-def test_missing_safetensors_is_named(tmp_path, monkeypatch):
-    theirs("HubertModel").save_pretrained(tmp_path)
-    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with pytest.raises(InputError, match=r"safetensors .*pip install -e '\.\[export\]'"):
-        hugging_face.read(tmp_path)
-
-
 def test_what_transformers_has_no_model_for_is_refused(tmp_path, capsys):
     source = exported.checkpoint(tmp_path / "x.pt", "music2vec", layer_norm_first=True)
     to = str(tmp_path / "out")

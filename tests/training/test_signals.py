@@ -129,6 +129,7 @@ def test_what_is_not_to_be_saved_is_not(here, capsys, send):
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_each_signal_asks_for_an_end_of_the_update(number):
+    inherited = signal.signal(number, signal.SIG_DFL)  # nohup lets SIGHUP be ignored
     interruption.install()
     try:
         interruption.training = True
@@ -136,6 +137,7 @@ def test_each_signal_asks_for_an_end_of_the_update(number):
         assert interruption.received is number
     finally:
         interruption.release()
+        signal.signal(number, inherited)
 
 
 def test_handlers_are_given_back():
