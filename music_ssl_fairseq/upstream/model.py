@@ -17,9 +17,15 @@ from music_ssl_fairseq.upstream.build import build_encoder
 from music_ssl_fairseq.upstream.contents import Contents, check_sample_rate
 from music_ssl_fairseq.upstream.result import Features
 from music_ssl_fairseq.upstream.statistics import Statistics, measure
-from music_ssl_fairseq.upstream.waveforms import Clip, is_several, listed, mono, named, refuse_unreadable
+from music_ssl_fairseq.upstream.waveforms import (
+    Clip,
+    is_several,
+    listed,
+    mono,
+    named,
+    refuse_unreadable,
+)
 from music_ssl_fairseq.upstream.windows import Window, Windowing, add_share, sections
-
 
 PRECISIONS = ("auto", "fp32", "bf16")
 
@@ -190,8 +196,8 @@ class Upstream(nn.Module):
             raise InputError(too_short(waveform.size(1), self.sample_rate, self.grid))
         if self.model.mask_emb.dtype != torch.float32:
             raise InputError(
-                f"weights are {self.model.mask_emb.dtype}: keep them in float32, and load the model "
-                "with precision='bf16' for faster arithmetic"
+                f"weights are {self.model.mask_emb.dtype}: keep them in float32, and load the "
+                "model with precision='bf16' for faster arithmetic"
             )
         waveform = waveform.to(self.device, torch.float32)
         if padding_mask is None:

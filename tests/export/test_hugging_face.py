@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClass
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import parse_conv_layers
-from music_ssl_fairseq.upstream import hugging_face, load, read
+from music_ssl_fairseq.upstream import load, read
 from tests.audio_files import tone
 from tests.checkpoints import Attack
 from tests.export import exported
