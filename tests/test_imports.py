@@ -36,6 +36,7 @@ ALLOWED = {
     "manifests_tools": FOUNDATION | {"cli", "data", "jobs", "probing"},
     "report": FOUNDATION | {"cli", "pages", "probing"},
     "probe": {"errors", "cli", "probing", "report"},
+    "map": FOUNDATION | {"cli", "data", "jobs", "manifests_tools", "pages", "probing"},
     "models": FOUNDATION | {"bands", "compat", "modules", "probing"},
     "criterions": FOUNDATION | {"compat", "probing"},
     "optim": FOUNDATION | {"compat"},

@@ -227,7 +227,8 @@ class PointMap {
 
   draw() {
     this.svg.setAttribute("viewBox", this.view.join(" "));
-    const radius = (this.points.length > 600 ? 7 : 10) * Math.sqrt(this.view[2] / 1080);
+    const pixels = (this.points.length > 600 ? 4.5 : 6) * Math.sqrt(1080 / this.view[2]);
+    const radius = pixels * this.view[2] / (this.svg.clientWidth || 600);
     for (const dot of this.dots) dot.setAttribute("r", radius);
   }
 

@@ -86,7 +86,7 @@ class Page:
         return Template(ours.joinpath("page.html").read_text("utf-8")).substitute(
             title=escape(self._title),
             lead=escape(self._lead),
-            links="\n".join(links),
+            links="\n".join(links) if len(links) > 1 else "",
             main="\n".join(sections),
             style=ours.joinpath("page.css").read_text("utf-8"),
             script=ours.joinpath("page.js").read_text("utf-8") + self._script,

@@ -52,12 +52,16 @@ def clip_of(manifest: Manifest, line: int, segment: Sequence[int]) -> Clip:
     Raises:
         AudioError: if the file does not exist.
     """
-    path = manifest.path(line)
+    start, stop = (int(edge) for edge in segment)
+    return clip_at(manifest.path(line), start, stop)
+
+
+def clip_at(path: str, start: int, stop: int) -> Clip:
+    """Return the clip of a file from sample `start` to before `stop`; see `clip_of`."""
     try:
         status = os.stat(path)
     except OSError as error:
         raise AudioError(path, error.strerror or str(error)) from None
-    start, stop = (int(edge) for edge in segment)
     text = f"{os.path.realpath(path)}\0{status.st_size}\0{status.st_mtime_ns}\0{start}\0{stop}"
     key = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
     return Clip(path, start, stop, key)

@@ -1,0 +1,136 @@
+"""`python -m music_ssl_fairseq map`: a map of a folder of songs, to look at and listen to."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from music_ssl_fairseq.cli import exit_status, new_parser
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.runtime.cpus import available_cpus
+
+DESCRIPTION = """\
+Embed every song below a folder with a frozen model, and write one HTML page: a map on which similar
+songs lie near each other, with a clip of each song to play, its nearest songs, and search by name.
+The page holds everything, so it opens anywhere and needs no network.
+
+Vectors are kept in --cache. The same command resumes an interrupted run, and computes only songs
+that are new or changed. Files that cannot be read are named and left out.
+"""
+
+EXAMPLES = """\
+examples:
+  python -m music_ssl_fairseq map ~/music --checkpoint runs/music_hubert/short
+  python -m music_ssl_fairseq map ~/music --checkpoint hf:USER/NAME --layer 6 --out layer6.html
+  python -m music_ssl_fairseq map ~/music --checkpoint chroma          # a baseline without training
+"""
+
+_MAX_CLIP_SECONDS = 30.0
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = new_parser("music_ssl_fairseq map", DESCRIPTION, EXAMPLES)
+    add = parser.add_argument
+    add("folder", type=Path, metavar="FOLDER", help="folder with audio, searched to any depth")
+    add(
+        "--checkpoint",
+        required=True,
+        metavar="X",
+        help="a checkpoint, the folder of a run, a Hugging Face folder or hf:USER/NAME; random:X "
+        "for the same model with random weights; or a front end: mfcc, chroma, logmel, cqt",
+    )
+    add(
+        "--layer",
+        type=int,
+        metavar="L",
+        help="layer of the model (default: the mean of its Transformer layers)",
+    )
+    add(
+        "--out",
+        type=Path,
+        default=Path("song_map.html"),
+        metavar="FILE",
+        help="the page (default: %(default)s)",
+    )
+    add(
+        "--seconds",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="embed the middle S seconds of each song: quicker on a CPU (default: the whole song)",
+    )
+    add(
+        "--clip-seconds",
+        type=float,
+        metavar="S",
+        help="what can be played of each song, from its middle; 0 for nothing (default: 8, fewer "
+        "for more than 500 songs; 8 s take 40 kB)",
+    )
+    add(
+        "--neighbours",
+        type=int,
+        default=10,
+        metavar="N",
+        help="nearest songs that are listed (default: %(default)s)",
+    )
+    add(
+        "--cache",
+        type=Path,
+        default=Path("feature_cache"),
+        metavar="DIR",
+        help="where vectors are kept (default: %(default)s)",
+    )
+    add("--device", help="cpu, cuda or cuda:N (default: cuda if there is a GPU)")
+    add(
+        "--workers",
+        type=int,
+        default=available_cpus(),
+        metavar="N",
+        help="processes that cut clips (default: the CPUs, here %(default)s)",
+    )
+    return parser
+
+
+def run(a: argparse.Namespace) -> bool:
+    """Do what the command line says; return whether every song could be read.
+
+    Raises:
+        InputError: about the folder, the checkpoint or an option.
+    """
+    if a.seconds < 0 or a.neighbours < 1 or a.workers < 0:
+        raise InputError("--seconds and --workers must not be negative, --neighbours at least 1")
+    if a.clip_seconds is not None and not 0 <= a.clip_seconds <= _MAX_CLIP_SECONDS:
+        raise InputError(f"--clip-seconds {a.clip_seconds:g}: from 0 to {_MAX_CLIP_SECONDS:g}")
+
+    from manifests_tools.find import find_audio
+    from music_ssl_fairseq.map.embedding import Embedder
+    from music_ssl_fairseq.map.page import write_page
+
+    names, left_out = find_audio(a.folder)
+    embedder = Embedder(a.checkpoint, a.layer, a.seconds, a.device)
+    vectors, unread = embedder.embed(a.folder, names, a.cache)
+    left_out += unread
+    for item in left_out:
+        print(f"left out: {a.folder / item.name}: {item.reason}", file=sys.stderr)
+    songs = [name for name in names if name in vectors]
+    if not songs:
+        raise InputError(f"{a.folder}: none of {len(names)} audio files can be used, see above")
+    written = write_page(
+        *(a.out, a.folder, songs, vectors, embedder.description),
+        *(a.clip_seconds, a.neighbours, a.workers, left_out),
+    )
+    print(f"map of {len(songs)} songs: {written}")
+    return not left_out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status, 1 also if a song was left out."""
+    arguments = get_parser().parse_args(argv)
+    return exit_status(
+        lambda: run(arguments), arguments.out, "interrupted; the same command continues from here"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

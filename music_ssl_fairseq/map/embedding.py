@@ -1,0 +1,107 @@
+"""Compute one vector per song, and keep it for the next call."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from music_ssl_fairseq import audio
+from music_ssl_fairseq.data.left_out import LeftOut
+from music_ssl_fairseq.errors import AudioError, InputError
+from music_ssl_fairseq.frames import SAMPLE_RATE
+from music_ssl_fairseq.probing.features.cache import Clip, FeatureCache, clip_at
+from music_ssl_fairseq.probing.features.source import EncoderSource, open_source
+
+_SAVE_SECONDS = 20.0
+_CACHE_BYTES = 2**40
+
+
+class Embedder:
+    """A frozen model, and which of its layers and how much of a song it is given.
+
+    Args:
+        checkpoint: what `open_source` takes.
+        layer: of an encoder; None for the mean of the Transformer's layers.
+        seconds: from the middle of a song; 0 for all of it.
+        device: as torch names it; None for a GPU if there is one.
+
+    Attributes:
+        description: one sentence for people.
+
+    Raises:
+        InputError: if it cannot be opened, or lacks the layer.
+    """
+
+    def __init__(self, checkpoint: str, layer: int | None, seconds: float, device: str | None):
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._source = open_source(checkpoint, device)
+        self._layers = [layer] if layer is not None else None
+        self._seconds = seconds
+        what = ""
+        if isinstance(self._source, EncoderSource):
+            encoder = self._source.encoder
+            if layer is not None:
+                encoder.check_layers(layer)
+            what = f", layer {layer}" if layer is not None else ", mean of the Transformer layers"
+        elif layer is not None:
+            raise InputError(f"--layer {layer}: {checkpoint} is a front end, which has no layers")
+        part = f", middle {seconds:g} s of each song" if seconds else ""
+        self.description = f"{self._source.name}{what}{part}"
+
+    def embed(
+        self, folder: Path, names: Sequence[str], cache_dir: Path
+    ) -> tuple[dict[str, np.ndarray], list[LeftOut]]:
+        """Return the vectors by name, `[D]` float32 each, and the songs that cannot be read.
+
+        An interrupted call leaves in the cache what it has computed.
+        """
+        identity = {
+            "fingerprint": self._source.fingerprint,
+            "kind": "song",
+            "layers": self._layers,
+            "seconds": self._seconds,
+        }
+        cache = FeatureCache(cache_dir, identity, _CACHE_BYTES, self._source.name)
+        found: dict[str, np.ndarray] = {}
+        left_out = []
+        saved = time.monotonic()
+        try:
+            for name in tqdm(names, desc="embedding", unit=" songs"):
+                try:
+                    song = self._middle(folder / name)
+                    if song.key in cache:
+                        found[name] = cache.vectors(song.key)[0, 0]
+                        continue
+                    found[name] = self._vector(song)
+                except AudioError as error:
+                    left_out.append(LeftOut(name, error.reason))
+                    continue
+                cache.add(song.key, found[name][None, None])
+                if time.monotonic() - saved > _SAVE_SECONDS:
+                    cache.flush()
+                    saved = time.monotonic()
+        finally:
+            cache.flush()
+        return found, left_out
+
+    def _middle(self, path: Path) -> Clip:
+        length = audio.probe(path).length_at()
+        part = min(length, round(self._seconds * SAMPLE_RATE)) if self._seconds else length
+        start = (length - part) // 2
+        return clip_at(str(path), start, start + part)
+
+    def _vector(self, song: Clip) -> np.ndarray:
+        waveform = audio.read(song.path, song.start, song.stop - song.start)
+        if len(waveform) < self._source.grid.window:
+            raise AudioError(song.path, "too short for one frame")
+        if isinstance(self._source, EncoderSource):
+            vector = self._source.encoder.embed(waveform, SAMPLE_RATE, self._layers)[0]
+        else:
+            vector = self._source.clip_features(waveform[None])[0, 0]
+        if not np.isfinite(vector).all():
+            raise AudioError(song.path, "its features are not finite")
+        return vector

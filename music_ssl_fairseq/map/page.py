@@ -1,0 +1,129 @@
+"""Write the page of a map of songs."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+
+from music_ssl_fairseq import audio
+from music_ssl_fairseq.data.left_out import LeftOut, count_kinds
+from music_ssl_fairseq.errors import AudioError
+from music_ssl_fairseq.frames import SAMPLE_RATE
+from music_ssl_fairseq.jobs.pool import WorkerPool, ordered
+from music_ssl_fairseq.pages.flat import flat_map, nearest
+from music_ssl_fairseq.pages.page import Page, facts, table
+
+_CLIP_SECONDS = 8.0
+_LEAST_CLIP_SECONDS = 2.0
+_CLIPS_SECONDS = 4000.0  # of all clips together, some 20 MB
+
+
+class Excerpt(NamedTuple):
+    """A song's length in seconds, its clip as an MP3 file, and where the clip begins."""
+
+    seconds: float
+    sound: bytes
+    start: float
+
+
+class _Cutter(NamedTuple):
+    """Cut the middle of songs; a job of workers."""
+
+    seconds: float
+
+    def __call__(self, path: str) -> Excerpt | AudioError:
+        try:
+            length = audio.probe(path).length_at()
+            part = min(length, round(self.seconds * SAMPLE_RATE))
+            start = (length - part) // 2
+            waveform = audio.read(path, start, part) if part else np.zeros(0, np.float32)
+        except AudioError as error:
+            return error
+        sound = audio.mp3(waveform, SAMPLE_RATE) if len(waveform) else b""
+        return Excerpt(length / SAMPLE_RATE, sound, start / SAMPLE_RATE)
+
+
+def write_page(
+    file: Path,
+    folder: Path,
+    songs: Sequence[str],
+    vectors: Mapping[str, np.ndarray],
+    description: str,
+    clip_seconds: float | None,
+    neighbours: int,
+    workers: int,
+    left_out: Sequence[LeftOut],
+) -> str:
+    """Write the page; return its name and size.
+
+    Args:
+        songs: names below `folder`.
+        description: of the model.
+        clip_seconds: of each song; None to fit the number of songs.
+        workers: processes that cut clips.
+        left_out: songs without a vector.
+
+    Raises:
+        AudioError: if a song has gone since its vector was computed.
+    """
+    if clip_seconds is None:
+        clip_seconds = max(_LEAST_CLIP_SECONDS, min(_CLIP_SECONDS, _CLIPS_SECONDS / len(songs)))
+    paths = [str(folder / name) for name in songs]
+    excerpts = []
+    for found in ordered(_Cutter(clip_seconds), paths, WorkerPool(workers)):
+        if isinstance(found, AudioError):
+            raise found
+        excerpts.append(found)
+    comparable = standardised(np.stack([vectors[name] for name in songs]))
+    distances, others = nearest(comparable, neighbours)
+    similarity = (1 - distances**2 / 2).round(3)  # of vectors of length 1
+    plane = flat_map(comparable).round(4).tolist()
+    hours = sum(excerpt.seconds for excerpt in excerpts) / 3600
+    page = Page(f"Song map of {folder.resolve().name}", description, __package__, "map.js")
+    shown = {
+        "songs": f"{len(songs):,}",
+        "music": f"{hours:.1f} h",
+        "values per song": f"{comparable.shape[1]:,}",
+    }
+    page.add("Songs", facts(shown), page.part("map.html"))
+    if left_out:
+        rows = [[item.name, item.reason] for item in left_out]
+        page.add(f"Left out: {count_kinds(left_out)}", table(["file", "reason"], rows))
+    page.give(
+        "songs",
+        [
+            {
+                "name": name,
+                "group": _group(name),
+                "seconds": round(excerpt.seconds, 1),
+                "start": round(excerpt.start, 1),
+                "x": plane[i][0],
+                "y": plane[i][1],
+                "near": others[i].tolist(),
+                "similarity": similarity[i].tolist(),
+            }
+            for i, (name, excerpt) in enumerate(zip(songs, excerpts, strict=True))
+        ],
+    )
+    if clip_seconds:
+        page.give_sounds([excerpt.sound for excerpt in excerpts])
+    return page.write(file)
+
+
+def standardised(vectors: np.ndarray) -> np.ndarray:
+    """Give each value zero mean and unit variance over the songs, then each song length 1.
+
+    Mean vectors of encoders share a large common part: without this, all songs look alike.
+    """
+    centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
+    deviation = centred.std(axis=0)
+    scaled = centred / np.where(deviation > 0, deviation, 1)
+    lengths = np.linalg.norm(scaled, axis=1, keepdims=True)
+    return scaled / np.where(lengths > 0, lengths, 1)
+
+
+def _group(name: str) -> str:
+    """Return the first folder of a name, or ""."""
+    parts = PurePosixPath(name).parts
+    return parts[0] if len(parts) > 1 else ""

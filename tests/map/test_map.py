@@ -1,0 +1,153 @@
+"""The map of a folder of songs: neighbours, cache, what is left out, and the page in a browser."""
+
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+import torch
+
+import music_ssl_fairseq
+from music_ssl_fairseq.__main__ import main
+from music_ssl_fairseq.map.embedding import Embedder
+from music_ssl_fairseq.map.page import standardised
+from tests import checkpoints, tiny
+from tests.audio_files import write_tone
+
+
+@pytest.fixture(scope="module")
+def mapped(tmp_path_factory):
+    """Songs with their page: two are the same music, one is no audio; and the exit status."""
+    folder = tmp_path_factory.mktemp("map")
+    for number, name in enumerate(("a/one.flac", "a/two.wav", "b/three.mp3", "b/<four>.wav")):
+        write_tone(folder / "music" / name, 3 + number, seed=number)
+    write_tone(folder / "music/b/again.wav", 3, seed=0)
+    (folder / "music/no.mp3").write_bytes(b"ID3" + bytes(200))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        status = main(["map", "music", "--checkpoint", "mfcc", "--workers", "0"])
+    return folder, status
+
+
+def songs_of(page) -> list[dict]:
+    return json.loads(re.search('id="songs">(.*?)</script>', page.read_text())[1])
+
+
+def test_songs_and_their_neighbours(mapped):
+    folder, status = mapped
+    assert status == 1
+    page = (folder / "song_map.html").read_text()
+    assert "no.mp3" in page
+    assert "Left out: 1" in page
+    songs = songs_of(folder / "song_map.html")
+    names = [song["name"] for song in songs]
+    assert names == ["a/one.flac", "a/two.wav", "b/<four>.wav", "b/again.wav", "b/three.mp3"]
+    assert [song["group"] for song in songs] == ["a", "a", "b", "b", "b"]
+    assert songs[0]["near"][0] == names.index("b/again.wav")
+    assert songs[0]["similarity"][0] > 0.99 > songs[0]["similarity"][1]
+    assert songs[2]["seconds"] == 6
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_what_is_known_is_not_computed_again(mapped, monkeypatch, capsys):
+    folder, _ = mapped
+    monkeypatch.chdir(folder)
+    command = ["map", "music", "--checkpoint", "mfcc", "--workers", "0"]
+    computed = []
+    vector = Embedder._vector
+    monkeypatch.setattr(
+        Embedder, "_vector", lambda self, song: computed.append(song.path) or vector(self, song)
+    )
+    page = (folder / "song_map.html").read_bytes()
+    main(command)
+    assert computed == []
+    assert (folder / "song_map.html").read_bytes() == page
+    os.utime(folder / "music/a/two.wav", (1, 1))
+    main(command)
+    assert computed == ["music/a/two.wav"]
+    computed.clear()
+    main([*command, "--seconds", "1"])
+    assert len(computed) == 5
+    assert "left out: music/no.mp3: " in capsys.readouterr().err
+
+
+def test_an_interrupted_run_resumes(mapped, tmp_path, monkeypatch):
+    folder, _ = mapped
+    monkeypatch.chdir(folder)
+    vector, computed = Embedder._vector, []
+
+    def interrupted(self, song):
+        if len(computed) == 2:
+            raise KeyboardInterrupt
+        computed.append(song.path)
+        return vector(self, song)
+
+    command = ["map", "music", "--checkpoint", "mfcc", "--workers", "0", "--cache", str(tmp_path)]
+    monkeypatch.setattr(Embedder, "_vector", interrupted)
+    assert main([*command, "--out", str(tmp_path / "map.html")]) == 130
+    assert not (tmp_path / "map.html").exists()
+    monkeypatch.setattr(
+        Embedder, "_vector", lambda self, song: computed.append(song.path) or vector(self, song)
+    )
+    assert main([*command, "--out", str(tmp_path / "map.html"), "--clip-seconds", "0"]) == 1
+    assert len(computed) == len(set(computed)) == 5
+    assert songs_of(tmp_path / "map.html") != []
+    assert 'id="sounds"' not in (tmp_path / "map.html").read_text()
+
+
+def test_an_encoder_and_its_layers(mapped, tmp_path, capsys):
+    folder, _ = mapped
+    path = tmp_path / "checkpoint_best.pt"
+    torch.manual_seed(5)  # other weights than random: draws
+    checkpoints.write(path, "music_hubert", tiny.music_hubert())
+    embedder = Embedder(str(path), 2, 0, "cpu")
+    found, left_out = embedder.embed(folder / "music", ["a/two.wav", "no.mp3"], tmp_path / "cache")
+    expected = music_ssl_fairseq.load(path).embed(folder / "music/a/two.wav", layers=2)[0]
+    np.testing.assert_array_equal(found["a/two.wav"], expected)
+    assert [item.name for item in left_out] == ["no.mp3"]
+    random, _ = Embedder(f"random:{path}", 2, 0, "cpu").embed(
+        folder / "music", ["a/two.wav"], tmp_path / "cache"
+    )
+    assert np.abs(random["a/two.wav"] - expected).max() > 0.01
+    for layer, checkpoint in (("9", str(path)), ("1", "chroma")):
+        command = ["map", str(folder / "music"), "--checkpoint", checkpoint, "--layer", layer]
+        assert main(command) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: ")
+        assert layer in error
+
+
+def test_standardised_vectors_have_length_one_and_no_common_part(rng):
+    vectors = 100 + rng.standard_normal((50, 8)) * np.arange(8)
+    found = standardised(vectors)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1)
+    assert np.abs((found @ found.T - np.eye(50)).mean()) < 0.02
+    assert np.isfinite(standardised(np.ones((1, 3)))).all()
+
+
+def test_the_page_in_a_browser(mapped, browser):
+    """It loads without a complaint; a click on a point plays; search finds; the table sorts."""
+    browser.open(mapped[0] / "song_map.html")
+    found = browser.run("""(async () => {
+        find('#map circle[data-index="2"]').dispatchEvent(new MouseEvent('click', {bubbles: true}));
+        const loudest = (await player.buffer(2)).getChannelData(0).reduce((a, b) => Math.max(a, b));
+        await new Promise(go => setTimeout(go, 150));
+        const button = find('#detail button.play');
+        const pressed = button.getAttribute('aria-pressed');
+        button.click();
+        return [find('#detail h3').textContent.trim(), pressed, button.ariaPressed, loudest > 0.01];
+    })()""")
+    assert found == ["<four>.wav", "true", "false", True]
+    assert browser.run("document.querySelectorAll('#detail ol li button.play').length") == 4
+    assert browser.run("document.querySelectorAll('#map circle.near').length") == 4
+    browser.run("find('#table thead th:nth-child(3) button').click()")
+    names = "[...find('#table').tBodies[0].rows].map(row => row.cells[0].textContent)"
+    assert browser.run(names)[0] == "b/<four>.wav"
+    browser.run(
+        "find('#search').value = 'AGAIN'; find('#search').dispatchEvent(new Event('input'))"
+    )
+    assert browser.run(names) == ["b/again.wav"]
+    assert browser.run("find('#detail h3').textContent.trim()") == "again.wav"
+    assert browser.run("document.querySelectorAll('#map circle.faded').length") == 4
+    assert browser.complaints == []
