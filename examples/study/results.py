@@ -4,7 +4,6 @@ import gzip
 import importlib
 import json
 import sys
-from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from music_ssl_fairseq.data.identity import Identity, differences
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.report import bootstrap
 from music_ssl_fairseq.report.gather import find, layer_curve, predictions_of
+from music_ssl_fairseq.report.training import read_log
 from music_ssl_fairseq.runtime.files import atomic_path
 from music_ssl_fairseq.runtime.texts import read_object
 
@@ -84,7 +84,7 @@ def write(
         temporary.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def scores(probes: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def scores(probes: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Per task the judge's figure with its interval, layer and layer curve; and the draws.
 
     Draws are the metric of the split and of each resample, `[1 + RESAMPLES]` float32. Rows that
@@ -93,7 +93,7 @@ def scores(probes: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     tasks, unit = open_tasks()
     metrics = {task.name: task.metric for task in tasks}
     found: dict[str, Any] = {}
-    draws: dict[str, np.ndarray] = {}
+    draws: dict[str, Any] = {}
     for probe in find([probes], "test", RESAMPLES, SEED, unit):
         metric = metrics[probe.task]
         figure, about = probe.figures[metric], probe.about
@@ -114,16 +114,12 @@ def scores(probes: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 def open_tasks() -> tuple[Any, Any]:
     """The judge's tasks, and the function from a clip's name to what it is a part of."""
-    return _from_examples("tasks", "open_tasks", ("TASKS", "unit"))
-
-
-def _from_examples(module: str, folder: str, names: Sequence[str]) -> tuple[Any, ...]:
-    sys.path.insert(0, str(EXAMPLES / folder))
+    sys.path.insert(0, str(EXAMPLES / "open_tasks"))
     try:
-        found = importlib.import_module(module)
+        tasks = importlib.import_module("tasks")
     finally:
-        sys.path.remove(str(EXAMPLES / folder))
-    return tuple(getattr(found, name) for name in names)
+        sys.path.remove(str(EXAMPLES / "open_tasks"))
+    return tasks.TASKS, tasks.unit
 
 
 def _number(value: float | None) -> float | None:
@@ -132,7 +128,6 @@ def _number(value: float | None) -> float | None:
 
 def curves(run: Path) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     """Points of training, at most POINTS evenly chosen, and all validations."""
-    (read_log,) = _from_examples("plot_training", ".", ("read_log",))
     log = read_log(run)
     updates = list(log.train)
     chosen = sorted({updates[round(i)] for i in np.linspace(0, len(updates) - 1, POINTS)})

@@ -125,8 +125,8 @@ def digest(value: Any) -> str:
 @functools.cache
 def settings(family: str, config: str) -> Any:
     """Merge a configuration of examples/ with those that it builds on, as hydra does."""
-    found = OmegaConf.load(EXAMPLES / family / f"{config}.yaml")
-    merged = OmegaConf.create()
+    found: Any = OmegaConf.load(EXAMPLES / family / f"{config}.yaml")
+    merged: Any = OmegaConf.create()
     for name in found.pop("defaults", []):
         if name not in ("_self_", "run_folder"):
             merged = OmegaConf.merge(merged, settings(family, name))

@@ -221,7 +221,9 @@ class Study:
                 key, source = (row.corpus, name), self._label_source(row.corpus, name)
                 waits = source is not None and not self.steps.is_trained(source)
                 if key not in self.label_jobs and not waits and not self.steps.is_trained(row):
-                    self.label_jobs[key] = labeller.submit(self.steps.label, *key, workers)
+                    self.label_jobs[key] = labeller.submit(
+                        self.steps.label, row.corpus, name, workers
+                    )
                     self.label_jobs[key].add_done_callback(self._wake)
 
     def _wake(self, _job: Future[bool]) -> None:

@@ -79,12 +79,12 @@ def run(
 
 
 def _report_study(folders: Sequence[Path], out: Path, no_plot: bool) -> str:
-    from music_ssl_fairseq.report import study, study_figures
+    from music_ssl_fairseq.report import study, study_figures, study_tables
 
     if len(folders) != 1:
         raise InputError("--study takes one folder of results")
     rows = study.read(folders[0])
-    text = study.write(rows, out)
+    text = study_tables.write(rows, out)
     if not no_plot:
         study_figures.draw(rows, out)
     return text

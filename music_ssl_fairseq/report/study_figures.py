@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from music_ssl_fairseq.report.study import Rows, Run, tasks_of, value
+from music_ssl_fairseq.report.study import Rows, tasks_of, value
+from music_ssl_fairseq.report.study_tables import layer_curve
 from music_ssl_fairseq.runtime.files import atomic_path
 from music_ssl_fairseq.runtime.optional import optional
 
@@ -64,20 +65,13 @@ def _layer_curves(rows: Rows):
     figure, panels = _panels(len(tasks))
     for axis, task in zip(panels, tasks, strict=False):
         for name, runs in rows.items():
-            curve = _layers(runs, task)
+            curve = layer_curve(runs, task)
             if len(curve) > 1:
                 axis.plot(list(curve), [100 * x for x in curve.values()], label=name, linewidth=1)
         axis.set_title(task, size=9)
         axis.set_xlabel("layer", size=8)
     _legend(figure, panels[0])
     return figure if panels[0].lines else None
-
-
-def _layers(runs: Sequence[Run], task: str) -> dict[int, float]:
-    curves = [run.about["tasks"][task]["layers"] for run in runs if task in run.about["tasks"]]
-    numbers = sorted({int(layer) for curve in curves for layer in curve if layer.isdigit()})
-    found = {n: [c[str(n)] for c in curves if c.get(str(n)) is not None] for n in numbers}
-    return {n: float(np.mean(values)) for n, values in found.items() if values}
 
 
 def _training_curves(rows: Rows):

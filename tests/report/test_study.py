@@ -7,7 +7,7 @@ import pytest
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.report import __main__ as command
-from music_ssl_fairseq.report import study
+from music_ssl_fairseq.report import study, study_pairs, study_tables
 
 LEVELS = {"hubert-music": 0.6, "hubert-speech": 0.4, "hubert-k100": 0.601, "mfcc": 0.3}
 
@@ -36,25 +36,38 @@ def results(tmp_path, rng):
 
 
 def test_clear_differences_are_told_from_chance(results):
-    found = {(d.one, d.other): d for d in study.differences(study.read(results))}
+    found = {(d.one, d.other): d for d in study_pairs.differences(study.read(results))}
     clear = found["hubert-music", "hubert-speech"]
     assert clear.value == pytest.approx(0.2, abs=1e-6)
     assert clear.error < 0.015  # the clips' own scatter of 0.02 is in both, and goes
     assert clear.p <= clear.corrected < 0.001
-    assert found["hubert-k100", "hubert-music"].corrected > 0.5
+    close = found["hubert-k100", "hubert-music"]
+    assert close.corrected > 0.5
+    assert clear.seeds == 1  # of each row would have been enough
+    assert close.value < close.detectable < clear.value
+    assert close.seeds > 100 or np.isinf(close.seeds)
+
+
+def test_unequal_audio_is_not_compared(results):
+    file = results / "hubert-k100-s2.json"
+    file.write_text(file.read_text().replace('"audio_seconds": 1500', '"audio_seconds": 900'))
+    rows = study.read(results)
+    assert "hubert-k100" not in {d.one for d in study_pairs.differences(rows)}
+    text = study_tables.markdown(rows)
+    assert "Not compared, because of unequal audio: hubert-k100 and hubert-music." in text
 
 
 def test_seeds_that_scatter_widen_the_interval(results):
-    before = study.differences(study.read(results))[0].error
+    before = study_pairs.differences(study.read(results))[0].error
     file = results / "hubert-k100-s2.npz"
     np.savez(file, key=np.load(file)["key"] + np.float32(0.2))
-    assert study.differences(study.read(results))[0].error > 3 * before
+    assert study_pairs.differences(study.read(results))[0].error > 3 * before
 
 
 def test_holm_multiplies_by_what_is_left():
-    assert study.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert study.holm([0.9, 0.9]) == [1.0, 1.0]
-    assert study.holm([]) == []
+    assert study_pairs.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert study_pairs.holm([0.9, 0.9]) == [1.0, 1.0]
+    assert study_pairs.holm([]) == []
 
 
 def test_the_command_writes_tables_and_figures(results, tmp_path):
@@ -63,6 +76,10 @@ def test_the_command_writes_tables_and_figures(results, tmp_path):
     text = (out / "study.md").read_text()
     assert "| hubert-music | 2 | 60.5 [56.5, 64.5] (3) |" in text
     assert "| hubert-music minus hubert-speech | **+20.0 ±" in text
+    assert "- hubert-music minus hubert-speech: above on key." in text
+    assert "- hubert-k100 minus hubert-music: too small to tell on key (" in text
+    assert "| music_hubert, 6 runs | 1 | 53.9 |" in text
+    assert text.index("| mfcc | 1 |") < text.index("| hubert-music | 2 |")  # floors first
     assert "| hubert-speech | 2 | 1500 | 3 | 12.5 |" in text
     assert "mfcc" not in text.split("## Cost")[1]
     assert {file.name for file in out.iterdir()} == {

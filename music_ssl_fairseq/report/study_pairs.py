@@ -1,0 +1,117 @@
+"""Paired differences between rows of a study, corrected for many comparisons."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from music_ssl_fairseq.report.study import QUESTIONS, Rows, Run, tasks_of
+
+LEVEL = 0.05
+"""Largest corrected p value of a clear difference."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One row's mean minus another's on a task.
+
+    Attributes:
+        error: standard error of clips and seeds.
+        p: before Holm's correction; `corrected` is after it.
+        detectable: the least difference that would be clear with these clips and seeds.
+        seeds: seeds of each row with which this difference would be clear; infinite if no number
+            of seeds is enough, because the test clips are too few.
+    """
+
+    question: str
+    one: str
+    other: str
+    task: str
+    value: float
+    error: float
+    p: float
+    corrected: float = math.nan
+    detectable: float = math.nan
+    seeds: float = math.nan
+
+    @property
+    def clear(self) -> bool:
+        return self.corrected < LEVEL
+
+
+def differences(rows: Rows, pairs: Sequence[tuple[str, str, str]] = QUESTIONS) -> list[Difference]:
+    """Compare all pairs whose rows are there on every task, corrected by Holm's method.
+
+    The variance is that of the mean of the draws, on the same clips for both rows, and that of
+    seeds, which is pooled over the rows of a task: two seeds alone say little about it.
+    """
+    from scipy.stats import norm
+
+    found, parts = [], []
+    for question, one, other in pairs:
+        for task in tasks_of(rows):
+            first, second = (_draws(rows.get(name, []), task) for name in (one, other))
+            if first is None or second is None or unequal_audio(rows, one, other):
+                continue
+            drawn = first.mean(0) - second.mean(0)
+            counts = [len(x) for x, n in ((first, one), (second, other)) if rows[n][0].trained]
+            seeds, clips = _seed_variance(rows, task), float(drawn[1:].var(ddof=1))
+            error = math.sqrt(clips + sum(seeds / count for count in counts))
+            p = float(2 * norm.sf(abs(drawn[0]) / error)) if error else float(drawn[0] == 0)
+            found.append(Difference(question, one, other, task, float(drawn[0]), error, p))
+            parts.append((clips, seeds * len(counts)))
+    strictest = float(norm.isf(LEVEL / 2 / len(found))) if found else math.nan
+    corrected = holm([d.p for d in found])
+    return [
+        replace(
+            d,
+            corrected=p,
+            detectable=strictest * d.error,
+            seeds=_seeds_needed(abs(d.value) / strictest, *variances),
+        )
+        for d, p, variances in zip(found, corrected, parts, strict=True)
+    ]
+
+
+def _seeds_needed(error: float, clips: float, seeds: float) -> float:
+    """Seeds of each row that bring the standard error down to `error`."""
+    return math.ceil(max(1.0, seeds / (error**2 - clips))) if error**2 > clips else math.inf
+
+
+def unequal_audio(rows: Rows, one: str, other: str) -> bool:
+    """Return whether two trained rows have seen different amounts of audio."""
+    seen = {
+        run.about.get("audio_seconds")
+        for name in (one, other)
+        for run in rows.get(name, [])
+        if run.trained
+    }
+    return len(seen) > 1
+
+
+def _draws(runs: Sequence[Run], task: str) -> np.ndarray | None:
+    """Draws of the seeds, `[seeds, 1 + resamples]`; None if there are none or one is not finite."""
+    found = [run.draws[task] for run in runs if task in run.draws]
+    return np.stack(found) if found and np.isfinite(found).all() else None
+
+
+def _seed_variance(rows: Rows, task: str) -> float:
+    """Variance between seeds of one row, pooled over rows; 0 if no row has two."""
+    squares, freedom = 0.0, 0
+    for runs in rows.values():
+        found = _draws(runs, task)
+        if found is not None and len(found) > 1:
+            squares += float(((found[:, 0] - found[:, 0].mean()) ** 2).sum())
+            freedom += len(found) - 1
+    return squares / freedom if freedom else 0.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p values for many comparisons by Holm's step-down method."""
+    count, largest = len(p_values), 0.0
+    corrected = [0.0] * count
+    for place, index in enumerate(np.argsort(p_values)):
+        largest = max(largest, min(1.0, (count - place) * p_values[index]))
+        corrected[index] = largest
+    return corrected

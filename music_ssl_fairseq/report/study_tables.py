@@ -1,0 +1,182 @@
+"""Write the tables of a study: scores, differences by question, layers, costs."""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from music_ssl_fairseq.report.study import QUESTIONS, Rows, Run, tasks_of, value
+from music_ssl_fairseq.report.study_pairs import Difference, differences, unequal_audio
+from music_ssl_fairseq.report.tables import table
+from music_ssl_fairseq.runtime.files import atomic_path
+
+
+def markdown(rows: Rows) -> str:
+    """Format the tables: scores, differences by question, layers, costs."""
+    found = differences(rows)
+    parts = [*_scores(rows), *_questions(rows, found), *_layers(rows), *_costs(rows)]
+    return "\n".join(parts)
+
+
+def _scores(rows: Rows) -> list[str]:
+    tasks = tasks_of(rows)
+    runs = [run.about for runs in rows.values() for run in runs]
+    small = any(about.get("made_of", {}).get("miniature") for about in runs)
+    return [
+        "# The study's results",
+        "",
+        *(["**A miniature: the program runs. Its figures say nothing.**", ""] if small else []),
+        "Percent on the test split, mean over seeds. Brackets: the 95 % interval of a bootstrap "
+        "over what clips are parts of, averaged over seeds, without their spread. Differences "
+        "below hold both. Parentheses: the layer that validation chose, per seed.",
+        "",
+        *table(
+            ["row", "seeds", *tasks],
+            [
+                [name, str(len(runs)), *(_cell(runs, task) for task in tasks)]
+                for name, runs in rows.items()
+            ],
+        ),
+        "",
+    ]
+
+
+def _questions(rows: Rows, found: Sequence[Difference]) -> list[str]:
+    parts: list[str] = []
+    for question in dict.fromkeys(d.question for d in found):
+        of_question = [d for d in found if d.question == question]
+        pairs: dict[str, dict[str, Difference]] = {}
+        for d in of_question:
+            pairs.setdefault(f"{d.one} minus {d.other}", {})[d.task] = d
+        tasks = [task for task in tasks_of(rows) if any(task in of for of in pairs.values())]
+        lines = [
+            [name, *(_difference(of.get(task)) for task in tasks)] for name, of in pairs.items()
+        ]
+        parts += [f"## {question}", "", *table(["", *tasks], lines), ""]
+        parts += [*(f"- {name}: {_verdict(list(of.values()))}" for name, of in pairs.items()), ""]
+    unequal = [f"{x} and {y}" for _, x, y in QUESTIONS if unequal_audio(rows, x, y)]
+    if unequal:
+        parts += [f"Not compared, because of unequal audio: {', '.join(unequal)}.", ""]
+    if found:
+        parts += [
+            "Points, ± 1.96 standard errors of clips and seeds. Bold: p < 0.05 after Holm's "
+            f'correction over all {len(found)} comparisons of this page. "Too small to tell" '
+            "names the least difference that would be clear with these clips and seeds, and the "
+            "seeds per row with which the one found would be.",
+            "",
+        ]
+    return parts
+
+
+def _verdict(found: Sequence[Difference]) -> str:
+    above = [d.task for d in found if d.clear and d.value > 0]
+    below = [d.task for d in found if d.clear and d.value < 0]
+    small = [
+        f"{d.task} ({100 * d.detectable:.1f}; {_seeds(d.seeds)})" for d in found if not d.clear
+    ]
+    named = (("above", above), ("below", below), ("too small to tell", small))
+    return "; ".join(f"{word} on {', '.join(tasks)}" for word, tasks in named if tasks) + "."
+
+
+def _seeds(seeds: float) -> str:
+    return "more clips" if seeds > 100 else f"{seeds:.0f} seeds"
+
+
+def _layers(rows: Rows) -> list[str]:
+    """Validation scores at four depths, of all trained rows of a family and of random weights."""
+    kinds: dict[str, list[Run]] = {}
+    for run in itertools.chain.from_iterable(rows.values()):
+        family = run.about.get("family")
+        if family:
+            kinds.setdefault(family if run.trained else f"random {family}", []).append(run)
+    tasks, lines = tasks_of(rows), []
+    for kind, runs in kinds.items():
+        curves = {task: layer_curve(runs, task) for task in tasks}
+        deepest = max((max(curve) for curve in curves.values() if curve), default=0)
+        for layer in dict.fromkeys(round(deepest * third / 3) for third in range(4)):
+            cells = [curves[task].get(layer) for task in tasks]
+            shown = ["" if cell is None else f"{100 * cell:.1f}" for cell in cells]
+            lines.append([f"{kind}, {len(runs)} runs", str(layer), *shown])
+    if not lines:
+        return []
+    about = "Validation score in percent, mean over runs; 0 is the extractor's output."
+    return ["## Layers and depth", "", about, "", *table(["", "layer", *tasks], lines), ""]
+
+
+def layer_curve(runs: Sequence[Run], task: str) -> dict[int, float]:
+    """Return a task's validation score of each layer, mean over runs."""
+    curves = [run.about["tasks"][task]["layers"] for run in runs if task in run.about["tasks"]]
+    numbers = sorted({int(layer) for curve in curves for layer in curve if layer.isdigit()})
+    found = {n: [c[str(n)] for c in curves if c.get(str(n)) is not None] for n in numbers}
+    return {n: float(np.mean(values)) for n, values in found.items() if values}
+
+
+def _cell(runs: Sequence[Run], task: str) -> str:
+    scored = [run.about["tasks"][task] for run in runs if task in run.about["tasks"]]
+    if not scored or math.isnan(value(runs, task)):
+        return ""
+    ends = [
+        np.mean([x[end] for x in scored])
+        if all(x.get(end) is not None for x in scored)
+        else math.nan
+        for end in ("low", "high")
+    ]
+    layers = "/".join(dict.fromkeys(str(x["layer"]) for x in scored))
+    interval = f" [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]" if np.isfinite(ends).all() else ""
+    return f"{100 * value(runs, task):.1f}{interval} ({layers})"
+
+
+def _difference(found: Difference | None) -> str:
+    if found is None:
+        return ""
+    text = f"{100 * found.value:+.1f} ± {196 * found.error:.1f}"
+    return f"**{text}**" if found.clear else text
+
+
+COSTS = {
+    "seed": "seed",
+    "audio-seconds": "audio_seconds",
+    "updates": "updates",
+    "GPU-seconds": "gpu_seconds",
+    "seconds": "wall_seconds",
+    "judge, seconds": "judge_seconds",
+    "device": "device",
+}
+
+
+def _costs(rows: Rows) -> list[str]:
+    lines = [
+        [name, *(str(run.about.get(key, "")) for key in COSTS.values()), _held_out(run.about)]
+        for name, runs in rows.items()
+        for run in runs
+        if run.trained
+    ]
+    spent = [run.about.get("gpu_seconds", 0) for runs in rows.values() for run in runs]
+    total = f"All trainings: {sum(spent) / 3600:.1f} GPU-hours."
+    return (
+        ["## Cost", "", *table(["row", *COSTS, "held out"], lines), "", total, ""] if lines else []
+    )
+
+
+def _held_out(about: Mapping[str, Any]) -> str:
+    last = (about.get("valid") or [{}])[-1]
+    names = [n for n in last if n.startswith(("loss_m", "accuracy_m", "pred_music")) or n == "loss"]
+    return ", ".join(f"{name} {last[name]:.4g}" for name in names)
+
+
+def write(rows: Rows, out: Path) -> str:
+    """Write study.md and differences.csv to `out`; return the Markdown."""
+    text = markdown(rows)
+    lines = ["question,one,other,task,value,error,p,corrected,detectable,seeds"]
+    lines += [
+        f'"{d.question}",{d.one},{d.other},{d.task},{d.value:.5f},{d.error:.5f},{d.p:.3g},'
+        f"{d.corrected:.3g},{d.detectable:.5f},{d.seeds:.0f}"
+        for d in differences(rows)
+    ]
+    for name, contents in (("study.md", text), ("differences.csv", "\n".join(lines) + "\n")):
+        with atomic_path(out / name) as temporary:
+            temporary.write_text(contents, encoding="utf-8")
+    return text
