@@ -85,7 +85,7 @@ step() { # name title pattern-of-lines-to-show command...
     echo "  took $((SECONDS - began)) s"
   fi
   tr '\r' '\n' < "$log" | grep -E "$pattern" | tail -n 8 |
-    sed -E 's/^(\[[^]]*\])+ - //; s/^/  /' | cut -c 1-160 || true
+    sed 's/^/  /' | cut -c 1-160 || true
 }
 
 heading "Python environment"
@@ -129,7 +129,7 @@ done
 train() { # name title model config override...
   local name=$1 title=$2 model=$3 config=$4
   shift 4
-  step "$name-$config" "$title" 'Loaded checkpoint|\]\[valid\]|done training' \
+  step "$name-$config" "$title" '^\{"log": "valid"|^(writes to|trained|finished|next|warning)' \
     fairseq-hydra-train --config-dir "examples/$model" --config-name "$config" \
     "task.data=$(quoted "$out/manifests")" "hydra.run.dir=$(quoted "$runs/$model")" "$@"
 }

@@ -1,4 +1,6 @@
-"""Find the folder where the package is installed, without importing it.
+"""What happens as Python starts for a command that names the package.
+
+`resolve` finds the folder where the package is installed, without importing it.
 
 fairseq takes `--user-dir` for a path, and looks in the current folder, in its own and beside that.
 So it finds a bare name after `pip install .`, which puts the package beside fairseq, but not after
@@ -11,6 +13,8 @@ if the package is not imported yet. The underscore keeps hydra from loading it a
 
 import importlib.util
 import os
+import sys
+from types import TracebackType
 
 PACKAGE = "music_ssl_fairseq"
 
@@ -42,3 +46,42 @@ def resolve(arguments: list[str]) -> None:
         named = key in ("--user-dir", "common.user_dir") or arguments[i - 1] == "--user-dir"
         if named and value.rstrip("/") == PACKAGE:
             arguments[i] = f"{key}{equals}{package_dir()}"
+
+
+def is_ours(folder: str, name: str = "config") -> bool:
+    """Return whether a configuration folder is one of this package's."""
+    try:
+        with open(os.path.join(folder, f"{name}.yaml"), encoding="utf-8") as handle:
+            return PACKAGE in handle.read(65536)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def begin_quietly(arguments: list[str]) -> None:
+    """Prepare a `fairseq-hydra-train` of this package, before fairseq is imported.
+
+    Its imports take seconds, in which Ctrl-C would end in a traceback, and print warnings that
+    concern no user.
+
+    Args:
+        arguments: a program's name and arguments.
+    """
+    folders = [
+        argument.partition("=")[2] if "=" in argument else following
+        for argument, following in zip(arguments, [*arguments[1:], ""], strict=True)
+        if argument.partition("=")[0] in ("--config-dir", "-cd")
+    ]
+    if any(map(is_ours, folders)) or "--help" in arguments:
+        from hydra_plugins._music_ssl_fairseq_console import keep_for_the_log
+
+        sys.excepthook = _end_quietly
+        keep_for_the_log()
+
+
+def _end_quietly(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print("stopped by SIGINT: nothing was trained", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Sequence
 
 from hydra.core.config_search_path import ConfigSearchPath
@@ -20,7 +21,12 @@ from hydra.core.config_store import ConfigStore
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
-from hydra_plugins._music_ssl_fairseq_folder import PACKAGE, package_dir
+from hydra_plugins._music_ssl_fairseq_folder import (
+    PACKAGE,
+    begin_quietly,
+    is_ours,
+    package_dir,
+)
 
 
 def _slug(path: str) -> str:
@@ -98,12 +104,27 @@ OmegaConf.register_new_resolver(f"{PACKAGE}_task", _task_name, replace=True)
 OmegaConf.register_new_resolver(f"{PACKAGE}_sweep", _sweep_name, replace=True)
 
 
-def _is_ours(config: str) -> bool:
-    try:
-        with open(config, encoding="utf-8") as handle:
-            return PACKAGE in handle.read(65536)
-    except (OSError, UnicodeDecodeError):
-        return False
+_HELP_HEADER = """\
+This is fairseq. The package music_ssl_fairseq adds music2vec and musicHuBERT, models of music:
+
+  fairseq-hydra-train --config-dir examples/music_hubert --config-name short
+  fairseq-hydra-train --config-dir examples/music2vec --config-name short
+  fairseq-hydra-train --config-dir examples/probing model.upstream=CHECKPOINT task.data=DIR
+
+`python -m music_ssl_fairseq --help` lists its other commands. --help beside a --config-dir lists
+the settings of that configuration. What follows is fairseq's own.
+"""
+
+
+def _add_to_help() -> None:
+    """Name our models in the help of fairseq-hydra-train, which knows no user_dir."""
+    store = ConfigStore.instance()
+    node = {"defaults": ["default", "_self_"], "header": _HELP_HEADER}
+    store.store(group="hydra/help", name=PACKAGE, node=node)
+    defaults = store.repo["hydra"]["config.yaml"].node.defaults
+    for entry in defaults:
+        if "help" in entry:
+            entry.help = PACKAGE
 
 
 class MusicSSLConfigPlugin(SearchPathPlugin):
@@ -113,7 +134,11 @@ class MusicSSLConfigPlugin(SearchPathPlugin):
         from hydra._internal.utils import get_args_parser
 
         args, _ = get_args_parser().parse_known_args()
-        if args.config_dir and _is_ours(os.path.join(args.config_dir, "config.yaml")):
+        if args.help and os.path.basename(sys.argv[0]) == "fairseq-hydra-train":
+            _add_to_help()
+        if args.config_dir and is_ours(args.config_dir):
+            if os.path.basename(sys.argv[0]) == "fairseq-hydra-train":
+                begin_quietly(sys.argv)  # again, if music_ssl_fairseq.pth was not installed
             path = f"file://{os.path.abspath(args.config_dir)}"
             search_path.prepend(provider=PACKAGE, path=path, anchor="main")
             name = (args.config_name or "config").removesuffix(".yaml")

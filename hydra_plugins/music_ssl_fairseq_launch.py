@@ -16,6 +16,8 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf
 
+from hydra_plugins._music_ssl_fairseq_console import replay
+
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
 
@@ -32,7 +34,8 @@ class Launch(Callback):
         self._seconds = rendezvous_seconds
 
     def on_job_start(self, config: Any, **kwargs: Any) -> None:
-        """Patch fairseq, once."""
+        """Patch fairseq, once, and log what came before the run had a log."""
+        replay()
         import torch
         from fairseq.distributed import utils
 

@@ -20,6 +20,7 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.models import music_hubert as _model  # noqa: F401
 from music_ssl_fairseq.runtime.settings import setting
 from music_ssl_fairseq.tasks.pretraining import PretrainingConfig, PretrainingTask, data_splits
+from music_ssl_fairseq.training.narration import shown
 
 
 @dataclass
@@ -60,6 +61,13 @@ class MusicHubertPretrainingTask(PretrainingTask):
             labels = label_identity(folder, splits, self.label_rates[number])
             found |= {f"{prefix}{name}": value for name, value in labels.items()}
         return found
+
+    def start_lines(self, cfg: Any, model: Any) -> list[str]:
+        """Name the model, its data and its units."""
+        counts = [len(u.dictionary) - u.dictionary.nspecial for u in self.units]
+        sets = zip(self.label_dirs, counts, self.label_rates, strict=True)
+        units = [f"labels: {shown(d)}, {k:,} units, {rate:g} per second" for d, k, rate in sets]
+        return super().start_lines(cfg, model) + units
 
     def labels(self, split: str, manifest: Manifest) -> list[LabelSet]:
         """Open and check the split's labels of each set."""

@@ -1,6 +1,7 @@
 """Register probing as a fairseq task: what fairseq's commands need of a `ProbeExperiment`."""
 
 import math
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from music_ssl_fairseq.probing.scoring.results import refuse_another
 from music_ssl_fairseq.tasks.run_folder import IDENTITY, RunFolderTask
 from music_ssl_fairseq.training import prepare_training
 from music_ssl_fairseq.training.epoch import note_batching
+from music_ssl_fairseq.training.narration import shown
 
 _NEEDED = (
     ("task.data", "data", "DIR, a folder that `python -m manifests_tools NAME` has written"),
@@ -78,6 +80,32 @@ class MusicProbingTask(RunFolderTask):
                 task.run.enter(cfg, task.data_identity, own_restore_file=True)
                 refuse_another(Path(cfg.output_dir), task.probe.spec.name)
             return task
+
+    def start_lines(self, cfg: Any, model: Any) -> list[str]:
+        """Name the encoder, the task and the heads."""
+        spec, source = self.probe.spec, self.probe.source
+        clips = (f"{split} {len(data.clips):,}" for split, data in self.datasets.items())
+        return [
+            f"probe of {source.name} ({source.path}): {len(model.active)} heads",
+            f"task: {spec.name} ({spec.kind}, {spec.metric}), clips: {', '.join(clips)}",
+        ]
+
+    def best_line(self, cfg: Any) -> str:
+        """Give the score of the head that validation has chosen so far."""
+        chosen = self.probe.model.chosen_head()
+        if chosen is None:
+            return ""
+        head = chosen.head
+        score = f"valid {self.probe.spec.metric} {chosen.score:.4g}"
+        return f"{score}, layer {head.layer}, learning rate {head.learning_rate:g}"
+
+    def next_command(self, cfg: Any) -> str:
+        """Score the chosen head on the test split."""
+        best = shown(Path(cfg.checkpoint.save_dir, "checkpoint_best.pt"))
+        return (
+            f"fairseq-validate {shlex.quote(shown(self.cfg.data))} --path {shlex.quote(best)} "
+            "--user-dir music_ssl_fairseq --task music_probing --valid-subset test --batch-size 64"
+        )
 
     def data_identity(self, cfg: Any) -> Identity:
         """Identify the task, its clips and labels, and the upstream."""

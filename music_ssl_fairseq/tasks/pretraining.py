@@ -3,11 +3,14 @@
 import atexit
 import logging
 import os
+import shlex
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Optional
 
+from fairseq import checkpoint_utils
 from fairseq.dataclass import FairseqDataclass
 from omegaconf import II, MISSING, OmegaConf
 
@@ -35,6 +38,7 @@ from music_ssl_fairseq.tasks.run_folder import RunFolderTask, whole_configuratio
 from music_ssl_fairseq.tasks.schedule import collapse_advice, warmup_updates
 from music_ssl_fairseq.training import prepare_training
 from music_ssl_fairseq.training.epoch import note_batching
+from music_ssl_fairseq.training.narration import shown
 from music_ssl_fairseq.upstream.initialise import initialise
 
 logger = logging.getLogger(__name__)
@@ -144,6 +148,7 @@ class PretrainingTask(RunFolderTask):
             raise missing_manifest(os.path.join(cfg.data, "train.tsv"))
         self._stepped: set[str] = set()
         self._training = False
+        self._sizes: dict[str, str] = {}
         self._delayed_totals = DelayedTotals()
         self._update = self._max_update = 0
         whole = whole_configuration(cfg)
@@ -215,8 +220,39 @@ class PretrainingTask(RunFolderTask):
                 count_visible=visible,
                 labels=self.labels(split, manifest),
             )
-        counts = len(manifest), hours(manifest.num_samples), len(self.datasets[split])
-        logger.info("%s: %d tracks, %.2f hours, %d crops per epoch", split, *counts)
+        self._sizes[split] = (
+            f"{len(manifest):,} tracks, {hours(manifest.num_samples):.2f} hours, "
+            f"{len(self.datasets[split]):,} crops of {cfg.crop_seconds:g} s"
+        )
+
+    def start_lines(self, cfg: Any, model: Any) -> list[str]:
+        """Name the model, its data and its targets."""
+        weights = sum(parameter.numel() for parameter in model.parameters())
+        updates = cfg.optimization.update_freq[0] * cfg.distributed_training.distributed_world_size
+        batch = f"{cfg.dataset.batch_size} crops" if cfg.dataset.batch_size else "batches by length"
+        times = f" x {updates}" if updates > 1 else ""
+        name = cfg.model._name
+        return [
+            f"{name}: {weights / 1e6:.1f} million weights, {batch}{times} per update",
+            *(f"{split}: {size}" for split, size in sorted(self._sizes.items())),
+        ]
+
+    def best_line(self, cfg: Any) -> str:
+        """Give the best loss of a validation."""
+        best = getattr(checkpoint_utils.save_checkpoint, "best", None)
+        return "" if best is None else f"valid {cfg.checkpoint.best_checkpoint_metric} {best:.4g}"
+
+    def next_command(self, cfg: Any) -> str:
+        """Probe the run on the tasks of probing/, or else extract features."""
+        run = shlex.quote(shown(os.path.dirname(os.path.abspath(cfg.checkpoint.save_dir))))
+        tasks = sorted(str(file.parent) for file in Path("probing").glob("*/task.json"))
+        if tasks:
+            return f"python -m music_ssl_fairseq probe --upstream {run} --task {shlex.join(tasks)}"
+        manifest = shlex.quote(shown(os.path.join(self.cfg.data, "valid.tsv")))
+        return (
+            f"python -m music_ssl_fairseq extract --checkpoint {run} --manifest {manifest} "
+            f"--out {run}/features"
+        )
 
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Return fairseq's iterator, with its batching noted: see `ResumableEpochs`."""

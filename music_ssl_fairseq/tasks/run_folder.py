@@ -22,6 +22,7 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.files import hold
 from music_ssl_fairseq.tasks.schedule import check_schedule
 from music_ssl_fairseq.training.checkpoints import checkpoint_to_resume
+from music_ssl_fairseq.training.narration import say
 from music_ssl_fairseq.training.saving import LAST, resume_file
 from music_ssl_fairseq.training.trackers import choose_tracker
 from music_ssl_fairseq.upstream.safe_load import safe_load
@@ -83,7 +84,7 @@ class RunFolder:
                 problem = error
         self._tell_others(problem)
         if self.finished:
-            logger.info("finished: %s", self.finished)
+            say(f"finished: {self.finished}")
 
     def _enter(self, cfg: Any, data: Callable[[Any], Identity], own_restore_file: bool) -> None:
         global _lock
@@ -218,6 +219,18 @@ class RunFolderTask(FairseqTask):
     def finished(self) -> str:
         """Return why nothing is left to train, or empty: see `compat.skip_finished_runs`."""
         return self.run.finished
+
+    def start_lines(self, cfg: Any, model: Any) -> list[str]:
+        """Describe what is trained, and on what, in lines for the console."""
+        raise NotImplementedError
+
+    def best_line(self, cfg: Any) -> str:
+        """Describe the best validation so far; empty if there was none."""
+        raise NotImplementedError
+
+    def next_command(self, cfg: Any) -> str:
+        """Return the command that follows a complete training, with this run's paths."""
+        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """Return the task's state for checkpoints, with the run's identity."""

@@ -3,6 +3,7 @@
 import multiprocessing
 import multiprocessing.util
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -77,7 +78,9 @@ class Interruption:
     def say(self, state: str) -> None:
         """Print in one line what has happened and what to do."""
         name = self.received.name if self.received else "a signal to another process"
-        print(f"stopped by {name}: {state}; {RESUME_HINT}", file=sys.stderr, flush=True)
+        command = shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
+        print(f"stopped by {name}: {state}; {RESUME_HINT}:", file=sys.stderr)
+        print(command, file=sys.stderr, flush=True)
 
     def _watch(self, pipe: int) -> None:
         """Exit at once at a second signal, even while the main thread is blocked."""

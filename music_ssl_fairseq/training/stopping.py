@@ -18,6 +18,7 @@ from fairseq.trainer import Trainer
 
 from music_ssl_fairseq.compat import is_distributed, one_line_errors
 from music_ssl_fairseq.training.interruption import RESUBMIT, interruption
+from music_ssl_fairseq.training.narration import narration, shown
 from music_ssl_fairseq.training.saving import (
     check_saving,
     finish_saving,
@@ -55,6 +56,7 @@ def _load_checkpoint(load: Callable[..., Any], cfg: Any, trainer: Any, **kwargs:
     extra_state, epoch_itr = load(cfg, trainer, **kwargs)
     if extra_state and _TO_DO in extra_state and not cfg.reset_dataloader:
         trainer.to_do = {"position": extra_state["train_iterator"], **extra_state[_TO_DO]}
+    narration.begin(trainer.cfg, trainer)
     return extra_state, epoch_itr
 
 
@@ -92,6 +94,7 @@ def _validate_and_save(
     """Run fairseq's function, which it calls after every update, and stop if a signal came."""
     check_saving()
     prepare_saving(trainer)
+    narration.update()
     last = 0 < (cfg.optimization.max_update or 0) <= trainer.get_num_updates()
     trainer.is_finishing = last  # then a signal only makes the state be saved first
     if _asked(trainer):
@@ -135,9 +138,10 @@ def _file(cfg: Any, trainer: Any) -> Path:
 def _end(cfg: Any, trainer: Any) -> None:
     finish_saving()
     file, no_save = _file(cfg, trainer), cfg.checkpoint.no_save
-    saved = "is the last, as checkpoint.no_save says" if no_save else f"is saved in {file}"
+    saved = "is the last, as checkpoint.no_save says" if no_save else f"is saved in {shown(file)}"
     if trainer.data_parallel_rank == 0:
-        interruption.say(f"update {trainer.get_num_updates()} {saved}")
+        best = narration.stop()
+        interruption.say(f"update {trainer.get_num_updates()} {saved}{best}")
     if is_distributed():
         torch.distributed.barrier()  # srun ends all processes once one has ended
     interruption.saved = True
@@ -162,6 +166,7 @@ def _train(
         losses, stop = validate_and_save(cfg, trainer, task, then, subsets, end)
         if stop:
             finish_saving()
+            narration.end()
             return losses, stop
         if end:
             trainer.lr_step(epoch, losses[0])
@@ -169,4 +174,10 @@ def _train(
     limit = cfg.optimization.max_epoch or math.inf
     if stop or epoch_itr.next_epoch_idx > limit or cfg.optimization.stop_min_lr > 0:
         finish_saving()  # the program may end here
+        if (
+            stop
+            or epoch_itr.next_epoch_idx > limit
+            or trainer.get_lr() <= cfg.optimization.stop_min_lr
+        ):
+            narration.end()
     return losses, stop

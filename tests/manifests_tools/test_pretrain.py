@@ -173,7 +173,7 @@ def test_the_summary_counts_and_tells_the_next_command(music, tmp_path, capsys, 
     assert lines[3:] == ["left out: none", "next: python -m music_ssl_fairseq.label --k 22"]
     run("music", "else where")
     paths = "--manifests 'else where' --labels 'else where_labels'"
-    assert capsys.readouterr().out.endswith(f"--k 30 {paths}\n")
+    assert capsys.readouterr().out.endswith(f"--k 24 {paths}\n")
 
 
 def test_existing_manifests_are_replaced_only_by_force(music, tmp_path):

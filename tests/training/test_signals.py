@@ -42,13 +42,14 @@ SETTINGS = [
 
 
 def stopped(family, capsys):
-    """Train until the signal: the line that says so."""
+    """Train until the signal: the line that says so, before the command to continue with."""
     with pytest.raises(SystemExit) as end:
         train(family, *SETTINGS)
     assert end.value.code == RESUBMIT == 75
     lines = capsys.readouterr().err.strip().splitlines()
     assert sum("run the same command to continue" in line for line in lines) == 1
-    return lines[-1]
+    assert lines[-1].startswith("fairseq-hydra-train --config-dir ")
+    return lines[-2]
 
 
 def saved_updates():

@@ -1,0 +1,124 @@
+"""What a training prints; all that is logged is in the run's hydra_train.log.
+
+Numbers go to standard output, one JSON object per line. On a terminal, a progress bar on standard
+error takes their place, with one line per validation. Warnings, and what is logged with
+`extra={"console": True}`, are lines on standard error. The rest is in the log alone: the
+configuration, the model's layers, fairseq's notes, and warnings of hydra and torch.
+
+`run_folder.yaml` of examples/ names `Console`. This file is outside of the package, because fairseq
+registers tasks of a user_dir only if the package is not imported yet.
+"""
+
+import json
+import logging
+import sys
+from typing import Any
+
+_OF_NUMBERS = "progress_bar"  # fairseq's module that logs them
+_HIDDEN = ("epoch", "update", "num_updates", "wall", "train_wall")
+_SHOWN_NUMBERS = 2
+
+
+class Console(logging.Handler):
+    """Print the records of one training process."""
+
+    def __init__(self, stream: Any = None):
+        """`stream` is what hydra gives its own handler; it is not used."""
+        super().__init__()
+        self._bar: Any = None
+        self._on_terminal = sys.stderr.isatty()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record, or leave it to the log."""
+        try:
+            text = record.getMessage()
+            if record.module == _OF_NUMBERS and text.startswith('{"'):
+                self._numbers(record.name, text)
+            elif record.module == _OF_NUMBERS or getattr(record, "console", False):
+                self._line(text)
+            elif record.levelno >= logging.WARNING and record.name != "py.warnings":
+                trace = f"\n{self.format(record)}" if record.exc_info else ""
+                self._line(f"{record.levelname.lower()}: {text}{trace}")
+        except Exception:
+            self.handleError(record)
+
+    def _numbers(self, kind: str, text: str) -> None:
+        if not self._on_terminal:
+            print(f'{{"log": "{kind}", {text[1:]}', flush=True)
+            return
+        found = json.loads(text)
+        shown: dict[str, Any] = {}
+        for name, value in found.items():
+            if name not in _HIDDEN and value not in shown.values() and len(shown) < _SHOWN_NUMBERS:
+                shown[name.removeprefix(f"{kind}_")] = value
+        words = ", ".join(f"{name} {value}" for name, value in shown.items())
+        if kind == "train_inner":
+            if self._bar is not None:
+                self._bar.set_postfix_str(words, refresh=False)
+        elif kind != "train":
+            self._line(f"{kind}, update {found.get(f'{kind}_num_updates', '?')}: {words}")
+
+    def _line(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.clear()
+        print(text, file=sys.stderr, flush=True)
+        if self._bar is not None:
+            self._bar.refresh()
+
+    def move(self, updates: int, total: int | None, name: str) -> None:
+        """Show on a terminal how many updates are done, of how many if that is known."""
+        if not self._on_terminal:
+            return
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                desc=name, total=total, initial=updates, unit="update", dynamic_ncols=True
+            )
+        self._bar.update(updates - self._bar.n)
+
+    def end(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.leave = False
+            self._bar.close()
+            self._bar = None
+
+    def close(self) -> None:
+        """Remove the bar, and the handler."""
+        self.end()
+        super().close()
+
+
+class Early(logging.Handler):
+    """Keeps what is logged before the run has a log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+_EARLY = Early()
+
+
+def keep_for_the_log() -> None:
+    """Keep warnings, and what imports log, out of the terminal; `replay` writes them to the log.
+
+    fairseq and hydra print some twenty lines of them before a training has a folder.
+    """
+    if not logging.getLogger().handlers:
+        logging.getLogger().addHandler(_EARLY)
+        logging.captureWarnings(True)
+
+
+def replay() -> None:
+    """Write what was kept to the log files of the root logger."""
+    records, _EARLY.records = _EARLY.records, []
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            for record in records:
+                if record.levelno >= logging.INFO:
+                    handler.handle(record)

@@ -1,0 +1,175 @@
+"""Tell in a training's console what begins, how far it is, what came of it, and what to do next.
+
+`hydra_plugins/_music_ssl_fairseq_console.py` prints the lines, and the log has them too. A task
+says what it trains (`start_lines`), what is best (`best_line`) and what follows (`next_command`).
+"""
+
+import logging
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from music_ssl_fairseq.compat import is_training_command
+
+logger = logging.getLogger(__name__)
+
+_MEASURED_UPDATES, _MEASURED_SECONDS = 20, 5.0
+"""What the expected time is taken from: so many updates after the first, or so long."""
+
+_LARGE = 20_000_000
+"""Weights of a model that takes days to train on a CPU."""
+
+
+def say(text: str) -> None:
+    """Print a line, and log it."""
+    logger.info(text, extra={"console": True})
+
+
+def shown(path: str | os.PathLike) -> str:
+    """Return a path as one types it here: relative if it lies below the current folder."""
+    absolute = os.path.abspath(path)
+    relative = os.path.relpath(absolute)
+    return absolute if relative.startswith("..") else relative
+
+
+def duration(seconds: float) -> str:
+    """Format a duration in its two largest units: `2 h 5 min`, `48 s`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    hours = whole // 3600
+    if hours < 48:
+        return f"{hours} h {whole % 3600 // 60} min"
+    return f"{hours // 24} days {hours % 24} h"
+
+
+class Narration:
+    """What is said of the training in this process; nothing in processes other than the first."""
+
+    def __init__(self) -> None:
+        self._cfg: Any = None
+        self._trainer: Any = None
+        self._first = (0, 0.0)
+        self._is_measured = False
+
+    def begin(self, cfg: Any, trainer: Any) -> None:
+        """Say what is trained, on what, where, and where it is written."""
+        self._cfg = None
+        if not is_training_command() or trainer.data_parallel_rank or trainer.task.finished:
+            return
+        self._cfg, self._trainer, self._first = cfg, trainer, (-1, 0.0)
+        self._is_measured = False
+        for line in trainer.task.start_lines(cfg, trainer.get_model()):
+            say(line)
+        say(_device_line(cfg))
+        folder, done = shown(_folder(cfg)), trainer.get_num_updates()
+        from_where = f", from update {done} on" if done else ""
+        say(
+            f"writes to {folder}{from_where}; follow it: tensorboard --logdir {shlex.quote(folder)}"
+        )
+        weights = sum(p.numel() for p in trainer.get_model().parameters())
+        if not trainer.cuda and weights > _LARGE and hasattr(trainer.task.cfg, "crop_seconds"):
+            logger.warning(
+                "no GPU: %d million weights take days to train on a CPU. The whole way in "
+                "minutes: %s",
+                *(weights / 1e6, _smaller_command()),
+            )
+
+    def update(self) -> None:
+        """Note that an update is done."""
+        if self._cfg is None:
+            return
+        number, now = self._trainer.get_num_updates(), time.monotonic()
+        total = self._cfg.optimization.max_update or None
+        for console in _consoles():
+            console.move(number, total, shown(_folder(self._cfg)))
+        if self._first[0] < 0:
+            self._first = number, now
+        elif not self._is_measured:
+            self._expect(number, now, total)
+
+    def _expect(self, number: int, now: float, total: int | None) -> None:
+        count, seconds = number - self._first[0], now - self._first[1]
+        if count < _MEASURED_UPDATES and seconds < _MEASURED_SECONDS:
+            return
+        self._is_measured = True
+        each = seconds / max(1, count)
+        left = f": about {duration(each * (total - number))} to go" if total else ""
+        say(f"{each:.2g} s per update{left}")
+
+    def end(self) -> None:
+        """Say what came of a training that is complete, and what to do next."""
+        if self._cfg is None:
+            return
+        _remove_bar()
+        cfg, trainer, task = self._cfg, self._trainer, self._trainer.task
+        spent = duration(trainer.cumulative_training_time())
+        say(f"trained: {trainer.get_num_updates()} updates in {spent}{self._best()}")
+        say(f"next: {task.next_command(cfg)}")
+        self._cfg = None
+
+    def stop(self) -> str:
+        """Remove the bar; return what is best so far, for the line about an interruption."""
+        _remove_bar()
+        found = self._best() if self._cfg is not None else ""
+        self._cfg = None
+        return found
+
+    def _best(self) -> str:
+        best = self._trainer.task.best_line(self._cfg)
+        if not best:
+            return ""
+        file = Path(self._cfg.checkpoint.save_dir, "checkpoint_best.pt")
+        return f"; best {best}, {shown(file)}" if not self._cfg.checkpoint.no_save else f"; {best}"
+
+
+def _folder(cfg: Any) -> str:
+    return os.path.dirname(os.path.abspath(cfg.checkpoint.save_dir))
+
+
+def _device_line(cfg: Any) -> str:
+    processes = cfg.distributed_training.distributed_world_size
+    if torch.cuda.is_available() and not cfg.common.cpu:
+        name = torch.cuda.get_device_name()
+        device = f"{processes} x {name}" if processes > 1 else name
+    else:
+        device = f"CPU, {torch.get_num_threads()} threads"
+    limits = cfg.optimization
+    ends = [f"{limits.max_update} updates"] if limits.max_update else []
+    ends += [f"{limits.max_epoch} epochs"] if limits.max_epoch else []
+    return f"on {device}, for {' or '.join(ends) or 'ever, until it is stopped'}"
+
+
+def _smaller_command() -> str:
+    """Return this command with the configuration `tiny`, and the user's data."""
+    kept = [a for a in sys.argv[1:] if a.startswith(("task.data=", "task.label_dir="))]
+    folders = [
+        a.partition("=")[2] or following
+        for a, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True)
+        if a.partition("=")[0] in ("--config-dir", "-cd")
+    ]
+    folder = folders[0] if folders else "examples/music_hubert"
+    return shlex.join(
+        ["fairseq-hydra-train", "--config-dir", folder, "--config-name", "tiny", *kept]
+    )
+
+
+def _consoles() -> list[Any]:
+    """Return hydra's handlers that print to a console."""
+    return [handler for handler in logging.getLogger().handlers if hasattr(handler, "move")]
+
+
+def _remove_bar() -> None:
+    for console in _consoles():
+        console.end()
+
+
+narration = Narration()
+"""What is said of the training in this process."""

@@ -1,0 +1,129 @@
+"""What a training prints: numbers, lines of our own and warnings; the rest is in the log."""
+
+import logging
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from hydra_plugins import _music_ssl_fairseq_console as module
+from hydra_plugins._music_ssl_fairseq_folder import _end_quietly, begin_quietly
+from music_ssl_fairseq.training import narration
+from tests import EXAMPLES
+
+NUMBERS = (
+    '{"valid_loss": "4.2", "valid_loss_m": "4.2", "valid_accuracy_m": "0.3", '
+    '"valid_num_updates": "7"}'
+)
+
+
+def record(text, name="fairseq.trainer", level=logging.INFO, module="trainer", **extra):
+    found = logging.makeLogRecord({"name": name, "levelno": level, "msg": text, "module": module})
+    found.levelname = logging.getLevelName(level)
+    vars(found).update(extra)
+    return found
+
+
+@pytest.fixture
+def said(monkeypatch, capsys):
+    """What a console prints of some records, on a terminal or not: standard output and error."""
+
+    def run(*records, terminal=False):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+        console = module.Console(stream=sys.stdout)
+        console.move(3, 10, "runs/x")
+        for item in records:
+            console.handle(item)
+        console.close()
+        return capsys.readouterr()
+
+    return run
+
+
+def test_numbers_are_json_lines(said):
+    found = said(record(NUMBERS, "valid", module="progress_bar"))
+    assert found.out == '{"log": "valid", ' + NUMBERS[1:] + "\n"
+    assert found.err == ""
+
+
+def test_a_terminal_has_a_bar_and_a_line_per_validation(said):
+    inner = record('{"loss": "3.1", "wall": "9"}', "train_inner", module="progress_bar")
+    found = said(inner, record(NUMBERS, "valid", module="progress_bar"), terminal=True)
+    assert found.out == ""
+    assert "runs/x:  30%" in found.err
+    assert "\nvalid, update 7: loss 4.2, accuracy_m 0.3\n" in found.err.replace("\r", "\n")
+
+
+def test_the_configuration_and_warnings_of_others_are_in_the_log_alone(said):
+    hidden = [record("{'_name': None}"), record("old keyword", "py.warnings", logging.WARNING)]
+    shown = [
+        record("train: 3 tracks", console=True),
+        record("no labels of a.flac", "music_ssl_fairseq.data", logging.WARNING),
+    ]
+    found = said(*hidden, *shown)
+    assert found.err == "train: 3 tracks\nwarning: no labels of a.flac\n"
+    assert found.out == ""
+
+
+def test_what_comes_before_the_log_is_logged_later(tmp_path, monkeypatch):
+    root = logging.Logger("root")
+    monkeypatch.setattr(logging, "getLogger", lambda *_: root)
+    monkeypatch.setattr(logging, "captureWarnings", lambda _: None)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    begin_quietly(["fairseq-hydra-train", "--config-dir", str(tmp_path)])
+    assert root.handlers == []  # not a configuration of ours
+    begin_quietly(["fairseq-hydra-train", f"--config-dir={EXAMPLES / 'music2vec'}"])
+    root.warning("deprecated")
+    root.handlers = [logging.FileHandler(tmp_path / "log")]
+    module.replay()
+    assert (tmp_path / "log").read_text() == "deprecated\n"
+
+
+def test_an_interrupt_during_imports_is_one_line(capsys):
+    _end_quietly(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert capsys.readouterr().err == "stopped by SIGINT: nothing was trained\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(4.4, "4 s"), (65, "1 min 5 s"), (7384, "2 h 3 min"), (300_000, "3 days 11 h")],
+)
+def test_durations(seconds, text):
+    assert narration.duration(seconds) == text
+
+
+def test_the_command_that_fits_keeps_the_data(monkeypatch):
+    options = ["--config-dir", "examples/music_hubert", "task.data=a b", "model.dropout=0"]
+    monkeypatch.setattr(sys, "argv", ["/bin/fairseq-hydra-train", *options])
+    assert narration._smaller_command() == (
+        "fairseq-hydra-train --config-dir examples/music_hubert --config-name tiny 'task.data=a b'"
+    )
+
+
+def test_the_time_to_go_is_measured(monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    now = iter([100.0, 102.0, 106.0])
+    monkeypatch.setattr(narration.time, "monotonic", lambda: next(now))
+    updates = iter([1, 2, 3])
+    found = narration.Narration()
+    found._trainer = SimpleNamespace(get_num_updates=lambda: next(updates))
+    found._cfg = SimpleNamespace(
+        optimization=SimpleNamespace(max_update=43),
+        checkpoint=SimpleNamespace(save_dir="runs/x/checkpoints"),
+    )
+    found._first = (-1, 0.0)
+    for _ in range(3):
+        found.update()
+    assert caplog.messages == ["3 s per update: about 2 min 0 s to go"]
+
+
+def test_fairseq_s_help_names_our_models(monkeypatch, capsys):
+    from fairseq_cli.hydra_train import cli_main
+
+    monkeypatch.setattr(sys, "argv", ["fairseq-hydra-train", "--help"])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    with pytest.raises(SystemExit):
+        cli_main()
+    out = capsys.readouterr().out
+    assert "adds music2vec and musicHuBERT" in out
+    assert "\nmodel: hubert, " in out  # and all that fairseq says
