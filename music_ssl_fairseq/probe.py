@@ -138,7 +138,7 @@ def _report(out: Path, folders: Sequence[Path], split: str) -> None:
         )
     no_plot = find_spec("matplotlib") is None
     report([out], out / "report", split, _RESAMPLES, no_plot=no_plot)
-    print(f"written: {out / 'report'}")
+    print(f"written: {out / 'report' / 'report.html'}, report.md and report.csv")
 
 
 def _say_what_next(upstream: Sequence[str], task: Sequence[Path], out: Path) -> None:
