@@ -6,7 +6,7 @@ from pathlib import Path
 
 from music_ssl_fairseq.pages.figures import figure
 from music_ssl_fairseq.pages.page import Cell, Page, paragraph, table
-from music_ssl_fairseq.report import probe_figures, tables, training
+from music_ssl_fairseq.report import floors, probe_figures, tables, training
 from music_ssl_fairseq.report.gather import Probe
 
 _RUNS_PER_FIGURE = 3
@@ -37,6 +37,10 @@ def write(
         page.add("Heat map", probe_figures.draw_heat_map(probes))
         if runs:
             page.add("Training", *_curves(runs))
+    known, hint = floors.rows(probes, split), floors.hint(probes)
+    if known or hint:
+        parts = [table(list(floors.HEADER), known)] if known else []
+        page.add("Is the pipeline right?", *parts, paragraph(hint) if hint else "")
     published = tables.published(tasks)
     if published:
         note = paragraph(tables.PUBLISHED_NOTE)

@@ -5,6 +5,7 @@ import io
 import math
 from collections.abc import Sequence
 
+from music_ssl_fairseq.report import floors
 from music_ssl_fairseq.report.gather import Figure, Probe
 from music_ssl_fairseq.report.published import COLUMNS, PUBLISHED
 
@@ -56,6 +57,7 @@ def markdown(probes: Sequence[Probe], split: str, resamples: int) -> str:
         *table(header, measured),
         "",
     ]
+    parts += front_ends(probes, split)
     others = published(tasks)
     if others:
         parts += [
@@ -70,6 +72,13 @@ def markdown(probes: Sequence[Probe], split: str, resamples: int) -> str:
     if notes:
         parts += ["## Notes", "", *dict.fromkeys(notes), ""]
     return "\n".join(parts)
+
+
+def front_ends(probes: Sequence[Probe], split: str) -> list[str]:
+    """Format the comparison of front ends with what is known of them."""
+    rows, hint = floors.rows(probes, split), floors.hint(probes)
+    lines = [*(table(floors.HEADER, rows) if rows else []), *([hint] if hint else [])]
+    return ["## Is the pipeline right?", "", *lines, ""] if lines else []
 
 
 def absent(probes: Sequence[Probe], split: str) -> list[str]:

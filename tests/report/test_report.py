@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,11 @@ from music_ssl_fairseq.probing.scoring.metrics import Scores, evaluate
 from music_ssl_fairseq.probing.scoring.predictions import Predictions
 from music_ssl_fairseq.probing.scoring.results import write_heads, write_scores
 from music_ssl_fairseq.probing.spec import METRICS, ProbingSpec
+from music_ssl_fairseq.report import floors
 from music_ssl_fairseq.report.__main__ import run
 from music_ssl_fairseq.report.bootstrap import interval, statistic
 from music_ssl_fairseq.report.compare import mean_ranks
+from music_ssl_fairseq.report.gather import Figure, find
 from music_ssl_fairseq.report.published import COLUMNS, PUBLISHED
 
 CLASSES = ("A minor", "C major", "G major")
@@ -286,3 +289,43 @@ def test_damage_is_named(tmp_path):
 def test_ranks_share_their_mean_and_a_figure_that_is_not_defined_is_last():
     figures = [[0.5, float("nan")], [0.7, 0.1], [0.5, 0.3]]
     assert mean_ranks(figures) == [(2.5 + 3) / 2, (1 + 2) / 2, (2.5 + 1) / 2]
+
+
+def test_front_ends_are_compared_with_what_is_known(tmp_path):
+    leave_probe(tmp_path / "runs/a", "multi-class", "gtzan-genre", "mfcc")
+    leave_probe(tmp_path / "runs/b", "multi-class", "vocalset-singer", "mfcc")
+    leave_probe(tmp_path / "runs/c", "multi-label", "mtt", "first")
+    text = run([tmp_path / "runs"], tmp_path / "out", resamples=50, no_plot=True)
+    found = predictions("multi-class")
+    most = 100 * np.bincount(found.targets).max() / len(found.targets)
+    here = 100 * (found.outputs.argmax(1) == found.targets).mean()
+    (line,) = (line for line in text.splitlines() if line.startswith("| mfcc | gtzan-genre: acc"))
+    assert line.startswith(f"| mfcc | gtzan-genre: accuracy | {here:.1f} | {most:.1f} | 44.8 | 7")
+    assert line.endswith("| as published |")
+    assert "| mfcc | vocalset-singer: accuracy |" in text
+    assert "Not probed: chroma." in text
+    assert "Is the pipeline right?" in (tmp_path / "out/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("value", "own", "others", "said"),
+    [
+        (0.46, 0.448, 0.74, "as published"),
+        (0.7, 0.448, 0.74, "+25.2: other data"),
+        (0.2, 0.448, 0.74, "no better than a constant"),
+        (0.5, math.nan, 0.74, "as expected"),
+        (0.8, math.nan, 0.74, "above a published model"),
+    ],
+)
+def test_verdicts_on_front_ends(value, own, others, said):
+    figure = Figure(value, value - 0.04, value + 0.04)
+    assert floors.verdict(figure, 0.25, own, others).startswith(said)
+
+
+def test_a_constant_answer_to_tags_has_the_precision_of_chance(tmp_path):
+    leave_probe(tmp_path, "multi-label", "mtt", "mfcc")
+    (probe,) = find([tmp_path], "test", 10, 0)
+    found = predictions("multi-label")
+    share = found.targets.mean(0).mean()
+    assert floors.constant("macro_roc_auc", found, probe) == pytest.approx(0.5)
+    assert floors.constant("macro_average_precision", found, probe) == pytest.approx(share)

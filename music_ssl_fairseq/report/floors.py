@@ -1,0 +1,102 @@
+"""Compare front ends with what is known: whether data and pipeline are as they should be.
+
+MFCC and chroma need no training, so their scores depend on the data, its splits and the probe
+alone. A constant answer is the least that a probe may reach. Four tasks have published figures of
+MFCC and chroma; on the others they should lie below the published models.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from music_ssl_fairseq.probing.scoring.metrics import statistic
+from music_ssl_fairseq.probing.scoring.predictions import Predictions
+from music_ssl_fairseq.report.gather import Figure, Probe, predictions_of
+from music_ssl_fairseq.report.published import COLUMNS, PUBLISHED
+
+FRONT_ENDS = ("mfcc", "chroma", "logmel", "cqt")
+TOLERANCE = 0.05
+"""How far from a published figure is still near: windows, grids and front ends differ a little."""
+HEADER = (
+    *("front end", "task", "here", "constant answer", "published front end"),
+    *("least of the published models", "verdict"),
+)
+
+
+def rows(probes: Sequence[Probe], split: str) -> list[list[str]]:
+    """Return a row per front end, task and metric; empty if no task is one of the thirteen."""
+    found = []
+    for probe in probes:
+        front_end = probe.about["upstream"]
+        if probe.task not in COLUMNS or front_end not in FRONT_ENDS:
+            continue
+        predictions = predictions_of(probe.folder, split)
+        for metric, figure in probe.figures.items():
+            least = constant(metric, predictions, probe)
+            own, others = _published(front_end, probe.task, metric)
+            cells = (figure.value, least, own, others)
+            shown = ["" if math.isnan(x) else f"{100 * x:.1f}" for x in cells]
+            named = [probe.model, f"{probe.task}: {metric}"]
+            found.append([*named, *shown, verdict(figure, least, own, others)])
+    return found
+
+
+def hint(probes: Sequence[Probe]) -> str:
+    """Say which front ends are missing, if tasks of the thirteen are there without them."""
+    lacking = [
+        name
+        for name in FRONT_ENDS[:2]
+        if any(probe.task in COLUMNS for probe in probes)
+        and all(probe.about["upstream"] != name for probe in probes)
+    ]
+    if not lacking:
+        return ""
+    return (
+        f"Not probed: {' and '.join(lacking)}. They need no training, and their scores say "
+        f"whether data and pipeline are right: probe them with model.upstream={lacking[0]}."
+    )
+
+
+def constant(metric: str, predictions: Predictions, probe: Probe) -> float:
+    """Score of the best answer that is the same for every clip; NaN for beats."""
+    kind, classes = probe.about["kind"], tuple(probe.about["classes"])
+    if kind == "beats":
+        return math.nan
+    if kind == "regression":
+        return 0.0  # of R2, by its definition
+    answers = np.eye(len(classes)) if kind != "multi-label" else np.zeros((1, len(classes)))
+    once = np.ones((1, predictions.num_groups), np.int64)
+    found = []
+    for answer in answers:
+        same = replace(predictions, outputs=np.tile(answer, (len(predictions.names), 1)))
+        found.append(float(statistic(metric, same, once, classes, ())[0]))
+    return max(found)
+
+
+def _published(front_end: str, task: str, metric: str) -> tuple[float, float]:
+    """The front end's own published figure, and the least of all models'; NaN if there is none."""
+    own, others = math.nan, math.nan
+    for model in PUBLISHED:
+        figure = model.figures().get((task, metric), math.nan)
+        if model.model.lower() == front_end:
+            own = figure
+        elif model.model.lower() not in FRONT_ENDS:
+            others = float(np.fmin(others, figure))
+    return own, others
+
+
+def verdict(here: Figure, least: float, own: float, others: float) -> str:
+    """Say in words whether a front end's figure is what it should be."""
+    if not math.isfinite(here.value):
+        return "not defined"
+    if here.low - TOLERANCE <= own <= here.high + TOLERANCE:
+        return "as published"
+    if here.value <= least:
+        return "no better than a constant answer: check that labels belong to their files"
+    if math.isfinite(own):
+        return f"{100 * (here.value - own):+.1f}: other data, another split, or a fault"
+    if here.value > others:
+        return "above a published model: look for songs in two splits"
+    return "as expected"
