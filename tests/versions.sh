@@ -4,8 +4,10 @@
 #   bash tests/versions.sh [oldest|newest] [-k frames] [tests/features] ...
 #
 # Each version has an environment of its own in .venvs/ of the repository, or in $MUSIC_SSL_VENVS
-# (6 GB each). `newest` is upgraded to what the registry has today. Without a name both run, one
-# after the other. Further arguments go to pytest. The exit status is 0 if all tests passed.
+# (6 GB each). `newest` is upgraded to what the registry has today; if pip's configuration holds torch
+# back, PIP_CONSTRAINT=/dev/null lets go. Without a name both run, one after the other. Further
+# arguments go to pytest, such as `-n 1` for one process. The last lines say which versions passed. The
+# exit status is 0 if all tests did.
 set -euo pipefail
 # shellcheck source=examples/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../examples/environment.sh"
@@ -31,16 +33,25 @@ declare -A pair=(
 install() { # requirements...: torch first, so that the package finds it and keeps it
   use_venv
   python -m pip install --disable-pip-version-check --quiet "$@" < /dev/null
-  python -c 'from importlib.metadata import version
-print(*(f"{name} {version(name)}" for name in ("torch", "torchaudio")), sep=", ")'
+}
+
+versions() { # of the environment in $MUSIC_SSL_VENV
+  use_venv
+  python -c 'import platform; from importlib.metadata import version
+names = ("torch", "torchaudio", "numpy", "transformers")
+print(f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in names), sep=", ")'
 }
 
 status=0
+summary=
 for name in "${names[@]}"; do
   export MUSIC_SSL_VENV="${MUSIC_SSL_VENVS:-$ROOT/.venvs}/$name"
   mkdir -p "$(dirname "$MUSIC_SSL_VENV")"
   # shellcheck disable=SC2086 # several requirements
   (install ${pair[$name]})
-  bash "$ROOT/tests/run.sh" "$@" || status=1
+  result=passed
+  bash "$ROOT/tests/run.sh" "$@" || { result=failed status=1; }
+  summary+="$name: $result, with $(versions)"$'\n'
 done
+printf '\n%s' "$summary"
 exit "$status"
