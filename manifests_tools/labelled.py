@@ -114,6 +114,8 @@ def locate(root: str, *candidates: str) -> str:
             return name
     for name in candidates:
         stem = os.path.splitext(name)[0]
+        if not os.path.isdir(os.path.dirname(os.path.join(root, name))):
+            continue  # spares a look per extension
         for extension in EXTENSIONS:
             if os.path.exists(os.path.join(root, stem + extension)):
                 return stem + extension
