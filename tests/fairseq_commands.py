@@ -1,5 +1,6 @@
 """fairseq's commands, run in this process as a user types them, on a corpus made on the spot."""
 
+import functools
 import json
 import re
 import sys
@@ -10,6 +11,7 @@ from unittest import mock
 
 import numpy as np
 from fairseq import checkpoint_utils
+from fairseq_cli import hydra_train
 from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
 
@@ -37,9 +39,11 @@ def compose_quickly() -> None:
 
     It copies its store of all configurations, though it copies each again as it reads it; and it
     composes everything twice, of which the first time is for `hydra.mode`, which nothing here sets.
+    fairseq stores its own configurations again for each command.
     """
     ConfigStore.__deepcopy__ = lambda store, _: store
     Hydra.get_mode = lambda *_, **__: None
+    hydra_train.hydra_init = functools.cache(hydra_train.hydra_init)
 
 
 compose_quickly()
@@ -74,8 +78,6 @@ def train(family: str, *overrides: str, config_name: str | None = None) -> None:
 
     What our task does as the program ends is done as this returns: no worker is left.
     """
-    from fairseq_cli.hydra_train import cli_main
-
     from music_ssl_fairseq.tasks import pretraining
     from music_ssl_fairseq.training.interruption import interruption
 
@@ -94,7 +96,7 @@ def train(family: str, *overrides: str, config_name: str | None = None) -> None:
         at_exit = SimpleNamespace(register=exits.callback)
         exits.callback(interruption.release)
         with mock.patch.object(pretraining, "atexit", at_exit):
-            cli_main()
+            hydra_train.cli_main()
 
 
 def validate(checkpoint: Path, data: Path, task: str, *options: str) -> None:

@@ -45,7 +45,7 @@ def test_crops_and_losses_do_not_depend_on_workers(here):
         train(
             "music_hubert",
             *TINY,
-            "optimization.max_update=14",  # three epochs
+            "optimization.max_update=8",  # two epochs
             f"dataset.num_workers={workers}",
             f"hydra.run.dir=run{workers}",
         )
@@ -59,7 +59,7 @@ def test_validation_gives_the_same_loss_each_time(here, family, capsys):
     run = Path(f"runs/{family}/config")
     in_training = logged(run, "valid")[-1]["valid_loss"]
     losses = []
-    for batch_size in ("2", "2", "3"):
+    for batch_size in ("2", "3"):
         capsys.readouterr()
         validate(
             *(run / "checkpoints/checkpoint_last.pt", Path("manifests"), f"{family}_pretraining"),
@@ -68,8 +68,8 @@ def test_validation_gives_the_same_loss_each_time(here, family, capsys):
         output = capsys.readouterr()
         line = next(x for x in (output.out + output.err).splitlines() if '"valid_loss"' in x)
         losses.append(float(json.loads(line[line.index("{") :])["valid_loss"]))
-    assert losses[0] == losses[1] == in_training
-    assert losses[2] == pytest.approx(losses[0], abs=2e-4)
+    assert losses[0] == in_training
+    assert losses[1] == pytest.approx(losses[0], abs=2e-4)
 
 
 TWO = "optimization.max_update=2"

@@ -220,12 +220,6 @@ def test_workers_that_live_on_follow_the_epoch(folder):
             assert_equal(batch, fresh.collater([fresh[i] for i in batch["id"].tolist()]))
 
 
-def test_spawned_workers(folder):
-    data = dataset(folder)
-    data.set_epoch(2)
-    assert_equal(batches(data, 1, multiprocessing_context="spawn"), batches(data))
-
-
 def test_pickles_and_copies(folder):
     data = dataset(folder)
     data.set_epoch(4)

@@ -5,6 +5,7 @@ than bf16's)."""
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,8 +44,11 @@ ROUNDING = 2e-3 if GPU else 3e-6  # that of fp16; that of our kernels' GELU
 def interpret_for_good() -> None:
     """Replace the language's functions by interpreted ones once, and not in each call of each.
 
-    The interpreter spends most of its time on that.
+    The interpreter spends most of its time on that. A third of the rest are comparisons for
+    overflow, whose results it drops outside debugging.
     """
+    builder = interpreter.interpreter_builder
+    builder.options = replace(builder.options, sanitize_overflow=False)
     patch, patched = interpreter._patch_lang, set()
 
     def patch_once(function: Callable) -> SimpleNamespace:
@@ -319,7 +323,7 @@ def test_layer(training):
     compare_layers(training)
 
 
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("fused", [True, False] if GPU else [True])
 def test_layer_with_products(fused, linear_gelu_kernels, monkeypatch):
     """On a Hopper GPU without them too: elsewhere that is the layer of all other tests."""
     name = "music_ssl_fairseq.fast.transformer_layer._can_fuse_linear_gelu"
@@ -429,21 +433,22 @@ def _layers(number: int) -> list[TransformerLayer]:
     return layers
 
 
-FRAMES = 11 if GPU else 4
+FRAMES, LAYERS, BATCHES = (11, 3, 3) if GPU else (4, 2, 2)
 SAME, OTHER = (3, 3, 3), (3, 2, 3)  # selection frames of three batches; the first is captured
 RECORDED = list(itertools.product([None, 1, 2], [None, SAME, OTHER]))
-if not GPU:  # several seconds each: a layer in the middle and the last, every count
-    RECORDED = [(None, None), (1, SAME), (2, OTHER)]
+if not GPU:  # a second each: the first layer and the last, every count
+    RECORDED = [(None, None), (0, SAME), (1, OTHER)]
 
 
 @pytest.mark.parametrize(("left_out", "counts"), RECORDED)
 def test_graphed_layers(left_out, counts, graphs):
-    """As fused layers: with LayerDrop, three batches an update, and weights that have changed."""
-    layers, x = _layers(3), random(1, FRAMES, 32)
+    """As fused layers: with LayerDrop, several batches per update, and weights that changed."""
+    layers, x = _layers(LAYERS), random(1, FRAMES, 32)
     selections = [
-        None if counts is None else selection_of(1, FRAMES, [n]) for n in counts or (0, 0, 0)
+        None if counts is None else selection_of(1, FRAMES, [n])
+        for n in (counts or (0, 0, 0))[:BATCHES]
     ]
-    everything = [0, 1, 2]
+    everything = list(range(LAYERS))
     some = [i for i in everything if i != left_out]
     with torch.autocast("cuda", torch.float16, enabled=GPU):
         captured = GraphedLayers(layers, x, selections[0] and selections[0][1])
@@ -452,8 +457,8 @@ def test_graphed_layers(left_out, counts, graphs):
         for p in parameters:
             p.mul_(0.9)
     batches = [
-        (random(1, FRAMES, 32), random(1, FRAMES, 32), _seeds(), used, selected)
-        for used, selected in zip((some, everything, some), selections, strict=True)
+        (random(1, FRAMES, 32), random(1, FRAMES, 32), _seeds(LAYERS), used, selected)
+        for used, selected in zip((some, everything, some)[:BATCHES], selections, strict=True)
     ]
     results: list[list[Tensor]] = []
     for run in (_fused, _play):
@@ -474,7 +479,7 @@ def test_graphed_layers(left_out, counts, graphs):
         assert torch.equal(fused, own)
 
 
-def _seeds(number: int = 3) -> Tensor:
+def _seeds(number: int) -> Tensor:
     return torch.randint(99, (number, 3), dtype=torch.int32, device=DEVICE)
 
 
@@ -488,7 +493,9 @@ def _fused(
 ) -> Tensor:
     weights = cast_weights(layers, x)
     for i in used:
-        x, _ = fused_layer(layers[i], x, seeds[i], weights[i], selection if i == 2 else None)
+        x, _ = fused_layer(
+            layers[i], x, seeds[i], weights[i], selection if i == LAYERS - 1 else None
+        )
     return x
 
 

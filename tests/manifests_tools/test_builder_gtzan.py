@@ -61,7 +61,7 @@ def test_the_lists_are_the_published_ones():
     assert "reggae/reggae.00086.wav" not in ALL
 
 
-@pytest.mark.parametrize("folder", ["", "genres", "genres_original", "Data/genres_original"])
+@pytest.mark.parametrize("folder", ["", "Data/genres_original"])
 def test_genre_golden_counts_in_every_layout(stubs, tmp_path, capsys, folder):
     root, out = tmp_path / "gtzan", tmp_path / "out"
     stubs.lay(root / folder, ALL)
@@ -120,7 +120,8 @@ def test_missing_audio_is_an_error_past_a_share(stubs, tmp_path):
 
 def test_an_existing_task_is_replaced_only_by_force(stubs, tmp_path):
     stubs.lay(tmp_path, ALL)
-    gtzan.genre.run(str(tmp_path), str(tmp_path / "out"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "task.json").touch()
     with pytest.raises(InputError, match=r"task\.json exists already; --out writes"):
         gtzan.genre.run(str(tmp_path), str(tmp_path / "out"))
     gtzan.genre.run(str(tmp_path), str(tmp_path / "out"), force=True)

@@ -21,7 +21,7 @@ KEYS = ("A minor", "C major", "G major")
 TAGS = tuple(f"tag {i}" for i in range(24))
 PREVALENCE = np.geomspace(0.015, 0.08, len(TAGS))
 TARGETS = ("valence",)
-RESAMPLES = 150
+RESAMPLES = 100
 
 
 def classes(rng: np.random.Generator, songs: int, clips: int = 3):

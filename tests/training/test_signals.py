@@ -41,10 +41,10 @@ SETTINGS = [
 ]
 
 
-def stopped(family, capsys):
+def stopped(capsys):
     """Train until the signal: the line that says so, before the command to continue with."""
     with pytest.raises(SystemExit) as end:
-        train(family, *SETTINGS)
+        train("music2vec", *SETTINGS)
     assert end.value.code == RESUBMIT == 75
     lines = capsys.readouterr().err.strip().splitlines()
     assert sum("run the same command to continue" in line for line in lines) == 1
@@ -59,22 +59,16 @@ def saved_updates():
 
 @pytest.fixture(scope="module")
 def whole(corpus):
-    """Of each family, what a run logs that is never stopped: updates, and validations."""
-    runs = {}
-
-    def numbers(family):
-        if family not in runs:
-            run = corpus / family
-            train(family, *SETTINGS, f"hydra.run.dir={run}")
-            runs[family] = logged(run, "train_inner"), logged(run, "valid")
-        return runs[family]
-
-    return numbers
+    """What a run logs that is never stopped: updates, and validations."""
+    run = corpus / "whole"
+    data = f"task.data={corpus / 'manifests'}"
+    train("music2vec", *SETTINGS, data, f"hydra.run.dir={run}")
+    return logged(run, "train_inner"), logged(run, "valid")
 
 
-def check_continued(family, expected):
+def check_continued(expected):
     """Both halves together have the numbers of the run that was never stopped."""
-    train(family, *SETTINGS)
+    train("music2vec", *SETTINGS)
     for kind, whole in zip(("train_inner", "valid"), expected, strict=True):
         steps = logged(Path("run"), kind)
         for key in whole[0].keys() - {"valid_wps", *PACE}:
@@ -83,39 +77,33 @@ def check_continued(family, expected):
 
 # Three updates an epoch. 3: before a validation, at the end of an epoch; 5: the last one.
 @pytest.mark.parametrize(
-    ("family", "update", "number"),
-    [
-        ("music_hubert", 1, signal.SIGINT),
-        ("music2vec", 3, signal.SIGUSR1),
-        ("music2vec", 5, signal.SIGHUP),
-    ],
+    ("update", "number"),
+    [(1, signal.SIGINT), (3, signal.SIGUSR1), (5, signal.SIGHUP)],
     ids=lambda value: getattr(value, "name", str(value)),
 )
-def test_an_update_is_finished_and_saved(here, whole, capsys, send, family, update, number):
-    expected = whole(family)
+def test_an_update_is_finished_and_saved(here, whole, capsys, send, update, number):
     send("clip_grad_norm", update, number)
     if update == 5:  # the last one is finished with all that comes after it
-        train(family, *SETTINGS)
-        assert logged(Path("run"), "valid")[-1]["valid_loss"] == expected[1][-1]["valid_loss"]
+        train("music2vec", *SETTINGS)
+        assert logged(Path("run"), "valid")[-1]["valid_loss"] == whole[1][-1]["valid_loss"]
         return
-    line = stopped(family, capsys)
+    line = stopped(capsys)
     assert f"stopped by {number.name}: update {update} is saved in" in line
     assert "run/checkpoints/checkpoint_last.pt" in line
     assert saved_updates() == update
-    check_continued(family, expected)
+    check_continued(whole)
 
 
 def test_a_validation_is_left_and_begun_again(here, whole, capsys, send):
-    expected = whole("music2vec")
     send("valid_step", 4, signal.SIGTERM)  # of the second validation, after the third update
-    stopped("music2vec", capsys)
+    stopped(capsys)
     assert saved_updates() == 3
-    check_continued("music2vec", expected)
+    check_continued(whole)
 
 
 def test_before_the_first_update_there_is_nothing_to_finish(here, capsys, send):
     send("get_train_iterator", 1, signal.SIGTERM)
-    assert "stopped by SIGTERM: before its first update" in stopped("music2vec", capsys)
+    assert "stopped by SIGTERM: before its first update" in stopped(capsys)
     assert not list(Path("run/checkpoints").glob("*.pt"))
 
 
