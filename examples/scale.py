@@ -9,6 +9,7 @@ are the functions below; each is a line or two.
 """
 
 import argparse
+import math
 from argparse import Namespace
 
 # Name, kind, seconds of audio per update, seconds of a crop, updates.
@@ -22,11 +23,12 @@ MODELS = (
 # Milliseconds per update and per 5 s crop on one GPU, without other processes.
 STEP = {"music_hubert": (3.3, 0.453), "music2vec": (3.3, 0.649)}
 MILLION_PARAMETERS = {"music_hubert": 94.4, "music2vec": 93.8}
+MAY_BE_ZERO = ("network", "label_rate")
 BYTES_PER_PARAMETER = {"music_hubert": 12, "music2vec": 16}  # weights, two moments, teacher
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
 
     def add(name: str, default: float, about: str) -> None:
         kind = type(default)
@@ -145,9 +147,13 @@ def paper_models(args: Namespace) -> list[str]:
 
 def main() -> None:
     args = get_parser().parse_args()
-    for name in ("nodes", "gpus_per_node", "hours", "nvlink", "track_seconds", "gpu_speed", "disk"):
-        if getattr(args, name) <= 0:
-            raise SystemExit(f"error: --{name.replace('_', '-')} must be above 0")
+    for name, value in vars(args).items():
+        if isinstance(value, (bool, str)):
+            continue
+        at_least = 0 if name in MAY_BE_ZERO else 1e-9
+        if not at_least <= value < math.inf:
+            wanted = "0 or more" if name in MAY_BE_ZERO else "above 0"
+            raise SystemExit(f"error: --{name.replace('_', '-')} must be {wanted}")
     if args.models:
         print("\n".join(paper_models(args)))
         return

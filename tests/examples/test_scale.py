@@ -50,7 +50,14 @@ def test_the_page_shows_what_is_printed(given, capsys, monkeypatch):
     assert capsys.readouterr().out in (ROOT / "docs" / "scale.md").read_text()
 
 
-def test_what_cannot_be_is_refused(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["scale.py", "--gpus-per-node", "0"])
-    with pytest.raises(SystemExit, match="--gpus-per-node must be above 0"):
+@pytest.mark.parametrize(
+    ("option", "value", "wanted"),
+    [
+        *(("--gpus-per-node", "0", "above 0"), ("--crops", "0", "above 0")),
+        *(("--hours", "nan", "above 0"), ("--network", "-1", "0 or more")),
+    ],
+)
+def test_what_cannot_be_is_refused(option, value, wanted, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["scale.py", option, value])
+    with pytest.raises(SystemExit, match=f"{option} must be {wanted}"):
         scale.main()
