@@ -179,7 +179,7 @@ def _check_audio(
 ) -> None:
     seen: dict[FileId, str] = {}
     for split, manifest in splits.items():
-        if not os.path.isdir(manifest.root):
+        if "://" not in manifest.root and not os.path.isdir(manifest.root):
             findings.add(
                 "root",
                 f"{manifest.file}: its root {manifest.root} does not exist; was the music moved? "

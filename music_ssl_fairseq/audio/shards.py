@@ -83,7 +83,7 @@ class _Part(io.RawIOBase):
         self._member = member
         self._read = read
         self._position = 0
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
     def readable(self) -> bool:
         return True
@@ -107,7 +107,7 @@ class _Part(io.RawIOBase):
             data = self._read(self._position, stop)
             if len(data) < stop - self._position:
                 raise AudioError(self._member.name, "the shard ends before this file does")
-        except (AudioError, InputError) as error:
+        except BaseException as error:  # also the exit of a worker that is stopped
             self.error = error
             return 0
         buffer[: len(data)] = data
@@ -149,7 +149,15 @@ def _fetch(member: Member, start: int, stop: int) -> bytes:
     for wait in (*_WAITS, None):
         try:
             files, path = _file_system(member.shard.partition("://")[0], member.shard, os.getpid())
-            return files.cat_file(path, start, stop)
+            data = files.cat_file(path, start, stop)
+            if len(data) > stop - start:
+                raise InputError(
+                    f"{member.shard}: the server sends whole files instead of parts: it needs HTTP "
+                    "range requests, which `python -m http.server` does not have"
+                )
+            return data
+        except InputError:
+            raise
         except FileNotFoundError:
             raise AudioError(member.name, "no such file") from None
         except ImportError as error:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import tarfile
 from pathlib import Path
 
@@ -151,6 +152,25 @@ def test_shards_of_an_earlier_run_are_named(tmp_path, capsys):
 def test_a_server_gives_the_same_and_is_asked_for_parts(served):
     same_audio(Manifest("single/train.tsv"), Manifest(served.manifests / "train.tsv"))
     assert all(asked for _, asked in served.requests)
+
+
+def test_check_reads_them_from_a_server(served, capsys):
+    check.run(str(served.manifests), labels="labels", workers=1)
+    assert "all well" in capsys.readouterr().out
+
+
+def test_a_server_without_parts_is_refused(served):
+    served.ranges = False
+    reading._first_block.cache_clear()
+    with pytest.raises(InputError, match="sends whole files instead of parts: it needs HTTP range"):
+        audio.read(Manifest(served.manifests / "train.tsv").path(0))
+
+
+def test_a_worker_that_is_stopped_while_it_reads_ends(served, monkeypatch):
+    monkeypatch.setattr(reading, "_fetch", lambda *_: sys.exit(1))
+    reading._first_block.cache_clear()
+    with pytest.raises(SystemExit):
+        audio.read(Manifest(served.manifests / "train.tsv").path(0))
 
 
 def test_a_server_that_fails_for_a_while_is_asked_again(served):
