@@ -200,8 +200,7 @@ def test_iterate_goes_on_to_a_second_model(here):
     train("music_hubert", *tiny, f"hydra.run.dir={out}/model_1", f"task.label_dir={here}/labels")
     (out / "model_1" / "finished").touch()
     (out / "model_2").mkdir()
-    command = ["--layer", "3", "--k", str(K), *tiny]
-    done = iterate(*command)
+    done = iterate("--layer", "3", "--k", str(K), *tiny)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("trained already") == 1
     metadata = json.loads((out / "labels_2" / "metadata.json").read_text())
@@ -211,12 +210,6 @@ def test_iterate_goes_on_to_a_second_model(here):
     assert (folder, name) == (str(CONFIGS), "k2000_iteration2")
     train("music_hubert", *overrides, config_name=name)
     assert [step["num_updates"] for step in logged(out / "model_2", "train_inner")] == [1, 2]
-
-    before = {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()}
-    again = iterate(*command)
-    assert again.returncode == 0, again.stderr
-    assert again.stdout.count("trained already") == 2
-    assert {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()} == before
 
 
 @pytest.mark.parametrize(
