@@ -11,7 +11,7 @@ import shlex
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.files import atomic_path
@@ -21,14 +21,46 @@ SPLITS = ("train", "valid", "test")
 
 FILE = "task.json"
 
-METRICS = {
-    "multi-class": ("accuracy", "group_accuracy"),
-    "multi-label": ("macro_roc_auc", "macro_average_precision"),
-    "key": ("weighted_key_score", "accuracy"),
-    "regression": ("r2",),
-    "beats": ("f_measure",),
+
+class Metric(NamedTuple):
+    """A metric that a scored probe reports.
+
+    Attributes:
+        selects: whether it may decide on validation.
+        shown: whether it is a column of the report's tables.
+    """
+
+    name: str
+    selects: bool = True
+    shown: bool = True
+
+
+_METRICS = {
+    "multi-class": (Metric("accuracy"), Metric("group_accuracy")),
+    "multi-label": (Metric("macro_roc_auc"), Metric("macro_average_precision")),
+    "key": (
+        Metric("weighted_key_score"),
+        Metric("group_weighted_key_score", selects=False),
+        Metric("accuracy", shown=False),
+        Metric("group_accuracy", selects=False, shown=False),
+    ),
+    "regression": (Metric("r2", shown=False),),  # shown for each target
+    "beats": (
+        Metric("f_measure"),
+        Metric("f_measure_per_file", selects=False, shown=False),
+        Metric("f_measure_20ms", selects=False, shown=False),
+        Metric("f_measure_per_file_20ms", selects=False, shown=False),
+    ),
 }
+
+METRICS = {kind: tuple(m.name for m in metrics if m.selects) for kind, metrics in _METRICS.items()}
 """Kind of task -> metrics that may decide on validation, the usual one first."""
+
+REPORTED = {kind: tuple(m.name for m in metrics) for kind, metrics in _METRICS.items()}
+"""Kind of task -> all its metrics; a regression also has `r2_NAME` of each target."""
+
+SHOWN = {kind: tuple(m.name for m in metrics if m.shown) for kind, metrics in _METRICS.items()}
+"""Kind of task -> metrics in tables; those of groups only where files and songs differ."""
 
 _LONGEST_NAME = 1000  # characters of a task, class or target
 

@@ -10,17 +10,9 @@ import numpy as np
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.scoring.predictions import Predictions
+from music_ssl_fairseq.probing.spec import SHOWN
 from music_ssl_fairseq.report.bootstrap import interval
 from music_ssl_fairseq.runtime.texts import read_object
-
-SHOWN = {
-    "multi-class": ("accuracy", "group_accuracy"),
-    "key": ("weighted_key_score", "group_weighted_key_score"),
-    "multi-label": ("macro_roc_auc", "macro_average_precision"),
-    "beats": ("f_measure",),
-}
-"""Kind -> metrics in tables; a regression has one per target. Metrics of groups are shown only
-where files and songs differ."""
 
 
 @dataclass(frozen=True)

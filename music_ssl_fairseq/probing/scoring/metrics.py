@@ -16,7 +16,7 @@ import numpy as np
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.scoring.predictions import Predictions, grouped
 from music_ssl_fairseq.probing.scoring.ranking import RANKINGS, by_class, macro, present_classes
-from music_ssl_fairseq.probing.spec import ProbingSpec
+from music_ssl_fairseq.probing.spec import REPORTED, ProbingSpec
 from music_ssl_fairseq.runtime.optional import optional
 
 TOLERANCES = (0.07, 0.02)
@@ -24,18 +24,6 @@ TOLERANCES = (0.07, 0.02)
 
 EXTRA = "probing"
 """Extra of the package that installs mir_eval."""
-
-REPORTED = {
-    "multi-class": ("accuracy", "group_accuracy"),
-    "key": ("weighted_key_score", "group_weighted_key_score", "accuracy", "group_accuracy"),
-    "multi-label": ("macro_roc_auc", "macro_average_precision"),
-    "regression": ("r2",),
-    "beats": (
-        *("f_measure", "f_measure_per_file"),
-        *("f_measure_20ms", "f_measure_per_file_20ms"),
-    ),
-}
-"""Kind of task -> metrics of `evaluate`; a regression also has `r2_NAME` of each target."""
 
 _CONSTANT_VARIANCE = 1e-28  # relative to the squared largest deviation: rounding of a constant
 
