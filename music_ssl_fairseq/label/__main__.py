@@ -251,10 +251,9 @@ def run(arguments: argparse.Namespace) -> None:
         if reports:
             from music_ssl_fairseq.label.report import write_report
 
-            folder = job.folder
-            page = write_report(
-                folder.path, folder.metadata, folder.centroids(), splits, job.pool.workers
-            )
+            folder, centroids = job.folder, job.folder.centroids()
+            assert centroids is not None
+            page = write_report(folder.path, folder.metadata, centroids, splits, job.pool.workers)
             print(f"report: {page}")
     if arguments.stage is None:
         _show_next(arguments.manifests, [job.folder.path for job in jobs])

@@ -24,7 +24,11 @@ def write_report(
     splits: dict[str, Manifest],
     workers: int,
 ) -> str:
-    """Write `report.html` in the folder of labels; return its name and size."""
+    """Write `report.html` in the folder of labels; return its name and size.
+
+    Args:
+        centroids: `[k, dimension]`.
+    """
     stores = {split: LabelStore(folder / f"{split}.km") for split in splits}
     counts = {split: _count_units(store, metadata["k"]) for split, store in stores.items()}
     rate, seed = metadata["label_rate"], metadata["seed"]
@@ -116,7 +120,7 @@ def _information(samples: ReportSamples, label_rate: float) -> str:
             units, quantiles(loudness, _LOUDNESS_STEPS)
         ),
     }
-    rows = [
+    rows: list[list[str | Cell]] = [
         [
             name,
             Cell(f"{found.bits:.3f}", found.bits),

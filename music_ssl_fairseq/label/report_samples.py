@@ -1,6 +1,6 @@
 """Excerpts of the music with their units, from which the report is made."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -102,8 +102,8 @@ class ReportSamples(NamedTuple):
     log_mel: np.ndarray
     excerpt: np.ndarray
     drawn: np.ndarray
-    sounds: list[bytes]
-    tracks: list[int]
+    sounds: Sequence[bytes]
+    tracks: Sequence[int]
 
 
 def draw_samples(
@@ -130,7 +130,9 @@ def draw_samples(
     requests = drawn + _find(manifest, labels, missing.clip(0), hop, seed)
     found = ordered(read_excerpt, requests, WorkerPool(workers))
     columns_of: list[tuple[np.ndarray, ...]] = []
-    sounds, tracks, unreadable = [], [], []
+    sounds: list[bytes] = []
+    tracks: list[int] = []
+    unreadable: list[AudioError] = []
     for index, (request, excerpt) in enumerate(zip(requests, found, strict=True)):
         if isinstance(excerpt, AudioError):
             unreadable.append(excerpt)
@@ -147,7 +149,8 @@ def draw_samples(
     if not columns_of:
         raise unreadable[0]
     columns = [np.concatenate(column) for column in zip(*columns_of, strict=True)]
-    return ReportSamples(*columns, sounds, tracks)
+    named = dict(zip(ReportSamples._fields, columns, strict=False))
+    return ReportSamples(**named, sounds=sounds, tracks=tracks)
 
 
 def _step() -> int:
@@ -195,8 +198,8 @@ def _choose(manifest: Manifest, num_frames: np.ndarray, seed: int) -> list[Reque
 def _places(labels: LabelStore, wanted: np.ndarray, seed: int) -> Iterable[tuple[int, int]]:
     """Return places of units as (track, label), up to `wanted[unit]` of each.
 
-    They are the middles of a unit's longest run in a track, in as many tracks as it takes; of a
-    unit in fewer tracks, also its other runs.
+    They are the middles of a unit's longest run in a track, one per track. A unit that is in too
+    few tracks has other runs as well.
     """
     found: dict[int, list[tuple[int, int]]] = {int(unit): [] for unit in np.flatnonzero(wanted)}
     others: dict[int, list[tuple[int, int]]] = {unit: [] for unit in found}

@@ -13,7 +13,7 @@ LOUDNESS_EDGES = np.arange(-72.0, 1.0, 6.0)
 """Decibels; what is quieter or louder counts in the first or the last step."""
 _NEIGHBOURS = 5
 _BANDS = 20  # of the mean spectrum
-_CONTEXT_SECONDS = 0.3  # heard before and after a unit
+_CONTEXT_SECONDS = 0.3  # played before and after a unit
 
 
 def describe_units(

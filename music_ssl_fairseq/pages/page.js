@@ -145,7 +145,7 @@ class SortedTable {
 // Viridis, at five places.
 const RAMP = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
 // Okabe and Ito's colours and five more, told apart by the colour-blind as far as twelve can be.
-const PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#A8A000", "#8C6BB1", "#B15928", "#7A7A7A", "#1B7F5C", "#E7298A"];
+const PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#A8A000", "#8C6BB1", "#B15928", "#4C5CC5", "#1B7F5C", "#E7298A"];
 
 function rampColour(share) {
   const place = Math.min(0.9999, Math.max(0, share)) * (RAMP.length - 1), low = Math.floor(place);
@@ -248,14 +248,17 @@ class PointMap {
     this.dots.forEach((dot, i) => dot.classList.toggle("faded", Boolean(test) && !test(i)));
   }
 
-  /** Colour by numbers: [low, high] of the scale, and what they are, with their unit. */
+  /** Colour by numbers; `label` says what they are, with their unit. */
   colourByNumber(values, label) {
-    const known = values.filter((value) => value !== null);
-    const low = Math.min(...known), high = Math.max(...known), span = high - low || 1;
+    const known = values.filter((value) => value !== null).sort((a, b) => a - b);
+    // A few outliers would leave the others one colour.
+    const [low, high] = [0.02, 0.98].map((share) => known[Math.round(share * (known.length - 1))] ?? 0);
+    const span = high - low || 1, [least, most] = [known[0], known[known.length - 1]];
     this.dots.forEach((dot, i) => { dot.style.fill = values[i] === null ? "#8888" : rampColour((values[i] - low) / span); });
     const ramp = make("span", { class: "ramp", style: `background: linear-gradient(to right, ${[0, 0.25, 0.5, 0.75, 1].map(rampColour)})` });
     const text = (value) => Number(value.toPrecision(3)).toString();
-    this.legend.replaceChildren(make("span", {}, `${label}:`), make("span", {}, text(low), ramp, text(high)));
+    const ends = [(least < low ? "≤ " : "") + text(low), text(high) + (most > high ? " or more" : "")];
+    this.legend.replaceChildren(make("span", {}, `${label}:`), make("span", {}, ends[0], ramp, ends[1]));
   }
 
   /** Colour by names: the most frequent ones have colours, the rest is grey. */

@@ -15,6 +15,10 @@ from music_ssl_fairseq.runtime.files import atomic_path
 __all__ = ["Cell", "Page", "escape", "facts", "paragraph", "table"]
 
 
+_UNSORTED = ' data-sort="no"'
+"""Of a column without a name."""
+
+
 class Cell(NamedTuple):
     """A cell whose text is not what the column is sorted by.
 
@@ -123,7 +127,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str | Cell]], caption: 
         for i in range(len(header))
     ]
     head = "".join(
-        f'<th scope="col"{_class(right[i], False)}>{escape(name)}</th>'
+        f'<th scope="col"{_class(right[i], False)}{_UNSORTED * (not name)}>{escape(name)}</th>'
         for i, name in enumerate(header)
     )
     body = "\n".join(f"<tr>{''.join(map(_cell, row, right))}</tr>" for row in cells)

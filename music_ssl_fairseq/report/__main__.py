@@ -12,11 +12,11 @@ DESCRIPTION = """\
 Gather scored probes into report.html, one page for the browser: a table that sorts (models and
 tasks, best layer, confidence interval), intervals, scores by layer as curves and as a heat map, and
 the curves of trainings whose logs lie in the same folders. The table is also in report.md and
-report.csv. With --study, take results of examples/study, and write study.md, differences.csv and
-figures.
+report.csv. With --study, take results of examples/study, and write study.html, study.md,
+differences.csv and figures.
 """
 
-PAGE = "report.html"
+PAGE, STUDY_PAGE = "report.html", "study.html"
 
 EXAMPLES = "example: python -m music_ssl_fairseq.report runs/probing --out report"
 
@@ -79,14 +79,21 @@ def run(
 
 
 def _report_study(folders: Sequence[Path], out: Path, no_plot: bool) -> str:
+    from music_ssl_fairseq.pages.figures import figure
+    from music_ssl_fairseq.pages.markdown import add_markdown
+    from music_ssl_fairseq.pages.page import Page
     from music_ssl_fairseq.report import study, study_figures, study_tables
 
     if len(folders) != 1:
         raise InputError("--study takes one folder of results")
     rows = study.read(folders[0])
     text = study_tables.write(rows, out)
-    if not no_plot:
-        study_figures.draw(rows, out)
+    drawn = {} if no_plot else study_figures.draw(rows, out)
+    page = Page("Study", f"{len(rows)} rows of {folders[0].resolve().name}")
+    add_markdown(page, text, "Scores")
+    for name, shown in drawn.items():
+        page.add(f"Figure: {Path(name).stem}", figure(shown, f"{Path(name).stem} of all rows"))
+    page.write(out / STUDY_PAGE)
     return text
 
 
@@ -98,8 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _print_report(arguments: argparse.Namespace) -> None:
     print(run(**vars(arguments)))
-    if not arguments.study:
-        print(f"page: {arguments.out / PAGE}")
+    print(f"page: {arguments.out / (STUDY_PAGE if arguments.study else PAGE)}")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def draw_layer_curves(probes: Sequence[Probe]) -> str:
         axes.set_xlabel("layer (diamond: learned sum)", size=8)
         metric = _of_task(probes, task)[0].about["metric"]
         axes.set_ylabel(f"{spoken(metric)}, %", size=8)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
         axes.grid(alpha=0.3)
     panels.add_legend()
     return figure(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +15,8 @@ SCORES, LAYERS, TRAINING = "scores.png", "layers.png", "training.png"
 _COLUMNS = 4
 
 
-def draw(rows: Rows, out: Path) -> None:
-    """Write the figures that the rows have data for.
+def draw(rows: Rows, out: Path) -> dict[str, Any]:
+    """Write the figures that the rows have data for; return them by name.
 
     Raises:
         InputError: if matplotlib is not installed.
@@ -23,15 +24,17 @@ def draw(rows: Rows, out: Path) -> None:
     optional("matplotlib", "plot").use("Agg")
     from matplotlib import pyplot
 
-    for name, figure in (
-        (SCORES, _heat_map(rows)),
-        (LAYERS, _layer_curves(rows)),
-        (TRAINING, _training_curves(rows)),
-    ):
-        if figure is not None:
-            with atomic_path(out / name) as temporary:
-                figure.savefig(temporary, dpi=120)
-            pyplot.close(figure)
+    drawn = {
+        SCORES: _heat_map(rows),
+        LAYERS: _layer_curves(rows),
+        TRAINING: _training_curves(rows),
+    }
+    found = {name: figure for name, figure in drawn.items() if figure is not None}
+    for name, figure in found.items():
+        with atomic_path(out / name) as temporary:
+            figure.savefig(temporary, dpi=120)
+        pyplot.close(figure)
+    return found
 
 
 def _heat_map(rows: Rows):
@@ -47,15 +50,19 @@ def _heat_map(rows: Rows):
     )
     for axis, task in zip(axes[0], tasks, strict=True):
         values = 100 * np.array([[value(runs, task)] for runs in rows.values()])
-        shown = axis.imshow(values, aspect="auto", cmap="viridis")
+        edges = np.arange(len(names) + 1) - 0.5
+        shown = axis.pcolormesh([-0.5, 0.5], edges, values, cmap="viridis")
+        axis.invert_yaxis()
         middle = np.nanmean([np.nanmin(values), np.nanmax(values)])
         for row, number in enumerate(values[:, 0]):
             if np.isfinite(number):
-                colour = "black" if number > middle else "white"
+                # Not black itself, which pages replace by the text's colour.
+                colour = "#111111" if number > middle else "white"
                 axis.text(0, row, f"{number:.1f}", ha="center", va="center", color=colour, size=7)
         axis.set_xticks([0], [task], rotation=30, size=8)
         axis.set_yticks(range(len(names)), names if axis is axes[0, 0] else [], size=8)
         figure.colorbar(shown, ax=axis, location="bottom", shrink=0.9).ax.tick_params(labelsize=6)
+    figure.supxlabel("score on the test split, percent", size=8)
     return figure
 
 
@@ -70,6 +77,7 @@ def _layer_curves(rows: Rows):
                 axis.plot(list(curve), [100 * x for x in curve.values()], label=name, linewidth=1)
         axis.set_title(task, size=9)
         axis.set_xlabel("layer", size=8)
+        axis.set_ylabel("validation score, percent", size=8)
     _legend(figure, panels[0])
     return figure if panels[0].lines else None
 
@@ -92,6 +100,7 @@ def _training_curves(rows: Rows):
             axis.plot(*_points(about.get("valid", []), each), "o", color=line.get_color(), ms=3)
         axis.set_title(f"{family}: loss (dots: held out), first seed", size=9)
         axis.set_xlabel("million audio-seconds", size=8)
+        axis.set_ylabel("loss per masked frame", size=8)
         axis.legend(fontsize=5)
     return figure
 

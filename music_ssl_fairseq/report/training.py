@@ -23,6 +23,8 @@ _LOG_LINE = re.compile(
     r"(?:\]\[|\| )(train_inner|train|valid\w*)(?:\]\[INFO\] - | \| )(\{.*\})\s*$"
 )
 
+_MOST_LINES_WITHIN = 4
+
 Points = dict[int, dict[str, float]]
 """What was logged at each number of updates."""
 
@@ -127,14 +129,14 @@ def draw_health(axes: "Axes", curves: Curves) -> None:
     sets = label_sets(curves)
     for number, name in enumerate(sets):
         axes.set_ylabel("accuracy on masked frames")
-        of = f" of label set {name[1:]}" if name else ""
+        of = f"label set {name[1:]}: " if name else ""
         colour, other = COLOURS[2 * number % 8], COLOURS[(2 * number + 1) % 8]
-        line(axes, curves.train, f"accuracy_m{name}", f"train{of}", colour)
-        line(axes, curves.valid, f"accuracy_m{name}", f"valid{of}", other, "--")
+        line(axes, curves.train, f"accuracy_m{name}", f"{of}train", colour)
+        line(axes, curves.valid, f"accuracy_m{name}", f"{of}valid", other, "--")
         # Guessing the most frequent unit; its share differs between the splits.
         majority = f"majority_m{name}"
-        line(axes, curves.train, majority, f"most frequent unit (train){of}", colour, ":")
-        line(axes, curves.valid, majority, f"most frequent unit (valid){of}", other, ":")
+        line(axes, curves.train, majority, f"{of}most frequent unit (train)", colour, ":")
+        line(axes, curves.valid, majority, f"{of}most frequent unit (valid)", other, ":")
     if not sets:
         axes.set_ylabel("standard deviation over frames")
         line(axes, curves.train, "target_var", "targets", BLUE)
@@ -150,12 +152,12 @@ def draw_content(axes: "Axes", curves: Curves) -> None:
     sets = label_sets(curves)
     for number, name in enumerate(sets):
         axes.set_ylabel("units in use (perplexity)")
-        of = f" of label set {name[1:]}" if name else ""
+        of = f"label set {name[1:]}: " if name else ""
         colour, other = COLOURS[2 * number % 8], COLOURS[(2 * number + 1) % 8]
-        line(axes, curves.train, f"perplexity_pred{name}", f"predictions{of}", colour)
-        line(axes, curves.valid, f"perplexity_pred{name}", f"predictions (valid){of}", other, "--")
-        line(axes, curves.train, f"perplexity_target{name}", f"labels{of}", colour, ":")
-        line(axes, curves.valid, f"perplexity_target{name}", f"labels (valid){of}", other, ":")
+        line(axes, curves.train, f"perplexity_pred{name}", f"{of}predictions", colour)
+        line(axes, curves.valid, f"perplexity_pred{name}", f"{of}predictions (valid)", other, "--")
+        line(axes, curves.train, f"perplexity_target{name}", f"{of}labels", colour, ":")
+        line(axes, curves.valid, f"perplexity_target{name}", f"{of}labels (valid)", other, ":")
     if not sets:
         axes.set_ylabel("share of the squared error")
         line(axes, curves.train, "pred_music", "saved by knowing the crop", BLUE)
@@ -187,8 +189,17 @@ def draw(runs: Sequence[Curves]) -> "Figure":
             panel(axes, curves)
             axes.grid(alpha=0.3)
             if panel is not draw_learning_rate and axes.lines:
-                axes.legend(frameon=False, fontsize=8)
+                _add_legend(axes)
     return figure
+
+
+def _add_legend(axes: "Axes") -> None:
+    """Add a legend, above the axes where it would hide lines."""
+    if len(axes.lines) > _MOST_LINES_WITHIN:
+        place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2, "fontsize": 7}
+        axes.legend(frameon=False, **place)
+    else:
+        axes.legend(frameon=False, fontsize=8)
 
 
 def find_runs(folders: Iterable[Path]) -> list[Curves]:

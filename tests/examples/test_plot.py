@@ -150,7 +150,7 @@ def two_sets(update: int, loss: float) -> dict:
         (
             two_sets(1, 5),
             [
-                f"{name} of label set {i}"
+                f"label set {i}: {name}"
                 for i in (0, 1)
                 for name in (*TRAIN_VALID, *(f"most frequent unit ({s})" for s in TRAIN_VALID))
             ],

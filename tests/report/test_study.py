@@ -74,6 +74,10 @@ def test_the_command_writes_tables_and_figures(results, tmp_path):
     out = tmp_path / "out"
     assert command.main([str(results), "--study", "--out", str(out)]) == 0
     text = (out / "study.md").read_text()
+    page = (out / "study.html").read_text()
+    assert page.count('<svg role="img"') == 3
+    assert '<td data-value="20.0" class="number best">+20.0 ±' in page
+    assert page.count("<h2>") == text.count("\n## ") + 4  # scores and three figures
     assert "| hubert-music | 2 | 60.5 [56.5, 64.5] (3) |" in text
     assert "| hubert-music minus hubert-speech | **+20.0 ±" in text
     assert "- hubert-music minus hubert-speech: above on key." in text
@@ -83,7 +87,7 @@ def test_the_command_writes_tables_and_figures(results, tmp_path):
     assert "| hubert-speech | 2 | 1500 | 3 | 12.5 |" in text
     assert "mfcc" not in text.split("## Cost")[1]
     assert {file.name for file in out.iterdir()} == {
-        *("study.md", "differences.csv", "scores.png", "layers.png", "training.png")
+        *("study.html", "study.md", "differences.csv", "scores.png", "layers.png", "training.png")
     }
 
 
