@@ -156,6 +156,10 @@ class Steps:
             ]:
                 with atomic_path(file) as temporary:
                     temporary.write_text(json.dumps(spent))
+        if ended:
+            for file in self.places.checkpoint(row).parent.glob("checkpoint_*.pt"):
+                if file != self.places.checkpoint(row):
+                    file.unlink()  # of 1.1 GB each
         return ended
 
     # Judgement

@@ -60,6 +60,12 @@ def _questions(rows: Rows, found: Sequence[Difference]) -> list[str]:
     unequal = [f"{x} and {y}" for _, x, y in QUESTIONS if unequal_audio(rows, x, y)]
     if unequal:
         parts += [f"Not compared, because of unequal audio: {', '.join(unequal)}.", ""]
+    if found and not any(run.trained and len(runs) > 1 for runs in rows.values() for run in runs):
+        parts += [
+            "**No row has two seeds: the errors above hold the clips' variance alone, and another "
+            "seed moves scores by points.**",
+            "",
+        ]
     if found:
         parts += [
             "Points, ± 1.96 standard errors of clips and seeds. Bold: p < 0.05 after Holm's "

@@ -64,6 +64,12 @@ def test_seeds_that_scatter_widen_the_interval(results):
     assert study_pairs.differences(study.read(results))[0].error > 3 * before
 
 
+def test_one_seed_per_row_is_said(results):
+    for file in results.glob("*-s2.json"):
+        file.unlink()
+    assert "**No row has two seeds" in study_tables.markdown(study.read(results))
+
+
 def test_holm_multiplies_by_what_is_left():
     assert study_pairs.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert study_pairs.holm([0.9, 0.9]) == [1.0, 1.0]
@@ -81,6 +87,7 @@ def test_the_command_writes_tables_and_figures(results, tmp_path):
     assert "| hubert-music | 2 | 60.5 [56.5, 64.5] (3) |" in text
     assert "| hubert-music minus hubert-speech | **+20.0 ±" in text
     assert "- hubert-music minus hubert-speech: above on key." in text
+    assert "No row has two seeds" not in text
     assert "- hubert-k100 minus hubert-music: too small to tell on key (" in text
     assert "| music_hubert, 6 runs | 1 | 53.9 |" in text
     assert text.index("| mfcc | 1 |") < text.index("| hubert-music | 2 |")  # floors first
