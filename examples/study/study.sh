@@ -7,7 +7,8 @@
 # corpora alike, trains and judges every row of rows.yaml, and writes the report. What is in DIR (study)
 # already is not made again, so the same command resumes. On a machine without GPUs add --miniature:
 # tiny models and few tasks. --hours N makes smaller corpora. Other options are those of study.py:
-# --rows A,B  --seeds 1,2  --streams N  --time-limit SECONDS. How to read it: docs/study.md
+# --rows A,B  --seeds 1,2  --audio-seconds N  --streams N  --time-limit SECONDS. Times, disk, how to read
+# it: docs/study.md
 set -euo pipefail
 # shellcheck source=examples/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
