@@ -62,7 +62,10 @@ class Narration:
     def begin(self, cfg: Any, trainer: Any) -> None:
         """Say what is trained, on what, where, and where it is written."""
         self._cfg = None
-        if not is_training_command() or trainer.data_parallel_rank or trainer.task.finished:
+        of_fairseq = not hasattr(trainer.task, "start_lines")  # a stock task beside our package
+        if not is_training_command() or trainer.data_parallel_rank or of_fairseq:
+            return
+        if trainer.task.finished:
             return
         self._cfg, self._trainer, self._first = cfg, trainer, (-1, 0.0)
         self._is_measured = False
