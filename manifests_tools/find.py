@@ -18,12 +18,15 @@ FileId = tuple[int, int]
 """Device and inode: equal for two names of one file."""
 
 
-def find_audio(root: str | os.PathLike) -> tuple[list[str], list[LeftOut]]:
+def find_audio(root: str | os.PathLike, option: str = "--root") -> tuple[list[str], list[LeftOut]]:
     """Return the names of all audio files below `root`, relative to it, sorted as bytes.
 
     Links to folders and files are followed. A file with several names is listed once, outside of
     links if possible: so no track is in both splits, and a link to a parent folder ends. Folders
     whose names start with a dot are skipped; such files count as unusable.
+
+    Args:
+        option: of the command line that names the root, for messages.
 
     Returns:
         The names, and audio files and folders that cannot be used.
@@ -32,7 +35,7 @@ def find_audio(root: str | os.PathLike) -> tuple[list[str], list[LeftOut]]:
         InputError: if `root` is not a folder that can be listed, or holds no audio.
     """
     root = os.fspath(root)
-    require_folder(root)
+    require_folder(root, option)
     walk = _Walk(root)
     left_out = walk.left_out
     names: dict[FileId, str] = {}
@@ -48,16 +51,16 @@ def find_audio(root: str | os.PathLike) -> tuple[list[str], list[LeftOut]]:
     return sorted(names.values(), key=os.fsencode), left_out
 
 
-def require_folder(root: str) -> None:
+def require_folder(root: str, option: str = "--root") -> None:
     """Refuse a root that cannot be searched or named in a manifest.
 
     Raises:
         InputError: if so.
     """
     if not os.path.exists(root):
-        raise InputError(f"{root}: no such folder; --root takes the folder that holds the audio")
+        raise InputError(f"{root}: no such folder; {option} takes the folder that holds the audio")
     if not os.path.isdir(root):
-        raise InputError(f"{root}: is a file; --root takes the folder that holds the audio")
+        raise InputError(f"{root}: is a file; {option} takes the folder that holds the audio")
     if "\n" in root or "\r" in root:
         raise InputError(f"{root!r}: a line break in its name, which no manifest can hold")
     try:

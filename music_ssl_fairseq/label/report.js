@@ -24,7 +24,7 @@
     const cell = (...children) => make("td", {}, ...children), number = (value) => make("td", { class: "number" }, value ?? "–");
     const link = (other) => make("button", { type: "button", "aria-label": `choose unit ${other}`, onclick: (event) => { event.stopPropagation(); choose(other); } }, other);
     const tr = make("tr", { onclick: () => choose(unit) },
-      number(unit), number(Object.values(shares)[0]),
+      make("td", { class: "number" }, link(unit)), number(Object.values(shares)[0]),
       units[unit].pitch.length ? make("td", { title: pitchName(unit) }, pitchBars(unit)) : cell("–"), number(db),
       units[unit].loud.length ? cell(loudBars(unit)) : cell("–"), units[unit].spectrum.length ? cell(spectrumBars(unit)) : cell("–"),
       number(ms), cell(...clipsOf(unit)), cell(...near.map(link)));

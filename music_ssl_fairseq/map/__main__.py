@@ -81,7 +81,12 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where vectors are kept (default: %(default)s)",
     )
-    add("--device", help="cpu, cuda or cuda:N (default: cuda if there is a GPU)")
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where the model runs; auto: on a GPU if there is one (default: %(default)s)",
+    )
     add(
         "--workers",
         type=int,
@@ -92,8 +97,8 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(a: argparse.Namespace) -> bool:
-    """Do what the command line says; return whether every song could be read.
+def run(a: argparse.Namespace) -> None:
+    """Do what the command line says. Songs that cannot be read are named, here and on the page.
 
     Raises:
         InputError: about the folder, the checkpoint or an option.
@@ -107,7 +112,7 @@ def run(a: argparse.Namespace) -> bool:
     from music_ssl_fairseq.map.embedding import Embedder
     from music_ssl_fairseq.map.page import write_page
 
-    names, left_out = find_audio(a.folder)
+    names, left_out = find_audio(a.folder, "FOLDER")
     embedder = Embedder(a.checkpoint, a.layer, a.seconds, a.device)
     vectors, unread = embedder.embed(a.folder, names, a.cache)
     left_out += unread
@@ -121,11 +126,10 @@ def run(a: argparse.Namespace) -> bool:
         *(a.clip_seconds, a.neighbours, a.workers, left_out),
     )
     print(f"map of {len(songs)} songs: {written}")
-    return not left_out
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status, 1 also if a song was left out."""
+    """Run the command; return its exit status."""
     arguments = get_parser().parse_args(argv)
     return exit_status(
         lambda: run(arguments), arguments.out, "interrupted; the same command continues from here"

@@ -26,17 +26,19 @@ class Embedder:
         checkpoint: what `open_source` takes.
         layer: of an encoder; None for the mean of the Transformer's layers.
         seconds: from the middle of a song; 0 for all of it.
-        device: as torch names it; None for a GPU if there is one.
+        device: `cpu`, `cuda`, or `auto` for a GPU if there is one.
 
     Attributes:
         description: one sentence for people.
 
     Raises:
-        InputError: if it cannot be opened, or lacks the layer.
+        InputError: if it cannot be opened or lacks the layer, or there is no GPU.
     """
 
-    def __init__(self, checkpoint: str, layer: int | None, seconds: float, device: str | None):
-        if device is None:
+    def __init__(self, checkpoint: str, layer: int | None, seconds: float, device: str):
+        if device == "cuda" and not torch.cuda.is_available():
+            raise InputError("--device cuda: torch finds no GPU here; take --device cpu")
+        if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self._source = open_source(checkpoint, device)
         self._layers = [layer] if layer is not None else None

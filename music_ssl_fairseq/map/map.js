@@ -9,12 +9,12 @@
 
   const map = new PointMap(find("#map"), songs, "Map of songs", (song) => choose(song, find("#play").checked));
 
-  const link = (song) => make("button", { type: "button", class: "name", title: songs[song].name, onclick: (event) => { event.stopPropagation(); choose(song); } }, short(songs[song].name));
+  const link = (song, text = short(songs[song].name)) => make("button", { type: "button", class: "name", title: songs[song].name, onclick: (event) => { event.stopPropagation(); choose(song); } }, text);
 
   function row(song) {
     const { name, seconds, near, similarity } = songs[song];
     const tr = make("tr", { onclick: () => choose(song) },
-      make("td", { title: name }, name), make("td", {}, playButton(song)), make("td", { class: "number" }, minutes(seconds)),
+      make("td", {}, link(song, name)), make("td", {}, playButton(song)), make("td", { class: "number" }, minutes(seconds)),
       make("td", { class: "near" }, near.length ? link(near[0]) : "–"), make("td", { class: "number" }, similarity[0] ?? "–"));
     tr.classList.toggle("chosen", song === chosen);
     return tr;

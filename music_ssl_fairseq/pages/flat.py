@@ -20,6 +20,8 @@ def flat_map(vectors: np.ndarray, seed: int = 0) -> np.ndarray:
 
     count = len(vectors)
     found = np.zeros((count, 2))
+    if not np.ptp(vectors, axis=0).any():  # one vector, or equal ones
+        return found + 0.5
     components = PCA(min(_DIMENSIONS, *vectors.shape), random_state=seed).fit_transform(vectors)
     if count >= _LEAST_FOR_TSNE:
         from sklearn.manifold import TSNE

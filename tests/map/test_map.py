@@ -12,6 +12,7 @@ import music_ssl_fairseq
 from music_ssl_fairseq.__main__ import main
 from music_ssl_fairseq.map.embedding import Embedder
 from music_ssl_fairseq.map.page import standardised
+from music_ssl_fairseq.pages.flat import flat_map, nearest
 from tests import checkpoints, tiny
 from tests.audio_files import write_tone
 
@@ -36,7 +37,7 @@ def songs_of(page) -> list[dict]:
 
 def test_songs_and_their_neighbours(mapped):
     folder, status = mapped
-    assert status == 1
+    assert status == 0
     page = (folder / "song_map.html").read_text()
     assert "no.mp3" in page
     assert "Left out: 1" in page
@@ -90,7 +91,7 @@ def test_an_interrupted_run_resumes(mapped, tmp_path, monkeypatch):
     monkeypatch.setattr(
         Embedder, "_vector", lambda self, song: computed.append(song.path) or vector(self, song)
     )
-    assert main([*command, "--out", str(tmp_path / "map.html"), "--clip-seconds", "0"]) == 1
+    assert main([*command, "--out", str(tmp_path / "map.html"), "--clip-seconds", "0"]) == 0
     assert len(computed) == len(set(computed)) == 5
     assert songs_of(tmp_path / "map.html") != []
     assert 'id="sounds"' not in (tmp_path / "map.html").read_text()
@@ -124,6 +125,32 @@ def test_standardised_vectors_have_length_one_and_no_common_part(rng):
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1)
     assert np.abs((found @ found.T - np.eye(50)).mean()) < 0.02
     assert np.isfinite(standardised(np.ones((1, 3)))).all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 12])
+def test_any_number_of_vectors_has_a_place_and_neighbours(rng, count):
+    for vectors in (rng.standard_normal((count, 4)), np.ones((count, 4))):
+        places = flat_map(vectors)
+        assert places.shape == (count, 2)
+        assert places.min() >= -1e-6
+        assert places.max() <= 1 + 1e-6
+        distances, others = nearest(vectors, 5)
+        assert distances.shape == others.shape == (count, min(5, count - 1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("none",), "none: no such folder; FOLDER takes the folder that holds the audio"),
+        (("music", "--clip-seconds", "99"), "--clip-seconds 99: from 0 to 30"),
+        (("music", "--seconds", "-1"), "--seconds and --workers must not be negative"),
+        (("music", "--checkpoint", "none.pt"), "none.pt: no such checkpoint"),
+    ],
+)
+def test_wrong_calls_end_in_one_line(mapped, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(mapped[0])
+    assert main(["map", "--checkpoint", "mfcc", *arguments]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {message}")
 
 
 def test_the_page_in_a_browser(mapped, browser):

@@ -207,8 +207,8 @@ class FeatureCache:
         except OSError as error:
             raise InputError(
                 f"{error.filename or self.folder}: {error.strerror}: the cache of features cannot "
-                "be written; make room, or set task.cache_dir to a disk that has some. What is in "
-                "the cache is kept"
+                "be written; make room, or name a folder elsewhere (task.cache_dir, --cache). "
+                "What is in the cache is kept"
             ) from None
         self._waiting = []
 
