@@ -36,7 +36,7 @@ mkdir -p "$out/.done" "$out/logs"
     "set QUICKSTART_DIR to another one"
 
 number=0
-steps=10
+steps=11
 watcher=
 trap '[ -z "$watcher" ] || kill "$watcher" 2> /dev/null || true' EXIT
 # Ctrl-C ends the whole, also where the step it interrupts catches it.
@@ -97,7 +97,7 @@ export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}"
 if has_gpu; then
   config=short hubert=harmonic features=(mfcc chroma) tracks=240 k=500
-  steps=11
+  steps=12
   echo "  there is a GPU: base models, configs music2vec/short.yaml and music_hubert/harmonic.yaml"
 else
   config=tiny hubert=tiny features=(mfcc) tracks=60 k=100
@@ -120,9 +120,9 @@ step manifests "Manifests: which audio trains, which validates" '^(train|valid|l
 
 label_dirs=
 for name in "${features[@]}"; do
-  step "labels-$name" "Labels: $name, K-means with $k clusters" 'k = |tracks, |warning' \
+  step "labels-$name" "Labels: $name, K-means with $k clusters" 'k = |tracks, |warning|^report' \
     python -m music_ssl_fairseq.label --k "$k" --features "$name" --manifests "$out/manifests" \
-    --labels "$out/labels/$name"
+    --labels "$out/labels/$name" --report
   label_dirs+=${label_dirs:+,}$(quoted "$out/labels/$name")
 done
 
@@ -151,6 +151,15 @@ for model in music2vec music_hubert; do
     --batch-size 16 --log-format simple
 done
 
+# The middle of each song is enough, and a map of thousands is another matter.
+if [ "$(cat "$out"/manifests/*.tsv | wc -l)" -le 1000 ]; then
+  step "map-$config" "A map of the songs, by music_hubert" '^(map|left out)' \
+    python -m music_ssl_fairseq map "$music" --checkpoint "$runs/music_hubert" --seconds 30 \
+    --out "$out/song_map.html" --cache "$out/feature_cache"
+else
+  heading "A map of the songs: left out, there are more than 1,000"
+fi
+
 heading "Table and curves"
 python examples/plot_training.py "$runs/music2vec" "$runs/music_hubert" \
   --out "$out/curves.png" --table | tee "$out/table.md"
@@ -158,6 +167,8 @@ python examples/plot_training.py "$runs/music2vec" "$runs/music_hubert" \
 cat << EOF
 
 Done in $((SECONDS / 60)) min $((SECONDS % 60)) s. In $out:
+  song_map.html           your songs by similarity: open it in a browser, hover and play
+  labels/FEATURES/report.html    the units: a map, and what each sounds like
   curves.png              loss, accuracy or spread, learning rate of both models
   table.md                the table above
   manifests/, labels/     which audio, and its units
