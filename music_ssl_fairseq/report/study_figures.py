@@ -12,7 +12,12 @@ from music_ssl_fairseq.runtime.files import atomic_path
 from music_ssl_fairseq.runtime.optional import optional
 
 SCORES, LAYERS, TRAINING = "scores.png", "layers.png", "training.png"
-_COLUMNS = 4
+HEADLINE = (
+    *("random", "random-m2v", "random-harmonic", "hubert-music", "hubert-speech", "hubert-layer6"),
+    *("hubert-harmonic", "hubert-chroma", "m2v-music", "m2v-speech"),
+)
+"""Rows with colours of their own where there are more rows than colours can tell apart."""
+_COLUMNS, _COLOURS = 4, 10
 
 
 def draw(rows: Rows, out: Path) -> dict[str, Any]:
@@ -68,18 +73,30 @@ def _heat_map(rows: Rows):
 
 def _layer_curves(rows: Rows):
     """Validation score of each layer, mean over seeds, a panel per task."""
-    tasks = tasks_of(rows)
+    tasks, styles = tasks_of(rows), _styles(rows)
     figure, panels = _panels(len(tasks))
     for axis, task in zip(panels, tasks, strict=False):
         for name, runs in rows.items():
             curve = layer_curve(runs, task)
             if len(curve) > 1:
-                axis.plot(list(curve), [100 * x for x in curve.values()], label=name, linewidth=1)
+                axis.plot(list(curve), [100 * x for x in curve.values()], **styles[name])
         axis.set_title(task, size=9)
         axis.set_xlabel("layer", size=8)
         axis.set_ylabel("validation score, percent", size=8)
     _legend(figure, panels[0])
     return figure if panels[0].lines else None
+
+
+def _styles(rows: Rows) -> dict[str, dict[str, Any]]:
+    """How to draw each row: all in colours, or those of the headline before grey ones."""
+    names = [name for name, runs in rows.items() if runs[0].about.get("family")]
+    coloured = names if len(names) <= _COLOURS else [name for name in HEADLINE if name in names]
+    styles = {name: {"color": "0.8", "linewidth": 0.7, "zorder": 1} for name in rows}
+    for place, name in enumerate(coloured):
+        styles[name] = {"color": f"C{place}", "linewidth": 1.4, "label": name}
+    if others := [name for name in names if name not in coloured]:
+        styles[others[0]]["label"] = "other rows"
+    return styles
 
 
 def _training_curves(rows: Rows):
@@ -89,8 +106,11 @@ def _training_curves(rows: Rows):
     )
     if not families:
         return None
-    figure, panels = _panels(len(families))
+    from matplotlib import pyplot
+
+    figure, panels = _panels(len(families), width=8.0)
     for axis, family in zip(panels, families, strict=False):
+        axis.set_prop_cycle(color=pyplot.get_cmap("tab20").colors)
         for name, runs in rows.items():
             about = runs[0].about
             if about.get("family") != family or not about.get("train"):
@@ -101,7 +121,7 @@ def _training_curves(rows: Rows):
         axis.set_title(f"{family}: loss (dots: held out), first seed", size=9)
         axis.set_xlabel("million audio-seconds", size=8)
         axis.set_ylabel("loss per masked frame", size=8)
-        axis.legend(fontsize=5)
+        axis.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -111,14 +131,14 @@ def _points(points: Sequence[dict[str, float]], each: float) -> tuple[list[float
     return [x for x, _ in kept], [y for _, y in kept]
 
 
-def _panels(count: int):
+def _panels(count: int, width: float = 3.6):
     from matplotlib import pyplot
 
     rows = -(-count // _COLUMNS)
     figure, axes = pyplot.subplots(
         rows,
         min(count, _COLUMNS),
-        figsize=(3.6 * min(count, _COLUMNS), 2.9 * rows + 0.6),
+        figsize=(width * min(count, _COLUMNS), 2.9 * rows + 0.6),
         squeeze=False,
         layout="constrained",
     )
