@@ -44,6 +44,8 @@ corpus() { # kind option...
   [ -e "$dir/$kind/SHA256SUMS" ] && return
   mapfile -t packages < <(sed 's/ *#.*//;/^$/d;s/ .*//' "$here/$kind.txt")
   fetch_packages "$dir/packages" "${packages[@]}"
+  [ ${#skipped[@]} -eq 0 ] || fail "this release does not have ${skipped[*]}: Debian 12 has (docker" \
+    "run -v \"\$PWD\":/w -w /w debian:bookworm ...), and results of other packages compare with none"
   python "$here/corpus.py" --packages "$dir/packages" --list "$here/$kind.txt" --out "$dir/$kind" \
     --hours "$hours" "$@"
 }

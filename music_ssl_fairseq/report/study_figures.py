@@ -110,7 +110,7 @@ def _training_curves(rows: Rows):
 
     figure, panels = _panels(len(families), width=8.0)
     for axis, family in zip(panels, families, strict=False):
-        axis.set_prop_cycle(color=pyplot.get_cmap("tab20").colors)
+        axis.set_prop_cycle(color=pyplot.get_cmap("tab20")(range(20)))
         for name, runs in rows.items():
             about = runs[0].about
             if about.get("family") != family or not about.get("train"):
