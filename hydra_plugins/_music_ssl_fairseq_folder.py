@@ -13,10 +13,14 @@ if the package is not imported yet. The underscore keeps hydra from loading it a
 
 import importlib.util
 import os
+import shlex
 import sys
+from difflib import get_close_matches
 from types import TracebackType
 
 PACKAGE = "music_ssl_fairseq"
+
+_FAMILIES = ("music_hubert", "music2vec", "probing")  # of examples/
 
 
 def package_dir() -> str:
@@ -71,6 +75,8 @@ def begin_quietly(arguments: list[str]) -> None:
         for argument, following in zip(arguments, [*arguments[1:], ""], strict=True)
         if argument.partition("=")[0] in ("--config-dir", "-cd")
     ]
+    if missing := [folder for folder in folders if not os.path.isdir(folder)]:
+        _refuse_folder(arguments, missing[0])
     if any(map(is_ours, folders)) or "--help" in arguments:
         from hydra_plugins._music_ssl_fairseq_console import keep_for_the_log
 
@@ -85,3 +91,15 @@ def _end_quietly(
         print("stopped by SIGINT: nothing was trained", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
+
+
+def _refuse_folder(arguments: list[str], folder: str) -> None:
+    """End in two lines: no such folder, and the command with one that there is."""
+    examples = os.path.join(os.path.dirname(package_dir()), "examples")
+    near = get_close_matches(os.path.basename(folder.rstrip("/")), _FAMILIES, 1)
+    there = os.path.join(examples, (near or _FAMILIES)[0])
+    words = [word.replace(folder, there) for word in arguments[1:]]
+    command = shlex.join(["fairseq-hydra-train", *words])
+    hint = command if os.path.isdir(there) else "fairseq-hydra-train --help"
+    print(f"error: --config-dir {folder}: no such folder\n{hint}", file=sys.stderr, flush=True)
+    os._exit(1)  # Python is just starting: an exception would be reported as an error of its own

@@ -27,6 +27,7 @@ from hydra_plugins._music_ssl_fairseq_folder import (
     is_ours,
     package_dir,
 )
+from hydra_plugins._music_ssl_fairseq_refusals import check_name, say_what_cannot_be_set
 
 
 def _slug(path: str) -> str:
@@ -139,9 +140,11 @@ class MusicSSLConfigPlugin(SearchPathPlugin):
         if args.config_dir and is_ours(args.config_dir):
             if os.path.basename(sys.argv[0]) == "fairseq-hydra-train":
                 begin_quietly(sys.argv)  # again, if music_ssl_fairseq.pth was not installed
+            name = (args.config_name or "config").removesuffix(".yaml")
+            check_name(args.config_dir, name)
+            say_what_cannot_be_set()
             path = f"file://{os.path.abspath(args.config_dir)}"
             search_path.prepend(provider=PACKAGE, path=path, anchor="main")
-            name = (args.config_name or "config").removesuffix(".yaml")
             if name != "config":
                 # fairseq's defaults are under "config" as well, below all of it.
                 ConfigStore.instance().repo.pop(f"{name}.yaml", None)

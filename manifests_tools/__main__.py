@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = arguments
     if name not in BUILDERS:
         print(f"error: no builder {name!r}; there are: {', '.join(BUILDERS)}", file=sys.stderr)
+        print("python -m manifests_tools --help", file=sys.stderr)
         return 2
     # A job scheduler's SIGTERM also ends the workers and removes half-written files.
     signal.signal(signal.SIGTERM, _interrupt)

@@ -16,6 +16,7 @@ from manifests_tools.find import FileId, identify
 from manifests_tools.findings import Findings
 from manifests_tools.parallel import parallel_map
 from music_ssl_fairseq import audio
+from music_ssl_fairseq.cli import Parser
 from music_ssl_fairseq.data.copies import find_copies
 from music_ssl_fairseq.data.label_check import check_labels
 from music_ssl_fairseq.data.label_store import LabelStore
@@ -38,7 +39,7 @@ SPLITS = ("valid", "test", "train")
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m manifests_tools check",
         description="Check the manifests of a folder: every file exists, can be decoded, is as "
         "long as stated, and is in one split; the labels have one line per track, as many labels "

@@ -1,6 +1,7 @@
 """Find audio files below a folder."""
 
 import os
+import shlex
 import stat
 from heapq import heappop, heappush
 from pathlib import Path
@@ -10,6 +11,7 @@ from tqdm import tqdm
 from music_ssl_fairseq.audio import EXTENSIONS
 from music_ssl_fairseq.data.left_out import LeftOut
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.runtime.typed import look_around, similar, with_option
 
 KINDS = ", ".join(extension[1:] for extension in EXTENSIONS)
 """The suffixes that are looked for, in words."""
@@ -47,7 +49,10 @@ def find_audio(root: str | os.PathLike, option: str = "--root") -> tuple[list[st
         else:
             names[identity] = name
     if not names and not left_out:
-        raise InputError(f"{root}: no audio file below this folder (looked for {KINDS})")
+        raise InputError(
+            f"{root}: no audio file below this folder (looked for {KINDS}); it holds other files",
+            f"find {shlex.quote(root)} -type f",
+        )
     return sorted(names.values(), key=os.fsencode), left_out
 
 
@@ -58,7 +63,11 @@ def require_folder(root: str, option: str = "--root") -> None:
         InputError: if so.
     """
     if not os.path.exists(root):
-        raise InputError(f"{root}: no such folder; {option} takes the folder that holds the audio")
+        near = similar(root)
+        command = with_option(option, near) if os.path.isdir(near) else look_around(root)
+        raise InputError(
+            f"{root}: no such folder; {option} takes the folder that holds the audio", command
+        )
     if not os.path.isdir(root):
         raise InputError(f"{root}: is a file; {option} takes the folder that holds the audio")
     if "\n" in root or "\r" in root:

@@ -14,7 +14,7 @@ from typing import Any
 from manifests_tools.examine import ExaminedTrack, add_reading_options, examine_tracks
 from manifests_tools.find import require_folder
 from manifests_tools.labelled import DataSet, shorten
-from music_ssl_fairseq.cli import newest_run
+from music_ssl_fairseq.cli import Parser, newest_run
 from music_ssl_fairseq.data.copies import find_copies
 from music_ssl_fairseq.data.left_out import REPORT, LeftOut, by_name, count_kinds, write_left_out
 from music_ssl_fairseq.errors import InputError, one_line
@@ -47,7 +47,7 @@ class ProbingBuilder:
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def get_parser(self) -> argparse.ArgumentParser:
-        parser = argparse.ArgumentParser(
+        parser = Parser(
             prog=f"python -m manifests_tools {self.name}",
             description=f"{self.description} Writes {{train,valid,test}}.tsv and .labels and "
             f"{FILE} to OUT; labelled files without usable audio are counted, and named in "

@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = arguments
     if name not in COMMANDS:
         print(f"error: no command {name!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
+        print("python -m music_ssl_fairseq --help", file=sys.stderr)
         return 2
     return int(importlib.import_module(COMMANDS[name][0]).main(rest) or 0)
 

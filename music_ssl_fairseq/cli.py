@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
+from typing import NoReturn
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.signal_stack import give_signals_a_stack
@@ -15,9 +16,16 @@ GOES_ON = "interrupted; the same command, without --force, goes on from here"
 """Message of a stopped command that can be continued."""
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are two lines: what is wrong, and how to see the options."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n{self.prog} --help\n")
+
+
 def new_parser(module: str, description: str, examples: str) -> argparse.ArgumentParser:
     """Return a parser for `python -m MODULE` that prints description and examples unwrapped."""
-    return argparse.ArgumentParser(
+    return Parser(
         prog=f"python -m {module}",
         description=description,
         epilog=examples,
@@ -64,7 +72,7 @@ def exit_status(
     try:
         return 1 if work() is False else 0
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error.lines}", file=sys.stderr)
         return 1
     except OSError as error:  # of audio it is an InputError: this is a full disk or the like
         print(f"error: {error.filename or output}: {error.strerror or error}", file=sys.stderr)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.runtime.typed import look_around
 from music_ssl_fairseq.runtime.unpickling import check_form, one_line_refusals
 
 WRITES_FP32 = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 8)
@@ -109,7 +110,20 @@ def refuse_bad_checkpoints_in_one_line() -> None:
     """
     from fairseq import checkpoint_utils
 
-    load = checkpoint_utils.load_checkpoint_to_cpu
+    load, load_all = (
+        checkpoint_utils.load_checkpoint_to_cpu,
+        checkpoint_utils.load_model_ensemble_and_task,
+    )
+
+    @functools.wraps(load_all)
+    def load_model_ensemble_and_task(files: list[str], *args: Any, **kwargs: Any) -> Any:
+        missing = [file for file in files if not (kwargs.get("suffix") or os.path.exists(file))]
+        with one_line_errors():
+            for file in missing[:1]:
+                raise InputError(f"{file}: no such file", look_around(file))
+        return load_all(files, *args, **kwargs)
+
+    checkpoint_utils.load_model_ensemble_and_task = load_model_ensemble_and_task
 
     @functools.wraps(load)
     def load_checkpoint_to_cpu(path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -177,13 +191,13 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (InputError, RuntimeError) as error:
-        message = str(error) if isinstance(error, InputError) else None
+        message = error.lines if isinstance(error, InputError) else None
         message = _message_of_loading(error) or message
         if message is None:
             raise
         if HydraConfig.initialized() or _command() in _COMMANDS:
             sys.exit(f"error: {message}")
-        if isinstance(error, InputError) and message == str(error):
+        if isinstance(error, InputError) and message == error.lines:
             raise
         raise InputError(message) from error
 

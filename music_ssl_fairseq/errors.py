@@ -11,10 +11,16 @@ class InputError(ValueError):
 
     The message is one line: the file, what is wrong with it, and what to do. Commands print it and
     exit with status 1; files that were written before stay.
+
+    Attributes:
+        lines: what commands print: the message, and below it the command that helps, if any.
     """
 
-    def __init__(self, message: str = ""):
-        super().__init__(one_line(str(message)))
+    def __init__(self, message: str = "", command: str = ""):
+        """Describe the mistake; `command` can be typed as it is."""
+        message, command = one_line(str(message)), one_line(command)
+        self.lines = f"{message}\n{command}" if command else message
+        super().__init__(f"{message}: `{command}`" if command else message)
 
 
 class AudioError(InputError):

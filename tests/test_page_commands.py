@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hydra_plugins._music_ssl_fairseq_refusals import settings
 from manifests_tools.__main__ import BUILDERS, _load
 from music_ssl_fairseq.__main__ import COMMANDS
 from tests import ROOT
@@ -147,34 +148,11 @@ def check_training(words: list[str]) -> None:
     if args.config_dir is None:
         return
     overrides = OverridesParser.create().parse_overrides(args.overrides)
-    known = settings_of(args.config_dir, args.config_name or "config")
+    known = settings(args.config_dir, args.config_name or "config")
     for override in overrides:
         key = override.key_or_group
         if not (override.is_force_add() or override.is_delete() or key.startswith("hydra")):
             assert key in known or key.partition(".")[0] in ("lr_scheduler", "optimizer"), key
-
-
-@cache
-def settings_of(folder: str, name: str) -> frozenset[str]:
-    """Dotted names of a configuration, of those it builds on, and of fairseq's defaults."""
-    from fairseq.dataclass.configs import FairseqConfig
-    from omegaconf import OmegaConf
-
-    file = ROOT / folder / f"{name}.yaml"
-    config = OmegaConf.to_container(OmegaConf.load(file))
-    assert isinstance(config, dict)
-    found = {
-        f"{group}.{key}"
-        for group, values in config.items()
-        if isinstance(values, dict)
-        for key in values
-    }
-    for group, value in vars(FairseqConfig()).items():
-        found |= {f"{group}.{key}" for key in getattr(value, "__dict__", {})}
-    for base in config.get("defaults", []):
-        if base not in ("_self_", "run_folder"):
-            found |= settings_of(folder, base)
-    return frozenset(found)
 
 
 def check_validation(words: list[str]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from music_ssl_fairseq.data.mapped import MappedFile
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.files import atomic_path
+from music_ssl_fairseq.runtime.typed import music_folder
 
 MAX_SAMPLES = 2**40
 """Per track: two years at 16 kHz. A larger number in a header is damage."""
@@ -140,8 +141,9 @@ def write_manifest(
 
 def missing_manifest(file: str | os.PathLike) -> InputError:
     """Return the error about a missing manifest, with the command that makes it."""
+    root, out = shlex.quote(music_folder()), shlex.quote(str(Path(file).parent))
+    where = "" if Path(file).parent.absolute() == Path("manifests").absolute() else f" --out {out}"
     return InputError(
-        f"{file}: no such manifest; make it with "
-        "`python -m manifests_tools pretrain --root MUSIC_DIR --out "
-        f"{shlex.quote(str(Path(file).parent))}`"
+        f"{file}: no such manifest; name another folder, or make it from your music",
+        f"python -m manifests_tools pretrain --root {root}{where}",
     )

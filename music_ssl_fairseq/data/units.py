@@ -38,8 +38,8 @@ class UnitDictionary:
         self.file = Path(dict_file)
         if not self.file.is_file():
             raise InputError(
-                f"{self.file}: no such dictionary of units; `{label_command(self.file.parent)}` "
-                "writes it together with the labels"
+                f"{self.file}: no such dictionary of units; make it together with the labels",
+                label_command(self.file.parent),
             )
         self.dictionary = Dictionary()
         try:
@@ -134,14 +134,14 @@ def label_command(label_dir: str | os.PathLike, manifests: str | os.PathLike | N
     """Return the command that makes labels, with paths and options in use, for a message.
 
     Args:
-        label_dir: its --labels. Options of existing labels are repeated; else K is left open.
+        label_dir: its --labels. Options of existing labels are repeated; else k is 500.
         manifests: its --manifests; None for those that the labels were made from.
     """
     metadata = _known_metadata(label_dir)
-    command = f"python -m music_ssl_fairseq.label {metadata.get('options', '--k K')}"
+    command = f"python -m music_ssl_fairseq.label {metadata.get('options', '--k 500')}"
     manifests = manifests or metadata.get("manifests", "manifests")
     for option, folder in (("manifests", manifests), ("labels", label_dir)):
-        if Path(folder) != Path(option):
+        if Path(folder).absolute() != Path(option).absolute():
             command += f" --{option} {shlex.quote(str(folder))}"
     return command
 

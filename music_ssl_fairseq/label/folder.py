@@ -26,6 +26,7 @@ from music_ssl_fairseq.label.kmeans import KMeansState, import_faiss
 from music_ssl_fairseq.label.recipe import DEFAULTS, WORDS, Recipe, fingerprint, version
 from music_ssl_fairseq.runtime.files import atomic_path, checksum, remove_temporary
 from music_ssl_fairseq.runtime.metadata import read_metadata, write_metadata
+from music_ssl_fairseq.runtime.typed import with_option
 
 SPLITS = ("train", "valid")
 
@@ -67,8 +68,12 @@ class LabelFolder:
             return
         self.metadata = read_metadata(
             *(self.path, self.recipe.settings, "labels", self._outputs(), _WAY_OUT),
-            *(WORDS, DEFAULTS, _is_complete),
+            *(WORDS, DEFAULTS, _is_complete, self._elsewhere()),
         )
+
+    def _elsewhere(self) -> str:
+        """Return the command that makes these labels in a folder of their own."""
+        return with_option("--labels", f"{self.path}-k{self.recipe.settings['k']}")
 
     def _outputs(self) -> list[Path]:
         of_split = (f"{split}.{suffix}" for split in SPLITS for suffix in _FORMATS)

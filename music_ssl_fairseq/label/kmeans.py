@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.runtime.typed import with_option
 
 FRAMES_PER_CENTROID = 39
 """Below this many frames per centroid, units are more noise than structure (faiss's bound)."""
@@ -73,7 +74,8 @@ def check_enough(num_frames: int, k: int) -> str | None:
     if num_frames < k:
         raise InputError(
             f"{num_frames} frames cannot make {k} clusters: "
-            "give more audio, a smaller --k or a larger --max-frames"
+            "give more audio, a smaller --k or a larger --max-frames",
+            with_option("--k", max(1, num_frames // FRAMES_PER_CENTROID)),
         )
     if num_frames < FRAMES_PER_CENTROID * k:
         return (

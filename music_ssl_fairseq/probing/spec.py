@@ -140,7 +140,10 @@ def read_spec(folder: str | os.PathLike) -> ProbingSpec:
     """
     file = Path(folder, FILE)
     if not file.exists():
-        raise InputError(f"{file}: no such file; write it with {builder_command(folder)}")
+        raise InputError(
+            f"{file}: no such file; write it with {builder_command(folder)}, NAME being one of",
+            "python -m manifests_tools --help",
+        )
     contents = read_json(file, f"make it again with {builder_command(folder)}")
     try:
         return _task(contents)

@@ -13,6 +13,7 @@ from music_ssl_fairseq.probing.scoring.predictions import Predictions
 from music_ssl_fairseq.probing.spec import SHOWN
 from music_ssl_fairseq.report.bootstrap import interval
 from music_ssl_fairseq.runtime.texts import read_object
+from music_ssl_fairseq.runtime.typed import look_around
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def find(
     unscored: list[Path] = []
     for folder in folders:
         if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder")
+            raise InputError(f"{folder}: no such folder", look_around(folder))
         for file in sorted(folder.rglob("probe.json")):
             if (file.parent / f"{split}.json").exists():
                 found.append(_probe(file.parent, split, resamples, seed, unit))
@@ -85,7 +86,8 @@ def find(
     if not found:
         hint = f" ({len(unscored)} have no {split}.json)" if unscored else ""
         raise InputError(
-            f"no scored probe found{hint}: run fairseq-validate with --valid-subset {split} first"
+            f"no scored probe found{hint}: score one with fairseq-validate, or with this command",
+            "python -m music_ssl_fairseq probe --help",
         )
     found = _tasks_apart(found)
     return list(_told_apart(sorted(found, key=lambda probe: (probe.task, probe.model))))

@@ -27,6 +27,7 @@ def read_metadata(
     words: Mapping[str, str] | None = None,
     defaults: Mapping[str, Any] | None = None,
     is_complete: Callable[[dict[str, Any]], bool] | None = None,
+    command: str = "",
 ) -> dict[str, Any]:
     """Return a folder's metadata if its results were made with these settings; {} if it has none.
 
@@ -39,6 +40,7 @@ def read_metadata(
         words: of settings whose values say nothing to a reader: what each is.
         defaults: values of settings that older folders do not record.
         is_complete: whether metadata have the entries that are not settings.
+        command: that makes the results elsewhere, for the message.
 
     Raises:
         InputError: if the results were made with other settings, or with unknown ones.
@@ -59,5 +61,6 @@ def read_metadata(
         if found.get(name) != value
     ]
     if different:
-        raise InputError(f"{folder}: holds {results} made with {', '.join(different)}; {way_out}")
+        made = ", ".join(different)
+        raise InputError(f"{folder}: holds {results} made with {made}; {way_out}", command)
     return found

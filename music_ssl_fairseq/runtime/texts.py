@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from music_ssl_fairseq.errors import InputError, one_line
+from music_ssl_fairseq.runtime.typed import look_around
 
 MAX_BYTES = 64 << 20
 """Bytes of the largest text file that is read."""
@@ -35,7 +36,8 @@ def read_text(
             content = handle.read(largest + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{file}: cannot be read ({reason}){hint}") from None
+        where = look_around(file) if isinstance(error, FileNotFoundError) and not hint else ""
+        raise InputError(f"{file}: cannot be read ({reason}){hint}", where) from None
     if len(content) > largest:
         raise InputError(f"{file}: larger than {largest >> 20} MB, so not what it should be{hint}")
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
