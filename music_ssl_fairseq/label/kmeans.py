@@ -72,10 +72,11 @@ def check_enough(num_frames: int, k: int) -> str | None:
         InputError: if there are fewer frames than clusters.
     """
     if num_frames < k:
+        fewer = num_frames // FRAMES_PER_CENTROID
         raise InputError(
             f"{num_frames} frames cannot make {k} clusters: "
             "give more audio, a smaller --k or a larger --max-frames",
-            with_option("--k", max(1, num_frames // FRAMES_PER_CENTROID)),
+            with_option("--k", fewer) if fewer > 1 else "",
         )
     if num_frames < FRAMES_PER_CENTROID * k:
         return (

@@ -191,7 +191,7 @@ def test_a_missing_csv(music, capsys):
     arguments = ["--csv", str(music / "none.csv"), "--kind", "key", "--out", "x"]
     assert main(["custom", *arguments]) == 1
     assert capsys.readouterr().err.endswith(
-        "none.csv: cannot be read (No such file or directory)\n"
+        f"none.csv: cannot be read (No such file or directory)\nls {music}\n"
     )
 
 

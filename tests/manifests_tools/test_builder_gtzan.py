@@ -81,7 +81,7 @@ def test_genre_golden_counts_in_every_layout(stubs, tmp_path, capsys, folder):
     shown = capsys.readouterr().out
     assert "train: 443 files (published 443), " in shown
     assert "left out of 930 labelled files: none" in shown
-    assert "--config-name gtzan_genre" in shown
+    assert "music_ssl_fairseq.probe --upstream mfcc --task " in shown
 
 
 def test_the_original_archives_suffix(stubs, tmp_path):

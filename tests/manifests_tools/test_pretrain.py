@@ -234,15 +234,17 @@ def test_command_line_defaults_are_those_of_run(music, tmp_path):
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
-def test_errors_of_the_command_line_are_one_line(tmp_path, capsys):
+def test_errors_of_the_command_line_end_in_a_command(tmp_path, capsys):
     assert main(["pretrain", "--root", str(tmp_path / "missing")]) == 1
     assert capsys.readouterr().err == (
         f"error: {tmp_path}/missing: no such folder; --root takes the folder that holds the audio\n"
+        f"ls {tmp_path}\n"
     )
     assert main(["pretrian"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: no builder 'pretrian'; there are: pretrain, check, fetch, mtt")
-    assert error.count("\n") == 1
+    assert error.endswith("\npython -m manifests_tools --help\n")
+    assert error.count("\n") == 2
 
 
 def test_help_lists_the_builders_without_loading_them():
