@@ -38,6 +38,7 @@ def figure(drawn: "Figure", alt: str, caption: str = "") -> str:
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :].replace("#000000", "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # a page has several figures, and one of each id
     # Black is SVG's default, so matplotlib leaves it out for text.
     label = f'role="img" aria-label="{escape(alt)}" fill="currentColor"'
     width = drawn.get_size_inches()[0]

@@ -196,8 +196,7 @@ def draw(runs: Sequence[Curves]) -> "Figure":
 def _add_legend(axes: "Axes") -> None:
     """Add a legend, above the axes where it would hide lines."""
     if len(axes.lines) > _MOST_LINES_WITHIN:
-        place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2, "fontsize": 7}
-        axes.legend(frameon=False, **place)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=7)
     else:
         axes.legend(frameon=False, fontsize=8)
 

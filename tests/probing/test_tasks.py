@@ -82,11 +82,10 @@ def test_a_task_trains_validates_and_is_reported(here, name):
     assert sum(head["chosen"] for head in heads) == 1
     best = max(heads, key=lambda head: head["score"])
     assert next(head for head in heads if head["chosen"])["score"] == best["score"]
-    text = make_report([run], Path("report") / name, resamples=20, no_plot=name != "mtt")
+    text = make_report([run], Path("report") / name, resamples=20, no_plot=True)
     assert task["name"] in text
     assert (Path("report") / name / "report.csv").stat().st_size > 100
-    if name == "mtt":
-        assert "heat map of validation" in (Path("report") / name / "report.html").read_text()
+    assert task["name"] in (Path("report") / name / "report.html").read_text()
 
 
 def test_every_task_has_a_config_with_the_protocol_s_values():
