@@ -200,7 +200,7 @@ class PretrainingDataset(FairseqDataset):
             f"{shlex.quote(str(self._manifest.file.parent))}`"
         )
 
-    def described(self, index: int, epoch: int) -> tuple[str, float]:
+    def describe_crop(self, index: int, epoch: int) -> tuple[str, float]:
         """Return a crop's file and its largest sample, for messages about a batch."""
         self.set_epoch(epoch)
         track, _, _ = self._plan.crop(index, epoch)

@@ -83,7 +83,7 @@ class Music2VecModel(AudioEncoder):
             )
         self.teacher_decay = cfg.ema_decay
         self.num_updates = 0
-        self._stepped_at = 0
+        self._teacher_update = 0
 
     @classmethod
     def build_model(cls, cfg: Music2VecConfig, task: Any = None) -> "Music2VecModel":
@@ -100,13 +100,13 @@ class Music2VecModel(AudioEncoder):
         self.num_updates = num_updates
         if self.teacher is None:
             self.make_teacher()
-        elif self.training and num_updates != self._stepped_at and num_updates > 0:
+        elif self.training and num_updates != self._teacher_update and num_updates > 0:
             cfg = self.cfg
             self.teacher_decay = annealed_decay(
                 cfg.ema_decay, cfg.ema_end_decay, num_updates, cfg.ema_anneal_end_step
             )
             self.teacher.step(self._followed(), self.teacher_decay)
-            self._stepped_at = num_updates
+            self._teacher_update = num_updates
 
     def make_teacher(self) -> EMATeacher:
         """Make the teacher, a copy of the student."""

@@ -184,7 +184,7 @@ class MusicHubertModel(AudioEncoder):
             x, penalty = execution.enter(self, features, mask)
             x, hidden_states = self.contextualise(x, mask, padding, execution, needed, num_visible)
         target = target.flatten(0, 1)
-        masked = self._frames(x, hidden_states, masked_indices)
+        masked = self._prediction_frames(x, hidden_states, masked_indices)
         output: dict[str, Any] = {
             "logits_m": self.logits(masked, execution),
             "target_m": target[masked_indices],
@@ -196,10 +196,10 @@ class MusicHubertModel(AudioEncoder):
             with self.autocast(source.device):
                 levels = repeat_crops(self.cqt(source), len(mask))
                 levels = levels.flatten(0, 1)[masked_indices]
-                error = (self.cqt_proj(_chosen(x, masked_indices)).float() - levels).square()
+                error = (self.cqt_proj(_select(x, masked_indices)).float() - levels).square()
             output["cqt_error"] = error.mean(-1).sum()
         if score_unmasked:
-            unmasked = self._frames(x, hidden_states, unmasked_indices)
+            unmasked = self._prediction_frames(x, hidden_states, unmasked_indices)
             output["logits_u"] = self.logits(unmasked, execution)
             output["target_u"] = target[unmasked_indices]
         return output
@@ -209,7 +209,9 @@ class MusicHubertModel(AudioEncoder):
         x = self.mask_views(self.project(features), mask, drop)
         return x, self.feature_penalty(features)
 
-    def _frames(self, x: Tensor, hidden_states: list[Tensor], indices: Any) -> list[Tensor]:
+    def _prediction_frames(
+        self, x: Tensor, hidden_states: list[Tensor], indices: Any
+    ) -> list[Tensor]:
         """Return the frames `[N, D]` that predict units: one tensor for all sets, or one per set.
 
         Args:
@@ -219,10 +221,10 @@ class MusicHubertModel(AudioEncoder):
         """
         layers, last = self.cfg.label_layers or [0], self.cfg.encoder_layers
         states = [x if layer in (0, last) else hidden_states[layer - 1] for layer in layers]
-        return [_chosen(state, indices) for state in states]
+        return [_select(state, indices) for state in states]
 
     def logits(self, frames: list[Tensor], execution: Execution | None = None) -> list[Tensor]:
-        """Map frames, as `_frames` returns them, to each set's scores `[N, classes]`, float32."""
+        """Map `_prediction_frames` to each set's scores `[N, classes]`, float32."""
         with self.autocast(frames[0].device):
             return (execution or self.execution).run(_score, self, frames)
 
@@ -238,7 +240,7 @@ def _score(model: MusicHubertModel, frames: list[Tensor]) -> list[Tensor]:
     return [model.head(*pair) for pair in zip(projected, embeddings, strict=True)]
 
 
-def _chosen(x: Tensor, indices: Tensor) -> Tensor:
+def _select(x: Tensor, indices: Tensor) -> Tensor:
     return x if x.dim() == 2 else x.flatten(0, 1)[indices]
 
 

@@ -144,10 +144,10 @@ class TransformerEncoder(nn.Module):
             packing: leave out all other frames once positions are added; None for all frames.
 
         Returns:
-            The encoder's output, `[B, T, D]`, or `[N, D]` of the masked frames, or `[B, K, D]` of
-            packed ones. Each layer's output
-            (its input, if LayerDrop leaves it out); the last may be `[N, D]`. The feed-forward
-            outputs of the layers that ran, without those of fused layers with gradients.
+            The encoder's output: `[B, T, D]`, or `[N, D]` of the masked frames, or `[B, K, D]` of
+            packed ones. Each layer's output (its input, if LayerDrop leaves it out); the last may
+            be `[N, D]`. The feed-forward outputs of the layers that ran, without those of fused
+            layers with gradients.
         """
         attend = None
         if padding_mask is not None:

@@ -119,7 +119,7 @@ def _span_growth(cfg: PretrainingConfig, mode: str) -> SpanGrowth | None:
     return SpanGrowth(cfg.mask_length_start, cfg.mask_length or 0, cfg.mask_growth_epochs)
 
 
-def _of_model(cfg: PretrainingConfig, name: str, default: Any) -> Any:
+def _model_setting(cfg: PretrainingConfig, name: str, default: Any) -> Any:
     """Return a setting of the model, which early checkpoints may not have."""
     value = OmegaConf.select(cfg, name, throw_on_resolution_failure=False)
     return default if value is None else value
@@ -138,7 +138,7 @@ def _check_masks(mode: str, visible: bool, masks: int) -> None:
 
 
 class PretrainingTask(RunFolderTask):
-    """Loads splits as crops. Subclasses provide labels, if any."""
+    """Load splits as crops; subclasses provide labels, if any."""
 
     min_mask_spans = 1
 
@@ -146,9 +146,9 @@ class PretrainingTask(RunFolderTask):
         super().__init__(cfg)
         if not os.path.isdir(cfg.data):
             raise missing_manifest(os.path.join(cfg.data, "train.tsv"))
-        self._stepped: set[str] = set()
+        self._stops_at_exit: set[str] = set()
         self._training = False
-        self._sizes: dict[str, str] = {}
+        self._split_sizes: dict[str, str] = {}
         self._delayed_totals = DelayedTotals()
         self._update = self._max_update = 0
         whole = whole_configuration(cfg)
@@ -189,16 +189,16 @@ class PretrainingTask(RunFolderTask):
             return model
 
     def labels(self, split: str, manifest: Manifest) -> list[LabelSet] | None:
-        """Return the split's label sets, checked against the manifest: None, no targets, here."""
+        """Return the split's label sets, checked against the manifest; None if there are none."""
         return None
 
     def load_dataset(self, split: str, **kwargs: Any) -> None:
         """Load `<data>/<split>.tsv`; fairseq's other arguments are ignored."""
         cfg = self.cfg
-        mode = _of_model(cfg, "mask_mode", "fixed")
+        mode = _model_setting(cfg, "mask_mode", "fixed")
         visible, masks = (
-            _of_model(cfg, "encode", "all") == "visible",
-            _of_model(cfg, "clone_batch", 1),
+            _model_setting(cfg, "encode", "all") == "visible",
+            _model_setting(cfg, "clone_batch", 1),
         )
         with one_line_errors():
             _check_masks(mode, visible, masks)
@@ -220,7 +220,7 @@ class PretrainingTask(RunFolderTask):
                 count_visible=visible,
                 labels=self.labels(split, manifest),
             )
-        self._sizes[split] = (
+        self._split_sizes[split] = (
             f"{len(manifest):,} tracks, {hours(manifest.num_samples):.2f} hours, "
             f"{len(self.datasets[split]):,} crops of {cfg.crop_seconds:g} s"
         )
@@ -234,7 +234,7 @@ class PretrainingTask(RunFolderTask):
         name = cfg.model._name
         return [
             f"{name}: {weights / 1e6:.1f} million weights, {batch}{times} per update",
-            *(f"{split}: {size}" for split, size in sorted(self._sizes.items())),
+            *(f"{split}: {size}" for split, size in sorted(self._split_sizes.items())),
         ]
 
     def best_line(self, cfg: Any) -> str:
@@ -306,12 +306,12 @@ class PretrainingTask(RunFolderTask):
         """Log an update's sums; in training on a GPU the previous one's (see `DelayedFetch`)."""
         if self._training and logging_outputs:
             logging_outputs = [self._delayed_totals(logging_outputs)]
-            self._watch(logging_outputs[0], criterion)
+            self._check_collapse(logging_outputs[0], criterion)
         super().reduce_metrics(logging_outputs, criterion)
         if self._training and logging_outputs:
             log_pace(logging_outputs[0], max(0, self._max_update - self._update - 1))
 
-    def _watch(self, sums: dict[str, Any], criterion: Any) -> None:
+    def _check_collapse(self, sums: dict[str, Any], criterion: Any) -> None:
         """End a collapsed run. All processes have the same sums, so they end together."""
         message = criterion.collapsed(sums, self._update)
         if message is None:
@@ -327,6 +327,6 @@ class PretrainingTask(RunFolderTask):
         atexit runs what was registered last first, so this must follow torch's own registration,
         at a loader's first batch.
         """
-        if kind not in self._stepped:
-            self._stepped.add(kind)
+        if kind not in self._stops_at_exit:
+            self._stops_at_exit.add(kind)
             atexit.register(stop_loading, self.dataset_to_epoch_iter)

@@ -113,15 +113,15 @@ class Writer:
         self.copies = HostCopies()
         self.prepared = False
         self._executor: ThreadPoolExecutor | None = None
-        self._begun: list[Future[None]] = []
-        self._coming: list[str] = []
+        self._futures: list[Future[None]] = []
+        self._pending: list[str] = []
         self._error: BaseException | None = None
 
-    def do(self, work: Callable[..., Any], *args: Any, makes: str = "") -> None:
+    def submit(self, work: Callable[..., Any], *args: Any, path: str = "") -> None:
         """Do some work after all that came before; after an error, none.
 
         Args:
-            makes: the file that the work writes.
+            path: the file that the work writes.
         """
         if not self.on:
             work(*args)
@@ -129,36 +129,36 @@ class Writer:
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, "checkpoints")
             atexit.register(self._say_error)
-        makes = os.path.abspath(makes)
-        self._coming.append(makes)
-        self._begun.append(self._executor.submit(self._work, work, args, makes))
+        path = os.path.abspath(path)
+        self._pending.append(path)
+        self._futures.append(self._executor.submit(self._work, work, args, path))
 
-    def _work(self, work: Callable[..., Any], args: tuple, makes: str) -> None:
+    def _work(self, work: Callable[..., Any], args: tuple, path: str) -> None:
         try:
             if self._error is None:
                 work(*args)
         except BaseException as error:  # for the main thread
             self._error = error
         finally:
-            self._coming.remove(makes)
+            self._pending.remove(path)
 
-    def coming(self, folder: str) -> set[str]:
+    def pending(self, folder: str) -> set[str]:
         """Return the names of files in a folder that are still to be written."""
-        paths = [os.path.split(path) for path in list(self._coming)]
+        paths = [os.path.split(path) for path in list(self._pending)]
         return {name for parent, name in paths if parent == os.path.abspath(folder)}
 
     def check(self) -> None:
         """Raise the error of any work, once."""
         error, self._error = self._error, None
         if error is not None:
-            self._begun = []
+            self._futures = []
             raise error
 
     def wait(self) -> None:
         """Wait until all is on the disk, and raise the error of any work."""
-        for work in self._begun:
+        for work in self._futures:
             work.result()
-        self._begun = []
+        self._futures = []
         self.check()
 
     def _say_error(self) -> None:

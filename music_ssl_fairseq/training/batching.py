@@ -1,4 +1,4 @@
-"""How a part of an epoch was batched, so that what is left of it can be batched anew."""
+"""The batching of a part of an epoch, from which the rest can be batched anew."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Batching:
-    """How a part of an epoch was batched.
+    """The batching of a part of an epoch.
 
     Attributes:
         max_tokens: per batch, or None.
@@ -24,7 +24,7 @@ class Batching:
     num_shards: int = 1
     iterations: int = 0
 
-    def is_as(self, other: "Batching") -> bool:
+    def gives_batches_of(self, other: "Batching") -> bool:
         """Return whether the batches of each process are the same."""
         return self._has_sizes_of(other) and self.num_shards == other.num_shards
 
@@ -37,8 +37,8 @@ class Batching:
         sizes = self.max_tokens, self.max_sentences, self.required_batch_size_multiple
         return list(dataset.batch_by_size(indices, *sizes))
 
-    def after(self, other: "Batching", dataset: Any, batches: list[Any]) -> list[Any]:
-        """Batch what another batching has left of `batches`, in the same order."""
+    def rebatch(self, other: "Batching", dataset: Any, batches: list[Any]) -> list[Any]:
+        """Batch the items of `batches` that `other` has not trained on, in the same order."""
         left = [batch for batch in batches[other.iterations * other.num_shards :] if len(batch)]
         if not left or self._has_sizes_of(other):
             return left

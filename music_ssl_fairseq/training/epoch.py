@@ -54,8 +54,8 @@ class ResumableEpochs(iterators.EpochBatchIterator):
         self._stream: Stream | None = None
         self._order: tuple[bool, bool] | None = None  # of the stream: shuffled, fixed to GPUs
         self._first_batch: Any = None
-        self._before: list[Batching] = []  # of the resumed epoch, earlier parts
-        self._resumed = 0  # number of the resumed epoch
+        self._earlier_parts: list[Batching] = []  # of the resumed epoch
+        self._resumed_epoch = 0
         self._offset = 0
 
     @property
@@ -83,7 +83,7 @@ class ResumableEpochs(iterators.EpochBatchIterator):
         """Return fairseq's state, and the batchings of the present epoch."""
         state = super().state_dict()
         if self.batching is not None and state["iterations_in_epoch"]:
-            here = self._before if self._resumed == state["epoch"] else []
+            here = self._earlier_parts if self._resumed_epoch == state["epoch"] else []
             offset = self._offset if here else 0
             now = replace(self.batching, iterations=state["iterations_in_epoch"] - offset)
             state[_BATCHINGS] = [asdict(part) for part in [*here, now]]
@@ -98,13 +98,13 @@ class ResumableEpochs(iterators.EpochBatchIterator):
             return
         with one_line_errors():
             self._check_length(state_dict)
-        if len(parts) == 1 and parts[0].is_as(self.batching):
+        if len(parts) == 1 and parts[0].gives_batches_of(self.batching):
             super().load_state_dict(state_dict)
             return
-        self.epoch = self._resumed = state_dict["epoch"]
-        self._before = parts
+        self.epoch = self._resumed_epoch = state_dict["epoch"]
+        self._earlier_parts = parts
         shuffle = state_dict.get("shuffle", True)
-        left = self._left(self.epoch, shuffle)
+        left = self._remaining(self.epoch, shuffle)
         num_left = sum(map(len, left))
         if not left:
             self.epoch += 1
@@ -124,19 +124,20 @@ class ResumableEpochs(iterators.EpochBatchIterator):
                 "new run (hydra.run.dir=...), or take the weights alone (model.init_from=...)"
             )
 
-    def _left(self, epoch: int, shuffle: bool) -> list[Any]:
+    def _remaining(self, epoch: int, shuffle: bool) -> list[Any]:
         """Return the batches that are left of an epoch, of all processes."""
         assert self.batching is not None
-        batches = self._shuffled(self._before[0], epoch, shuffle)
-        for part, next_part in zip(self._before, [*self._before[1:], self.batching], strict=True):
-            batches = next_part.after(part, self.dataset, batches)
+        batches = self._shuffled(self._earlier_parts[0], epoch, shuffle)
+        following = [*self._earlier_parts[1:], self.batching]
+        for part, next_part in zip(self._earlier_parts, following, strict=True):
+            batches = next_part.rebatch(part, self.dataset, batches)
         return batches
 
     def _shuffled(self, batching: Batching, epoch: int, shuffle: bool) -> list[Any]:
         """Return all batches of an epoch, in the order of all processes together."""
         self.dataset.set_epoch(epoch)
         whole = copy.copy(self)
-        whole._resumed = 0
+        whole._resumed_epoch = 0
         whole.num_shards = batching.num_shards
         with data_utils.numpy_seed(self.seed + epoch):  # as fairseq's tasks do
             whole._frozen_batches = tuple(
@@ -150,9 +151,9 @@ class ResumableEpochs(iterators.EpochBatchIterator):
 
     def ordered_batches(self, epoch: int, fix_batches_to_gpus: bool, shuffle: bool) -> list[Any]:
         """Return this process's batches; in a resumed epoch, empty ones up to its position."""
-        if epoch != self._resumed or self.batching is None:
+        if epoch != self._resumed_epoch or self.batching is None:
             return super().ordered_batches(epoch, fix_batches_to_gpus, shuffle)
-        batches = self._left(epoch, shuffle)
+        batches = self._remaining(epoch, shuffle)
         shard = iterators.ShardedIterator(batches, self.num_shards, self.shard_id, fill_value=[])
         return [[]] * self._offset + list(shard)
 
@@ -210,7 +211,7 @@ class ResumableEpochs(iterators.EpochBatchIterator):
 
         fairseq draws from numpy's global generator, which another thread may be using.
         """
-        if epoch == self._resumed and self.batching is not None:
+        if epoch == self._resumed_epoch and self.batching is not None:
             batches = self.ordered_batches(epoch, fix_batches_to_gpus, shuffle)
         else:
             assert self.batches_of is not None

@@ -111,7 +111,7 @@ def _names(dataset: Any, update: _Update, batch: list[int]) -> str:
     """List the batch's tracks, those with the largest samples first."""
     peaks: dict[str, float] = {}
     for index in batch:
-        name, peak = dataset.described(index, update.epoch)
+        name, peak = dataset.describe_crop(index, update.epoch)
         peaks[name] = max(peak, peaks.get(name, 0.0))
     loudest = sorted(peaks, key=lambda name: -peaks[name])
     named = ", ".join(f"{name} (up to {peaks[name]:.3g})" for name in loudest[:_MAX_NAMED_TRACKS])

@@ -29,25 +29,25 @@ class _Files(PathManager):
 
     @staticmethod
     def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
-        writer.do(checkpoints.link, src_path, dst_path, makes=dst_path)
+        writer.submit(checkpoints.link, src_path, dst_path, path=dst_path)
         return True
 
     @staticmethod
     def ls(path: str) -> list[str]:
-        coming = writer.coming(path)  # first, because a file that comes now is in both
+        coming = writer.pending(path)  # first, because a file that comes now is in both
         return sorted(coming.union(PathManager.ls(path)))
 
     @staticmethod
     def exists(path: str) -> bool:
         folder, name = os.path.split(path)
-        return name in writer.coming(folder) or PathManager.exists(path)
+        return name in writer.pending(folder) or PathManager.exists(path)
 
     @staticmethod
     def rm(path: str) -> None:
-        writer.do(os.remove, path)
+        writer.submit(os.remove, path)
 
 
-class _System:
+class _Os:
     """The module `os`, with which fairseq removes old checkpoints: after the new one is written."""
 
     remove = staticmethod(_Files.rm)
@@ -84,7 +84,7 @@ def patch_saving() -> None:
     Trainer.save_checkpoint = functools.partialmethod(_save_state, Trainer.save_checkpoint)
     checkpoint_utils.torch_persistent_save = write
     checkpoint_utils.PathManager = _Files
-    checkpoint_utils.os = _System()
+    checkpoint_utils.os = _Os()
     checkpoint_utils.save_checkpoint = save_checkpoint
     checkpoint_utils.load_checkpoint = load_checkpoint
 
@@ -99,7 +99,7 @@ def _save_state(
     state, copied = writer.copies(trainer.state_dict())
     state["extra_state"].update(copy.deepcopy(extra_state))
     path = os.path.abspath(filename)
-    writer.do(_write, state, copied, path, makes=path)
+    writer.submit(_write, state, copied, path, path=path)
     return path
 
 
@@ -118,7 +118,7 @@ def prepare_saving(trainer: Any) -> None:
     if writer.on and saves and not (writer.prepared or sharded):
         writer.prepared = True
         trainer.consolidate_optimizer()  # as before each save; if not sharded, by itself
-        writer.do(writer.copies.prepare, writer.copies.layouts(trainer.state_dict()))
+        writer.submit(writer.copies.prepare, writer.copies.layouts(trainer.state_dict()))
 
 
 def finish_saving() -> None:

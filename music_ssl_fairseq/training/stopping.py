@@ -26,11 +26,11 @@ from music_ssl_fairseq.training.saving import (
     resume_file,
 )
 
-_TO_DO = "after_update"
-"""Key in a checkpoint whose update has still to be saved and validated."""
+_PENDING = "after_update"
+"""Key in a checkpoint for what is still due after its update: saving and validation."""
 
 
-class _Stop(Exception):
+class _ValidationAbandoned(Exception):
     """Raised to leave a validation."""
 
 
@@ -43,7 +43,7 @@ def patch_stopping() -> None:
     loop.train = functools.partial(_train, train, validate_and_save)
     load = checkpoint_utils.load_checkpoint
     checkpoint_utils.load_checkpoint = functools.partial(_load_checkpoint, load)
-    Trainer.is_finishing, Trainer.to_do = False, None
+    Trainer.at_last_update, Trainer.pending = False, None
     patched = functools.partialmethod
     Trainer.train_step = patched(_train_step, Trainer.train_step)
     Trainer.valid_step = patched(_valid_step, Trainer.valid_step)
@@ -54,8 +54,8 @@ def _load_checkpoint(load: Callable[..., Any], cfg: Any, trainer: Any, **kwargs:
     """Keep what a checkpoint says is still due after its update."""
     interruption.install()
     extra_state, epoch_itr = load(cfg, trainer, **kwargs)
-    if extra_state and _TO_DO in extra_state and not cfg.reset_dataloader:
-        trainer.to_do = {"position": extra_state["train_iterator"], **extra_state[_TO_DO]}
+    if extra_state and _PENDING in extra_state and not cfg.reset_dataloader:
+        trainer.pending = {"position": extra_state["train_iterator"], **extra_state[_PENDING]}
     narration.begin(trainer.cfg, trainer)
     return extra_state, epoch_itr
 
@@ -67,8 +67,8 @@ def _train_step(trainer: Any, step: Callable[..., Any], *args: Any, **kwargs: An
 
 def _valid_step(trainer: Any, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     result = step(trainer, *args, **kwargs)
-    if interruption.training and _asked(trainer) and not trainer.is_finishing:
-        raise _Stop
+    if interruption.training and _stop_requested(trainer) and not trainer.at_last_update:
+        raise _ValidationAbandoned
     return result
 
 
@@ -82,7 +82,7 @@ def _aggregate(
     return logs, stats
 
 
-def _asked(trainer: Any) -> bool:
+def _stop_requested(trainer: Any) -> bool:
     if trainer.data_parallel_world_size == 1:
         return interruption.received is not None
     return interruption.agreed
@@ -96,23 +96,23 @@ def _validate_and_save(
     prepare_saving(trainer)
     narration.update()
     last = 0 < (cfg.optimization.max_update or 0) <= trainer.get_num_updates()
-    trainer.is_finishing = last  # then a signal only makes the state be saved first
-    if _asked(trainer):
-        _save(cfg, trainer, epoch_itr, to_do=True)
+    trainer.at_last_update = last  # then a signal only makes the state be saved first
+    if _stop_requested(trainer):
+        _save(cfg, trainer, epoch_itr, pending=True)
         if not last:
-            _end(cfg, trainer)
+            _exit(cfg, trainer)
     try:
         result = original(cfg, trainer, task, epoch_itr, *args)
-    except _Stop:
-        _save(cfg, trainer, epoch_itr, to_do=True)
-        _end(cfg, trainer)
-    if _asked(trainer) and not result[1]:
-        _save(cfg, trainer, epoch_itr, to_do=False)
-        _end(cfg, trainer)
+    except _ValidationAbandoned:
+        _save(cfg, trainer, epoch_itr, pending=True)
+        _exit(cfg, trainer)
+    if _stop_requested(trainer) and not result[1]:
+        _save(cfg, trainer, epoch_itr, pending=False)
+        _exit(cfg, trainer)
     return result
 
 
-def _save(cfg: Any, trainer: Any, epoch_itr: Any, to_do: bool) -> None:
+def _save(cfg: Any, trainer: Any, epoch_itr: Any, pending: bool) -> None:
     """Save to the file from which the next run resumes."""
     if cfg.checkpoint.no_save:
         return
@@ -124,20 +124,20 @@ def _save(cfg: Any, trainer: Any, epoch_itr: Any, to_do: bool) -> None:
     best = getattr(checkpoint_utils.save_checkpoint, "best", None)
     if best is not None:
         state["best"] = best
-    if to_do:
-        state[_TO_DO] = {"epoch": epoch_itr.epoch, "end_of_epoch": epoch_itr.end_of_epoch()}
+    if pending:
+        state[_PENDING] = {"epoch": epoch_itr.epoch, "end_of_epoch": epoch_itr.end_of_epoch()}
     with one_line_errors():
-        trainer.save_checkpoint(str(_file(cfg, trainer)), state)
+        trainer.save_checkpoint(str(_resume_path(cfg, trainer)), state)
 
 
-def _file(cfg: Any, trainer: Any) -> Path:
+def _resume_path(cfg: Any, trainer: Any) -> Path:
     expected = resume_file(cfg.checkpoint, trainer.checkpoint_suffix)
     return Path(cfg.checkpoint.save_dir, expected.name)
 
 
-def _end(cfg: Any, trainer: Any) -> None:
+def _exit(cfg: Any, trainer: Any) -> None:
     finish_saving()
-    file, no_save = _file(cfg, trainer), cfg.checkpoint.no_save
+    file, no_save = _resume_path(cfg, trainer), cfg.checkpoint.no_save
     saved = "is the last, as checkpoint.no_save says" if no_save else f"is saved in {shown(file)}"
     if trainer.data_parallel_rank == 0:
         best = narration.stop()
@@ -156,14 +156,16 @@ def _train(
     task: Any,
     epoch_itr: Any,
 ) -> Any:
-    """Run fairseq's function, which trains an epoch; first do what the last run left."""
-    to_do, trainer.to_do = trainer.to_do, None
-    if to_do:
-        position, epoch, end = (to_do[key] for key in ("position", "epoch", "end_of_epoch"))
+    """Train an epoch with fairseq's function, after what is pending from the run before."""
+    pending, trainer.pending = trainer.pending, None
+    if pending:
+        position, epoch, end = (pending[key] for key in ("position", "epoch", "end_of_epoch"))
         # An epoch's iterator in its state after the last run's last update.
-        then = SimpleNamespace(epoch=epoch, end_of_epoch=lambda: end, state_dict=lambda: position)
+        resumed_itr = SimpleNamespace(
+            epoch=epoch, end_of_epoch=lambda: end, state_dict=lambda: position
+        )
         subsets = cfg.dataset.valid_subset.split(",")
-        losses, stop = validate_and_save(cfg, trainer, task, then, subsets, end)
+        losses, stop = validate_and_save(cfg, trainer, task, resumed_itr, subsets, end)
         if stop:
             finish_saving()
             narration.end()

@@ -78,14 +78,14 @@ def test_work_is_done_in_order_and_its_files_are_known_before(tmp_path):
     work, gate = Writer(), threading.Event()
     work.on = True
     done = []
-    work.do(lambda: gate.wait(10) and done.append("written"), makes=str(tmp_path / "a.pt"))
-    work.do(done.append, "linked", makes=str(tmp_path / "b.pt"))
-    assert work.coming(str(tmp_path)) == {"a.pt", "b.pt"}
+    work.submit(lambda: gate.wait(10) and done.append("written"), path=str(tmp_path / "a.pt"))
+    work.submit(done.append, "linked", path=str(tmp_path / "b.pt"))
+    assert work.pending(str(tmp_path)) == {"a.pt", "b.pt"}
     assert not done
     gate.set()
     work.wait()
     assert done == ["written", "linked"]
-    assert not work.coming(str(tmp_path))
+    assert not work.pending(str(tmp_path))
 
 
 def test_after_an_error_nothing_is_removed_and_it_is_raised_once():
@@ -95,8 +95,8 @@ def test_after_an_error_nothing_is_removed_and_it_is_raised_once():
     def fail():
         raise InputError("no room")
 
-    work.do(fail)
-    work.do(done.append, "removed the checkpoint before")
+    work.submit(fail)
+    work.submit(done.append, "removed the checkpoint before")
     with pytest.raises(InputError, match="no room"):
         work.wait()
     work.wait()
