@@ -2,8 +2,8 @@
 
 fairseq draws spans per crop. Then it unmasks random frames until every crop of the batch has as few
 masked frames as the least masked one (`require_same_masks` of `compute_mask_indices`). So its
-masking ratio falls with the batch size: at 249 frames, probability 0.8 and length 10 it is 57 % for
-a batch of one and about 45 % for a batch of 100, and single frames inside spans stay visible.
+masking ratio falls with the batch size, and single frames inside spans stay visible. At 249 frames,
+probability 0.8 and length 10 the ratio is 57 % for one crop and about 45 % for a batch of 100.
 
 Here spans are drawn in the same way until a crop has as many masked frames as fairseq's spans cover
 on average. The number depends on no batch, so shapes are fixed. `model.mask_mode=fairseq` gives

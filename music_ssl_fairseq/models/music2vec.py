@@ -260,10 +260,15 @@ def target_layers(cfg: Music2VecConfig, update: int) -> list[int]:
 def position_share(target: Tensor) -> Tensor:
     """Compute the share of the targets' variance that a frame's position in its crop explains.
 
-    A teacher can keep its variance and yet encode only where in its crop a frame lies, which the
-    student predicts easily. The share is the variance over time of the mean over crops, less its
-    expectation by chance, of the whole variance: from `[B, frames, D]` to a scalar, about 0 if
-    position explains nothing, 1 if it explains all (0 for a single crop).
+    A teacher can keep its variance and yet encode only the position of a frame in its crop, which
+    the student predicts easily. The share is the variance over time of the mean over crops, less
+    its expectation by chance, divided by the whole variance.
+
+    Args:
+        target: `[B, frames, D]`.
+
+    Returns:
+        A scalar: about 0 if position explains nothing, 1 if it explains all (0 for a single crop).
     """
     crops = target.size(0)
     if crops < 2:
@@ -278,8 +283,8 @@ def music_gain(prediction: Tensor, own: Tensor, target: Tensor, masked_indices: 
     """Compare predictions with their own crop's targets and with another crop's.
 
     A falling loss does not show what is learned: a frame's position in its crop helps to predict
-    its target, and so does the mean of all targets, but both help for any crop. So this compares
-    the squared errors with those against the same frames of the previous crop in the batch.
+    its target, and so does the mean of all targets. Both help as much with any other crop. So this
+    compares the squared errors with those against the same frames of the batch's previous crop.
 
     Args:
         prediction: `[N, D]`, at masked frames.

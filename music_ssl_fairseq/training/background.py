@@ -19,8 +19,8 @@ from torch import Tensor
 class HostCopies:
     """Copies of a state's tensors on the CPU. Those of GPU tensors reuse pinned memory.
 
-    The contents of a file of the copies equal those of a file of fairseq's own: tensors of a GPU
-    come one by one, half precision as fp32, and tensors of the CPU keep what they share.
+    A file of the copies has the contents of fairseq's own file. Tensors of a GPU are copied one by
+    one, half precision becomes fp32, and tensors of the CPU that share memory still share it.
     """
 
     def __init__(self) -> None:

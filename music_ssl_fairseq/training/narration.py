@@ -51,7 +51,7 @@ def duration(seconds: float) -> str:
 
 
 class Narration:
-    """What is said of the training in this process; nothing in processes other than the first."""
+    """Lines about the training, in the console of the first process; the others print none."""
 
     def __init__(self) -> None:
         self._cfg: Any = None

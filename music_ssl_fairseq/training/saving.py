@@ -34,8 +34,8 @@ class _Files(PathManager):
 
     @staticmethod
     def ls(path: str) -> list[str]:
-        coming = writer.pending(path)  # first, because a file that comes now is in both
-        return sorted(coming.union(PathManager.ls(path)))
+        pending = writer.pending(path)  # first: a file that is finished meanwhile is in both
+        return sorted(pending.union(PathManager.ls(path)))
 
     @staticmethod
     def exists(path: str) -> bool:
