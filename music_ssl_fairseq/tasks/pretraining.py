@@ -31,6 +31,7 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import conv_grid, hours, parse_conv_layers
 
 # fairseq imports tasks/ and models/ of a user_dir, and nothing else.
+from music_ssl_fairseq.optim import muon as _optimizer  # noqa: F401
 from music_ssl_fairseq.optim import tri_stage as _lr_scheduler  # noqa: F401
 from music_ssl_fairseq.optim.fused_adamw import FusedAdamW
 from music_ssl_fairseq.runtime.settings import setting

@@ -6,7 +6,9 @@ from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
 from fairseq.optim.lr_scheduler.tri_stage_lr_scheduler import TriStageLRSchedule
 from omegaconf import OmegaConf
 
+from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.optim.fused_adamw import FusedAdamW, FusedAdamWConfig
+from music_ssl_fairseq.optim.muon import Muon, MuonConfig
 from music_ssl_fairseq.optim.tri_stage import TriStageAnyLength, TriStageAnyLengthConfig
 
 
@@ -99,3 +101,53 @@ def test_tri_stage_of_two_updates():
         _rates(TriStageLRSchedule, 2, [0.5, 0.25, 0.25])
     rates = _rates(TriStageAnyLength, 2, [0.5, 0.25, 0.25])
     assert 0 < rates[0] <= rates[1] <= 0.01
+
+
+def test_muon_updates_matrices_as_torchs_and_the_rest_as_adamw():
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(*s, generator=generator) for s in ((6, 4), (6, 4), (4, 9), (5, 3), (7,))]
+    ours = [torch.nn.Parameter(t.clone()) for t in tensors]
+    theirs = [torch.nn.Parameter(t.clone()) for t in tensors]
+    for p in ours[:3]:
+        p.layer_matrix = True
+    muon = _optimiser(Muon, MuonConfig, ours, weight_decay=0.1)
+    references = (
+        torch.optim.Muon(theirs[:3], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(theirs[3:], lr=0.01, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1),
+    )
+    for _ in range(4):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn(p.shape, generator=generator)
+            q.grad = p.grad * 0.5
+        muon.multiply_grads(0.5)
+        muon.step()
+        [reference.step() for reference in references]
+    for p, q, start in zip(ours, theirs, tensors, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-2, atol=1e-3)
+        assert (p - start).abs().max() > 0.005
+    copies = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    for p in copies[:3]:
+        p.layer_matrix = True
+    again = _optimiser(Muon, MuonConfig, copies, weight_decay=0.1)
+    again.load_state_dict(muon.state_dict())
+    for p, q in zip(ours, copies, strict=True):
+        p.grad = q.grad = torch.ones(p.shape)
+    muon.step()
+    again.step()
+    assert all(torch.equal(p, q) for p, q in zip(ours, copies, strict=True))
+
+
+def test_muon_leaves_weights_alone_if_gradients_are_not_finite():
+    parameter = torch.nn.Parameter(torch.ones(3, 4))
+    parameter.layer_matrix = True
+    muon = _optimiser(Muon, MuonConfig, [parameter])
+    parameter.grad = torch.full((3, 4), float("nan"))
+    muon.optimizer.found_inf = torch.tensor(1.0)
+    muon.step()
+    assert torch.equal(parameter, torch.ones(3, 4))
+    assert not muon.optimizer.state[parameter]["momentum_buffer"].any()
+
+
+def test_muon_without_matrices_says_so():
+    with pytest.raises(InputError, match="no Transformer matrix"):
+        _optimiser(Muon, MuonConfig, [torch.nn.Parameter(torch.ones(3, 4))])
