@@ -9,7 +9,15 @@ import torch
 from fairseq.data import FairseqDataset
 
 from music_ssl_fairseq import audio
-from music_ssl_fairseq.data.crops import MASKS, MIXING, REPLACEMENT, CropPlan, generator
+from music_ssl_fairseq.data.crops import (
+    EQUALISER,
+    MASKS,
+    MIXING,
+    REPLACEMENT,
+    CropPlan,
+    generator,
+)
+from music_ssl_fairseq.data.equaliser import equalise
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.masks import FairseqMask, SpanGrowth, SpanMask
 from music_ssl_fairseq.data.mixing import draw_gain, mix
@@ -53,6 +61,7 @@ class PretrainingDataset(FairseqDataset):
         seed: int = 0,
         max_unreadable: float = 0.1,
         mix_prob: float = 0.0,
+        equaliser_db: float = 0.0,
         span_growth: SpanGrowth | None = None,
         masks_per_crop: int = 1,
         count_visible: bool = False,
@@ -70,6 +79,7 @@ class PretrainingDataset(FairseqDataset):
             crops_per_track: per epoch; None for as many as fit.
             max_unreadable: share of the tracks that may be unreadable.
             mix_prob: share of training crops to which another of the batch is added (`mixing`).
+            equaliser_db: largest gain of a random filter on each training crop (`equaliser`).
             span_growth: span lengths of each training epoch; None for those of `mask`.
             masks_per_crop: masks that are drawn for a crop; 1 for a mask that depends on the batch.
             count_visible: give batches `num_visible`.
@@ -84,6 +94,7 @@ class PretrainingDataset(FairseqDataset):
         self.training = training
         self._seed = seed
         self._mix_prob = mix_prob if training else 0.0
+        self._equaliser_db = equaliser_db if training else 0.0
         self._span_growth = span_growth if training else None
         self._masks_per_crop = masks_per_crop
         self._count_visible = count_visible
@@ -142,6 +153,9 @@ class PretrainingDataset(FairseqDataset):
         waveform = self._read(track, start, length)
         if waveform is None:
             track, start, waveform = self._replacement(index, epoch, length)
+        if self._equaliser_db > 0:
+            rng = generator(self._seed, epoch, index, EQUALISER)
+            waveform = equalise(waveform, self._equaliser_db, rng)
         if self._normalise:
             waveform = audio.normalise(waveform)
         item: dict = {"id": index, "source": torch.from_numpy(waveform)}

@@ -63,6 +63,11 @@ class PretrainingConfig(FairseqDataclass):
         "share of training crops to which a quieter other crop of the batch is added, 6 to 20 dB "
         "below; labels stay. Which crop it is depends on the batch. Not in fairseq",
     )
+    equaliser_db: float = setting(
+        0.0,
+        "largest gain, in dB, of a smooth random filter on each training crop; labels stay "
+        "those of the unfiltered music. 0 for none. Not in fairseq",
+    )
     mask_length_start: Optional[int] = setting(
         None,
         "a curriculum: frames of a mask span in the first epoch. Spans grow evenly to "
@@ -216,6 +221,7 @@ class PretrainingTask(RunFolderTask):
                 training=split == "train",
                 max_unreadable=cfg.max_unreadable,
                 mix_prob=cfg.mix_prob,
+                equaliser_db=cfg.equaliser_db,
                 span_growth=_span_growth(cfg, mode),
                 masks_per_crop=masks,
                 count_visible=visible,
