@@ -103,6 +103,7 @@ class _MuonAndAdamW(torch.optim.AdamW):
         state = self.state[matrix]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(matrix)
+            state["step"] = torch.zeros(())  # which AdamW expects of every state that it loads
         return state["momentum_buffer"]
 
 
