@@ -1,32 +1,53 @@
 """Filter crops at random, keep the units: timbre that does not depend on one recording's colour.
 
-The encoder has to predict the units of the unfiltered music.
+The encoder has to predict the units of the unfiltered music. Levels are drawn with the crop. The
+task filters batches before it trains on them, on the GPU if there is one, because loaders on a CPU
+are too slow for it.
 """
 
+from functools import lru_cache
+
 import numpy as np
+import torch
+from torch import Tensor
 
 from music_ssl_fairseq.frames import SAMPLE_RATE
 
-_LOWEST_HZ = 62.5  # octaves from here to half the sampling rate
+_LOWEST_HZ = 62.5
+_LEVELS = 8  # per octave from the lowest frequency to half the sampling rate
 
 
-def equalise(waveform: np.ndarray, decibels: float, rng: np.random.Generator) -> np.ndarray:
-    """Multiply a crop's spectrum by a smooth random curve, and keep its power.
+def draw_levels(decibels: float, rng: np.random.Generator) -> Tensor:
+    """Draw a filter: `[levels]` float32, dB, uniform between plus and minus `decibels`."""
+    return torch.from_numpy(rng.uniform(-decibels, decibels, _LEVELS).astype(np.float32))
+
+
+@torch.no_grad()
+def equalise(source: Tensor, levels: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+    """Multiply each crop's spectrum by its curve, and keep its power.
 
     Args:
-        waveform: `[T]` float32.
-        decibels: largest gain and loss. The curve is drawn per octave, uniform between them, and
-            linear in the logarithm of frequency between octaves.
+        source: `[B, T]` waveforms.
+        levels: `[B, levels]` dB, one per octave from 62.5 Hz. Between them the curve is linear in
+            the logarithm of frequency.
+        padding_mask: `[B, T]` bool, True where a sample is padding, which stays 0.
 
     Returns:
-        `[T]` float32.
+        `[B, T]`, of `source`'s type.
     """
-    octaves = int(np.log2(SAMPLE_RATE / 2 / _LOWEST_HZ)) + 1
-    levels = rng.uniform(-decibels, decibels, octaves)
-    spectrum = np.fft.rfft(waveform)
-    hertz = np.fft.rfftfreq(len(waveform), 1 / SAMPLE_RATE)
-    position = np.log2(np.maximum(hertz, _LOWEST_HZ) / _LOWEST_HZ)
-    spectrum *= 10 ** (np.interp(position, np.arange(octaves), levels) / 20)
-    filtered = np.fft.irfft(spectrum, len(waveform)).astype(np.float32)
-    before, after = np.square(waveform).mean(), np.square(filtered).mean()
-    return filtered * np.float32(np.sqrt(before / after)) if after > 0 else filtered
+    waveforms = source.float()
+    gains = 10 ** (levels.float() @ _curves(source.shape[1], source.device) / 20)
+    filtered = torch.fft.irfft(torch.fft.rfft(waveforms) * gains, source.shape[1])
+    if padding_mask is not None:
+        filtered = filtered.masked_fill(padding_mask, 0)
+    smallest = torch.finfo(torch.float32).tiny
+    power = waveforms.square().sum(1) / filtered.square().sum(1).clamp(min=smallest)
+    return (filtered * power.sqrt()[:, None]).to(source.dtype)
+
+
+@lru_cache(maxsize=4)
+def _curves(samples: int, device: torch.device) -> Tensor:
+    """Return what each level adds to the curve: `[levels, samples // 2 + 1]`, 0 to 1."""
+    hertz = torch.fft.rfftfreq(samples, 1 / SAMPLE_RATE, device=device)
+    octaves = torch.log2(hertz.clamp(min=_LOWEST_HZ) / _LOWEST_HZ)
+    return (1 - (octaves - torch.arange(_LEVELS, device=device)[:, None]).abs()).clamp(min=0)

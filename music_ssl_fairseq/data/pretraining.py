@@ -17,7 +17,7 @@ from music_ssl_fairseq.data.crops import (
     CropPlan,
     generator,
 )
-from music_ssl_fairseq.data.equaliser import equalise
+from music_ssl_fairseq.data.equaliser import draw_levels
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.masks import FairseqMask, SpanGrowth, SpanMask
 from music_ssl_fairseq.data.mixing import draw_gain, mix
@@ -143,8 +143,9 @@ class PretrainingDataset(FairseqDataset):
         """Decode one crop.
 
         Returns:
-            `id`, `source` (`[T]` float32), and as configured `mask` (`[masks, F]` bool; `epoch` for
-            a mask that depends on the batch) and `target` (`[F, sets]` int64 classes).
+            `id`, `source` (`[T]` float32), and as configured `levels` (`draw_levels`), `mask`
+            (`[masks, F]` bool; `epoch` for a mask that depends on the batch) and `target` (`[F,
+            sets]` int64 classes).
 
         Raises:
             InputError: if too many tracks are unreadable.
@@ -153,12 +154,12 @@ class PretrainingDataset(FairseqDataset):
         waveform = self._read(track, start, length)
         if waveform is None:
             track, start, waveform = self._replacement(index, epoch, length)
-        if self._equaliser_db > 0:
-            rng = generator(self._seed, epoch, index, EQUALISER)
-            waveform = equalise(waveform, self._equaliser_db, rng)
         if self._normalise:
             waveform = audio.normalise(waveform)
         item: dict = {"id": index, "source": torch.from_numpy(waveform)}
+        if self._equaliser_db > 0:
+            rng = generator(self._seed, epoch, index, EQUALISER)
+            item["levels"] = draw_levels(self._equaliser_db, rng)
         if self._mix_prob > 0:
             item["gain"] = draw_gain(self._mix_prob, generator(self._seed, epoch, index, MIXING))
         num_frames = self._grid.num_frames(len(waveform))
@@ -225,7 +226,8 @@ class PretrainingDataset(FairseqDataset):
 
         Returns:
             `id` `[B]`, `nsentences`, `ntokens` (samples without padding), `target` (`[B, F, sets]`
-            int64 classes, -1 beyond a crop's frames; with labels only) and `net_input`: `source`
+            int64 classes, -1 beyond a crop's frames; with labels only), `levels` (with filters
+            only, for `equalise`) and `net_input`: `source`
             (`[B, T]` float32), `padding_mask` (`[B, T]` bool, or None if there is no padding) and,
             with a mask, `mask` (`[views, F]` bool, a crop's masks in succession), `masked_indices`
             and, with labels, `unmasked_indices`: the masked and the other frames that are not
@@ -264,6 +266,8 @@ class PretrainingDataset(FairseqDataset):
         }
         if self._has_targets:
             batch["target"] = _padded([s["target"] for s in samples], TARGET_PAD)
+        if self._equaliser_db > 0:
+            batch["levels"] = torch.stack([sample["levels"] for sample in samples])
         return batch
 
     def _masks(self, samples: list[dict], num_frames: list[int]) -> torch.Tensor:

@@ -22,6 +22,7 @@ from music_ssl_fairseq.compat import (
     stop_loading,
 )
 from music_ssl_fairseq.criterions.totals import DelayedTotals, log_pace
+from music_ssl_fairseq.data.equaliser import equalise
 from music_ssl_fairseq.data.identity import Identity, manifest_identity
 from music_ssl_fairseq.data.manifest import Manifest, missing_manifest
 from music_ssl_fairseq.data.masks import MASK_MODES, SpanGrowth
@@ -292,7 +293,11 @@ class PretrainingTask(RunFolderTask):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Run fairseq's step with `FusedAdamW`'s `delayed_norm` and `batch`."""
+        """Run fairseq's step on filtered crops, with `FusedAdamW`'s `delayed_norm` and `batch`."""
+        if "levels" in sample:
+            inputs = sample["net_input"]
+            source = equalise(inputs["source"], sample["levels"], inputs["padding_mask"])
+            sample = {**sample, "net_input": {**inputs, "source": source}}
         self._training, self._update = True, update_num
         self._stop_loading_at_exit("train")
         batch: AbstractContextManager[None] = nullcontext()
