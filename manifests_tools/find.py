@@ -11,7 +11,7 @@ from tqdm import tqdm
 from music_ssl_fairseq.audio import EXTENSIONS
 from music_ssl_fairseq.data.left_out import LeftOut
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.typed import look_around, similar, with_option
+from music_ssl_fairseq.runtime.typed import look_around, similar, with_option, with_path
 
 KINDS = ", ".join(extension[1:] for extension in EXTENSIONS)
 """The suffixes that are looked for, in words."""
@@ -64,7 +64,9 @@ def require_folder(root: str, option: str = "--root") -> None:
     """
     if not os.path.exists(root):
         near = similar(root)
-        command = with_option(option, near) if os.path.isdir(near) else look_around(root)
+        near = near if os.path.isdir(near) else ""
+        again = with_option(option, near) if option.startswith("--") else with_path(root, near)
+        command = again if near else look_around(root)
         raise InputError(
             f"{root}: no such folder; {option} takes the folder that holds the audio", command
         )

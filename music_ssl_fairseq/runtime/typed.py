@@ -28,9 +28,10 @@ def with_option(option: str, value: object) -> str:
     return shlex.join([*words, option, str(value)])
 
 
-def with_word(old: str, new: str) -> str:
-    """Return the command with one of its words replaced."""
-    return shlex.join([new if word == old else word for word in typed()])
+def with_path(old: str, new: str) -> str:
+    """Return the command with a path in it replaced, however it was written."""
+    at = os.path.abspath(old)
+    return shlex.join([new if os.path.abspath(word) == at else word for word in typed()])
 
 
 def similar(path: str | os.PathLike) -> str:

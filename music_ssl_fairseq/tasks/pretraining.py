@@ -251,16 +251,15 @@ class PretrainingTask(RunFolderTask):
         return "" if best is None else f"valid {cfg.checkpoint.best_checkpoint_metric} {best:.4g}"
 
     def next_command(self, cfg: Any) -> str:
-        """Probe the run on the tasks of probing/, or else extract features."""
+        """Probe the run on the tasks of probing/, or else draw a map of the music."""
         run = shlex.quote(shown(os.path.dirname(os.path.abspath(cfg.checkpoint.save_dir))))
         tasks = sorted(str(file.parent) for file in Path("probing").glob("*/task.json"))
         if tasks:
             return f"python -m music_ssl_fairseq probe --upstream {run} --task {shlex.join(tasks)}"
-        manifest = shlex.quote(shown(os.path.join(self.cfg.data, "valid.tsv")))
-        return (
-            f"python -m music_ssl_fairseq extract --checkpoint {run} --manifest {manifest} "
-            f"--out {run}/features"
-        )
+        root = Manifest(os.path.join(self.cfg.data, "train.tsv")).root
+        if not os.path.isdir(root):  # shards on a server
+            return f"python -m music_ssl_fairseq export --checkpoint {run} --help"
+        return f"python -m music_ssl_fairseq map {shlex.quote(shown(root))} --checkpoint {run}"
 
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Return fairseq's iterator, with its batching noted: see `ResumableEpochs`."""

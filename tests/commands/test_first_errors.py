@@ -58,6 +58,8 @@ def last(capsys) -> str:
 def test_a_misspelt_music_folder(capsys):
     run(manifests_tools, "pretrain", "--root", "musik")
     assert last(capsys) == f"python -m manifests_tools pretrain --root {Path('music').absolute()}"
+    run(music_ssl_fairseq, "map", "musik", "--checkpoint", "mfcc")
+    assert last(capsys) == "python -m music_ssl_fairseq map music --checkpoint mfcc"
     run(manifests_tools, "pretrain", "--root", "/nowhere/at/all")
     assert last(capsys) == "ls /"
 
