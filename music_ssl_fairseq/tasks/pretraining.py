@@ -258,7 +258,9 @@ class PretrainingTask(RunFolderTask):
             return f"python -m music_ssl_fairseq probe --upstream {run} --task {shlex.join(tasks)}"
         root = Manifest(os.path.join(self.cfg.data, "train.tsv")).root
         if not os.path.isdir(root):  # shards on a server
-            return f"python -m music_ssl_fairseq export --checkpoint {run} --help"
+            manifest = shlex.quote(shown(os.path.join(self.cfg.data, "valid.tsv")))
+            places = f"--checkpoint {run} --manifest {manifest} --out {run}/features"
+            return f"python -m music_ssl_fairseq extract {places}"
         return f"python -m music_ssl_fairseq map {shlex.quote(shown(root))} --checkpoint {run}"
 
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:

@@ -74,9 +74,8 @@ class Narration:
         say(_device_line(cfg))
         folder, done = shown(_folder(cfg)), trainer.get_num_updates()
         from_where = f", from update {done} on" if done else ""
-        say(
-            f"writes to {folder}{from_where}; follow it: tensorboard --logdir {shlex.quote(folder)}"
-        )
+        curves = f"; curves: tensorboard --logdir {shlex.quote(folder)}"
+        say(f"writes to {folder}{from_where}{curves if cfg.common.tensorboard_logdir else ''}")
         weights = sum(p.numel() for p in trainer.get_model().parameters())
         if not trainer.cuda and weights > _LARGE and hasattr(trainer.task.cfg, "crop_seconds"):
             logger.warning(

@@ -1,6 +1,7 @@
 """The promised commands: they train, resume, sweep, validate, and say in a line what is missing."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -57,6 +58,12 @@ def test_crops_and_losses_do_not_depend_on_workers(here):
 def test_validation_gives_the_same_loss_each_time(here, family, capsys):
     train(family, *TINY, "optimization.max_update=2")
     run = Path(f"runs/{family}/config")
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith(f"{family}: ")
+    assert any(line.startswith("train: 6 tracks, 0.01 hours") for line in told)
+    assert f"writes to {run}" in told
+    assert re.match(rf"trained: 2 updates in \d+ s; best valid loss [\d.]+, {run}/", told[-2])
+    assert told[-1].startswith("next: python -m music_ssl_fairseq map ")
     in_training = logged(run, "valid")[-1]["valid_loss"]
     losses = []
     for batch_size in ("2", "3"):
