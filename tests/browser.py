@@ -4,6 +4,7 @@ import base64
 import contextlib
 import json
 import os
+import select
 import shutil
 import subprocess
 import tempfile
@@ -35,7 +36,7 @@ class Browser:
     """One tab. Errors and messages of the page's console are in `complaints`."""
 
     def __init__(self, to_browser: int, from_browser: int):
-        self._to, self._from = to_browser, os.fdopen(from_browser, "rb")
+        self._to, self._from, self._unread = to_browser, from_browser, b""
         self._number = 0
         self._session: str | None = None
         self.complaints: list[str] = []
@@ -59,10 +60,13 @@ class Browser:
                 return received["result"]
 
     def _receive(self) -> dict[str, Any]:
-        content = bytearray()
-        while (byte := self._from.read(1)) != b"\0":
-            assert byte, "the browser has ended"
-            content += byte
+        while b"\0" not in self._unread:
+            ready, _, _ = select.select([self._from], [], [], _LIMIT_SECONDS)
+            assert ready, "the browser does not answer"
+            some = os.read(self._from, 2**16)
+            assert some, "the browser has ended"
+            self._unread += some
+        content, _, self._unread = self._unread.partition(b"\0")
         received = json.loads(content)
         parameters = received.get("params", {})
         match received.get("method"):
@@ -125,5 +129,6 @@ def open_browser() -> Iterator[Browser]:
             yield Browser(to_browser, from_browser)
         finally:
             os.close(to_browser)
+            os.close(from_browser)
             process.terminate()
             process.wait(_LIMIT_SECONDS)
