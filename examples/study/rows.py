@@ -203,9 +203,9 @@ def _tiny(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
     if values["family"] == "music_hubert":
         tiny |= {"model.final_dim": 16, "lr_scheduler.warmup_updates": 2}
     if "harmonic" in values["config"]:
-        tiny["model.pitch_taps"] = 512
+        tiny |= {"model.pitch_taps": 512, "model.mel_bands": 16}
     if values["config"] == "visible":
         tiny |= {"model.decoder_dim": 32, "model.decoder_groups": 4}
-    if "model.mel_bands" in overrides:
-        tiny["model.mel_bands"] = 16
+    if overrides.get("model.mel_bands") == 0:
+        tiny["model.mel_bands"] = 0
     return tiny
