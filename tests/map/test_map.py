@@ -147,10 +147,12 @@ def test_any_number_of_vectors_has_a_place_and_neighbours(rng, count):
         (("music", "--checkpoint", "none.pt"), "none.pt: no such checkpoint"),
     ],
 )
-def test_wrong_calls_end_in_one_line(mapped, monkeypatch, capsys, arguments, message):
+def test_wrong_calls_are_named(mapped, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(mapped[0])
     assert main(["map", "--checkpoint", "mfcc", *arguments]) == 1
-    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {message}")
+    lines = capsys.readouterr().err.splitlines()
+    (error,) = [line for line in lines if line.startswith("error: ")]
+    assert error.startswith(f"error: {message}")
 
 
 def test_the_page_in_a_browser(mapped, browser):
