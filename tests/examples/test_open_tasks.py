@@ -216,8 +216,7 @@ def test_a_floor_that_is_not_defined_is_no_floor(modules):
 )
 def test_what_is_wrong_is_said_in_one_line(modules, data, tmp_path, capsys, arguments, said):
     assert modules["judge"].main([*arguments, "--data", str(data), "--out", str(tmp_path)]) == 1
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ")
+    (error,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
     assert said in error
 
 

@@ -89,14 +89,16 @@ def test_a_result_belongs_to_its_settings(inside, folder):
 )
 def test_what_is_wrong_is_said_in_one_line(inside, arguments, said):
     status, _, err = inside(*arguments)
-    assert (status, len(err.splitlines())) == (1, 1)
+    assert status == 1
+    assert len(err.splitlines()) <= 2  # the second is a command
     assert err.startswith("error: ")
     assert said in err
 
 
 def test_a_missing_checkpoint_is_named(inside):
     status, _, err = inside("--task", "pitch", upstream="nowhere.pt")
-    assert (status, len(err.splitlines())) == (1, 1)
+    assert status == 1
+    assert len(err.splitlines()) <= 2  # the second is a command
     assert "nowhere.pt" in err
 
 
