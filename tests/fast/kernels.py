@@ -38,6 +38,23 @@ GPU = torch.cuda.is_available()
 HOPPER = is_hopper(torch.device("cuda")) if GPU else TENSOR_DESCRIPTORS  # or the interpreter
 DEVICE = "cuda" if GPU else "cpu"
 DTYPE = torch.float16 if GPU else torch.float32
+
+
+def _with_bool_mask(call: Callable, place: int) -> Callable:
+    """Triton 3.9's interpreter makes int64 of `scalar & block`, and refuses it as a mask."""
+
+    def called(self: Any, *arguments: Any, **options: Any) -> Any:
+        mask = arguments[place]
+        if mask.data.dtype != bool:
+            mask.data = mask.data.astype(bool)
+        return call(self, *arguments, **options)
+
+    return called
+
+
+for _name, _place in (("create_masked_load", 1), ("create_masked_store", 2)):
+    _call = getattr(interpreter.InterpreterBuilder, _name)
+    setattr(interpreter.InterpreterBuilder, _name, _with_bool_mask(_call, _place))
 ROUNDING = 2e-3 if GPU else 3e-6  # that of fp16; that of our kernels' GELU
 
 
