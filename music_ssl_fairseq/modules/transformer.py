@@ -122,7 +122,7 @@ class TransformerEncoder(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
-                module.weight.layer_matrix = True  # type: ignore[assignment]  # see optim.muon
+                module.weight.layer_matrix = True  # type: ignore[attr-defined]  # see optim.muon
         for layer in layers:
             layer.scale_residual(residual_init)
 
