@@ -45,7 +45,7 @@ def _with_bool_mask(call: Callable, place: int) -> Callable:
 
     def called(self: Any, *arguments: Any, **options: Any) -> Any:
         mask = arguments[place]
-        if mask.data.dtype != bool:
+        if isinstance(mask, interpreter.TensorHandle) and mask.data.dtype != bool:
             mask.data = mask.data.astype(bool)
         return call(self, *arguments, **options)
 

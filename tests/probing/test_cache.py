@@ -240,7 +240,7 @@ def test_a_full_disk_is_one_line_and_what_is_there_stays(tmp_path, manifest):
     before = sorted(store.folder.iterdir())
     with (
         full_disk(1_000),
-        pytest.raises(InputError, match=r"set task\.cache_dir to a disk") as full,
+        pytest.raises(InputError, match=r"make room, or name a folder elsewhere") as full,
     ):
         fill(open_store(tmp_path, source, plan), source, plan, clips)
     assert str(full.value).startswith(f"{store.folder}: ")
