@@ -69,10 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("python -m manifests_tools --help", file=sys.stderr)
         return 2
     # A job scheduler's SIGTERM also ends the workers and removes half-written files.
-    signal.signal(signal.SIGTERM, _interrupt)
-    builder = _load(BUILDERS[name][0])
-    options = vars(builder.get_parser().parse_args(rest))
-    return exit_status(lambda: not builder.run(**options), options.get("out") or ".", "interrupted")
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        builder = _load(BUILDERS[name][0])
+        options = vars(builder.get_parser().parse_args(rest))
+        out = options.get("out") or "."
+        return exit_status(lambda: not builder.run(**options), out, "interrupted")
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ _ITEMS_PER_GPU_GROUP = 32
 _ITEMS_AHEAD = 16  # items per worker that may be started before the oldest one is done
 _ITEMS_AHEAD_ON_GPU = 48
 _ITEMS_HELD = 2  # items that a worker on a CPU has at once: one waits while the other is done
+_HANDLED = (signal.SIGINT, signal.SIGTERM)  # by `_serve`
 _SECONDS_TO_LEAVE = 5.0
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -127,7 +128,12 @@ class _Worker:
         self.numbers: deque[int] = deque()
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(job, device, theirs), daemon=True)
-        self.process.start()
+        # Before `_serve`, a signal would run this process's handlers in the copy and could escape.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()  # so that the death of the process closes the pipe
 
     def send(self, message: Any, number: int | None = None) -> None:
@@ -216,6 +222,7 @@ def _serve(job: Any, device: str | None, connection: Connection) -> None:
     # Ctrl-C reaches every process of the terminal: the parent decides, and ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
     if "torch" in sys.modules:  # forked with the parent's number of threads
         sys.modules["torch"].set_num_threads(1)
     arriving: queue.SimpleQueue[Any] = queue.SimpleQueue()

@@ -159,3 +159,30 @@ def test_a_worker_killed_in_the_middle_of_a_result_is_an_error():
     with pytest.raises(InputError, match="worker process was killed"):
         for _ in ordered(half_of_a_result, range(8), WorkerPool(2)):
             pass
+
+
+def test_a_signal_right_after_the_fork_does_not_escape_from_the_worker(tmp_path):
+    """The worker sees a SIGTERM before it runs, and the program has a handler that raises."""
+    parent, early = os.getpid(), [True]
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    def in_the_child():
+        if early:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    os.register_at_fork(after_in_child=in_the_child)
+    try:
+        with pytest.raises(InputError, match="a worker process was killed"):
+            list(ordered(fails_at_five, iter(range(2)), WorkerPool(1, fork=True)))
+    except BaseException:
+        if os.getpid() != parent:
+            (tmp_path / "escaped").touch()
+            os._exit(3)
+        raise
+    finally:
+        early.clear()
+        signal.signal(signal.SIGTERM, before)
+    assert not (tmp_path / "escaped").exists()
