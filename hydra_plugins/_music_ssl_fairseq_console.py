@@ -1,4 +1,4 @@
-"""What a training prints; all that is logged is in the run's hydra_train.log.
+"""Print the lines of a training; the run's hydra_train.log has all that is logged.
 
 Numbers go to standard output, one JSON object per line. On a terminal, a progress bar on standard
 error takes their place, with one line per validation. Warnings, and what is logged with

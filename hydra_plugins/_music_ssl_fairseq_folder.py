@@ -52,10 +52,19 @@ def resolve(arguments: list[str]) -> None:
             arguments[i] = f"{key}{equals}{package_dir()}"
 
 
-def is_ours(folder: str, name: str = "config") -> bool:
+def config_dirs(arguments: list[str]) -> list[str]:
+    """Return the folders that a command line names with `--config-dir`."""
+    return [
+        argument.partition("=")[2] if "=" in argument else following
+        for argument, following in zip(arguments, [*arguments[1:], ""], strict=True)
+        if argument.partition("=")[0] in ("--config-dir", "-cd")
+    ]
+
+
+def is_ours(folder: str) -> bool:
     """Return whether a configuration folder is one of this package's."""
     try:
-        with open(os.path.join(folder, f"{name}.yaml"), encoding="utf-8") as handle:
+        with open(os.path.join(folder, "config.yaml"), encoding="utf-8") as handle:
             return PACKAGE in handle.read(65536)
     except (OSError, UnicodeDecodeError):
         return False
@@ -70,11 +79,7 @@ def begin_quietly(arguments: list[str]) -> None:
     Args:
         arguments: a program's name and arguments.
     """
-    folders = [
-        argument.partition("=")[2] if "=" in argument else following
-        for argument, following in zip(arguments, [*arguments[1:], ""], strict=True)
-        if argument.partition("=")[0] in ("--config-dir", "-cd")
-    ]
+    folders = config_dirs(arguments)
     if missing := [folder for folder in folders if not os.path.isdir(folder)]:
         _refuse_folder(arguments, missing[0])
     if any(map(is_ours, folders)) or "--help" in arguments:

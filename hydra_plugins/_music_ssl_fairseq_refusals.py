@@ -25,17 +25,21 @@ def _refuse(message: str, command: Sequence[str]) -> NoReturn:
     raise SystemExit(1)
 
 
+def _typed() -> list[str]:
+    """Return the words of this command."""
+    return [os.path.basename(sys.argv[0]), *sys.argv[1:]]
+
+
 def _with_word(old: str, new: str) -> list[str]:
-    words = [os.path.basename(sys.argv[0]), *sys.argv[1:]]
-    return [word.replace(old, new) if old in word else word for word in words]
+    return [word.replace(old, new) for word in _typed()]
 
 
 def check_name(folder: str, name: str) -> None:
     """Refuse the name of a configuration that the folder does not have."""
     if os.path.exists(os.path.join(folder, f"{name}.yaml")):
         return
-    there = sorted({file.removesuffix(".yaml") for file in os.listdir(folder)} - {"run_folder"})
-    names = [file for file in there if os.path.exists(os.path.join(folder, f"{file}.yaml"))]
+    files = (file for file in os.listdir(folder) if file.endswith(".yaml"))
+    names = sorted({file.removesuffix(".yaml") for file in files} - {"run_folder"})
     near = (get_close_matches(name, names, 1) or ["config"])[0]
     message = f"{folder}/{name}.yaml: no such configuration; there are {', '.join(names)}"
     _refuse(message, _with_word(name, near))
@@ -101,8 +105,7 @@ def _add_defaults(original: Any, config: Any) -> None:
     except OmegaConfBaseException as error:
         key, reason = str(error.full_key), str(error).splitlines()[0]
         given = [word for word in sys.argv if re.match(rf"\+*[\w.]*\b{re.escape(key)}=", word)]
-        words = [os.path.basename(sys.argv[0]), *sys.argv[1:]]
         _refuse(
             f"{given[0] if given else key}: {reason}; without it the command runs",
-            [word for word in words if word not in given],
+            [word for word in _typed() if word not in given],
         )

@@ -95,14 +95,14 @@ def run(
     Raises:
         InputError: about an encoder, a task or a setting.
     """
-    from music_ssl_fairseq.probing.features.source import open_source
+    from music_ssl_fairseq.probing.features.source import device_of, open_source
     from music_ssl_fairseq.probing.several import TaskProbe, folder_name, probe_all
 
     names = _task_names(task)
     settings = {**_settings(set), "task.cache_dir": cache, "common.cpu": cpu}
     done = []
     for name in dict.fromkeys(upstream):
-        source = open_source(name, _device(cpu), int(settings.get("model.upstream_seed", 0)))
+        source = open_source(name, device_of(cpu), int(settings.get("model.upstream_seed", 0)))
         folder = folder_name(name, source)
         probes = [TaskProbe(data, out / names[data] / folder) for data in names]
         began = time.monotonic()
@@ -185,12 +185,6 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError:
             raise InputError(f"--set {pair}: {value!r} is no number, text or [list]") from None
     return found
-
-
-def _device(cpu: bool) -> str:
-    import torch
-
-    return "cpu" if cpu or not torch.cuda.is_available() else "cuda"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

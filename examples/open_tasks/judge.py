@@ -3,8 +3,8 @@
     python examples/open_tasks/judge.py --data open_tasks/data --out open_tasks CHECKPOINT...
 
 An encoder is anything that `model.upstream` takes: a checkpoint, `random:CHECKPOINT`, `mfcc`,
-`chroma`. Each is opened once; its features of a file are computed once for all tasks. What is there
-already is not made again. The table is OUT/judge.md, and OUT/judge.csv for programs.
+`chroma`. Each is opened once; its features of a file are computed once for all tasks. Finished
+probes are kept. The table is OUT/judge.md, and OUT/judge.csv for programs.
 """
 
 import argparse
@@ -60,14 +60,12 @@ def run(
 
 def judge(upstream: str, chosen: Sequence[tasks.OpenTask], out: Path, form: str, cpu: bool) -> Path:
     """Probe an encoder on each task; the folder of its probes."""
-    import torch
-
-    from music_ssl_fairseq.probing.features.source import open_source
+    from music_ssl_fairseq.probing.features.source import device_of, open_source
     from music_ssl_fairseq.probing.several import TaskProbe, folder_name, probe_all
 
     began = start = time.monotonic()
-    on_cpu = cpu or not torch.cuda.is_available()
-    source = open_source(upstream, "cpu" if on_cpu else "cuda")
+    device = device_of(cpu)
+    source = open_source(upstream, device)
     source.name = upstream
     folder = out / form / "probes" / folder_name(upstream, source)
     probes = [
@@ -77,7 +75,7 @@ def judge(upstream: str, chosen: Sequence[tasks.OpenTask], out: Path, form: str,
     shared = {
         "model.upstream": upstream,
         "task.cache_dir": str(out / "feature_cache"),
-        "common.cpu": on_cpu,
+        "common.cpu": device == "cpu",
     }
     for probe, is_new in probe_all(source, probes, shared, anew=True):
         if is_new:

@@ -1,4 +1,5 @@
 """Open audio of any format: seek, mix to mono, resample, normalise. No other code opens audio.
+
 `mp3` encodes it for pages.
 
 A `waveform` is `[T]` float32, mono, nominally in [-1, 1]. Positions and lengths are counted in

@@ -1,5 +1,6 @@
 """Compute one vector per song, and keep it for the next call."""
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +13,9 @@ from music_ssl_fairseq import audio
 from music_ssl_fairseq.data.left_out import LeftOut
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE
+from music_ssl_fairseq.map.middle import middle_of
 from music_ssl_fairseq.probing.features.cache import Clip, FeatureCache, clip_at
-from music_ssl_fairseq.probing.features.source import EncoderSource, open_source
+from music_ssl_fairseq.probing.features.source import EncoderSource, device_of, open_source
 
 _SAVE_SECONDS = 20.0
 _CACHE_BYTES = 2**40
@@ -39,7 +41,7 @@ class Embedder:
         if device == "cuda" and not torch.cuda.is_available():
             raise InputError("--device cuda: torch finds no GPU here; take --device cpu")
         if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+            device = device_of(cpu=False)
         self._source = open_source(checkpoint, device)
         self._layers = [layer] if layer is not None else None
         self._seconds = seconds
@@ -91,10 +93,8 @@ class Embedder:
         return found, left_out
 
     def _middle(self, path: Path) -> Clip:
-        length = audio.probe(path).length_at()
-        part = min(length, round(self._seconds * SAMPLE_RATE)) if self._seconds else length
-        start = (length - part) // 2
-        return clip_at(str(path), start, start + part)
+        part = middle_of(path, self._seconds or math.inf)
+        return clip_at(str(path), part.start, part.stop)
 
     def _vector(self, song: Clip) -> np.ndarray:
         waveform = audio.read(song.path, song.start, song.stop - song.start)

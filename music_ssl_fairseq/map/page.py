@@ -11,6 +11,7 @@ from music_ssl_fairseq.data.left_out import LeftOut, count_kinds
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.frames import SAMPLE_RATE
 from music_ssl_fairseq.jobs.pool import WorkerPool, ordered
+from music_ssl_fairseq.map.middle import middle_of
 from music_ssl_fairseq.pages.flat import flat_map, nearest
 from music_ssl_fairseq.pages.page import Page, facts, table
 
@@ -34,10 +35,8 @@ class _Cutter(NamedTuple):
 
     def __call__(self, path: str) -> Excerpt | AudioError:
         try:
-            length = audio.probe(path).length_at()
-            part = min(length, round(self.seconds * SAMPLE_RATE))
-            start = (length - part) // 2
-            waveform = audio.read(path, start, part) if part else np.zeros(0, np.float32)
+            length, start, stop = middle_of(path, self.seconds)
+            waveform = audio.read(path, start, stop - start) if stop > start else np.zeros(0)
         except AudioError as error:
             return error
         sound = audio.mp3(waveform, SAMPLE_RATE) if len(waveform) else b""

@@ -46,12 +46,14 @@ class FusedAdamW(FairseqOptimizer):
     def __init__(self, cfg: FusedAdamWConfig, params: Iterable[Tensor]):
         super().__init__(cfg)
         tensors = list(params)
-        on_gpu = all(p.is_cuda for p in tensors)
-        self._optimizer = torch.optim.AdamW(tensors, fused=on_gpu, **self.optimizer_config)
+        self._optimizer = self._build(tensors, fused=all(p.is_cuda for p in tensors))
         self.delayed_norm = False
         self._fetch = DelayedFetch()
         self._factor: float | Tensor = 1.0
         self._sums: dict[torch.nn.Module, GradientSums] = {}
+
+    def _build(self, tensors: list[Tensor], fused: bool) -> torch.optim.AdamW:
+        return torch.optim.AdamW(tensors, fused=fused, **self.optimizer_config)
 
     @property
     def optimizer_config(self) -> dict[str, Any]:

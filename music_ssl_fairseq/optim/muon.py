@@ -40,9 +40,7 @@ class Muon(FusedAdamW):
         InputError: no parameter is such a matrix, as with fairseq's fp16 copies.
     """
 
-    def __init__(self, cfg: MuonConfig, params: Iterable[Tensor]):
-        tensors = list(params)
-        super().__init__(cfg, tensors)
+    def _build(self, tensors: list[Tensor], fused: bool) -> torch.optim.AdamW:
         matrices = [p for p in tensors if getattr(p, "layer_matrix", False)]
         if not matrices:
             raise InputError(
@@ -52,8 +50,7 @@ class Muon(FusedAdamW):
         chosen = {id(p) for p in matrices}
         others = [p for p in tensors if id(p) not in chosen]
         groups = [{"params": others, "muon": False}, {"params": matrices, "muon": True}]
-        fused = self._optimizer.defaults["fused"]
-        self._optimizer = _MuonAndAdamW(groups, cfg, fused=fused, **self.optimizer_config)
+        return _MuonAndAdamW(groups, self.cfg, fused=fused, **self.optimizer_config)
 
     @property
     def supports_flat_params(self) -> bool:

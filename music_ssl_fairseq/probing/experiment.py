@@ -18,7 +18,12 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.dataset import ProbingDataset
 from music_ssl_fairseq.probing.features.cache import FeatureCache, clip_of
 from music_ssl_fairseq.probing.features.fill import WindowPlan, fill, identity
-from music_ssl_fairseq.probing.features.source import EncoderSource, FeatureSource, open_source
+from music_ssl_fairseq.probing.features.source import (
+    EncoderSource,
+    FeatureSource,
+    device_of,
+    open_source,
+)
 from music_ssl_fairseq.probing.heads.model import HeadGrid, HeadInputs
 from music_ssl_fairseq.probing.identity import probing_identity
 from music_ssl_fairseq.probing.labels import ProbingSplit
@@ -81,7 +86,7 @@ class ProbeExperiment:
     @property
     def device(self) -> str:
         """Where features are computed and heads are trained: `cpu` or `cuda`."""
-        return "cpu" if self.cfg.cpu or not torch.cuda.is_available() else "cuda"
+        return device_of(self.cfg.cpu)
 
     @cached_property
     def source(self) -> FeatureSource:

@@ -60,7 +60,7 @@ def run(
     Raises:
         InputError: if there is no scored probe, or a file of one is damaged.
     """
-    from music_ssl_fairseq.report import page, tables, training
+    from music_ssl_fairseq.report import floors, page, tables, training
     from music_ssl_fairseq.report.gather import find
     from music_ssl_fairseq.runtime.files import atomic_path
 
@@ -69,12 +69,13 @@ def run(
     if resamples < 2:
         raise InputError("--resamples must be at least 2")
     probes = find(folders, split, resamples, seed)
-    text = tables.markdown(probes, split, resamples)
+    known = floors.rows(probes, split)
+    text = tables.markdown(probes, split, resamples, known)
     for name, contents in (("md", text), ("csv", tables.comma_separated(probes))):
         with atomic_path(out / f"report.{name}") as temporary:
             temporary.write_text(contents, encoding="utf-8")
     runs = [] if no_plot else training.find_runs(folders)
-    page.write(probes, runs, split, out / PAGE, not no_plot)
+    page.write(probes, known, runs, split, out / PAGE, not no_plot)
     return text
 
 

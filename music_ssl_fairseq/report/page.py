@@ -13,11 +13,17 @@ _RUNS_PER_FIGURE = 3
 
 
 def write(
-    probes: Sequence[Probe], runs: Sequence[training.Curves], split: str, file: Path, figures: bool
+    probes: Sequence[Probe],
+    known: Sequence[Sequence[str]],
+    runs: Sequence[training.Curves],
+    split: str,
+    file: Path,
+    figures: bool,
 ) -> str:
     """Write the page; return its name and size.
 
     Args:
+        known: `floors.rows` of the probes.
         runs: trainings whose curves are shown.
         figures: whether to draw, which needs matplotlib.
 
@@ -37,7 +43,7 @@ def write(
         page.add("Heat map", probe_figures.draw_heat_map(probes))
         if runs:
             page.add("Training", *_curves(runs))
-    known, hint = floors.rows(probes, split), floors.hint(probes)
+    hint = floors.hint(probes)
     if known or hint:
         parts = [table(list(floors.HEADER), known)] if known else []
         page.add("Is the pipeline right?", *parts, paragraph(hint) if hint else "")

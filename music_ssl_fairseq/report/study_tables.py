@@ -14,9 +14,8 @@ from music_ssl_fairseq.report.tables import table
 from music_ssl_fairseq.runtime.files import atomic_path
 
 
-def markdown(rows: Rows) -> str:
+def markdown(rows: Rows, found: Sequence[Difference]) -> str:
     """Format the tables: scores, differences by question, layers, costs."""
-    found = differences(rows)
     parts = [*_scores(rows), *_questions(rows, found), *_layers(rows), *_costs(rows)]
     return "\n".join(parts)
 
@@ -175,12 +174,13 @@ def _held_out(about: Mapping[str, Any]) -> str:
 
 def write(rows: Rows, out: Path) -> str:
     """Write study.md and differences.csv to `out`; return the Markdown."""
-    text = markdown(rows)
+    found = differences(rows)
+    text = markdown(rows, found)
     lines = ["question,one,other,task,value,error,p,corrected,detectable,seeds"]
     lines += [
         f'"{d.question}",{d.one},{d.other},{d.task},{d.value:.5f},{d.error:.5f},{d.p:.3g},'
         f"{d.corrected:.3g},{d.detectable:.5f},{d.seeds:.0f}"
-        for d in differences(rows)
+        for d in found
     ]
     for name, contents in (("study.md", text), ("differences.csv", "\n".join(lines) + "\n")):
         with atomic_path(out / name) as temporary:

@@ -37,8 +37,14 @@ def spoken(metric: str) -> str:
     return metric.replace("_", " ").replace("roc auc", "ROC-AUC")
 
 
-def markdown(probes: Sequence[Probe], split: str, resamples: int) -> str:
-    """Format the table of models and tasks, published figures, and notes on absent classes."""
+def markdown(
+    probes: Sequence[Probe], split: str, resamples: int, known: Sequence[Sequence[str]]
+) -> str:
+    """Format the table of models and tasks, published figures, and notes on absent classes.
+
+    Args:
+        known: `floors.rows` of the probes.
+    """
     tasks = tasks_of(probes)
     metrics = {probe.task: list(probe.figures) for probe in probes}
     header = ["model", *(f"{task}: {' / '.join(metrics[task])}" for task in tasks)]
@@ -57,7 +63,7 @@ def markdown(probes: Sequence[Probe], split: str, resamples: int) -> str:
         *table(header, measured),
         "",
     ]
-    parts += front_ends(probes, split)
+    parts += _front_ends(probes, known)
     others = published(tasks)
     if others:
         parts += [
@@ -74,10 +80,10 @@ def markdown(probes: Sequence[Probe], split: str, resamples: int) -> str:
     return "\n".join(parts)
 
 
-def front_ends(probes: Sequence[Probe], split: str) -> list[str]:
+def _front_ends(probes: Sequence[Probe], known: Sequence[Sequence[str]]) -> list[str]:
     """Format the comparison of front ends with what is known of them."""
-    rows, hint = floors.rows(probes, split), floors.hint(probes)
-    lines = [*(table(floors.HEADER, rows) if rows else []), *([hint] if hint else [])]
+    hint = floors.hint(probes)
+    lines = [*(table(floors.HEADER, known) if known else []), *([hint] if hint else [])]
     return ["## Is the pipeline right?", "", *lines, ""] if lines else []
 
 

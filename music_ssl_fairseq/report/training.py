@@ -117,20 +117,26 @@ def draw_loss(axes: "Axes", curves: Curves) -> None:
     line(axes, curves.valid, key, "valid", VERMILION, "--")
 
 
-def label_sets(curves: Curves) -> list[str]:
-    """List the suffixes of musicHuBERT's statistics: "" for one label set, else "_0", "_1", ..."""
+def label_sets(curves: Curves) -> list[tuple[str, str, str, str]]:
+    """List musicHuBERT's label sets, and how each is drawn.
+
+    Returns:
+        The suffix of its statistics ("" for one set, else "_0", "_1", ...), what stands before
+        names in the legend, and the colours of train and valid.
+    """
     names = (name for stats in curves.train.values() for name in stats)
     found = dict.fromkeys(n.removeprefix("accuracy_m") for n in names if n.startswith("accuracy_m"))
-    return list(found)
+    return [
+        (name, f"label set {name[1:]}: " if name else "", COLOURS[i % 8], COLOURS[(i + 1) % 8])
+        for i, name in zip(range(0, 2 * len(found), 2), found, strict=True)
+    ]
 
 
 def draw_health(axes: "Axes", curves: Curves) -> None:
     """Draw what shows a collapse: accuracy with its baseline, or spread with zero."""
     sets = label_sets(curves)
-    for number, name in enumerate(sets):
+    for name, of, colour, other in sets:
         axes.set_ylabel("accuracy on masked frames")
-        of = f"label set {name[1:]}: " if name else ""
-        colour, other = COLOURS[2 * number % 8], COLOURS[(2 * number + 1) % 8]
         line(axes, curves.train, f"accuracy_m{name}", f"{of}train", colour)
         line(axes, curves.valid, f"accuracy_m{name}", f"{of}valid", other, "--")
         # Guessing the most frequent unit; its share differs between the splits.
@@ -150,10 +156,8 @@ def draw_health(axes: "Axes", curves: Curves) -> None:
 def draw_content(axes: "Axes", curves: Curves) -> None:
     """Draw how many units the predictions name, or how much they know of the music."""
     sets = label_sets(curves)
-    for number, name in enumerate(sets):
+    for name, of, colour, other in sets:
         axes.set_ylabel("units in use (perplexity)")
-        of = f"label set {name[1:]}: " if name else ""
-        colour, other = COLOURS[2 * number % 8], COLOURS[(2 * number + 1) % 8]
         line(axes, curves.train, f"perplexity_pred{name}", f"{of}predictions", colour)
         line(axes, curves.valid, f"perplexity_pred{name}", f"{of}predictions (valid)", other, "--")
         line(axes, curves.train, f"perplexity_target{name}", f"{of}labels", colour, ":")

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from hydra_plugins._music_ssl_fairseq_folder import config_dirs
 from music_ssl_fairseq.compat import is_training_command
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Narration:
     def __init__(self) -> None:
         self._cfg: Any = None
         self._trainer: Any = None
+        self._folder = ""
         self._first = (0, 0.0)
         self._is_measured = False
 
@@ -72,10 +74,13 @@ class Narration:
         for line in trainer.task.start_lines(cfg, trainer.get_model()):
             say(line)
         say(_device_line(cfg))
-        folder, done = shown(_folder(cfg)), trainer.get_num_updates()
+        self._folder = shown(os.path.dirname(os.path.abspath(cfg.checkpoint.save_dir)))
+        done = trainer.get_num_updates()
         from_where = f", from update {done} on" if done else ""
-        curves = f"; curves: tensorboard --logdir {shlex.quote(folder)}"
-        say(f"writes to {folder}{from_where}{curves if cfg.common.tensorboard_logdir else ''}")
+        curves = f"; curves: tensorboard --logdir {shlex.quote(self._folder)}"
+        say(
+            f"writes to {self._folder}{from_where}{curves if cfg.common.tensorboard_logdir else ''}"
+        )
         weights = sum(p.numel() for p in trainer.get_model().parameters())
         if not trainer.cuda and weights > _LARGE and hasattr(trainer.task.cfg, "crop_seconds"):
             logger.warning(
@@ -91,7 +96,7 @@ class Narration:
         number, now = self._trainer.get_num_updates(), time.monotonic()
         total = self._cfg.optimization.max_update or None
         for console in _consoles():
-            console.move(number, total, shown(_folder(self._cfg)))
+            console.move(number, total, self._folder)
         if self._first[0] < 0:
             self._first = number, now
         elif not self._is_measured:
@@ -132,10 +137,6 @@ class Narration:
         return f"; best {best}, {shown(file)}" if not self._cfg.checkpoint.no_save else f"; {best}"
 
 
-def _folder(cfg: Any) -> str:
-    return os.path.dirname(os.path.abspath(cfg.checkpoint.save_dir))
-
-
 def _device_line(cfg: Any) -> str:
     processes = cfg.distributed_training.distributed_world_size
     if torch.cuda.is_available() and not cfg.common.cpu:
@@ -152,12 +153,7 @@ def _device_line(cfg: Any) -> str:
 def _smaller_command() -> str:
     """Return this command with the configuration `tiny`, and the user's data."""
     kept = [a for a in sys.argv[1:] if a.startswith(("task.data=", "task.label_dir="))]
-    folders = [
-        a.partition("=")[2] or following
-        for a, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True)
-        if a.partition("=")[0] in ("--config-dir", "-cd")
-    ]
-    folder = folders[0] if folders else "examples/music_hubert"
+    folder = next(iter(config_dirs(sys.argv)), "examples/music_hubert")
     return shlex.join(
         ["fairseq-hydra-train", "--config-dir", folder, "--config-name", "tiny", *kept]
     )

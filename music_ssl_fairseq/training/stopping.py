@@ -174,12 +174,9 @@ def _train(
             trainer.lr_step(epoch, losses[0])
     losses, stop = original(cfg, trainer, task, epoch_itr)
     limit = cfg.optimization.max_epoch or math.inf
-    if stop or epoch_itr.next_epoch_idx > limit or cfg.optimization.stop_min_lr > 0:
+    over = stop or epoch_itr.next_epoch_idx > limit
+    if over or cfg.optimization.stop_min_lr > 0:
         finish_saving()  # the program may end here
-        if (
-            stop
-            or epoch_itr.next_epoch_idx > limit
-            or trainer.get_lr() <= cfg.optimization.stop_min_lr
-        ):
+        if over or trainer.get_lr() <= cfg.optimization.stop_min_lr:
             narration.end()
     return losses, stop

@@ -53,7 +53,7 @@ def test_unequal_audio_is_not_compared(results):
     file.write_text(file.read_text().replace('"audio_seconds": 1500', '"audio_seconds": 900'))
     rows = study.read(results)
     assert "hubert-k100" not in {d.one for d in study_pairs.differences(rows)}
-    text = study_tables.markdown(rows)
+    text = study_tables.markdown(rows, study_pairs.differences(rows))
     assert "Not compared, because of unequal audio: hubert-k100 and hubert-music." in text
 
 
@@ -67,7 +67,9 @@ def test_seeds_that_scatter_widen_the_interval(results):
 def test_one_seed_per_row_is_said(results):
     for file in results.glob("*-s2.json"):
         file.unlink()
-    assert "**No row has two seeds" in study_tables.markdown(study.read(results))
+    rows = study.read(results)
+    text = study_tables.markdown(rows, study_pairs.differences(rows))
+    assert "**No row has two seeds" in text
 
 
 def test_holm_multiplies_by_what_is_left():
