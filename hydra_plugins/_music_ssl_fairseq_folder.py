@@ -13,14 +13,10 @@ if the package is not imported yet. The underscore keeps hydra from loading it a
 
 import importlib.util
 import os
-import shlex
 import sys
-from difflib import get_close_matches
 from types import TracebackType
 
 PACKAGE = "music_ssl_fairseq"
-
-_FAMILIES = ("music_hubert", "music2vec", "probing")  # of examples/
 
 
 def package_dir() -> str:
@@ -52,13 +48,24 @@ def resolve(arguments: list[str]) -> None:
             arguments[i] = f"{key}{equals}{package_dir()}"
 
 
-def config_dirs(arguments: list[str]) -> list[str]:
-    """Return the folders that a command line names with `--config-dir`."""
+def values(arguments: list[str], *options: str) -> list[str]:
+    """Return what a command line gives for an option, by any of its names."""
     return [
         argument.partition("=")[2] if "=" in argument else following
         for argument, following in zip(arguments, [*arguments[1:], ""], strict=True)
-        if argument.partition("=")[0] in ("--config-dir", "-cd")
+        if argument.partition("=")[0] in options
     ]
+
+
+def config_dirs(arguments: list[str]) -> list[str]:
+    """Return the folders that a command line names with `--config-dir`."""
+    return values(arguments, "--config-dir", "-cd")
+
+
+def examples_dir() -> str:
+    """Return the folder examples/, as a command typed in the current folder must name it."""
+    there = os.path.join(os.path.dirname(package_dir()), "examples")
+    return os.path.relpath(there) if os.path.dirname(there) == os.getcwd() else there
 
 
 def is_ours(folder: str) -> bool:
@@ -79,10 +86,10 @@ def begin_quietly(arguments: list[str]) -> None:
     Args:
         arguments: a program's name and arguments.
     """
-    folders = config_dirs(arguments)
-    if missing := [folder for folder in folders if not os.path.isdir(folder)]:
-        _refuse_folder(arguments, missing[0])
-    if any(map(is_ours, folders)) or "--help" in arguments:
+    from hydra_plugins._music_ssl_fairseq_choice import check_choice
+
+    check_choice(arguments)
+    if any(map(is_ours, config_dirs(arguments))) or "--help" in arguments:
         from hydra_plugins._music_ssl_fairseq_console import keep_for_the_log
 
         sys.excepthook = _end_quietly
@@ -96,15 +103,3 @@ def _end_quietly(
         print("stopped by SIGINT: nothing was trained", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
-
-
-def _refuse_folder(arguments: list[str], folder: str) -> None:
-    """End in two lines: no such folder, and the command with one that there is."""
-    examples = os.path.join(os.path.dirname(package_dir()), "examples")
-    near = get_close_matches(os.path.basename(folder.rstrip("/")), _FAMILIES, 1)
-    there = os.path.join(examples, (near or _FAMILIES)[0])
-    words = [word.replace(folder, there) for word in arguments[1:]]
-    command = shlex.join(["fairseq-hydra-train", *words])
-    hint = command if os.path.isdir(there) else "fairseq-hydra-train --help"
-    print(f"error: --config-dir {folder}: no such folder\n{hint}", file=sys.stderr, flush=True)
-    os._exit(1)  # Python is just starting: an exception would be reported as an error of its own

@@ -34,17 +34,6 @@ def _with_word(old: str, new: str) -> list[str]:
     return [word.replace(old, new) for word in _typed()]
 
 
-def check_name(folder: str, name: str) -> None:
-    """Refuse the name of a configuration that the folder does not have."""
-    if os.path.exists(os.path.join(folder, f"{name}.yaml")):
-        return
-    files = (file for file in os.listdir(folder) if file.endswith(".yaml"))
-    names = sorted({file.removesuffix(".yaml") for file in files} - {"run_folder"})
-    near = (get_close_matches(name, names, 1) or ["config"])[0]
-    message = f"{folder}/{name}.yaml: no such configuration; there are {', '.join(names)}"
-    _refuse(message, _with_word(name, near))
-
-
 def settings(folder: str, name: str) -> set[str]:
     """Return the dotted names of a configuration's settings, with those of fairseq."""
     from fairseq.dataclass.configs import FairseqConfig

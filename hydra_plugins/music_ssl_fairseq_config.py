@@ -27,7 +27,7 @@ from hydra_plugins._music_ssl_fairseq_folder import (
     is_ours,
     package_dir,
 )
-from hydra_plugins._music_ssl_fairseq_refusals import check_name, say_what_cannot_be_set
+from hydra_plugins._music_ssl_fairseq_refusals import say_what_cannot_be_set
 
 
 def _slug(path: str) -> str:
@@ -135,13 +135,12 @@ class MusicSSLConfigPlugin(SearchPathPlugin):
         from hydra._internal.utils import get_args_parser
 
         args, _ = get_args_parser().parse_known_args()
-        if args.help and os.path.basename(sys.argv[0]) == "fairseq-hydra-train":
-            _add_to_help()
+        if os.path.basename(sys.argv[0]) == "fairseq-hydra-train":
+            begin_quietly(sys.argv)  # again, if music_ssl_fairseq.pth was not installed
+            if args.help:
+                _add_to_help()
         if args.config_dir and is_ours(args.config_dir):
-            if os.path.basename(sys.argv[0]) == "fairseq-hydra-train":
-                begin_quietly(sys.argv)  # again, if music_ssl_fairseq.pth was not installed
             name = (args.config_name or "config").removesuffix(".yaml")
-            check_name(args.config_dir, name)
             say_what_cannot_be_set()
             path = f"file://{os.path.abspath(args.config_dir)}"
             search_path.prepend(provider=PACKAGE, path=path, anchor="main")

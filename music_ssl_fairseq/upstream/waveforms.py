@@ -66,9 +66,26 @@ def mono(clip: Clip, name: str, sample_rate: int | None, channels: str | None) -
         raise InputError(f"channels={channels!r}: expected 'first' for [C, T], 'last' for [T, C]")
     if is_file(clip):
         return audio.read(clip)
-    waveform = _mixed(_floats(clip, name), channels, name)
+    array = _floats(clip, name)
+    try:
+        waveform, rate = _mixed(array, channels, name), _checked_rate(sample_rate, name)
+    except InputError as error:
+        error.add_note(_right_call(array.shape, name, sample_rate))
+        raise
     refuse_bad_samples(name, waveform)
-    return audio.resample(waveform, _checked_rate(sample_rate, name))
+    return audio.resample(waveform, rate)
+
+
+def _right_call(shape: tuple[int, ...], name: str, rate: Any) -> str:
+    """Return the call that takes an array of this shape: the last line of a traceback."""
+    variable = "waveform" if name == "waveform" else "clips"
+    if len(shape) > 2:
+        variable, shape = f"list({variable})", shape[-2:]
+    known = isinstance(rate, Real) and audio.MIN_RATE <= float(rate) <= audio.MAX_RATE
+    options = f"sample_rate={round(float(rate)) if known else 44_100}"
+    if len(shape) == 2 and 1 not in shape:
+        options += f', channels="{"first" if shape[0] < shape[1] else "last"}"'
+    return f"model.features({variable}, {options})" + ("" if known else "  # or its own rate")
 
 
 def _floats(clip: Any, name: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 import contextlib
 import shlex
 import sys
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from hydra.errors import ConfigCompositionException
 from omegaconf.errors import ValidationError
 
+from hydra_plugins import _music_ssl_fairseq_choice as choice
 from hydra_plugins import _music_ssl_fairseq_folder as folder
 from hydra_plugins import _music_ssl_fairseq_refusals as refusals
 from manifests_tools.__main__ import main as manifests_tools
@@ -96,9 +98,23 @@ def test_more_clusters_than_frames(monkeypatch):
 
 def test_a_stereo_array(tmp_path):
     path = checkpoints.write(tmp_path / "x.pt", "music_hubert", tiny.music_hubert())
+    model, waveform = upstream.load(path), np.zeros((2, 16_000), np.float32)
     with pytest.raises(InputError, match=r"shape \(2, 16000\).*channels=") as error:
-        upstream.load(path).features(np.zeros((2, 16_000), np.float32), sample_rate=16_000)
-    assert len(str(error.value).splitlines()) == 1
+        model.features(waveform)
+    message = "".join(traceback.format_exception_only(error.value)).splitlines()
+    assert len(message) == 2
+    assert message[1] == (
+        'model.features(waveform, sample_rate=44100, channels="first")  # or its own rate'
+    )
+    assert len(eval(message[1]).times) == 17
+    for shape, rate, right in (
+        ((44_100, 2), 44_100, 'waveform, sample_rate=44100, channels="last")'),
+        ((4, 2, 44_100), 44_100, 'list(waveform), sample_rate=44100, channels="first")'),
+        ((16_000,), None, "waveform, sample_rate=44100)  # or its own rate"),
+    ):
+        with pytest.raises(InputError) as error:
+            model.features(np.zeros(shape, np.float32), rate)
+        assert error.value.__notes__ == [f"model.features({right}"]
 
 
 @pytest.mark.parametrize(
@@ -145,10 +161,6 @@ class TestSettings:
                 call()
         return last(capsys)
 
-    def test_a_misspelt_configuration(self, capsys):
-        found = self.refused(capsys, lambda: refusals.check_name(self.options[1], "shrt"), "shrt")
-        assert found.endswith("--config-name short")
-
     @pytest.mark.parametrize(
         ("given", "end"),
         [
@@ -173,9 +185,36 @@ class TestSettings:
         found = self.refused(capsys, call, "short", "model.dropout=x", "task.crop_seconds=4")
         assert found.endswith("--config-name short task.crop_seconds=4")
 
-    def test_a_misspelt_folder(self, capsys, monkeypatch):
-        monkeypatch.setattr(folder.os, "_exit", sys.exit)
-        words = ["fairseq-hydra-train", "--config-dir", "examples/music2vek"]
-        with pytest.raises(SystemExit):
-            folder.begin_quietly(words)
-        assert last(capsys).endswith("examples/music2vec")
+    @pytest.mark.parametrize(
+        ("words", "end"),
+        [
+            ("", "examples/music_hubert --config-name short"),
+            ("--config-name mask_prob_05", "examples/music2vec --config-name mask_prob_050"),
+            ("--config-dir examples/music2vek", "examples/music2vec"),
+            (
+                "--config-dir=OURS --config-name shrt task.data=x",
+                "OURS --config-name short task.data=x",
+            ),
+            (
+                "--config-dir OURS/tiny.yaml task.data=x",
+                "--config-dir OURS --config-name tiny task.data=x",
+            ),
+            ("--config-name OURS/tiny", "--config-dir OURS --config-name tiny"),
+            ("--config-dir notes -m", "examples/music_hubert -m"),
+            ("--config_dir OURS", " --config-dir OURS"),
+            ("model.upstream=mfcc", "examples/probing model.upstream=mfcc"),
+        ],
+    )
+    def test_no_such_configuration(self, words, end, capsys, monkeypatch):
+        monkeypatch.setattr(choice.os, "_exit", sys.exit)
+        words, end = (text.replace("OURS", self.options[1]) for text in (words, end))
+        with pytest.raises(SystemExit, match="1"):
+            folder.begin_quietly(["fairseq-hydra-train", *words.split()])
+        assert last(capsys).endswith(end)
+
+    @pytest.mark.parametrize(
+        "words",
+        ["task=translation", "--config-dir notes task=translation", "--config-path x", "--help"],
+    )
+    def test_commands_of_other_projects_pass(self, words):
+        choice.check_choice(["fairseq-hydra-train", *words.split()])

@@ -1,0 +1,127 @@
+"""Refuse a `fairseq-hydra-train` that names no configuration, with a command that works.
+
+fairseq would train with its bare defaults, and end in a traceback about the batch size. Commands
+that choose a task or model of fairseq without a file pass.
+
+This file is outside of the package, because fairseq registers tasks of a user_dir only if the
+package is not imported yet.
+"""
+
+import importlib.util
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from hydra_plugins._music_ssl_fairseq_folder import config_dirs, examples_dir, is_ours, values
+
+_FAMILIES = ("music_hubert", "music2vec", "probing")  # of examples/
+_OPTIONS = ("--config-dir", "-cd", "--config-name", "-cn")
+_OF_OTHERS = re.compile(
+    r"\+*(task|model)(@[^=]*|\._name)?=|hydra\.searchpath=|(--config-path|-cp)\b"
+)
+_NOT_TRAINING = re.compile(r"(--help|-h|--hydra-help|--version|--info|--shell-completion|-sc)\b")
+
+
+def check_choice(arguments: list[str]) -> None:
+    """Refuse a folder or configuration that is not there, or that is not named.
+
+    Args:
+        arguments: a program's name and arguments.
+    """
+    folders, names = config_dirs(arguments), values(arguments, "--config-name", "-cn")
+    folder, name = (folders or [""])[-1], (names or ["config"])[-1].removesuffix(".yaml")
+    if any(map(_NOT_TRAINING.match, arguments)):
+        return
+    for argument in arguments:
+        option, *value = argument.split("=", 1)
+        near = get_close_matches(option, _OPTIONS, 1, 0.8) if option.startswith("--") else []
+        if near and near[0] != option and option != "--config-path":
+            right = "=".join([*near, *value])
+            words = [right if word == argument else word for word in arguments[1:]]
+            _end([f"{option}: no such option"], ["fairseq-hydra-train", *words])
+    if folder and not os.path.isdir(folder):
+        problem = "a file, not a folder" if os.path.isfile(folder) else "no such folder"
+        _refuse(f"--config-dir {folder}: {problem}", arguments, folder, names)
+    elif any(map(_OF_OTHERS.match, arguments)) or _there(folder, name):
+        return
+    elif not folder:
+        _refuse("no --config-dir", arguments, folder, names)
+    elif there := _names(folder):
+        listed = f"no such configuration; there are {', '.join(there)}"
+        message = f"{folder}/{name}.yaml: {listed}"
+        if is_ours(folder):
+            other = (get_close_matches(name, there, 1) or ["config"])[0]
+            _end([message], [*_command(folder, other), *_others(arguments)])
+        _refuse(message, arguments, folder, names)
+    else:
+        _refuse(f"--config-dir {folder}: no configuration in it", arguments, folder, names)
+
+
+def _there(folder: str, name: str) -> bool:
+    """Tell whether there is such a file; fairseq's own config.yaml alone trains nothing."""
+    if os.path.isabs(name):
+        return False
+    fairseq = importlib.util.find_spec("fairseq")
+    theirs = os.path.join(os.path.dirname((fairseq and fairseq.origin) or ""), "config")
+    places = ([folder] if folder else []) + ([theirs] if name != "config" else [])
+    return any(os.path.isfile(os.path.join(place, f"{name}.yaml")) for place in places)
+
+
+def _names(folder: str) -> list[str]:
+    files = (file for file in os.listdir(folder) if file.endswith(".yaml"))
+    return sorted({file.removesuffix(".yaml") for file in files} - {"run_folder"})
+
+
+def _others(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments that do not choose a configuration."""
+    found, skip = [], True
+    for argument in arguments:
+        if not (skip or argument.partition("=")[0] in _OPTIONS):
+            found.append(argument)
+        skip = argument in _OPTIONS
+    return found
+
+
+def _command(folder: str, name: str) -> list[str]:
+    chosen = [] if name == "config" else ["--config-name", name]
+    return ["fairseq-hydra-train", "--config-dir", folder, *chosen]
+
+
+def _refuse(message: str, arguments: list[str], folder: str, names: list[str]) -> None:
+    """End in three lines: the mistake, the configurations of a folder, and a command with one."""
+    others = _others(arguments)
+    for path in (folder, *names):
+        stem = path.removesuffix(".yaml")
+        if os.path.isfile(f"{stem}.yaml"):
+            chosen = _command(os.path.dirname(path) or ".", os.path.basename(stem))
+            _end([message], [*chosen, *others])
+    examples = examples_dir()
+    there = {f: _names(at) for f in _FAMILIES if os.path.isdir(at := os.path.join(examples, f))}
+    if not there:
+        _end([message], ["fairseq-hydra-train", "--help"])
+    wanted = names[-1].removesuffix(".yaml") if names else ""
+    like = get_close_matches(wanted, [name for names in there.values() for name in names], 1)
+    last = os.path.basename(os.path.normpath(folder)) if folder else ""
+    probing = any(re.match(r"model\.upstream=", argument) for argument in others)
+    family = (
+        get_close_matches(last, there, 1)
+        or ["probing"] * probing
+        or [family for family in there if set(like) & set(there[family])]
+        or list(there)
+    )[0]
+    usual = "config" if family == "probing" or (folder and not wanted) else "short"
+    name = (get_close_matches(wanted, there[family], 1) or [usual])[0]
+    at = os.path.join(examples, family)
+    rest = " and ".join(other for other in there if other != family)
+    listing = f"configurations of {at}: {', '.join(there[family])}; others are in {rest} beside it"
+    _end([message, listing], [*_command(at, name), *others])
+
+
+def _end(lines: list[str], command: list[str]) -> None:
+    print("error: " + "\n".join([*lines, shlex.join(command)]), file=sys.stderr, flush=True)
+    os._exit(
+        1
+    )  # Python may be just starting: an exception would be reported as an error of its own
