@@ -4,10 +4,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO, RawIOBase
+from typing import BinaryIO, cast
 
 import numpy as np
 import soundfile
 
+from music_ssl_fairseq.audio.ogg import last_page_samples
+from music_ssl_fairseq.audio.pyav import begins_early
 from music_ssl_fairseq.errors import AudioError
 
 # Subtypes of libsndfile that seek exactly. In others a sample follows from all before it.
@@ -16,6 +19,7 @@ _SEEKING = (
     *("VORBIS", "OPUS", "MPEG"),
 )
 
+_VORBIS_LEAD = 8192  # samples per channel: the longest packet
 _MAX_LOST_SECONDS = 0.02  # encoders state up to this much more than can be decoded
 _SKIP_BLOCK_SAMPLES = 2**20  # decoded at once
 _MAX_SAMPLES = 2**40  # libsndfile gives 2**63 - 1 for a FLAC stream that states no length
@@ -25,9 +29,10 @@ _COMPRESSION = 0.7  # from 0 to 1, of MP3
 class Libsndfile:
     """An open file with the methods of `pyav.Decoder`."""
 
-    def __init__(self, name: str, file: soundfile.SoundFile):
+    def __init__(self, name: str, file: soundfile.SoundFile, source: RawIOBase | None = None):
         self._name = name
         self._file = file
+        self._source = source
         self.num_samples: int = file.frames
         self.sample_rate: int = file.samplerate
         self.channels: int = file.channels
@@ -39,10 +44,8 @@ class Libsndfile:
             return np.zeros(0, np.float32)
         try:
             # A seek costs a decoder reset in the compressed formats, even to where it already is.
-            if start and self._file.subtype.startswith(_SEEKING):
-                self._file.seek(start)
-            elif start:
-                self._skip(start)
+            if start:
+                self._go_to(start)
             block = self._file.read(stop - start, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             raise AudioError(self._name, f"damaged or truncated ({error.error_string})") from None
@@ -56,8 +59,35 @@ class Libsndfile:
             block = np.pad(block, ((0, stop - end), (0, 0)))
         return block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
 
+    def _go_to(self, start: int) -> None:
+        """Go to a sample: `read` is called once per opened file."""
+        place = start if self._file.subtype.startswith(_SEEKING) else 0
+        if self._file.subtype == "VORBIS":
+            place = min(start, max(0, self._last_exact()))
+        if place:
+            self._file.seek(place)
+        self._skip(start - place)
+
+    def _last_exact(self) -> int:
+        """Return a sample of Ogg Vorbis up to which seeks are exact.
+
+        libsndfile 1.2.2 misses within the last page, by as much as the encoder has cut off its end:
+        some hundred samples.
+        """
+        if self._source is None:
+            if begins_early(self._name):
+                return 0
+            with open(self._name, "rb", buffering=0) as file:
+                last = last_page_samples(cast(BinaryIO, file))
+        else:
+            place = self._source.tell()
+            self._source.seek(0)
+            last = last_page_samples(cast(BinaryIO, self._source))
+            self._source.seek(place)
+        return 0 if last is None else self.num_samples - last - _VORBIS_LEAD
+
     def _skip(self, num_samples: int) -> None:
-        """Decode that many samples from the start: `read` is called once per opened file."""
+        """Decode that many samples, and drop them."""
         while num_samples > 0 and len(self._file.read(min(num_samples, _SKIP_BLOCK_SAMPLES))):
             num_samples -= _SKIP_BLOCK_SAMPLES
 
@@ -82,7 +112,7 @@ def opened(name: str, source: RawIOBase | None = None) -> Iterator[Libsndfile]:
             raise AudioError(name, "libsndfile: its first bytes are of no known format")
         if not 0 <= file.frames <= _MAX_SAMPLES:
             raise AudioError(name, "libsndfile: it states no length")
-        yield Libsndfile(name, file)
+        yield Libsndfile(name, file, source)
 
 
 def mp3(waveform: np.ndarray, sample_rate: int) -> bytes:

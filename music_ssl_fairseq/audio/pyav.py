@@ -174,6 +174,8 @@ class Decoder:
             return _MPEG_PREROLL_FRAMES * (576 if self.sample_rate < 32_000 else 1152)
         if codec in ("opus", "libopus"):
             return _OPUS_PREROLL_SECONDS * self.sample_rate
+        if self._format() == "ogg":  # FFmpeg misses by a frame near the end of FLAC in Ogg
+            return None
         return 0 if codec.startswith(_LOSSLESS) else None
 
     def _origin(self) -> Fraction:
@@ -190,6 +192,9 @@ class Decoder:
     def _go_to(self, start: int) -> None:
         """Seek to a packet from which the samples from `start` on are exact."""
         first = start - (self._preroll() or 0)
+        if self._header.stated_samples is not None:
+            # FFmpeg cuts off padding there, also in the middle of a file that states too little.
+            first = min(first, self._header.stated_samples - 2 * self._header.frame_samples)
         if not self.seeks or first <= 0:
             self._start_over()
             return
@@ -298,6 +303,19 @@ class Decoder:
             raise AudioError(
                 self._name, f"truncated: its header says {stated} samples, but it ends at {end}"
             )
+
+
+def begins_early(name: str) -> bool:
+    """Tell whether an Ogg stream holds audio before its first sample, as one cut without encoding.
+
+    Decoders differ on where such a file begins.
+    """
+    try:
+        with av.open(f"file:{name}", options={"protocol_whitelist": "file"}) as container:
+            packet = next(container.demux(audio=0))
+            return (packet.pts or 0) + (packet.duration or 0) < 0
+    except (av.FFmpegError, ValueError, IndexError, StopIteration):
+        return True
 
 
 def reason(error: Exception) -> str:
