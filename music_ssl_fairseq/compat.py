@@ -28,12 +28,6 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.typed import look_around
 from music_ssl_fairseq.runtime.unpickling import check_form, one_line_refusals
 
-WRITES_FP32 = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 8)
-"""Whether products of half-precision matrices can be written in fp32, as they are accumulated."""
-
-TENSOR_DESCRIPTORS = WRITES_FP32
-"""Whether the Triton that belongs to torch takes tensor descriptors as arguments."""
-
 
 @contextlib.contextmanager
 def _logging_as_it_was() -> Iterator[None]:

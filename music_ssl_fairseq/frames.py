@@ -10,7 +10,7 @@ MFCC frame `2 t`, and both start on multiples of 160 samples.
 import ast
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, gcd
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -155,11 +155,6 @@ def labelled_samples(num_labels: np.ndarray, hop: int, grid: FrameGrid) -> np.nd
 def hours(num_samples: ArrayLike) -> float:
     """Return the duration of all samples together, in hours."""
     return float(np.sum(num_samples)) / SAMPLE_RATE / 3600
-
-
-def common_hop(first: int, second: int) -> int:
-    """Return the least common multiple: a crop that starts on it starts on both grids."""
-    return first * second // gcd(first, second)
 
 
 def resampled_length(num_samples: int, rate: int, target_rate: int = SAMPLE_RATE) -> int:

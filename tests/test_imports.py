@@ -24,7 +24,7 @@ ALLOWED = {
     "pages": {"errors", "runtime"},
     "data": FOUNDATION,
     "jobs": FOUNDATION,
-    "fast": {"compat", "frames", "runtime"},
+    "fast": {"frames", "runtime"},
     "bands": {"errors", "fast", "frames"},
     "modules": FOUNDATION | {"bands", "compat", "fast"},
     "upstream": FOUNDATION | {"compat", "fast", "modules"},

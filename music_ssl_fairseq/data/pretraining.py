@@ -1,6 +1,7 @@
 """The dataset of both pre-training tasks: crops with masks, and units if there are labels."""
 
 import logging
+import math
 import shlex
 from collections.abc import Sequence
 
@@ -24,7 +25,7 @@ from music_ssl_fairseq.data.mixing import draw_gain, mix
 from music_ssl_fairseq.data.targets import FrameTargets, LabelSet
 from music_ssl_fairseq.data.unreadable import UnreadableTracks
 from music_ssl_fairseq.errors import AudioError, InputError
-from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid, common_hop
+from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ class PretrainingDataset(FairseqDataset):
         usable, start_hop = manifest.num_samples, _START_HOP
         for targets in self._targets:
             usable = np.minimum(usable, targets.num_samples)
-            start_hop = common_hop(start_hop, targets.hop)
+            start_hop = math.lcm(start_hop, targets.hop)  # on the grid of all labels
         crop_samples = round(crop_seconds * SAMPLE_RATE)
         min_samples = max(round(min_seconds * SAMPLE_RATE), grid.num_samples(2))
         if crop_samples < grid.num_samples(2):

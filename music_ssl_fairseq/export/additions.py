@@ -2,13 +2,13 @@
 
 import csv
 import io
-import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.runtime.files import write_json
 from music_ssl_fairseq.runtime.hub import UNITS
 from music_ssl_fairseq.runtime.texts import read_object, read_text
 from music_ssl_fairseq.upstream.contents import Contents
@@ -40,7 +40,7 @@ def add_results(contents: Contents, folder: Path, report: Path) -> str:
             "and make the report again"
         )
     results = {"model": contents.name, "fingerprint": fingerprint, "results": rows}
-    (folder / RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / RESULTS, results)
     return _RESULTS_SECTION.format(file=RESULTS, rows="\n".join(map(_row, rows)))
 
 
@@ -89,7 +89,7 @@ def add_units(contents: Contents, folder: Path, labels: Path, name: str) -> str:
     target = folder / UNITS
     target.mkdir()
     shutil.copyfile(file, target / file.name)
-    (target / "metadata.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    write_json(target / "metadata.json", about)
     features = str(about.get("features"))
     deep = features == "deep"
     own = deep and about.get("checkpoint") == Upstream(contents, precision="fp32").fingerprint

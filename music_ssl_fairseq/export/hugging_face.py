@@ -1,7 +1,6 @@
 """Write a folder for the Hugging Face hub, which transformers opens without this package."""
 
 import contextlib
-import json
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +15,7 @@ from music_ssl_fairseq.export import check
 from music_ssl_fairseq.export.card import model_card
 from music_ssl_fairseq.export.source import ExportSource
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder
+from music_ssl_fairseq.runtime.files import write_json
 from music_ssl_fairseq.runtime.optional import optional
 from music_ssl_fairseq.upstream.hugging_face import CONFIG, PREPROCESSOR, to_preprocessor, to_state
 from music_ssl_fairseq.upstream.hugging_face_config import to_config
@@ -35,8 +35,8 @@ def write(source: ExportSource, folder: Path, name: str) -> str:
             original.
     """
     config = to_config(source.contents, source.settings.get("model", {}))
-    _write_json(folder / CONFIG, config)
-    _write_json(folder / PREPROCESSOR, to_preprocessor(source.contents))
+    write_json(folder / CONFIG, config)
+    write_json(folder / PREPROCESSOR, to_preprocessor(source.contents))
     # safetensors' own writer makes files that only the owner can read.
     (folder / SAFETENSORS).write_bytes(save(to_state(source.contents), {"format": "pt"}))
     card = model_card(source, name, config["architectures"][0])
@@ -106,7 +106,3 @@ def _no_progress_bar() -> Iterator[None]:
     finally:
         if shown:
             bars.enable_progress_bar()
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -20,6 +20,7 @@ from music_ssl_fairseq.compat import torchaudio_models
 from music_ssl_fairseq.export import check
 from music_ssl_fairseq.export.saving import save
 from music_ssl_fairseq.export.source import ExportSource
+from music_ssl_fairseq.runtime.files import write_json
 from music_ssl_fairseq.upstream.model import build_encoder
 from music_ssl_fairseq.upstream.torchaudio import SETTINGS, to_arguments, to_state
 
@@ -36,7 +37,7 @@ def write(source: ExportSource, folder: Path, name: str) -> str:
     wav2vec2_model = torchaudio_models().wav2vec2_model
     arguments = to_arguments(source.contents, source.settings.get("model", {}))
     save(to_state(source.contents), folder / FILE)
-    (folder / SETTINGS).write_text(json.dumps(arguments, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / SETTINGS, arguments)
     theirs = wav2vec2_model(**json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
     theirs.load_state_dict(torch.load(folder / FILE, weights_only=True))
     ours = build_encoder(source.contents, "fp32", "off").eval()

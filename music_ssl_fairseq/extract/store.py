@@ -27,8 +27,8 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.extract.batches import Cut
 from music_ssl_fairseq.extract.checksums import CHECKSUMS, Checksums
 from music_ssl_fairseq.extract.row_file import RowFile
-from music_ssl_fairseq.runtime.files import atomic_path, remove_temporary
-from music_ssl_fairseq.runtime.metadata import METADATA, read_metadata, write_metadata
+from music_ssl_fairseq.runtime.files import atomic_path, remove_temporary, write_json
+from music_ssl_fairseq.runtime.metadata import METADATA, read_metadata
 from music_ssl_fairseq.runtime.npy import is_whole, read_header, write_header
 from music_ssl_fairseq.upstream.windows import Stitcher, Window
 
@@ -266,7 +266,7 @@ def open_folder(
         _remove(folder, manifest)
     else:
         read_metadata(folder, settings, "features", _outputs(folder, manifest), _WAY_OUT)
-    write_metadata(folder, {**remarks, **settings})
+    write_json(folder / METADATA, {**remarks, **settings})
     return Checksums(folder, len(manifest), json.dumps(settings, sort_keys=True))
 
 

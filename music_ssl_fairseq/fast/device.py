@@ -6,7 +6,6 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from music_ssl_fairseq.compat import TENSOR_DESCRIPTORS
 from music_ssl_fairseq.runtime.kernel_cache import keep_kernels
 
 
@@ -30,8 +29,8 @@ def is_ampere(device: torch.device) -> bool:
 
 @functools.cache
 def is_hopper(device: torch.device) -> bool:
-    """Return whether a GPU is an H100 or H200, and Triton recent enough for its own kernels."""
-    return TENSOR_DESCRIPTORS and torch.cuda.get_device_capability(device) == (9, 0)
+    """Return whether a GPU is an H100 or H200, which have kernels of their own."""
+    return torch.cuda.get_device_capability(device) == (9, 0)
 
 
 @functools.cache

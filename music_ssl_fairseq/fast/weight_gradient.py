@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-from music_ssl_fairseq.compat import WRITES_FP32
-
 
 def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     """Compute `grad.t() @ x`, stored in fp32 as it is summed, if the device can.
@@ -12,7 +10,7 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     From the gradient of a layer's output `[N, outputs]` and its input `[N, inputs]` to
     `[outputs, inputs]`, in fp32 or the inputs' wider type.
     """
-    if grad.is_cuda and WRITES_FP32:
+    if grad.is_cuda:
         return torch.mm(grad.t(), x, out_dtype=torch.float32)
     product = grad.t() @ x
     return product.to(torch.promote_types(product.dtype, torch.float32))

@@ -24,8 +24,8 @@ from music_ssl_fairseq.label.external_centroids import load_centroids
 from music_ssl_fairseq.label.join import Joined
 from music_ssl_fairseq.label.kmeans import KMeansState, import_faiss
 from music_ssl_fairseq.label.recipe import DEFAULTS, WORDS, Recipe, fingerprint, version
-from music_ssl_fairseq.runtime.files import atomic_path, checksum, remove_temporary
-from music_ssl_fairseq.runtime.metadata import read_metadata, write_metadata
+from music_ssl_fairseq.runtime.files import atomic_path, checksum, remove_temporary, write_json
+from music_ssl_fairseq.runtime.metadata import METADATA, read_metadata
 from music_ssl_fairseq.runtime.typed import with_option
 
 SPLITS = ("train", "valid")
@@ -121,7 +121,7 @@ class LabelFolder:
                 "versions": _versions(),
                 "splits": {},
             }
-            write_metadata(self.path, self.metadata)
+            write_json(self.path / METADATA, self.metadata)
             self.write_dictionary()
         self._overwrite = False
 
@@ -183,7 +183,7 @@ class LabelFolder:
         }
         # Not in the order in which shards happen to finish them.
         self.metadata["splits"] = dict(sorted(self.metadata["splits"].items()))
-        write_metadata(self.path, self.metadata)
+        write_json(self.path / METADATA, self.metadata)
         remove_temporary(self.path)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
 
-from music_ssl_fairseq.runtime.files import atomic_path
+from music_ssl_fairseq.runtime.files import write_text
 
 __all__ = ["Cell", "Page", "escape", "facts", "paragraph", "table"]
 
@@ -71,8 +71,7 @@ class Page:
 
     def write(self, file: Path) -> str:
         """Write the page atomically; return its name and size, for people."""
-        with atomic_path(file) as temporary:
-            temporary.write_text(self._html(), encoding="utf-8", errors="backslashreplace")
+        write_text(file, self._html(), errors="backslashreplace")
         return f"{file} ({file.stat().st_size / 1e6:.1f} MB)"
 
     def _html(self) -> str:

@@ -101,8 +101,8 @@ class ProbingDataset(FairseqDataset):
         times = self.split.beats[clip].times
         return times[(times >= start) & (times < stop)] - start
 
-    def described(self, index: int, epoch: int) -> tuple[str, float]:
-        """Return a window's track and its largest feature, for a report of a bad batch."""
+    def describe_crop(self, index: int, epoch: int) -> tuple[str, float]:
+        """Return a window's track and its largest feature, for messages about a batch."""
         clip = self.clips[self._clip_of[index]]
         return clip.path, float(np.abs(self.features(index)).max())
 

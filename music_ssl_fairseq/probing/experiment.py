@@ -16,7 +16,7 @@ import torch
 from music_ssl_fairseq.data.identity import Identity
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.dataset import ProbingDataset
-from music_ssl_fairseq.probing.features.cache import FeatureCache, clip_of
+from music_ssl_fairseq.probing.features.cache import FeatureCache, clip_at
 from music_ssl_fairseq.probing.features.fill import WindowPlan, fill, identity
 from music_ssl_fairseq.probing.features.source import (
     EncoderSource,
@@ -128,7 +128,8 @@ class ProbeExperiment:
 
     def _read(self, split: str) -> ProbingDataset:
         labels = ProbingSplit(self.cfg.data, split, self.spec)
-        clips = [clip_of(labels.manifest, i, part) for i, part in enumerate(labels.segments)]
+        parts = enumerate(labels.segments.tolist())
+        clips = [clip_at(labels.manifest.path(i), *part) for i, part in parts]
         shuffle, at_once = split == "train", self.batches_at_once if split == "train" else 1
         order = self.cfg.seed, shuffle, at_once
         if self.unfreeze:

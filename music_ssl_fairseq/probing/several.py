@@ -3,7 +3,6 @@
 `python -m music_ssl_fairseq.probe` and examples/open_tasks/judge.py both do so.
 """
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from music_ssl_fairseq.probing import direct
 from music_ssl_fairseq.probing.features.source import FeatureSource
 from music_ssl_fairseq.probing.identity import probing_identity
 from music_ssl_fairseq.probing.spec import read_spec
-from music_ssl_fairseq.runtime.files import atomic_path
+from music_ssl_fairseq.runtime.files import write_json
 from music_ssl_fairseq.runtime.texts import read_object
 
 STAMP = "made_of.json"
@@ -76,8 +75,7 @@ def probe_all(
         if not done:
             (probe.out / STAMP).unlink(missing_ok=True)
             direct.run(cfg, source, split)
-            with atomic_path(probe.out / STAMP) as temporary:
-                temporary.write_text(json.dumps(made_of, indent=2), encoding="utf-8")
+            write_json(probe.out / STAMP, made_of)
         yield probe, not done
 
 

@@ -4,7 +4,6 @@
 `task.json` it holds the files that `labels` describes, for each split of `SPLITS`.
 """
 
-import json
 import math
 import os
 import shlex
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.files import atomic_path
+from music_ssl_fairseq.runtime.files import write_json
 from music_ssl_fairseq.runtime.texts import quoted, read_json
 
 SPLITS = ("train", "valid", "test")
@@ -153,9 +152,7 @@ def read_spec(folder: str | os.PathLike) -> ProbingSpec:
 
 def write_spec(folder: str | os.PathLike, task: ProbingSpec) -> None:
     """Write `task.json` of a folder, atomically."""
-    with atomic_path(Path(folder, FILE)) as temporary:
-        text = json.dumps(asdict(task), indent=2, ensure_ascii=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_json(Path(folder, FILE), asdict(task), ensure_ascii=False)
 
 
 def _task(contents: Any) -> ProbingSpec:

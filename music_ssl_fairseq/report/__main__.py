@@ -62,7 +62,7 @@ def run(
     """
     from music_ssl_fairseq.report import floors, page, tables, training
     from music_ssl_fairseq.report.gather import find
-    from music_ssl_fairseq.runtime.files import atomic_path
+    from music_ssl_fairseq.runtime.files import write_text
 
     if study:
         return _report_study(folders, out, no_plot)
@@ -71,9 +71,8 @@ def run(
     probes = find(folders, split, resamples, seed)
     known = floors.rows(probes, split)
     text = tables.markdown(probes, split, resamples, known)
-    for name, contents in (("md", text), ("csv", tables.comma_separated(probes))):
-        with atomic_path(out / f"report.{name}") as temporary:
-            temporary.write_text(contents, encoding="utf-8")
+    write_text(out / "report.md", text)
+    write_text(out / "report.csv", tables.comma_separated(probes))
     runs = [] if no_plot else training.find_runs(folders)
     page.write(probes, known, runs, split, out / PAGE, not no_plot)
     return text

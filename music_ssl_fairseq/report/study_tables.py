@@ -11,7 +11,7 @@ import numpy as np
 from music_ssl_fairseq.report.study import QUESTIONS, Rows, Run, tasks_of, value
 from music_ssl_fairseq.report.study_pairs import Difference, differences, unequal_audio
 from music_ssl_fairseq.report.tables import table
-from music_ssl_fairseq.runtime.files import atomic_path
+from music_ssl_fairseq.runtime.files import write_text
 
 
 def markdown(rows: Rows, found: Sequence[Difference]) -> str:
@@ -183,6 +183,5 @@ def write(rows: Rows, out: Path) -> str:
         for d in found
     ]
     for name, contents in (("study.md", text), ("differences.csv", "\n".join(lines) + "\n")):
-        with atomic_path(out / name) as temporary:
-            temporary.write_text(contents, encoding="utf-8")
+        write_text(out / name, contents)
     return text

@@ -1,6 +1,7 @@
 """Write files atomically, and lock folders."""
 
 import contextlib
+import json
 import os
 import re
 import socket
@@ -8,7 +9,7 @@ import weakref
 from collections.abc import Iterator
 from hashlib import blake2b, file_digest
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from music_ssl_fairseq.errors import InputError
 
@@ -34,6 +35,17 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(file: str | os.PathLike, text: str, errors: str = "strict") -> None:
+    """Write a UTF-8 file atomically; `errors` as of `str.encode`."""
+    with atomic_path(file) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors=errors)
+
+
+def write_json(file: str | os.PathLike, contents: Any, **options: Any) -> None:
+    """Write JSON atomically, indented; `options` as of `json.dumps`."""
+    write_text(file, json.dumps(contents, indent=2, **options) + "\n")
 
 
 def checksum(file: str | os.PathLike) -> str:

@@ -1,21 +1,13 @@
 """metadata.json: the settings that a folder's results were made with."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.files import atomic_path
 from music_ssl_fairseq.runtime.texts import read_object
 
 METADATA = "metadata.json"
-
-
-def write_metadata(folder: Path, metadata: Mapping[str, Any]) -> None:
-    """Write a folder's metadata.json atomically."""
-    with atomic_path(folder / METADATA) as temporary:
-        temporary.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
 
 
 def read_metadata(

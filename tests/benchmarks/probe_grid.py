@@ -97,7 +97,7 @@ def make_task(folder: Path, clips: int) -> None:
 
 def fill_cache(folder: Path, checkpoint: Path, window_seconds: float) -> None:
     """Features with a trace of the class, strongest in the middle layers."""
-    from music_ssl_fairseq.probing.features.cache import FeatureCache, clip_of
+    from music_ssl_fairseq.probing.features.cache import FeatureCache, clip_at
     from music_ssl_fairseq.probing.features.fill import WindowPlan, identity
     from music_ssl_fairseq.probing.features.source import open_source
 
@@ -111,7 +111,7 @@ def fill_cache(folder: Path, checkpoint: Path, window_seconds: float) -> None:
     for split in GTZAN:
         labels = ProbingSplit(folder, split, task)
         for i, target in enumerate(labels.targets):
-            clip = clip_of(labels.manifest, i, labels.segments[i])
+            clip = clip_at(labels.manifest.path(i), *labels.segments[i].tolist())
             windows = len(plan.windows(clip))
             noise = rng.standard_normal((1, LAYERS, DIMENSION)) + 0.5 * rng.standard_normal(
                 (windows, LAYERS, DIMENSION)

@@ -10,7 +10,7 @@ import soundfile
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
-from music_ssl_fairseq.probing.features.cache import FeatureCache, clip_of
+from music_ssl_fairseq.probing.features.cache import FeatureCache, clip_at
 from music_ssl_fairseq.probing.features.fill import WindowPlan, fill, identity
 from music_ssl_fairseq.probing.features.source import open_source
 from music_ssl_fairseq.probing.features.windows import (
@@ -88,7 +88,7 @@ def manifest(tmp_path):
 
 
 def clips_of(manifest):
-    return [clip_of(manifest, i, (0, n)) for i, n in enumerate(manifest.num_samples)]
+    return [clip_at(manifest.path(i), 0, n) for i, n in enumerate(manifest.num_samples.tolist())]
 
 
 def open_store(folder, source, plan, limit=10**9):

@@ -13,15 +13,14 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import AudioError, InputError
-from music_ssl_fairseq.runtime.files import atomic_path, checksum
+from music_ssl_fairseq.runtime.files import atomic_path, checksum, write_json
 from music_ssl_fairseq.runtime.npy import header_of, write_header
 from music_ssl_fairseq.runtime.texts import read_object
 
@@ -40,24 +39,14 @@ class Clip(NamedTuple):
     key: str
 
 
-def clip_of(manifest: Manifest, line: int, segment: Sequence[int]) -> Clip:
-    """Return the clip of a manifest row.
+def clip_at(path: str, start: int, stop: int) -> Clip:
+    """Return the clip of a file from sample `start` to before `stop`.
 
-    Its key follows from the audio file's path, size and time of last change, and from the segment.
-
-    Args:
-        line: number of the row, from 0.
-        segment: first sample of the clip, and the first one after it.
+    Its key follows from the file's path, size and time of last change, and from the samples.
 
     Raises:
         AudioError: if the file does not exist.
     """
-    start, stop = (int(edge) for edge in segment)
-    return clip_at(manifest.path(line), start, stop)
-
-
-def clip_at(path: str, start: int, stop: int) -> Clip:
-    """Return the clip of a file from sample `start` to before `stop`; see `clip_of`."""
     try:
         status = os.stat(path)
     except OSError as error:
@@ -215,8 +204,7 @@ class FeatureCache:
     def _write(self) -> None:
         about = self.folder / _ABOUT
         if not about.exists():
-            with atomic_path(about) as temporary:
-                temporary.write_text(json.dumps(self._about, indent=2) + "\n", encoding="utf-8")
+            write_json(about, self._about)
         file = self.folder / f"{uuid.uuid4().hex}.npy"
         arrays = [array for _, array in self._waiting]
         count = sum(len(array) for array in arrays)
@@ -228,9 +216,7 @@ class FeatureCache:
             clips = [(key, len(array)) for key, array in self._waiting]
             noted = _checksum(temporary, clips)
         try:
-            with atomic_path(file.with_suffix(".json")) as temporary:
-                index = json.dumps({"checksum": noted, "clips": clips})
-                temporary.write_text(index, encoding="utf-8")
+            write_json(file.with_suffix(".json"), {"checksum": noted, "clips": clips})
         except OSError:
             _remove(file)
             raise

@@ -6,7 +6,6 @@ the metrics of the chosen head.
 """
 
 import csv
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.scoring.collector import Collector
 from music_ssl_fairseq.probing.scoring.metrics import Scores, beat_counts
 from music_ssl_fairseq.probing.scoring.predictions import Predictions
-from music_ssl_fairseq.runtime.files import atomic_path
+from music_ssl_fairseq.runtime.files import atomic_path, write_json
 from music_ssl_fairseq.runtime.texts import read_object
 
 HEAD_FIELDS = ("layer", "learning_rate", "score", "best_epoch", "epochs", "chosen")
@@ -69,7 +68,7 @@ def refuse_another(folder: Path, task: str) -> None:
 def write_heads(folder: Path, about: dict[str, Any], heads: list[dict[str, Any]]) -> None:
     """Write `probe.json` and `rows.csv`; see `refuse_another`."""
     refuse_another(folder, about["task"])
-    _write_json(folder / "probe.json", {**about, "rows": heads})
+    write_json(folder / "probe.json", _finite({**about, "rows": heads}), ensure_ascii=False)
     with (
         atomic_path(folder / "rows.csv") as temporary,
         temporary.open("w", encoding="utf-8", newline="") as file,
@@ -100,18 +99,12 @@ def write_scores(
         "per_class": scores.per_class,
         "absent_classes": scores.absent,
     }
-    _write_json(file, contents)
+    write_json(file, _finite(contents), ensure_ascii=False)
     return file
 
 
-def _write_json(file: Path, contents: dict[str, Any]) -> None:
-    """Write JSON atomically; numbers that are not finite become null."""
-    with atomic_path(file) as temporary:
-        text = json.dumps(_finite(contents), indent=2, ensure_ascii=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
-
-
 def _finite(value: Any) -> Any:
+    """Replace numbers that are not finite by None, JSON's null."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
