@@ -95,14 +95,16 @@ def run(
     Raises:
         InputError: about an encoder, a task or a setting.
     """
-    from music_ssl_fairseq.probing.features.source import device_of, open_source
+    from music_ssl_fairseq.probing.features.source import open_source
     from music_ssl_fairseq.probing.several import TaskProbe, folder_name, probe_all
+    from music_ssl_fairseq.runtime.device import choose_device
 
     names = _task_names(task)
     settings = {**_settings(set), "task.cache_dir": cache, "common.cpu": cpu}
     done = []
     for name in dict.fromkeys(upstream):
-        source = open_source(name, device_of(cpu), int(settings.get("model.upstream_seed", 0)))
+        device = choose_device("cpu" if cpu else "auto")
+        source = open_source(name, device, int(settings.get("model.upstream_seed", 0)))
         folder = folder_name(name, source)
         probes = [TaskProbe(data, out / names[data] / folder) for data in names]
         began = time.monotonic()

@@ -35,7 +35,7 @@ ALLOWED = {
     "probing": FOUNDATION | {"compat", "data", "features", "jobs", "upstream"},
     "manifests_tools": FOUNDATION | {"cli", "data", "jobs", "probing"},
     "report": FOUNDATION | {"cli", "pages", "probing"},
-    "probe": {"errors", "cli", "probing", "report"},
+    "probe": {"errors", "cli", "probing", "report", "runtime"},
     "map": FOUNDATION | {"cli", "data", "jobs", "manifests_tools", "pages", "probing"},
     "models": FOUNDATION | {"bands", "compat", "modules", "probing"},
     "criterions": FOUNDATION | {"compat", "probing"},

@@ -60,11 +60,12 @@ def run(
 
 def judge(upstream: str, chosen: Sequence[tasks.OpenTask], out: Path, form: str, cpu: bool) -> Path:
     """Probe an encoder on each task; the folder of its probes."""
-    from music_ssl_fairseq.probing.features.source import device_of, open_source
+    from music_ssl_fairseq.probing.features.source import open_source
     from music_ssl_fairseq.probing.several import TaskProbe, folder_name, probe_all
+    from music_ssl_fairseq.runtime.device import choose_device
 
     began = start = time.monotonic()
-    device = device_of(cpu)
+    device = choose_device("cpu" if cpu else "auto")
     source = open_source(upstream, device)
     source.name = upstream
     folder = out / form / "probes" / folder_name(upstream, source)

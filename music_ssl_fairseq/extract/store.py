@@ -20,7 +20,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import InputError
@@ -30,7 +32,7 @@ from music_ssl_fairseq.extract.row_file import RowFile
 from music_ssl_fairseq.runtime.files import atomic_path, remove_temporary, write_json
 from music_ssl_fairseq.runtime.metadata import METADATA, read_metadata
 from music_ssl_fairseq.runtime.npy import is_whole, read_header, write_header
-from music_ssl_fairseq.upstream.windows import Stitcher, Window
+from music_ssl_fairseq.upstream.windows import Window, add_share
 
 INDEX = "index.tsv"
 MEANS = "features.npy"
@@ -196,7 +198,7 @@ class _OpenTrack:
         self._dtype = dtype
         self._shape = shape
         self._sums = [blake2b() for _ in range(shape[0])]
-        self._stitcher = Stitcher()
+        self._begun = torch.zeros(shape[0], 0, shape[2])  # of frames that the next window shares
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
             self._file = stack.enter_context(stack.enter_context(atomic_path(path)).open("wb"))
@@ -205,8 +207,10 @@ class _OpenTrack:
 
     def add(self, window: Window, values: Tensor) -> bool:
         """Write the frames that are final; return whether the track is complete."""
-        ready = self._stitcher.add(window, values.float()).numpy().astype(self._dtype)
-        for layer, frames in enumerate(ready):
+        frames = F.pad(self._begun, (0, 0, 0, window.num_frames - self._begun.size(1)))
+        add_share(frames, window.first, window, values.float())
+        ready, self._begun = frames[:, : window.done], frames[:, window.done :].clone()
+        for layer, frames in enumerate(ready.numpy().astype(self._dtype)):
             row = layer * self._shape[1] + window.first
             self._file.seek(self._begin + row * self._shape[2] * self._dtype.itemsize)
             self._file.write(frames.tobytes())

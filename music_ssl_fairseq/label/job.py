@@ -15,6 +15,7 @@ from music_ssl_fairseq.jobs.shards import Shard, choose_shard
 from music_ssl_fairseq.label.external_centroids import centroids_file, load_centroids
 from music_ssl_fairseq.label.folder import LabelFolder
 from music_ssl_fairseq.label.recipe import MAX_FRAMES, Recipe, fingerprint
+from music_ssl_fairseq.runtime.device import choose_device
 from music_ssl_fairseq.runtime.files import checksum
 
 _OPTIONS_OF_THE_RUN = {"manifests", "labels", "stage", "workers", "num_shards", "shard", "report"}
@@ -99,7 +100,8 @@ def make_job(arguments: Namespace, parser: ArgumentParser, train: Manifest) -> J
     on_gpu = features.can_use_gpu and a.device == "cuda"
     needed = replace(features, device="cuda" if on_gpu else "cpu").modules
     start_server([f"{__package__}.sample", f"{__package__}.assign", *needed])
-    device = choose_device(a.device, a.features == DEEP)
+    # Without a model, K-means takes seconds on a CPU, and torch takes as long to load.
+    device = choose_device("cpu" if a.device == "auto" and a.features != DEEP else a.device)
     computed_on = device if features.can_use_gpu else "cpu"
     recipe = _recipe(a, features, train)
     model = memory.model_size(features.checkpoint, computed_on != "cpu")
@@ -116,27 +118,6 @@ def make_job(arguments: Namespace, parser: ArgumentParser, train: Manifest) -> J
         shard=shard,
         skip_unreadable=a.skip_unreadable,
     )
-
-
-def choose_device(asked: str, with_model: bool) -> str:
-    """Return `cpu` or `cuda`.
-
-    Args:
-        asked: `auto`, `cpu` or `cuda`. `auto` is a GPU, where there is one, for features that a
-            model computes; K-means of others takes seconds, and torch takes as long to load.
-
-    Raises:
-        InputError: if a GPU is asked for and there is none.
-    """
-    if asked == "cpu" or (asked == "auto" and not with_model):
-        return "cpu"
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    if asked == "cuda":
-        raise InputError("--device cuda: torch finds no GPU here; take --device cpu")
-    return "cpu"
 
 
 def choose_pool(workers: int, device: str) -> WorkerPool:

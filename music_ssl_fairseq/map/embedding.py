@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from music_ssl_fairseq import audio
@@ -15,7 +14,8 @@ from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE
 from music_ssl_fairseq.map.middle import middle_of
 from music_ssl_fairseq.probing.features.cache import Clip, FeatureCache, clip_at
-from music_ssl_fairseq.probing.features.source import EncoderSource, device_of, open_source
+from music_ssl_fairseq.probing.features.source import EncoderSource, open_source
+from music_ssl_fairseq.runtime.device import choose_device
 
 _SAVE_SECONDS = 20.0
 _CACHE_BYTES = 2**40
@@ -38,11 +38,7 @@ class Embedder:
     """
 
     def __init__(self, checkpoint: str, layer: int | None, seconds: float, device: str):
-        if device == "cuda" and not torch.cuda.is_available():
-            raise InputError("--device cuda: torch finds no GPU here; take --device cpu")
-        if device == "auto":
-            device = device_of(cpu=False)
-        self._source = open_source(checkpoint, device)
+        self._source = open_source(checkpoint, choose_device(device))
         self._layers = [layer] if layer is not None else None
         self._seconds = seconds
         what = ""

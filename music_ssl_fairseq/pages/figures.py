@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLUMNS = 3
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#888888"
 COLOURS = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7A7A7A")
 """Okabe and Ito's, told apart by the colour-blind; visible on light and on dark ground."""
@@ -55,10 +54,17 @@ class Panels:
         figure: of matplotlib.
     """
 
-    def __init__(self, count: int, height: float = 2.5, share_y: bool = False):
-        columns = min(count, _COLUMNS)
+    def __init__(
+        self,
+        count: int,
+        height: float = 2.5,
+        share_y: bool = False,
+        columns: int = 3,
+        width: float = 3.2,
+    ):
+        columns = min(count, columns)
         rows = -(-count // columns)
-        self.figure = new_figure(1.0 + 3.2 * columns, height * rows + 0.5)
+        self.figure = new_figure(1.0 + width * columns, height * rows + 0.5)
         axes = self.figure.subplots(rows, columns, squeeze=False, sharey=share_y)
         self._axes = list(axes.flat)
         for number, one in enumerate(self._axes):

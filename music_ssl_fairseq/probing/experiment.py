@@ -21,7 +21,6 @@ from music_ssl_fairseq.probing.features.fill import WindowPlan, fill, identity
 from music_ssl_fairseq.probing.features.source import (
     EncoderSource,
     FeatureSource,
-    device_of,
     open_source,
 )
 from music_ssl_fairseq.probing.heads.model import HeadGrid, HeadInputs
@@ -34,6 +33,7 @@ from music_ssl_fairseq.probing.scoring.metrics import Scores, evaluate
 from music_ssl_fairseq.probing.scoring.selection import head_scores
 from music_ssl_fairseq.probing.spec import read_spec
 from music_ssl_fairseq.probing.waveforms import WaveformDataset
+from music_ssl_fairseq.runtime.device import choose_device
 from music_ssl_fairseq.upstream.model import Upstream
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class ProbeExperiment:
     @property
     def device(self) -> str:
         """Where features are computed and heads are trained: `cpu` or `cuda`."""
-        return device_of(self.cfg.cpu)
+        return choose_device("cpu" if self.cfg.cpu else "auto")
 
     @cached_property
     def source(self) -> FeatureSource:

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from music_ssl_fairseq.pages.figures import Panels, new_figure
 from music_ssl_fairseq.report.study import Rows, tasks_of, value
 from music_ssl_fairseq.report.study_tables import layer_curve
 from music_ssl_fairseq.runtime.files import atomic_path
-from music_ssl_fairseq.runtime.optional import optional
 
 SCORES, LAYERS, TRAINING = "scores.png", "layers.png", "training.png"
 HEADLINE = (
@@ -17,7 +17,7 @@ HEADLINE = (
     *("hubert-harmonic", "hubert-chroma", "m2v-music", "m2v-speech"),
 )
 """Rows with colours of their own where there are more rows than colours can tell apart."""
-_COLUMNS, _COLOURS = 4, 10
+_COLOURS = 10
 
 
 def draw(rows: Rows, out: Path) -> dict[str, Any]:
@@ -26,9 +26,6 @@ def draw(rows: Rows, out: Path) -> dict[str, Any]:
     Raises:
         InputError: if matplotlib is not installed.
     """
-    optional("matplotlib", "plot").use("Agg")
-    from matplotlib import pyplot
-
     drawn = {
         SCORES: _heat_map(rows),
         LAYERS: _layer_curves(rows),
@@ -38,22 +35,15 @@ def draw(rows: Rows, out: Path) -> dict[str, Any]:
     for name, figure in found.items():
         with atomic_path(out / name) as temporary:
             figure.savefig(temporary, dpi=120)
-        pyplot.close(figure)
     return found
 
 
 def _heat_map(rows: Rows):
     """One colour scale per task, from its lowest to its highest row, each with a colour bar."""
-    from matplotlib import pyplot
-
     tasks, names = tasks_of(rows), list(rows)
-    figure, axes = pyplot.subplots(
-        *(1, len(tasks)),
-        figsize=(2.2 + 1.15 * len(tasks), 1.6 + 0.24 * len(names)),
-        squeeze=False,
-        layout="constrained",
-    )
-    for axis, task in zip(axes[0], tasks, strict=True):
+    figure = new_figure(2.2 + 1.15 * len(tasks), 1.6 + 0.24 * len(names))
+    axes = figure.subplots(1, len(tasks), squeeze=False)[0]
+    for axis, task in zip(axes, tasks, strict=True):
         values = 100 * np.array([[value(runs, task)] for runs in rows.values()])
         edges = np.arange(len(names) + 1) - 0.5
         shown = axis.pcolormesh([-0.5, 0.5], edges, values, cmap="viridis")
@@ -65,7 +55,7 @@ def _heat_map(rows: Rows):
                 colour = "#111111" if number > middle else "white"
                 axis.text(0, row, f"{number:.1f}", ha="center", va="center", color=colour, size=7)
         axis.set_xticks([0], [task], rotation=30, size=8)
-        axis.set_yticks(range(len(names)), names if axis is axes[0, 0] else [], size=8)
+        axis.set_yticks(range(len(names)), names if axis is axes[0] else [], size=8)
         figure.colorbar(shown, ax=axis, location="bottom", shrink=0.9).ax.tick_params(labelsize=6)
     figure.supxlabel("score on the test split, percent", size=8)
     return figure
@@ -74,7 +64,7 @@ def _heat_map(rows: Rows):
 def _layer_curves(rows: Rows):
     """Validation score of each layer, mean over seeds, a panel per task."""
     tasks, styles = tasks_of(rows), _styles(rows)
-    figure, panels = _panels(len(tasks))
+    panels = Panels(len(tasks))
     for axis, task in zip(panels, tasks, strict=False):
         for name, runs in rows.items():
             curve = layer_curve(runs, task)
@@ -83,8 +73,10 @@ def _layer_curves(rows: Rows):
         axis.set_title(task, size=9)
         axis.set_xlabel("layer", size=8)
         axis.set_ylabel("validation score, percent", size=8)
-    _legend(figure, panels[0])
-    return figure if panels[0].lines else None
+    if not any(axis.lines for axis in panels):
+        return None
+    panels.add_legend()
+    return panels.figure
 
 
 def _styles(rows: Rows) -> dict[str, dict[str, Any]]:
@@ -106,11 +98,11 @@ def _training_curves(rows: Rows):
     )
     if not families:
         return None
-    from matplotlib import pyplot
+    from matplotlib import colormaps
 
-    figure, panels = _panels(len(families), width=8.0)
-    for axis, family in zip(panels, families, strict=False):
-        axis.set_prop_cycle(color=pyplot.get_cmap("tab20")(range(20)))
+    panels = Panels(len(families), columns=1, width=8.0)
+    for axis, family in zip(panels, families, strict=True):
+        axis.set_prop_cycle(color=colormaps["tab20"](range(20)))
         for name, runs in rows.items():
             about = runs[0].about
             if about.get("family") != family or not about.get("train"):
@@ -122,31 +114,10 @@ def _training_curves(rows: Rows):
         axis.set_xlabel("million audio-seconds", size=8)
         axis.set_ylabel("loss per masked frame", size=8)
         axis.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
+    return panels.figure
 
 
 def _points(points: Sequence[dict[str, float]], each: float) -> tuple[list[float], list[float]]:
     known = [(p["update"] * each, p.get("loss_m", p.get("loss"))) for p in points]
     kept = [(x, y) for x, y in known if y is not None]
     return [x for x, _ in kept], [y for _, y in kept]
-
-
-def _panels(count: int, width: float = 3.6):
-    from matplotlib import pyplot
-
-    rows = -(-count // _COLUMNS)
-    figure, axes = pyplot.subplots(
-        rows,
-        min(count, _COLUMNS),
-        figsize=(width * min(count, _COLUMNS), 2.9 * rows + 0.6),
-        squeeze=False,
-        layout="constrained",
-    )
-    return figure, list(axes.flat)
-
-
-def _legend(figure, axis) -> None:
-    if axis.lines:
-        figure.legend(
-            *axis.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=6
-        )

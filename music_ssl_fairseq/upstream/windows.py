@@ -181,26 +181,3 @@ def add_share(
     weights = torch.from_numpy(window.weights).to(values.device) if weights is None else weights
     share = weights[inside].unsqueeze(-1) * values[..., inside, :]
     frames[..., start - first : stop - first, :] += share
-
-
-class Stitcher:
-    """Join the windows of one track, given from first to last."""
-
-    def __init__(self) -> None:
-        self._open: Tensor | None = None
-
-    def add(self, window: Window, values: Tensor) -> Tensor:
-        """Take the next window's frames `[..., num_frames, D]`; return those that are now final.
-
-        Returns:
-            `[..., done, D]`: the track's frames `[window.first, window.first + window.done)`.
-        """
-        follows = window.done < window.num_frames
-        if self._open is not None or follows:
-            weights = torch.from_numpy(window.weights).to(values.device)
-            values = values * weights.unsqueeze(-1)
-        if self._open is not None:
-            shared = self._open.size(-2)
-            values[..., :shared, :] += self._open
-        self._open = values[..., window.done :, :].clone() if follows else None
-        return values[..., : window.done, :]

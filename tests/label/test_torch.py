@@ -10,9 +10,9 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features.mfcc import Mfcc
 from music_ssl_fairseq.label import torch_kmeans
 from music_ssl_fairseq.label.assign import Nearest, make_nearest
-from music_ssl_fairseq.label.job import choose_device
 from music_ssl_fairseq.label.kmeans import Options, choose_lloyd, fit
 from music_ssl_fairseq.label.torch_kmeans import TorchNearest
+from music_ssl_fairseq.runtime.device import choose_device
 from tests.audio_files import tone
 
 
@@ -63,12 +63,11 @@ def test_nearest_of_arrays_and_tensors(frames):
 
 def test_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_device("auto", with_model=True) == "cpu"
+    assert choose_device("auto") == "cpu"
     with pytest.raises(InputError, match="finds no GPU"):
-        choose_device("cuda", with_model=False)
+        choose_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert choose_device("auto", with_model=True) == "cuda"
-    assert choose_device("auto", with_model=False) == "cpu"
-    assert choose_device("cuda", with_model=False) == "cuda"
+    assert choose_device("auto") == choose_device("cuda") == "cuda"
+    assert choose_device("cpu") == "cpu"
     assert choose_lloyd("cpu", 1)[1].startswith("faiss ")
     assert choose_lloyd("cuda", 1)[1] == f"torch {torch.__version__} (cuda)"

@@ -14,11 +14,6 @@ RANDOM = "random:"
 """Prefix of a checkpoint's name: its architecture with random weights."""
 
 
-def device_of(cpu: bool) -> str:
-    """Return where an upstream runs, `cpu` or `cuda`: on a GPU if there is one, unless `cpu`."""
-    return "cpu" if cpu or not torch.cuda.is_available() else "cuda"
-
-
 def open_source(name: str, device: str | torch.device = "cpu", seed: int = 0) -> "FeatureSource":
     """Open the upstream that `model.upstream` names.
 
