@@ -4,8 +4,11 @@ fairseq itself warns once per track, which drowns in its log, and silently turns
 UNK: a model then trains for days on nothing.
 """
 
+import logging
+
 import numpy as np
 
+from music_ssl_fairseq.data.audio_identity import changed_audio
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.units import (
@@ -16,7 +19,10 @@ from music_ssl_fairseq.data.units import (
 )
 from music_ssl_fairseq.errors import InputError, one_line
 from music_ssl_fairseq.frames import LENGTH_TOLERANCE, SAMPLE_RATE, label_hop, labels_fit
+from music_ssl_fairseq.runtime.files import checksum
 from music_ssl_fairseq.runtime.metadata import METADATA
+
+logger = logging.getLogger(__name__)
 
 MAX_CHECKED_BYTES = 64 << 20
 """Label files up to this size are checked whole, within seconds; larger ones in part."""
@@ -37,6 +43,17 @@ def check_labels(
     _check_tracks(manifest, store, units)
     _check_rate(manifest, store, label_rate)
     _check_units(manifest, store, units)
+    _compare_audio(manifest, store)
+
+
+def _compare_audio(manifest: Manifest, store: LabelStore) -> None:
+    """Warn of audio that was replaced under the names and lengths of the manifest."""
+    record = read_metadata(store.file.parent).get("splits", {}).get(store.file.stem, {})
+    noted = record.get("audio")
+    if noted and record.get("manifest_sha256") == checksum(manifest.file):
+        found = changed_audio(manifest, noted, f"{store.file} was")
+        if found:
+            logger.warning("%s", found)
 
 
 def _check_tracks(manifest: Manifest, store: LabelStore, units: UnitDictionary) -> None:

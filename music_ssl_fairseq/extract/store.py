@@ -14,6 +14,7 @@ In both, `checksums.npy` says which tracks are complete (`extract.checksums`),
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from music_ssl_fairseq.data.audio_identity import audio_identity, changed_audio
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.extract.batches import Cut
@@ -268,9 +270,14 @@ def open_folder(
     """
     if force:
         _remove(folder, manifest)
+        noted = None
     else:
-        read_metadata(folder, settings, "features", _outputs(folder, manifest), _WAY_OUT)
-    write_json(folder / METADATA, {**remarks, **settings})
+        outputs = _outputs(folder, manifest)
+        noted = read_metadata(folder, settings, "features", outputs, _WAY_OUT).get("audio")
+        if found := changed_audio(manifest, noted, "features were"):
+            print(f"warning: {found}", file=sys.stderr)
+    audio = noted or audio_identity(manifest)
+    write_json(folder / METADATA, {**remarks, "audio": audio, **settings})
     return Checksums(folder, len(manifest), json.dumps(settings, sort_keys=True))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from music_ssl_fairseq.data.audio_identity import audio_identity
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features import FrontEnd
@@ -173,6 +174,7 @@ class LabelFolder:
         self.metadata["splits"][split] = {
             "manifest": str(manifest.file),
             "manifest_sha256": fingerprint(manifest),
+            "audio": audio_identity(manifest),
             **joined.usage.summary(),
             "unreadable": joined.unreadable,
             "silent": list(silent),

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from music_ssl_fairseq import audio
+from music_ssl_fairseq.data.audio_identity import changed_audio
 from music_ssl_fairseq.data.copies import find_copies
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.validation import concerns
@@ -30,6 +31,8 @@ def _is_silent(manifest: Manifest, track: int) -> bool:
 def notices(splits: dict[str, Manifest], records: dict[str, Any]) -> Iterator[str]:
     """Yield warnings about the music of labelled splits, with their `records` in metadata.json."""
     for split, manifest in splits.items():
+        if found := changed_audio(manifest, records[split].get("audio"), "labels were"):
+            yield found
         silent = records[split].get("silent", [])
         if silent:
             yield (

@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from music_ssl_fairseq.data.audio_identity import AUDIO
 from music_ssl_fairseq.data.identity import Identity, differences, settings_identity
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing import direct
@@ -103,9 +104,10 @@ def _is_done(out: Path, made_of: Identity, split: str, anew: bool) -> bool:
         there = read_object(out / STAMP)
     except InputError:  # missing or damaged: not finished
         return False
-    if there == made_of and (out / f"{split}.json").exists():
-        return True
     found = differences(made_of, there)
+    lacking = [name for name in made_of.keys() ^ there.keys() if not name.startswith(AUDIO)]
+    if not found and not lacking and (out / f"{split}.json").exists():
+        return True
     if found and not anew:
         raise InputError(
             f"{out}: holds a probe of other data or settings: {found}. Give another --out, or "

@@ -170,7 +170,7 @@ def test_the_judge_ranks_and_compares(modules, data, tmp_path):
     assert all(float(x["low"]) <= float(x["value"]) <= float(x["high"]) for x in lines)
 
 
-def test_a_change_of_labels_is_probed_again(modules, data, tmp_path, capsys):
+def test_a_change_of_labels_or_audio_is_probed_again(modules, data, tmp_path, capsys):
     judge = modules["judge"]
     arguments = ["logmel", "--data", str(data), "--out", str(tmp_path), "--tasks", "instrument"]
     assert judge.main(arguments) == 0
@@ -184,9 +184,14 @@ def test_a_change_of_labels_is_probed_again(modules, data, tmp_path, capsys):
     assert "logmel: instrument," in capsys.readouterr().err
     (stamp,) = tmp_path.glob("full/probes/*/instrument/made_of.json")
     stamp.write_text("{")
+    song = data / "audio/notes/p3_3.flac"  # of the test split
+    audio_before = song.read_bytes()
+    modules["render"].write(song, np.zeros(9_000, np.float32))
     assert judge.main(arguments) == 0
     assert "logmel: instrument," in capsys.readouterr().err
+    assert "p3_3.flac\t9000\n" in (tmp_path / "full/tasks/instrument/test.tsv").read_text()
     table.write_text(before)
+    song.write_bytes(audio_before)
 
 
 def test_a_floor_that_is_not_defined_is_no_floor(modules):

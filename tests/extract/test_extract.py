@@ -251,7 +251,15 @@ def test_a_store_that_was_copied_is_whole(corpus, store, tmp_path, monkeypatch, 
             (tmp_path / path.relative_to(whole)).write_bytes(path.read_bytes())
     monkeypatch.setattr("music_ssl_fairseq.extract.run.Extraction._start", None)
     assert extract(corpus, tmp_path, "--pool", pool) == 0
-    assert "finished already, 4 tracks" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "finished already, 4 tracks" in said.out
+    assert "replaced" not in said.err
+    song = corpus / "music" / "c.wav"
+    content = song.read_bytes()
+    song.write_bytes(content[:44] + content[:43:-1])
+    assert extract(corpus, tmp_path, "--pool", pool) == 0
+    song.write_bytes(content)
+    assert "audio files have been replaced since features were made" in capsys.readouterr().err
 
 
 def test_features_that_are_no_numbers_are_left_out(corpus, store, tmp_path, monkeypatch, capsys):

@@ -170,6 +170,19 @@ def test_a_finished_run_is_left_as_it_is(here, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in (here / "labels").iterdir()}
 
 
+def test_labels_of_audio_that_was_replaced(here, capsys, caplog):
+    manifest, labels = Manifest("manifests/train.tsv"), here / "labels"
+    song = Path(manifest.path(0))
+    content = song.read_bytes()
+    song.write_bytes(content[: len(content) // 2] + content[: (len(content) - 1) // 2 : -1])
+    assert main(["--k", str(K)]) == 0
+    units = UnitDictionary(labels / "dict.km.txt")
+    check_labels(manifest, LabelStore(labels / "train.km"), units, label_rate=100)
+    song.write_bytes(content)
+    for said in (capsys.readouterr().err, caplog.text):
+        assert said.count("train.tsv: its audio files have been replaced since") == 1
+
+
 def test_the_next_command_says_where_the_labels_are(here, capsys):
     (here / "labels").rename(here / "my labels")
     assert main(["--k", str(K), "--labels", "my labels"]) == 0

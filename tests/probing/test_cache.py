@@ -1,6 +1,7 @@
 """Windows, and the cache of their features."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,15 @@ def clips_of(manifest):
 
 def open_store(folder, source, plan, limit=10**9):
     return FeatureCache(folder / "cache", identity(source, plan), limit, source.name)
+
+
+def test_a_file_that_was_replaced_has_another_key(manifest):
+    path = Path(manifest.path(2))
+    before, status = clip_at(str(path), 0, 900).key, path.stat()
+    path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\0")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size
+    assert clip_at(str(path), 0, 900).key != before
 
 
 @pytest.mark.parametrize("batch_seconds", [0.1, 2.5, 100])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,21 @@ def test_a_result_belongs_to_its_settings(inside, folder):
     assert file.stat().st_mtime_ns == before
     assert inside(*other, "--force")[0] == 0
     assert file.stat().st_mtime_ns > before
+
+
+def test_a_result_belongs_to_its_audio(inside, folder, tmp_path):
+    """Also where name, length and time of change stay."""
+    file = folder / "audio" / "20.wav"
+    before, times = file.read_bytes(), (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+    file.write_bytes(before[:44] + before[:43:-1])
+    os.utime(file, ns=times)
+    status, _, err = inside("--task", "noise")
+    file.write_bytes(before)
+    assert status == 1
+    assert "audio of test is" in err
+    file.rename(tmp_path / "away")  # without it, what is finished stays
+    assert inside("--task", "noise")[2].count("done already") == 1
+    (tmp_path / "away").rename(file)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,8 @@ class Clip(NamedTuple):
 def clip_at(path: str, start: int, stop: int) -> Clip:
     """Return the clip of a file from sample `start` to before `stop`.
 
-    Its key follows from the file's path, size and time of last change, and from the samples.
+    Its key follows from the file's path and size, from the times of its last changes, and from the
+    samples. The system notes one of these times itself: unpacking or copying cannot set it.
 
     Raises:
         AudioError: if the file does not exist.
@@ -51,7 +52,8 @@ def clip_at(path: str, start: int, stop: int) -> Clip:
         status = os.stat(path)
     except OSError as error:
         raise AudioError(path, error.strerror or str(error)) from None
-    text = f"{os.path.realpath(path)}\0{status.st_size}\0{status.st_mtime_ns}\0{start}\0{stop}"
+    state = status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    text = "\0".join(map(str, (os.path.realpath(path), *state, start, stop)))
     key = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
     return Clip(path, start, stop, key)
 
