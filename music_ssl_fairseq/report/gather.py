@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.probing.scoring.metrics import statistic
 from music_ssl_fairseq.probing.scoring.predictions import Predictions
 from music_ssl_fairseq.probing.spec import SHOWN
 from music_ssl_fairseq.report.bootstrap import interval
 from music_ssl_fairseq.runtime.texts import read_object
 from music_ssl_fairseq.runtime.typed import look_around
+
+_OF_THE_HEAD = ("fingerprint", "layer", "learning_rate", "best_epoch")
+"""What is equal in `SPLIT.json` and `probe.json`, unless heads were trained after the score."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Probe:
         heads: the grid, from `probe.json`.
         figures: metric -> figure, in order.
         content: digest of the question: kind, classes or targets, files and their labels.
+        outdated: whether heads were trained after the score, and the grid is of those.
     """
 
     folder: Path
@@ -46,6 +51,7 @@ class Probe:
     heads: list[dict[str, Any]]
     figures: dict[str, Figure]
     content: str = ""
+    outdated: bool = False
 
 
 def layer_curve(probe: Probe) -> dict[str, float]:
@@ -111,15 +117,15 @@ def _probe(folder: Path, split: str, resamples: int, seed: int, unit: Unit | Non
         seconds = about["window_seconds"]
         window = "" if seconds == 5 else f", {seconds:g} s" if seconds else ", whole clips"
         names = tuple(about["classes"]), tuple(about["targets"])
-        figures = {
-            name: Figure(
-                float("nan") if (value := about["metrics"][name]) is None else value,
-                *interval(name, predictions, *names, resamples, seed),
-            )
-            for name in _shown(about, unit is None)
-        }
+        figures = {}
+        for name in _shown(about, unit is None):
+            value = about["metrics"][name]
+            value = float("nan") if value is None else float(value)
+            _compare(folder, split, name, value, predictions, *names)
+            figures[name] = Figure(value, *interval(name, predictions, *names, resamples, seed))
         model, content = about["upstream"] + window, _content(about, predictions)
-        return Probe(folder, model, about["task"], about, table["rows"], figures, content)
+        outdated = any(about[name] != table.get(name, about[name]) for name in _OF_THE_HEAD)
+        return Probe(folder, model, about["task"], about, table["rows"], figures, content, outdated)
     except KeyError as error:
         raise InputError(f"{folder}: {split}.json or probe.json lacks {error}") from None
     except (TypeError, ValueError, IndexError, AttributeError) as error:
@@ -128,6 +134,25 @@ def _probe(folder: Path, split: str, resamples: int, seed: int, unit: Unit | Non
         raise InputError(
             f"{folder}: {split}.json, probe.json or the predictions are damaged ({error}); {again}"
         ) from None
+
+
+def _compare(
+    folder: Path,
+    split: str,
+    metric: str,
+    value: float,
+    predictions: Predictions,
+    classes: tuple[str, ...],
+    targets: tuple[str, ...],
+) -> None:
+    """Refuse a score that is not that of the predictions beside it: a scoring was interrupted."""
+    once = np.ones((1, predictions.num_groups), np.int64)
+    (found,) = statistic(metric, predictions, once, classes, targets)
+    if not np.isclose(found, value, rtol=1e-6, atol=1e-9, equal_nan=True):
+        raise InputError(
+            f"{folder}: {split}.json says {metric} {value:g}, but {split}_predictions.npz has "
+            f"{found:g}: they are of different scorings; score again"
+        )
 
 
 def _content(about: dict[str, Any], predictions: Predictions) -> str:

@@ -36,7 +36,7 @@ def write(
         f"{len(models)} models on {len(tasks)} tasks, percent on the {split} split, of the head "
         "that the validation split chose.",
     )
-    page.add("Scores", _scores(probes), _absent(probes, split))
+    page.add("Scores", _scores(probes), _remarks(probes, split))
     if figures:
         page.add("Intervals", probe_figures.draw_intervals(probes, split))
         page.add("Layers", probe_figures.draw_layer_curves(probes))
@@ -110,6 +110,6 @@ def _sortable(value: float) -> float:
     return value if math.isfinite(value) else -math.inf
 
 
-def _absent(probes: Sequence[Probe], split: str) -> str:
-    notes = dict.fromkeys(tables.absent(probes, split))
+def _remarks(probes: Sequence[Probe], split: str) -> str:
+    notes = dict.fromkeys(tables.remarks(probes, split))
     return "".join(paragraph(note, "note") for note in notes)

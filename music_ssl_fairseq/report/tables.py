@@ -40,7 +40,7 @@ def spoken(metric: str) -> str:
 def markdown(
     probes: Sequence[Probe], split: str, resamples: int, known: Sequence[Sequence[str]]
 ) -> str:
-    """Format the table of models and tasks, published figures, and notes on absent classes.
+    """Format the table of models and tasks, published figures, and notes.
 
     Args:
         known: `floors.rows` of the probes.
@@ -74,7 +74,7 @@ def markdown(
             *table(others[0], others[1:]),
             "",
         ]
-    notes = [f"- {note}" for note in absent(probes, split)]
+    notes = [f"- {note}" for note in remarks(probes, split)]
     if notes:
         parts += ["## Notes", "", *dict.fromkeys(notes), ""]
     return "\n".join(parts)
@@ -87,12 +87,17 @@ def _front_ends(probes: Sequence[Probe], known: Sequence[Sequence[str]]) -> list
     return ["## Is the pipeline right?", "", *lines, ""] if lines else []
 
 
-def absent(probes: Sequence[Probe], split: str) -> list[str]:
-    """Name the classes of each probe that were not scored."""
+def remarks(probes: Sequence[Probe], split: str) -> list[str]:
+    """Name the classes of each probe that were not scored, and scores that are outdated."""
     return [
         f"{probe.task}: not scored, because absent from {split}: {', '.join(names)}."
         for probe in probes
         if (names := probe.about["absent_classes"])
+    ] + [
+        f"{probe.task}: {probe.model} was trained further after its score on {split}, of which its "
+        f"curve of layers knows: score {probe.folder} again."
+        for probe in probes
+        if probe.outdated
     ]
 
 

@@ -274,6 +274,23 @@ def test_damaged_results_end_in_one_line(tmp_path, file, damage):
     assert len(str(error.value)) < 1000
 
 
+def test_scores_of_other_predictions_or_heads_are_named(tmp_path):
+    leave_probe(tmp_path / "a", "key", "giantsteps-key", "x")
+    file = tmp_path / "a/probe.json"
+    before = file.read_text()
+    file.write_text(json.dumps({**json.loads(before), "best_epoch": 1_000}))
+    text = run([tmp_path], tmp_path / "out", resamples=9, no_plot=True)
+    assert "giantsteps-key: x was trained further after its score on test" in text
+    file.write_text(before)
+    assert "trained further" not in run([tmp_path], tmp_path / "out", resamples=9, no_plot=True)
+    file = tmp_path / "a/test.json"
+    about = json.loads(file.read_text())
+    about["metrics"]["weighted_key_score"] += 0.01
+    file.write_text(json.dumps(about))
+    with pytest.raises(InputError, match=r"a: test\.json says weighted_key_score .*; score again"):
+        run([tmp_path], tmp_path / "out", resamples=9, no_plot=True)
+
+
 def test_damage_is_named(tmp_path):
     leave_probe(tmp_path / "a", "key", "giantsteps-key", "x")
     (tmp_path / "a/test_predictions.npz").write_bytes(b"no")
