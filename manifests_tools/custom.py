@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -156,14 +157,18 @@ class _CsvReader:
                     f"{self.file}: no column {column!r} in its first line, which should name "
                     f"{', '.join(COLUMNS)} and perhaps {', '.join(OPTIONAL)}"
                 )
+        if unused := [name for name in header if name and name not in (*COLUMNS, *OPTIONAL)]:
+            names = ", ".join(map(quoted, unused))
+            print(f"{self.file}: columns that are not used: {names}", file=sys.stderr)
         splits: dict[str, list[Labelled]] = {split: [] for split in SPLITS}
         places: dict[tuple[str, object], int] = {}
         width = 0
         for number, cells in lines:
             row = dict(zip(header, cells, strict=False))
             item = self._item(row, number)
-            if places.setdefault((item.name, item.segment), number) != number:
-                first = places[item.name, item.segment]
+            place = os.path.normpath(item.name), item.segment
+            if places.setdefault(place, number) != number:
+                first = places[place]
                 self._refuse(number, f"{item.name} is in line {first} already")
             width = width or len(item.label)
             if self.kind == "regression" and len(item.label) != width:

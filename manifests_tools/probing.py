@@ -4,7 +4,9 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import combinations
@@ -19,7 +21,7 @@ from music_ssl_fairseq.data.copies import find_copies
 from music_ssl_fairseq.data.left_out import REPORT, LeftOut, by_name, count_kinds, write_left_out
 from music_ssl_fairseq.errors import InputError, one_line
 from music_ssl_fairseq.frames import SAMPLE_RATE, hours
-from music_ssl_fairseq.probing.spec import FILE, SPLITS, ProbingSpec, write_spec
+from music_ssl_fairseq.probing.spec import FILE, SPLITS, ProbingSpec, parse_number, write_spec
 from music_ssl_fairseq.probing.writer import Example, remove_split, write_split
 
 MIN_SECONDS = 0.1
@@ -128,6 +130,7 @@ def build(
     write_left_out(folder / REPORT, by_name([*left_out, *empty]))
     counts = {split: len(lines) for split, lines in examples.items()}
     task = replace(data.task, counts=counts, missing=len(left_out))
+    (folder / FILE).unlink(missing_ok=True)  # until all splits are of one data set
     for split in SPLITS:
         if split in examples:
             write_split(folder, split, root, examples[split])
@@ -204,12 +207,30 @@ def _summarise(
     if task.classes:
         print(f"classes: {len(task.classes)}")
         _name_absent(task, examples)
+        _name_alike(task.classes)
     if task.skipped:
         print(f"skipped, known to be damaged or double: {shorten(task.skipped)}")
     listed = f", listed in {folder / REPORT}" if left_out else ""
     print(f"left out of {labelled} labelled files: {count_kinds(left_out)}{listed}")
     where = f"{shlex.quote(newest_run() or 'mfcc')} --task {shlex.quote(str(folder))}"
     print(f"next: python -m music_ssl_fairseq.probe --upstream {where}")
+
+
+def _name_alike(classes: Sequence[str]) -> None:
+    """Warn of classes that differ in case, form of accents, or digits of the same number."""
+    alike: dict[object, list[str]] = defaultdict(list)
+    for name in classes:
+        alike[_sense(name)].append(name)
+    pairs = [" and ".join(map(repr, names)) for names in alike.values() if len(names) > 1]
+    if pairs:
+        print(f"warning: classes that are told apart: {shorten(pairs)}", file=sys.stderr)
+
+
+def _sense(name: str) -> object:
+    try:
+        return parse_number(name)
+    except ValueError:
+        return unicodedata.normalize("NFKC", name).casefold()
 
 
 def _samples(example: Example) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 from music_ssl_fairseq.data.left_out import REPORT, LeftOut, write_left_out
 from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.errors import one_line
 from music_ssl_fairseq.extract.run import Outcome
 from music_ssl_fairseq.upstream.model import Upstream
 from music_ssl_fairseq.upstream.windows import Windowing
@@ -48,7 +49,7 @@ def report(out: Path, tracks: Manifest, outcome: Outcome) -> None:
         ]
         write_left_out(file, left_out)
         for item in left_out[:10]:
-            print(f"left out: {item.name}: {item.reason}", file=sys.stderr)
+            print(f"left out: {one_line(item.name)}: {item.reason}", file=sys.stderr)
         print(f"{len(left_out)} of {len(tracks)} tracks were left out: {file}", file=sys.stderr)
     if not outcome.tracks:
         if not outcome.left_out:

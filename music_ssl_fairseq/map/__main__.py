@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from music_ssl_fairseq.cli import exit_status, new_parser
-from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.errors import InputError, one_line
 from music_ssl_fairseq.runtime.cpus import available_cpus
 
 DESCRIPTION = """\
@@ -117,7 +117,7 @@ def run(a: argparse.Namespace) -> None:
     vectors, unread = embedder.embed(a.folder, names, a.cache)
     left_out += unread
     for item in left_out:
-        print(f"left out: {a.folder / item.name}: {item.reason}", file=sys.stderr)
+        print(f"left out: {a.folder / one_line(item.name)}: {item.reason}", file=sys.stderr)
     songs = [name for name in names if name in vectors]
     if not songs:
         raise InputError(f"{a.folder}: none of {len(names)} audio files can be used, see above")

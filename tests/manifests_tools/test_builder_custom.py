@@ -7,6 +7,7 @@ import pytest
 
 from manifests_tools.__main__ import main
 from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.labels import ProbingSplit
 from music_ssl_fairseq.probing.spec import read_spec
 from tests.audio_files import write_tone
@@ -52,12 +53,31 @@ def test_multi_class(music, capsys):
     assert "warning: valid has no example of: pop, étude" in capsys.readouterr().err
 
 
-def test_tabs_byte_order_mark_other_columns_and_names_of_splits(music):
+def test_tabs_byte_order_mark_other_columns_and_names_of_splits(music, capsys):
     text = table("a", "b", "a", "b", "a", "b", quote="").replace(",", "\t")
     text = text.replace("valid", "Validation").replace("path\t", "\ufeffpath\t")
     lines = [line + "\tcomment" for line in text.splitlines()]
     assert build(music, "\r\n".join(lines), "--kind", "multi-class") == 0
     assert loaded(music, "valid").targets.tolist() == [1]
+    assert "labels.csv: columns that are not used: 'comment'\n" in capsys.readouterr().err
+
+
+def test_classes_that_look_alike_are_named(music, capsys):
+    assert (
+        build(music, table("01", "1", "é", "e\u0301", "Pop", "pop"), "--kind", "multi-class") == 0
+    )
+    named = "'01' and '1', 'Pop' and 'pop', 'e\u0301' and 'é'\n"
+    assert f"warning: classes that are told apart: {named}" in capsys.readouterr().err
+
+
+def test_a_task_that_was_written_in_part_is_none(music, monkeypatch):
+    text = table(*GOOD)
+    assert build(music, text, "--kind", "multi-class") == 0
+    monkeypatch.setattr("manifests_tools.probing.write_split", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        build(music, text, "--kind", "multi-class", "--force")
+    with pytest.raises(InputError, match="no such file"):
+        read_spec(music.parent / "out")
 
 
 def test_multi_label_and_another_separator(music):
@@ -145,7 +165,7 @@ def test_without_a_test_split(music, capsys):
         (table("a", "b", "c", "a", "a", "a"), ["--classes", "CLASSES"],
          "line 4: label 'c' is not in the class list"),
         (table(*GOOD).replace("3.wav", "0.wav"), [], "line 5: 0.wav is in line 2 already"),
-        (table(*GOOD).replace("3.wav", "./0.wav"), [], "0.wav is in train and in valid: leakage"),
+        (table(*GOOD).replace("3.wav", "./0.wav"), [], "line 5: ./0.wav is in line 2 already"),
         (table(*GOOD[:4], "", "b"), [], "line 6: no label for 4.wav"),
         (table(*GOOD).replace("valid", "vlaid"), [], "line 5: split 'vlaid' is none of train"),
         (table(*GOOD).replace("valid", "test"), [], "no labelled file for the split valid"),
