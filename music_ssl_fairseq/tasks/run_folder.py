@@ -67,11 +67,11 @@ class RunFolder:
         if cfg is None:
             return
         choose_tracker(cfg)
+        forget_earlier_run()
         if cfg.checkpoint.no_save:
             return
         skip_finished_runs()
         say_what_does_not_fit()
-        forget_earlier_run()
         check_schedule(cfg)
         if cfg.checkpoint.write_checkpoints_asynchronously:  # makes no checkpoint_last.pt
             cfg.checkpoint.write_checkpoints_asynchronously = False

@@ -7,8 +7,10 @@ says what it trains (`start_lines`), what is best (`best_line`) and what follows
 import logging
 import os
 import shlex
+import statistics
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,11 @@ from music_ssl_fairseq.compat import is_training_command
 
 logger = logging.getLogger(__name__)
 
-_MEASURED_UPDATES, _MEASURED_SECONDS = 20, 5.0
-"""What the expected time is taken from: so many updates after the first, or so long."""
+_MEASURED_UPDATES, _SLOW_UPDATES, _SLOW_SECONDS = 20, 5, 60.0
+"""What the expected time is the median of: so many updates, or five that took a minute or more.
+
+The first updates on a GPU take many times as long: kernels are compiled and graphs recorded.
+"""
 
 _LARGE = 20_000_000
 """Weights of a model that takes days to train on a CPU."""
@@ -58,8 +63,7 @@ class Narration:
         self._cfg: Any = None
         self._trainer: Any = None
         self._folder = ""
-        self._first = (0, 0.0)
-        self._is_measured = False
+        self._times: list[float] | None = None
 
     def begin(self, cfg: Any, trainer: Any) -> None:
         """Say what is trained, on what, where, and where it is written."""
@@ -69,8 +73,7 @@ class Narration:
             return
         if trainer.task.finished:
             return
-        self._cfg, self._trainer, self._first = cfg, trainer, (-1, 0.0)
-        self._is_measured = False
+        self._cfg, self._trainer, self._times = cfg, trainer, []
         for line in trainer.task.start_lines(cfg, trainer.get_model()):
             say(line)
         say(_device_line(cfg))
@@ -97,17 +100,18 @@ class Narration:
         total = self._cfg.optimization.max_update or None
         for console in _consoles():
             console.move(number, total, self._folder)
-        if self._first[0] < 0:
-            self._first = number, now
-        elif not self._is_measured:
-            self._expect(number, now, total)
+        if self._times is not None:
+            self._times.append(now)
+            self._expect(number, self._times, total)
 
-    def _expect(self, number: int, now: float, total: int | None) -> None:
-        count, seconds = number - self._first[0], now - self._first[1]
-        if count < _MEASURED_UPDATES and seconds < _MEASURED_SECONDS:
+    def _expect(self, number: int, times: list[float], total: int | None) -> None:
+        """Say how long it will take, once enough updates have ended at `times` (seconds)."""
+        count = len(times) - 1
+        is_slow = count >= _SLOW_UPDATES and times[-1] - times[0] >= _SLOW_SECONDS
+        if count < _MEASURED_UPDATES and not is_slow:
             return
-        self._is_measured = True
-        each = seconds / max(1, count)
+        self._times = None
+        each = statistics.median(late - early for early, late in pairwise(times))
         left = f": about {duration(each * (total - number))} to go" if total else ""
         say(f"{each:.2g} s per update{left}")
 

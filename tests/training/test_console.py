@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from itertools import accumulate
 from types import SimpleNamespace
 
 import pytest
@@ -100,21 +101,29 @@ def test_the_command_that_fits_keeps_the_data(monkeypatch):
     )
 
 
-def test_the_time_to_go_is_measured(monkeypatch, caplog):
+@pytest.mark.parametrize(
+    ("seconds", "line"),
+    [
+        ([40.0, 30.0] + [0.5] * 18, "0.5 s per update: about 40 s to go"),  # compiled first
+        ([90.0, 20.0, 20.0, 20.0, 20.0], "20 s per update: about 31 min 40 s to go"),
+    ],
+)
+def test_the_time_to_go_is_measured(monkeypatch, caplog, seconds, line):
     caplog.set_level(logging.INFO)
-    now = iter([100.0, 102.0, 106.0])
+    now = iter(accumulate(seconds, initial=100.0))
     monkeypatch.setattr(narration.time, "monotonic", lambda: next(now))
-    updates = iter([1, 2, 3])
+    updates = iter(range(1, 100))
     found = narration.Narration()
     found._trainer = SimpleNamespace(get_num_updates=lambda: next(updates))
     found._cfg = SimpleNamespace(
-        optimization=SimpleNamespace(max_update=43),
+        optimization=SimpleNamespace(max_update=101),
         checkpoint=SimpleNamespace(save_dir="runs/x/checkpoints"),
     )
-    found._first = (-1, 0.0)
-    for _ in range(3):
+    found._times = []
+    for _ in range(len(seconds) + 1):
+        assert not caplog.messages
         found.update()
-    assert caplog.messages == ["3 s per update: about 2 min 0 s to go"]
+    assert caplog.messages == [line]
 
 
 def test_fairseq_s_help_names_our_models(monkeypatch, capsys):

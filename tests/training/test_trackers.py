@@ -6,6 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from fairseq import checkpoint_utils
 from fairseq.logging import progress_bar
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -41,6 +42,8 @@ class Recorder:
 def test_a_run_is_in_trackio_and_its_pace_and_settings_in_tensorboard(here, monkeypatch):
     recorder = Recorder()
     monkeypatch.setattr(trackers, "optional", lambda module, extra: recorder)
+    earlier = -1.0  # the best of a run before, in this process
+    monkeypatch.setattr(checkpoint_utils.save_checkpoint, "best", earlier, raising=False)
     settings = [
         *TINY,
         "optimization.max_update=4",
@@ -52,6 +55,7 @@ def test_a_run_is_in_trackio_and_its_pace_and_settings_in_tensorboard(here, monk
     (begun,) = recorder.begun
     assert (begun["project"], begun["name"], begun["resume"]) == ("songs", "a/b", "allow")
     assert begun["config"]["model"]["mask_prob"] == 0.8
+    assert checkpoint_utils.save_checkpoint.best > 0
     steps = [(step, n) for step, n in recorder.lines if "train_inner/loss" in n]
     assert [step for step, _ in steps] == [1, 2, 3, 4]
     assert all("train_inner/eta_hours" in numbers for _, numbers in steps[:3])
