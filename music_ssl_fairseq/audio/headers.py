@@ -8,9 +8,8 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-from music_ssl_fairseq.audio.pcm import Pcm
 from music_ssl_fairseq.errors import AudioError
 
 _HEAD_BYTES = 4096  # read at once; most headers are shorter
@@ -25,6 +24,21 @@ _SOUNDFILE = (b"RIFF", b"RIFX", b"RF64", b"riff", b"fLaC", b"OggS", b"FORM", b"c
 
 # Sizes that recorders and pipes write while they do not know them.
 _UNKNOWN = (range(1), range(0x7FFF_F000, 0x8000_0001), range(0xFFFF_F000, _WRAP))
+
+
+# Code of a WAV file and bits of a sample, for libsndfile.
+_SUBTYPES = {(1, 8): "PCM_U8", (1, 16): "PCM_16", (1, 24): "PCM_24", (1, 32): "PCM_32"}
+_SUBTYPES |= {(3, 32): "FLOAT", (3, 64): "DOUBLE"}
+
+
+class Pcm(NamedTuple):
+    """Uncompressed samples, little-endian: bytes `[offset, offset + size)` of a file."""
+
+    offset: int
+    size: int
+    sample_rate: int
+    channels: int
+    subtype: str
 
 
 @dataclass(frozen=True)
@@ -140,10 +154,10 @@ class _Chunks:
             code, channels, rate, _, align, bits = struct.unpack("<HHIIHH", self._format[:16])
             if code == 0xFFFE and len(self._format) >= 26:  # extensible: the code stands behind
                 code = int.from_bytes(self._format[24:26], "little")
-        known = {1: (8, 16, 24, 32), 3: (32, 64)}.get(code, ())
-        if not channels or bits not in known or align != channels * bits // 8:
+        subtype = _SUBTYPES.get((code, bits))
+        if not channels or subtype is None or align != channels * bits // 8:
             raise AudioError(name, f"{_NO_LENGTH}: encode it again")
-        return Pcm(name, self._start, size // align, rate, channels, bits, code == 3)
+        return Pcm(self._start, size // align * align, rate, channels, subtype)
 
     def end_well(self) -> bool:
         """Tell whether only chunks, or a few bytes, follow the samples."""

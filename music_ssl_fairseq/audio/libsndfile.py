@@ -9,6 +9,7 @@ from typing import BinaryIO, cast
 import numpy as np
 import soundfile
 
+from music_ssl_fairseq.audio.headers import Pcm
 from music_ssl_fairseq.audio.ogg import last_page_samples
 from music_ssl_fairseq.audio.pyav import begins_early
 from music_ssl_fairseq.errors import AudioError
@@ -93,22 +94,28 @@ class Libsndfile:
 
 
 @contextmanager
-def opened(name: str, source: RawIOBase | None = None) -> Iterator[Libsndfile]:
+def opened(
+    name: str, source: RawIOBase | None = None, pcm: Pcm | None = None
+) -> Iterator[Libsndfile]:
     """Open a file.
 
     Args:
         source: what to read, if that is not the file of that name.
+        pcm: the form of `source`, if it has no header.
 
     Raises:
         AudioError: if libsndfile does not know its format or its length.
     """
+    raw: tuple = (pcm.sample_rate, pcm.channels, pcm.subtype, "LITTLE", "RAW") if pcm else ()
     try:
         # libsndfile takes bytes, so names that are not UTF-8 open as well.
-        file = soundfile.SoundFile(os.fsencode(name) if source is None else source)
+        file = soundfile.SoundFile(os.fsencode(name) if source is None else source, "r", *raw)
     except soundfile.LibsndfileError as error:
         raise AudioError(name, f"libsndfile: {error.error_string}") from None
     with file:
-        if file.format == "RAW":  # anything at all whose name ends in .au, .snd, .vox or .gsm
+        if (
+            file.format == "RAW" and pcm is None
+        ):  # anything at all whose name ends in .au, .snd, .vox or .gsm
             raise AudioError(name, "libsndfile: its first bytes are of no known format")
         if not 0 <= file.frames <= _MAX_SAMPLES:
             raise AudioError(name, "libsndfile: it states no length")

@@ -13,7 +13,6 @@ import numpy as np
 from music_ssl_fairseq.audio import libsndfile, pyav, shards
 from music_ssl_fairseq.audio.headers import AudioHeader, read_header
 from music_ssl_fairseq.audio.libsndfile import Libsndfile
-from music_ssl_fairseq.audio.pcm import Pcm
 from music_ssl_fairseq.audio.pyav import Decoder
 from music_ssl_fairseq.audio.resampling import resampled_part
 from music_ssl_fairseq.audio.shards import Member, parse_member
@@ -129,7 +128,7 @@ def _existing(path: str | os.PathLike) -> _File:
         raise AudioError(name, f"not a name of a file ({error})") from None
 
 
-_Opened = Libsndfile | Decoder | Pcm
+_Opened = Libsndfile | Decoder
 
 
 @contextmanager
@@ -152,11 +151,12 @@ def _choose(file: _File, stack: ExitStack) -> _Opened:
 
     Files in shards are for libsndfile alone.
     """
-    if file.member is not None:
-        part = stack.enter_context(shards.opened(file.member))
-        return stack.enter_context(libsndfile.opened(file.name, part))
-    if file.header.pcm is not None:
-        return file.header.pcm
+    member, pcm = file.member, file.header.pcm
+    if pcm is not None:
+        member = Member(file.name, pcm.offset, pcm.size)
+    if member is not None:
+        part = stack.enter_context(shards.opened(member))
+        return stack.enter_context(libsndfile.opened(file.name, part, pcm))
     ways = [lambda: libsndfile.opened(file.name), file.decoder]
     if not file.header.soundfile:
         ways.reverse()

@@ -10,7 +10,6 @@ from music_ssl_fairseq.frames import SAMPLE_RATE, resampled_length
 
 if TYPE_CHECKING:
     from music_ssl_fairseq.audio.libsndfile import Libsndfile
-    from music_ssl_fairseq.audio.pcm import Pcm
     from music_ssl_fairseq.audio.pyav import Decoder
 
 _ZERO_CROSSINGS = 16  # of the sinc, each side: 90 dB stop band with the window below
@@ -34,7 +33,7 @@ def resample(waveform: np.ndarray, rate: int, sample_rate: int = SAMPLE_RATE) ->
 
 
 def resampled_part(
-    source: "Libsndfile | Decoder | Pcm", start: int, stop: int | None, sample_rate: int
+    source: "Libsndfile | Decoder", start: int, stop: int | None, sample_rate: int
 ) -> np.ndarray:
     """Read the samples `[start, stop)` at `sample_rate`, and beside them what the filter needs.
 

@@ -128,11 +128,6 @@ class PretrainingDataset(FairseqDataset):
             *(self._plan.num_too_short, min_seconds),
         )
 
-    @property
-    def num_too_short(self) -> int:
-        """Tracks left out because they are too short."""
-        return self._plan.num_too_short
-
     def __len__(self) -> int:
         return len(self._plan)
 

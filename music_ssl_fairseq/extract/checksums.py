@@ -16,8 +16,8 @@ from music_ssl_fairseq.extract.row_file import RowFile
 CHECKSUMS = "checksums.npy"
 
 
-class Checksums:
-    """The checksums of a store; each is on disk as soon as it is noted.
+class Checksums(RowFile):
+    """The checksums of a store, on disk as soon as noted; `clear` is for an incomplete track.
 
     Args:
         folder: of the store.
@@ -27,7 +27,7 @@ class Checksums:
 
     def __init__(self, folder: Path, num_tracks: int, settings: str):
         self._key = blake2b(settings.encode(), digest_size=32).digest()
-        self._rows = RowFile(folder / CHECKSUMS, np.dtype(np.uint64), (num_tracks, 2), 0)
+        super().__init__(folder / CHECKSUMS, np.dtype(np.uint64), (num_tracks, 2), 0)
 
     def of(self, parts: Iterable[bytes]) -> int:
         """Return the checksum of a track's features, given part by part; never 0."""
@@ -36,19 +36,11 @@ class Checksums:
             found.update(part)
         return int.from_bytes(found.digest(), "little") or 1
 
-    def __getitem__(self, track: int) -> tuple[int, int]:
+    def noted(self, track: int) -> tuple[int, int]:
         """Return a track's checksum and time of last change; 0 and 0 if it is not complete."""
-        checksum, changed = np.frombuffer(self._rows[track], np.uint64).tolist()
+        checksum, changed = np.frombuffer(self[track], np.uint64).tolist()
         return checksum, changed
 
     def note(self, track: int, checksum: int, changed: int = 0) -> None:
         """Record that a track is complete."""
-        self._rows[track] = np.array([checksum, changed], np.uint64)
-
-    def forget(self, track: int) -> None:
-        """Record that a track is not complete."""
-        self._rows.clear(track)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._rows.close()
+        self[track] = np.array([checksum, changed], np.uint64)

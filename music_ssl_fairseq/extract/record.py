@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import asdict
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from music_ssl_fairseq.data.left_out import REPORT, LeftOut, write_left_out
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import one_line
 from music_ssl_fairseq.extract.run import Outcome
+from music_ssl_fairseq.runtime.files import checksum
 from music_ssl_fairseq.upstream.model import Upstream
 from music_ssl_fairseq.upstream.windows import Windowing
 
@@ -35,7 +35,7 @@ def settings_of(
         "normalise": upstream.normalise,
         "precision": upstream.precision,
         "windows": asdict(windowing),
-        "manifest": sha256(tracks.file.read_bytes()).hexdigest(),
+        "manifest": checksum(tracks.file),
     }
 
 

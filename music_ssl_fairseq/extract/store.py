@@ -81,11 +81,11 @@ class MeanStore(_Store):
 
     def _check(self, track: int) -> bool:
         """Return False if a track is damaged; clear its row if it is not complete."""
-        noted, _ = self._checksums[track]
+        noted, _ = self._checksums.noted(track)
         self._there[track] = noted and noted == self._checksums.of([self._rows[track]])
         if self._there[track] or (self._rows.is_empty(track) and not noted):
             return True
-        self._checksums.forget(track)
+        self._checksums.clear(track)
         self._rows.clear(track)
         return False
 
@@ -139,7 +139,7 @@ class FrameStore(_Store):
 
     def _check(self, track: int) -> bool:
         """Return False if a track is damaged; remove its file if it is not complete."""
-        file, (noted, changed) = self._file(track), self._checksums[track]
+        file, (noted, changed) = self._file(track), self._checksums.noted(track)
         if not file.exists() and not noted:
             return True
         if noted and is_whole(file, self.dtype, self._shape(track)):
@@ -150,7 +150,7 @@ class FrameStore(_Store):
                 self._settle(track, noted)
         if self._there[track]:
             return True
-        self._checksums.forget(track)
+        self._checksums.clear(track)
         file.unlink(missing_ok=True)
         return False
 

@@ -203,7 +203,6 @@ def _capture_layers(
     norms = [norm_parameters(layer) for layer in layers]
     own = list(zip(seeds, settings, weights.of_layers, norms, strict=True))
     of_layer = [None] * (len(layers) - 1) + [selection]
-    weights.refresh()
     shape = x.shape
     inputs = [torch.zeros(shape, dtype=working_dtype(x), device=x.device)]
     forwards, kept = [], []

@@ -23,7 +23,7 @@ from music_ssl_fairseq.fast.frame_selection import select
 from music_ssl_fairseq.fast.gelu import gelu
 from music_ssl_fairseq.fast.hashed_dropout import draw_seeds, hashed
 from music_ssl_fairseq.fast.packing import Packing, pack, packing_of, repeat_crops, take, unpack
-from music_ssl_fairseq.fast.transformer_layer import can_fuse_layer, cast_weights, fused_layer
+from music_ssl_fairseq.fast.transformer_layer import CastWeights, can_fuse_layer, fused_layer
 from music_ssl_fairseq.frames import frames_within
 
 __all__ = [
@@ -198,7 +198,7 @@ def _layer_runner(
         if graphs is not None:
             graphs.begin(seeds[:-1], selection)
             return lambda layer, x: (graphs(numbers[layer], x), None)
-    weights = cast_weights(layers, x)
+    weights = CastWeights(layers, x).of_layers
 
     def run_fused(layer: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
         number = numbers[layer]

@@ -56,7 +56,7 @@ def fused_layer(
         x: `[B, T, D]`.
         seeds: `[3]` int32 (`draw_seeds`) for the attention's dropout and the two residuals'. None
             in evaluation mode.
-        weights: the layer's, from `cast_weights`.
+        weights: the layer's, from `CastWeights`.
         selection: N frames, or None for all.
 
     Returns:
@@ -120,23 +120,14 @@ def _linears(layer: Any) -> tuple[nn.Linear, ...]:
     return (*projections, attention.out_proj, layer.fc1, layer.fc2)
 
 
-def cast_weights(layers: Iterable[Any], x: Tensor) -> list[Weights]:
-    """Copy the weights of layers to the type in which products of `x` run.
-
-    Returns:
-        Per layer, weight and bias of four products: queries, keys and values; the attention's
-        output; the feed-forward network's first and second.
-    """
-    copies = CastWeights(layers, x)
-    copies.refresh()
-    return copies.of_layers
-
-
 class CastWeights:
-    """Copies of layers' weights in another type, made together: a hundred launches become few.
+    """Copies of layers' weights in the type in which products of `x` run.
+
+    They are made together: a hundred launches become few.
 
     Attributes:
-        of_layers: see `cast_weights`.
+        of_layers: per layer, weight and bias of four products: queries, keys and values; the
+            attention's output; the feed-forward network's first and second.
     """
 
     def __init__(self, layers: Iterable[Any], x: Tensor):
@@ -155,6 +146,7 @@ class CastWeights:
         whole = [part.view(shape) for part, shape in zip(joined, shapes, strict=True)]
         self._sources, self._targets = sources, targets
         self.of_layers = [tuple(whole[i : i + 8]) for i in range(0, len(whole), 8)]
+        self.refresh()
 
     @torch.no_grad()
     def refresh(self) -> None:

@@ -220,18 +220,6 @@ class RunFolderTask(FairseqTask):
         """Return why nothing is left to train, or empty: see `compat.skip_finished_runs`."""
         return self.run.finished
 
-    def start_lines(self, cfg: Any, model: Any) -> list[str]:
-        """Describe what is trained, and on what, in lines for the console."""
-        raise NotImplementedError
-
-    def best_line(self, cfg: Any) -> str:
-        """Describe the best validation so far; empty if there was none."""
-        raise NotImplementedError
-
-    def next_command(self, cfg: Any) -> str:
-        """Return the command that follows a complete training, with this run's paths."""
-        raise NotImplementedError
-
     def state_dict(self) -> dict[str, Any]:
         """Return the task's state for checkpoints, with the run's identity."""
         return {**super().state_dict(), **self.run.state()}

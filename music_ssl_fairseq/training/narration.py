@@ -1,7 +1,8 @@
 """Tell in a training's console what begins, how far it is, what came of it, and what to do next.
 
 `hydra_plugins/_music_ssl_fairseq_console.py` prints the lines, and the log has them too. A task
-says what it trains (`start_lines`), what is best (`best_line`) and what follows (`next_command`).
+says what it trains (`start_lines`), the best validation so far or "" (`best_line`), and the command
+that follows a complete training, with this run's paths (`next_command`).
 """
 
 import logging

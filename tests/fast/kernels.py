@@ -29,7 +29,7 @@ from music_ssl_fairseq.fast.kernels import gelu as gelu_kernels
 from music_ssl_fairseq.fast.kernels import norm as norm_kernels
 from music_ssl_fairseq.fast.kernels import sum as sum_kernels
 from music_ssl_fairseq.fast.packing import packing_of
-from music_ssl_fairseq.fast.transformer_layer import cast_weights, fused_layer
+from music_ssl_fairseq.fast.transformer_layer import CastWeights, fused_layer
 from music_ssl_fairseq.modules.positional_conv import PositionalConv
 from music_ssl_fairseq.modules.transformer import TransformerEncoder, TransformerLayer
 
@@ -355,7 +355,7 @@ def compare_layers(training: bool) -> None:
     x, grad = random(2, 11, 32), random(2, 11, 32)
 
     def fused(y: Tensor) -> tuple[Tensor, Tensor | None]:
-        return fused_layer(layer, y, seeds, cast_weights([layer], y)[0])
+        return fused_layer(layer, y, seeds, CastWeights([layer], y).of_layers[0])
 
     results = []
     for run in (lambda y: dispatch._run_layer(layer, y, None, seeds), fused):
@@ -392,7 +392,7 @@ def test_layer_of_selected_frames(monkeypatch):
         layer.zero_grad()
         y = x.clone().requires_grad_()
         with torch.autocast("cuda", torch.float16, enabled=GPU):
-            weights = cast_weights([layer], y)[0]
+            weights = CastWeights([layer], y).of_layers[0]
             outputs = [*fused_layer(layer, y, seeds, weights, selection if some else None)]
             with torch.no_grad():
                 outputs += fused_layer(layer, y, seeds, weights, selection if some else None)
@@ -507,7 +507,7 @@ def _fused(
     _: Any,
     selection: FrameSelection | None,
 ) -> Tensor:
-    weights = cast_weights(layers, x)
+    weights = CastWeights(layers, x).of_layers
     for i in used:
         x, _ = fused_layer(
             layers[i], x, seeds[i], weights[i], selection if i == LAYERS - 1 else None

@@ -102,7 +102,7 @@ class RowAdam(FairseqOptimizer):  # checkpoints hold this name, and refuse anoth
     def step(self, closure: Any = None, scale: float = 1.0, groups: Any = None) -> None:
         """Update each head at its own rate, and the encoder's layers."""
         if self._encoder is not None and self._rates:
-            self._encoder.step(self.get_lr(), self._scale / scale)
+            self._encoder.update(self.get_lr(), self._scale / scale)
         parameters = [p for p in self.params if p.grad is not None and p.numel()]
         if not parameters:
             return

@@ -1,7 +1,6 @@
 """Adam for an encoder that is trained along with a head, each layer at its own rate."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +9,7 @@ SHARE = "share_of_rate"
 """Attribute of an encoder's parameters: their learning rate as a share of the head's."""
 
 
-class EncoderAdam:
+class EncoderAdam(torch.optim.Adam):
     """torch's Adam for parameters with a `SHARE`; rates fall with the head's."""
 
     def __init__(self, parameters: Sequence[Tensor], betas: tuple[float, float], eps: float):
@@ -19,16 +18,12 @@ class EncoderAdam:
             {"params": [p for p in parameters if getattr(p, SHARE) == share]}
             for share in self._shares
         ]
-        self._adam = torch.optim.Adam(groups, betas=betas, eps=eps)
+        super().__init__(groups, betas=betas, eps=eps)
 
     def gradients(self) -> list[Tensor]:
         """Return the gradients that there are: none while the encoder is frozen."""
-        parameters = (p for group in self._adam.param_groups for p in group["params"])
+        parameters = (p for group in self.param_groups for p in group["params"])
         return [p.grad for p in parameters if p.grad is not None]
-
-    def zero_grad(self) -> None:
-        """Forget the gradients."""
-        self._adam.zero_grad(set_to_none=True)
 
     def clip(self, max_norm: float, scale: float) -> Tensor:
         """Bound the norm of the gradients times `scale`, unless `max_norm` is 0; return it."""
@@ -40,19 +35,11 @@ class EncoderAdam:
             torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
-    def step(self, rate: float, scale: float) -> None:
+    def update(self, rate: float, scale: float) -> None:
         """Update at shares of the head's `rate`, with gradients times `scale`."""
         gradients = self.gradients()
         if gradients:
             torch._foreach_mul_(gradients, scale)
-        for group, share in zip(self._adam.param_groups, self._shares, strict=True):
+        for group, share in zip(self.param_groups, self._shares, strict=True):
             group["lr"] = rate * share
-        self._adam.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the moments and the numbers of updates."""
-        return self._adam.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a state of the same parameters."""
-        self._adam.load_state_dict(state)
+        self.step()
