@@ -45,9 +45,6 @@ def convert_tracks(
 
     Returns:
         Source name -> name of its copy, and the damaged tracks.
-
-    Raises:
-        InputError: if a copy cannot be written.
     """
     targets = target_names([track.name for track in tracks])
     jobs = [(track, targets[track.name]) for track in tracks]
@@ -93,9 +90,6 @@ def write_flac(path: str, waveforms: Iterator[np.ndarray]) -> None:
 
     Values are rounded to 1/32768 and clipped to [-1, 1): 16-bit audio of 16 kHz keeps its values,
     and a peak beyond full scale (MP3, resampling) does not wrap.
-
-    Raises:
-        OSError: if it cannot be written.
     """
     with atomic_path(path) as temporary:
         encode_flac(os.fsencode(temporary), waveforms)

@@ -113,9 +113,8 @@ def opened(
     except soundfile.LibsndfileError as error:
         raise AudioError(name, f"libsndfile: {error.error_string}") from None
     with file:
-        if (
-            file.format == "RAW" and pcm is None
-        ):  # anything at all whose name ends in .au, .snd, .vox or .gsm
+        # Unasked, libsndfile takes anything whose name ends in .au, .snd, .vox or .gsm for raw.
+        if file.format == "RAW" and pcm is None:
             raise AudioError(name, "libsndfile: its first bytes are of no known format")
         if not 0 <= file.frames <= _MAX_SAMPLES:
             raise AudioError(name, "libsndfile: it states no length")

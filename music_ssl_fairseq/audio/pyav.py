@@ -118,11 +118,7 @@ class Decoder:
         return recent
 
     def measure(self) -> int:
-        """Count the samples from start to end, by decoding them.
-
-        Raises:
-            AudioError: as `read`.
-        """
+        """Count the samples from start to end, by decoding them."""
         if self.num_samples is None:
             self.read(_BEYOND_ANY_END, _BEYOND_ANY_END + 1)
         assert self.num_samples is not None

@@ -58,11 +58,7 @@ class MappedFile:
         return len(self._bytes)
 
     def __getitem__(self, part: slice) -> bytes:
-        """Read part of the file; access through the map would kill the process if it has been cut.
-
-        Raises:
-            InputError: if it has been cut.
-        """
+        """Read part of the file; access through the map would kill the process if it has been cut."""
         begin, end, _ = part.indices(len(self))
         return read_part(self._handle, begin, max(0, end - begin))
 

@@ -52,9 +52,6 @@ class FrameTargets:
 
         Returns:
             `[num_frames]` int64.
-
-        Raises:
-            InputError: if a label is not in the dictionary.
         """
         first = start // self.hop
         chosen = frame_labels(num_frames, self._grid.hop, self.hop)

@@ -91,11 +91,7 @@ class UnitDictionary:
 
 
 def read_metadata(label_dir: str | os.PathLike) -> dict:
-    """Read the labeler's metadata; empty if there is no such file.
-
-    Raises:
-        InputError: if the file is not a JSON object.
-    """
+    """Read the labeler's metadata; empty if there is no such file."""
     file = Path(label_dir) / METADATA
     return read_object(file, "label again") if file.exists() else {}
 

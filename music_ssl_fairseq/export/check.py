@@ -38,11 +38,7 @@ Run = Callable[[Tensor, Tensor | None], Sequence[Tensor]]
 
 
 def compare_on_waveforms(model: AudioEncoder, ours: Run, theirs: Run, where: str) -> str:
-    """Compare hidden states of `waveforms`, with and without padding; describe the difference.
-
-    Raises:
-        InputError: see `compare`.
-    """
+    """Compare hidden states of `waveforms`, with and without padding; describe the difference."""
     waveform, padding_mask = waveforms(model.grid)
     largest = 0.0
     for padding in (None, padding_mask):

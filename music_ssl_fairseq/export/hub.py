@@ -15,9 +15,6 @@ def push(folder: Path, files: list[str], repository: str, message: str) -> str:
 
     Returns:
         The model's name with the new commit, as `load` takes it.
-
-    Raises:
-        InputError: if the hub refuses, or cannot be reached.
     """
     api = optional("huggingface_hub", "hub").HfApi()
     with one_line(PREFIX + repository):

@@ -29,10 +29,6 @@ def write(source: ExportSource, folder: Path, name: str) -> str:
     """Write config.json, model.safetensors, preprocessor_config.json and a model card.
 
     The weights are float32. Heads are left out, because AutoModel has no place for them.
-
-    Raises:
-        InputError: if transformers has no model of this shape, or the result differs from the
-            original.
     """
     config = to_config(source.contents, source.settings.get("model", {}))
     write_json(folder / CONFIG, config)

@@ -45,11 +45,7 @@ class ExportSource:
 
 
 def read(path: str | Path) -> ExportSource:
-    """Read a checkpoint in any of the formats that `music_ssl_fairseq.load` takes.
-
-    Raises:
-        InputError: if it is none of them, damaged, or would run code.
-    """
+    """Read a checkpoint in any of the formats that `music_ssl_fairseq.load` takes."""
     name, path = path, locate(path)
     if hugging_face.folder_of(path) is not None:
         return ExportSource(upstream.read(name))

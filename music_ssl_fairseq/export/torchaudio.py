@@ -28,12 +28,7 @@ FILE = "model.pt"
 
 
 def write(source: ExportSource, folder: Path, name: str) -> str:
-    """Write model.pt and wav2vec2_model.json.
-
-    Raises:
-        InputError: if torchaudio has no such model or cannot be imported, or the result differs
-            from the original.
-    """
+    """Write model.pt and wav2vec2_model.json."""
     wav2vec2_model = torchaudio_models().wav2vec2_model
     arguments = to_arguments(source.contents, source.settings.get("model", {}))
     save(to_state(source.contents), folder / FILE)

@@ -38,9 +38,6 @@ def read_chunk(front_end: FrontEnd, track: Track, first: int, last: int) -> Chun
 
     A file that ends earlier than the manifest says (`check_length` bounds by how much) is padded
     with zeros, so that frames and manifest agree.
-
-    Raises:
-        AudioError: if the file cannot be read.
     """
     start, stop = front_end.span(track.num_samples, first, last)
     waveform = audio.read(track.path, start, stop - start)

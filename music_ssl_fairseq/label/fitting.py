@@ -99,11 +99,7 @@ def _named(file: Path) -> str:
 
 
 def _load_sample(job: Job, num_blocks: int) -> np.ndarray:
-    """Return `[n, D]` float32 in random order, so that any part of it is a sample as well.
-
-    Raises:
-        InputError: if there are too few frames, or all are equal.
-    """
+    """Return `[n, D]` float32 in random order, so that any part of it is a sample as well."""
     blocks = job.folder.checkpoints
     lengths = [int(blocks.load_lengths(SAMPLE, number).sum()) for number in range(num_blocks)]
     places = np.random.default_rng((job.recipe.seed, 1)).permutation(sum(lengths))

@@ -16,11 +16,7 @@ class Middle(NamedTuple):
 
 
 def middle_of(path: str | os.PathLike, seconds: float) -> Middle:
-    """Return the middle `seconds` of a song, all of it if it is shorter.
-
-    Raises:
-        AudioError: if the file cannot be read.
-    """
+    """Return the middle `seconds` of a song, all of it if it is shorter."""
     length = audio.probe(path).length_at()
     part = round(min(length, seconds * SAMPLE_RATE))
     start = (length - part) // 2

@@ -18,11 +18,7 @@ COLOURS = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """Return an empty figure, in inches.
-
-    Raises:
-        InputError: if matplotlib is not installed.
-    """
+    """Return an empty figure, in inches."""
     return optional("matplotlib.figure", "plot").Figure((width, height), layout="constrained")
 
 

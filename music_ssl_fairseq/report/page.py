@@ -26,9 +26,6 @@ def write(
         known: `floors.rows` of the probes.
         runs: trainings whose curves are shown.
         figures: whether to draw, which needs matplotlib.
-
-    Raises:
-        InputError: if matplotlib is needed and not installed.
     """
     tasks, models = tables.tasks_of(probes), tables.models_of(probes)
     page = Page(

@@ -21,11 +21,7 @@ _COLOURS = 10
 
 
 def draw(rows: Rows, out: Path) -> dict[str, Any]:
-    """Write the figures that the rows have data for; return them by name.
-
-    Raises:
-        InputError: if matplotlib is not installed.
-    """
+    """Write the figures that the rows have data for; return them by name."""
     drawn = {
         SCORES: _heat_map(rows),
         LAYERS: _layer_curves(rows),

@@ -81,11 +81,7 @@ def write_heads(folder: Path, about: dict[str, Any], heads: list[dict[str, Any]]
 def write_scores(
     folder: Path, split: str, about: dict[str, Any], scores: Scores, predictions: Predictions
 ) -> Path:
-    """Write `SPLIT_predictions.npz` and `SPLIT.json`, whose path is returned.
-
-    Raises:
-        InputError: see `refuse_another`.
-    """
+    """Write `SPLIT_predictions.npz` and `SPLIT.json`, whose path is returned."""
     refuse_another(folder, about["task"])
     predictions.save(folder / f"{split}_predictions.npz")
     file = folder / f"{split}.json"
