@@ -69,18 +69,14 @@ class PretrainingDataset(FairseqDataset):
     ):
         """Plan the crops.
 
+        Tracks shorter than `min_seconds` or two frames are left out; a track shorter than
+        `crop_seconds` gives one crop of its own length. `PretrainingConfig` describes the settings.
+
         Args:
-            crop_seconds: length of a crop; a shorter track gives one crop of its own length.
-            min_seconds: shorter tracks are left out, as are those of less than two frames.
             grid: frames of the model's extractor.
-            normalise: give each crop zero mean and unit variance.
             mask: draws the frames to mask; None for batches without masks.
             training: crops and masks differ from epoch to epoch, and come in random order.
             labels: label sets of the manifest's tracks; None for crops without targets.
-            crops_per_track: per epoch; None for as many as fit.
-            max_unreadable: share of the tracks that may be unreadable.
-            mix_prob: share of training crops to which another of the batch is added (`mixing`).
-            equaliser_db: largest gain of a random filter on each training crop (`equaliser`).
             span_growth: span lengths of each training epoch; None for those of `mask`.
             masks_per_crop: masks that are drawn for a crop; 1 for a mask that depends on the batch.
             count_visible: give batches `num_visible`.

@@ -65,12 +65,9 @@ def graphed_layers(
 
 def _key(layers: Sequence[Any], x: Tensor) -> tuple[Any, ...]:
     """Return what graphs are valid for: among others the norms' addresses and the dropouts."""
-    own = [(layer_settings(layer, True), *_addresses(norm_parameters(layer))) for layer in layers]
-    return x.shape, working_dtype(x), x.device, *own
-
-
-def _addresses(tensors: Sequence[Tensor]) -> tuple[int, ...]:
-    return tuple(t.data_ptr() for t in tensors)
+    addresses = [[t.data_ptr() for t in norm_parameters(layer)] for layer in layers]
+    settings = [layer_settings(layer, True) for layer in layers]
+    return x.shape, working_dtype(x), x.device, settings, addresses
 
 
 class _LayerGraphs(NamedTuple):

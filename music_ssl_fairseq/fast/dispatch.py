@@ -54,7 +54,7 @@ class Execution:
     Args:
         setting: `model.fast`: layouts and algorithms for GPUs, auto (on GPUs), on or off.
         compiled: whether to use compiled functions, fused kernels and CUDA graphs, on a GPU.
-        group_norm: filters and shifts of `fold_group_norm` for the extractor's first layer, if its
+        group_norm: filters and shifts of `fold_moments` for the extractor's first layer, if its
             group norm has the statistics of longer waveforms.
     """
 

@@ -7,7 +7,7 @@ output once, read its gradient once, and keep nothing in between.
 
 A group norm with one channel per group needs mean and variance over time of `w . frame`. Both
 follow from the mean and the second moments of the frames, ten by ten numbers per crop. So the norm
-becomes weights and shifts per crop (`fold_group_norm`), through which autograd differentiates.
+becomes weights and shifts per crop (`fold_moments`), through which autograd differentiates.
 """
 
 from typing import Any
@@ -37,31 +37,6 @@ def can_fuse(waveform: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     )
 
 
-def fold_group_norm(
-    waveform: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    eps: float,
-    stride: int,
-    compile: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Fold a group norm into the convolution of one input channel before it.
-
-    Args:
-        waveform: `[B, T]`.
-        weight: `[C, 1, kernel]` of the convolution, which has this `stride`.
-        scale, shift: `[C]`, the norm's weight and bias.
-
-    Returns:
-        Filters `[B, C, kernel]` and shifts `[B, C]` that give the convolution's output normalised
-        over time. Computed in float64, because music is mostly low frequencies, which many
-        channels all but cancel.
-    """
-    mean_window, moments = window_moments(waveform, weight.size(-1), stride)
-    return compiled(fold_moments, compile)(mean_window, moments, weight, scale, shift, eps)
-
-
 def window_moments(waveform: Tensor, taps: int, stride: int) -> tuple[Tensor, Tensor]:
     """Return the mean of a convolution's windows, and of their products with themselves.
 
@@ -79,11 +54,17 @@ def window_moments(waveform: Tensor, taps: int, stride: int) -> tuple[Tensor, Te
 def fold_moments(
     mean_window: Tensor, moments: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Fold a group norm into a convolution, given the moments of the waveform's windows.
+    """Fold a group norm into the convolution of one input channel before it.
 
     Args:
-        mean_window: `[B, kernel]` float64, the mean of the convolution's windows.
-        moments: `[B, kernel, kernel]` float64, the mean of their products with themselves.
+        mean_window, moments: of the convolution's windows, from `window_moments`.
+        weight: `[C, 1, kernel]` of the convolution.
+        scale, shift: `[C]`, the norm's weight and bias.
+
+    Returns:
+        Filters `[B, C, kernel]` and shifts `[B, C]` that give the convolution's output normalised
+        over time. Computed in float64, because music is mostly low frequencies, which many
+        channels all but cancel.
     """
     filters = weight.squeeze(1).double()
     mean = mean_window @ filters.t()
@@ -117,7 +98,9 @@ def fused_first_conv(
     """
     scale, shift, eps = norm
     if group:
-        filters, shifts = fold_group_norm(waveform, weight, scale, shift, eps, stride, compile)
+        moments = window_moments(waveform, weight.size(-1), stride)
+        fold = compiled(fold_moments, compile)
+        filters, shifts = fold(*moments, weight, scale, shift, eps)
         gains = shifts.detach()
     else:
         filters = weight.squeeze(1).unsqueeze(0)
@@ -130,7 +113,7 @@ def folded_first_conv(
 ) -> Tensor:
     """Compute the first layer from a folded group norm: `gelu(filters * x + shifts)`.
 
-    From `[B, T]` float32, and filters `[B, C, kernel]` and shifts `[B, C]` of `fold_group_norm`, to
+    From `[B, T]` float32, and filters `[B, C, kernel]` and shifts `[B, C]` of `fold_moments`, to
     `[B, lead + frames, C]` in autocast's type, with `lead` rows of zeros before each crop's frames.
     """
     if can_fuse(waveform, filters[0].unsqueeze(1), None):

@@ -92,7 +92,9 @@ class _MuonAndAdamW(torch.optim.AdamW):
         momentum = torch.stack(buffers).lerp(grads, (1 - self._cfg.momentum) * keep)
         torch._foreach_copy_(buffers, list(momentum.unbind()))
         updates = orthogonal(grads.lerp(momentum, self._cfg.momentum), self._cfg.iterations)
-        updates = updates.float() * (-lr * _rms_factor(updates, self._cfg.update_rms) * keep)
+        # Orthogonal matrices [N, R, C] times this have a root mean square of `update_rms`.
+        factor = self._cfg.update_rms * max(updates.shape[-2:]) ** 0.5
+        updates = updates.float() * (-lr * factor * keep)
         torch._foreach_mul_(matrices, 1 - lr * weight_decay * keep)
         torch._foreach_add_(matrices, list(updates.unbind()))
 
@@ -110,11 +112,6 @@ def _by_shape(parameters: list[Tensor]) -> Iterable[list[Tensor]]:
         if p.grad is not None:
             shapes[p.shape].append(p)
     return shapes.values()
-
-
-def _rms_factor(matrices: Tensor, rms: float) -> float:
-    """Return what scales orthogonal matrices `[N, R, C]` to a root mean square of `rms`."""
-    return rms * max(matrices.shape[-2:]) ** 0.5
 
 
 def orthogonal(matrices: Tensor, iterations: int) -> Tensor:

@@ -33,7 +33,8 @@ def write(
         f"{len(models)} models on {len(tasks)} tasks, percent on the {split} split, of the head "
         "that the validation split chose.",
     )
-    page.add("Scores", _scores(probes), _remarks(probes, split))
+    notes = dict.fromkeys(tables.remarks(probes, split))
+    page.add("Scores", _scores(probes), *(paragraph(note, "note") for note in notes))
     if figures:
         page.add("Intervals", probe_figures.draw_intervals(probes, split))
         page.add("Layers", probe_figures.draw_layer_curves(probes))
@@ -105,8 +106,3 @@ def _note(probe: Probe, interval: str) -> str:
 
 def _sortable(value: float) -> float:
     return value if math.isfinite(value) else -math.inf
-
-
-def _remarks(probes: Sequence[Probe], split: str) -> str:
-    notes = dict.fromkeys(tables.remarks(probes, split))
-    return "".join(paragraph(note, "note") for note in notes)

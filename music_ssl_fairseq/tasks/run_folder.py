@@ -77,7 +77,7 @@ class RunFolder:
             cfg.checkpoint.write_checkpoints_asynchronously = False
             logger.info("task.background_saves is what writes checkpoints asynchronously here")
         problem = None
-        if _is_first():
+        if not is_distributed() or torch.distributed.get_rank() == 0:
             try:
                 self._enter(cfg, data, own_restore_file)
             except InputError as error:
@@ -97,7 +97,11 @@ class RunFolder:
             "wait for it or stop it, or give another hydra.run.dir",
         )
         groups = ("model", "task", "criterion")
-        settings = {name: _plain(cfg[name]) for name in groups if cfg.get(name) is not None}
+        settings: Any = {
+            name: OmegaConf.to_container(cfg[name], resolve=True, enum_to_str=True)
+            for name in groups
+            if cfg.get(name) is not None
+        }
         self.identity = settings_identity(settings) | data(cfg)
         file, state = _checkpoint_to_continue(cfg.checkpoint)
         if file is None:
@@ -152,14 +156,6 @@ def whole_configuration(task_cfg: Any) -> Any:
     """Return fairseq's configuration that contains `task_cfg`; None for a task by itself."""
     root = task_cfg._get_root() if OmegaConf.is_config(task_cfg) else None
     return root if root is not None and "checkpoint" in root else None
-
-
-def _is_first() -> bool:
-    return not is_distributed() or torch.distributed.get_rank() == 0
-
-
-def _plain(settings: Any) -> dict[str, Any]:
-    return OmegaConf.to_container(settings, resolve=True, enum_to_str=True)  # type: ignore[return-value]
 
 
 def _checkpoint_to_continue(cfg: Any) -> tuple[Path | None, dict[str, Any]]:

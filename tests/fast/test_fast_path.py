@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from music_ssl_fairseq.fast.block_conv import block_conv
 from music_ssl_fairseq.fast.channels_last_conv import conv_channels_last
 from music_ssl_fairseq.fast.compilation import ShapeGate
-from music_ssl_fairseq.fast.first_conv import fold_group_norm, folded_first_conv
+from music_ssl_fairseq.fast.first_conv import fold_moments, folded_first_conv, window_moments
 from tests import tiny
 
 
@@ -58,11 +58,12 @@ def test_state_dicts_do_not_depend_on_the_path():
     )
 
 
-def test_fold_group_norm_is_the_group_norm():
+def test_folded_moments_are_the_group_norm():
     waveform = torch.randn(2, 800).cumsum(-1)  # mostly low frequencies, as music
     weight = torch.randn(6, 1, 10)
     scale, shift = torch.randn(6), torch.randn(6)
-    filters, shifts = fold_group_norm(waveform, weight, scale, shift, 1e-5, 5)
+    moments = window_moments(waveform, 10, 5)
+    filters, shifts = fold_moments(*moments, weight, scale, shift, 1e-5)
     plain = F.group_norm(
         F.conv1d(waveform.double().unsqueeze(1), weight.double(), stride=5),
         *(6, scale.double(), shift.double()),

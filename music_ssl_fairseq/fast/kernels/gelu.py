@@ -70,17 +70,7 @@ def _backward_summed(
 
 
 def forward(x: Tensor, frames: int, skip: int = 0, lead: int = 0) -> Tensor:
-    """Compute GELU of some frames.
-
-    Args:
-        x: contiguous `[B, T, D]`.
-        frames: read per crop.
-        skip: rows before them, which are not read.
-        lead: rows of zeros to write before each crop's first frame.
-
-    Returns:
-        `[B, lead + frames, D]`.
-    """
+    """Compute GELU of some frames of contiguous `x`; see `fast.gelu.kernel_gelu`."""
     batch, length, dim = x.shape
     rows = lead + frames
     y = x.new_empty(batch, rows, dim)
