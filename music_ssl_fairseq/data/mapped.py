@@ -58,7 +58,7 @@ class MappedFile:
         return len(self._bytes)
 
     def __getitem__(self, part: slice) -> bytes:
-        """Read part of the file; access through the map would kill the process if it has been cut."""
+        """Read part of the file; through the map, one that has been cut would kill the process."""
         begin, end, _ = part.indices(len(self))
         return read_part(self._handle, begin, max(0, end - begin))
 
