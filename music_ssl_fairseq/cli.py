@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -38,6 +39,22 @@ def example(name: str) -> str:
     here = Path("examples", name)
     there = Path(__file__).parents[1] / here
     return shlex.quote(str(there if there.is_dir() and not here.is_dir() else here))
+
+
+def override(name: str, *values: str | PathLike) -> str:
+    """Return a setting of hydra's for the command line: a text, or a list of several."""
+    texts = [_hydra_text(str(value)) for value in values]
+    shown = texts[0] if len(texts) == 1 else f"[{','.join(texts)}]"
+    return f"{name}={shlex.quote(shown)}"
+
+
+def _hydra_text(text: str) -> str:
+    """Quote all but a plain path: hydra would see a list, a number or another setting in it."""
+    if re.fullmatch(r"/[\w/.+@ -]*[\w/.+@-]", text, re.ASCII):
+        return text
+    # Backslashes escape a quote that follows, and nothing else.
+    inner = re.sub(r"\\+(?='|$)", lambda found: found[0] * 2, text).replace("'", r"\'")
+    return f"'{inner}'"
 
 
 def newest_run() -> str:

@@ -1,12 +1,11 @@
 """`python -m music_ssl_fairseq.label`: from manifests to pseudo-labels."""
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from music_ssl_fairseq.cli import example, exit_status, new_parser
+from music_ssl_fairseq.cli import example, exit_status, new_parser, override
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.jobs.memory import parse_size
 from music_ssl_fairseq.label.recipe import ALGORITHMS, MAX_FRAMES
@@ -342,12 +341,11 @@ def _show_next(manifests: Path, labels: "list[Path]") -> None:
     command = f"fairseq-hydra-train --config-dir {example('music_hubert')} --config-name short"
     # These two are where the configuration looks by itself.
     if manifests.resolve() != Path("manifests").resolve():
-        command += f" task.data={shlex.quote(str(manifests.resolve()))}"
+        command += f" {override('task.data', manifests.resolve())}"
     if len(labels) > 1:
-        folders = ",".join(str(folder.resolve()) for folder in labels)
-        command += f" task.label_dir={shlex.quote(f'[{folders}]')}"
+        command += f" {override('task.label_dir', *(folder.resolve() for folder in labels))}"
     elif labels[0].resolve() != Path("labels").resolve():
-        command += f" task.label_dir={shlex.quote(str(labels[0].resolve()))}"
+        command += f" {override('task.label_dir', labels[0].resolve())}"
     print(f"next: {command}")
 
 

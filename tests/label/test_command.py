@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from manifests_tools.__main__ import main as manifests_tools_main
 from music_ssl_fairseq import audio
+from music_ssl_fairseq.cli import override
 from music_ssl_fairseq.data.label_check import check_labels
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
@@ -168,6 +170,19 @@ def test_a_finished_run_is_left_as_it_is(here, capsys):
         in output
     )
     assert before == {path: path.stat().st_mtime_ns for path in (here / "labels").iterdir()}
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["/a b/k=1,2", '/it\'s {"x"} $y', "/a\\'b\\", "/x[1]:~#", "2024", "null", "/é", "/plain/x"],
+)
+def test_hydra_reads_any_folder_in_the_next_command(folder):
+    hydra = OverridesParser.create()
+    for folders in ((folder,), (folder, "/other")):
+        (argument,) = shlex.split(override("task.label_dir", *folders))
+        found = hydra.parse_override(argument).value()
+        texts = [str(each) for each in (found if isinstance(found, list) else [found])]
+        assert texts == list(folders)
 
 
 def test_labels_of_audio_that_was_replaced(here, capsys, caplog):
