@@ -69,15 +69,19 @@ def write(
     Args:
         found: what the runner knows of the row.
         probes: the judge's folder of this encoder.
-        run: the training's folder; None for floors.
+        run: the training's folder, in WORK/runs; None for floors. The log's paths begin there.
     """
     results.mkdir(parents=True, exist_ok=True)
     tasks, draws = scores(probes)
     found = {**found, "tasks": tasks, "versions": versions()}
     if run is not None:
         found["train"], found["valid"] = curves(run)
+        log = (run / "hydra_train.log").read_bytes()
+        log = log.replace(bytes(run.resolve().parents[1]), b"WORK").replace(
+            bytes(EXAMPLES.parent), b"."
+        )
         with atomic_path(results / f"{row_id}.log.gz") as temporary:
-            temporary.write_bytes(gzip.compress((run / "hydra_train.log").read_bytes(), mtime=0))
+            temporary.write_bytes(gzip.compress(log, mtime=0))
     with atomic_path(results / f"{row_id}.npz") as temporary:
         np.savez_compressed(temporary, **draws)
     with atomic_path(results / f"{row_id}.json") as temporary:

@@ -1,5 +1,6 @@
 """examples/study: the table of rows, which row runs when, corpora, and a miniature end to end."""
 
+import gzip
 import importlib
 import json
 import os
@@ -248,7 +249,13 @@ def test_results_of_a_row_hold_scores_layers_and_draws(modules, tmp_path, monkey
     arguments = ["mfcc", "--data", str(tmp_path), "--out", str(tmp_path / "judge"), "--cpu"]
     assert judge.main(arguments) == 0
     folder = tmp_path / "results"
-    modules["results"].write(folder, "mfcc-s1", {"made_of": {}}, tmp_path / "judge/full", None)
+    run = tmp_path / "work/runs/mfcc"
+    run.mkdir(parents=True)
+    line = '[x][train_inner][INFO] - {"num_updates": "1", "loss": "2"}'
+    (run / "hydra_train.log").write_text(f"saved {run}/checkpoints; {FOLDER}\n{line}\n")
+    modules["results"].write(folder, "mfcc-s1", {"made_of": {}}, tmp_path / "judge/full", run)
+    log = gzip.decompress((folder / "mfcc-s1.log.gz").read_bytes()).decode()
+    assert log == f"saved WORK/runs/mfcc/checkpoints; ./examples/study\n{line}\n"
     about = json.loads((folder / "mfcc-s1.json").read_text())
     scored = about["tasks"]["instrument"]
     assert scored["low"] <= scored["value"] <= scored["high"]
