@@ -14,7 +14,7 @@ _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
 _DAMAGED: tuple[type[Exception], ...] = (
     *(RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError),
-    *(TypeError, IndexError, AssertionError, OverflowError, MemoryError),
+    *(TypeError, IndexError, AssertionError, OverflowError, MemoryError, zipfile.BadZipFile),
 )
 """Errors of unpickling damaged bytes."""
 GIT_LFS = b"version https://git-lfs"

@@ -247,6 +247,23 @@ def test_what_is_no_checkpoint_is_named(tmp_path, how, message):
     assert str(error.value).startswith(str(path))
 
 
+def test_a_changed_bit_of_a_weight_or_a_setting_is_found(tmp_path):
+    model = tiny.music_hubert()
+    state = {"exp_avg": torch.arange(500.0)}
+    path = checkpoints.write(tmp_path / "x.pt", "music_hubert", model, last_optimizer_state=state)
+    whole = path.read_bytes()
+    weight = model.state_dict()["encoder.layers.0.fc1.weight"].numpy().tobytes()
+    for part in (weight, b"sample_rate", state["exp_avg"].numpy().tobytes()):
+        content = bytearray(whole)
+        content[whole.index(part) + 8] ^= 1
+        path.write_bytes(content)
+        if part[:4] == bytes(4):  # no part of the model
+            load(path)
+            continue
+        with pytest.raises(InputError, match=r"x\.pt: damaged: 1 of its \d+ parts"):
+            load(path)
+
+
 def test_a_truncated_old_file_is_named(tmp_path):
     path = tmp_path / "x.pt"
     torch.save(
