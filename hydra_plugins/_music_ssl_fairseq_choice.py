@@ -53,8 +53,12 @@ def check_choice(arguments: list[str]) -> None:
         listed = f"no such configuration; there are {', '.join(there)}"
         message = f"{folder}/{name}.yaml: {listed}"
         if is_ours(folder):
+            above = os.path.dirname(os.path.abspath(folder))
+            beside = [os.path.join(above, family) for family in _FAMILIES]
+            has = [at for at in beside if os.path.isfile(os.path.join(at, f"{name}.yaml"))]
             other = (get_close_matches(name, there, 1) or ["config"])[0]
-            _end([message], [*_command(folder, other), *_others(arguments)])
+            chosen = _command(has[0], name) if has else _command(folder, other)
+            _end([message], [*chosen, *_others(arguments)])
         _refuse(message, arguments, folder, names)
     else:
         _refuse(f"--config-dir {folder}: no configuration in it", arguments, folder, names)

@@ -13,6 +13,7 @@ if the package is not imported yet. The underscore keeps hydra from loading it a
 
 import importlib.util
 import os
+import re
 import sys
 from types import TracebackType
 
@@ -55,6 +56,23 @@ def values(arguments: list[str], *options: str) -> list[str]:
         for argument, following in zip(arguments, [*arguments[1:], ""], strict=True)
         if argument.partition("=")[0] in options
     ]
+
+
+def hydra_word(setting: str) -> str:
+    """Return `key=value` as hydra takes it: in quotes where it has letters beyond ASCII."""
+    key, _, value = setting.partition("=")
+    plain = value.startswith("[") or re.fullmatch(r"[\w./:+-]*", value, re.ASCII)
+    return setting if plain else f"{key}={hydra_text(value)}"
+
+
+def hydra_text(text: str) -> str:
+    """Quote all but a plain path: hydra would see a list, a number or another setting in it."""
+    if re.fullmatch(r"/[\w/.+@ -]*[\w/.+@-]", text, re.ASCII):
+        return text
+    quote = "'" if '"' in text else '"'
+    # Backslashes escape a quote that follows, and nothing else.
+    inner = re.sub(rf"\\+(?={quote}|$)", lambda found: found[0] * 2, text)
+    return f"{quote}{inner.replace(quote, chr(92) + quote)}{quote}"
 
 
 def config_dirs(arguments: list[str]) -> list[str]:

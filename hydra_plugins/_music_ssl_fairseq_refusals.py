@@ -5,10 +5,13 @@ fairseq registers tasks of a user_dir only if the package is not imported yet.
 """
 
 import functools
+import logging
 import os
 import re
 import shlex
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
@@ -16,7 +19,7 @@ from typing import Any, NoReturn
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hydra_plugins._music_ssl_fairseq_folder import is_ours
+from hydra_plugins._music_ssl_fairseq_folder import hydra_word, is_ours
 
 
 def _refuse(message: str, command: Sequence[str]) -> NoReturn:
@@ -32,6 +35,47 @@ def _typed() -> list[str]:
 
 def _with_word(old: str, new: str) -> list[str]:
     return [word.replace(old, new) for word in _typed()]
+
+
+def with_setting(key: str, value: Any = None) -> list[str]:
+    """Return the words of this command with another value of a setting, or without it."""
+    kept = [word for word in _typed() if word.lstrip("+").partition("=")[0] != key]
+    return kept if value is None else [*kept, hydra_word(f"{key}={value}")]
+
+
+def refuse_run_folder(folder: str) -> None:
+    """Refuse a folder of the run that cannot be made, or written to."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        elsewhere = os.path.join(os.path.expanduser("~"), "runs", os.path.basename(folder))
+        command = with_setting("hydra.run.dir", elsewhere)
+        _refuse(f"hydra.run.dir={folder}: {error.strerror}", command)
+
+
+def refuse_gpu_settings(config: Any) -> None:
+    """Refuse settings of fairseq that work on a GPU alone."""
+    for key in ("common.fp16", "common.memory_efficient_fp16", "common.amp"):
+        if OmegaConf.select(config, key):
+            _refuse(f"{key}=true: there is no GPU, which it needs", with_setting(key))
+
+
+def end_failed(error: BaseException) -> None:
+    """Write an unexpected error's traceback to the log of the run, and end in two lines.
+
+    Nothing is done without a log, or if HYDRA_FULL_ERROR is set.
+    """
+    logs = [log for log in logging.getLogger().handlers if isinstance(log, logging.FileHandler)]
+    if not logs or "HYDRA_FULL_ERROR" in os.environ:
+        return
+    trace = "".join(traceback.format_exception(error))
+    record = {"name": __name__, "levelno": logging.ERROR, "levelname": "ERROR", "msg": "%s"}
+    for log in logs:
+        log.handle(logging.makeLogRecord({**record, "args": (trace,)}))
+    line = traceback.format_exception_only(error)[-1].strip().splitlines()[-1]
+    file = os.path.relpath(logs[0].baseFilename)
+    _refuse(f"{line}; the log has the traceback", ["tail", "-n", "40", file])
 
 
 def settings(folder: str, name: str) -> set[str]:
@@ -56,23 +100,63 @@ def settings(folder: str, name: str) -> set[str]:
 def _compose(hydra: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
     """Compose the configuration; say in two lines what cannot be overridden."""
     from hydra._internal.utils import get_args_parser
-    from hydra.errors import ConfigCompositionException
+    from hydra.errors import ConfigCompositionException, OverrideParseException
 
     try:
         return original(hydra, *args, **kwargs)
+    except OverrideParseException as error:
+        _refuse_a_word(str(error).splitlines()[0])
+        raise
     except ConfigCompositionException as error:
         given, _ = get_args_parser().parse_known_args()
         folder, name = given.config_dir, (given.config_name or "config").removesuffix(".yaml")
+        if not folder or not is_ours(folder):
+            raise
+        _refuse_a_number_for_a_list(error)
         found = re.match(r"Could not override '([^']+)'", str(error))
-        if found is None or not folder or not is_ours(folder):
+        if found is None:
             raise
         key, known = found[1], settings(folder, name)
-        near = get_close_matches(key, known, 1)
+        near = get_close_matches(key, known, 1, 0.8)
         listing = ["fairseq-hydra-train", "--config-dir", folder, "--config-name", name]
         _refuse(
             f"{key}: no such setting" + (f"; {near[0]} is one" if near else "; there are"),
             _with_word(key, near[0]) if near else [*listing, "--cfg", "job"],
         )
+
+
+def _refuse_a_word(reason: str) -> None:
+    """Refuse the first word that hydra cannot read, and show the command with quotes around it."""
+    from hydra._internal.utils import get_args_parser
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    given, _ = get_args_parser().parse_known_args()
+    before = ""
+    for word in given.overrides:
+        try:
+            OverridesParser.create().parse_override(word)
+        except HydraException:
+            words = _typed()
+            at = words.index(word)
+            path = f"{before.partition('=')[2]} {word}"
+            if "=" in word:
+                words[at] = hydra_word(word)
+                _refuse(f"{word}: hydra needs quotes within the quotes of the shell", words)
+            if os.path.exists(path):
+                words[at - 1 : at + 1] = [hydra_word(f"{before} {word}")]
+                _refuse(f"{path}: a name with spaces needs quotes", words)
+            _refuse(f"{word}: {reason}; expected key=value", words[:at] + words[at + 1 :])
+        before = word
+
+
+def _refuse_a_number_for_a_list(error: Exception) -> None:
+    """Refuse `optimization.lr=0.1`, which must be `optimization.lr=[0.1]`."""
+    cause = error.__cause__ or error.__context__ or error
+    key = getattr(cause, "full_key", None)
+    if "is not a ListConfig" in str(cause) and key:
+        right = [re.sub(rf"^({re.escape(key)})=(.*)$", r"\1=[\2]", word) for word in _typed()]
+        _refuse(f"{key}: a list of values, in brackets", right)
 
 
 @functools.cache
@@ -94,7 +178,12 @@ def _add_defaults(original: Any, config: Any) -> None:
     except OmegaConfBaseException as error:
         key, reason = str(error.full_key), str(error).splitlines()[0]
         given = [word for word in sys.argv if re.match(rf"\+*[\w.]*\b{re.escape(key)}=", word)]
+        named = [word for word in sys.argv if re.match(r"\+*\w+\._name=", word)]
+        if not (given or named):
+            raise
+        what = given[0] if given else f"{named[0]}: of another family than the configuration, {key}"
+        wrong = given or named
         _refuse(
-            f"{given[0] if given else key}: {reason}; without it the command runs",
-            [word for word in _typed() if word not in given],
+            f"{what}: {reason}; without it the command runs",
+            [word for word in _typed() if word not in wrong],
         )

@@ -8,15 +8,25 @@ imports nothing of the package.
 import functools
 import importlib.util
 import os
+import shlex
 import signal
 import sys
 from datetime import timedelta
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobStatus
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from hydra_plugins._music_ssl_fairseq_console import replay
+from hydra_plugins._music_ssl_fairseq_refusals import (
+    end_failed,
+    refuse_gpu_settings,
+    refuse_run_folder,
+    with_setting,
+)
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
@@ -33,6 +43,13 @@ class Launch(Callback):
         """
         self._seconds = rendezvous_seconds
 
+    def on_run_start(self, config: Any, **kwargs: Any) -> None:
+        refuse_run_folder(config.hydra.run.dir)
+
+    def on_job_end(self, config: Any, job_return: Any, **kwargs: Any) -> None:
+        if job_return.status == JobStatus.FAILED and HydraConfig.get().mode == RunMode.RUN:
+            end_failed(job_return._return_value)
+
     def on_job_start(self, config: Any, **kwargs: Any) -> None:
         """Patch fairseq, once, and log what came before the run had a log."""
         replay()
@@ -40,6 +57,8 @@ class Launch(Callback):
         from fairseq.distributed import utils
 
         _refuse_without_iopath(config)
+        if not torch.cuda.is_available():
+            refuse_gpu_settings(config)
         if torch.cuda.is_available() and not OmegaConf.select(config, "common.cpu"):
             _one_thread()
         if not isinstance(utils.distributed_init, functools.partial):
@@ -123,11 +142,13 @@ def _infer_init_method(original: Any, cfg: Any, *args: Any, **kwargs: Any) -> No
             cfg.distributed_no_spawn, cfg.distributed_backend = True, "gloo"
     except AssertionError as error:
         tasks = os.environ.get("SLURM_NTASKS")
+        world = "distributed_training.distributed_world_size"
         slurm = f"Slurm runs {tasks} tasks on {os.environ.get('SLURM_NNODES')} nodes, and "
         sys.exit(
             f"error: {slurm if tasks else ''}distributed_training.distributed_world_size is "
             f"{cfg.distributed_world_size} ({error}): one process per GPU, or with Slurm as many "
             "tasks as processes: srun --nodes=N --ntasks-per-node=M with a world size of N x M"
+            + ("" if tasks else f"\n{shlex.join(with_setting(world, count() or 1))}")
         )
     finally:
         torch.cuda.set_device, torch.cuda.device_count = choose, count

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
-from music_ssl_fairseq.cli import exit_status
+from music_ssl_fairseq.cli import exit_status, no_such
 
 BUILDERS = {
     "pretrain": ("manifests_tools.pretrain", "train.tsv and valid.tsv from a folder of music"),
@@ -65,9 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if arguments else 2
     name, *rest = arguments
     if name not in BUILDERS:
-        print(f"error: no builder {name!r}; there are: {', '.join(BUILDERS)}", file=sys.stderr)
-        print("python -m manifests_tools --help", file=sys.stderr)
-        return 2
+        return no_such("builder", arguments, BUILDERS, "python -m manifests_tools")
     # A job scheduler's SIGTERM also ends the workers and removes half-written files.
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:

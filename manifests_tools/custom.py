@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import re
+import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -28,6 +30,7 @@ from music_ssl_fairseq.runtime.texts import quoted, read_text
 COLUMNS = ("path", "label", "split")
 OPTIONAL = ("start", "stop", "group")
 
+_DELIMITERS = (",", "\t", ";")
 _SPLIT_NAMES = {"validation": "valid", "val": "valid", "dev": "valid", "training": "train"}
 _DESCRIPTION = """\
 Make a probing task from a CSV whose first line names the columns path, label and split (train,
@@ -49,7 +52,12 @@ example: python -m manifests_tools custom --csv genres.csv --kind multi-class --
 def get_parser() -> argparse.ArgumentParser:
     parser = new_parser("manifests_tools custom", _DESCRIPTION, _EXAMPLE)
     add = parser.add_argument
-    add("--csv", required=True, metavar="FILE", help="UTF-8; cells separated by commas or tabs")
+    add(
+        "--csv",
+        required=True,
+        metavar="FILE",
+        help="UTF-8; cells separated by , or ; or tabs",
+    )
     add(
         "--kind",
         required=True,
@@ -151,12 +159,8 @@ class _CsvReader:
     def read(self) -> dict[str, list[Labelled]]:
         """Return the files of each split: train, valid, and test if the CSV has it."""
         header, lines = self._table()
-        for column in COLUMNS:
-            if column not in header:
-                raise InputError(
-                    f"{self.file}: no column {column!r} in its first line, which should name "
-                    f"{', '.join(COLUMNS)} and perhaps {', '.join(OPTIONAL)}"
-                )
+        if not set(COLUMNS) <= set(header):
+            raise self._wrong_header(header)
         if unused := [name for name in header if name and name not in (*COLUMNS, *OPTIONAL)]:
             names = ", ".join(map(quoted, unused))
             print(f"{self.file}: columns that are not used: {names}", file=sys.stderr)
@@ -180,7 +184,23 @@ class _CsvReader:
 
     def _table(self) -> Table:
         first = read_text(self.file).partition("\n")[0]
-        return read_named(self.file, "\t" if "\t" in first else ",", quotes=True, strict=True)
+        delimiter = max(_DELIMITERS, key=first.count)
+        return read_named(self.file, delimiter, quotes=True, strict=True)
+
+    def _wrong_header(self, header: list[str]) -> InputError:
+        missing = [column for column in COLUMNS if column not in header]
+        unknown = [column for column in header if column not in (*COLUMNS, *OPTIONAL)]
+        found = quoted(",".join(header)) if header else "empty"
+        message = (
+            f"{self.file}: no column {missing[0]!r}: the first line must name "
+            f"{', '.join(COLUMNS)} and perhaps {', '.join(OPTIONAL)}, and is {found}"
+        )
+        file = shlex.quote(str(self.file))
+        if len(missing) == len(COLUMNS) == len(header):  # a table without a header
+            return InputError(message, f"sed -i '1i {','.join(COLUMNS)}' {file}")
+        if len(missing) == len(unknown) == 1 and re.fullmatch(r"\w+", unknown[0]):
+            return InputError(message, f"sed -i '1s/{unknown[0]}/{missing[0]}/' {file}")
+        return InputError(message, f"head -n 3 {file}")
 
     def _item(self, row: dict[str, str], number: int) -> Labelled:
         if not row.get("path"):

@@ -16,6 +16,11 @@ from music_ssl_fairseq.runtime.typed import look_around, similar, with_option, w
 KINDS = ", ".join(extension[1:] for extension in EXTENSIONS)
 """The suffixes that are looked for, in words."""
 
+_ARCHIVES = {".zip": "zipfile", ".tar": "tarfile", ".tgz": "tarfile", ".tar.gz": "tarfile"}
+"""Suffix -> the module of Python that unpacks it."""
+
+_VIDEOS = (".mp4", ".mkv", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv")
+
 FileId = tuple[int, int]
 """Device and inode: equal for two names of one file."""
 
@@ -49,11 +54,25 @@ def find_audio(root: str | os.PathLike, option: str = "--root") -> tuple[list[st
         else:
             names[identity] = name
     if not names and not left_out:
-        raise InputError(
-            f"{root}: no audio file below this folder (looked for {KINDS}); it holds other files",
-            f"find {shlex.quote(root)} -type f",
-        )
+        raise _no_audio(root)
     return sorted(names.values(), key=os.fsencode), left_out
+
+
+def _no_audio(root: str) -> InputError:
+    """Return the error about a folder without audio: what it holds, and how to make audio of it."""
+    message = f"{root}: no audio file below this folder"
+    files = [os.path.join(folder, name) for folder, _, names in os.walk(root) for name in names]
+    for file in sorted(files):
+        path, stem = shlex.quote(file), shlex.quote(os.path.splitext(file)[0])
+        if file.lower().endswith(_VIDEOS):
+            command = f"ffmpeg -i {path} {stem}.flac"
+            return InputError(f"{message}, but {file}, a video; take its sound", command)
+        if module := next((m for end, m in _ARCHIVES.items() if file.lower().endswith(end)), ""):
+            command = f"python -m {module} -e {path} {shlex.quote(os.path.dirname(file))}"
+            return InputError(f"{message}, but {file}, an archive; unpack it", command)
+    state = f"it holds other files, such as {files[0]}" if files else "it is empty"
+    command = f"find {shlex.quote(root)} -type f" if files else look_around(root)
+    return InputError(f"{message} (looked for {KINDS}); {state}", command)
 
 
 def require_folder(root: str, option: str = "--root") -> None:
@@ -71,7 +90,11 @@ def require_folder(root: str, option: str = "--root") -> None:
             f"{root}: no such folder; {option} takes the folder that holds the audio", command
         )
     if not os.path.isdir(root):
-        raise InputError(f"{root}: is a file; {option} takes the folder that holds the audio")
+        above = os.path.dirname(root)
+        raise InputError(
+            f"{root}: is a file; {option} takes the folder that holds the audio",
+            with_option(option, above) if option.startswith("--") else with_path(root, above),
+        )
     if "\n" in root or "\r" in root:
         raise InputError(f"{root!r}: a line break in its name, which no manifest can hold")
     try:

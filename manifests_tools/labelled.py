@@ -72,7 +72,10 @@ class DataSet:
         labels: dict[str, tuple[str, ...]] = {}
         for split, items in self.splits.items():
             if not items:
-                raise InputError(f"{root}: no labelled file for the split {split}")
+                raise InputError(
+                    f"{self.task.source or root}: no labelled file for the split {split}; training "
+                    "and choosing a probe need train and valid"
+                )
             if not any(item.label for item in items):
                 raise InputError(
                     f"{root}: not one of the {len(items)} files of {split} has a label"

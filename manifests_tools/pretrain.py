@@ -245,7 +245,8 @@ def _groups(
     if len(tracks) < 2:
         raise InputError(
             f"{len(tracks) or 'no'} usable file{'s' if not tracks else ''}, but training and "
-            f"validation need one each; left out: {count_kinds(left_out)}, see {report}"
+            f"validation need one each; left out: {count_kinds(left_out)}, see {report}",
+            f"cat {shlex.quote(str(report))}",
         )
     groups = group_tracks(tracks, group_by)
     if len(groups) == 1:

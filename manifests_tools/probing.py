@@ -23,6 +23,7 @@ from music_ssl_fairseq.errors import InputError, one_line
 from music_ssl_fairseq.frames import SAMPLE_RATE, hours
 from music_ssl_fairseq.probing.spec import FILE, SPLITS, ProbingSpec, parse_number, write_spec
 from music_ssl_fairseq.probing.writer import Example, remove_split, write_split
+from music_ssl_fairseq.runtime.typed import beside, with_option
 
 MIN_SECONDS = 0.1
 """Shorter files have too few frames."""
@@ -115,7 +116,8 @@ def build(
     folder = Path(out)
     if (folder / FILE).exists() and not force:
         raise InputError(
-            f"{folder}: {FILE} exists already; --out writes elsewhere; --force would replace it"
+            f"{folder}: {FILE} exists already; --force would replace it; to write beside it",
+            with_option("--out", beside(out)),
         )
     data = read()
     data.refuse_unusable(root)
@@ -166,8 +168,9 @@ def _refuse_missing(
         raise InputError(
             f"{split}: {len(missing)} of {len(names)} labelled files cannot be used "
             f"({100 * len(missing) / len(names):.1f} %), first {one_line(first.name)}: "
-            f"{first.reason}; all are listed in {folder / REPORT}. Is --root right? "
-            f"--max-missing allows a larger share than {allowed:g}"
+            f"{first.reason}. Is --root right? --max-missing allows a larger share than "
+            f"{allowed:g}. All are listed in",
+            f"cat {shlex.quote(str(folder / REPORT))}",
         )
 
 

@@ -4,6 +4,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from music_ssl_fairseq.cli import no_such
+
 COMMANDS = {
     "label": ("music_ssl_fairseq.label.__main__", "pseudo-labels (units) of a manifest"),
     "probe": ("music_ssl_fairseq.probe", "train, test and report probes on any number of tasks"),
@@ -42,9 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if arguments else 2
     name, *rest = arguments
     if name not in COMMANDS:
-        print(f"error: no command {name!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
-        print("python -m music_ssl_fairseq --help", file=sys.stderr)
-        return 2
+        return no_such("command", arguments, COMMANDS, "python -m music_ssl_fairseq")
     return int(importlib.import_module(COMMANDS[name][0]).main(rest) or 0)
 
 

@@ -2,14 +2,17 @@
 
 import argparse
 import io
+import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from hydra_plugins._music_ssl_fairseq_folder import hydra_text
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.signal_stack import give_signals_a_stack
 
@@ -18,10 +21,60 @@ GOES_ON = "interrupted; the same command, without --force, goes on from here"
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are two lines: what is wrong, and how to see the options."""
+    """A parser whose errors are two lines: what is wrong, and a command that is right."""
+
+    _given: Sequence[str] = ()
+    _trying = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, and remember what was given."""
+        self._given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(self._given, namespace)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n{self.prog} --help\n")
+        """End with the most similar command that parses, or with --help."""
+        if self._trying:
+            raise argparse.ArgumentError(None, message)
+        given, self._trying = self._given, True
+        right = next(filter(self._parses, self._similar(list(given), message)), ["--help"])
+        self.exit(2, f"error: {message}\n{self.prog} {shlex.join(right)}\n")
+
+    def _parses(self, words: list[str]) -> bool:
+        try:
+            self.parse_args(words)
+        except argparse.ArgumentError:
+            return False
+        return "--help" not in words
+
+    def _similar(self, words: list[str], message: str) -> Iterator[list[str]]:
+        """Yield commands with one mistake less: an option or value, or quotes around spaces."""
+        for i, word in enumerate(words):
+            option, *value = word.split("=", 1)
+            if option.startswith("-") and option not in self._option_string_actions:
+                for near in get_close_matches(option, self._option_string_actions):
+                    yield [*words[:i], "=".join([near, *value]), *words[i + 1 :]]
+            for end in range(len(words), i + 1, -1):
+                if os.path.exists(path := " ".join(words[i:end])):
+                    yield [*words[:i], path, *words[end:]]
+        if choice := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            for near in get_close_matches(choice[1], re.findall(r"[^\s,']+", choice[2])):
+                yield [word.replace(choice[1], near) for word in words]
+        missing = re.search(r"are required: (-\S+)$", message)
+        if missing and missing[1] in ("--checkpoint", "--upstream"):
+            yield [*words, missing[1], newest_run() or "mfcc"]
+        elif missing:
+            for i in range(len(words)):
+                yield [*words[:i], missing[1], *words[i:]]
+
+
+def no_such(kind: str, words: Sequence[str], known: Iterable[str], program: str) -> int:
+    """Print that there is no command `words[0]`, and one that there is; return the exit status."""
+    name, *rest = words
+    near = get_close_matches(name, known, 1)
+    command = [*near, *rest] if near and rest else [*near, "--help"]
+    print(f"error: no {kind} {name!r}; there are: {', '.join(known)}", file=sys.stderr)
+    print(f"{program} {shlex.join(command)}", file=sys.stderr)
+    return 2
 
 
 def new_parser(module: str, description: str, examples: str) -> argparse.ArgumentParser:
@@ -43,18 +96,9 @@ def example(name: str) -> str:
 
 def override(name: str, *values: str | PathLike) -> str:
     """Return a setting of hydra's for the command line: a text, or a list of several."""
-    texts = [_hydra_text(str(value)) for value in values]
+    texts = [hydra_text(str(value)) for value in values]
     shown = texts[0] if len(texts) == 1 else f"[{','.join(texts)}]"
     return f"{name}={shlex.quote(shown)}"
-
-
-def _hydra_text(text: str) -> str:
-    """Quote all but a plain path: hydra would see a list, a number or another setting in it."""
-    if re.fullmatch(r"/[\w/.+@ -]*[\w/.+@-]", text, re.ASCII):
-        return text
-    # Backslashes escape a quote that follows, and nothing else.
-    inner = re.sub(r"\\+(?='|$)", lambda found: found[0] * 2, text).replace("'", r"\'")
-    return f"'{inner}'"
 
 
 def newest_run() -> str:

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.typed import look_around
+from music_ssl_fairseq.errors import InputError, one_line
+from music_ssl_fairseq.runtime.typed import look_around, with_setting
 from music_ssl_fairseq.runtime.unpickling import check_form, one_line_refusals
 
 
@@ -155,6 +155,8 @@ def allow_fairseq_checkpoints() -> None:
     )
 
 
+_LONGEST_REASON = 400  # characters of torch's list of tensors
+
 _COMMANDS = ("fairseq-hydra-train", "hydra_train", "fairseq-validate", "validate")
 
 # torch puts a traceback before the message, in which an InputError writes line ends as \n.
@@ -200,11 +202,16 @@ def _message_of_loading(error: Exception) -> str | None:
     """Return the message about an error in a data-loading process; None for other errors."""
     message = str(error)
     if found := _IN_LOADING.search(message):
-        return message[found.end() :].removesuffix("\\n").strip()
+        return _command_below(message[found.end() :].removesuffix("\\n").strip())
     if _KILLED_LOADING.match(message):
         cause = str(error.__cause__ or error).splitlines()[0].rstrip(" .")
         return f"{cause}; if memory was short: fewer dataset.num_workers"
     return None
+
+
+def _command_below(message: str) -> str:
+    """Put the command at the end of an InputError's message on a line of its own."""
+    return re.sub(r": `([^`]+)`$", r"\n\1", message)
 
 
 def is_distributed() -> bool:
@@ -276,8 +283,13 @@ def say_what_does_not_fit() -> None:
                 reason = [line.strip(" \t.") for line in str(cause).splitlines() if line.strip()]
                 raise InputError(
                     f"{filename}: does not fit the model of these settings: "
-                    f"{'; '.join(reason[1:3] or reason)}. Give its own settings (a file of the "
-                    "same run has them in `cfg`), or start from its encoder: model.init_from"
+                    f"{one_line('; '.join(reason[1:3] or reason), _LONGEST_REASON)}. Give its own "
+                    "settings (the `cfg` of a file of its run). Or start from its encoder",
+                    with_setting(
+                        "checkpoint.restore_file=",
+                        "checkpoint.finetune_from_model=",
+                        f"model.init_from={filename}",
+                    ),
                 ) from None
 
     Trainer.load_checkpoint = load_checkpoint

@@ -41,7 +41,7 @@ ALLOWED = {
     "criterions": FOUNDATION | {"compat", "probing"},
     "optim": FOUNDATION | {"compat"},
     "training": FOUNDATION | {"compat"},
-    "__main__": set(),  # names the modules of the commands, and imports the one that is asked for
+    "__main__": {"cli"},  # names the modules of the commands, and imports the one that is asked for
     "tasks": FOUNDATION
     | {"compat", "criterions", "data", "models", "optim", "probing", "training"}
     | {"upstream"},

@@ -61,7 +61,8 @@ def _check_tracks(manifest: Manifest, store: LabelStore, units: UnitDictionary) 
         raise InputError(
             f"{store.file}: {len(store)} lines of labels, but {manifest.file} lists "
             f"{len(manifest)} tracks: the manifest was made again after the labels, or labelling "
-            f"did not finish; {label_again(store.file.parent, manifest.file.parent)}"
+            "did not finish; label again with their own options",
+            label_again(store.file.parent, manifest.file.parent),
         )
 
 
@@ -83,7 +84,8 @@ def _check_rate(manifest: Manifest, store: LabelStore, label_rate: float) -> Non
         f"{store.counts[first]} labels at label_rate {label_rate:g} are "
         f"{store.counts[first] / label_rate:.2f} s, the audio has "
         f"{manifest.num_samples[first] / SAMPLE_RATE:.2f} s; were audio or manifest changed after "
-        f"labelling? If so, {label_again(store.file.parent, manifest.file.parent)}"
+        "labelling? If so, label again with their own options",
+        label_again(store.file.parent, manifest.file.parent),
     )
 
 
@@ -100,8 +102,8 @@ def _check_units(manifest: Manifest, store: LabelStore, units: UnitDictionary) -
     if stated != units.num_units:
         raise InputError(
             f"{units.file}: lists {units.num_units} units, but {METADATA} beside it says "
-            f"k={stated}: they are from different runs; "
-            f"{label_again(store.file.parent, manifest.file.parent)}"
+            f"k={stated}: they are from different runs; label again with their own options",
+            label_again(store.file.parent, manifest.file.parent),
         )
     num_labels = num_outside = largest = 0
     example = ""
@@ -121,7 +123,8 @@ def _check_units(manifest: Manifest, store: LabelStore, units: UnitDictionary) -
         raise InputError(
             f"{units.file}: {fate} would become UNK: this dict has k={units.num_units}, labels in "
             f"{store.file} go up to {largest} (first {example}); take dict and labels from the "
-            "same run of `python -m music_ssl_fairseq.label`"
+            "same run, or label again with their own options",
+            label_again(store.file.parent, manifest.file.parent),
         )
 
 

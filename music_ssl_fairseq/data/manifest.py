@@ -15,7 +15,7 @@ import numpy as np
 from music_ssl_fairseq.data.mapped import MappedFile
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.files import atomic_path
-from music_ssl_fairseq.runtime.typed import music_folder
+from music_ssl_fairseq.runtime.typed import music_folder, similar, with_path
 
 MAX_SAMPLES = 2**40
 """Per track: two years at 16 kHz. A larger number in a header is damage."""
@@ -45,6 +45,9 @@ class Manifest:
                 possible name and length.
         """
         self.file = Path(file)
+        if self.file.is_dir():
+            inside = os.path.join(file, "train.tsv")
+            raise InputError(f"{file}: a folder; give a manifest of it", with_path(file, inside))
         if not self.file.is_file():
             raise missing_manifest(self.file)
         self._text = MappedFile(self.file)
@@ -116,6 +119,21 @@ class Manifest:
             start, end = int(self._starts[line]), int(ends[line])
             found = self._text[start : min(end, start + 80)]
             raise InputError(f"{self.file}, line {line + 2}: {reason}, found {found!r}")
+
+    def require_root(self) -> None:
+        """Refuse a manifest whose music is not where it was.
+
+        Raises:
+            InputError: if so, with the command that names a folder that is there.
+        """
+        if os.path.isdir(self.root) or "://" in self.root:
+            return
+        near = shlex.quote(f"1s|.*|{os.path.abspath(similar(self.root) or music_folder())}|")
+        raise InputError(
+            f"{self.file}: its music was in {self.root}, and there is no such folder; if it moved, "
+            "name its new place in the first line of each manifest",
+            f"sed -i {near} {shlex.quote(str(self.file.parent))}/*.tsv",
+        )
 
     def __len__(self) -> int:
         return len(self._starts)

@@ -26,6 +26,7 @@ from music_ssl_fairseq.data.targets import FrameTargets, LabelSet
 from music_ssl_fairseq.data.unreadable import UnreadableTracks
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
+from music_ssl_fairseq.runtime.typed import with_setting
 
 logger = logging.getLogger(__name__)
 
@@ -104,12 +105,18 @@ class PretrainingDataset(FairseqDataset):
         crop_samples = round(crop_seconds * SAMPLE_RATE)
         min_samples = max(round(min_seconds * SAMPLE_RATE), grid.num_samples(2))
         if crop_samples < grid.num_samples(2):
-            raise InputError(f"crop_seconds is {crop_seconds:g}: too short for two frames")
+            least = grid.num_samples(2) / SAMPLE_RATE
+            raise InputError(
+                f"crop_seconds is {crop_seconds:g}: too short for two frames, which take "
+                f"{least:.3g} s",
+                with_setting("task.crop_seconds=5"),
+            )
         self._plan = CropPlan(usable, crop_samples, start_hop, min_samples, crops_per_track, seed)
         if not len(self._plan):
             raise InputError(
                 f"{manifest.file}: none of its {len(manifest)} tracks is as long as min_seconds "
-                f"({min_seconds:g} s)"
+                f"({min_seconds:g} s)",
+                with_setting("task.min_seconds=0"),
             )
         if isinstance(mask, FairseqMask):
             mask.check(grid.num_frames(int(self._plan.lengths.min())))
@@ -203,8 +210,8 @@ class PretrainingDataset(FairseqDataset):
                 return track, start, waveform
         raise InputError(
             f"{self._manifest.file}: no readable track found to take the place of an unreadable "
-            "one; run `python -m manifests_tools check "
-            f"{shlex.quote(str(self._manifest.file.parent))}`"
+            "one; all are listed by",
+            f"python -m manifests_tools check {shlex.quote(str(self._manifest.file.parent))}",
         )
 
     def describe_crop(self, index: int, epoch: int) -> tuple[str, float]:

@@ -85,7 +85,8 @@ class UnitDictionary:
         if outside.any():
             raise InputError(
                 f"{self.file}: has no unit {units[outside][0]}, which the labels use: labels and "
-                "dictionary are not from the same run of `python -m music_ssl_fairseq.label`"
+                "dictionary are not of one labelling; label again with the options of the labels",
+                label_again(self.file.parent),
             )
         return self._classes[units]
 
@@ -143,10 +144,9 @@ def label_command(label_dir: str | os.PathLike, manifests: str | os.PathLike | N
 
 
 def label_again(label_dir: str | os.PathLike, manifests: str | os.PathLike | None = None) -> str:
-    """Return the advice to make labels again, with their own options if those are known."""
-    if "options" in _known_metadata(label_dir):
-        return f"label again: `{label_command(label_dir, manifests)} --force`"
-    return "label again with the options that they were made with"
+    """Return the command that makes labels again; empty if their options are not known."""
+    known = "options" in _known_metadata(label_dir)
+    return f"{label_command(label_dir, manifests)} --force" if known else ""
 
 
 def _known_metadata(label_dir: str | os.PathLike) -> dict:

@@ -46,7 +46,7 @@ class UnreadableTracks:
         if len(self) > self._max_share * self._num_used:
             raise InputError(
                 f"{so_far} cannot be read, more than max_unreadable={self._max_share:g} allows; "
-                f"the last one is {error}. `python -m manifests_tools check "
-                f"{shlex.quote(str(self._manifests))}` lists them all"
+                f"the last one is {error}. All are listed by",
+                f"python -m manifests_tools check {shlex.quote(str(self._manifests))}",
             )
         logger.warning("%s; using other crops instead (%s so far)", error, so_far)

@@ -156,6 +156,7 @@ def run(a: argparse.Namespace) -> bool:
     from music_ssl_fairseq.upstream.windows import Windowing
 
     tracks = Manifest(a.manifest)
+    tracks.require_root()
     if a.window < 6:
         raise InputError(f"--window {a.window:g}: windows need 6 seconds or more, to overlap")
     windowing = Windowing(a.window, whole=1.5 * a.window)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features.concatenation import Concatenation, SideBySide
 from music_ssl_fairseq.features.framewise import Framewise
+from music_ssl_fairseq.runtime.typed import with_word
 from music_ssl_fairseq.upstream.places import locate
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ class FeatureSpec:
         if unknown:
             raise InputError(
                 f"no features called {unknown[0]!r}; there are: {', '.join(FRONT_ENDS)}, "
-                f"several of these joined by +, and {DEEP}"
+                f"several of these joined by +, and {DEEP}",
+                with_word(unknown[0], FRONT_ENDS),
             )
         if DEEP in parts and len(parts) > 1:
             raise InputError(

@@ -1,5 +1,6 @@
 """One job over blocks of tracks, each block saved as soon as it is complete."""
 
+import shlex
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from music_ssl_fairseq.frames import SAMPLE_RATE
 from music_ssl_fairseq.jobs.checkpoint_dir import Block, CheckpointDir
 from music_ssl_fairseq.jobs.pool import WorkerPool, ordered
 from music_ssl_fairseq.jobs.shards import cut_blocks
+from music_ssl_fairseq.runtime.typed import typed
 
 _MAX_UNREADABLE = 20  # tracks after which the job stops
 
@@ -127,8 +129,9 @@ class BlockJob:
         others = f" (and {len(self.errors) - 1} more, see above)" if len(self.errors) > 1 else ""
         first = self.errors[min(self.errors)]
         return InputError(
-            f"{first}{others}; all else is kept: repair it and run the same command, or add "
-            "--skip-unreadable, which gives such a track an empty line, and training leaves it out"
+            f"{first}{others}; all else is kept: repair it and run the same command. With "
+            "--skip-unreadable such a track gets an empty line, and training leaves it out",
+            shlex.join([*typed(), "--skip-unreadable"]),
         )
 
 

@@ -299,6 +299,8 @@ def _manifests(where: Path) -> dict[str, "Manifest"]:
         splits["valid"] = Manifest(where / "valid.tsv")
     else:
         print(f"{where / 'valid.tsv'}: none, so train is labelled alone", file=sys.stderr)
+    for manifest in splits.values():
+        manifest.require_root()
     return splits
 
 

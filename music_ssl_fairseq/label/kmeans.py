@@ -99,8 +99,9 @@ def check_distinct(frames: np.ndarray, k: int) -> str | None:
         size *= 8
     if number == 1:
         raise InputError(
-            f"all {len(frames)} frames sampled are equal: is the music silent? "
-            "`python -m manifests_tools check MANIFESTS --thorough` names silent tracks"
+            f"all {len(frames)} frames sampled are equal: is the music silent? Silent tracks are "
+            "named by",
+            "python -m manifests_tools check manifests --thorough",
         )
     if number < k:
         return (

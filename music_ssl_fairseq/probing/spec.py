@@ -109,7 +109,10 @@ class ProbingSpec:
                 state = "needs" if name == wanted else "has no"
                 raise InputError(f"a task of kind {self.kind} {state} `{name}`")
             if name == "classes" and self.kind == "multi-class" and len(values) < 2:
-                raise InputError("a single class is nothing to tell apart")
+                raise InputError(
+                    f"{self.source or self.name}: a single class, {quoted(values[0])}, is nothing "
+                    "to tell apart"
+                )
             repeated = sorted(value for value, count in Counter(values).items() if count > 1)
             if repeated:
                 raise InputError(f"`{name}` lists {quoted(repeated[0])} twice")

@@ -1,9 +1,13 @@
 """Import packages that only some commands need."""
 
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 from music_ssl_fairseq.errors import InputError
+
+_HERE = Path(__file__).parents[2]
+_SOURCE = _HERE if (_HERE / "pyproject.toml").exists() and Path.cwd() != _HERE else "."
 
 
 def optional(module: str, extra: str) -> ModuleType:
@@ -17,6 +21,6 @@ def optional(module: str, extra: str) -> ModuleType:
     except ModuleNotFoundError:
         package = module.partition(".")[0]
         raise InputError(
-            f"the package {package} is not installed: run `pip install -e '.[{extra}]'` in the "
-            "folder of music_ssl_fairseq"
+            f"the package {package} is not installed; what needs it is installed by",
+            f"pip install -e '{_SOURCE}[{extra}]'",
         ) from None

@@ -6,6 +6,7 @@ here raises an `InputError` of one line that names file and reason.
 
 import json
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,10 @@ def read_text(
     try:
         return content.decode("utf-8-sig", errors)
     except UnicodeDecodeError as error:
-        raise InputError(f"{file}: not UTF-8 text (byte {error.start}){hint}") from None
+        source, target = shlex.quote(str(file)), file.with_suffix(f".utf8{file.suffix}")
+        command = f"iconv -f CP1252 -t UTF-8 {source} -o {shlex.quote(str(target))}"
+        message = f"{file}: not UTF-8 text (byte {error.start}){hint}"
+        raise InputError(message, "" if hint else command) from None
 
 
 def read_json(

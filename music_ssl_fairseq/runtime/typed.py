@@ -1,10 +1,15 @@
 """The command of this process as its user typed it, to repeat it with a change in a message."""
 
 import os
+import re
 import shlex
 import sys
+from collections.abc import Iterable
 from difflib import get_close_matches
+from itertools import count
 from pathlib import Path
+
+from hydra_plugins._music_ssl_fairseq_folder import hydra_word
 
 
 def typed() -> list[str]:
@@ -28,7 +33,35 @@ def with_option(option: str, value: object) -> str:
     return shlex.join([*words, option, str(value)])
 
 
-def with_path(old: str, new: str) -> str:
+def with_word(wrong: str, right: Iterable[str]) -> str:
+    """Return the command with the most similar of the right words; empty if none is similar."""
+    near = get_close_matches(wrong, list(right), 1)
+    pattern = rf"(?<![\w-]){re.escape(wrong)}(?![\w-])"
+    words = [re.sub(pattern, near[0], word) for word in typed()] if near else []
+    return shlex.join(words) if words != typed() else ""
+
+
+def beside(path: str | os.PathLike) -> str:
+    """Return the path with the first number at its end under which there is nothing."""
+    relative = os.path.relpath(path)
+    path = os.fspath(path) if relative.startswith("..") else relative
+    return next(new for n in count(2) if not os.path.exists(new := f"{path}-{n}"))
+
+
+def with_setting(*settings: str) -> str:
+    """Return the command of fairseq with these `key=value` in place of what was given for them.
+
+    `key=` removes one. Empty in programs other than fairseq-hydra-train.
+    """
+    if not os.path.basename(sys.argv[0]).startswith("fairseq-"):
+        return ""
+    keys = {setting.partition("=")[0] for setting in settings}
+    kept = [word for word in typed() if word.lstrip("+").partition("=")[0] not in keys]
+    new = (hydra_word(setting) for setting in settings if not setting.endswith("="))
+    return shlex.join([*kept, *new])
+
+
+def with_path(old: str | os.PathLike, new: str) -> str:
     """Return the command with a path in it replaced, however it was written."""
     at = os.path.abspath(old)
     return shlex.join([new if os.path.abspath(word) == at else word for word in typed()])

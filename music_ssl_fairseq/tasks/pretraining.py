@@ -210,6 +210,7 @@ class PretrainingTask(RunFolderTask):
         with one_line_errors():
             _check_masks(mode, visible, masks)
             manifest = Manifest(os.path.join(cfg.data, f"{split}.tsv"))
+            manifest.require_root()
             self.datasets[split] = PretrainingDataset(
                 manifest,
                 crop_seconds=cfg.crop_seconds,

@@ -20,6 +20,7 @@ from music_ssl_fairseq.compat import (
 from music_ssl_fairseq.data.identity import Identity, differences, settings_identity
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.files import hold
+from music_ssl_fairseq.runtime.typed import beside, look_around, with_setting
 from music_ssl_fairseq.tasks.schedule import check_schedule
 from music_ssl_fairseq.training.checkpoints import checkpoint_to_resume
 from music_ssl_fairseq.training.narration import say
@@ -68,6 +69,7 @@ class RunFolder:
             return
         choose_tracker(cfg)
         forget_earlier_run()
+        _refuse_impossible(cfg)
         if cfg.checkpoint.no_save:
             return
         skip_finished_runs()
@@ -129,9 +131,10 @@ class RunFolder:
             )
         elif found:
             raise InputError(
-                f"{file}: is of another run: {found}. Give this run another hydra.run.dir, or give "
-                "back the data and settings of that one to continue it; to start from its model on "
-                f"purpose: checkpoint.restore_file={file}"
+                f"{file}: is of another run: {found}. To continue it, give back its data and "
+                f"settings; to start from its model, checkpoint.restore_file={file}; to train "
+                "beside it, another hydra.run.dir",
+                with_setting(f"hydra.run.dir={beside(file.parent.parent)}"),
             )
 
     def _tell_others(self, problem: InputError | None) -> None:
@@ -156,6 +159,17 @@ def whole_configuration(task_cfg: Any) -> Any:
     """Return fairseq's configuration that contains `task_cfg`; None for a task by itself."""
     root = task_cfg._get_root() if OmegaConf.is_config(task_cfg) else None
     return root if root is not None and "checkpoint" in root else None
+
+
+def _refuse_impossible(cfg: Any) -> None:
+    """Refuse settings that fairseq would answer with a traceback, or take for others."""
+    size, start = cfg.dataset.batch_size, cfg.checkpoint.finetune_from_model
+    if size is not None and size < 1:  # fairseq would make one batch of everything
+        command = with_setting("dataset.batch_size=8")
+        raise InputError(f"dataset.batch_size={size}: expected 1 or more", command)
+    if start and "://" not in start and not Path(start).exists():
+        where = look_around(start)
+        raise InputError(f"checkpoint.finetune_from_model={start}: no such checkpoint", where)
 
 
 def _checkpoint_to_continue(cfg: Any) -> tuple[Path | None, dict[str, Any]]:

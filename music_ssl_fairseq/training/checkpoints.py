@@ -17,6 +17,7 @@ import torch
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.files import atomic_path
+from music_ssl_fairseq.runtime.typed import look_around
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +156,7 @@ def checkpoint_to_resume(folder: Path, expected: Path, suffix: str) -> Path | No
         return expected
     if expected.parent.resolve() != folder.resolve():
         if not expected.exists():
-            raise InputError(f"{expected}: no such checkpoint")
+            raise InputError(f"{expected}: no such checkpoint", look_around(expected))
         return expected  # possibly an old format of torch, which fairseq reads
     others = [f for f in folder.glob(f"checkpoint*{suffix}.pt") if f != expected]
     for updates, other in sorted(((_updates(f), f) for f in others), reverse=True):

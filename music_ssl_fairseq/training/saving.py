@@ -162,12 +162,12 @@ def _agreed(trainer: Any, folder: Path, expected: Path) -> Path | None:
             whole = checkpoints.checkpoint_to_resume(folder, expected, suffix)
             found = str(whole) if whole else None, None
         except InputError as error:
-            found = None, str(error)
+            found = None, error.lines
     if trainer.data_parallel_world_size > 1:
         found = distributed_utils.broadcast_object(
             found, src_rank=0, group=trainer.data_parallel_process_group, dist_device=trainer.device
         )
     path, message = found
     if message:
-        raise InputError(message)
+        raise InputError(*message.split("\n"))
     return Path(path) if path else None

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime import hub
+from music_ssl_fairseq.runtime.typed import look_around, with_path
 
 CONFIG = "config.json"
 """The file that makes a folder one of Hugging Face's."""
@@ -36,11 +37,14 @@ def locate(path: str | os.PathLike) -> Path:
     runs = [folder.parent for folder in _folders_below(path) if _checkpoint_in(folder)]
     if len(runs) > 1:
         shown = ", ".join(map(str, runs[:_SHOWN])) + (", ..." if len(runs) > _SHOWN else "")
-        raise InputError(f"{path}: holds several runs: {shown}; give one of them")
+        raise InputError(
+            f"{path}: holds several runs: {shown}; give one of them", with_path(path, str(runs[0]))
+        )
     if not runs:
         raise InputError(
             f"{path}: neither a Hugging Face model (no {CONFIG} in it) nor the folder of a run (no "
-            f"{_FOLDER}/{_CHECKPOINTS[0]})"
+            f"{_FOLDER}/{_CHECKPOINTS[0]})",
+            look_around(path / "any"),
         )
     return _checkpoint_in(runs[0] / _FOLDER) or path
 

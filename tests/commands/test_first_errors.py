@@ -1,7 +1,10 @@
 """The first errors of a new user end in at most three lines, the last a command that works."""
 
 import contextlib
+import logging
 import shlex
+import shutil
+import subprocess
 import sys
 import traceback
 from pathlib import Path
@@ -9,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hydra.errors import ConfigCompositionException
+from omegaconf import OmegaConf
 from omegaconf.errors import ValidationError
 
 from hydra_plugins import _music_ssl_fairseq_choice as choice
@@ -17,6 +21,7 @@ from hydra_plugins import _music_ssl_fairseq_refusals as refusals
 from manifests_tools.__main__ import main as manifests_tools
 from music_ssl_fairseq import compat, upstream
 from music_ssl_fairseq.__main__ import main as music_ssl_fairseq
+from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.units import UnitDictionary
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.label.kmeans import check_enough
@@ -25,12 +30,19 @@ from tests.audio_files import write_tone
 from tests.test_page_commands import check
 
 
+@pytest.fixture(scope="module")
+def songs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("songs")
+    for i in range(3):
+        write_tone(folder / f"{i}.m4a", 1.0, 16_000, seed=i)
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch):
+def place(tmp_path, monkeypatch, songs):
     """A folder with music, and one with other files."""
     monkeypatch.chdir(tmp_path)
-    for i in range(3):
-        write_tone(Path("music", f"{i}.m4a"), 1.0, 16_000, seed=i)
+    shutil.copytree(songs, "music")
     Path("notes").mkdir()
     Path("notes", "a.txt").touch()
 
@@ -52,7 +64,7 @@ def last(capsys) -> str:
     words = shlex.split(lines[-1])
     if words[0] == "ls":
         assert Path(words[1]).is_dir()
-    elif words[0] != "find":
+    elif words[0] not in ("find", "ffmpeg") and words[2] != "zipfile":
         check(words, Path("this error"))
     return lines[-1]
 
@@ -74,6 +86,77 @@ def test_a_folder_without_audio(capsys):
 def test_a_folder_of_m4a_is_no_error(capsys):
     assert manifests_tools(["pretrain", "--root", "music", "--workers", "1"]) == 0
     assert "train: 2 tracks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("file", "end"),
+    [
+        ("notes/Tanz & Ton.zip", "python -m zipfile -e {file} {folder}"),
+        ("notes/a.mp4", "ffmpeg -i {file} {stem}.flac"),
+    ],
+)
+def test_a_folder_of_archives_or_videos(file, end, capsys):
+    path = Path(file).absolute()
+    path.touch()
+    run(manifests_tools, "pretrain", "--root", "notes")
+    words = {"file": path, "folder": path.parent, "stem": path.with_suffix("")}
+    quoted = {name: shlex.quote(str(value)) for name, value in words.items()}
+    assert last(capsys) == end.format(**quoted)
+
+
+def test_an_empty_folder(capsys):
+    Path("empty").mkdir()
+    run(manifests_tools, "pretrain", "--root", "empty")
+    assert last(capsys) == f"ls {Path().absolute()}"
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "command"),
+    [
+        (manifests_tools, "pretrain music", "pretrain --root music"),
+        (manifests_tools, "pretrain --rot music", "pretrain --root music"),
+        (manifests_tools, "pretrain --root my music", "pretrain --root 'my music'"),
+        (manifests_tools, "pretrian --root music", "pretrain --root music"),
+        (manifests_tools, "pretrain --root music/0.m4a", "pretrain --root HERE/music"),
+        (manifests_tools, "custom --csv x --kind multiclass", "custom --csv x --kind multi-class"),
+        (music_ssl_fairseq, "lable --k 20", "label --k 20"),
+        (music_ssl_fairseq, "map music", "map music --checkpoint mfcc"),
+    ],
+)
+def test_a_misspelt_command(program, words, command, capsys):
+    Path("my music").mkdir()
+    run(program, *words.split())
+    found = last(capsys).replace("fairseq.label", "fairseq label")
+    module = program.__module__.removesuffix(".__main__")
+    assert found == f"python -m {module} {command}".replace("HERE", str(Path().absolute()))
+
+
+@pytest.mark.parametrize(
+    ("text", "command"),
+    [
+        ("path,genre,split\na,b,train\n", "sed -i '1s/genre/label/' my.csv"),
+        ("a,b,train\n", "sed -i '1i path,label,split' my.csv"),
+        ("path,label\na,b\n", "head -n 3 my.csv"),
+        ("path,label,split\nä,b,train\n", "iconv -f CP1252 -t UTF-8 my.csv -o my.utf8.csv"),
+    ],
+)
+def test_a_wrong_table(text, command, capsys):
+    Path("my.csv").write_text(text, encoding="latin-1")
+    run(manifests_tools, "custom", "--csv", "my.csv", "--kind", "multi-class")
+    assert capsys.readouterr().err.splitlines()[1:] == [command]
+
+
+def test_music_that_moved(capsys):
+    assert manifests_tools(["pretrain", "--root", "music", "--workers", "1"]) == 0
+    Path("music").rename("music2")
+    capsys.readouterr()
+    run(music_ssl_fairseq, "label", "--k", "20")
+    command = capsys.readouterr().err.splitlines()[-1]
+    assert command == f"sed -i '1s|.*|{Path('music2').absolute()}|' manifests/*.tsv"
+    subprocess.run(command, shell=True, check=True)
+    Manifest("manifests/valid.tsv").require_root()
+    with pytest.raises(InputError, match="manifests: a folder"):
+        Manifest("manifests")
 
 
 def test_labels_before_manifests(capsys):
@@ -186,6 +269,51 @@ class TestSettings:
         assert found.endswith("--config-name short task.crop_seconds=4")
 
     @pytest.mark.parametrize(
+        ("given", "end"),
+        [
+            (["task.data=Ä (1)"], """ 'task.data="Ä (1)"'"""),
+            (["task.data=my", "music"], """ 'task.data="my music"'"""),
+            (["seed"], " short"),
+        ],
+    )
+    def test_a_word_that_hydra_cannot_read(self, capsys, given, end):
+        Path("my music").mkdir()
+        call = lambda: refusals._refuse_a_word("no")  # noqa: E731
+        found = self.refused(capsys, call, "short", *given)
+        assert found.endswith(end)
+
+    def test_a_number_for_a_list(self, capsys):
+        error = ValidationError("float is not a ListConfig, list or tuple.")
+        error.full_key = "optimization.lr"
+        call = lambda: refusals._refuse_a_number_for_a_list(error)  # noqa: E731
+        found = self.refused(capsys, call, "short", "optimization.lr=0.1")
+        assert found.endswith(" 'optimization.lr=[0.1]'")
+
+    def test_a_run_folder_that_cannot_be_made(self, capsys):
+        Path("file").touch()
+        given = "hydra.run.dir=file/run"
+        found = self.refused(capsys, lambda: refusals.refuse_run_folder("file/run"), "short", given)
+        assert found.endswith(f" hydra.run.dir={Path.home()}/runs/run")
+
+    def test_a_setting_for_gpus(self, capsys):
+        config = OmegaConf.create({"common": {"fp16": True}})
+        call = lambda: refusals.refuse_gpu_settings(config)  # noqa: E731
+        found = self.refused(capsys, call, "short", "common.fp16=true", "task.data=x")
+        assert found.endswith(" short task.data=x")
+
+    def test_an_unexpected_error_goes_to_the_log(self, capsys, monkeypatch):
+        root = logging.Logger("root")
+        root.addHandler(logging.FileHandler("train.log"))
+        monkeypatch.setattr(logging, "getLogger", lambda *_: root)
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        with pytest.raises(SystemExit):
+            refusals.end_failed(ValueError("Invalid learning rate: -1.0"))
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[0].startswith("error: ValueError: Invalid learning rate: -1.0; ")
+        assert lines[1] == "tail -n 40 train.log"
+        assert Path("train.log").read_text().startswith("ValueError: Invalid")
+
+    @pytest.mark.parametrize(
         ("words", "end"),
         [
             ("", "examples/music_hubert --config-name short"),
@@ -200,6 +328,7 @@ class TestSettings:
                 "--config-dir OURS --config-name tiny task.data=x",
             ),
             ("--config-name OURS/tiny", "--config-dir OURS --config-name tiny"),
+            ("--config-dir OURS --config-name top_12", "music2vec --config-name top_12"),
             ("--config-dir notes -m", "examples/music_hubert -m"),
             ("--config_dir OURS", " --config-dir OURS"),
             ("model.upstream=mfcc", "examples/probing model.upstream=mfcc"),

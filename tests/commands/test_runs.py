@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -45,13 +46,16 @@ def updates() -> int:
 
 
 def refused(*overrides: str) -> str:
-    """The one line that the command ends with; the checkpoint stays as it was."""
+    """The line that the command ends with, and a command; the checkpoint stays as it was."""
     before = LAST.read_bytes()
-    with pytest.raises(SystemExit) as end:
-        train("music_hubert", *RUN, "optimization.max_update=2", *overrides)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "orig_argv", ["fairseq-hydra-train"])
+        with pytest.raises(SystemExit) as end:
+            train("music_hubert", *RUN, "optimization.max_update=2", *overrides)
     message = str(end.value)
+    message, *below = message.split("\n")
     assert message.startswith("error: ")
-    assert "\n" not in message
+    assert [line.partition(" --config-dir ")[0] for line in below] in ([], ["fairseq-hydra-train"])
     assert LAST.read_bytes() == before
     return message
 

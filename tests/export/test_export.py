@@ -226,8 +226,9 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, capsys, format, packa
     monkeypatch.setitem(sys.modules, module, None)
     to = str(tmp_path / "out")
     assert main(["--checkpoint", str(source), "--to", to, "--format", format]) == 1
-    message = f"error: the package {package} is not installed: run `pip install -e '.[export]'`"
-    assert capsys.readouterr().err.startswith(message)
+    message, command = capsys.readouterr().err.splitlines()
+    assert message.startswith(f"error: the package {package} is not installed")
+    assert command.endswith("[export]'")
 
 
 def bad(path, how: str):

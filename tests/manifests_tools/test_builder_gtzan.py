@@ -122,7 +122,7 @@ def test_an_existing_task_is_replaced_only_by_force(stubs, tmp_path):
     stubs.lay(tmp_path, ALL)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "task.json").touch()
-    with pytest.raises(InputError, match=r"task\.json exists already; --out writes"):
+    with pytest.raises(InputError, match=r"task\.json exists already; --force would"):
         gtzan.genre.run(str(tmp_path), str(tmp_path / "out"))
     gtzan.genre.run(str(tmp_path), str(tmp_path / "out"), force=True)
 

@@ -186,10 +186,10 @@ def test_one_label_line_too_few(corpus, check):
     # Of these labels, into this folder: no others are overwritten by obeying.
     paths = f"--manifests {corpus / 'manifests'} --labels {corpus / 'labels'}"
     command = f"python -m music_ssl_fairseq.label --k {K} --seed 3 {paths} --force"
-    assert lines[0].endswith(f"label again: `{command}`")
+    assert lines[0].endswith(f"label again with their own options: `{command}`")
     (corpus / "labels" / "metadata.json").write_text(json.dumps({"label_rate": 100}))
     lines = check("--labels", str(corpus / "labels"))[1]
-    assert lines[0].endswith("label again with the options that they were made with")
+    assert lines[0].endswith("label again with their own options")
 
 
 def test_a_track_with_too_few_labels(corpus, check):

@@ -71,7 +71,7 @@ def test_what_comes_before_the_log_is_logged_later(tmp_path, monkeypatch):
     monkeypatch.setattr(logging, "getLogger", lambda *_: root)
     monkeypatch.setattr(logging, "captureWarnings", lambda _: None)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    begin_quietly(["fairseq-hydra-train", "--config-dir", str(tmp_path)])
+    begin_quietly(["fairseq-hydra-train", "--config-dir", str(tmp_path), "task=translation"])
     assert root.handlers == []  # not a configuration of ours
     begin_quietly(["fairseq-hydra-train", f"--config-dir={EXAMPLES / 'music2vec'}"])
     root.warning("deprecated")
