@@ -21,6 +21,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
+from hydra_plugins._music_ssl_fairseq_choice import check_choice
 from hydra_plugins._music_ssl_fairseq_folder import (
     PACKAGE,
     begin_quietly,
@@ -136,10 +137,12 @@ class MusicSSLConfigPlugin(SearchPathPlugin):
 
         args, _ = get_args_parser().parse_known_args()
         if os.path.basename(sys.argv[0]) == "fairseq-hydra-train":
-            begin_quietly(sys.argv)  # again, if music_ssl_fairseq.pth was not installed
+            check_choice(sys.argv)  # again, if music_ssl_fairseq.pth was not installed
             if args.help:
                 _add_to_help()
         if args.config_dir and is_ours(args.config_dir):
+            if os.path.basename(sys.argv[0]) == "fairseq-hydra-train":
+                begin_quietly(sys.argv)
             name = (args.config_name or "config").removesuffix(".yaml")
             say_what_cannot_be_set()
             path = f"file://{os.path.abspath(args.config_dir)}"
