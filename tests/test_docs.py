@@ -44,3 +44,16 @@ def test_the_readmes_python_runs_as_pasted(tmp_path, monkeypatch):
     exec(code, names)
     assert names["features"].layers.shape == (4, 49, 32)
     assert names["vectors"].shape == (3, 32)
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.stem)
+def test_a_page_begins_with_its_purpose_and_its_contents(page):
+    text = re.sub(
+        r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
+    title, purpose, contents = text.split("\n\n")[:3]
+    assert title.startswith("# ")
+    assert purpose[0].isalpha()
+    sections = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    listed = re.findall(r"\]\(#([^)]+)\)", contents)
+    assert listed == [re.sub(r"[^\w -]", "", name.lower()).replace(" ", "-") for name in sections]
