@@ -61,7 +61,7 @@ def _compare_checksums(path: Path, loaded: Any) -> None:
 
 def _checksum(storage: torch.UntypedStorage) -> int:
     whole = torch.empty(0, dtype=torch.uint8).set_(storage)
-    return zlib.crc32(memoryview(whole.numpy()))
+    return zlib.crc32(whole.numpy().data)
 
 
 def _storages(loaded: Any) -> Iterator[torch.UntypedStorage]:
