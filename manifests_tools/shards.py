@@ -21,9 +21,11 @@ from manifests_tools.convert import encode_flac
 from manifests_tools.examine import ExaminedTrack, chunks
 from manifests_tools.parallel import parallel_map
 from music_ssl_fairseq import audio
+from music_ssl_fairseq.data.label_check import record_of
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.left_out import LeftOut
-from music_ssl_fairseq.data.units import label_again, read_label_rate
+from music_ssl_fairseq.data.track_names import other_track
+from music_ssl_fairseq.data.units import label_again, read_label_rate, read_unreadable
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, label_hop, labels_fit
 from music_ssl_fairseq.runtime.files import atomic_path
@@ -95,7 +97,10 @@ def _check_labels(file: Path, tracks: list[ExaminedTrack]) -> None:
     lengths = np.array([track.num_samples for track in tracks])
     if rate is None:
         raise InputError(f"{file.parent}: has no metadata.json with a label_rate")
-    if len(store) != len(tracks) or not np.all(labels_fit(store.counts, lengths, label_hop(rate))):
+    read_unreadable(file.parent, file.stem)
+    noted = record_of(store).get("names")
+    fit = len(store) == len(tracks) and np.all(labels_fit(store.counts, lengths, label_hop(rate)))
+    if not fit or other_track(lambda i: tracks[i].name, len(tracks), noted) is not None:
         raise InputError(
             f"{file}: its {len(store)} lines are not the labels of the {len(tracks)} tracks found; "
             f"make manifests of the same folder without --shards, then {label_again(file.parent)}"

@@ -3,9 +3,8 @@
 import os
 from hashlib import blake2b
 
-import numpy as np
-
 from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.data.track_names import some_of
 
 AUDIO = "audio of "
 """What the names of entries begin with. There is none where files are missing."""
@@ -21,11 +20,9 @@ def audio_identity(manifest: Manifest, most: int = 200) -> str | None:
     Returns:
         None if a file is missing, or is part of a shard.
     """
-    number = min(most, len(manifest))
-    places = np.unique(np.linspace(0, len(manifest) - 1, number).round().astype(int))
     digest = blake2b(digest_size=8)
     try:
-        for path in dict.fromkeys(manifest.path(place) for place in places.tolist()):
+        for path in dict.fromkeys(map(manifest.path, some_of(len(manifest), most))):
             size = os.stat(path).st_size
             with open(path, "rb", buffering=0) as file:
                 file.seek(max(0, size - _BLOCK_BYTES) // 2)

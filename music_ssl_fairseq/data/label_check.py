@@ -5,12 +5,14 @@ UNK: a model then trains for days on nothing.
 """
 
 import logging
+from typing import Any
 
 import numpy as np
 
 from music_ssl_fairseq.data.audio_identity import changed_audio
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.data.track_names import other_track
 from music_ssl_fairseq.data.units import (
     UnitDictionary,
     label_again,
@@ -37,18 +39,34 @@ def check_labels(
     """Refuse labels that do not fit, and name the likely mistake.
 
     Raises:
-        InputError: if the numbers of tracks differ, labels end more than 0.1 s before or after
-            their audio, or the dictionary lacks units in use.
+        InputError: if the tracks are others or in another order, labels end more than 0.1 s before
+            or after their audio, or the dictionary lacks units in use.
     """
     _check_tracks(manifest, store, units)
     _check_rate(manifest, store, label_rate)
     _check_units(manifest, store, units)
-    _compare_audio(manifest, store)
+    record = record_of(store)
+    _check_names(manifest, store, record)
+    _compare_audio(manifest, store, record)
 
 
-def _compare_audio(manifest: Manifest, store: LabelStore) -> None:
+def record_of(store: LabelStore) -> dict[str, Any]:
+    """Return what metadata.json says of these labels, after `read_unreadable` has checked it."""
+    return read_metadata(store.file.parent).get("splits", {}).get(store.file.stem, {})
+
+
+def _check_names(manifest: Manifest, store: LabelStore, record: dict[str, Any]) -> None:
+    other = other_track(manifest.name, len(manifest), record.get("names"))
+    if other is not None:
+        raise InputError(
+            f"{store.file}, line {other + 1}: not the labels of {_name(manifest, other)}, but of "
+            f"another track: tracks were split or sorted anew, or renamed, since {store.file.name} "
+            f"was made; {label_again(store.file.parent, manifest.file.parent)}"
+        )
+
+
+def _compare_audio(manifest: Manifest, store: LabelStore, record: dict[str, Any]) -> None:
     """Warn of audio that was replaced under the names and lengths of the manifest."""
-    record = read_metadata(store.file.parent).get("splits", {}).get(store.file.stem, {})
     noted = record.get("audio")
     if noted and record.get("manifest_sha256") == checksum(manifest.file):
         found = changed_audio(manifest, noted, f"{store.file} was")

@@ -17,6 +17,7 @@ import numpy as np
 
 from music_ssl_fairseq.data.audio_identity import audio_identity
 from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.data.track_names import note_names
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features import FrontEnd
 from music_ssl_fairseq.frames import SAMPLE_RATE
@@ -175,6 +176,7 @@ class LabelFolder:
             "manifest": str(manifest.file),
             "manifest_sha256": fingerprint(manifest),
             "audio": audio_identity(manifest),
+            "names": note_names(manifest.name, len(manifest)),
             **joined.usage.summary(),
             "unreadable": joined.unreadable,
             "silent": list(silent),

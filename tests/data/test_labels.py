@@ -12,6 +12,7 @@ from music_ssl_fairseq.data import label_check, label_store, mapped
 from music_ssl_fairseq.data.label_check import check_labels
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
+from music_ssl_fairseq.data.track_names import note_names
 from music_ssl_fairseq.data.units import UnitDictionary, labels_beside, read_label_rate
 from music_ssl_fairseq.errors import InputError
 
@@ -220,6 +221,29 @@ def test_a_line_too_few(corpus):
     write_km(folder / "train.km", lines[:-1])
     assert "29 lines of labels" in complaint(folder)
     assert "30 tracks" in complaint(folder)
+
+
+def test_tracks_of_equal_length_are_told_apart_by_their_names(tmp_path):
+    """As clips of 30 s are, after another split."""
+
+    def write(root, *names):
+        write_manifest(tmp_path / "train.tsv", root, [(name, 16_400) for name in names])
+        return Manifest(tmp_path / "train.tsv")
+
+    manifest = write("/m", "a/1.wav", "a/2.wav", "b/3.wav")
+    write_km(tmp_path / "train.km", [[0] * 101] * 3)
+    write_dict(tmp_path / "dict.km.txt", 50)
+    record = {"names": note_names(manifest.name, 3), "manifest_sha256": ""}
+    metadata = {"label_rate": 100, "splits": {"train": record}}
+    (tmp_path / "metadata.json").write_text(json.dumps(metadata))
+    check(tmp_path)
+    write("/other", "1.flac", "2.flac", "3.flac")  # moved, and converted
+    check(tmp_path)
+    write("/m", "shard.tar:0:9", "shard.tar:9:9", "shard.tar:18:9")
+    check(tmp_path)
+    for names in (("a/1.wav", "b/3.wav", "a/2.wav"), ("a/1.wav", "4.wav", "b/3.wav")):
+        write("/m", *names)
+        assert f"train.km, line 2: not the labels of {names[1]}" in complaint(tmp_path)
 
 
 def test_wrong_label_rate(corpus):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 import tarfile
 from pathlib import Path
@@ -20,6 +21,7 @@ from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.masks import SpanMask
 from music_ssl_fairseq.data.pretraining import PretrainingDataset
 from music_ssl_fairseq.data.targets import LabelSet
+from music_ssl_fairseq.data.track_names import note_names
 from music_ssl_fairseq.data.units import UnitDictionary
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import FrameGrid
@@ -219,6 +221,16 @@ def test_crops_of_an_epoch_are_those_of_single_files(served):
     for single, sharded in pairs:
         assert single.keys() == sharded.keys() == {"id", "source", "mask", "target"}
         torch.testing.assert_close(single, sharded, rtol=0, atol=0)
+
+
+def test_labels_of_tracks_in_another_order_stay_out_of_shards(tmp_path):
+    labels = shutil.copytree("labels", tmp_path / "labels")
+    manifest = Manifest("single/train.tsv")
+    noted = note_names(lambda track: manifest.name((track + 1) % len(manifest)), len(manifest))
+    metadata = {"label_rate": 100, "k": 12, "splits": {"train": {"names": noted}}}
+    (labels / "metadata.json").write_text(json.dumps(metadata))
+    with pytest.raises(InputError, match="are not the labels of the"):
+        run("music", str(tmp_path / "out"), 0.4, shards=str(tmp_path / "x"), labels=str(labels))
 
 
 @pytest.mark.parametrize(
