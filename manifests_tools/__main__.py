@@ -1,11 +1,10 @@
 """`python -m manifests_tools NAME ...`: run one builder."""
 
-import importlib
+import pkgutil
 import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any
 
 from music_ssl_fairseq.cli import exit_status, no_such
 
@@ -47,12 +46,6 @@ def _usage() -> str:
     )
 
 
-def _load(where: str) -> Any:
-    module, _, attribute = where.partition(":")
-    loaded = importlib.import_module(module)
-    return getattr(loaded, attribute) if attribute else loaded
-
-
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
@@ -69,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A job scheduler's SIGTERM also ends the workers and removes half-written files.
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        builder = _load(BUILDERS[name][0])
+        builder = pkgutil.resolve_name(BUILDERS[name][0])
         options = vars(builder.get_parser().parse_args(rest))
         out = options.get("out") or "."
         return exit_status(lambda: not builder.run(**options), out, "interrupted")

@@ -43,7 +43,6 @@ _RESAMPLES = 1000
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
     parser = new_parser("music_ssl_fairseq.probe", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     add(
@@ -190,7 +189,6 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status."""
     import logging
 
     arguments = get_parser().parse_args(argv)

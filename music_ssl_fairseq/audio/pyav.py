@@ -78,7 +78,6 @@ class Decoder:
             self._see_rate()
 
     def close(self) -> None:
-        """Close the file."""
         if self._container is not None:
             self._container.close()
 

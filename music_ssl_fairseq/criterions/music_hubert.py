@@ -163,23 +163,20 @@ def _log_units(key: str, counts: Tensor) -> None:
     """
     metrics.log_scalar_sum(f"_{key}", counts)
     name = key.removeprefix("units_")
-    metrics.log_derived(f"perplexity_{name}", lambda meters: _perplexity(meters[f"_{key}"].sum))
+
+    def perplexity(meters: Any) -> float:
+        return round(math.exp(entropy(meters[f"_{key}"].sum)), 2)
+
+    def majority(meters: Any) -> float:
+        counts = meters[f"_{key}"].sum
+        return round((counts.max() / counts.sum()).item(), 5)
+
+    metrics.log_derived(f"perplexity_{name}", perplexity)
     if name.startswith("target"):
-        majority = name.replace("target", "majority_m")
-        metrics.log_derived(majority, lambda meters: _majority(meters[f"_{key}"].sum))
+        metrics.log_derived(name.replace("target", "majority_m"), majority)
 
 
 def _histogram(units: Tensor, classes: int) -> Tensor:
     # bincount finds the largest unit, which synchronises with the GPU.
     counts = torch.zeros(classes, dtype=torch.float64, device=units.device)
     return counts.index_add_(0, units, torch.ones_like(units, dtype=torch.float64))
-
-
-def _perplexity(counts: Tensor) -> float:
-    """Compute a histogram's perplexity: the number of equally frequent units of its entropy."""
-    return round(math.exp(entropy(counts)), 2)
-
-
-def _majority(counts: Tensor) -> float:
-    """Compute the share of the most frequent unit."""
-    return round((counts.max() / counts.sum()).item(), 5)

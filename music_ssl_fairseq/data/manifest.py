@@ -143,7 +143,6 @@ class Manifest:
         return os.fsdecode(self._text[self._starts[index] : self._tabs[index]])
 
     def path(self, index: int) -> str:
-        """Return the path of the track's file."""
         return os.path.join(self.root, self.name(index))
 
 

@@ -291,7 +291,6 @@ class PretrainingDataset(FairseqDataset):
         return self.order(int(self._epoch))
 
     def order(self, epoch: int) -> np.ndarray:
-        """Return the order of an epoch's crops: see `CropPlan.order`."""
         return self._plan.order(epoch, shuffle=self.training)
 
     def batch_by_size(

@@ -67,7 +67,6 @@ GRAPHS = ("onnx", "torch")
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
     parser = new_parser("music_ssl_fairseq.export", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     add(
@@ -226,7 +225,6 @@ def _move(folder: Path, to: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; return the exit status."""
     arguments = get_parser().parse_args(argv)
     where = arguments.to or "the temporary folder"
     return exit_status(lambda: run(arguments), where, "interrupted; nothing was written")

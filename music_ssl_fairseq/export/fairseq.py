@@ -57,7 +57,7 @@ def write(source: ExportSource, folder: Path, name: str) -> str:
     contents = source.contents
     if contents.family not in _STOCK:
         raise InputError(f"{contents.origin}: {contents.family} is not exported to fairseq")
-    if source.is_fairseq and contents.family in _TASKS:
+    if source.settings and contents.family in _TASKS:
         raise InputError(f"{contents.origin}: is a checkpoint of stock fairseq's already")
     model = _STOCK[contents.family]
     if model == "hubert" and contents.config["pos_conv_depth"] != 1:

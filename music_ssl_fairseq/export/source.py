@@ -20,7 +20,8 @@ class ExportSource:
 
     Attributes:
         contents: the encoder.
-        settings: fairseq's configuration (`task`, `model`, `optimization`, ...), plain values.
+        settings: fairseq's configuration (`task`, `model`, `optimization`, ...), plain values;
+            empty if it comes from no fairseq checkpoint, ours or stock.
         heads: the tensors outside of the encoder, under fairseq's names; none of a model with a
             decoder (`encode=visible`).
         teacher: the tensors of data2vec's teacher (`_ema`).
@@ -32,11 +33,6 @@ class ExportSource:
     heads: dict[str, Tensor] = field(default_factory=dict)
     teacher: dict[str, Tensor] = field(default_factory=dict)
     num_updates: int | None = None
-
-    @property
-    def is_fairseq(self) -> bool:
-        """Tell whether it comes from a fairseq checkpoint, ours or stock."""
-        return bool(self.settings)
 
     def setting(self, section: str, name: str, default: Any = None) -> Any:
         """Return one value of the configuration, or `default` if it is not known."""

@@ -46,7 +46,6 @@ _COMPILE_SECONDS = 100 * 3600  # of audio from which compiling kernels, about a 
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
     parser = new_parser("music_ssl_fairseq.extract", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     add(

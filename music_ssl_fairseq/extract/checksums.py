@@ -42,5 +42,4 @@ class Checksums(RowFile):
         return checksum, changed
 
     def note(self, track: int, checksum: int, changed: int = 0) -> None:
-        """Record that a track is complete."""
         self[track] = np.array([checksum, changed], np.uint64)

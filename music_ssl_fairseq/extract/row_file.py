@@ -68,5 +68,4 @@ class RowFile:
         self[row] = self._empty
 
     def close(self) -> None:
-        """Close the file."""
         self._file.close()

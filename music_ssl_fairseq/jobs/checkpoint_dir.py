@@ -98,7 +98,6 @@ class CheckpointDir:
             return self.load_block(job, number).lengths
 
     def remove_damaged(self, job: str, numbers: Iterable[int]) -> None:
-        """Remove the damaged files of these blocks."""
         for number in numbers:
             found = self.load_arrays(self.block(job, number))
             if found is not None and set(found) != set(Block._fields):

@@ -48,7 +48,6 @@ The manifests come from `python -m manifests_tools pretrain --root MUSIC_DIR`, a
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
     parser = new_parser("music_ssl_fairseq.label", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     number: dict[str, Any] = {"type": _positive, "metavar": "N"}
@@ -352,7 +351,6 @@ def _show_next(manifests: Path, labels: "list[Path]") -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point: the exit status."""
     arguments = get_parser().parse_args(argv)
     return exit_status(lambda: run(arguments), arguments.labels)
 

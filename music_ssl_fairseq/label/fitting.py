@@ -90,12 +90,9 @@ def take_centroids(job: Job, file: Path) -> None:
     with job.folder.checkpoints.locked(FIT_LOCK):
         job.folder.reload()
         if job.folder.centroids() is None:
-            job.folder.save_fit(KMeansState(centroids), 0, job.front, f"given as {_named(file)}")
-
-
-def _named(file: Path) -> str:
-    """Name external centroids for the record; of a model on the hub with its commit."""
-    return hub.pinned(file, hub.snapshot(file)) if hub.is_name(file) else file.name
+            # A model on the hub is recorded with its commit.
+            name = hub.pinned(file, hub.snapshot(file)) if hub.is_name(file) else file.name
+            job.folder.save_fit(KMeansState(centroids), 0, job.front, f"given as {name}")
 
 
 def _load_sample(job: Job, num_blocks: int) -> np.ndarray:

@@ -68,14 +68,11 @@ class LabelFolder:
         """Read what other processes of this run have finished."""
         if self._overwrite:
             return
+        elsewhere = with_option("--labels", f"{self.path}-k{self.recipe.settings['k']}")
         self.metadata = read_metadata(
             *(self.path, self.recipe.settings, "labels", self._outputs(), _WAY_OUT),
-            *(WORDS, DEFAULTS, _is_complete, self._elsewhere()),
+            *(WORDS, DEFAULTS, _is_complete, elsewhere),
         )
-
-    def _elsewhere(self) -> str:
-        """Return the command that makes these labels in a folder of their own."""
-        return with_option("--labels", f"{self.path}-k{self.recipe.settings['k']}")
 
     def _outputs(self) -> list[Path]:
         of_split = (f"{split}.{suffix}" for split in SPLITS for suffix in _FORMATS)

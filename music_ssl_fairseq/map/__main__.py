@@ -29,7 +29,6 @@ _MAX_CLIP_SECONDS = 30.0
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
     parser = new_parser("music_ssl_fairseq map", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER", help="folder with audio, searched to any depth")
@@ -129,7 +128,6 @@ def run(a: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status."""
     arguments = get_parser().parse_args(argv)
     return exit_status(
         lambda: run(arguments), arguments.out, "interrupted; the same command continues from here"

@@ -87,7 +87,6 @@ class Music2VecModel(AudioEncoder):
 
     @classmethod
     def build_model(cls, cfg: Music2VecConfig, task: Any = None) -> "Music2VecModel":
-        """Build the model, as fairseq asks for it."""
         return cls(cfg)
 
     def set_num_updates(self, num_updates: int) -> None:

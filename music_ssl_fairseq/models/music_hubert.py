@@ -113,7 +113,6 @@ class MusicHubertModel(AudioEncoder):
 
     @classmethod
     def build_model(cls, cfg: MusicHubertConfig, task: Any) -> "MusicHubertModel":
-        """Build the model, as fairseq asks for it."""
         return cls(cfg, task.num_classes)
 
     def _check_label_layers(self) -> None:

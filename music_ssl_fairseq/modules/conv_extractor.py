@@ -45,7 +45,6 @@ class ConvLayer(nn.Module):
 
     @property
     def conv(self) -> nn.Conv1d:
-        """Return the convolution."""
         return self._modules["0"]  # type: ignore[return-value]
 
     @property

@@ -102,7 +102,6 @@ class FusedAdamW(FairseqOptimizer):
             self._factor = self._factor * sums.to_average
 
     def multiply_grads(self, c: float | Tensor) -> None:
-        """Multiply all gradients by a constant."""
         self._factor = self._factor * c
         if not self._scales_in_step:
             self._scale_now()
@@ -135,7 +134,6 @@ class FusedAdamW(FairseqOptimizer):
         return self._fetch(norm)
 
     def step(self, *args: Any, **kwargs: Any) -> None:
-        """Update the parameters."""
         if self._scales_in_step:
             factor = self._factor
             if not isinstance(factor, Tensor):  # without clipping

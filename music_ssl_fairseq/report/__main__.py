@@ -98,7 +98,6 @@ def _report_study(folders: Sequence[Path], out: Path, no_plot: bool) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status."""
     arguments = get_parser().parse_args(argv)
     return exit_status(lambda: _print_report(arguments), arguments.out, "interrupted")
 

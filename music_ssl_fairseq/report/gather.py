@@ -177,10 +177,8 @@ def _tasks_apart(probes: list[Probe]) -> list[Probe]:
     described: dict[tuple[str, str], str] = {}
     for name in {probe.task for probe in probes}:
         tasks = {probe.content: probe.about for probe in probes if probe.task == name}
-        for details in (("kind",), ("kind", "files")):
-            words = [
-                ", ".join(_detail(about, detail) for detail in details) for about in tasks.values()
-            ]
+        for details in ("{kind}", "{kind}, {files} files"):
+            words = [details.format(**about) for about in tasks.values()]
             if len(set(words)) == len(words):
                 break
         else:
@@ -194,10 +192,6 @@ def _tasks_apart(probes: list[Probe]) -> list[Probe]:
         replace(probe, task=described.get((probe.task, probe.content), probe.task))
         for probe in probes
     ]
-
-
-def _detail(about: dict[str, Any], name: str) -> str:
-    return f"{about[name]} {name}" if name == "files" else str(about[name])
 
 
 def _told_apart(probes: list[Probe]) -> Iterator[Probe]:

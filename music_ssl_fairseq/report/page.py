@@ -71,7 +71,8 @@ def _scores(probes: Sequence[Probe]) -> str:
     known = {(probe.model, probe.task): probe for probe in probes}
     best = {
         (task, metric): max(
-            (p.figures[metric].value for p in probes if p.task == task), key=_sortable
+            (p.figures[metric].value for p in probes if p.task == task),
+            key=lambda value: value if math.isfinite(value) else -math.inf,
         )
         for task, metric in columns
     }
@@ -102,7 +103,3 @@ def _note(probe: Probe, interval: str) -> str:
     layer = probe.about["layer"]
     where = f"layer {layer}" if layer.isdigit() or layer == "all" else ""
     return " ".join(part for part in (f"[{interval}" if interval else "", where) if part)
-
-
-def _sortable(value: float) -> float:
-    return value if math.isfinite(value) else -math.inf

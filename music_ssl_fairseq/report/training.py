@@ -172,7 +172,6 @@ def draw_content(axes: "Axes", curves: Curves) -> None:
 
 
 def draw_learning_rate(axes: "Axes", curves: Curves) -> None:
-    """Draw the learning rate."""
     axes.set_ylabel("learning rate")
     axes.set_xlabel("updates")
     line(axes, curves.train, "lr", "lr", BLUE)

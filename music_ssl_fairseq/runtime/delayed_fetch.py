@@ -18,7 +18,6 @@ class Fetch(NamedTuple):
     arrived: torch.cuda.Event | None
 
     def wait(self) -> Tensor:
-        """Return the tensor once it is complete."""
         if self.arrived is not None:
             self.arrived.synchronize()
         return self.values

@@ -311,7 +311,6 @@ class PretrainingTask(RunFolderTask):
             return super().train_step(*arguments, *args, **kwargs)
 
     def valid_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Run fairseq's step."""
         self._training = False
         self._stop_loading_at_exit("valid")
         return super().valid_step(*args, **kwargs)

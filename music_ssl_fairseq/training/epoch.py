@@ -201,7 +201,6 @@ class ResumableEpochs(iterators.EpochBatchIterator):
         self._stream.begin()
 
     def stop(self) -> None:
-        """Stop reading ahead."""
         if self._stream is not None:
             self._stream.stop()
             self._stream = None

@@ -31,7 +31,6 @@ class Plans:
             return self._plans[epoch]
 
     def forget_before(self, epoch: int) -> None:
-        """Drop the plans of earlier epochs."""
         with self._lock:
             self._plans = {e: plan for e, plan in self._plans.items() if e >= epoch}
 

@@ -96,7 +96,6 @@ def fill(
 
 
 def _read(source: FeatureSource, clip: Clip) -> tuple[Clip, np.ndarray]:
-    """Read the samples of a clip."""
     return clip, read_part(source.grid, clip, clip.start, clip.stop)
 
 
@@ -129,23 +128,20 @@ def _encode(
     group: list[tuple[Clip, np.ndarray]],
 ) -> None:
     """Encode some clips, windows of equal length together."""
-    places: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    waveforms: dict[tuple[int, int], list[np.ndarray]] = {}
+    by_shape: dict[tuple[int, int], list[tuple[int, int, np.ndarray]]] = {}
     results: list[list[np.ndarray]] = []
     for number, (clip, samples) in enumerate(group):
         windows = plan.windows(clip)
         results.append([np.zeros(0)] * len(windows))
         for i, window in enumerate(windows):
             part = samples_of(samples, window.start - clip.start, window, source.grid, plan.frames)
-            shape = (len(part), frames_of(window))
-            places.setdefault(shape, []).append((number, i))
-            waveforms.setdefault(shape, []).append(part)
-    for shape, parts in waveforms.items():
-        size = max(1, int(plan.batch_seconds * SAMPLE_RATE) // shape[0])
+            by_shape.setdefault((len(part), frames_of(window)), []).append((number, i, part))
+    for (length, num_frames), parts in by_shape.items():
+        size = max(1, int(plan.batch_seconds * SAMPLE_RATE) // length)
         for first in range(0, len(parts), size):
-            features = _features(source, plan, np.stack(parts[first : first + size]), shape[1])
-            chosen = places[shape][first : first + size]
-            for (number, i), vectors in zip(chosen, features, strict=True):
+            chosen = parts[first : first + size]
+            features = _features(source, plan, np.stack([part for *_, part in chosen]), num_frames)
+            for (number, i, _), vectors in zip(chosen, features, strict=True):
                 results[number][i] = vectors
     for (clip, _), vectors in zip(group, results, strict=True):
         cache.add(clip.key, np.concatenate(vectors))
