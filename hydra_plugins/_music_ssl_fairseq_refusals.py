@@ -12,7 +12,7 @@ import shlex
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -78,23 +78,26 @@ def end_failed(error: BaseException) -> None:
     _refuse(f"{line}; the log has the traceback", ["tail", "-n", "40", file])
 
 
+def merged(folder: str | os.PathLike, name: str) -> Any:
+    """Merge a configuration of a folder with those that it builds on, as hydra does."""
+    config: Any = OmegaConf.load(os.path.join(folder, f"{name}.yaml"))
+    names = (base for base in config.pop("defaults", []) if base not in ("_self_", "run_folder"))
+    return OmegaConf.merge(*(merged(folder, base) for base in names), config)
+
+
 def settings(folder: str, name: str) -> set[str]:
     """Return the dotted names of a configuration's settings, with those of fairseq."""
     from fairseq.dataclass.configs import FairseqConfig
 
-    found = {
+    theirs = {group: getattr(v, "__dict__", None) for group, v in vars(FairseqConfig()).items()}
+    ours: Any = OmegaConf.to_container(merged(folder, name))
+    return {
         f"{group}.{key}"
-        for group, value in vars(FairseqConfig()).items()
-        for key in getattr(value, "__dict__", {})
+        for groups in (theirs, ours)
+        for group, keys in groups.items()
+        if isinstance(keys, Mapping)
+        for key in keys
     }
-    config = OmegaConf.to_container(OmegaConf.load(os.path.join(folder, f"{name}.yaml")))
-    if isinstance(config, dict):
-        groups = {str(group): value for group, value in config.items() if isinstance(value, dict)}
-        found |= {f"{group}.{key}" for group, value in groups.items() for key in value}
-        for base in config.get("defaults", []):
-            if base not in ("_self_", "run_folder"):
-                found |= settings(folder, base)
-    return found
 
 
 def _compose(hydra: Any, original: Any, *args: Any, **kwargs: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
+from hydra_plugins._music_ssl_fairseq_refusals import merged
 from music_ssl_fairseq.errors import InputError
 
 EXAMPLES = Path(__file__).parents[1]
@@ -124,13 +125,8 @@ def digest(value: Any) -> str:
 
 @functools.cache
 def settings(family: str, config: str) -> Any:
-    """Merge a configuration of examples/ with those that it builds on, as hydra does."""
-    found: Any = OmegaConf.load(EXAMPLES / family / f"{config}.yaml")
-    merged: Any = OmegaConf.create()
-    for name in found.pop("defaults", []):
-        if name not in ("_self_", "run_folder"):
-            merged = OmegaConf.merge(merged, settings(family, name))
-    return OmegaConf.merge(merged, found)
+    """Return a configuration of examples/, complete."""
+    return merged(EXAMPLES / family, config)
 
 
 def read(file: Path, miniature: bool = False, audio_seconds: int | None = None) -> Table:

@@ -85,12 +85,6 @@ class _Part(io.RawIOBase):
         self._position = 0
         self.error: BaseException | None = None
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._member.size}
         self._position = base[whence] + offset

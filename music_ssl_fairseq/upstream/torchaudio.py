@@ -68,7 +68,7 @@ def read(path: str | Path) -> Contents:
             f"{path}: neither a fairseq checkpoint nor a state dict of torchaudio's HuBERT"
         )
     layer_norms = "feature_extractor.conv_layers.1.layer_norm.weight" in tensors
-    renamed = {_to_transformers(name): tensor for name, tensor in tensors.items()}
+    renamed = {_MASK.get(n, _renamed(n, _PREFIXES)): tensor for n, tensor in tensors.items()}
     state = hugging_face.encoder_state(renamed, layer_norms)
     hugging_face.drop_identity(state)
     settings = path.with_name(SETTINGS)
@@ -86,12 +86,8 @@ def to_state(contents: Contents) -> dict[str, Tensor]:
     """Return the encoder's tensors under the names of torchaudio's Wav2Vec2Model, float32."""
     state = {}
     for name, tensor in hugging_face.to_state(contents).items():
-        for ours, theirs in _PREFIXES.items():
-            if name.startswith(theirs):
-                name = ours + name.removeprefix(theirs)
-                break
         if name not in _MASK.values():
-            state[name] = tensor
+            state[_renamed(name, {theirs: ours for ours, theirs in _PREFIXES.items()})] = tensor
     return state
 
 
@@ -119,11 +115,9 @@ def to_arguments(contents: Contents, training: Mapping[str, Any]) -> dict[str, A
     }
 
 
-def _to_transformers(name: str) -> str:
-    for theirs, other in _PREFIXES.items():
-        if name.startswith(theirs):
-            return other + name.removeprefix(theirs)
-    return _MASK.get(name, name)
+def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
+    prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
+    return prefixes.get(prefix, "") + name.removeprefix(prefix)
 
 
 def _stored(path: Path) -> dict[str, Any]:
