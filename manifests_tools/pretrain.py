@@ -10,13 +10,7 @@ from pathlib import Path
 from textwrap import fill
 
 from manifests_tools.convert import convert_tracks
-from manifests_tools.examine import (
-    COPY,
-    SILENT,
-    ExaminedTrack,
-    add_reading_options,
-    examine_tracks,
-)
+from manifests_tools.examine import COPY, SILENT, ExaminedTrack, add_reading_options, examine_tracks
 from manifests_tools.find import KINDS, find_audio, is_within
 from manifests_tools.shards import HOURS, write_shards
 from manifests_tools.split import GroupBy, choose_valid, group_tracks

@@ -10,14 +10,7 @@ import torch
 from fairseq.data import FairseqDataset
 
 from music_ssl_fairseq import audio
-from music_ssl_fairseq.data.crops import (
-    EQUALISER,
-    MASKS,
-    MIXING,
-    REPLACEMENT,
-    CropPlan,
-    generator,
-)
+from music_ssl_fairseq.data.crops import EQUALISER, MASKS, MIXING, REPLACEMENT, CropPlan, generator
 from music_ssl_fairseq.data.equaliser import draw_levels
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.masks import FairseqMask, SpanGrowth, SpanMask

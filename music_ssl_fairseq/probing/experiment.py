@@ -18,11 +18,7 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.dataset import ProbingDataset
 from music_ssl_fairseq.probing.features.cache import FeatureCache, clip_at
 from music_ssl_fairseq.probing.features.fill import WindowPlan, fill, identity
-from music_ssl_fairseq.probing.features.source import (
-    EncoderSource,
-    FeatureSource,
-    open_source,
-)
+from music_ssl_fairseq.probing.features.source import EncoderSource, FeatureSource, open_source
 from music_ssl_fairseq.probing.heads.model import HeadGrid, HeadInputs
 from music_ssl_fairseq.probing.identity import probing_identity
 from music_ssl_fairseq.probing.labels import ProbingSplit

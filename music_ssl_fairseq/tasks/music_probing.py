@@ -10,12 +10,7 @@ from fairseq.logging import metrics
 from fairseq.tasks import register_task
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
 
-from music_ssl_fairseq.compat import (
-    check_unpickler,
-    is_distributed,
-    one_line_errors,
-    stop_loading,
-)
+from music_ssl_fairseq.compat import check_unpickler, is_distributed, one_line_errors, stop_loading
 
 # fairseq may import nothing of a user_dir but tasks/. The optimizer comes with heads.training.
 from music_ssl_fairseq.criterions import music_probe as _criterion  # noqa: F401

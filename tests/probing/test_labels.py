@@ -9,12 +9,7 @@ from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.labels import ProbingSplit
 from music_ssl_fairseq.probing.spec import METRICS, ProbingSpec, read_spec, write_spec
-from music_ssl_fairseq.probing.writer import (
-    Example,
-    check_leakage,
-    remove_split,
-    write_split,
-)
+from music_ssl_fairseq.probing.writer import Example, check_leakage, remove_split, write_split
 
 GENRE = ProbingSpec("genre", "multi-class", "accuracy", ("jazz", "pop", "rock"))
 TAGS = ProbingSpec("tags", "multi-label", "macro_roc_auc", ("fast", "slow", "sänger"))
