@@ -7,11 +7,12 @@ import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
 from hydra_plugins._music_ssl_fairseq_refusals import settings
-from manifests_tools.__main__ import BUILDERS, _load
+from manifests_tools.__main__ import BUILDERS
 from music_ssl_fairseq.__main__ import COMMANDS
 from tests import ROOT
 from tests.test_docs import PAGES
@@ -118,7 +119,7 @@ def parser_of(words: list[str]):
     name, rest = words[0], words[1:]
     if name == "manifests_tools":
         known = BUILDERS.get(rest[0] if rest else "")
-        return _load(known[0]).get_parser() if known else None
+        return resolve_name(known[0]).get_parser() if known else None
     package, _, command = name.partition(".")
     assert package == "music_ssl_fairseq", name
     if not command:
