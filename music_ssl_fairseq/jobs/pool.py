@@ -34,10 +34,10 @@ class WorkerPool:
     Attributes:
         workers: processes; with 0 the work is done in this one.
         devices: GPUs, as torch names them, one per worker; empty for work on the CPU.
-        fork: fork workers from this process where that exists: they start at once, and the caller
-            needs no `__main__` guard. Without it they come from a server that has imported what
-            the job needs and nothing else: a process in which faiss or another user of OpenMP has
-            run may hang when forked.
+        fork: fork workers from this process: they start at once, and the caller needs no `__main__`
+            guard. Without it they come from a server that has imported what the job needs and
+            nothing else: a process in which faiss or another user of OpenMP has run may hang when
+            forked.
         advice: what to do if a worker is killed, for the message.
     """
 
@@ -123,7 +123,7 @@ class _Worker:
     """
 
     def __init__(self, job: Any, device: str | None, pool: WorkerPool):
-        context = _context(pool.fork)
+        context: Any = multiprocessing.get_context("fork" if pool.fork else "forkserver")
         self._advice = pool.advice
         self.numbers: deque[int] = deque()
         self.connection, theirs = context.Pipe()
@@ -191,7 +191,7 @@ def start_server(modules: list[str]) -> None:
 
     It imports `modules` once, which takes seconds for models, while this process does the same.
     """
-    _context(fork=False).set_forkserver_preload(["scipy.signal", *modules])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["scipy.signal", *modules])
     before = {name: os.environ.get(name) for name in _THREADS}
     # Numerical libraries read this as they load.
     os.environ.update(dict.fromkeys(_THREADS, "1"))
@@ -208,13 +208,6 @@ def start_server(modules: list[str]) -> None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _context(fork: bool) -> Any:
-    if fork:
-        exists = "fork" in multiprocessing.get_all_start_methods()
-        return multiprocessing.get_context("fork" if exists else None)
-    return multiprocessing.get_context("forkserver")
 
 
 def _serve(job: Any, device: str | None, connection: Connection) -> None:

@@ -17,11 +17,7 @@ RESUBMIT = 75
 
 RESUME_HINT = "run the same command to continue"
 
-SIGNALS = tuple(
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
-    if hasattr(signal, name)
-)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 _SAME_SIGNAL_SECONDS = 0.2  # `timeout` and srun may send one signal twice
 
