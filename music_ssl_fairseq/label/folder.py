@@ -25,7 +25,7 @@ from music_ssl_fairseq.jobs.checkpoint_dir import CheckpointDir
 from music_ssl_fairseq.label.external_centroids import load_centroids
 from music_ssl_fairseq.label.join import Joined
 from music_ssl_fairseq.label.kmeans import KMeansState, import_faiss
-from music_ssl_fairseq.label.recipe import DEFAULTS, WORDS, Recipe, fingerprint, version
+from music_ssl_fairseq.label.recipe import DEFAULTS, WORDS, Recipe, version
 from music_ssl_fairseq.runtime.files import atomic_path, checksum, remove_temporary, write_json
 from music_ssl_fairseq.runtime.metadata import METADATA, read_metadata
 from music_ssl_fairseq.runtime.typed import with_option
@@ -138,7 +138,7 @@ class LabelFolder:
 
     def block_name(self, split: str, manifest: Manifest) -> str:
         """Return the name of a split's blocks, which differs by manifest and centroids."""
-        both = fingerprint(manifest) + self.metadata["centroids_sha256"]
+        both = checksum(manifest.file) + self.metadata["centroids_sha256"]
         return f"{split}-{hashlib.sha256(both.encode()).hexdigest()[:8]}"
 
     def is_finished(self, split: str, manifest: Manifest) -> bool:
@@ -150,7 +150,7 @@ class LabelFolder:
         record = self.metadata.get("splits", {}).get(split)
         if record is None or not self.target(split).exists():
             return False
-        if record["manifest_sha256"] != fingerprint(manifest):
+        if record["manifest_sha256"] != checksum(manifest.file):
             raise InputError(
                 f"{manifest.file}: changed since {self.target(split)} was made from it; "
                 "give --force to label again"
@@ -171,7 +171,7 @@ class LabelFolder:
         """Record that a split's labels are complete; `silent` are its silent tracks."""
         self.metadata["splits"][split] = {
             "manifest": str(manifest.file),
-            "manifest_sha256": fingerprint(manifest),
+            "manifest_sha256": checksum(manifest.file),
             "audio": audio_identity(manifest),
             "names": note_names(manifest.name, len(manifest)),
             **joined.usage.summary(),

@@ -14,7 +14,7 @@ from music_ssl_fairseq.jobs.pool import WorkerPool, start_server
 from music_ssl_fairseq.jobs.shards import Shard, choose_shard
 from music_ssl_fairseq.label.external_centroids import centroids_file, load_centroids
 from music_ssl_fairseq.label.folder import LabelFolder
-from music_ssl_fairseq.label.recipe import MAX_FRAMES, Recipe, fingerprint
+from music_ssl_fairseq.label.recipe import MAX_FRAMES, Recipe
 from music_ssl_fairseq.runtime.device import choose_device
 from music_ssl_fairseq.runtime.files import checksum
 
@@ -156,7 +156,7 @@ def _recipe(a: Namespace, features: FeatureSpec, train: Manifest) -> Recipe:
         **{name: getattr(a, name) for name in same},
         k=k,
         max_frames=a.max_frames or max(num_frames, MAX_FRAMES if a.minibatch else 0),
-        train_manifest=fingerprint(train),
+        train_manifest=checksum(train.file),
         checkpoint=front.fingerprint,
         external_centroids=None if a.centroids is None else checksum(centroids_file(a.centroids)),
     )

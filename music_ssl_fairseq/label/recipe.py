@@ -4,9 +4,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 
-from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.label.kmeans import Options
-from music_ssl_fairseq.runtime.files import checksum
 
 ALGORITHMS = ("lloyd", "minibatch")
 MAX_FRAMES = 1_000_000
@@ -18,7 +16,8 @@ class Recipe(Options):
     """The settings of a set of labels: those of K-means, and these. Equal ones give equal labels.
 
     Attributes:
-        train_manifest: SHA-256 of the manifest that frames are sampled from.
+        train_manifest: SHA-256 of the manifest that frames are sampled from: its root, names,
+            lengths and their order.
         checkpoint: fingerprint of the model of deep features.
         layer: of that model.
         max_frames: frames fitted on at most.
@@ -61,11 +60,6 @@ WORDS = {
 
 DEFAULTS = {"algorithm": "lloyd"}
 """Settings that older folders do not record."""
-
-
-def fingerprint(manifest: Manifest) -> str:
-    """Return the SHA-256 of a manifest: its root, names, lengths and their order."""
-    return checksum(manifest.file)
 
 
 def version(distribution: str) -> str:
