@@ -37,7 +37,7 @@ def check_labels(
         InputError: if the tracks are others or in another order, labels end more than 0.1 s before
             or after their audio, or the dictionary lacks units in use.
     """
-    _check_tracks(manifest, store, units)
+    _check_tracks(manifest, store)
     _check_rate(manifest, store, label_rate)
     _check_units(manifest, store, units)
     record = record_of(store)
@@ -69,7 +69,7 @@ def _compare_audio(manifest: Manifest, store: LabelStore, record: dict[str, Any]
             logger.warning("%s", found)
 
 
-def _check_tracks(manifest: Manifest, store: LabelStore, units: UnitDictionary) -> None:
+def _check_tracks(manifest: Manifest, store: LabelStore) -> None:
     if len(store) != len(manifest):
         raise InputError(
             f"{store.file}: {len(store)} lines of labels, but {manifest.file} lists "

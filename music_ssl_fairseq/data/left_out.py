@@ -17,10 +17,6 @@ class LeftOut:
     name: str
     reason: str
 
-    @property
-    def kind(self) -> str:
-        return kind_of(self.reason)
-
 
 def by_name(left_out: Iterable[LeftOut]) -> list[LeftOut]:
     """Sort by the bytes of the names."""
@@ -49,7 +45,7 @@ def _one_line(text: str) -> bytes:
 
 def count_kinds(left_out: Iterable[LeftOut]) -> str:
     """Return for example `3 (too short 2, the file is empty 1)`, the most frequent first."""
-    kinds = Counter(item.kind for item in left_out)
+    kinds = Counter(kind_of(item.reason) for item in left_out)
     if not kinds:
         return "none"
     parts = [f"{kind} {count}" for kind, count in sorted(kinds.items(), key=lambda x: (-x[1], x))]
