@@ -31,6 +31,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help="folder for probes, features and the table")
     add("--small", action="store_true", help="fewer clips, for two CPU cores")
     add("--tasks", default="", metavar="A,B", help="only these (default: all)")
+    add("--seeds", type=int, default=1, metavar="N", help="probes per task, averaged (default: 1)")
     add("--against", metavar="ENCODER", help="differences from it (default: better front end)")
     add("--cpu", action="store_true", help="leave a GPU alone")
     return parser
@@ -44,22 +45,27 @@ def run(
     tasks_named: Sequence[str] = (),
     against: str | None = None,
     cpu: bool = False,
+    seeds: int = 1,
 ) -> None:
     """Probe what has not been probed, write and print the table."""
     if against is not None and against not in upstreams:
         raise InputError(f"--against {against}: name it among the encoders as well")
+    if seeds < 1:
+        raise InputError(f"--seeds {seeds}: give the number of probes per task, at least 1")
     if len(set(upstreams)) < len(upstreams):
         raise InputError("an encoder is named twice")
     form = "small" if small else "full"
     chosen = tasks.chosen(tasks_named, data)
     for task in chosen:
         tasks.build(task, data, out / form / "tasks" / task.name, small)
-    folders = [judge(upstream, chosen, out.resolve(), form, cpu) for upstream in upstreams]
+    folders = [judge(name, chosen, out.resolve(), form, cpu, seeds) for name in upstreams]
     print(write_tables(folders, [task.name for task in chosen], out, form, against))
 
 
-def judge(upstream: str, chosen: Sequence[tasks.OpenTask], out: Path, form: str, cpu: bool) -> Path:
-    """Probe an encoder on each task; the folder of its probes."""
+def judge(
+    upstream: str, chosen: Sequence[tasks.OpenTask], out: Path, form: str, cpu: bool, seeds: int
+) -> list[Path]:
+    """Probe an encoder on each task; one folder of probes per seed."""
     from music_ssl_fairseq.probing.features.source import open_source
     from music_ssl_fairseq.probing.several import TaskProbe, folder_name, probe_all
     from music_ssl_fairseq.runtime.device import choose_device
@@ -68,10 +74,16 @@ def judge(upstream: str, chosen: Sequence[tasks.OpenTask], out: Path, form: str,
     device = choose_device("cpu" if cpu else "auto")
     source = open_source(upstream, device)
     source.name = upstream
-    folder = out / form / "probes" / folder_name(upstream, source)
+    name = folder_name(upstream, source)
+    folders = [out / form / "probes" / f"{name}{_suffix(seed)}" for seed in range(1, seeds + 1)]
     probes = [
-        TaskProbe(out / form / "tasks" / task.name, folder / task.name, task.settings)
+        TaskProbe(
+            out / form / "tasks" / task.name,
+            folder / task.name,
+            {**task.settings, "common.seed": seed},
+        )
         for task in chosen
+        for seed, folder in enumerate(folders, 1)
     ]
     shared = {
         "model.upstream": upstream,
@@ -84,7 +96,11 @@ def judge(upstream: str, chosen: Sequence[tasks.OpenTask], out: Path, form: str,
             print(f"{upstream}: {probe.out.name}, {seconds:.1f} s", file=sys.stderr)
         start = time.monotonic()
     print(f"{upstream}: {time.monotonic() - began:.0f} s", file=sys.stderr)
-    return folder
+    return folders
+
+
+def _suffix(seed: int) -> str:
+    return f"-seed{seed}" if seed > 1 else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,11 +4,12 @@ import csv
 import io
 import math
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from tasks import TASKS, unit
 
-from music_ssl_fairseq.report.compare import difference, mean_ranks
+from music_ssl_fairseq.report.compare import difference, mean, mean_ranks
 from music_ssl_fairseq.report.gather import Figure, Probe, find
 from music_ssl_fairseq.report.tables import percent, table
 from music_ssl_fairseq.runtime.files import atomic_path
@@ -17,24 +18,30 @@ FLOORS = ("mfcc", "chroma")
 RANDOM = "random:"
 RESAMPLES, SEED = 1000, 0
 METRICS = {task.name: task.metric for task in TASKS}
-Table = dict[str, dict[str, Probe]]
-"""Model, task, probe."""
+Probes = list[Probe]
+"""One encoder's probes of one task, one per seed."""
+Table = dict[str, dict[str, Probes]]
+"""Model, task, probes."""
 
 
 def write_tables(
-    folders: Sequence[Path], names: Sequence[str], out: Path, form: str, against: str | None
+    folders: Sequence[Sequence[Path]],
+    names: Sequence[str],
+    out: Path,
+    form: str,
+    against: str | None,
 ) -> str:
     """Write judge.md and judge.csv; the former's text.
 
     Args:
-        folders: one per model, in the order of the rows, with a probe per task in it.
+        folders: per model, in the order of the rows, one per seed, with a probe per task in it.
         against: the model whose figures are taken off; None for the better floor of each task.
     """
     models: Table = {}
-    for folder in folders:
+    for folder in chain.from_iterable(folders):
         for probe in find([folder], "test", RESAMPLES, SEED, unit):
             if probe.task in names:
-                models.setdefault(probe.model, {})[probe.task] = probe
+                models.setdefault(probe.model, {}).setdefault(probe.task, []).append(probe)
     text = _markdown(models, names, form, against)
     for ending, contents in (("md", text), ("csv", _comma_separated(models))):
         with atomic_path(out / f"judge.{ending}") as temporary:
@@ -53,10 +60,10 @@ def _markdown(models: Table, names: Sequence[str], form: str, against: str | Non
     parts = [
         f"# Open tasks, {form} form",
         "",
-        "Percent on the test split, of the head that validation chose; in brackets the 95 % "
-        f"interval of a bootstrap ({RESAMPLES} resamples) over what the clips are parts of: "
-        "scores, instruments, tracks; then the layer. Rank: the mean over the tasks, among these "
-        "rows; 1 is the best.",
+        "Percent on the test split, of the head that validation chose, averaged over the probes' "
+        f"seeds; in brackets the 95 % interval of a bootstrap ({RESAMPLES} resamples) over what "
+        "the clips are parts of: scores, instruments, tracks; then each seed's layer. Rank: the "
+        "mean over the tasks, among these rows; 1 is the best.",
         "",
         *table(["encoder", "rank", *header], rows),
         "",
@@ -76,7 +83,7 @@ def _markdown(models: Table, names: Sequence[str], form: str, against: str | Non
     return "\n".join(parts)
 
 
-Pair = tuple[Probe, Probe]
+Pair = tuple[Probes, Probes]
 
 
 def _comparisons(
@@ -104,22 +111,26 @@ def _comparisons(
     return found
 
 
-def _figure(probe: Probe, task: str) -> Figure:
-    return probe.figures[METRICS[task]]
+def _figure(probes: Probes, task: str) -> Figure:
+    return mean(probes, METRICS[task], "test", unit, RESAMPLES, SEED)
 
 
-def _worth(probe: Probe) -> float:
+def _worth(probes: Probes) -> float:
     """The figure that floors are compared by; one that is not defined is below all others."""
-    value = _figure(probe, probe.task).value
+    value = _figure(probes, probes[0].task).value
     return value if math.isfinite(value) else -math.inf
 
 
-def _cell(probe: Probe, task: str) -> str:
-    return f"{percent(_figure(probe, task))} ({probe.about['layer']})"
+def _layers(probes: Probes) -> str:
+    return ", ".join(str(probe.about["layer"]) for probe in probes)
 
 
-def _difference(one: Probe, other: Probe, task: str) -> str:
-    found = difference(one, other, METRICS[task], "test", unit, RESAMPLES, SEED)
+def _cell(probes: Probes, task: str) -> str:
+    return f"{percent(_figure(probes, task))} ({_layers(probes)})"
+
+
+def _difference(some: Probes, others: Probes, task: str) -> str:
+    found = difference(some, others, METRICS[task], "test", unit, RESAMPLES, SEED)
     if not math.isfinite(found.value):
         return percent(found)
     text = f"{100 * found.value:+.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
@@ -130,12 +141,10 @@ def _comma_separated(models: Table) -> str:
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(["encoder", "task", "metric", "value", "low", "high", "layer", "fingerprint"])
-    for model, probes in models.items():
-        for task, probe in probes.items():
-            figure = _figure(probe, task)
+    for model, tasks in models.items():
+        for task, probes in tasks.items():
+            figure = _figure(probes, task)
             values = figure.value, figure.low, figure.high
-            about = probe.about
-            lines.writerow(
-                [model, task, METRICS[task], *values, about["layer"], about["fingerprint"]]
-            )
+            fingerprint = probes[0].about["fingerprint"]
+            lines.writerow([model, task, METRICS[task], *values, _layers(probes), fingerprint])
     return text.getvalue()

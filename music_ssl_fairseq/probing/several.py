@@ -88,6 +88,7 @@ def identity(cfg: DictConfig, source: FeatureSource, split: str) -> Identity:
     settings = settings_identity({name: plain[name] for name in ("task", "model")})
     for group in _GROUPS:
         settings |= {f"{group}.{name}": str(value) for name, value in plain[group].items()}
+    settings["common.seed"] = str(cfg.common.seed)
     if spec.kind == "beats":
         settings["task.decoder"] = cfg.task.decoder
     data = probing_identity(cfg.task.data, spec, splits)

@@ -38,27 +38,14 @@ def interval(
         Both ends, within the metric's range; NaN if the metric itself is NaN.
     """
     values = resampled(metric, predictions, classes, targets, resamples, seed)
-    low, high = _ends(metric, values)
+    return ends_in_range(metric, values)
+
+
+def ends_in_range(metric: str, values: np.ndarray) -> tuple[float, float]:
+    """Compute the ends of `interval` from values as of `resampled`."""
+    low, high = ends(metric, values)
     least = -np.inf if metric.startswith("r2") else 0.0
     return float(np.clip(low, least, 1.0)), float(np.clip(high, least, 1.0))
-
-
-def difference(
-    metric: str,
-    one: Predictions,
-    other: Predictions,
-    classes: tuple[str, ...] = (),
-    targets: tuple[str, ...] = (),
-    resamples: int = 1000,
-    seed: int = 0,
-) -> tuple[float, float, float]:
-    """Compute `one` minus `other` and the ends of its interval.
-
-    Both are scored on the same draws of the same clips, which narrows the interval.
-    """
-    values = resampled(metric, one, classes, targets, resamples, seed)
-    values -= resampled(metric, other, classes, targets, resamples, seed)
-    return (float(values[0]), *_ends(metric, values))
 
 
 def resampled(
@@ -82,8 +69,8 @@ def resampled(
     )
 
 
-def _ends(metric: str, values: np.ndarray) -> tuple[float, float]:
-    """Compute the interval's ends from the metric itself and those of the resamples."""
+def ends(metric: str, values: np.ndarray) -> tuple[float, float]:
+    """Compute the ends of a 95 % interval from values, or differences, as of `resampled`."""
     point, drawn = values[0], values[1:][np.isfinite(values[1:])]
     if not (np.isfinite(point) and len(drawn)):
         return float("nan"), float("nan")

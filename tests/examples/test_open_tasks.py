@@ -1,6 +1,7 @@
 """examples/open_tasks: labels follow from the score, sound from the plan, and the judge judges."""
 
 import csv
+import json
 import importlib
 import sys
 from pathlib import Path
@@ -168,6 +169,20 @@ def test_the_judge_ranks_and_compares(modules, data, tmp_path):
     values = {(line["encoder"], line["task"]): float(line["value"]) for line in lines}
     assert values["mfcc", "instrument"] > 0.9
     assert all(float(x["low"]) <= float(x["value"]) <= float(x["high"]) for x in lines)
+    two = [*arguments, "--seeds", "2", "--tasks", "pitch"]
+    assert judge.main(two) == 0
+    with (tmp_path / "judge.csv").open() as file:
+        means = {line["encoder"]: line for line in csv.DictReader(file)}
+    found = {
+        json.loads(file.read_text())["upstream"]: json.loads(file.read_text())["metrics"]
+        for file in tmp_path.glob("full/probes/*-seed2/pitch/test.json")
+    }
+    for name, metrics in found.items():
+        mean = (values[name, "pitch"] + metrics["accuracy"]) / 2
+        assert float(means[name]["value"]) == pytest.approx(mean)
+        assert means[name]["layer"] == f"{name}, {name}"
+    assert len(found) == 3
+    assert "Difference from better of MFCC and chroma" in (tmp_path / "judge.md").read_text()
 
 
 def test_a_change_of_labels_or_audio_is_probed_again(modules, data, tmp_path, capsys):
@@ -200,11 +215,11 @@ def test_a_floor_that_is_not_defined_is_no_floor(modules):
     def probes(model: str, value: float) -> dict[str, Any]:
         figure = Figure(value, value, value)
         probe = Probe(Path(model), model, "pitch", {}, [], {"accuracy": figure})
-        return {"pitch": probe}
+        return {"pitch": [probe]}
 
     values = {"mfcc": float("nan"), "chroma": 0.2, "x": 0.5}
     models = {model: probes(model, value) for model, value in values.items()}
-    ((title, ((label, ((one, floor),)),)),) = table._comparisons(models, ["pitch"], None)
+    ((title, ((label, (((one,), (floor,)),)),)),) = table._comparisons(models, ["pitch"], None)
     assert (title, label) == ("Difference from better of MFCC and chroma", "x")
     assert (one.model, floor.model) == ("x", "chroma")
 
