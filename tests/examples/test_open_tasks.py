@@ -1,8 +1,8 @@
 """examples/open_tasks: labels follow from the score, sound from the plan, and the judge judges."""
 
 import csv
-import json
 import importlib
+import json
 import sys
 from pathlib import Path
 from typing import Any
