@@ -195,8 +195,8 @@ def test_labels_of_audio_that_was_replaced(here, capsys, caplog):
     check_labels(manifest, LabelStore(labels / "train.km"), units, label_rate=100)
     song.write_bytes(content)
     warning = "train.tsv: its audio files have been replaced since"
-    assert capsys.readouterr().err.count(f"warning: manifests/{warning}") == 1
-    assert caplog.text.count(warning) == 1
+    assert f"warning: manifests/{warning}" in capsys.readouterr().err
+    assert warning in caplog.text
 
 
 def test_the_next_command_says_where_the_labels_are(here, capsys):
