@@ -1,5 +1,6 @@
 """Every test starts from the same state of the random generators, on one thread, in no command."""
 
+import logging
 import random
 import shutil
 import sys
@@ -76,3 +77,6 @@ def _forget_command() -> None:
     sys.argv = list(_ARGV)
     if "hydra.core.hydra_config" in sys.modules:
         sys.modules["hydra.core.hydra_config"].HydraConfig.instance().cfg = None
+    root = logging.getLogger()
+    for console in [handler for handler in root.handlers if hasattr(handler, "move")]:
+        root.removeHandler(console)  # it would print the warnings of tests that follow
