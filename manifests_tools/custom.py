@@ -33,10 +33,13 @@ OPTIONAL = ("start", "stop", "group")
 _DELIMITERS = (",", "\t", ";")
 _SPLIT_NAMES = {"validation": "valid", "val": "valid", "dev": "valid", "training": "train"}
 _DESCRIPTION = """\
-Make a probing task from a CSV whose first line names the columns path, label and split (train,
-valid, test) and, if wanted, start and stop (the part of the file that counts, in seconds) and
-group (the song that a part belongs to: scores per file are taken over it, and it must stay in
-one split; without it each part stands for itself).
+Make a probing task from a CSV. Its first line names the columns:
+  path          of the audio file
+  label         see --kind
+  split         train, valid or test
+  start, stop   (optional) the part of the file that counts, in seconds
+  group         (optional) the song that a part belongs to; it must stay in one split, and scores
+                per file are taken over it. Without it each part stands for itself
 """
 _EXAMPLE = """\
 a CSV of genres, of two parts of one song and of another song:
@@ -67,8 +70,13 @@ def get_parser() -> argparse.ArgumentParser:
         "one beat per line (or a .jams file), relative to the CSV",
     )
     add("--root", metavar="DIR", help="what the paths are relative to (default: the CSV's folder)")
-    add("--name", help="of the task, in reports (default: that of the folder --out)")
-    add("--separator", default=";", metavar="C", help="between labels of one cell (default: ;)")
+    add("--name", help="name of the task in reports (default: that of the folder --out)")
+    add(
+        "--separator",
+        default=";",
+        metavar="C",
+        help="character between the labels of one cell (default: ;)",
+    )
     add(
         "--classes",
         metavar="FILE",

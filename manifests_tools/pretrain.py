@@ -259,7 +259,8 @@ def _summarise(out: str, splits: dict[str, Groups], left_out: list[LeftOut], rep
         tracks = [track for group in groups.values() for track in group]
         rates.update(track.sample_rate for track in tracks)
         duration = hours([track.num_samples for track in tracks])
-        print(f"{split}: {len(tracks)} tracks, {duration:.2f} h, {len(groups)} groups")
+        many = "s" if len(groups) > 1 else ""
+        print(f"{split}: {len(tracks)} tracks, {duration:.2f} h, {len(groups)} group{many}")
     print("sample rates:", ", ".join(f"{rate} Hz {rates[rate]}" for rate in sorted(rates)))
     print(f"left out: {count_kinds(left_out)}" + (f", listed in {report}" if left_out else ""))
     for sentence in concerns(Manifest(Path(out, "valid.tsv"))):

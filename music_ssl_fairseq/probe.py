@@ -17,7 +17,7 @@ the validation split, score it on the test split, and report all scores in one t
 those of fairseq-hydra-train and fairseq-validate with examples/probing/config.yaml.
 
 The same command resumes: features and finished tasks are kept. Each result is tied to its data and
-settings; a folder with other ones is an error.
+settings. A folder that holds results of others is an error, unless --force replaces them.
 """
 
 EXAMPLES = """\
@@ -61,7 +61,7 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="results go to DIR/TASK/UPSTREAM, the table to DIR/report (default: %(default)s)",
     )
-    add("--split", default="test", help="which split is scored: test or valid (default: test)")
+    add("--split", default="test", help="split to score: test or valid (default: test)")
     add(
         "--set",
         nargs="+",
@@ -70,8 +70,13 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="settings of examples/probing/config.yaml, such as task.window_seconds=30",
     )
-    add("--cache", default="feature_cache", metavar="DIR", help="features (default: %(default)s)")
-    add("--cpu", action="store_true", help="leave a GPU alone")
+    add(
+        "--cache",
+        default="feature_cache",
+        metavar="DIR",
+        help="keeps features (default: %(default)s)",
+    )
+    add("--cpu", action="store_true", help="compute on the CPU, even beside a GPU")
     add("--force", action="store_true", help="replace results of other data or settings")
     return parser
 

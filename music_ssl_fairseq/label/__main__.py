@@ -21,14 +21,18 @@ STAGES = ("fit", "assign", "report")
 _MEMORY = 4 << 30
 
 DESCRIPTION = """\
-Give every frame of every track a unit: the number of the nearest of k centroids, which K-means
-fits on a sample of the train manifest's frames. Reads train.tsv and, if it is there, valid.tsv;
-writes train.km, valid.km (one line per track, as fairseq reads them), the same as memory maps
-(train.units.npy, train.offsets.npy), dict.km.txt, centroids.npy ([k, dimension] float32) and
-metadata.json (recipe, label_rate, inertia, versions, usage of units).
+Make pseudo-labels: give every frame of every track a unit, the number of its nearest centroid.
+K-means fits the k centroids on a sample of the train manifest's frames.
+
+It reads train.tsv and, if there is one, valid.tsv, and writes:
+  train.km, valid.km                units, one line per track, as fairseq reads them
+  *.units.npy, *.offsets.npy        the same as memory maps, which training here reads
+  dict.km.txt                       the dictionary of units
+  centroids.npy                     [k, dimension] float32
+  metadata.json                     options, label_rate, inertia, versions, use of units
 
 Equal options and manifests give equal labels, whatever the number of workers or shards. The same
-command resumes a run that was interrupted or killed, and leaves a finished one as it is.
+command resumes an interrupted run, and leaves a finished one as it is.
 """
 
 EXAMPLES = """\
@@ -39,8 +43,8 @@ examples:
   python -m music_ssl_fairseq.label --k 500 --features mfcc,chroma    # labels/mfcc, labels/chroma
   python -m music_ssl_fairseq.label --k 2000 --labels labels/deep --features deep --layer 6 \\
       --checkpoint runs/music_hubert/config/checkpoints/checkpoint_best.pt
-  sbatch --array=0-15 --wrap "python -m music_ssl_fairseq.label --k 500"     # sixteen shards
-  python -m music_ssl_fairseq.label --k 500 --report                         # and what units are
+  sbatch --array=0-15 --wrap "python -m music_ssl_fairseq.label --k 500"     # sixteen parts
+  python -m music_ssl_fairseq.label --k 500 --report                         # and a page on units
 
 The manifests come from `python -m manifests_tools pretrain --root MUSIC_DIR`, and the labels go to
 `fairseq-hydra-train --config-dir examples/music_hubert`.
@@ -56,18 +60,18 @@ def get_parser() -> argparse.ArgumentParser:
         type=_positive,
         default=500,
         metavar="K",
-        help="number of clusters, that is of units (default: %(default)s, as HuBERT's first "
-        "iteration; at least 40 frames each, better 250 or more)",
+        help="number of clusters, and so of units; each needs 40 frames of the sample, better 250 "
+        "or more (default: %(default)s, as in the paper's base model)",
     )
     add(
         "--features",
         default="mfcc",
         metavar="NAME",
-        help="what is clustered: mfcc (Kaldi's 13 MFCC with deltas, as in HuBERT), mfcc60 (20 with "
-        "deltas), logmel (80 bands), chroma (12 pitch classes), cqt (84 semitones), all 100 frames "
-        "per second; several joined as in mfcc+chroma, each scaled to the same scatter; several "
-        "sets of labels in one pass as in mfcc,chroma, each in LABELS/NAME; or deep, a layer of a "
-        "model, mostly 50 frames per second (default: %(default)s)",
+        help="features to cluster: mfcc (Kaldi's 13 MFCC with deltas, as in HuBERT), mfcc60 (20 "
+        "with deltas), logmel (80 bands), chroma (12 pitch classes) or cqt (84 semitones), all at "
+        "100 frames per second; or deep, a layer of a model, mostly at 50. mfcc+chroma joins "
+        "features, each scaled to the same spread. mfcc,chroma makes several sets of labels in one "
+        "pass, each in LABELS/NAME (default: %(default)s)",
     )
     add(
         "--checkpoint",
@@ -114,29 +118,29 @@ def get_parser() -> argparse.ArgumentParser:
         "--centroids",
         type=Path,
         metavar="FILE",
-        help="take these, [k, dimension] in a .npy file, or those beside a model on the Hugging "
-        "Face hub (hf:USER/NAME), and fit none; --k is then theirs",
+        help="use these centroids instead of fitting them: a .npy file, [k, dimension], or those "
+        "beside a model on the Hugging Face hub (hf:USER/NAME); their number replaces --k",
     )
     add(
         "--memory",
         type=parse_size,
         default=_MEMORY,
         metavar="SIZE",
-        help="what all processes may hold together, such as 512M or 16G; bounds the frames that "
-        "K-means is fitted on, and the workers (default: 4G)",
+        help="memory of all processes together, such as 512M or 16G; limits the frames that "
+        "K-means is fitted on, and the number of workers (default: 4G)",
     )
     add(
         "--max-frames",
         **number,
-        help="frames to fit K-means on, a sample over all train tracks, each in proportion to its "
-        "length; enough for k = 2000: more lower the inertia on other frames by less than 1 %% "
-        f"(default: {MAX_FRAMES}, or as many as --memory holds)",
+        help="frames to fit K-means on, sampled from all train tracks in proportion to their "
+        "length; more than the default lower the inertia on other frames by less than 1 %% at "
+        f"k = 2000 (default: {MAX_FRAMES}, or as many as --memory holds)",
     )
     add(
         "--minibatch",
         **number,
-        help="hold N frames at a time: K-means is fitted on a sample of so many, and then goes "
-        "once through --max-frames frames, however many, in batches (default: hold all)",
+        help="hold only N frames at a time: fit K-means on a sample of N frames, then pass once "
+        "through --max-frames frames in batches (default: hold all frames)",
     )
     add(
         "--algorithm",
@@ -150,15 +154,16 @@ def get_parser() -> argparse.ArgumentParser:
         "--iterations",
         **number,
         default=30,
-        help="K-means iterations over all these frames at most, after those on a part of them; "
-        "fewer once one lowers the inertia by less than 0.6 %% (default: %(default)s)",
+        help="most iterations of K-means over all sampled frames, after those over a part of "
+        "them; it stops earlier when one lowers the inertia by less than 0.6 %% (default: "
+        "%(default)s)",
     )
     add(
         "--init",
         choices=("kmeans++", "random"),
         default="kmeans++",
-        help="frames to start from: faiss's AFK-MC2, which approximates k-means++, or any "
-        "(default: %(default)s)",
+        help="how the first centroids are chosen: by faiss's AFK-MC2, which approximates "
+        "k-means++, or at random (default: %(default)s)",
     )
     add(
         "--restarts",
@@ -171,7 +176,7 @@ def get_parser() -> argparse.ArgumentParser:
         type=_seed,
         default=0,
         metavar="N",
-        help="of the sample and of K-means (default: %(default)s)",
+        help="seed of the sample and of K-means (default: %(default)s)",
     )
     add(
         "--workers",
@@ -183,8 +188,8 @@ def get_parser() -> argparse.ArgumentParser:
     add(
         "--num-shards",
         **number,
-        help="label the Nth part of all tracks in this process; whichever shard is the last joins "
-        "the parts (default: in a Slurm array its size, else 1)",
+        help="divide the tracks into N parts, and label one of them in this process; the last "
+        "process to finish joins the parts (default: in a Slurm array its size, else 1)",
     )
     add(
         "--shard",

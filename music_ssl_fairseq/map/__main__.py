@@ -63,7 +63,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--clip-seconds",
         type=float,
         metavar="S",
-        help="what can be played of each song, from its middle; 0 for nothing (default: 8, fewer "
+        help="seconds to play of each song, from its middle; 0 for none (default: 8, fewer "
         "for more than 500 songs; 8 s take 40 kB)",
     )
     add(
@@ -71,14 +71,14 @@ def get_parser() -> argparse.ArgumentParser:
         type=int,
         default=10,
         metavar="N",
-        help="nearest songs that are listed (default: %(default)s)",
+        help="number of nearest songs to list (default: %(default)s)",
     )
     add(
         "--cache",
         type=Path,
         default=Path("feature_cache"),
         metavar="DIR",
-        help="where vectors are kept (default: %(default)s)",
+        help="folder that keeps vectors (default: %(default)s)",
     )
     add(
         "--device",

@@ -30,13 +30,15 @@ def get_parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("report"), help="folder to write to (default: report)"
     )
     parser.add_argument(
-        "--split", default="test", help="which split was scored: test or valid (default: test)"
+        "--split", default="test", help="split that was scored: test or valid (default: test)"
     )
     parser.add_argument(
         "--resamples", type=int, default=1000, help="resamples of the bootstrap (default: 1000)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
-    parser.add_argument("--no-plot", action="store_true", help="no figures: needs no matplotlib")
+    parser.add_argument(
+        "--no-plot", action="store_true", help="leave out figures; needs no matplotlib then"
+    )
     parser.add_argument(
         "--study", action="store_true", help="DIR is the results folder of examples/study"
     )

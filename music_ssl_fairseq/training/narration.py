@@ -148,7 +148,8 @@ def _device_line(cfg: Any) -> str:
         name = torch.cuda.get_device_name()
         device = f"{processes} x {name}" if processes > 1 else name
     else:
-        device = f"CPU, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        device = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
     limits = cfg.optimization
     ends = [f"{limits.max_update} updates"] if limits.max_update else []
     ends += [f"{limits.max_epoch} epochs"] if limits.max_epoch else []
