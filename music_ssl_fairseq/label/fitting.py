@@ -21,6 +21,9 @@ from music_ssl_fairseq.label.job import Job
 from music_ssl_fairseq.label.kmeans import KMeansState
 from music_ssl_fairseq.label.sample import Part, Reader, Sample
 from music_ssl_fairseq.runtime import hub
+from music_ssl_fairseq.runtime.files import checksum
+from music_ssl_fairseq.runtime.metadata import METADATA
+from music_ssl_fairseq.runtime.texts import read_object
 
 SAMPLE = "sample"
 FIT_LOCK = "fit"
@@ -86,6 +89,7 @@ def take_centroids(job: Job, file: Path) -> None:
             f"{file}: {k} centroids of {dimension} values, but {job.features.name} has "
             f"{job.front.dimension} per frame: they are of other features"
         )
+    _refuse_others(job, file)
     job.folder.make()
     with job.folder.checkpoints.locked(FIT_LOCK):
         job.folder.reload()
@@ -93,6 +97,23 @@ def take_centroids(job: Job, file: Path) -> None:
             # A model on the hub is recorded with its commit.
             name = hub.pinned(file, hub.snapshot(file)) if hub.is_name(file) else file.name
             job.folder.save_fit(KMeansState(centroids), 0, job.front, f"given as {name}")
+
+
+def _refuse_others(job: Job, given: Path) -> None:
+    """Compare the features with those that metadata.json beside the centroids states, if any."""
+    file = centroids_file(given)
+    beside = file.with_name(METADATA)
+    about = read_object(beside) if beside.exists() else {}
+    if "features" not in about or about.get("centroids_sha256", checksum(file)) != checksum(file):
+        return
+    for name in ("features", "layer", "checkpoint"):
+        own = getattr(job.recipe, name)
+        if about.get(name) != own:
+            stated = f"{name} {about.get(name)!s:.16}, not {own!s:.16}"
+            raise InputError(
+                f"{given}: {beside} says that its centroids are of {stated}; give these features, "
+                "or the centroids of yours"
+            )
 
 
 def _load_sample(job: Job, num_blocks: int) -> np.ndarray:

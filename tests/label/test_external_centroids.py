@@ -54,6 +54,13 @@ def test_given_centroids_are_assigned(tmp_path, capsys):
     assert len((tmp_path / "labels" / "train.km").read_text().split()) == 198
     assert main([*arguments, "--report"]) == 0
     assert main(arguments) == 0
+    theirs = str(tmp_path / "labels" / "centroids.npy")
+    again = [*arguments[:3], str(tmp_path / "again"), "--centroids", theirs]
+    assert main(again) == 0
+    file = tmp_path / "labels" / "metadata.json"
+    file.write_text(json.dumps({**metadata, "features": "deep", "layer": 6}))
+    assert main([*again, "--force"]) == 1
+    assert "says that its centroids are of features deep, not mfcc" in capsys.readouterr().err
     np.save(tmp_path / "mine.npy", centroids[:, :20])
     assert main([*arguments, "--force"]) == 1
     assert "6 centroids of 20 values, but mfcc has 39 per frame" in capsys.readouterr().err
