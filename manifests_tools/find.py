@@ -76,11 +76,7 @@ def _no_audio(root: str) -> InputError:
 
 
 def require_folder(root: str, option: str = "--root") -> None:
-    """Refuse a root that cannot be searched or named in a manifest.
-
-    Raises:
-        InputError: if so.
-    """
+    """Refuse a root that cannot be searched or named in a manifest."""
     if not os.path.exists(root):
         near = similar(root)
         near = near if os.path.isdir(near) else ""

@@ -109,9 +109,6 @@ def build(
 
     Args:
         read: returns its labels.
-
-    Raises:
-        InputError: see `ProbingBuilder.run`.
     """
     folder = Path(out)
     if (folder / FILE).exists() and not force:

@@ -84,11 +84,7 @@ def torchaudio_models() -> ModuleType:
 
 
 def check_unpickler() -> None:
-    """Refuse a torch in which opening a checkpoint can run code.
-
-    Raises:
-        InputError: with the command that repairs it.
-    """
+    """Refuse a torch in which opening a checkpoint can run code."""
     if _minor("torch") < _SAFE_TORCH:
         raise InputError(
             f"torch {version('torch')} lets a checkpoint run code as it is opened (CVE-2025-32434, "

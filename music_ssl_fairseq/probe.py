@@ -95,9 +95,6 @@ def run(
 
     Returns:
         The folders of the results, task by task for each upstream.
-
-    Raises:
-        InputError: about an encoder, a task or a setting.
     """
     from music_ssl_fairseq.probing.features.source import open_source
     from music_ssl_fairseq.probing.several import TaskProbe, folder_name, probe_all

@@ -12,11 +12,7 @@ MAX_SAMPLE = 1e10
 
 
 def refuse_bad_samples(name: str, waveform: np.ndarray) -> None:
-    """Refuse NaN, infinite and absurdly large samples: one of them spoils a whole update.
-
-    Raises:
-        AudioError: about the file `name`.
-    """
+    """Refuse NaN, infinite and absurdly large samples: one of them spoils a whole update."""
     if not len(waveform):
         return
     # max and min are NaN if any sample is.

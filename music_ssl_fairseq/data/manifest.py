@@ -121,11 +121,7 @@ class Manifest:
             raise InputError(f"{self.file}, line {line + 2}: {reason}, found {found!r}")
 
     def require_root(self) -> None:
-        """Refuse a manifest whose music is not where it was.
-
-        Raises:
-            InputError: if so, with the command that names a folder that is there.
-        """
+        """Refuse a manifest whose music is not where it was."""
         if os.path.isdir(self.root) or "://" in self.root:
             return
         near = shlex.quote(f"1s|.*|{os.path.abspath(similar(self.root) or music_folder())}|")

@@ -139,11 +139,7 @@ def _layers(text: str) -> list[int]:
 
 
 def run(a: argparse.Namespace) -> bool:
-    """Do what the command line says; return whether every track could be read.
-
-    Raises:
-        InputError: about the checkpoint, the manifest, a layer, or what --out already holds.
-    """
+    """Do what the command line says; return whether every track could be read."""
     import torch
     from tqdm import tqdm
 

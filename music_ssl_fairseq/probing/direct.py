@@ -70,9 +70,6 @@ def run(cfg: DictConfig, source: FeatureSource, split: str = "test") -> Path:
 
     Returns:
         The folder of the results.
-
-    Raises:
-        InputError: as `ProbeExperiment`.
     """
     if check_settings(cfg.model):
         raise InputError("model.unfreeze: fairseq-hydra-train alone trains encoders")

@@ -9,11 +9,7 @@ from music_ssl_fairseq.errors import InputError
 
 
 def check_schedule(cfg: Any) -> None:
-    """Refuse a schedule over a number of updates that is not given.
-
-    Raises:
-        InputError: naming the setting to give.
-    """
+    """Refuse a schedule over a number of updates that is not given."""
     scheduler, limits = cfg.lr_scheduler, cfg.optimization
     if limits.max_update < 0:
         raise InputError(

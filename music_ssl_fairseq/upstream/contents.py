@@ -76,11 +76,7 @@ class Contents:
 
 
 def check_sample_rate(contents: Contents) -> None:
-    """Refuse a model of another sample rate than ours.
-
-    Raises:
-        InputError: with both rates.
-    """
+    """Refuse a model of another sample rate than ours."""
     if contents.sample_rate != SAMPLE_RATE:
         raise InputError(
             f"{contents.origin}: was trained at {contents.sample_rate} Hz, but audio is read at "
