@@ -32,11 +32,7 @@ def read_beat_file(file: Path) -> tuple[str, ...]:
 
 
 def require_ascending(times: Sequence[float]) -> None:
-    """Refuse beats before 0 or out of order.
-
-    Raises:
-        ValueError: naming the first one.
-    """
+    """Refuse beats before 0 or out of order, with a ValueError that names the first one."""
     if len(times) and times[0] < 0:
         raise ValueError(f"a beat at {times[0]:g}, before the file begins")
     for before, time in pairwise(times):

@@ -105,11 +105,7 @@ def build(
     workers: int = 1,
     force: bool = False,
 ) -> None:
-    """Examine the audio of a data set, and write its folder.
-
-    Args:
-        read: returns its labels.
-    """
+    """Examine the audio of a data set, whose labels `read` returns, and write its folder."""
     folder = Path(out)
     if (folder / FILE).exists() and not force:
         raise InputError(

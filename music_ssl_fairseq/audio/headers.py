@@ -144,11 +144,7 @@ class _Chunks:
             position += 8 + length + length % 2
 
     def pcm(self, name: str, size: int) -> Pcm:
-        """Return the first `size` bytes of the samples.
-
-        Raises:
-            AudioError: if they are compressed.
-        """
+        """Return the first `size` bytes of the samples; compressed ones are an AudioError."""
         code = channels = bits = align = rate = 0
         if len(self._format) >= 16:
             code, channels, rate, _, align, bits = struct.unpack("<HHIIHH", self._format[:16])

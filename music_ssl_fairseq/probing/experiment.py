@@ -102,11 +102,7 @@ class ProbeExperiment:
         return _BATCHES_AT_ONCE if many else 1
 
     def encoder(self) -> Upstream:
-        """Return the encoder to be trained along.
-
-        Raises:
-            InputError: if the upstream is a front end.
-        """
+        """Return the encoder to be trained along; a front end is an InputError."""
         if not isinstance(self.source, EncoderSource):
             raise InputError(f"model.unfreeze: {self.source.name} has nothing to train")
         return self.source.encoder
