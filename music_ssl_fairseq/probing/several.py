@@ -107,11 +107,9 @@ def _is_done(out: Path, made_of: Identity, split: str, anew: bool) -> bool:
         return False
     found = differences(made_of, there)
     lacking = [name for name in made_of.keys() ^ there.keys() if not name.startswith(AUDIO)]
-    if not found and not lacking and (out / f"{split}.json").exists():
-        return True
     if found and not anew:
         raise InputError(
             f"{out}: holds a probe of other data or settings: {found}. Give another --out, or "
             "--force to replace it"
         )
-    return False
+    return not (found or lacking) and (out / f"{split}.json").exists()
