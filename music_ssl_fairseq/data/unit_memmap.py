@@ -15,6 +15,8 @@ from music_ssl_fairseq.data.mapped import read_part
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.npy import read_array
 
+_COMPARED_BYTES = 1 << 16
+
 
 class UnitMemmap:
     """The units of all tracks.
@@ -54,11 +56,38 @@ class UnitMemmap:
     def units(self, track: int, first: int, stop: int) -> np.ndarray:
         """Return the labels `[first, stop)` of a track, int64."""
         begin = int(self._offsets[track])
+        return self._part(begin + first, begin + stop)
+
+    def _part(self, first: int, stop: int) -> np.ndarray:
         # Access through the map would kill the process if the file has been cut.
         size = self._units.itemsize
-        start = self._units.offset + (begin + first) * size
-        part = read_part(self._handle, start, (stop - first) * size)
+        part = read_part(self._handle, self._units.offset + first * size, (stop - first) * size)
         return np.frombuffer(part, self._units.dtype).astype(np.int64)
+
+    def is_of(self, text: Path) -> bool:
+        """Tell whether a text begins and ends with the same labels.
+
+        Another one may have come with an older time of change.
+        """
+        with text.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            first = file.read(_COMPARED_BYTES).split()
+            file.seek(max(0, size - _COMPARED_BYTES))
+            last = file.read().split()
+        if size > _COMPARED_BYTES:  # labels at the edges may be cut
+            first, last = first[:-1], last[1:]
+        count = len(self._units)
+        if max(len(first), len(last)) > count:
+            return False
+        try:
+            return (
+                np.array(first, np.int64).tolist() == self._part(0, len(first)).tolist()
+                and np.array(last, np.int64).tolist()
+                == self._part(count - len(last), count).tolist()
+            )
+        except (ValueError, OverflowError):
+            return False
 
 
 def memmap_files(km_file: Path) -> tuple[Path, Path]:
@@ -76,4 +105,4 @@ def open_unit_memmap(km_file: Path) -> UnitMemmap | None:
         found = UnitMemmap(km_file)
     except InputError:  # not what the labeler writes: the text is there
         return None
-    return found if found.agrees() else None
+    return found if found.agrees() and found.is_of(km_file) else None

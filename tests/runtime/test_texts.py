@@ -1,6 +1,7 @@
 """Text and JSON that people write, damaged in every way: one short line that names the file."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,6 +131,19 @@ def test_labels_with_holes_are_refused(tmp_path):
     file = tmp_path / "train.km"
     file.write_bytes(b"1 2 3\n4 \0\0\0\0 5\n")
     assert "line 2" in refused(lambda: LabelStore(file), file)
+
+
+@pytest.mark.parametrize("place", [None, 0, -1])
+def test_labels_that_came_with_an_older_time_are_read(tmp_path, place):
+    km, units = tmp_path / "train.km", np.arange(60_000) % 500
+    np.save(tmp_path / "train.units.npy", units.astype(np.uint16))
+    np.save(tmp_path / "train.offsets.npy", np.array([0, len(units)]))
+    if place is not None:
+        units[place] = 400
+    km.write_text(" ".join(map(str, units)) + "\n")
+    os.utime(km, (0, 0))
+    assert (open_unit_memmap(km) is None) == (place is not None)
+    np.testing.assert_array_equal(LabelStore(km).units(0), units)
 
 
 @pytest.mark.parametrize("part", ["units", "offsets"])
