@@ -82,7 +82,22 @@ def is_copy(path: str, num_samples: int, source: str) -> bool:
         whole = len(audio.read(path, last, num_samples - last)) == num_samples - last
     except AudioError:
         return False
-    return whole and os.stat(path).st_mtime_ns >= os.stat(source).st_mtime_ns
+    made, of = os.stat(path).st_mtime_ns, os.stat(source)
+    if not whole or made < of.st_mtime_ns:
+        return False
+    # A file that is moved or unpacked here keeps an older time; the system notes that it came.
+    return made >= of.st_ctime_ns or _same_middle(path, source, num_samples)
+
+
+def _same_middle(path: str, source: str, num_samples: int) -> bool:
+    start = max(0, num_samples - SAMPLE_RATE) // 2
+    copy, original = (audio.read(file, start, SAMPLE_RATE) for file in (path, source))
+    return len(copy) == len(original) and np.array_equal(_rounded(copy), _rounded(original))
+
+
+def _rounded(waveform: np.ndarray) -> np.ndarray:
+    """Return 16-bit samples of a waveform."""
+    return np.clip(np.rint(waveform * 32768), -32768, 32767).astype(np.int16)
 
 
 def write_flac(path: str, waveforms: Iterator[np.ndarray]) -> None:
@@ -104,7 +119,7 @@ def encode_flac(file: bytes | BytesIO, waveforms: Iterator[np.ndarray]) -> None:
     try:
         with soundfile.SoundFile(file, "w", SAMPLE_RATE, 1, "PCM_16", format="FLAC") as flac:
             for waveform in waveforms:
-                flac.write(np.clip(np.rint(waveform * 32768), -32768, 32767).astype(np.int16))
+                flac.write(_rounded(waveform))
     except (soundfile.LibsndfileError, AssertionError) as error:
         # On a full disk soundfile's assertion fails that all frames were written.
         raise OSError(errno.EIO, f"is the disk full? {error}".strip()) from None

@@ -141,7 +141,7 @@ def test_a_run_that_was_interrupted_goes_on_where_it_stopped(music, tmp_path, mo
         assert path.read_bytes() == fresh[name].read_bytes()
 
 
-@pytest.mark.parametrize("how", ["cut", "source replaced"])
+@pytest.mark.parametrize("how", ["cut", "source replaced", "source from elsewhere"])
 def test_a_copy_that_is_damaged_or_older_than_its_source_is_made_again(music, tmp_path, how):
     folder, name = tmp_path / "16k", "A/b.flac"
     run(str(music), str(tmp_path / "out"), convert=str(folder))
@@ -150,12 +150,19 @@ def test_a_copy_that_is_damaged_or_older_than_its_source_is_made_again(music, tm
     others = {n: path.stat().st_mtime_ns for n, path in copies(folder).items() if n != name}
     if how == "cut":
         copy.write_bytes(whole[name][: len(whole[name]) // 2])
-    else:
+    elif how == "source replaced":
         os.utime(music / "A" / "b.ogg", ns=(0, copy.stat().st_mtime_ns + 10**9))
+    else:  # of the same length, with an older time
+        kept = music / "A" / "b.ogg"
+        info = soundfile.info(kept)
+        write_tone(kept, info.frames / info.samplerate, info.samplerate, info.channels, seed=99)
+        os.utime(kept, (0, 0))
     before = copy.stat().st_ino
     run(str(music), str(tmp_path / "out"), convert=str(folder), force=True)
     after = copies(folder)
-    assert {n: path.read_bytes() for n, path in after.items()} == whole
+    assert {n for n, path in after.items() if path.read_bytes() != whole[n]} == (
+        {name} if how == "source from elsewhere" else set()
+    )
     assert after[name].stat().st_ino != before
     assert {n: after[n].stat().st_mtime_ns for n in others} == others
 
