@@ -82,11 +82,16 @@ def is_copy(path: str, num_samples: int, source: str) -> bool:
         whole = len(audio.read(path, last, num_samples - last)) == num_samples - last
     except AudioError:
         return False
-    made, of = os.stat(path).st_mtime_ns, os.stat(source)
-    if not whole or made < of.st_mtime_ns:
+    return whole and follows(path, os.stat(path).st_mtime_ns, source, num_samples)
+
+
+def follows(copy: str, made: int, source: str, num_samples: int) -> bool:
+    """Tell whether a copy that was made at a time, in ns, is of what its source holds now."""
+    status = os.stat(source)
+    if made < status.st_mtime_ns:
         return False
     # A file that is moved or unpacked here keeps an older time; the system notes that it came.
-    return made >= of.st_ctime_ns or _same_middle(path, source, num_samples)
+    return made >= status.st_ctime_ns or _same_middle(copy, source, num_samples)
 
 
 def _same_middle(path: str, source: str, num_samples: int) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from manifests_tools.convert import encode_flac
+from manifests_tools.convert import encode_flac, follows
 from manifests_tools.examine import ExaminedTrack, chunks
 from manifests_tools.parallel import parallel_map
 from music_ssl_fairseq import audio
@@ -176,11 +176,14 @@ def _finished(job: _Shard, root: str, texts: list[bytes | None]) -> _Written | N
     try:
         lines, found = _read_back(job.file)
         written = job.file.stat().st_mtime_ns
-        sources = [os.stat(os.path.join(root, track.name)).st_mtime_ns for track in job.tracks]
-    except (OSError, tarfile.TarError, ValueError, KeyError, TypeError):
+        same = list(lines) == [track.name for track in job.tracks] and found == texts
+        unchanged = same and all(
+            follows(str(job.file.parent / place), written, os.path.join(root, name), num_samples)
+            for name, (place, num_samples) in lines.items()
+        )
+    except (OSError, tarfile.TarError, ValueError, KeyError, TypeError, AudioError):
         return None
-    same = list(lines) == [track.name for track in job.tracks] and found == texts
-    return _Written(lines, []) if same and max(sources) <= written else None
+    return _Written(lines, []) if unchanged else None
 
 
 def _read_back(file: Path) -> tuple[dict[str, tuple[str, int]], list[bytes | None]]:

@@ -140,6 +140,14 @@ def test_a_second_run_keeps_finished_shards(capsys):
     again(shard_hours=SHARD_HOURS)
     after = stamps()
     assert {name for name in before if before[name] != after[name]} == {"train-000001.tar"}
+    source = next(Path("music").rglob("*.wav"))
+    content, info = source.read_bytes(), audio.probe(source)
+    write_tone(source, info.num_samples / info.sample_rate, info.sample_rate, info.channels, 99)
+    os.utime(source, (0, 0))  # as what is moved here from elsewhere
+    again(shard_hours=SHARD_HOURS)
+    assert len([name for name, stamp in stamps().items() if stamp != after[name]]) == 1
+    source.write_bytes(content)
+    again(shard_hours=SHARD_HOURS)
     check.run("sharded", labels="labels")
     assert "removed" not in capsys.readouterr().err
 
