@@ -181,6 +181,8 @@ def _export(a: argparse.Namespace, to: Path, name: str) -> str:
             _add(a, source.contents, temporary, f"hf:{a.push}" if a.push else str(to))
         written = sorted(_relative(temporary))
         _move(temporary, to)
+        for other in {RESULTS, *UNIT_FILES} - {*written} if a.format == "huggingface" else ():
+            (to / other).unlink(missing_ok=True)  # of the model that was here before
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return f"{source.contents.family} as {a.format}: {', '.join(written)}\n  {checked}"

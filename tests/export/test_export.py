@@ -172,6 +172,7 @@ def test_overwrites_only_if_told_and_touches_nothing_else(tmp_path, capsys):
     assert main(["--checkpoint", str(second), "--to", str(folder)]) == 1
     assert "config.json, model.safetensors, " in capsys.readouterr().err
     assert load(folder).num_layers == 3
+    (folder / "results.json").write_text("of the first")
     exported.export(second, folder, "--force")
     assert load(folder).num_layers == 2
     assert (folder / "notes.txt").read_text() == "mine"
