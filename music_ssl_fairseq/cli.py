@@ -1,6 +1,7 @@
 """Begin and end the command lines of the package alike."""
 
 import argparse
+import errno
 import io
 import os
 import re
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 from hydra_plugins._music_ssl_fairseq_folder import hydra_text
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.signal_stack import give_signals_a_stack
+from music_ssl_fairseq.runtime.typed import look_around
 
 GOES_ON = "interrupted; the same command, without --force, goes on from here"
 """Message of a stopped command that can be continued."""
@@ -136,7 +138,12 @@ def exit_status(
         print(f"error: {error.lines}", file=sys.stderr)
         return 1
     except OSError as error:  # of audio it is an InputError: this is a full disk or the like
-        print(f"error: {error.filename or output}: {error.strerror or error}", file=sys.stderr)
+        name = os.fspath(error.filename or output)
+        name = os.fspath(output) if ".tmp" in os.path.basename(name) else name  # not yet renamed
+        listing = look_around(os.path.abspath(name)).partition(" ")[2]
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        print(f"error: {name}: {error.strerror or error}", file=sys.stderr)
+        print(f"df -h {listing}" if full else f"ls -ld {listing}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)

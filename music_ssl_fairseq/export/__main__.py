@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from music_ssl_fairseq.cli import exit_status, new_parser
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.runtime.typed import with_option
 
 if TYPE_CHECKING:
     from music_ssl_fairseq.upstream.contents import Contents
@@ -132,7 +133,8 @@ def run(a: argparse.Namespace) -> None:
 
 def _check(a: argparse.Namespace) -> None:
     if not (a.to or a.push):
-        raise InputError("give --to DIR, a folder to write to, or --push USER/NAME")
+        message = "give --to DIR, a folder to write to, or --push USER/NAME"
+        raise InputError(message, with_option("--to", "exported/my-model"))
     if a.dry_run and not a.push:
         raise InputError("--dry-run goes with --push USER/NAME")
     for name in ("push", "report", "units"):

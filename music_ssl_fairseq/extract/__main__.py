@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from music_ssl_fairseq.cli import exit_status, new_parser
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.cpus import available_cpus
+from music_ssl_fairseq.runtime.typed import with_option
 
 if TYPE_CHECKING:
     from music_ssl_fairseq.data.manifest import Manifest
@@ -159,7 +160,7 @@ def run(a: argparse.Namespace) -> bool:
     on_gpu = where.type == "cuda"
     if on_gpu and not torch.cuda.is_available():
         raise InputError(
-            f"--device {a.device}: torch finds no GPU here; leave it out to use the CPU"
+            f"--device {a.device}: torch finds no GPU here", with_option("--device", "cpu")
         )
     upstream = load(a.checkpoint, where, a.precision)
     layers = upstream.check_layers(range(upstream.num_layers + 1) if a.layer is None else a.layer)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features.concatenation import Concatenation, SideBySide
 from music_ssl_fairseq.features.framewise import Framewise
-from music_ssl_fairseq.runtime.typed import with_word
+from music_ssl_fairseq.runtime.typed import with_option, with_word
 from music_ssl_fairseq.upstream.places import locate
 
 if TYPE_CHECKING:
@@ -89,7 +89,8 @@ class FeatureSpec:
         given = {"--checkpoint": self.checkpoint, "--layer": self.layer}
         for option, value in given.items():
             if self.name == DEEP and value is None:
-                raise InputError(f"--features {DEEP} needs {option}")
+                command = with_option(option, 6) if option == "--layer" else ""
+                raise InputError(f"--features {DEEP} needs {option}", command)
             if self.name != DEEP and value is not None:
                 raise InputError(f"{option} goes with --features {DEEP}, not with {self.name}")
         if self.layer is not None and self.layer < 0:

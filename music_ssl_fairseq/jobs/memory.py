@@ -10,6 +10,7 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.runtime.typed import with_option
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -92,6 +93,7 @@ def check_frames(
     if fit < k:
         raise InputError(
             f"--memory {show_size(memory)} holds {fit} frames of {dimension} values, fewer than "
-            f"k = {k} clusters: give more memory"
+            f"k = {k} clusters: give more memory",
+            with_option("--memory", "4G"),
         )
     return min(default, fit) if asked is None else asked

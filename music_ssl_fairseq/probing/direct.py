@@ -5,6 +5,7 @@ probes of one encoder: a task's features stay on the device, the encoder is open
 process starts for the next task.
 """
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ from music_ssl_fairseq.probing.scoring.collector import Collector
 
 _ON_DEVICE_BYTES = 4 << 30
 """Features of a split that are held whole; of larger ones each batch is read from the cache."""
+
+
+_SETTINGS = Path(__file__).parents[2] / "examples" / "probing" / "config.yaml"
 
 
 def settings(overrides: dict[str, Any]) -> DictConfig:
@@ -56,7 +60,8 @@ def settings(overrides: dict[str, Any]) -> DictConfig:
         except OmegaConfBaseException as error:
             reason = str(error).splitlines()[0]
             raise InputError(
-                f"{name}={value}: {reason}; examples/probing/config.yaml lists the settings"
+                f"{name}={value}: {reason}; the settings are in",
+                f"cat {shlex.quote(str(_SETTINGS))}",
             ) from None
     return found
 

@@ -1,6 +1,7 @@
 """Choose where models run."""
 
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.runtime.typed import with_option
 
 
 def choose_device(asked: str = "auto") -> str:
@@ -16,5 +17,5 @@ def choose_device(asked: str = "auto") -> str:
     if torch.cuda.is_available():
         return "cuda"
     if asked == "cuda":
-        raise InputError("--device cuda: torch finds no GPU here; take --device cpu")
+        raise InputError("--device cuda: torch finds no GPU here", with_option("--device", "cpu"))
     return "cpu"

@@ -209,7 +209,7 @@ def test_a_full_disk_is_one_line_and_an_earlier_export_stays(tmp_path, capsys, f
         assert main(["--checkpoint", str(source), *options]) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"error: {to}")
-    assert error.count("\n") == 1
+    assert error.splitlines()[1:] == [f"df -h {tmp_path}"]
     assert {path: path.read_text() for path in to.glob("*")} == before
     assert sorted(path.name for path in tmp_path.iterdir() if path != to) == ["x.pt"]
 

@@ -360,8 +360,9 @@ def test_a_full_disk_is_one_line_and_what_is_there_stays(corpus, tmp_path, capsy
     with full_disk(size):
         assert extract(corpus, out, *options, manifest=manifest) == 1
     lines = capsys.readouterr().err.splitlines()
-    assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
-    assert re.search(r"out\S*: File too large", lines[-1])
+    assert [line for line in lines if line.startswith("error: ")] == lines[-2:-1]
+    assert re.search(r"out\S*: File too large", lines[-2])
+    assert lines[-1].startswith(f"df -h {tmp_path}")
     assert not [path for path in out.rglob(".*") if path.name != ".lock"]
     there = {path: path.stat().st_mtime_ns for path in out.glob("*.wav.npy")}
     assert len(there) == (2 if pool == "frames" else 0)

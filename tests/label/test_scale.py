@@ -276,7 +276,8 @@ def test_a_full_disk(corpus, tmp_path):
     process = run(command(corpus, labels), stdout=subprocess.DEVNULL, preexec_fn=limit)
     _, errors = process.communicate()
     assert process.returncode == 1
-    assert errors.rstrip().rpartition("\n")[2].startswith("error: ")
+    assert errors.splitlines()[-2].startswith("error: ")
+    assert errors.splitlines()[-1] == f"df -h {tmp_path}"
     assert "Traceback" not in errors
     assert not list(labels.glob("*.km"))
     assert main(command(corpus, labels)) == 0
