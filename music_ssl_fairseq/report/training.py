@@ -31,7 +31,7 @@ Points = dict[int, dict[str, float]]
 
 @dataclass
 class Curves:
-    """One run's log. After a resume the later of two lines for the same update counts."""
+    """One run's log. Of a run that was resumed or begun anew, what came after that update."""
 
     folder: Path
     train: Points
@@ -53,13 +53,20 @@ def read_log(folder: Path) -> Curves:
     if not file.is_file():
         raise InputError(f"{file}: no such log; name the run's folder, its hydra.run.dir")
     found: dict[str, Points] = {"train_inner": {}, "train": {}, "valid": {}}
+    last = {"train_inner": 0, "train": 0}
     with file.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             if match := _LOG_LINE.search(line):
                 tag, stats = match[1], numbers(match[2], match[1])
                 points = found["valid" if tag.startswith("valid") else tag]
                 if "num_updates" in stats:
-                    points[int(stats["num_updates"])] = stats
+                    update = int(stats["num_updates"])
+                    if update < last.get(tag, 0):  # resumed there, or begun anew
+                        found = {k: _until(update, before) for k, before in found.items()}
+                        points = found[tag]
+                    if tag in last:
+                        last[tag] = update
+                    points[update] = stats
     # A run shorter than `log_interval` has the line at the end of the epoch only.
     train = found["train_inner"] or found["train"]
     if not train:
@@ -68,6 +75,10 @@ def read_log(folder: Path) -> Curves:
             "for at least common.log_interval updates"
         )
     return Curves(folder, dict(sorted(train.items())), dict(sorted(found["valid"].items())))
+
+
+def _until(update: int, points: Points) -> Points:
+    return {u: stats for u, stats in points.items() if u <= update}
 
 
 def numbers(text: str, tag: str) -> dict[str, float]:

@@ -81,6 +81,11 @@ def test_after_a_resume_the_later_line_counts(plot, write_log, tmp_path):
     write_log(tmp_path, [("train_inner", hubert(u, 6)) for u in (1, 2, 3)])
     write_log(tmp_path, [("train_inner", hubert(u, 5)) for u in (2, 3, 4)])
     assert plot.series(plot.read_log(tmp_path).train, "loss_m") == ([1, 2, 3, 4], [6, 5, 5, 5])
+    # Begun anew in the same folder: what came after belongs to the former run.
+    write_log(tmp_path, [("valid", hubert(4, 5)), ("train_inner", hubert(1, 9))])
+    curves = plot.read_log(tmp_path)
+    assert plot.series(curves.train, "loss_m") == ([1], [9])
+    assert not curves.valid
 
 
 def test_a_run_shorter_than_the_log_interval_has_its_last_line(plot, write_log, tmp_path):
