@@ -10,7 +10,7 @@ COMMANDS = {
     "label": ("music_ssl_fairseq.label.__main__", "pseudo-labels (units) of a manifest"),
     "probe": ("music_ssl_fairseq.probe", "train, test and report probes on any number of tasks"),
     "report": ("music_ssl_fairseq.report.__main__", "page and tables of scored probes"),
-    "map": ("music_ssl_fairseq.map.__main__", "a map of a folder of songs, to look at and hear"),
+    "map": ("music_ssl_fairseq.map.__main__", "a page with a map of a folder's songs, to play"),
     "extract": ("music_ssl_fairseq.extract.__main__", "features of a manifest, on disk"),
     "export": ("music_ssl_fairseq.export.__main__", "a model for other software, or the hub"),
 }
