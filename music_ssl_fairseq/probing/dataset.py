@@ -51,7 +51,6 @@ class ProbingDataset(FairseqDataset):
         self._clip_of = np.repeat(np.arange(len(clips)), [len(count) for count in counts])
         self._count = np.concatenate([np.array(count, np.int64) for count in counts])
         self._first = np.concatenate([np.cumsum([0, *count[:-1]]) for count in counts])
-        self._starts = [plan.windows(clip)[0].start // FRAME_HOP for clip in clips]
 
     def __len__(self) -> int:
         return len(self._clip_of)
@@ -88,8 +87,8 @@ class ProbingDataset(FairseqDataset):
         """Targets of a whole clip, `[frames]` float32: 1 at a beat, 0.5 beside one."""
         length = (self.clips[clip].stop - self.clips[clip].start) // FRAME_HOP + 2
         target = np.zeros(length, np.float32)
-        frames = np.round(self.split.beats[clip].times * FRAME_RATE).astype(int)
-        frames -= self._starts[clip]
+        start = self.clips[clip].start / SAMPLE_RATE
+        frames = np.round((self.split.beats[clip].times - start) * FRAME_RATE).astype(int)
         for offset, value in ((-1, NEIGHBOUR), (1, NEIGHBOUR), (0, 1.0)):
             places = frames + offset
             target[places[(places >= 0) & (places < length)]] = value

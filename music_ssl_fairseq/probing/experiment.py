@@ -15,10 +15,12 @@ import torch
 
 from music_ssl_fairseq.data.identity import Identity
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.frames import SAMPLE_RATE
 from music_ssl_fairseq.probing.dataset import ProbingDataset
 from music_ssl_fairseq.probing.features.cache import FeatureCache, clip_at
 from music_ssl_fairseq.probing.features.fill import WindowPlan, fill, identity
 from music_ssl_fairseq.probing.features.source import EncoderSource, FeatureSource, open_source
+from music_ssl_fairseq.probing.features.windows import FRAME_HOP
 from music_ssl_fairseq.probing.heads.model import HeadGrid, HeadInputs
 from music_ssl_fairseq.probing.identity import probing_identity
 from music_ssl_fairseq.probing.labels import ProbingSplit
@@ -76,6 +78,12 @@ class ProbeExperiment:
             )
         batch_seconds = 40.0 if self.device == "cpu" else 640.0
         self.plan = WindowPlan(cfg.window_seconds, self.spec.kind == "beats", batch_seconds)
+        if self.plan.frames and round(cfg.window_seconds * SAMPLE_RATE) % FRAME_HOP:
+            # Frames of later windows would lag behind the beats, more from window to window.
+            raise InputError(
+                f"task.window_seconds={cfg.window_seconds:g}: windows of beats consist of frames "
+                f"of 0.02 s; give a multiple of that, such as {round(cfg.window_seconds * 50) / 50}"
+            )
         self.output_dir = Path(cfg.output_dir)
         self._datasets: dict[str, ProbingDataset] = {}
 

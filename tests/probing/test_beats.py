@@ -1,11 +1,20 @@
 """Beat decoding."""
 
 import importlib.metadata
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.probing.dataset import ProbingDataset
+from music_ssl_fairseq.probing.direct import settings
+from music_ssl_fairseq.probing.experiment import ProbeExperiment
+from music_ssl_fairseq.probing.features.cache import Clip
+from music_ssl_fairseq.probing.features.fill import WindowPlan
+from music_ssl_fairseq.probing.labels import Beats
 from music_ssl_fairseq.probing.scoring.beats import DECODERS, are_peaks, dbn
+from music_ssl_fairseq.probing.spec import ProbingSpec, write_spec
 
 
 def activation(seed: int, seconds: float = 20.0) -> tuple[np.ndarray, np.ndarray]:
@@ -79,3 +88,22 @@ def test_the_network_is_madmom_s(seed, monkeypatch):
     frames, _ = activation(seed)
     expected = madmom.DBNBeatTrackingProcessor(fps=50)(frames)
     np.testing.assert_allclose(dbn(frames), expected)
+
+
+@pytest.mark.parametrize("start", [0, 16_000, 16_160, 16_310])
+def test_targets_are_the_frames_nearest_to_the_beats_of_a_segment(start):
+    """Frames count from the segment's first sample, wherever that is."""
+    times = np.array([1.1, 1.5, 2.234])
+    split = SimpleNamespace(manifest=[0], beats=[Beats(times, np.zeros(3, int))])
+    clip = Clip("x.wav", start, start + 48_000, "")
+    dataset = ProbingDataset(split, [clip], None, WindowPlan(1.0, True), 0, False)
+    places = np.flatnonzero(dataset._beat_targets(0) == 1)
+    np.testing.assert_allclose(places / 50, dataset.beat_times(0), atol=0.0101)
+
+
+def test_windows_of_beats_hold_whole_frames(tmp_path):
+    write_spec(tmp_path, ProbingSpec("x", "beats", "f_measure"))
+    folders = {"task.data": str(tmp_path), "task.output_dir": str(tmp_path)}
+    cfg = settings({**folders, "model.upstream": "mfcc", "task.window_seconds": 3.33})
+    with pytest.raises(InputError, match=r"window_seconds=3\.33: .* such as 3\.32"):
+        ProbeExperiment(cfg.task)
