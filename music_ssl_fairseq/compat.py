@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from music_ssl_fairseq.errors import InputError, one_line
-from music_ssl_fairseq.runtime.typed import look_around, with_setting
+from music_ssl_fairseq.runtime.typed import look_around, with_option, with_setting
 from music_ssl_fairseq.runtime.unpickling import check_form, one_line_refusals
 
 
@@ -358,6 +358,25 @@ def _exchanges_on_cpu(group: Any) -> bool:
     return "cpu:" in str(torch.distributed.get_backend_config(group))
 
 
+def ask_for_a_batch_size(command: Any) -> None:
+    """Let fairseq-validate ask for --batch-size in two lines, where it asserts.
+
+    Args:
+        command: the module `fairseq_cli.validate`.
+    """
+    validate = command.main
+
+    @functools.wraps(validate)
+    def main(cfg: Any, *args: Any, **kwargs: Any) -> Any:
+        if cfg.dataset.max_tokens is None and cfg.dataset.batch_size is None:
+            sys.exit(f"error: --batch-size is missing\n{with_option('--batch-size', 8)}")
+        return validate(cfg, *args, **kwargs)
+
+    command.main = main
+
+
 with _logging_as_it_was():
     allow_fairseq_checkpoints()
     refuse_bad_checkpoints_in_one_line()
+if (_validate := sys.modules.get("fairseq_cli.validate")) is not None:
+    ask_for_a_batch_size(_validate)

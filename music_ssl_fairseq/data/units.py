@@ -15,6 +15,7 @@ import numpy as np
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.metadata import METADATA
 from music_ssl_fairseq.runtime.texts import quoted, read_object, read_text
+from music_ssl_fairseq.runtime.typed import beside
 
 _MAX_LABEL_RATE = 16_000  # labels per second: one per sample
 
@@ -127,26 +128,39 @@ def labels_beside(manifests: str | os.PathLike) -> Path:
     return Path(*parts)
 
 
-def label_command(label_dir: str | os.PathLike, manifests: str | os.PathLike | None = None) -> str:
+def label_command(
+    label_dir: str | os.PathLike,
+    manifests: str | os.PathLike | None = None,
+    into: str | os.PathLike = "",
+) -> str:
     """Return the command that makes labels, with paths and options in use, for a message.
 
     Args:
         label_dir: its --labels. Options of existing labels are repeated; else k is 500.
+        into: another folder to write to.
         manifests: its --manifests; None for those that the labels were made from.
     """
     metadata = _known_metadata(label_dir)
     command = f"python -m music_ssl_fairseq.label {metadata.get('options', '--k 500')}"
     manifests = manifests or metadata.get("manifests", "manifests")
-    for option, folder in (("manifests", manifests), ("labels", label_dir)):
+    for option, folder in (("manifests", manifests), ("labels", into or label_dir)):
         if Path(folder).absolute() != Path(option).absolute():
             command += f" --{option} {shlex.quote(str(folder))}"
     return command
 
 
 def label_again(label_dir: str | os.PathLike, manifests: str | os.PathLike | None = None) -> str:
-    """Return the command that makes labels again; empty if their options are not known."""
-    known = "options" in _known_metadata(label_dir)
-    return f"{label_command(label_dir, manifests)} --force" if known else ""
+    """Return the command that makes labels again; empty if their options are not known.
+
+    Labels of other manifests stay: the command writes beside them.
+    """
+    metadata = _known_metadata(label_dir)
+    if "options" not in metadata:
+        return ""
+    own = str(metadata.get("manifests", manifests))
+    if manifests and Path(own).absolute() != Path(manifests).absolute():
+        return label_command(label_dir, manifests, beside(label_dir))
+    return f"{label_command(label_dir, manifests)} --force"
 
 
 def _known_metadata(label_dir: str | os.PathLike) -> dict:

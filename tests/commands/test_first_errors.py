@@ -8,6 +8,7 @@ import subprocess
 import sys
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -230,6 +231,19 @@ def test_a_checkpoint_that_is_not_there():
     assert compat.is_training_command() is False
     with pytest.raises(InputError, match=r"^runs/x\.pt: no such file"):
         checkpoint_utils.load_model_ensemble_and_task(["runs/x.pt"])
+
+
+def test_validation_without_a_batch_size(monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["python", "/bin/fairseq-validate", "manifests"])
+    monkeypatch.setattr(sys, "argv", ["/bin/fairseq-validate", "manifests"])
+    command = SimpleNamespace(main=lambda cfg: "validated")
+    compat.ask_for_a_batch_size(command)
+    size = SimpleNamespace(max_tokens=None, batch_size=2)
+    assert command.main(SimpleNamespace(dataset=size)) == "validated"
+    size.batch_size = None
+    with pytest.raises(SystemExit) as error:
+        command.main(SimpleNamespace(dataset=size))
+    assert str(error.value).splitlines()[1] == "fairseq-validate manifests --batch-size 8"
 
 
 class TestSettings:

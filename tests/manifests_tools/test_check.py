@@ -11,6 +11,7 @@ from manifests_tools.__main__ import main
 from manifests_tools.findings import Findings
 from manifests_tools.pretrain import run as pretrain
 from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.data.units import label_again
 from music_ssl_fairseq.runtime.files import checksum
 from tests.audio_files import tone, write_tone
 
@@ -187,6 +188,9 @@ def test_one_label_line_too_few(corpus, check):
     paths = f"--manifests {corpus / 'manifests'} --labels {corpus / 'labels'}"
     command = f"python -m music_ssl_fairseq.label --k {K} --seed 3 {paths} --force"
     assert lines[0].endswith(f"label again with their own options: `{command}`")
+    # Labels of other manifests stay.
+    other = label_again(corpus / "labels", corpus / "others")
+    assert other.endswith(f"--manifests {corpus / 'others'} --labels {corpus / 'labels'}-2")
     (corpus / "labels" / "metadata.json").write_text(json.dumps({"label_rate": 100}))
     lines = check("--labels", str(corpus / "labels"))[1]
     assert lines[0].endswith("label again with their own options")
