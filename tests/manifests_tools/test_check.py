@@ -189,6 +189,8 @@ def test_one_label_line_too_few(corpus, check):
     command = f"python -m music_ssl_fairseq.label --k {K} --seed 3 {paths} --force"
     assert lines[0].endswith(f"label again with their own options: `{command}`")
     # Labels of other manifests stay.
+    options = {"options": "--k 10", "manifests": str(corpus / "manifests")}
+    (corpus / "labels" / "metadata.json").write_text(json.dumps(options))
     other = label_again(corpus / "labels", corpus / "others")
     assert other.endswith(f"--manifests {corpus / 'others'} --labels {corpus / 'labels'}-2")
     (corpus / "labels" / "metadata.json").write_text(json.dumps({"label_rate": 100}))
