@@ -9,7 +9,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from music_ssl_fairseq.audio import parse_member
+from music_ssl_fairseq.audio import EXTENSIONS, parse_member
 
 Name = Callable[[int], str]
 """Function from a track's number to its name, as `Manifest.name`."""
@@ -49,5 +49,8 @@ def other_track(name: Name, count: int, noted: object) -> int | None:
 
 
 def _digest(name: str) -> str:
-    stem = os.path.splitext(os.path.basename(name))[0]
+    stem, suffix = os.path.splitext(os.path.basename(name))
+    while suffix.lower() in EXTENSIONS:  # a copy may be called song.mp3.flac
+        stem, suffix = os.path.splitext(stem)
+    stem += suffix
     return blake2b(os.fsencode(stem), digest_size=_DIGITS // 2).hexdigest()

@@ -237,7 +237,7 @@ def test_tracks_of_equal_length_are_told_apart_by_their_names(tmp_path):
     metadata = {"label_rate": 100, "splits": {"train": record}}
     (tmp_path / "metadata.json").write_text(json.dumps(metadata))
     check(tmp_path)
-    write("/other", "1.flac", "2.flac", "3.flac")  # moved, and converted
+    write("/other", "1.flac", "2.wav.flac", "3.flac")  # moved, and converted
     check(tmp_path)
     write("/m", "shard.tar:0:9", "shard.tar:9:9", "shard.tar:18:9")
     check(tmp_path)
