@@ -1,6 +1,7 @@
 """What a training prints: numbers, lines of our own and warnings; the rest is in the log."""
 
 import logging
+import re
 import sys
 from itertools import accumulate
 from types import SimpleNamespace
@@ -135,4 +136,4 @@ def test_fairseq_s_help_names_our_models(monkeypatch, capsys):
         cli_main()
     out = capsys.readouterr().out
     assert "adds music2vec and musicHuBERT" in out
-    assert "\nmodel: hubert, " in out  # and all that fairseq says
+    assert re.search(r"\nmodel: .*\bhubert\b", out)  # and all that fairseq says
