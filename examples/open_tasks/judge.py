@@ -93,7 +93,8 @@ def judge(
     for probe, is_new in probe_all(source, probes, shared, anew=True):
         if is_new:
             seconds = time.monotonic() - start
-            print(f"{upstream}: {probe.out.name}, {seconds:.1f} s", file=sys.stderr)
+            which = f", seed {probe.settings['common.seed']}" if seeds > 1 else ""
+            print(f"{upstream}: {probe.out.name}{which}, {seconds:.1f} s", file=sys.stderr)
         start = time.monotonic()
     print(f"{upstream}: {time.monotonic() - began:.0f} s", file=sys.stderr)
     return folders
