@@ -31,7 +31,11 @@ Points = dict[int, dict[str, float]]
 
 @dataclass
 class Curves:
-    """One run's log. Of a run that was resumed or begun anew, what came after that update."""
+    """One run's log. Of a run that was resumed or begun anew, what came after that update.
+
+    Attributes:
+        valid: of the first of `dataset.valid_subset`, which chooses the best checkpoint.
+    """
 
     folder: Path
     train: Points
@@ -54,11 +58,15 @@ def read_log(folder: Path) -> Curves:
         raise InputError(f"{file}: no such log; name the run's folder, its hydra.run.dir")
     found: dict[str, Points] = {"train_inner": {}, "train": {}, "valid": {}}
     last = {"train_inner": 0, "train": 0}
+    first_subset = ""
     with file.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             if match := _LOG_LINE.search(line):
                 tag, stats = match[1], numbers(match[2], match[1])
-                points = found["valid" if tag.startswith("valid") else tag]
+                is_valid = tag.startswith("valid")
+                if is_valid and tag != (first_subset := first_subset or tag):
+                    continue
+                points = found["valid" if is_valid else tag]
                 if "num_updates" in stats:
                     update = int(stats["num_updates"])
                     if update < last.get(tag, 0):  # resumed there, or begun anew

@@ -88,6 +88,16 @@ def test_after_a_resume_the_later_line_counts(plot, write_log, tmp_path):
     assert not curves.valid
 
 
+def test_of_several_validation_subsets_the_first_counts(plot, write_log, tmp_path):
+    entries = [
+        (tag, hubert(update, loss))
+        for update in (1, 2)
+        for tag, loss in (("train_inner", 7.0), ("valid_own", 6.0), ("valid", 9.0))
+    ]
+    valid = plot.read_log(write_log(tmp_path / "run", entries)).valid
+    assert {update: stats["loss_m"] for update, stats in valid.items()} == {1: 6.0, 2: 6.0}
+
+
 def test_a_run_shorter_than_the_log_interval_has_its_last_line(plot, write_log, tmp_path):
     curves = plot.read_log(write_log(tmp_path, [("train", hubert(2, 4.0))]))
     assert plot.series(curves.train, "loss_m") == ([2], [4.0])
