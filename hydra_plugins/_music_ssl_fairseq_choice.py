@@ -126,6 +126,5 @@ def _refuse(message: str, arguments: list[str], folder: str, names: list[str]) -
 
 def _end(lines: list[str], command: list[str]) -> None:
     print("error: " + "\n".join([*lines, shlex.join(command)]), file=sys.stderr, flush=True)
-    os._exit(
-        1
-    )  # Python may be just starting: an exception would be reported as an error of its own
+    # Python may be just starting: an exception would be reported as an error of its own.
+    os._exit(1)

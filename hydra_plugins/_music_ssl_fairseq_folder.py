@@ -65,6 +65,13 @@ def hydra_word(setting: str) -> str:
     return setting if plain else f"{key}={hydra_text(value)}"
 
 
+def with_settings(words: list[str], *settings: str) -> list[str]:
+    """Return a command with these `key=value` in place of those given for them; `key=` has none."""
+    keys = {setting.partition("=")[0] for setting in settings}
+    kept = [word for word in words if word.lstrip("+").partition("=")[0] not in keys]
+    return [*kept, *(hydra_word(setting) for setting in settings if not setting.endswith("="))]
+
+
 def hydra_text(text: str) -> str:
     """Quote all but a plain path: hydra would see a list, a number or another setting in it."""
     if re.fullmatch(r"/[\w/.+@ -]*[\w/.+@-]", text, re.ASCII):

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hydra_plugins._music_ssl_fairseq_folder import hydra_word, is_ours
+from hydra_plugins._music_ssl_fairseq_folder import hydra_word, is_ours, with_settings
 
 
 def _refuse(message: str, command: Sequence[str]) -> NoReturn:
@@ -37,10 +37,9 @@ def _with_word(old: str, new: str) -> list[str]:
     return [word.replace(old, new) for word in _typed()]
 
 
-def with_setting(key: str, value: Any = None) -> list[str]:
+def with_setting(key: str, value: Any = "") -> list[str]:
     """Return the words of this command with another value of a setting, or without it."""
-    kept = [word for word in _typed() if word.lstrip("+").partition("=")[0] != key]
-    return kept if value is None else [*kept, hydra_word(f"{key}={value}")]
+    return with_settings(_typed(), f"{key}={value}")
 
 
 def refuse_run_folder(folder: str) -> None:

@@ -81,11 +81,9 @@ class UnitMemmap:
         if max(len(first), len(last)) > count:
             return False
         try:
-            return (
-                np.array(first, np.int64).tolist() == self._part(0, len(first)).tolist()
-                and np.array(last, np.int64).tolist()
-                == self._part(count - len(last), count).tolist()
-            )
+            return np.array_equal(
+                np.array(first, np.int64), self._part(0, len(first))
+            ) and np.array_equal(np.array(last, np.int64), self._part(count - len(last), count))
         except (ValueError, OverflowError):
             return False
 

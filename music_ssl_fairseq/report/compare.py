@@ -1,6 +1,7 @@
 """Compare encoders on several tasks: means over probes, paired differences, mean ranks."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -9,37 +10,29 @@ from music_ssl_fairseq.report import bootstrap
 from music_ssl_fairseq.report.gather import Figure, Probe, Unit, predictions_of
 
 
-def mean(
-    probes: Sequence[Probe],
-    metric: str,
-    split: str = "test",
-    unit: Unit | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> Figure:
-    """Average the scores of an encoder's probes of one task, which have seeds of their own.
+@dataclass(frozen=True)
+class Draws:
+    """Which clips are scored, and how the bootstrap draws them; `unit` as for `gather.find`."""
 
-    Args:
-        unit: as for `gather.find`.
+    split: str = "test"
+    unit: Unit | None = None
+    resamples: int = 1000
+    seed: int = 0
+
+
+def mean(probes: Sequence[Probe], metric: str, draws: Draws) -> Figure:
+    """Average the scores of an encoder's probes of one task, which have seeds of their own.
 
     Raises:
         InputError: if they were not scored on the same files.
     """
     if len(probes) == 1:
         return probes[0].figures[metric]
-    values = _resampled(probes, metric, split, unit, resamples, seed)
+    values = _resampled(probes, metric, draws, probes[0])
     return Figure(float(values[0]), *bootstrap.ends_in_range(metric, values))
 
 
-def difference(
-    some: Sequence[Probe],
-    others: Sequence[Probe],
-    metric: str,
-    split: str = "test",
-    unit: Unit | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> Figure:
+def difference(some: Sequence[Probe], others: Sequence[Probe], metric: str, draws: Draws) -> Figure:
     """Compute the mean of `some` minus that of `others` with its 95 % interval.
 
     All are scored on the same draws of the same clips, which narrows the interval.
@@ -47,33 +40,24 @@ def difference(
     Raises:
         InputError: if they were not scored on the same files.
     """
-    values = _resampled([*some, *others], metric, split, unit, resamples, seed, len(some))
+    values = _resampled(some, metric, draws, some[0]) - _resampled(others, metric, draws, some[0])
     return Figure(float(values[0]), *bootstrap.ends(metric, values))
 
 
-def _resampled(
-    probes: Sequence[Probe],
-    metric: str,
-    split: str,
-    unit: Unit | None,
-    resamples: int,
-    seed: int,
-    count: int | None = None,
-) -> np.ndarray:
-    """Average `bootstrap.resampled`; with `count`, the first ones' mean minus the others'."""
-    predictions = [predictions_of(probe.folder, split, unit) for probe in probes]
-    for probe, of_probe in zip(probes, predictions, strict=True):
-        if of_probe.names != predictions[0].names:
+def _resampled(probes: Sequence[Probe], metric: str, draws: Draws, first: Probe) -> np.ndarray:
+    """Average `bootstrap.resampled` over probes of the clips, classes and targets of `first`."""
+    names = predictions_of(first.folder, draws.split).names
+    classes, targets = tuple(first.about["classes"]), tuple(first.about["targets"])
+    values = []
+    for probe in probes:
+        found = predictions_of(probe.folder, draws.split, draws.unit)
+        if found.names != names:
             raise InputError(
-                f"{probes[0].folder} and {probe.folder} were scored on other files: score again"
+                f"{first.folder} and {probe.folder} were scored on other files: score again"
             )
-    classes, targets = tuple(probes[0].about["classes"]), tuple(probes[0].about["targets"])
-    values = np.stack(
-        [bootstrap.resampled(metric, p, classes, targets, resamples, seed) for p in predictions]
-    )
-    if count is None:
-        return values.mean(0)
-    return values[:count].mean(0) - values[count:].mean(0)
+        arguments = metric, found, classes, targets, draws.resamples, draws.seed
+        values.append(bootstrap.resampled(*arguments))
+    return np.mean(values, axis=0)
 
 
 def mean_ranks(values: Sequence[Sequence[float]]) -> list[float]:

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from itertools import count
 from pathlib import Path
 
-from hydra_plugins._music_ssl_fairseq_folder import hydra_word
+from hydra_plugins._music_ssl_fairseq_folder import with_settings
 
 
 def typed() -> list[str]:
@@ -55,10 +55,7 @@ def with_setting(*settings: str) -> str:
     """
     if not os.path.basename(sys.argv[0]).startswith("fairseq-"):
         return ""
-    keys = {setting.partition("=")[0] for setting in settings}
-    kept = [word for word in typed() if word.lstrip("+").partition("=")[0] not in keys]
-    new = (hydra_word(setting) for setting in settings if not setting.endswith("="))
-    return shlex.join([*kept, *new])
+    return shlex.join(with_settings(typed(), *settings))
 
 
 def with_path(old: str | os.PathLike, new: str) -> str:
