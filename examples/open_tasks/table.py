@@ -9,14 +9,14 @@ from pathlib import Path
 
 from tasks import TASKS, unit
 
-from music_ssl_fairseq.report.compare import Draws, difference, mean, mean_ranks
+from music_ssl_fairseq.report.compare import difference, mean, mean_ranks
 from music_ssl_fairseq.report.gather import Figure, Probe, find
 from music_ssl_fairseq.report.tables import percent, table
 from music_ssl_fairseq.runtime.files import atomic_path
 
 FLOORS = ("mfcc", "chroma")
 RANDOM = "random:"
-DRAWS = Draws(unit=unit)
+RESAMPLES, SEED = 1000, 0
 METRICS = {task.name: task.metric for task in TASKS}
 Probes = list[Probe]
 """One encoder's probes of one task, one per seed."""
@@ -39,7 +39,7 @@ def write_tables(
     """
     models: Table = {}
     for folder in chain.from_iterable(folders):
-        for probe in find([folder], DRAWS.split, DRAWS.resamples, DRAWS.seed, DRAWS.unit):
+        for probe in find([folder], "test", RESAMPLES, SEED, unit):
             if probe.task in names:
                 models.setdefault(probe.model, {}).setdefault(probe.task, []).append(probe)
     text = _markdown(models, names, form, against)
@@ -61,7 +61,7 @@ def _markdown(models: Table, names: Sequence[str], form: str, against: str | Non
         f"# Open tasks, {form} form",
         "",
         "Percent on the test split, of the head that validation chose, averaged over the probes' "
-        f"seeds; in brackets the 95 % interval of a bootstrap ({DRAWS.resamples} resamples) over "
+        f"seeds; in brackets the 95 % interval of a bootstrap ({RESAMPLES} resamples) over "
         "what the clips are parts of: scores, instruments, tracks; then each seed's layer. Rank: "
         "the mean over the tasks, among these rows; 1 is the best.",
         "",
@@ -112,7 +112,7 @@ def _comparisons(
 
 
 def _figure(probes: Probes, task: str) -> Figure:
-    return mean(probes, METRICS[task], DRAWS)
+    return mean(probes, METRICS[task])
 
 
 def _worth(probes: Probes) -> float:
@@ -130,7 +130,7 @@ def _cell(probes: Probes, task: str) -> str:
 
 
 def _difference(some: Probes, others: Probes, task: str) -> str:
-    found = difference(some, others, METRICS[task], DRAWS)
+    found = difference(some, others, METRICS[task])
     if not math.isfinite(found.value):
         return percent(found)
     text = f"{100 * found.value:+.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"

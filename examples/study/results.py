@@ -12,8 +12,7 @@ import numpy as np
 
 from music_ssl_fairseq.data.identity import Identity, differences
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.report import bootstrap
-from music_ssl_fairseq.report.gather import find, layer_curve, predictions_of
+from music_ssl_fairseq.report.gather import find, layer_curve
 from music_ssl_fairseq.report.training import read_log
 from music_ssl_fairseq.runtime.files import atomic_path
 from music_ssl_fairseq.runtime.texts import read_object
@@ -109,10 +108,7 @@ def scores(probes: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             "valid": _number(about["valid_score"]),
             "layers": {layer: _number(value) for layer, value in layer_curve(probe).items()},
         }
-        names = tuple(about["classes"]), tuple(about["targets"])
-        predictions = predictions_of(probe.folder, "test", unit)
-        values = bootstrap.resampled(metric, predictions, *names, RESAMPLES, SEED)
-        draws[probe.task] = values.astype(np.float32)
+        draws[probe.task] = probe.draws[metric].astype(np.float32)
     return found, draws
 
 

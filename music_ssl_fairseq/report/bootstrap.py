@@ -24,37 +24,13 @@ _WEIGHTS_AT_ONCE = 2_000_000
 _SHARE = 0.95  # of the resamples within the interval
 
 
-def interval(
+def resampled(
     metric: str,
     predictions: Predictions,
     classes: tuple[str, ...] = (),
     targets: tuple[str, ...] = (),
     resamples: int = 1000,
     seed: int = 0,
-) -> tuple[float, float]:
-    """Compute the 95 % interval of a metric; of a ranking, shifted by the resamples' bias.
-
-    Returns:
-        Both ends, within the metric's range; NaN if the metric itself is NaN.
-    """
-    values = resampled(metric, predictions, classes, targets, resamples, seed)
-    return ends_in_range(metric, values)
-
-
-def ends_in_range(metric: str, values: np.ndarray) -> tuple[float, float]:
-    """Compute the ends of `interval` from values as of `resampled`."""
-    low, high = ends(metric, values)
-    least = -np.inf if metric.startswith("r2") else 0.0
-    return float(np.clip(low, least, 1.0)), float(np.clip(high, least, 1.0))
-
-
-def resampled(
-    metric: str,
-    predictions: Predictions,
-    classes: tuple[str, ...],
-    targets: tuple[str, ...],
-    resamples: int,
-    seed: int,
 ) -> np.ndarray:
     """Compute the metric of the split itself, then of each resample: `[1 + resamples]`.
 
@@ -69,8 +45,22 @@ def resampled(
     )
 
 
+def interval(metric: str, values: np.ndarray) -> tuple[float, float]:
+    """Compute the 95 % interval of a metric, of a ranking shifted by the resamples' bias.
+
+    Args:
+        values: as of `resampled`.
+
+    Returns:
+        Both ends, within the metric's range; NaN if the metric itself is NaN.
+    """
+    low, high = ends(metric, values)
+    least = -np.inf if metric.startswith("r2") else 0.0
+    return float(np.clip(low, least, 1.0)), float(np.clip(high, least, 1.0))
+
+
 def ends(metric: str, values: np.ndarray) -> tuple[float, float]:
-    """Compute the ends of a 95 % interval from values, or differences, as of `resampled`."""
+    """Compute the ends of a 95 % interval of values, or of their differences, from `resampled`."""
     point, drawn = values[0], values[1:][np.isfinite(values[1:])]
     if not (np.isfinite(point) and len(drawn)):
         return float("nan"), float("nan")

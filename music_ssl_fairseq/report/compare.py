@@ -1,26 +1,15 @@
 """Compare encoders on several tasks: means over probes, paired differences, mean ranks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.report import bootstrap
-from music_ssl_fairseq.report.gather import Figure, Probe, Unit, predictions_of
+from music_ssl_fairseq.report.gather import Figure, Probe
 
 
-@dataclass(frozen=True)
-class Draws:
-    """Which clips are scored, and how the bootstrap draws them; `unit` as for `gather.find`."""
-
-    split: str = "test"
-    unit: Unit | None = None
-    resamples: int = 1000
-    seed: int = 0
-
-
-def mean(probes: Sequence[Probe], metric: str, draws: Draws) -> Figure:
+def mean(probes: Sequence[Probe], metric: str) -> Figure:
     """Average the scores of an encoder's probes of one task, which have seeds of their own.
 
     Raises:
@@ -28,11 +17,11 @@ def mean(probes: Sequence[Probe], metric: str, draws: Draws) -> Figure:
     """
     if len(probes) == 1:
         return probes[0].figures[metric]
-    values = _resampled(probes, metric, draws, probes[0])
-    return Figure(float(values[0]), *bootstrap.ends_in_range(metric, values))
+    values = _mean_draws(probes, metric, probes[0])
+    return Figure(float(values[0]), *bootstrap.interval(metric, values))
 
 
-def difference(some: Sequence[Probe], others: Sequence[Probe], metric: str, draws: Draws) -> Figure:
+def difference(some: Sequence[Probe], others: Sequence[Probe], metric: str) -> Figure:
     """Compute the mean of `some` minus that of `others` with its 95 % interval.
 
     All are scored on the same draws of the same clips, which narrows the interval.
@@ -40,24 +29,17 @@ def difference(some: Sequence[Probe], others: Sequence[Probe], metric: str, draw
     Raises:
         InputError: if they were not scored on the same files.
     """
-    values = _resampled(some, metric, draws, some[0]) - _resampled(others, metric, draws, some[0])
+    values = _mean_draws(some, metric, some[0]) - _mean_draws(others, metric, some[0])
     return Figure(float(values[0]), *bootstrap.ends(metric, values))
 
 
-def _resampled(probes: Sequence[Probe], metric: str, draws: Draws, first: Probe) -> np.ndarray:
-    """Average `bootstrap.resampled` over probes of the clips, classes and targets of `first`."""
-    names = predictions_of(first.folder, draws.split).names
-    classes, targets = tuple(first.about["classes"]), tuple(first.about["targets"])
-    values = []
+def _mean_draws(probes: Sequence[Probe], metric: str, first: Probe) -> np.ndarray:
     for probe in probes:
-        found = predictions_of(probe.folder, draws.split, draws.unit)
-        if found.names != names:
+        if probe.content != first.content:
             raise InputError(
                 f"{first.folder} and {probe.folder} were scored on other files: score again"
             )
-        arguments = metric, found, classes, targets, draws.resamples, draws.seed
-        values.append(bootstrap.resampled(*arguments))
-    return np.mean(values, axis=0)
+    return np.mean([probe.draws[metric] for probe in probes], axis=0)
 
 
 def mean_ranks(values: Sequence[Sequence[float]]) -> list[float]:

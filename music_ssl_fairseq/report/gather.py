@@ -2,17 +2,16 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.probing.scoring.metrics import statistic
 from music_ssl_fairseq.probing.scoring.predictions import Predictions
 from music_ssl_fairseq.probing.spec import SHOWN
-from music_ssl_fairseq.report.bootstrap import interval
+from music_ssl_fairseq.report.bootstrap import interval, resampled
 from music_ssl_fairseq.runtime.texts import read_object
 from music_ssl_fairseq.runtime.typed import look_around
 
@@ -42,6 +41,7 @@ class Probe:
         figures: metric -> figure, in order.
         content: digest of the question: kind, classes or targets, files and their labels.
         outdated: whether heads were trained after the score, and the grid is of those.
+        draws: metric -> `[1 + resamples]`, its value and those of the resamples.
     """
 
     folder: Path
@@ -52,6 +52,7 @@ class Probe:
     figures: dict[str, Figure]
     content: str = ""
     outdated: bool = False
+    draws: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def layer_curve(probe: Probe) -> dict[str, float]:
@@ -117,15 +118,17 @@ def _probe(folder: Path, split: str, resamples: int, seed: int, unit: Unit | Non
         seconds = about["window_seconds"]
         window = "" if seconds == 5 else f", {seconds:g} s" if seconds else ", whole clips"
         names = tuple(about["classes"]), tuple(about["targets"])
-        figures = {}
+        figures, draws = {}, {}
         for name in _shown(about, unit is None):
             value = about["metrics"][name]
             value = float("nan") if value is None else float(value)
-            _compare(folder, split, name, value, predictions, *names)
-            figures[name] = Figure(value, *interval(name, predictions, *names, resamples, seed))
+            draws[name] = resampled(name, predictions, *names, resamples, seed)
+            _compare(folder, split, name, value, float(draws[name][0]))
+            figures[name] = Figure(value, *interval(name, draws[name]))
         model, content = about["upstream"] + window, _content(about, predictions)
         outdated = any(about[name] != table.get(name, about[name]) for name in _OF_THE_HEAD)
-        return Probe(folder, model, about["task"], about, table["rows"], figures, content, outdated)
+        known = about["task"], about, table["rows"], figures, content, outdated, draws
+        return Probe(folder, model, *known)
     except KeyError as error:
         raise InputError(f"{folder}: {split}.json or probe.json lacks {error}") from None
     except (TypeError, ValueError, IndexError, AttributeError) as error:
@@ -136,18 +139,8 @@ def _probe(folder: Path, split: str, resamples: int, seed: int, unit: Unit | Non
         ) from None
 
 
-def _compare(
-    folder: Path,
-    split: str,
-    metric: str,
-    value: float,
-    predictions: Predictions,
-    classes: tuple[str, ...],
-    targets: tuple[str, ...],
-) -> None:
+def _compare(folder: Path, split: str, metric: str, value: float, found: float) -> None:
     """Refuse a score that is not that of the predictions beside it: a scoring was interrupted."""
-    once = np.ones((1, predictions.num_groups), np.int64)
-    (found,) = statistic(metric, predictions, once, classes, targets)
     if not np.isclose(found, value, rtol=1e-6, atol=1e-9, equal_nan=True):
         raise InputError(
             f"{folder}: {split}.json says {metric} {value:g}, but {split}_predictions.npz has "

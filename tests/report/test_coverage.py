@@ -14,7 +14,7 @@ import pytest
 from music_ssl_fairseq.probing.scoring.metrics import score
 from music_ssl_fairseq.probing.scoring.predictions import Predictions
 from music_ssl_fairseq.probing.spec import METRICS, SHOWN, ProbingSpec
-from music_ssl_fairseq.report.bootstrap import interval
+from music_ssl_fairseq.report.bootstrap import interval, resampled
 
 KEYS = ("A minor", "C major", "G major")
 TAGS = tuple(f"tag {i}" for i in range(24))
@@ -78,7 +78,8 @@ def test_coverage(kind, metric):
     found = []
     for _ in range(test_sets):
         drawn = draw(kind, rng, songs)
-        ends = interval(metric, drawn, task.classes, task.targets, RESAMPLES)
+        values = resampled(metric, drawn, task.classes, task.targets, RESAMPLES)
+        ends = interval(metric, values)
         found.append((*ends, score(metric, task, drawn)))
     low, high, point = np.array(found).T
     assert ((low <= point) & (point <= high)).all()
