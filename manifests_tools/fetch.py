@@ -37,21 +37,13 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class _Set:
-    """Where a set comes from.
+    """Where a set comes from."""
 
-    Attributes:
-        size: of all downloads, in words.
-        steps: what to do by hand, in the folder: before the builder runs.
-        mirdata: mirdata's name of the set, if it has it.
-        parts: the archives of it that are needed.
-        folder: where they go, below the user's folder.
-    """
-
-    size: str
-    steps: str = ""
-    mirdata: str = ""
-    parts: tuple[str, ...] = ()
-    folder: str = ""
+    size: str  # of all downloads, in words
+    steps: str = ""  # what to do by hand, in the folder: before the builder runs
+    mirdata: str = ""  # mirdata's name of the set, if it has it
+    parts: tuple[str, ...] = ()  # the archives of it that are needed
+    folder: str = ""  # where they go, below the user's folder
 
 
 _GTZAN = {"mirdata": "gtzan_genre", "size": "1.2 GB"}

@@ -42,16 +42,11 @@ def as_it_is(item: Labelled, track: ExaminedTrack) -> list[Example]:
 
 @dataclass(frozen=True)
 class DataSet:
-    """All labelled files of a task, by split.
+    """All labelled files of a task, by split."""
 
-    Attributes:
-        task: contents of `task.json`; counts are filled in later.
-        splits: train, valid and perhaps test.
-        to_examples: returns a file's examples, once its length is known; it may have none.
-    """
-
-    task: ProbingSpec
-    splits: dict[str, list[Labelled]]
+    task: ProbingSpec  # contents of `task.json`; counts are filled in later
+    splits: dict[str, list[Labelled]]  # train, valid and perhaps test
+    # Returns a file's examples, once its length is known; it may have none
     to_examples: Callable[[Labelled, ExaminedTrack], list[Example]] = field(default=as_it_is)
 
     def names(self, split: str) -> list[str]:

@@ -43,20 +43,15 @@ class Pcm(NamedTuple):
 
 @dataclass(frozen=True)
 class AudioHeader:
-    """How to read a file.
+    """How to read a file."""
 
-    Attributes:
-        soundfile: whether libsndfile is asked first. It is not for MPEG audio, whose length it
-            guesses, nor for Opus, of which it refuses good files.
-        pcm: the samples of a WAV file that states a wrong number, if the right one is known.
-        stated_samples: per channel, of MPEG audio with a Xing or Info frame.
-        frame_samples: per channel and frame of such MPEG audio.
-    """
-
+    # Whether libsndfile is asked first. It is not for MPEG audio, whose length it guesses, nor
+    # for Opus, of which it refuses good files.
     soundfile: bool
+    # The samples of a WAV file that states a wrong number, if the right one is known
     pcm: Pcm | None = None
-    stated_samples: int | None = None
-    frame_samples: int = 0
+    stated_samples: int | None = None  # per channel, of MPEG audio with a Xing or Info frame
+    frame_samples: int = 0  # per channel and frame of such MPEG audio
 
 
 def read_header(name: str) -> AudioHeader:

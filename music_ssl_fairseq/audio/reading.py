@@ -88,17 +88,13 @@ def read(
 
 @dataclass(frozen=True)
 class _File:
-    """An existing file and its header.
-
-    Attributes:
-        identity: changes when another file takes the name, or the file itself changes.
-        member: the file's place, if it is within a shard.
-    """
+    """An existing file and its header."""
 
     name: str
+    # Changes when another file takes the name, or the file itself changes
     identity: tuple[int, ...]
     header: AudioHeader = field(compare=False)
-    member: Member | None = None
+    member: Member | None = None  # the file's place, if it is within a shard
 
     def decoder(self):
         """Open the file with PyAV, as a context manager."""

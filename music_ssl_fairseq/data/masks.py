@@ -26,18 +26,15 @@ from music_ssl_fairseq.errors import InputError
 class _Spans:
     """Settings of span masks.
 
-    Attributes:
-        prob: `mask_prob`, in [0, 1]: spans times their length, as a share of the frames. Spans
-            overlap, so fewer frames are masked: 0.65 masks 49 % of 5 s, 0.8 masks 57 %.
-        length: `mask_length`: frames of a span.
-        min_spans: fewest spans of a crop, fairseq's `mask_min_masks`: 2 in HuBERT, 1 in data2vec.
-
     Raises:
         InputError: if there are no such masks.
     """
 
+    # `mask_prob`, in [0, 1]: spans times their length, as a share of the frames. Spans overlap,
+    # so fewer frames are masked: 0.65 masks 49 % of 5 s, 0.8 masks 57 %.
     prob: float
-    length: int
+    length: int  # `mask_length`: frames of a span
+    # Fewest spans of a crop, fairseq's `mask_min_masks`: 2 in HuBERT, 1 in data2vec
     min_spans: int = 2
 
     def __post_init__(self) -> None:
@@ -90,17 +87,11 @@ class SpanMask(_Spans):
 
 @dataclass(frozen=True)
 class SpanGrowth:
-    """A curriculum: spans grow from epoch to epoch, in equal steps.
+    """A curriculum: spans grow from epoch to epoch, in equal steps."""
 
-    Attributes:
-        first: frames of a span in epoch 1.
-        last: frames of a span from epoch `epochs` on.
-        epochs: epochs until spans have their last length.
-    """
-
-    first: int
-    last: int
-    epochs: int
+    first: int  # frames of a span in epoch 1
+    last: int  # frames of a span from epoch `epochs` on
+    epochs: int  # epochs until spans have their last length
 
     def __post_init__(self) -> None:
         if not (1 <= self.first <= self.last and self.epochs >= 2):

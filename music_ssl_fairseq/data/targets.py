@@ -10,17 +10,11 @@ from music_ssl_fairseq.frames import FrameGrid, frame_labels, label_hop, labelle
 
 
 class LabelSet(NamedTuple):
-    """The labels of a manifest's tracks, in the manifest's order (see `check_labels`).
+    """The labels of a manifest's tracks, in the manifest's order (see `check_labels`)."""
 
-    Attributes:
-        store: the units.
-        units: their dictionary.
-        rate: labels per second.
-    """
-
-    store: LabelStore
-    units: UnitDictionary
-    rate: float
+    store: LabelStore  # the units
+    units: UnitDictionary  # their dictionary
+    rate: float  # labels per second
 
 
 class FrameTargets:

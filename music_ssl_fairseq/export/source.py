@@ -16,23 +16,18 @@ from music_ssl_fairseq.upstream.safe_load import safe_load
 
 @dataclass
 class ExportSource:
-    """A checkpoint to export; fields that its file does not have are empty.
+    """A checkpoint to export; fields that its file does not have are empty."""
 
-    Attributes:
-        contents: the encoder.
-        settings: fairseq's configuration (`task`, `model`, `optimization`, ...), plain values;
-            empty if it comes from no fairseq checkpoint, ours or stock.
-        heads: the tensors outside of the encoder, under fairseq's names; none of a model with a
-            decoder (`encode=visible`).
-        teacher: the tensors of data2vec's teacher (`_ema`).
-        num_updates: updates of the training.
-    """
-
-    contents: Contents
+    contents: Contents  # the encoder
+    # Fairseq's configuration (`task`, `model`, `optimization`, ...), plain values; empty if it
+    # comes from no fairseq checkpoint, ours or stock
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # The tensors outside of the encoder, under fairseq's names; none of a model with a decoder
+    # (`encode=visible`)
     heads: dict[str, Tensor] = field(default_factory=dict)
+    # The tensors of data2vec's teacher (`_ema`)
     teacher: dict[str, Tensor] = field(default_factory=dict)
-    num_updates: int | None = None
+    num_updates: int | None = None  # updates of the training
 
     def setting(self, section: str, name: str, default: Any = None) -> Any:
         """Return one value of the configuration, or `default` if it is not known."""

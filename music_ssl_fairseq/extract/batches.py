@@ -56,17 +56,12 @@ class Cut:
 
 
 class QueuedWindow(NamedTuple):
-    """A window on its way through the model.
-
-    Attributes:
-        waveform: `[T]`.
-        statistics: of its section; None for a track that is one window.
-    """
+    """A window on its way through the model."""
 
     track: int
     window: Window
-    waveform: Tensor
-    statistics: Statistics | None
+    waveform: Tensor  # `[T]`
+    statistics: Statistics | None  # of its section; None for a track that is one window
 
 
 Batch = list[QueuedWindow]

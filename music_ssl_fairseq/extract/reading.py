@@ -20,17 +20,12 @@ _PINNED_AHEAD = 2  # loads in page-locked memory before their use
 
 
 class Load(NamedTuple):
-    """Parts of tracks that were read.
+    """Parts of tracks that were read."""
 
-    Attributes:
-        parts: which ones.
-        waveform: `[T]` float32, 16 kHz, all of them in a row; zeros where one could not be read.
-        reasons: for each part, why it could not be read, or "".
-    """
-
-    parts: list[Part]
+    parts: list[Part]  # which ones
+    # `[T]` float32, 16 kHz, all of them in a row; zeros where one could not be read
     waveform: Tensor
-    reasons: list[str]
+    reasons: list[str]  # for each part, why it could not be read, or ""
 
 
 def read_loads(

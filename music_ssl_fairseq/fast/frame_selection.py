@@ -11,15 +11,10 @@ from torch import Tensor
 
 
 class FrameSelection(NamedTuple):
-    """N frames of a batch `[B, T]`.
+    """N frames of a batch `[B, T]`."""
 
-    Attributes:
-        masked_indices: `[N]` int32, ascending indices into `B * T`.
-        starts: `[B + 1]` int32, where each crop's frames begin among them, and N.
-    """
-
-    masked_indices: Tensor
-    starts: Tensor
+    masked_indices: Tensor  # `[N]` int32, ascending indices into `B * T`
+    starts: Tensor  # `[B + 1]` int32, where each crop's frames begin among them, and N
 
 
 def select(masked_indices: Tensor, batch: int, frames: int) -> FrameSelection:

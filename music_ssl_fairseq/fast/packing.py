@@ -11,15 +11,12 @@ from torch import Tensor
 
 
 class Packing(NamedTuple):
-    """Where the K visible frames of each view lie among its F frames.
+    """Where the K visible frames of each view lie among its F frames."""
 
-    Attributes:
-        frames: `[views, K]` int64, the visible frames as ascending indices into `views * F`; -1
-            where a view has fewer than K.
-        places: `[views, F]` int64, each frame's index into `views * K`; -1 if it is not visible.
-    """
-
+    # `[views, K]` int64, the visible frames as ascending indices into `views * F`; -1 where a
+    # view has fewer than K
     frames: Tensor
+    # `[views, F]` int64, each frame's index into `views * K`; -1 if it is not visible
     places: Tensor
 
 

@@ -46,21 +46,19 @@ FrontEnd: TypeAlias = "Framewise | Deep"
 class FeatureSpec:
     """Which features: all that a process needs to make their front end.
 
-    Attributes:
-        name: of `FRONT_ENDS`, several joined by `+`, or `deep`. Several of these but `deep`,
-            separated by commas, are computed side by side and not scaled.
-        checkpoint: for `deep`, a name that `upstream.load` takes; here, the model's file or folder.
-        layer: for `deep`, 0 for the projected extractor output, then the Transformer's layers.
-        device: where features that can run on a GPU are computed, as torch names it. Not part of
-            what the features are.
-
     Raises:
         InputError: if there are no such features, or `deep` lacks what it needs.
     """
 
+    # Of `FRONT_ENDS`, several joined by `+`, or `deep`. Several of these but `deep`, separated by
+    # commas, are computed side by side and not scaled.
     name: str = "mfcc"
+    # For `deep`, a name that `upstream.load` takes; here, the model's file or folder
     checkpoint: str | None = None
+    # For `deep`, 0 for the projected extractor output, then the Transformer's layers
     layer: int | None = None
+    # Where features that can run on a GPU are computed, as torch names it. Not part of what the
+    # features are.
     device: str = "cpu"
 
     def __post_init__(self):

@@ -9,21 +9,13 @@ from music_ssl_fairseq.frames import FrameGrid
 
 
 class Chunk(NamedTuple):
-    """Some frames of a track, with the audio that they need.
+    """Some frames of a track, with the audio that they need."""
 
-    Attributes:
-        waveform: `[T]` float32 at 16 kHz, of the span that the front end asks for.
-        start: that span's first sample in the track.
-        num_samples: of the whole track.
-        first: its first frame.
-        last: the frame after its last one.
-    """
-
-    waveform: np.ndarray
-    start: int
-    num_samples: int
-    first: int
-    last: int
+    waveform: np.ndarray  # `[T]` float32 at 16 kHz, of the span that the front end asks for
+    start: int  # that span's first sample in the track
+    num_samples: int  # of the whole track
+    first: int  # its first frame
+    last: int  # the frame after its last one
 
 
 _MAX_SHARE = 0.7  # of a chunk's frames; computing all of them takes no longer than more

@@ -28,17 +28,11 @@ _DAMAGED: tuple[type[Exception], ...] = (
 
 
 class Block(NamedTuple):
-    """The results of a block of tracks.
+    """The results of a block of tracks."""
 
-    Attributes:
-        values: `[n, ...]` of all its tracks, one after the other.
-        lengths: `[tracks]` int64, how many of `values` each track has.
-        unreadable: int64 places within the block of tracks that cannot be read.
-    """
-
-    values: np.ndarray
-    lengths: np.ndarray
-    unreadable: np.ndarray
+    values: np.ndarray  # `[n, ...]` of all its tracks, one after the other
+    lengths: np.ndarray  # `[tracks]` int64, how many of `values` each track has
+    unreadable: np.ndarray  # int64 places within the block of tracks that cannot be read
 
 
 @dataclass(frozen=True)

@@ -68,12 +68,9 @@ class Labeller(FeatureJob):
 
     Chunks start at the same frames whatever the workers, so that a label never depends on how the
     work is shared out.
-
-    Attributes:
-        centroids: `[k, D]` float32.
     """
 
-    centroids: np.ndarray
+    centroids: np.ndarray  # `[k, D]` float32
 
     @cached_property
     def _nearest(self):

@@ -7,15 +7,10 @@ from scipy.stats import entropy
 
 
 class Information(NamedTuple):
-    """Mutual information, in bits.
+    """Mutual information, in bits."""
 
-    Attributes:
-        bits: that a unit tells about the other quantity, corrected for chance.
-        entropy: of the other quantity, in bits: an upper bound of `bits`.
-    """
-
-    bits: float
-    entropy: float
+    bits: float  # that a unit tells about the other quantity, corrected for chance
+    entropy: float  # of the other quantity, in bits: an upper bound of `bits`
 
     @property
     def share(self) -> float:

@@ -25,25 +25,15 @@ _FIXED_BY_FAIRSEQ = ("iterations", "init", "restarts", "minibatch")
 
 @dataclass(frozen=True)
 class Job:
-    """One run of the labeler.
+    """One run of the labeler."""
 
-    Attributes:
-        folder: where labels go, with their recipe.
-        features: of the recipe; their device is where models run.
-        pool: who computes features.
-        device: where K-means runs, `cpu` or `cuda`.
-        threads: of K-means on the CPU.
-        shard: which part of the assignment is this process's.
-        skip_unreadable: give tracks that cannot be read no labels.
-    """
-
-    folder: LabelFolder
-    features: FeatureSpec
-    pool: WorkerPool
-    device: str
-    threads: int
-    shard: Shard
-    skip_unreadable: bool
+    folder: LabelFolder  # where labels go, with their recipe
+    features: FeatureSpec  # of the recipe; their device is where models run
+    pool: WorkerPool  # who computes features
+    device: str  # where K-means runs, `cpu` or `cuda`
+    threads: int  # of K-means on the CPU
+    shard: Shard  # which part of the assignment is this process's
+    skip_unreadable: bool  # give tracks that cannot be read no labels
 
     @property
     def recipe(self) -> Recipe:

@@ -32,19 +32,14 @@ relative gain below which they end. It returns centroids, and the inertia before
 
 @dataclass(frozen=True)
 class Options:
-    """How to fit.
-
-    Attributes:
-        iterations: on all frames, at most; fewer once one lowers the inertia by less than 0.6 %.
-        init: `kmeans++` (AFK-MC²), or `random`, different frames.
-        restarts: complete fits, of which the one with the lowest inertia counts.
-    """
+    """How to fit."""
 
     k: int
     seed: int = 0
+    # On all frames, at most; fewer once one lowers the inertia by less than 0.6 %
     iterations: int = 30
-    init: str = "kmeans++"
-    restarts: int = 1
+    init: str = "kmeans++"  # `kmeans++` (AFK-MC²), or `random`, different frames
+    restarts: int = 1  # complete fits, of which the one with the lowest inertia counts
 
 
 class KMeansState(NamedTuple):

@@ -62,26 +62,17 @@ class Batches:
 
 
 class Progress(NamedTuple):
-    """The state after some batches, as arrays of one file (`jobs.checkpoint_dir`).
+    """The state after some batches, as arrays of one file (`jobs.checkpoint_dir`)."""
 
-    Attributes:
-        centroids: `[k, D]` float32.
-        curve: the sample's (`KMeansState`), and then the mean squared distance of each batch's
-            frames to the centroids before it.
-        coarse: the sample's.
-        counts: `[k]` frames that each centroid is the mean of.
-        fitted_by: the library, with its version.
-        batches: used so far.
-        frames: in them.
-    """
-
-    centroids: np.ndarray
+    centroids: np.ndarray  # `[k, D]` float32
+    # The sample's (`KMeansState`), and then the mean squared distance of each batch's frames to
+    # the centroids before it
     curve: np.ndarray
-    coarse: np.ndarray
-    counts: np.ndarray
-    fitted_by: str
-    batches: int = 0
-    frames: int = 0
+    coarse: np.ndarray  # the sample's
+    counts: np.ndarray  # `[k]` frames that each centroid is the mean of
+    fitted_by: str  # the library, with its version
+    batches: int = 0  # used so far
+    frames: int = 0  # in them
 
 
 def begin(fit: KMeansState, frames: np.ndarray, device: str, fitted_by: str = "") -> Progress:

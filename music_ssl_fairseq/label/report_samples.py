@@ -35,19 +35,12 @@ class Request(NamedTuple):
 
 
 class Excerpt(NamedTuple):
-    """Values of each frame, 100 per second.
+    """Values of each frame, 100 per second."""
 
-    Attributes:
-        pitch_class: `[frames]` int8, the strongest one, C = 0; -1 where it is quiet.
-        loudness: `[frames]` float32, decibels below a full-scale square wave.
-        log_mel: `[frames, 80]` float16.
-        sound: an MP3 file.
-    """
-
-    pitch_class: np.ndarray
-    loudness: np.ndarray
-    log_mel: np.ndarray
-    sound: bytes
+    pitch_class: np.ndarray  # `[frames]` int8, the strongest one, C = 0; -1 where it is quiet
+    loudness: np.ndarray  # `[frames]` float32, decibels below a full-scale square wave
+    log_mel: np.ndarray  # `[frames, 80]` float16
+    sound: bytes  # an MP3 file
 
 
 @cache
@@ -81,29 +74,17 @@ def read_excerpt(request: Request) -> Excerpt | AudioError:
 
 
 class ReportSamples(NamedTuple):
-    """All excerpts, one after the other, with one element per label.
+    """All excerpts, one after the other, with one element per label."""
 
-    Attributes:
-        units: `[n]` int64.
-        seconds: `[n]` float64, from the excerpt's start to the label's.
-        pitch_class: `[n]`, see `Excerpt`, as are the other two.
-        loudness: `[n]`.
-        log_mel: `[n, 80]`.
-        excerpt: `[n]` number of the excerpt, an index of the other two.
-        drawn: `[n]` bool, False in excerpts that were chosen for a rare unit.
-        sounds: MP3 files.
-        tracks: numbers of the tracks.
-    """
-
-    units: np.ndarray
-    seconds: np.ndarray
-    pitch_class: np.ndarray
-    loudness: np.ndarray
-    log_mel: np.ndarray
-    excerpt: np.ndarray
-    drawn: np.ndarray
-    sounds: Sequence[bytes]
-    tracks: Sequence[int]
+    units: np.ndarray  # `[n]` int64
+    seconds: np.ndarray  # `[n]` float64, from the excerpt's start to the label's
+    pitch_class: np.ndarray  # `[n]`, see `Excerpt`, as are the other two
+    loudness: np.ndarray  # `[n]`
+    log_mel: np.ndarray  # `[n, 80]`
+    excerpt: np.ndarray  # `[n]` number of the excerpt, an index of the other two
+    drawn: np.ndarray  # `[n]` bool, False in excerpts that were chosen for a rare unit
+    sounds: Sequence[bytes]  # MP3 files
+    tracks: Sequence[int]  # numbers of the tracks
 
 
 def draw_samples(

@@ -53,15 +53,10 @@ def quotas(num_frames: np.ndarray, max_frames: int, seed: int) -> np.ndarray:
 
 
 class Spans(NamedTuple):
-    """How to sample long tracks that give few frames.
+    """How to sample long tracks that give few frames."""
 
-    Attributes:
-        together: frames per span.
-        apart: frames from one that is taken to the next, about.
-    """
-
-    together: int
-    apart: int
+    together: int  # frames per span
+    apart: int  # frames from one that is taken to the next, about
 
 
 def places(

@@ -99,13 +99,9 @@ class _SharedDir(CheckpointDir):
 
 @dataclass(frozen=True)
 class _Labeller(Labeller):
-    """Units `[frames, sets]` of each track.
+    """Units `[frames, sets]` of each track."""
 
-    Attributes:
-        sets: centroids `[k, D]` of each set.
-    """
-
-    sets: tuple[np.ndarray, ...]
+    sets: tuple[np.ndarray, ...]  # centroids `[k, D]` of each set
 
     @cached_property
     def _nearest(self):

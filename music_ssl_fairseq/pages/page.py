@@ -20,19 +20,12 @@ _UNSORTED = ' data-sort="no"'
 
 
 class Cell(NamedTuple):
-    """A cell whose text is not what the column is sorted by.
+    """A cell whose text is not what the column is sorted by."""
 
-    Attributes:
-        text: what is shown.
-        value: what is sorted by; None sorts last.
-        best: whether it is shown in bold.
-        note: shown small below.
-    """
-
-    text: str
-    value: float | str | None
-    best: bool = False
-    note: str = ""
+    text: str  # what is shown
+    value: float | str | None  # what is sorted by; None sorts last
+    best: bool = False  # whether it is shown in bold
+    note: str = ""  # shown small below
 
 
 class Page:

@@ -34,14 +34,10 @@ _LARGEST_BYTES = 1 << 30  # of a file of labels; 300,000 lines have some megabyt
 
 @dataclass(frozen=True)
 class Beats:
-    """Beats of a file.
+    """Beats of a file."""
 
-    Attributes:
-        times: `[beats]` float64, seconds, ascending.
-        positions: `[beats]` int64 position in the bar from 1 (a downbeat); 0 where not stated.
-    """
-
-    times: np.ndarray
+    times: np.ndarray  # `[beats]` float64, seconds, ascending
+    # `[beats]` int64 position in the bar from 1 (a downbeat); 0 where not stated
     positions: np.ndarray
 
 

@@ -30,16 +30,11 @@ _LONGEST_NAME = 60
 
 @dataclass(frozen=True)
 class TaskProbe:
-    """A task, and where its results go.
+    """A task, and where its results go."""
 
-    Attributes:
-        data: folder of `task.json`.
-        out: folder of the results.
-        settings: what differs from the defaults, by dotted names.
-    """
-
-    data: Path
-    out: Path
+    data: Path  # folder of `task.json`
+    out: Path  # folder of the results
+    # What differs from the defaults, by dotted names
     settings: dict[str, Any] = field(default_factory=dict)
 
 

@@ -22,16 +22,11 @@ FILE = "task.json"
 
 
 class Metric(NamedTuple):
-    """A metric that a scored probe reports.
-
-    Attributes:
-        selects: whether it may decide on validation.
-        shown: whether it is a column of the report's tables.
-    """
+    """A metric that a scored probe reports."""
 
     name: str
-    selects: bool = True
-    shown: bool = True
+    selects: bool = True  # whether it may decide on validation
+    shown: bool = True  # whether it is a column of the report's tables
 
 
 _METRICS = {

@@ -15,21 +15,14 @@ from music_ssl_fairseq.runtime.files import atomic_path
 
 @dataclass(frozen=True)
 class Example:
-    """One manifest row of a split, with its label.
+    """One manifest row of a split, with its label."""
 
-    Attributes:
-        name: the file, relative to the manifest's root.
-        num_samples: length of the whole file at 16 kHz.
-        label: cells of its line of labels.
-        segment: (start, stop) in seconds, or None for the whole file.
-        group: name of its song, or None for the file itself.
-    """
-
-    name: str
-    num_samples: int
-    label: tuple[str, ...]
+    name: str  # the file, relative to the manifest's root
+    num_samples: int  # length of the whole file at 16 kHz
+    label: tuple[str, ...]  # cells of its line of labels
+    # (start, stop) in seconds, or None for the whole file
     segment: tuple[float, float] | None = None
-    group: str | None = None
+    group: str | None = None  # name of its song, or None for the file itself
 
 
 def write_split(

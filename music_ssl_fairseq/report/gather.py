@@ -30,28 +30,17 @@ class Figure:
 
 @dataclass(frozen=True)
 class Probe:
-    """One scored probe.
+    """One scored probe."""
 
-    Attributes:
-        folder: the run's folder.
-        model: the upstream's name; with the window's length where that is not 5 s.
-        task: name of the task.
-        about: contents of `SPLIT.json`.
-        heads: the grid, from `probe.json`.
-        figures: metric -> figure, in order.
-        content: digest of the question: kind, classes or targets, files and their labels.
-        outdated: whether heads were trained after the score, and the grid is of those.
-        draws: metric -> `[1 + resamples]`, its value and those of the resamples.
-    """
-
-    folder: Path
-    model: str
-    task: str
-    about: dict[str, Any]
-    heads: list[dict[str, Any]]
-    figures: dict[str, Figure]
-    content: str = ""
-    outdated: bool = False
+    folder: Path  # the run's folder
+    model: str  # the upstream's name; with the window's length where that is not 5 s
+    task: str  # name of the task
+    about: dict[str, Any]  # contents of `SPLIT.json`
+    heads: list[dict[str, Any]]  # the grid, from `probe.json`
+    figures: dict[str, Figure]  # metric -> figure, in order
+    content: str = ""  # digest of the question: kind, classes or targets, files and their labels
+    outdated: bool = False  # whether heads were trained after the score, and the grid is of those
+    # Metric -> `[1 + resamples]`, its value and those of the resamples
     draws: dict[str, np.ndarray] = field(default_factory=dict)
 
 

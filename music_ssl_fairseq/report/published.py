@@ -11,17 +11,11 @@ from importlib.resources import files
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """A published model.
+    """A published model."""
 
-    Attributes:
-        model: name that its authors use.
-        source: paper and table.
-        percent: task and metric -> figure in percent, or "" where the source has none.
-    """
-
-    model: str
-    source: str
-    percent: dict[str, str]
+    model: str  # name that its authors use
+    source: str  # paper and table
+    percent: dict[str, str]  # task and metric -> figure in percent, or "" where the source has none
 
     def figures(self) -> dict[tuple[str, str], float]:
         """Return the source's figures: (task, metric) -> fraction."""

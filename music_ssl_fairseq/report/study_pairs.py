@@ -14,25 +14,20 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Difference:
-    """One row's mean minus another's on a task.
-
-    Attributes:
-        error: standard error of clips and seeds.
-        p: before Holm's correction; `corrected` is after it.
-        detectable: the least difference that would be clear with these clips and seeds.
-        seeds: seeds of each row with which this difference would be clear; infinite if no number
-            of seeds is enough, because the test clips are too few.
-    """
+    """One row's mean minus another's on a task."""
 
     question: str
     one: str
     other: str
     task: str
     value: float
-    error: float
-    p: float
+    error: float  # standard error of clips and seeds
+    p: float  # before Holm's correction; `corrected` is after it
     corrected: float = math.nan
+    # The least difference that would be clear with these clips and seeds
     detectable: float = math.nan
+    # Seeds of each row with which this difference would be clear; infinite if no number of seeds
+    # is enough, because the test clips are too few
     seeds: float = math.nan
 
     @property

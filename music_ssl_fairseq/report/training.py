@@ -31,15 +31,11 @@ Points = dict[int, dict[str, float]]
 
 @dataclass
 class Curves:
-    """One run's log. Of a run that was resumed or begun anew, what came after that update.
-
-    Attributes:
-        valid: of the first of `dataset.valid_subset`, which chooses the best checkpoint.
-    """
+    """One run's log. Of a run that was resumed or begun anew, what came after that update."""
 
     folder: Path
     train: Points
-    valid: Points
+    valid: Points  # of the first of `dataset.valid_subset`, which chooses the best checkpoint
 
     @property
     def name(self) -> str:

@@ -7,14 +7,10 @@ from torch import Tensor
 
 
 class Fetch(NamedTuple):
-    """A tensor on its way to the CPU.
+    """A tensor on its way to the CPU."""
 
-    Attributes:
-        values: on the CPU, complete only after `wait`.
-        arrived: when it is complete; None if the tensor was on the CPU already.
-    """
-
-    values: Tensor
+    values: Tensor  # on the CPU, complete only after `wait`
+    # When it is complete; None if the tensor was on the CPU already
     arrived: torch.cuda.Event | None
 
     def wait(self) -> Tensor:

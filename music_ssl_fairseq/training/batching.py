@@ -8,21 +8,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Batching:
-    """The batching of a part of an epoch.
+    """The batching of a part of an epoch."""
 
-    Attributes:
-        max_tokens: per batch, or None.
-        max_sentences: per batch, or None.
-        required_batch_size_multiple: fairseq's setting.
-        num_shards: processes, which take turns at the batches.
-        iterations: batches that each process has trained on.
-    """
-
-    max_tokens: int | None = None
-    max_sentences: int | None = None
-    required_batch_size_multiple: int = 1
-    num_shards: int = 1
-    iterations: int = 0
+    max_tokens: int | None = None  # per batch, or None
+    max_sentences: int | None = None  # per batch, or None
+    required_batch_size_multiple: int = 1  # fairseq's setting
+    num_shards: int = 1  # processes, which take turns at the batches
+    iterations: int = 0  # batches that each process has trained on
 
     def gives_batches_of(self, other: "Batching") -> bool:
         """Return whether the batches of each process are the same."""

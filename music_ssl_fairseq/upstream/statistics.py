@@ -18,17 +18,12 @@ from music_ssl_fairseq.modules.conv_extractor import ConvLayer
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Statistics of B waveforms.
+    """Statistics of B waveforms."""
 
-    Attributes:
-        mean: `[B, 1]`.
-        scale: `[B, 1]`; the extractor's input is `(waveform - mean) * scale`.
-        folded: filters `[B, C, kernel]` and shifts `[B, C]` of the first convolution with its group
-            norm; None for an extractor with layer norms.
-    """
-
-    mean: Tensor
-    scale: Tensor
+    mean: Tensor  # `[B, 1]`
+    scale: Tensor  # `[B, 1]`; the extractor's input is `(waveform - mean) * scale`
+    # Filters `[B, C, kernel]` and shifts `[B, C]` of the first convolution with its group norm;
+    # None for an extractor with layer norms
     folded: tuple[Tensor, Tensor] | None
 
     def normalise(self, waveform: Tensor) -> Tensor:

@@ -62,25 +62,18 @@ class Windowing:
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """A part of a track that goes through the model at once.
+    """A part of a track that goes through the model at once."""
 
-    Attributes:
-        start: its first sample in the track, at 16 kHz.
-        num_samples: number of samples; in a track of one window all of them, because norms
-            include the last ones, though they make no frame.
-        first: its first frame in the track.
-        num_frames: number of frames.
-        weights: `[num_frames]` float32: each frame's share in the result. Over all windows of a
-            track, the shares of a frame sum to 1.
-        done: number of its frames, from `first` on, that no later window changes.
-    """
-
-    start: int
+    start: int  # its first sample in the track, at 16 kHz
+    # Number of samples; in a track of one window all of them, because norms include the last
+    # ones, though they make no frame
     num_samples: int
-    first: int
-    num_frames: int
+    first: int  # its first frame in the track
+    num_frames: int  # number of frames
+    # `[num_frames]` float32: each frame's share in the result. Over all windows of a track, the
+    # shares of a frame sum to 1.
     weights: np.ndarray
-    done: int
+    done: int  # number of its frames, from `first` on, that no later window changes
 
     @property
     def last(self) -> int:
@@ -125,17 +118,11 @@ def _weighted(starts: list[int], size: int, grid: FrameGrid) -> Iterator[Window]
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """Consecutive windows of a track that share their statistics.
+    """Consecutive windows of a track that share their statistics."""
 
-    Attributes:
-        start: its first sample in the track, at 16 kHz.
-        num_samples: number of samples.
-        windows: first to last; their positions are in the track.
-    """
-
-    start: int
-    num_samples: int
-    windows: list[Window]
+    start: int  # its first sample in the track, at 16 kHz
+    num_samples: int  # number of samples
+    windows: list[Window]  # first to last; their positions are in the track
 
     def part(self, waveform: Tensor, window: Window) -> Tensor:
         """Return a window's samples out of the section's, `[..., num_samples]`."""

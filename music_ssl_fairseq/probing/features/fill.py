@@ -28,17 +28,11 @@ _CLIPS_PER_GROUP = 64  # whose windows share batches
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """How clips are cut into windows, and windows become vectors.
+    """How clips are cut into windows, and windows become vectors."""
 
-    Attributes:
-        seconds: length of a window; 0 for the whole clip.
-        frames: one vector per frame (50 per second) instead of one per window.
-        batch_seconds: audio per batch of the encoder.
-    """
-
-    seconds: float
-    frames: bool
-    batch_seconds: float = 40.0
+    seconds: float  # length of a window; 0 for the whole clip
+    frames: bool  # one vector per frame (50 per second) instead of one per window
+    batch_seconds: float = 40.0  # audio per batch of the encoder
 
     @property
     def dtype(self) -> type:
