@@ -61,6 +61,7 @@ class Embedder:
         """
         identity = {
             "fingerprint": self._source.fingerprint,
+            "precision": self._source.precision,
             "kind": "song",
             "layers": self._layers,
             "seconds": self._seconds,

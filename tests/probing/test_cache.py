@@ -57,7 +57,7 @@ class Counting:
     name, fingerprint, layers = "counting", "ab" * 32, ("0", "1")
     dimension = frame_dimension = 3
     grid = FrameGrid(400, 320)
-    standardise = False
+    standardise, precision = False, "fp32"
 
     def __init__(self):
         self.windows = 0
@@ -145,6 +145,14 @@ def test_nothing_is_computed_twice_and_tasks_share(tmp_path, manifest):
     assert source.windows == computed + 3
     other = open_store(tmp_path, source, WindowPlan(0.5, False))
     assert clips_of(manifest)[0].key not in other
+
+
+def test_features_of_another_precision_are_others(tmp_path, manifest):
+    plan, clips = WindowPlan(5.0, False), clips_of(manifest)
+    source = Counting()
+    fill(open_store(tmp_path, source, plan), source, plan, clips)
+    source.precision = "bf16"
+    assert clips[0].key not in open_store(tmp_path, source, plan)
 
 
 def test_a_changed_file_is_computed_again(tmp_path, manifest):

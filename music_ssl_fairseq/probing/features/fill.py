@@ -53,6 +53,7 @@ def identity(source: FeatureSource, plan: WindowPlan) -> dict[str, object]:
     """Identify features by all that decides them, for `FeatureCache`."""
     return {
         "fingerprint": source.fingerprint,
+        "precision": source.precision,
         "window_seconds": plan.seconds,
         "kind": "frames" if plan.frames else "windows",
         "layers": len(source.layers),

@@ -42,7 +42,8 @@ class EncoderSource:
         name: for tables.
         encoder: the encoder itself.
         path: the file, for records; of a model on the hub, its name with the commit.
-        fingerprint: hex digest of all that decides the features.
+        fingerprint: hex digest of settings and tensors that decide the features.
+        precision: the encoder's arithmetic, "fp32" or "bf16".
         layers: names, in order. A weighted sum leaves out the first.
         dimension: values per layer of a window; `frame_dimension` of a frame.
         grid: samples that each frame covers.
@@ -57,6 +58,7 @@ class EncoderSource:
         self.name = name
         self.path = path
         self.fingerprint = encoder.fingerprint
+        self.precision = encoder.precision
         self.layers = tuple(str(i) for i in range(encoder.num_layers + 1))
         self.dimension = self.frame_dimension = encoder.dimension
         self.grid = encoder.grid
@@ -82,6 +84,7 @@ class FrontEndSource:
     """
 
     standardise = True
+    precision = "fp32"
 
     def __init__(self, name: str):
         self._front_end = features.front_end(name)
