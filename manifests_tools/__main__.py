@@ -9,9 +9,9 @@ from types import FrameType
 from music_ssl_fairseq.cli import exit_status, no_such
 
 BUILDERS = {
-    "pretrain": ("manifests_tools.pretrain", "train.tsv and valid.tsv from a folder of music"),
-    "check": ("manifests_tools.check", "re-read manifests, their audio and their labels"),
-    "fetch": ("manifests_tools.fetch", "download the data set of one of the tasks below"),
+    "pretrain": ("manifests_tools.pretrain:", "train.tsv and valid.tsv from a folder of music"),
+    "check": ("manifests_tools.check:", "re-read manifests, their audio and their labels"),
+    "fetch": ("manifests_tools.fetch:", "download the data set of one of the tasks below"),
     "mtt": ("manifests_tools.magnatagatune:tagging", "MagnaTagATune, 50 tags"),
     "giantsteps-key": ("manifests_tools.giantsteps:key", "GiantSteps, 24 keys"),
     "gtzan-genre": ("manifests_tools.gtzan:genre", "GTZAN, 10 genres"),
@@ -25,9 +25,9 @@ BUILDERS = {
     "mtg-moodtheme": ("manifests_tools.mtg_jamendo:moodtheme", "MTG-Jamendo, 56 moods"),
     "mtg-genre": ("manifests_tools.mtg_jamendo:genre", "MTG-Jamendo, 87 genres"),
     "mtg-top50": ("manifests_tools.mtg_jamendo:top50", "MTG-Jamendo, 50 tags"),
-    "custom": ("manifests_tools.custom", "a probing task of your own, from a CSV"),
+    "custom": ("manifests_tools.custom:", "a probing task of your own, from a CSV"),
 }
-"""Name -> (a module, or `module:attribute`, with `get_parser()` and `run(...)`; its purpose)."""
+"""Name -> (`module:` or `module:attribute`, with `get_parser()` and `run(...)`; its purpose)."""
 
 
 def _usage() -> str:

@@ -74,6 +74,7 @@ def get_parser() -> argparse.ArgumentParser:
     add(
         "--separator",
         default=";",
+        type=_separator,
         metavar="C",
         help="character between the labels of one cell (default: ;)",
     )
@@ -90,6 +91,12 @@ def get_parser() -> argparse.ArgumentParser:
     add("--metric", help="what chooses on validation (default: the usual one of the kind)")
     add_common_options(parser, "probing/custom")
     return parser
+
+
+def _separator(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("must be a character")
+    return text
 
 
 def run(

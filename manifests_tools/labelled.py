@@ -11,6 +11,7 @@ from music_ssl_fairseq.frames import LENGTH_TOLERANCE, SAMPLE_RATE
 from music_ssl_fairseq.probing.spec import ProbingSpec
 from music_ssl_fairseq.probing.writer import Example, refuse_shared
 
+_MIN_SEGMENT_SECONDS = 0.025  # one frame
 _SHOWN = 5  # names in a message
 
 
@@ -28,15 +29,17 @@ def as_it_is(item: Labelled, track: ExaminedTrack) -> list[Example]:
     """Return the one example of a labelled file or segment.
 
     Raises:
-        InputError: if the segment is not within the file.
+        InputError: if the segment is not within the file, or too short.
     """
     seconds = track.num_samples / SAMPLE_RATE
-    if item.segment is not None and item.segment[1] > seconds + LENGTH_TOLERANCE:
-        start, stop = item.segment
+    start, stop = item.segment or (0.0, seconds)
+    part = f"{one_line(item.name)}: the part from {start:g} to {stop:g} s"
+    if stop > seconds + LENGTH_TOLERANCE:
         raise InputError(
-            f"{one_line(item.name)}: the part from {start:g} to {stop:g} s is not within the "
-            f"file, which has {seconds:.2f} s; are these seconds?"
+            f"{part} is not within the file, which has {seconds:.2f} s; are these seconds?"
         )
+    if item.segment and min(stop, seconds) - start < _MIN_SEGMENT_SECONDS:
+        raise InputError(f"{part} is shorter than one frame ({_MIN_SEGMENT_SECONDS:g} s)")
     return [Example(item.name, track.num_samples, item.label, item.segment, item.group)]
 
 

@@ -83,6 +83,7 @@ def run(cfg: DictConfig, source: FeatureSource, split: str = "test") -> Path:
     device = torch.device(probe.device)
     training = _Windows(probe.dataset("train"), device)
     validation = _Windows(probe.dataset(CHOOSE_ON), device)
+    probe.dataset(split)  # what is wrong with it is found before training
     model = probe.model = HeadGrid(cfg.model, probe.inputs()).to(device)
     optimizer = RowAdam(cfg.optimizer, list(model.parameters()))
     number, last = 0, cfg.optimization.max_epoch

@@ -60,7 +60,8 @@ class ProbingSplit:
 
         Raises:
             InputError: naming file and line, if labels are missing, too many, unknown or no
-                numbers; if a segment or a beat is not within its file.
+                numbers; if a segment or a beat is not within its file; if the split cannot be
+                scored, because a song has two classes, a regression one file, or no segment a beat.
         """
         self.spec = spec
         self.manifest = Manifest(Path(folder, f"{split}.tsv"))
@@ -80,9 +81,26 @@ class ProbingSplit:
         self.groups = self._read_groups(Path(folder, f"{split}.groups"))
         order = {group: i for i, group in enumerate(dict.fromkeys(self.groups))}
         self.group_index = np.array([order[group] for group in self.groups], np.int64)
+        self._refuse_unscorable()
 
     def __len__(self) -> int:
         return len(self.manifest)
+
+    def _refuse_unscorable(self) -> None:
+        if self.spec.kind in ("multi-class", "key"):
+            first = np.unique(self.group_index, return_index=True)[1]
+            differ = np.flatnonzero(self.targets != self.targets[first][self.group_index])
+            if len(differ):
+                raise self._wrong(
+                    int(differ[0]), "another label than other parts of its song (.groups)"
+                )
+        elif self.spec.kind == "regression" and len(self) < 2:
+            raise InputError(f"{self.labels_file}: one file, but R2 needs at least two in a split")
+        elif self.spec.kind == "beats":
+            parts = (self.segments / SAMPLE_RATE).tolist()
+            pairs = zip(self.beats, parts, strict=True)
+            if not any(((a <= beats.times) & (beats.times < b)).any() for beats, (a, b) in pairs):
+                raise InputError(f"{self.labels_file}: not one beat is within its segment")
 
     def _class_indices(self, lines: list[list[str]]) -> np.ndarray:
         index = {name: i for i, name in enumerate(self.spec.classes)}

@@ -219,3 +219,11 @@ def test_a_segment_beyond_its_file_is_named(music, capsys):
     text = "path,label,split,start,stop\n0.wav,a,train,1,9\n1.wav,b,valid,,\n"
     assert build(music, text, "--kind", "multi-class") == 1
     assert "0.wav: the part from 1 to 9 s is not within" in capsys.readouterr().err
+    assert build(music, text.replace("1,9", "1,1.02"), "--kind", "multi-class") == 1
+    assert "0.wav: the part from 1 to 1.02 s is shorter than" in capsys.readouterr().err
+
+
+def test_no_separator_is_refused(music, capsys):
+    with pytest.raises(SystemExit):
+        build(music, table(*"aabbab"), "--kind", "multi-label", "--separator", "")
+    assert "argument --separator: must be a character" in capsys.readouterr().err

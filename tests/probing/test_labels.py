@@ -110,15 +110,25 @@ def test_carriage_returns_are_ignored(tmp_path):
         (BEAT, "1\t2\none\n", "line 2 .* not a beat"),
         (BEAT, "1\t2\n1/one\n", "line 2 .* not a beat"),
         (BEAT, "1\t2\n\n", "line 2 .* no beat"),
+        (BEAT, "6\n7\n", "not one beat is within its segment"),
     ],
 )
 def test_wrong_labels_are_named_with_their_line(tmp_path, task, lines, expected):
-    write(tmp_path, ("pop",), ("jazz",))
+    write(tmp_path, ("pop",), ("jazz",), segment=(0, 5))
     (tmp_path / "train.labels").write_text(lines)
     with pytest.raises(InputError, match=expected) as error:
         ProbingSplit(tmp_path, "train", task)
     assert "train.labels" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_split_that_cannot_be_scored_is_refused_as_it_is_read(tmp_path):
+    write(tmp_path, ("1", "2"))
+    with pytest.raises(InputError, match=r"train\.labels: one file, but R2 needs at least two"):
+        ProbingSplit(tmp_path, "train", MOOD)
+    write(tmp_path, ("pop",), ("jazz",), group="song")
+    with pytest.raises(InputError, match=r"train\.labels, line 2 .*another label than other parts"):
+        ProbingSplit(tmp_path, "train", GENRE)
 
 
 @pytest.mark.parametrize("line", ["0", "0\t11", "3\t3", "5\t4", "-1\t4", "10\t10.05", "a\tb", ""])

@@ -9,6 +9,7 @@ import pytest
 
 from music_ssl_fairseq import probe
 from music_ssl_fairseq.__main__ import COMMANDS, main
+from music_ssl_fairseq.probing import direct
 from tests.probing.probing_data import write_audio, write_probing
 
 QUICK = [
@@ -89,6 +90,17 @@ def test_a_result_belongs_to_its_audio(inside, folder, tmp_path):
     file.rename(tmp_path / "away")  # without it, what is finished stays
     assert inside("--task", "noise")[2].count("done already") == 1
     (tmp_path / "away").rename(file)
+
+
+def test_what_is_wrong_with_the_test_split_is_found_before_training(inside, folder, monkeypatch):
+    monkeypatch.setattr(direct, "update", lambda *_: 1 / 0)
+    file = folder / "pitch" / "test.labels"
+    before = file.read_text()
+    file.write_text(before.replace("low", "lwo", 1))
+    status, _, err = inside("--task", "pitch", "--out", "elsewhere")
+    file.write_text(before)
+    assert status == 1
+    assert "pitch/test.labels, line 1 (18.wav): 'lwo' is not one of" in err
 
 
 @pytest.mark.parametrize(
