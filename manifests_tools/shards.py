@@ -21,11 +21,10 @@ from manifests_tools.convert import encode_flac, follows
 from manifests_tools.examine import ExaminedTrack, chunks
 from manifests_tools.parallel import parallel_map
 from music_ssl_fairseq import audio
-from music_ssl_fairseq.data.label_check import record_of
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.left_out import LeftOut
 from music_ssl_fairseq.data.track_names import other_track
-from music_ssl_fairseq.data.units import label_again, read_label_rate, read_unreadable
+from music_ssl_fairseq.data.units import label_again, read_label_rate, read_metadata, split_record
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, label_hop, labels_fit
 from music_ssl_fairseq.runtime.files import atomic_path
@@ -97,8 +96,7 @@ def _check_labels(file: Path, tracks: list[ExaminedTrack]) -> None:
     lengths = np.array([track.num_samples for track in tracks])
     if rate is None:
         raise InputError(f"{file.parent}: has no metadata.json with a label_rate")
-    read_unreadable(file.parent, file.stem)
-    noted = record_of(store).get("names")
+    noted = split_record(read_metadata(file.parent), file.parent, file.stem).get("names")
     fit = len(store) == len(tracks) and np.all(labels_fit(store.counts, lengths, label_hop(rate)))
     if not fit or other_track(lambda i: tracks[i].name, len(tracks), noted) is not None:
         raise InputError(

@@ -2,6 +2,7 @@
 
 import os
 from hashlib import blake2b
+from weakref import WeakKeyDictionary
 
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.track_names import some_of
@@ -12,14 +13,25 @@ AUDIO = "audio of "
 _BLOCK_BYTES = 4096
 
 
+_known: WeakKeyDictionary[Manifest, dict[int, str | None]] = WeakKeyDictionary()
+
+
 def audio_identity(manifest: Manifest, most: int = 200) -> str | None:
     """Digest size and middle of each file; of more than `most`, of so many throughout.
 
-    The middle, because programs that write tags leave it alone, as long as the size stays.
+    The middle, because programs that write tags leave it alone, as long as the size stays. Each
+    opened manifest is looked at once, however many label sets it has.
 
     Returns:
         None if a file is missing, or is part of a shard.
     """
+    known = _known.setdefault(manifest, {})
+    if most not in known:
+        known[most] = _digest(manifest, most)
+    return known[most]
+
+
+def _digest(manifest: Manifest, most: int) -> str | None:
     digest = blake2b(digest_size=8)
     try:
         for path in dict.fromkeys(map(manifest.path, some_of(len(manifest), most))):

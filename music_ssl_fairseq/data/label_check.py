@@ -13,7 +13,7 @@ from music_ssl_fairseq.data.audio_identity import changed_audio
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.track_names import other_track
-from music_ssl_fairseq.data.units import UnitDictionary, label_again, read_metadata, read_unreadable
+from music_ssl_fairseq.data.units import UnitDictionary, label_again, read_metadata, split_record
 from music_ssl_fairseq.errors import InputError, one_line
 from music_ssl_fairseq.frames import LENGTH_TOLERANCE, SAMPLE_RATE, label_hop, labels_fit
 from music_ssl_fairseq.runtime.files import checksum
@@ -38,16 +38,13 @@ def check_labels(
             or after their audio, or the dictionary lacks units in use.
     """
     _check_tracks(manifest, store)
-    _check_rate(manifest, store, label_rate)
-    _check_units(manifest, store, units)
-    record = record_of(store)
+    folder, split = store.file.parent, store.file.stem
+    metadata = read_metadata(folder)
+    record = split_record(metadata, folder, split)
+    _check_rate(manifest, store, label_rate, record["unreadable"])
+    _check_units(manifest, store, units, metadata.get("k", units.num_units))
     _check_names(manifest, store, record)
     _compare_audio(manifest, store, record)
-
-
-def record_of(store: LabelStore) -> dict[str, Any]:
-    """Return what metadata.json says of these labels, after `read_unreadable` has checked it."""
-    return read_metadata(store.file.parent).get("splits", {}).get(store.file.stem, {})
 
 
 def _check_names(manifest: Manifest, store: LabelStore, record: dict[str, Any]) -> None:
@@ -79,15 +76,17 @@ def _check_tracks(manifest: Manifest, store: LabelStore) -> None:
         )
 
 
-def _check_rate(manifest: Manifest, store: LabelStore, label_rate: float) -> None:
-    fit = _fit(manifest, store, label_rate)
+def _check_rate(
+    manifest: Manifest, store: LabelStore, label_rate: float, unreadable: list[int]
+) -> None:
+    fit = _fit(manifest, store, label_rate, unreadable)
     num_wrong = len(fit) - np.count_nonzero(fit)
     if not num_wrong:
         return
     first = int(np.argmin(fit))
     where = f"{num_wrong} of {len(fit)} tracks, first line {first + 1} ({_name(manifest, first)})"
     for rate, question in _USUAL_RATES.items():
-        if rate != label_rate and _fit(manifest, store, rate).mean() > 0.9:
+        if rate != label_rate and _fit(manifest, store, rate, unreadable).mean() > 0.9:
             raise InputError(
                 f"{store.file}: label_rate is {label_rate:g} but the labels fit {rate}{question} "
                 f"(At {label_rate:g}, labels and audio differ in length in {where})"
@@ -102,16 +101,18 @@ def _check_rate(manifest: Manifest, store: LabelStore, label_rate: float) -> Non
     )
 
 
-def _fit(manifest: Manifest, store: LabelStore, label_rate: float) -> np.ndarray:
+def _fit(
+    manifest: Manifest, store: LabelStore, label_rate: float, unreadable: list[int]
+) -> np.ndarray:
     fit = np.array(labels_fit(store.counts, manifest.num_samples, label_hop(label_rate)))
     # Tracks that the labeler could not read have an empty line and are not trained on.
-    unreadable = read_unreadable(store.file.parent, store.file.stem)
     fit[[t for t in unreadable if 0 <= t < len(fit) and store.counts[t] == 0]] = True
     return fit
 
 
-def _check_units(manifest: Manifest, store: LabelStore, units: UnitDictionary) -> None:
-    stated = read_metadata(units.file.parent).get("k", units.num_units)
+def _check_units(
+    manifest: Manifest, store: LabelStore, units: UnitDictionary, stated: object
+) -> None:
     if stated != units.num_units:
         raise InputError(
             f"{units.file}: lists {units.num_units} units, but {METADATA} beside it says "

@@ -9,6 +9,7 @@ import io
 import os
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -98,13 +99,13 @@ def read_metadata(label_dir: str | os.PathLike) -> dict:
     return read_object(file, "label again") if file.exists() else {}
 
 
-def read_unreadable(label_dir: str | os.PathLike, split: str) -> list[int]:
-    """Read which tracks of a split the labeler could not read.
+def split_record(metadata: dict, label_dir: str | os.PathLike, split: str) -> dict[str, Any]:
+    """Return what a folder's `read_metadata` says of a split; `unreadable` lists tracks.
 
     Raises:
         InputError: if the metadata are damaged.
     """
-    splits = read_metadata(label_dir).get("splits", {})
+    splits = metadata.get("splits", {})
     record = splits.get(split, {}) if isinstance(splits, dict) else None
     tracks = record.get("unreadable", []) if isinstance(record, dict) else None
     if not isinstance(tracks, list) or not all(type(track) is int for track in tracks):
@@ -112,7 +113,7 @@ def read_unreadable(label_dir: str | os.PathLike, split: str) -> list[int]:
             f"{Path(label_dir) / METADATA}: `splits` does not say which tracks of {split} could "
             "not be read; label again"
         )
-    return tracks
+    return {"unreadable": tracks, **(record or {})}
 
 
 def labels_beside(manifests: str | os.PathLike) -> Path:

@@ -13,7 +13,12 @@ from manifests_tools.tables import read_named, read_table
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.unit_memmap import open_unit_memmap
-from music_ssl_fairseq.data.units import UnitDictionary, read_label_rate, read_unreadable
+from music_ssl_fairseq.data.units import (
+    UnitDictionary,
+    read_label_rate,
+    read_metadata,
+    split_record,
+)
 from music_ssl_fairseq.errors import AudioError, InputError, one_line
 from music_ssl_fairseq.probing.spec import read_spec
 from music_ssl_fairseq.runtime.texts import read_json
@@ -99,7 +104,8 @@ def test_label_rates_that_are_none(tmp_path, rate):
 @pytest.mark.parametrize("splits", [3, [], {"train": 3}, {"train": {"unreadable": ["0"]}}])
 def test_metadata_of_splits_that_are_none(tmp_path, splits):
     (tmp_path / "metadata.json").write_text(json.dumps({"splits": splits}))
-    refused(lambda: read_unreadable(tmp_path, "train"), tmp_path / "metadata.json")
+    found = read_metadata(tmp_path)
+    refused(lambda: split_record(found, tmp_path, "train"), tmp_path / "metadata.json")
 
 
 @pytest.mark.parametrize(
