@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
@@ -144,8 +144,12 @@ def _check(a: argparse.Namespace) -> None:
         raise InputError(f"--push {a.push}: expected USER/NAME")
     if a.to and a.to.exists() and not a.to.is_dir():
         raise InputError(f"{a.to}: is a file; name a folder to write to")
-    if a.to and not a.force:
-        _refuse_to_overwrite(a.to, _files(a))
+    there = [file for file in _files(a) if a.to and (a.to / file).exists()]
+    if there and not a.force:
+        raise InputError(
+            f"{a.to}: has {', '.join(there)} already; --to writes elsewhere; --force would "
+            "replace them"
+        )
 
 
 def _files(a: argparse.Namespace) -> list[str]:
@@ -202,15 +206,6 @@ def _beside(target: Path) -> Path:
     target = target.resolve()
     name = f".{target.name[:100]}.{os.getpid()}.tmp"
     return target / name if target.is_dir() else target.with_name(name)
-
-
-def _refuse_to_overwrite(to: Path, files: Iterable[str]) -> None:
-    there = [file for file in files if (to / file).exists()]
-    if there:
-        raise InputError(
-            f"{to}: has {', '.join(there)} already; --to writes elsewhere; --force would "
-            "replace them"
-        )
 
 
 def _relative(folder: Path) -> Iterator[str]:

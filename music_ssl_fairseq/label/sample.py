@@ -19,7 +19,7 @@ of tracks can be sampled in any order, by any number of processes.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -134,11 +134,8 @@ class Reader(FeatureJob):
     def collect(self, part: Part, features: Iterator) -> np.ndarray:
         """Return `[frames, dimension]` float32 of a part."""
         none = np.empty((0, self.front.dimension), np.float32)
-        return np.concatenate([none, *map(_as_array, features)])
-
-
-def _as_array(values: Any) -> np.ndarray:
-    return values if isinstance(values, np.ndarray) else values.cpu().numpy()
+        arrays = (f if isinstance(f, np.ndarray) else f.cpu().numpy() for f in features)
+        return np.concatenate([none, *arrays])
 
 
 def _runs(frames: np.ndarray, size: int, near: int) -> Iterator[np.ndarray]:

@@ -121,7 +121,8 @@ class _Windows:
     def __init__(self, dataset: ProbingDataset, device: torch.device):
         self.dataset = dataset
         self._device = device
-        self._whole = _feature_bytes(dataset) <= _ON_DEVICE_BYTES
+        vectors = sum(dataset.size(i) for i in range(len(dataset)))
+        self._whole = vectors * dataset.features(0)[0].nbytes <= _ON_DEVICE_BYTES
         if not self._whole:
             return
         whole = dataset.collater([dataset[i] for i in range(len(dataset))])
@@ -157,12 +158,6 @@ class _Windows:
         inputs = {name: value.to(self._device) for name, value in found["net_input"].items()}
         target = found["target"].to(self._device)
         return found | {"net_input": inputs, "target": target, "batch_size": batch_size}
-
-
-def _feature_bytes(dataset: ProbingDataset) -> int:
-    first = dataset.features(0)
-    vectors = sum(dataset.size(i) for i in range(len(dataset)))
-    return vectors * first[0].nbytes
 
 
 @torch.no_grad()

@@ -33,39 +33,33 @@ Rows = dict[str, list[Run]]
 """Runs of each row's seeds; floors first, then the order of QUESTIONS."""
 
 
-QUESTIONS = (
-    ("Music against speech", "hubert-music", "hubert-speech"),
-    ("Music against speech", "m2v-music", "m2v-speech"),
-    ("Speech, then music", "hubert-speech-music", "hubert-music"),
-    ("Speech, then music", "m2v-speech-music", "m2v-music"),
-    ("Continuous against discrete targets", "m2v-music", "hubert-music"),
-    ("Number of clusters", "hubert-k100", "hubert-music"),
-    ("Number of clusters", "hubert-k2000", "hubert-music"),
-    ("Features of the units", "hubert-mfcc60", "hubert-music"),
-    ("Features of the units", "hubert-logmel", "hubert-music"),
-    ("Features of the units", "hubert-cqt", "hubert-music"),
-    ("Features of the units", "hubert-chroma", "hubert-music"),
-    ("Features of the units", "hubert-mfcc-chroma", "hubert-music"),
-    ("Deep features", "hubert-layer6", "hubert-music"),
-    ("Deep features", "hubert-layer3", "hubert-music"),
-    ("Masking", "m2v-mask50", "m2v-music"),
-    ("Masking", "m2v-mask80", "m2v-music"),
-    ("Masking", "m2v-span5", "m2v-music"),
-    ("Masking", "m2v-span15", "m2v-music"),
-    ("Masking", "hubert-fairseq-masks", "hubert-music"),
-    ("Masking", "m2v-fairseq-masks", "m2v-music"),
-    ("Crop length against batch", "m2v-15s", "m2v-music"),
-    ("Crop length against batch", "m2v-30s", "m2v-music"),
-    ("Layers of the targets", "m2v-top12", "m2v-music"),
-    ("Layers of the targets", "m2v-early", "m2v-music"),
-    ("Harmony", "hubert-harmonic", "hubert-music"),
-    ("Harmony", "hubert-no-mel", "hubert-harmonic"),
-    ("Harmony", "hubert-one-depth", "hubert-harmonic"),
-    ("Optimiser", "hubert-adamw", "hubert-music"),
-    ("Visible frames alone", "hubert-visible", "hubert-music"),
-    ("Training against random weights", "hubert-music", "random"),
-    ("Training against random weights", "m2v-music", "random-m2v"),
-    ("Training against random weights", "hubert-harmonic", "random-harmonic"),
+_ASKED = (
+    ("Music against speech", "hubert-speech", "hubert-music"),
+    ("Music against speech", "m2v-speech", "m2v-music"),
+    ("Speech, then music", "hubert-music", "hubert-speech-music"),
+    ("Speech, then music", "m2v-music", "m2v-speech-music"),
+    ("Continuous against discrete targets", "hubert-music", "m2v-music"),
+    ("Number of clusters", "hubert-music", "hubert-k100 hubert-k2000"),
+    ("Features of the units", "hubert-music", "hubert-mfcc60 hubert-logmel hubert-cqt"),
+    ("Features of the units", "hubert-music", "hubert-chroma hubert-mfcc-chroma"),
+    ("Deep features", "hubert-music", "hubert-layer6 hubert-layer3"),
+    ("Masking", "m2v-music", "m2v-mask50 m2v-mask80 m2v-span5 m2v-span15"),
+    ("Masking", "hubert-music", "hubert-fairseq-masks"),
+    ("Masking", "m2v-music", "m2v-fairseq-masks"),
+    ("Crop length against batch", "m2v-music", "m2v-15s m2v-30s"),
+    ("Layers of the targets", "m2v-music", "m2v-top12 m2v-early"),
+    ("Harmony", "hubert-music", "hubert-harmonic"),
+    ("Harmony", "hubert-harmonic", "hubert-no-mel hubert-one-depth"),
+    ("Optimiser", "hubert-music", "hubert-adamw"),
+    ("Visible frames alone", "hubert-music", "hubert-visible"),
+    ("Training against random weights", "random", "hubert-music"),
+    ("Training against random weights", "random-m2v", "m2v-music"),
+    ("Training against random weights", "random-harmonic", "hubert-harmonic"),
+)
+"""Question, the row that others are compared with, and these."""
+
+QUESTIONS = tuple(
+    (question, row, other) for question, other, rows in _ASKED for row in rows.split()
 )
 """Question, row, and the row that it is compared with."""
 

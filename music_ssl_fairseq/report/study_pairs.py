@@ -104,9 +104,8 @@ def _seed_variance(rows: Rows, task: str) -> float:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Correct p values for many comparisons by Holm's step-down method."""
-    count, largest = len(p_values), 0.0
-    corrected = [0.0] * count
-    for place, index in enumerate(np.argsort(p_values)):
-        largest = max(largest, min(1.0, (count - place) * p_values[index]))
-        corrected[index] = largest
-    return corrected
+    order = np.argsort(p_values)
+    steps = np.arange(len(order), 0, -1) * np.asarray(p_values, np.float64)[order]
+    corrected = np.empty(len(order))
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(steps))
+    return corrected.tolist()

@@ -48,7 +48,10 @@ def markdown(
     tasks = tasks_of(probes)
     metrics = {probe.task: list(probe.figures) for probe in probes}
     header = ["model", *(f"{task}: {' / '.join(metrics[task])}" for task in tasks)]
-    cells = {(probe.model, probe.task): _cell(probe) for probe in probes}
+    cells = {}
+    for probe in probes:
+        values = " / ".join(percent(figure) for figure in probe.figures.values())
+        cells[probe.model, probe.task] = f"{values}, layer {probe.about['layer']}"
     measured = [
         [model, *(cells.get((model, task), "") for task in tasks)] for model in models_of(probes)
     ]
@@ -99,11 +102,6 @@ def remarks(probes: Sequence[Probe], split: str) -> list[str]:
         for probe in probes
         if probe.outdated
     ]
-
-
-def _cell(probe: Probe) -> str:
-    values = " / ".join(percent(figure) for figure in probe.figures.values())
-    return f"{values}, layer {probe.about['layer']}"
 
 
 def percent(figure: Figure) -> str:

@@ -66,8 +66,9 @@ def read_log(folder: Path) -> Curves:
                 if "num_updates" in stats:
                     update = int(stats["num_updates"])
                     if update < last.get(tag, 0):  # resumed there, or begun anew
-                        found = {k: _until(update, before) for k, before in found.items()}
-                        points = found[tag]
+                        for before in found.values():
+                            for later in [u for u in before if u > update]:
+                                del before[later]
                     if tag in last:
                         last[tag] = update
                     points[update] = stats
@@ -79,10 +80,6 @@ def read_log(folder: Path) -> Curves:
             "for at least common.log_interval updates"
         )
     return Curves(folder, dict(sorted(train.items())), dict(sorted(found["valid"].items())))
-
-
-def _until(update: int, points: Points) -> Points:
-    return {u: stats for u, stats in points.items() if u <= update}
 
 
 def numbers(text: str, tag: str) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -78,20 +77,20 @@ def fill(
     vector_bytes = len(source.layers) * dimension * np.dtype(plan.dtype).itemsize
     cache.make_room(sum(sum(plan.vector_counts(clip)) for clip in missing) * vector_bytes)
     workers = available_cpus()
-    reader = ReadAhead(partial(_read, source), missing, workers, _CLIPS_AHEAD * workers)
+
+    def read(clip: Clip) -> tuple[Clip, np.ndarray]:
+        return clip, read_part(source.grid, clip, clip.start, clip.stop)
+
+    reader = ReadAhead(read, missing, workers, _CLIPS_AHEAD * workers)
     progress = tqdm(total=len(missing), desc=f"features of {source.name}", unit="clip")
     try:
         with progress, reader:
-            read = iter(reader)
-            while group := list(islice(read, _CLIPS_PER_GROUP)):
+            clips_read = iter(reader)
+            while group := list(islice(clips_read, _CLIPS_PER_GROUP)):
                 _encode(cache, source, plan, group)
                 progress.update(len(group))
     finally:
         cache.flush()
-
-
-def _read(source: FeatureSource, clip: Clip) -> tuple[Clip, np.ndarray]:
-    return clip, read_part(source.grid, clip, clip.start, clip.stop)
 
 
 def read_part(grid: FrameGrid, clip: Clip, start: int, stop: int) -> np.ndarray:

@@ -60,7 +60,8 @@ class FineTunedProbe(HeadGrid):
                 f"layer {top}, which does not depend on them"
             )
         for name, parameter in encoder.named_parameters():
-            layer = _layer_of(name)
+            found = _LAYER.match(name)
+            layer = int(found[1]) + 1 if found else 0
             parameter.requires_grad_(lowest <= layer <= top and not name.endswith("mask_emb"))
             rate = cfg.encoder_learning_rate * cfg.layer_decay ** (top - layer)
             setattr(parameter, SHARE, rate / head.learning_rate)
@@ -159,8 +160,3 @@ def _lowest_layer(unfreeze: str, num_layers: int) -> int:
             f"model.unfreeze={unfreeze}: expected none, all, or top-1 to top-{num_layers}"
         )
     return num_layers - int(number) + 1
-
-
-def _layer_of(name: str) -> int:
-    found = _LAYER.match(name)
-    return int(found[1]) + 1 if found else 0
