@@ -38,12 +38,22 @@ def frames_within(num_samples: Any, window: int, hop: int) -> Any:
     return (num_samples - window) // hop + 1
 
 
+def samples_in(seconds: float) -> int:
+    """Return the number of samples in a duration, rounded."""
+    return round(seconds * SAMPLE_RATE)
+
+
 @dataclass(frozen=True)
 class FrameGrid:
     """Frames of `window` samples, one every `hop` samples."""
 
     window: int
     hop: int
+
+    @property
+    def rate(self) -> float:
+        """Frames per second."""
+        return SAMPLE_RATE / self.hop
 
     def num_frames(self, num_samples: int) -> int:
         """Return the number of whole frames in `num_samples` samples."""

@@ -18,7 +18,7 @@ from music_ssl_fairseq.data.mixing import draw_gain, mix
 from music_ssl_fairseq.data.targets import FrameTargets, LabelSet
 from music_ssl_fairseq.data.unreadable import UnreadableTracks
 from music_ssl_fairseq.errors import AudioError, InputError
-from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
+from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid, samples_in
 from music_ssl_fairseq.runtime.typed import with_setting
 
 logger = logging.getLogger(__name__)
@@ -95,8 +95,8 @@ class PretrainingDataset(FairseqDataset):
         for targets in self._targets:
             usable = np.minimum(usable, targets.num_samples)
             start_hop = math.lcm(start_hop, targets.hop)  # on the grid of all labels
-        crop_samples = round(crop_seconds * SAMPLE_RATE)
-        min_samples = max(round(min_seconds * SAMPLE_RATE), grid.num_samples(2))
+        crop_samples = samples_in(crop_seconds)
+        min_samples = max(samples_in(min_seconds), grid.num_samples(2))
         if crop_samples < grid.num_samples(2):
             least = grid.num_samples(2) / SAMPLE_RATE
             raise InputError(

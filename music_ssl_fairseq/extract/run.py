@@ -16,7 +16,7 @@ from music_ssl_fairseq.extract.batches import Batch, Cut, QueuedWindow, batches,
 from music_ssl_fairseq.extract.checksums import Checksums
 from music_ssl_fairseq.extract.reading import Load, read_loads
 from music_ssl_fairseq.extract.store import FrameStore, MeanStore
-from music_ssl_fairseq.frames import SAMPLE_RATE
+from music_ssl_fairseq.frames import SAMPLE_RATE, samples_in
 from music_ssl_fairseq.runtime.delayed_fetch import Fetch, start_fetch
 from music_ssl_fairseq.upstream.model import Upstream, too_short
 from music_ssl_fairseq.upstream.windows import Windowing
@@ -60,7 +60,7 @@ class Extraction:
         self.frames = frames
         self.windowing = windowing
         self.batch_seconds = batch_seconds
-        window = upstream.grid.num_frames(round(windowing.seconds * SAMPLE_RATE))
+        window = upstream.grid.num_frames(samples_in(windowing.seconds))
         length = upstream.grid.num_samples(window)
         full = max(1, int(batch_seconds * SAMPLE_RATE // length))
         self._compiled_shape = (full, length) if compile else None

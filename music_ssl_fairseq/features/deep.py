@@ -72,10 +72,10 @@ class Deep:
 
     def span(self, num_samples: int, first: int, last: int) -> tuple[int, int]:
         """The samples `[start, stop)` of a track that its frames `[first, last)` need."""
-        heard = self._sections(num_samples, first, last)
-        if not heard:
+        needed = self._sections(num_samples, first, last)
+        if not needed:
             return 0, 0
-        return heard[0].start, heard[-1].start + heard[-1].num_samples
+        return needed[0].start, needed[-1].start + needed[-1].num_samples
 
     def features_of(self, chunks: Sequence[Chunk]) -> list[np.ndarray]:
         """`[last - first, dimension]` float32 of each chunk: those frames of the whole track."""
@@ -125,13 +125,13 @@ class Deep:
     def _jobs(self, number: int, chunk: Chunk) -> Iterator[_Job]:
         for section in self._sections(chunk.num_samples, chunk.first, chunk.last):
             start = section.start - chunk.start
-            heard = torch.from_numpy(chunk.waveform[None, start : start + section.num_samples])
-            heard = heard.to(self.upstream.device)
-            statistics = self.upstream.statistics(heard) if len(section.windows) > 1 else None
+            audio = torch.from_numpy(chunk.waveform[None, start : start + section.num_samples])
+            audio = audio.to(self.upstream.device)
+            statistics = self.upstream.statistics(audio) if len(section.windows) > 1 else None
             for window in section.windows:
                 if _counts(window, chunk.first, chunk.last):
                     weights = torch.from_numpy(window.weights)
-                    yield _Job(number, window, section.part(heard, window), statistics, weights)
+                    yield _Job(number, window, section.part(audio, window), statistics, weights)
 
     def _hidden(self, jobs: list[_Job]) -> Tensor:
         """Return `[B, frames, dimension]` of the jobs; B may be larger than their number."""

@@ -17,7 +17,7 @@ from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
 GRID = FrameGrid(window=400, hop=160)
 """25 ms every 10 ms. All features of audio have it, so that they can be joined."""
 
-FRAME_RATE = SAMPLE_RATE / GRID.hop
+FRAME_RATE = GRID.rate
 
 FFT_SIZE = 512
 PREEMPHASIS = np.float32(0.97)

@@ -8,7 +8,7 @@ from music_ssl_fairseq import audio
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.features import FrontEnd
 from music_ssl_fairseq.features.framewise import Chunk
-from music_ssl_fairseq.frames import LENGTH_TOLERANCE, SAMPLE_RATE
+from music_ssl_fairseq.frames import LENGTH_TOLERANCE, SAMPLE_RATE, samples_in
 
 
 class Track(NamedTuple):
@@ -25,7 +25,7 @@ def check_length(track: Track) -> None:
         AudioError: if the file is missing, not audio, or differs by more than `LENGTH_TOLERANCE`.
     """
     length = audio.probe(track.path).length_at()
-    if abs(length - track.num_samples) > LENGTH_TOLERANCE * SAMPLE_RATE:
+    if abs(length - track.num_samples) > samples_in(LENGTH_TOLERANCE):
         raise AudioError(
             track.path,
             f"lasts {length / SAMPLE_RATE:.2f} s, but its manifest says "

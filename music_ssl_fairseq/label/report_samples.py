@@ -11,7 +11,7 @@ from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.features import FrontEnd, front_end
-from music_ssl_fairseq.frames import SAMPLE_RATE
+from music_ssl_fairseq.frames import SAMPLE_RATE, samples_in
 from music_ssl_fairseq.jobs.pool import WorkerPool, ordered
 
 CLIPS = 5
@@ -151,7 +151,7 @@ def _find(
     most = CLIPS
     while np.minimum(missing, most).sum() > _RARE_EXCERPTS:
         most -= 1
-    reach, step = round(_REACH_SECONDS * SAMPLE_RATE), _step()
+    reach, step = samples_in(_REACH_SECONDS), _step()
     requests = []
     for track, label in _places(labels, np.minimum(missing, most), seed):
         first = max(0, label * hop - reach) // step

@@ -15,7 +15,7 @@ import torch
 
 from music_ssl_fairseq.data.identity import Identity
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.frames import SAMPLE_RATE
+from music_ssl_fairseq.frames import samples_in
 from music_ssl_fairseq.probing.dataset import ProbingDataset
 from music_ssl_fairseq.probing.features.cache import FeatureCache, clip_at
 from music_ssl_fairseq.probing.features.fill import WindowPlan, fill, identity
@@ -78,7 +78,7 @@ class ProbeExperiment:
             )
         batch_seconds = 40.0 if self.device == "cpu" else 640.0
         self.plan = WindowPlan(cfg.window_seconds, self.spec.kind == "beats", batch_seconds)
-        if self.plan.frames and round(cfg.window_seconds * SAMPLE_RATE) % FRAME_HOP:
+        if self.plan.frames and samples_in(cfg.window_seconds) % FRAME_HOP:
             # Frames of later windows would lag behind the beats, more from window to window.
             raise InputError(
                 f"task.window_seconds={cfg.window_seconds:g}: windows of beats consist of frames "

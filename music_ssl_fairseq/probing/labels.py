@@ -20,7 +20,7 @@ import numpy as np
 
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.frames import LENGTH_TOLERANCE, SAMPLE_RATE
+from music_ssl_fairseq.frames import LENGTH_TOLERANCE, SAMPLE_RATE, samples_in
 from music_ssl_fairseq.probing.spec import (
     ProbingSpec,
     builder_command,
@@ -168,10 +168,10 @@ class ProbingSplit:
         )
         if not file.exists():
             return segments
-        tolerance = round(LENGTH_TOLERANCE * SAMPLE_RATE)
+        tolerance = samples_in(LENGTH_TOLERANCE)
         for line, cells in enumerate(read_cells(file, self.manifest)):
             try:
-                start, stop = (round(parse_number(cell) * SAMPLE_RATE) for cell in cells)
+                start, stop = (samples_in(parse_number(cell)) for cell in cells)
             except ValueError:
                 raise self._wrong(line, "expected `start<TAB>stop` in seconds", file) from None
             length = int(self.manifest.num_samples[line])

@@ -76,7 +76,7 @@ class Upstream(nn.Module):
         self.eval()
         self._whole = ""  # fingerprint before layers were removed
         self.grid: FrameGrid = self.model.grid
-        self.frame_rate = self.sample_rate / self.grid.hop
+        self.frame_rate = self.grid.rate
         self.num_layers = int(self.config["encoder_layers"])
         self.dimension = int(self.config["encoder_embed_dim"])
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
+from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid, samples_in
 
 FADE = 0.4
 """Seconds over which one window fades into the next."""
@@ -85,10 +85,10 @@ def plan(num_samples: int, grid: FrameGrid, windowing: Windowing | None = None) 
     """Return a track's windows, by its length at 16 kHz: one, or several of the same length."""
     windowing = windowing or Windowing()
     num_frames = grid.num_frames(num_samples)
-    if num_frames <= grid.num_frames(round(windowing.whole * SAMPLE_RATE)):
+    if num_frames <= grid.num_frames(samples_in(windowing.whole)):
         weights = np.ones(num_frames, np.float32)
         return [Window(0, num_samples, 0, num_frames, weights, num_frames)]
-    size = grid.num_frames(round(windowing.seconds * SAMPLE_RATE))
+    size = grid.num_frames(samples_in(windowing.seconds))
     overlap = ceil(windowing.overlap * SAMPLE_RATE / grid.hop)
     count = ceil((num_frames - overlap) / (size - overlap))
     # Evenly spread, so that all overlaps are alike.

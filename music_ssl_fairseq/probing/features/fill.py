@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.errors import AudioError
-from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
+from music_ssl_fairseq.frames import LENGTH_TOLERANCE, SAMPLE_RATE, FrameGrid, samples_in
 from music_ssl_fairseq.jobs.read_ahead import ReadAhead
 from music_ssl_fairseq.probing.features.cache import Clip, FeatureCache
 from music_ssl_fairseq.probing.features.source import FeatureSource
@@ -41,7 +41,7 @@ class WindowPlan:
     def windows(self, clip: Clip) -> list[ClipWindow]:
         """Cut a clip into windows."""
         cut = frame_windows if self.frames else clip_windows
-        return cut(clip.start, clip.stop, round(self.seconds * SAMPLE_RATE))
+        return cut(clip.start, clip.stop, samples_in(self.seconds))
 
     def vector_counts(self, clip: Clip) -> list[int]:
         """Count the vectors of each window of a clip."""
@@ -100,7 +100,7 @@ def read_part(grid: FrameGrid, clip: Clip, start: int, stop: int) -> np.ndarray:
         AudioError: if it cannot be read, ends over 0.1 s earlier, or the clip is too short.
     """
     waveform = audio.read(clip.path, start, stop - start)
-    if len(waveform) < stop - start - 0.1 * SAMPLE_RATE:
+    if len(waveform) < stop - start - samples_in(LENGTH_TOLERANCE):
         raise AudioError(
             clip.path,
             f"has {len(waveform) / SAMPLE_RATE:.2f} s where the manifest wants "
