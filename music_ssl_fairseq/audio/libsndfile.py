@@ -39,7 +39,7 @@ class Libsndfile:
         self.channels: int = file.channels
 
     def read(self, start: int, stop: int | None) -> np.ndarray:
-        """Samples `[start, stop)` at the file's own rate, mono."""
+        """Read samples `[start, stop)` at the file's own rate, mono."""
         stop = self.num_samples if stop is None else min(stop, self.num_samples)
         if stop <= start:
             return np.zeros(0, np.float32)

@@ -161,7 +161,7 @@ class Decoder:
         return self._container.format.name.partition(",")[0]
 
     def _preroll(self) -> int | None:
-        """Samples to decode and drop after a seek; None if no number is enough."""
+        """Return the samples to decode and drop after a seek; None if no number is enough."""
         codec = self._stream.codec_context.name
         if self._format() not in _EXACT_TIMES:
             return None
@@ -174,7 +174,7 @@ class Decoder:
         return 0 if codec.startswith(_LOSSLESS) else None
 
     def _origin(self) -> Fraction:
-        """Time of the first sample, in samples."""
+        """Return the time of the first sample, in samples."""
         return self._in_samples(self._stream.start_time or 0)
 
     def _in_samples(self, time: int) -> Fraction:

@@ -74,7 +74,7 @@ def _ratio(rate: int, sample_rate: int) -> tuple[int, int]:
 
 @lru_cache(maxsize=32)
 def _filter(up: int, down: int) -> tuple[np.ndarray, int]:
-    """Windowed sinc at `up` times the input rate, and half its length (a multiple of `down`)."""
+    """Return a windowed sinc at `up` times the rate, and half its length, a multiple of `down`."""
     import scipy.signal
 
     half = ceil(_ZERO_CROSSINGS * max(up, down) / down) * down

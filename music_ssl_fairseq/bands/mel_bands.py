@@ -64,7 +64,7 @@ class MelBands(nn.Module):
 
 
 def _triangles(bands: int) -> Tensor:
-    """Triangles whose corners are equally spaced in mel: `[MEL_WINDOW // 2 + 1, bands]`.
+    """Make triangles whose corners are equally spaced in mel: `[MEL_WINDOW // 2 + 1, bands]`.
 
     To the last digit those of torchaudio's `melscale_fbanks` (HTK's mel, without a norm), which
     cannot be imported beside every torch.

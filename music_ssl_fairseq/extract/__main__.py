@@ -126,7 +126,7 @@ def _count(text: str) -> int:
 
 
 def _layers(text: str) -> list[int]:
-    """`0,4,8-12` to `[0, 4, 8, 9, 10, 11, 12]`."""
+    """Parse `0,4,8-12` to `[0, 4, 8, 9, 10, 11, 12]`."""
     layers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
@@ -224,7 +224,7 @@ def _compiles(wanted: str, on_gpu: bool, tracks: "Manifest") -> bool:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point: the exit status, 1 also if a track was left out."""
+    """Run the command; return the exit status, 1 also if a track was left out."""
     arguments = get_parser().parse_args(argv)
     return exit_status(lambda: run(arguments), arguments.out)
 

@@ -97,7 +97,7 @@ class Extraction:
         return outcome
 
     def _not_finite(self) -> str:
-        """The reason for leaving out a track whose features are no numbers."""
+        """Return the reason for leaving out a track whose features are no numbers."""
         too_large = ", or too large for float16: give --dtype float32"
         return f"its features are not finite{too_large if self.frames == 'float16' else ''}"
 

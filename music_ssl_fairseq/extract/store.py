@@ -293,7 +293,7 @@ def _outputs(folder: Path, manifest: Manifest) -> Iterator[Path]:
 
 
 def write_index(folder: Path, manifest: Manifest, cut: Cut) -> None:
-    """`row<TAB>name<TAB>frames`, with that as the first line."""
+    """Write lines `row<TAB>name<TAB>frames`, with that as the first line."""
     with atomic_path(folder / INDEX) as temporary, temporary.open("wb") as file:
         file.write(b"row\tname\tframes\n")
         for track in range(len(manifest)):

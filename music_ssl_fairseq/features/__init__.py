@@ -73,7 +73,7 @@ class FeatureSpec:
         if DEEP in parts and len(parts) > 1:
             raise InputError(
                 f"{self.name}: {DEEP} cannot be joined with others, because the frame rate is its "
-                "model's (50 a second in HuBERT, the others 100), and so is the scale"
+                "model's (50 per second in HuBERT, the others 100), and so is the scale"
             )
         if any(len(set(names.split("+"))) < names.count("+") + 1 for names in self.sets) or len(
             set(self.sets)
@@ -144,7 +144,7 @@ def _joined(names: str, device: str) -> Framewise:
 
 
 def _class(name: str, device: str) -> tuple[str, str]:
-    """Module and class of a front end."""
+    """Return module and class of a front end."""
     return FRONT_ENDS[name][:2] if device == "cpu" else ON_GPU[name]
 
 

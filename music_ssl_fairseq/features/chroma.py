@@ -22,7 +22,7 @@ class Chroma(Framewise):
     context = cqt.Cqt.context
 
     def features(self, waveform: np.ndarray) -> np.ndarray:
-        """`[T]` float32, nominally in [-1, 1], 16 kHz, to `[frames, 12]` float32 in [0, 1]."""
+        """Map `[T]` float32, nominally in [-1, 1], 16 kHz, to `[frames, 12]` float32 in [0, 1]."""
         bands = cqt.magnitudes(waveform)
         classes = bands.reshape(-1, cqt.NUM_OCTAVES, cqt.BINS_PER_OCTAVE).sum(axis=1)
         return classes / np.maximum(classes.max(axis=1, keepdims=True), _MIN_AMPLITUDE)

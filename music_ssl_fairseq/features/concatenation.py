@@ -30,7 +30,7 @@ class SideBySide(Framewise):
             rates = ", ".join(f"{name} {front.frame_rate:g}" for name, front in parts.items())
             raise InputError(
                 f"{'+'.join(parts)}: only features with the same frames can be joined, and these "
-                f"have, a second: {rates}"
+                f"have, per second: {rates}"
             )
         self.grid = grids.pop()
         self.frame_rate = next(iter(parts.values())).frame_rate
@@ -38,7 +38,7 @@ class SideBySide(Framewise):
         self.context = max(front.context for front in parts.values())
 
     def features(self, waveform: np.ndarray) -> np.ndarray:
-        """`[T]` float32 at 16 kHz to `[frames, dimension]` float32, parts in order."""
+        """Map `[T]` float32 at 16 kHz to `[frames, dimension]` float32, parts in order."""
         return np.concatenate([self._values(name, waveform) for name in self.parts], axis=1)
 
     def _values(self, name: str, waveform: np.ndarray) -> np.ndarray:

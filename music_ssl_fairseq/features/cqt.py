@@ -43,14 +43,14 @@ class Cqt(Framewise):
     context = _REACH
 
     def features(self, waveform: np.ndarray) -> np.ndarray:
-        """`[T]` float32, nominally in [-1, 1], 16 kHz, to `[frames, 84]` float32."""
+        """Map `[T]` float32, nominally in [-1, 1], 16 kHz, to `[frames, 84]` float32."""
         levels = magnitudes(waveform)
         np.maximum(levels, _FLOOR, out=levels)
         return np.multiply(np.log10(levels, out=levels), np.float32(20), out=levels)
 
 
 def magnitudes(waveform: np.ndarray) -> np.ndarray:
-    """Amplitude of each band: that of a sine which has the band's frequency.
+    """Compute the amplitude of each band: that of a sine which has the band's frequency.
 
     Before its start and after its last whole frame the audio counts as silent.
 
@@ -79,12 +79,12 @@ def magnitudes(waveform: np.ndarray) -> np.ndarray:
 
 
 def _filtered(samples: np.ndarray) -> np.ndarray:
-    """`[_BLOCK * hop]` samples to `[NUM_BINS, _BLOCK]` complex64, one value a hop."""
+    """Map `[_BLOCK * hop]` samples to `[NUM_BINS, _BLOCK]` complex64, one value per hop."""
     spectrum = scipy.fft.rfft(samples)
     folded = np.zeros((NUM_BINS, _BLOCK), np.complex64)
     for band, (first, response) in enumerate(_responses()):
-        # Taking one value a hop makes all bins alike that are `_BLOCK` apart. The band's first bin
-        # becomes number 0: that turns the output's phase, which nobody asks for.
+        # Taking one value per hop makes all bins alike that are `_BLOCK` apart. The band's first
+        # bin becomes number 0: that turns the output's phase, which is not used.
         inside = np.zeros(ceil(len(response) / _BLOCK) * _BLOCK, np.complex64)
         np.multiply(spectrum[first : first + len(response)], response, out=inside[: len(response)])
         inside.reshape(-1, _BLOCK).sum(axis=0, out=folded[band])
@@ -93,7 +93,7 @@ def _filtered(samples: np.ndarray) -> np.ndarray:
 
 @lru_cache
 def _responses() -> list[tuple[int, np.ndarray]]:
-    """Of each band: its first bin in a block's spectrum, and its filter from there, float32."""
+    """Return each band's first bin in a block's spectrum, and its filter from there, float32."""
     size = _BLOCK * GRID.hop
     responses = []
     for band in range(NUM_BINS):
@@ -110,11 +110,11 @@ def _responses() -> list[tuple[int, np.ndarray]]:
 
 
 def _hann_response(length: float, angles: np.ndarray) -> np.ndarray:
-    """Spectrum of a Hann window about sample 0 whose samples sum to 1.
+    """Compute the spectrum of a Hann window about sample 0 whose samples sum to 1.
 
     Args:
         length: of the window in samples, whole or not.
-        angles: radians a sample.
+        angles: radians per sample.
     """
     reach = floor(length / 2)
     step = 2 * np.pi / length

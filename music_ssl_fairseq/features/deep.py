@@ -65,24 +65,24 @@ class Deep:
         self._batch = 1 if self.upstream.device.type == "cpu" else _WINDOWS_PER_GPU_BATCH
 
     def features(self, waveform: np.ndarray) -> np.ndarray:
-        """`[T]` float32, nominally in [-1, 1], 16 kHz, to `[frames, dimension]` float32."""
+        """Map `[T]` float32, nominally in [-1, 1], 16 kHz, to `[frames, dimension]` float32."""
         length = len(waveform)
         whole = Chunk(waveform, 0, length, 0, self.grid.num_frames(length))
         return self.features_of([whole])[0]
 
     def span(self, num_samples: int, first: int, last: int) -> tuple[int, int]:
-        """The samples `[start, stop)` of a track that its frames `[first, last)` need."""
+        """Return the samples `[start, stop)` of a track that its frames `[first, last)` need."""
         needed = self._sections(num_samples, first, last)
         if not needed:
             return 0, 0
         return needed[0].start, needed[-1].start + needed[-1].num_samples
 
     def features_of(self, chunks: Sequence[Chunk]) -> list[np.ndarray]:
-        """`[last - first, dimension]` float32 of each chunk: those frames of the whole track."""
+        """Return `[last - first, dimension]` float32 per chunk: those frames of the whole track."""
         return [values.cpu().numpy() for values in self.tensors_of(chunks)]
 
     def features_at(self, chunk: Chunk, frames: np.ndarray) -> np.ndarray:
-        """`[n, dimension]` float32 of some frames `[n]` of a chunk."""
+        """Return `[n, dimension]` float32 of some frames `[n]` of a chunk."""
         return self.features_of([chunk])[0][frames - chunk.first]
 
     @torch.no_grad()

@@ -45,18 +45,18 @@ class Framewise:
     fingerprint: str | None = None
 
     def features(self, waveform: np.ndarray) -> np.ndarray:
-        """`[T]` float32, nominally in [-1, 1], 16 kHz, to `[frames, dimension]` float32."""
+        """Map `[T]` float32, nominally in [-1, 1], 16 kHz, to `[frames, dimension]` float32."""
         raise NotImplementedError
 
     def span(self, num_samples: int, first: int, last: int) -> tuple[int, int]:
-        """The samples `[start, stop)` of a track that its frames `[first, last)` need."""
+        """Return the samples `[start, stop)` of a track that its frames `[first, last)` need."""
         start = max(0, first - self.context)
         stop = min(self.grid.num_frames(num_samples), last + self.context)
         begin = start * self.grid.hop
         return begin, begin + self.grid.num_samples(stop - start)
 
     def features_of(self, chunks: Sequence[Chunk]) -> list[np.ndarray]:
-        """`[last - first, dimension]` float32 of each chunk: those frames of the whole track.
+        """Return `[last - first, dimension]` float32 per chunk: those frames of the whole track.
 
         They do not depend on the chunk that they are asked for in, nor on other chunks.
         """
@@ -68,7 +68,7 @@ class Framewise:
         return found
 
     def features_at(self, chunk: Chunk, frames: np.ndarray) -> np.ndarray:
-        """`[n, dimension]` float32 of some frames of a chunk alone, `[n]` int64 and ascending.
+        """Return `[n, dimension]` float32 of some frames of a chunk, `[n]` int64 and ascending.
 
         Equal to `features_of` up to rounding. Of frames that are far apart, only what each depends
         on is computed.

@@ -48,7 +48,7 @@ def log_mel_blocks(waveform: np.ndarray, num_bins: int) -> Iterator[tuple[slice,
 
 
 def _power_spectra(samples: np.ndarray) -> np.ndarray:
-    """`[frames, FFT_SIZE // 2 + 1]` of frames without their mean, pre-emphasised and windowed."""
+    """Return `[frames, FFT_SIZE // 2 + 1]`, without means, pre-emphasised and windowed."""
     # Kaldi takes the mean m off a frame, then 0.97 times the sample before. For all but the first
     # sample, which Povey's window multiplies by 0, that is pre-emphasis of the whole signal less
     # 0.03 m, so each sample is pre-emphasised once and not in every frame that covers it.
@@ -73,13 +73,13 @@ def _frames(samples: np.ndarray) -> np.ndarray:
 
 @lru_cache
 def povey_window() -> np.ndarray:
-    """Kaldi's window: `[400]` float32."""
+    """Return Kaldi's window: `[400]` float32."""
     return (np.hanning(GRID.window) ** 0.85).astype(np.float32)
 
 
 @lru_cache
 def mel_bank(num_bins: int) -> np.ndarray:
-    """Triangles of equal width in mel: `[FFT_SIZE // 2 + 1, num_bins]`."""
+    """Make triangles of equal width in mel: `[FFT_SIZE // 2 + 1, num_bins]`."""
 
     def mel(frequency):
         return 1127.0 * np.log1p(np.asarray(frequency) / 700.0)

@@ -50,11 +50,11 @@ class _OnDevice:
         return (power @ self._bank).clamp_min(float(kaldi.ENERGY_FLOOR)).log()
 
     def compute(self, waveform: Tensor) -> Tensor:
-        """`[T]` float32 to `[frames, dimension]`, on one device."""
+        """Map `[T]` float32 to `[frames, dimension]`, on one device."""
         raise NotImplementedError
 
     def features(self, waveform: np.ndarray) -> np.ndarray:
-        """`[T]` float32, nominally in [-1, 1], 16 kHz, to `[frames, dimension]` float32."""
+        """Map `[T]` float32, nominally in [-1, 1], 16 kHz, to `[frames, dimension]` float32."""
         return self._tensor(waveform).cpu().numpy()
 
     @torch.no_grad()
@@ -63,7 +63,7 @@ class _OnDevice:
             return self.compute(torch.from_numpy(waveform).to(self.device))
 
     def tensors_of(self, chunks: Sequence[Chunk]) -> Iterator[Tensor]:
-        """`[last - first, dimension]` of each chunk: those frames of the whole track."""
+        """Yield `[last - first, dimension]` of each chunk: those frames of the whole track."""
         for chunk in chunks:
             offset = chunk.start // kaldi.GRID.hop
             yield self._tensor(chunk.waveform)[chunk.first - offset : chunk.last - offset]

@@ -18,7 +18,7 @@ class LogMel(Framewise):
     context = 0
 
     def features(self, waveform: np.ndarray) -> np.ndarray:
-        """`[T]` float32, nominally in [-1, 1], 16 kHz, to `[frames, 80]` float32."""
+        """Map `[T]` float32, nominally in [-1, 1], 16 kHz, to `[frames, 80]` float32."""
         output = np.empty((self.grid.num_frames(len(waveform)), self.dimension), np.float32)
         for frames, energies in log_mel_blocks(waveform, self.dimension):
             output[frames] = energies

@@ -32,7 +32,7 @@ class Mfcc(Framewise):
         self.dimension = 3 * num_ceps
 
     def features(self, waveform: np.ndarray) -> np.ndarray:
-        """`[T]` float32, nominally in [-1, 1], 16 kHz, to `[frames, dimension]` float32."""
+        """Map `[T]` float32, nominally in [-1, 1], 16 kHz, to `[frames, dimension]` float32."""
         ceps = self.cepstra(waveform)
         if not len(ceps):
             return np.zeros((0, self.dimension), np.float32)
@@ -40,7 +40,7 @@ class Mfcc(Framewise):
         return np.concatenate([ceps, slopes, deltas(slopes)], axis=1)
 
     def cepstra(self, waveform: np.ndarray) -> np.ndarray:
-        """The static part alone: `[frames, num_ceps]` float32."""
+        """Compute the static part alone: `[frames, num_ceps]` float32."""
         output = np.empty((self.grid.num_frames(len(waveform)), self.num_ceps), np.float32)
         cosines = liftered_dct(self.num_mel_bins, self.num_ceps)
         for frames, energies in log_mel_blocks(waveform, self.num_mel_bins):
@@ -49,7 +49,7 @@ class Mfcc(Framewise):
 
 
 def deltas(values: np.ndarray) -> np.ndarray:
-    """Slope over five frames by least squares, edges repeated: `[frames, D]` to the same shape."""
+    """Compute slopes of `[frames, D]` over five frames by least squares, edges repeated."""
     num_frames = len(values)
     padded = np.pad(values, ((DELTA_REACH, DELTA_REACH), (0, 0)), mode="edge")
     slope = np.zeros_like(values)
@@ -62,7 +62,7 @@ def deltas(values: np.ndarray) -> np.ndarray:
 
 @lru_cache
 def liftered_dct(num_bins: int, num_ceps: int) -> np.ndarray:
-    """Orthonormal DCT-II with sinusoidal liftering: `[num_bins, num_ceps]`."""
+    """Make an orthonormal DCT-II with sinusoidal liftering: `[num_bins, num_ceps]`."""
     order = np.arange(num_ceps)
     angles = np.pi / num_bins * (np.arange(num_bins)[:, None] + 0.5) * order
     scale = np.where(order == 0, np.sqrt(1 / num_bins), np.sqrt(2 / num_bins))

@@ -320,7 +320,7 @@ def _summarise(folder: "LabelFolder", splits: dict[str, "Manifest"]) -> None:
         inertia = metadata["train_inertia"]
         fitted = f"fitted on {metadata['frames_fitted']} frames, inertia {inertia:.4g}"
     print(
-        f"{folder.path}: k = {metadata['k']} units of {metadata['features']}, {rate:g} a second, "
+        f"{folder.path}: k = {metadata['k']} units of {metadata['features']}, {rate:g} per second, "
         f"{fitted}"
     )
     for split in splits:

@@ -30,7 +30,7 @@ class Nearest:
         self.weight = np.vstack([centred.T, -0.5 * norms.astype(np.float32)])
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
-        """`[n, D]` float32 to `[n]` int64 units."""
+        """Map `[n, D]` float32 to `[n]` int64 units."""
         units = np.empty(len(frames), np.int64)
         dimension, k = self.weight.shape
         size = max(1, _BLOCK_DISTANCES // k)

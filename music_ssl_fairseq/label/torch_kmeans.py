@@ -28,7 +28,7 @@ class TorchNearest:
         self._block = max(1, _BLOCK_DISTANCES // len(centroids))
 
     def __call__(self, frames: np.ndarray | Tensor) -> np.ndarray:
-        """`[n, D]` float32, an array or a tensor anywhere, to `[n]` int64 units."""
+        """Map `[n, D]` float32, an array or a tensor anywhere, to `[n]` int64 units."""
         units = [self.scores(block)[0].argmax(1) for block in self.blocks(frames)]
         return torch.cat(units).cpu().numpy() if units else np.zeros(0, np.int64)
 

@@ -29,7 +29,7 @@ def _block(text: str) -> str:
 
 
 def _cell(text: str) -> Cell:
-    """A cell that begins with a number is sorted by it; one in bold stays so."""
+    """Make a cell; one that begins with a number is sorted by it, and one in bold stays so."""
     plain = text.strip("*")
     found = _NUMBER.match(plain)
     return Cell(plain, float(found[0]) if found else plain or None, plain != text)

@@ -84,7 +84,7 @@ class ProbingDataset(FairseqDataset):
         }
 
     def _beat_targets(self, clip: int) -> np.ndarray:
-        """Targets of a whole clip, `[frames]` float32: 1 at a beat, 0.5 beside one."""
+        """Return the targets of a whole clip, `[frames]` float32: 1 at a beat, 0.5 beside one."""
         length = (self.clips[clip].stop - self.clips[clip].start) // FRAME_HOP + 2
         target = np.zeros(length, np.float32)
         start = self.clips[clip].start / SAMPLE_RATE

@@ -108,7 +108,7 @@ def run(cfg: DictConfig, source: FeatureSource, split: str = "test") -> Path:
 def _batches(
     dataset: ProbingDataset, max_sentences: int, seed: int, epoch: int
 ) -> list[np.ndarray]:
-    """Batches of windows in fairseq's order of an epoch."""
+    """Return batches of windows in fairseq's order of an epoch."""
     dataset.set_epoch(epoch)
     batches = dataset.batch_by_size(dataset.ordered_indices(), max_sentences=max_sentences)
     iterator = EpochBatchIterator(dataset, dataset.collater, batches, seed=seed)

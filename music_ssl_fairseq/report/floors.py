@@ -60,7 +60,7 @@ def hint(probes: Sequence[Probe]) -> str:
 
 
 def constant(metric: str, predictions: Predictions, probe: Probe) -> float:
-    """Score of the best answer that is the same for every clip; NaN for beats."""
+    """Compute the score of the best answer that is the same for every clip; NaN for beats."""
     kind, classes = probe.about["kind"], tuple(probe.about["classes"])
     if kind == "beats":
         return math.nan
@@ -76,7 +76,7 @@ def constant(metric: str, predictions: Predictions, probe: Probe) -> float:
 
 
 def _published(front_end: str, task: str, metric: str) -> tuple[float, float]:
-    """The front end's own published figure, and the least of all models'; NaN if there is none."""
+    """Return a front end's published figure, and the least of all models'; NaN for none."""
     own, others = math.nan, math.nan
     for model in PUBLISHED:
         figure = model.figures().get((task, metric), math.nan)

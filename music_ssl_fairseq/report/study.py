@@ -104,7 +104,7 @@ def _check_same_clips(folder: Path, rows: Rows) -> None:
 
 
 def tasks_of(rows: Rows) -> list[str]:
-    """All tasks in the order of the row that has most."""
+    """Return all tasks in the order of the row that has most."""
     most = max(
         itertools.chain.from_iterable(rows.values()), key=lambda run: len(run.about["tasks"])
     )
@@ -112,7 +112,7 @@ def tasks_of(rows: Rows) -> list[str]:
 
 
 def value(runs: Sequence[Run], task: str) -> float:
-    """Mean of a task's metric over the seeds that have it; NaN if none has."""
+    """Average a task's metric over the seeds that have it; NaN if none has."""
     found = [run.about["tasks"][task]["value"] for run in runs if task in run.about["tasks"]]
     known = [x for x in found if x is not None]
     return float(np.mean(known)) if known else math.nan

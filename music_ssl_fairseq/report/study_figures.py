@@ -35,7 +35,7 @@ def draw(rows: Rows, out: Path) -> dict[str, Any]:
 
 
 def _heat_map(rows: Rows):
-    """One colour scale per task, from its lowest to its highest row, each with a colour bar."""
+    """Draw one colour scale per task, from its lowest to its highest row, with a colour bar."""
     tasks, names = tasks_of(rows), list(rows)
     figure = new_figure(2.2 + 1.15 * len(tasks), 1.6 + 0.24 * len(names))
     axes = figure.subplots(1, len(tasks), squeeze=False)[0]
@@ -58,7 +58,7 @@ def _heat_map(rows: Rows):
 
 
 def _layer_curves(rows: Rows):
-    """Validation score of each layer, mean over seeds, a panel per task."""
+    """Draw the validation score of each layer, mean over seeds, a panel per task."""
     tasks, styles = tasks_of(rows), _styles(rows)
     panels = Panels(len(tasks))
     for axis, task in zip(panels, tasks, strict=False):
@@ -76,7 +76,7 @@ def _layer_curves(rows: Rows):
 
 
 def _styles(rows: Rows) -> dict[str, dict[str, Any]]:
-    """How to draw each row: all in colours, or those of the headline before grey ones."""
+    """Return how to draw each row: all in colours, or those of the headline before grey ones."""
     names = [name for name, runs in rows.items() if runs[0].about.get("family")]
     coloured = names if len(names) <= _COLOURS else [name for name in HEADLINE if name in names]
     styles = {name: {"color": "0.8", "linewidth": 0.7, "zorder": 1} for name in rows}
@@ -88,7 +88,7 @@ def _styles(rows: Rows) -> dict[str, dict[str, Any]]:
 
 
 def _training_curves(rows: Rows):
-    """Loss of training and of held-out tracks against audio seen, a panel per family."""
+    """Draw the loss of training and of held-out tracks against audio, a panel per family."""
     families = sorted(
         {run.about["family"] for runs in rows.values() for run in runs if run.about.get("train")}
     )

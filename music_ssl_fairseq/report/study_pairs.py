@@ -70,7 +70,7 @@ def differences(rows: Rows, pairs: Sequence[tuple[str, str, str]] = QUESTIONS) -
 
 
 def _seeds_needed(error: float, clips: float, seeds: float) -> float:
-    """Seeds of each row that bring the standard error down to `error`."""
+    """Return the seeds of each row that bring the standard error down to `error`."""
     return math.ceil(max(1.0, seeds / (error**2 - clips))) if error**2 > clips else math.inf
 
 
@@ -86,13 +86,13 @@ def unequal_audio(rows: Rows, one: str, other: str) -> bool:
 
 
 def _draws(runs: Sequence[Run], task: str) -> np.ndarray | None:
-    """Draws of the seeds, `[seeds, 1 + resamples]`; None if there are none or one is not finite."""
+    """Stack the seeds' draws, `[seeds, 1 + resamples]`; None if there are none, or not finite."""
     found = [run.draws[task] for run in runs if task in run.draws]
     return np.stack(found) if found and np.isfinite(found).all() else None
 
 
 def _seed_variance(rows: Rows, task: str) -> float:
-    """Variance between seeds of one row, pooled over rows; 0 if no row has two."""
+    """Compute the variance between seeds of one row, pooled over rows; 0 if no row has two."""
     squares, freedom = 0.0, 0
     for runs in rows.values():
         found = _draws(runs, task)

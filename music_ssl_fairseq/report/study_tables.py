@@ -91,7 +91,7 @@ def _seeds(seeds: float) -> str:
 
 
 def _layers(rows: Rows) -> list[str]:
-    """Validation scores at four depths, of all trained rows of a family and of random weights."""
+    """Format validation scores at four depths, of each family's trained rows and random weights."""
     kinds: dict[str, list[Run]] = {}
     for run in itertools.chain.from_iterable(rows.values()):
         family = run.about.get("family")

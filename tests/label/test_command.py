@@ -310,7 +310,7 @@ def test_more_clusters_than_frames(here, capsys):
 def test_few_frames_are_a_warning(here, capsys):
     arguments = ["--k", "10", "--max-frames", "100", "--labels", "others", "--iterations", "2"]
     assert main(arguments) == 0
-    assert "100 frames for 10 clusters are 10.0 a centroid" in capsys.readouterr().err
+    assert "100 frames for 10 clusters are 10.0 per centroid" in capsys.readouterr().err
 
 
 def gone(here: Path, corpus: Path, names: list[str]) -> list[Path]:

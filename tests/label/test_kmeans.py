@@ -141,5 +141,5 @@ def test_too_few_frames():
         check_enough(99, 100)
     warning = check_enough(1000, 100)
     assert warning is not None
-    assert "10.0 a centroid" in warning
+    assert "10.0 per centroid" in warning
     assert "--k 25" in warning

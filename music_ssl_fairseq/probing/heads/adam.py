@@ -133,7 +133,7 @@ class RowAdam(FairseqOptimizer):  # checkpoints hold this name, and refuse anoth
             )
 
     def _state(self, parameter: Tensor) -> dict[str, Tensor]:
-        """Moments and number of updates of a parameter; zeros before the first."""
+        """Return moments and number of updates of a parameter; zeros before the first."""
         state = self._optimizer.state[parameter]
         if not state:
             state["exp_avg"] = torch.zeros_like(parameter)

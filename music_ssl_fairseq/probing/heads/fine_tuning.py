@@ -69,7 +69,7 @@ class FineTunedProbe(HeadGrid):
             self.register_buffer(_BEST + name, tensor.detach().clone())
 
     def _trained(self) -> list[tuple[str, nn.Parameter]]:
-        """The tensors in training, under names that buffers may have."""
+        """Return the tensors in training, under names that buffers may have."""
         return [
             (name.replace(".", "-"), parameter)
             for name, parameter in self.encoder.named_parameters()

@@ -29,7 +29,7 @@ class Head:
     learning_rate: float
 
     def seed(self, seed: int, draw: int) -> int:
-        """Seed of draw number `draw` of this head, whatever other heads there are."""
+        """Return the seed of draw number `draw` of this head, whatever other heads there are."""
         text = f"{seed} {self.layer} {self.learning_rate:.6g} {draw}"
         return int.from_bytes(blake2b(text.encode(), digest_size=7).digest(), "little")
 
@@ -134,7 +134,7 @@ class ProbeHeads(nn.Module):
         return outputs.transpose(1, 2)
 
     def _weight_gradient(self) -> Tensor:
-        """Memory of the largest gradient, reused: fresh pages cost as much time as the product."""
+        """Reuse the memory of the largest gradient: fresh pages take as long as the product."""
         weight = self.hidden_weight
         if self._gradient.shape != weight.shape or self._gradient.device != weight.device:
             self._gradient = torch.empty_like(weight)

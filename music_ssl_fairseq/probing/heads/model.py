@@ -217,7 +217,7 @@ class HeadGrid(BaseFairseqModel):
 
 
 def _layers(cfg: MusicProbeConfig, available: Sequence[str]) -> list[str]:
-    """Names of the layers to probe, in the order of `model.layers`."""
+    """Return the names of the layers to probe, in the order of `model.layers`."""
     mixed = [MIXED] if len(available) > 2 else []
     if cfg.layers is None:
         return [*available, *mixed]
