@@ -3,7 +3,7 @@
     python examples/open_tasks/build.py --packages open_tasks/packages --out open_tasks
 
 writes OUT/data/NAME.csv (path, label, split) and OUT/data/audio. Everything follows from the seed;
-what the plan and the labels must be is in hashes.json, beside this file. What is there is kept.
+what plan, labels and sound must be is in hashes.json, beside this file. What is there is kept.
 """
 
 import argparse
@@ -187,17 +187,44 @@ def check(rows: Mapping[str, Sequence[tasks.Row]], drawn: Mapping[str, Any], rec
     }
     for name, values in drawn.items():
         found[name] = hashlib.sha256(repr(_rounded(values)).encode()).hexdigest()
-    if record:
-        with atomic_path(HASHES) as temporary:
-            temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-        return
-    expected = json.loads(HASHES.read_text(encoding="utf-8"))
-    differ = [name for name, digest in expected.items() if found.get(name) != digest]
-    if differ:
+    if differ := _differing(found, record):
         raise InputError(
             f"{', '.join(differ)}: not those that {HASHES} records, so figures could not "
             "be compared with others'. Scores come from music21 10.5 and recordings from Debian "
             "12; build.py --record accepts what there is, for comparisons of your own"
+        )
+
+
+def _differing(found: Mapping[str, str], record: bool) -> list[str]:
+    """Return the names whose digests hashes.json has otherwise; if `record`, write them there."""
+    expected = json.loads(HASHES.read_text(encoding="utf-8")) if HASHES.exists() else {}
+    if record:
+        with atomic_path(HASHES) as temporary:
+            temporary.write_text(json.dumps({**expected, **found}, indent=2) + "\n", "utf-8")
+        return []
+    return [name for name, digest in found.items() if expected.get(name) != digest]
+
+
+def check_sound(data: Path, names: Sequence[str], record: bool) -> None:
+    """Warn of clips that sound otherwise than when hashes.json was made.
+
+    Another version of a library, or another processor, may round otherwise.
+
+    Args:
+        names: below the folder of data; FLAC files begin with a digest of their samples.
+    """
+    digests: dict[str, Any] = {}
+    for name in sorted(names):
+        with (data / name).open("rb") as file:
+            of_kind = digests.setdefault(str(Path(name).parent), hashlib.sha256())
+            of_kind.update(file.read(42)[26:])
+    found = {kind: digest.hexdigest() for kind, digest in digests.items()}
+    for kind in _differing(found, record):
+        print(
+            f"warning: {data / kind}: sounds otherwise than what docs/open_tasks.md has figures "
+            "of. Figures made from this folder compare with each other. If the folder is old, "
+            "remove it and run again; else other versions of midirenderer or libsndfile made it",
+            file=sys.stderr,
         )
 
 
@@ -232,12 +259,7 @@ def run(out: Path, packages: Path, small: bool, workers: int, record: bool = Fal
     for name, of_task in rows.items():
         with atomic_path(data / f"{name}.csv") as temporary:
             temporary.write_text(_csv(of_task), encoding="utf-8")
-    wanted = {
-        path
-        for task in tasks.chosen((), data)
-        for path, _, _ in tasks.rows_of(task, data, small)
-        if not (data / path).exists()
-    }
+    wanted = {path for path in _clips(data, small) if not (data / path).exists()}
     # A group of notes is one job for many files.
     missing = {id(jobs[path]): jobs[path] for path in sorted(wanted)}
     for kind in {Path(path).parent for path in wanted}:
@@ -246,6 +268,12 @@ def run(out: Path, packages: Path, small: bool, workers: int, record: bool = Fal
         futures = [pool.submit(job) for job in missing.values()]
         for future in tqdm(futures, "audio", disable=not futures):
             future.result()
+    check_sound(data, _clips(data, small=True), record)
+
+
+def _clips(data: Path, small: bool) -> list[str]:
+    rows = [tasks.rows_of(task, data, small) for task in tasks.chosen((), data)]
+    return sorted({path for of_task in rows for path, _, _ in of_task})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -252,6 +252,19 @@ def test_other_labels_than_recorded_are_an_error(modules, tmp_path, monkeypatch)
         build.check({"key": [("a.flac", "D major", "test")]}, {"songs": [0.1]}, record=False)
 
 
+def test_clips_that_sound_otherwise_are_named(modules, tmp_path, monkeypatch, capsys):
+    build, names = modules["build"], ["audio/songs/a.flac", "audio/notes/b.flac"]
+    monkeypatch.setattr(build, "HASHES", tmp_path / "hashes.json")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True)
+        modules["render"].write(tmp_path / name, np.sin(np.arange(9_000) / 9))
+    build.check_sound(tmp_path, names, record=True)
+    modules["render"].write(tmp_path / names[1], np.sin(np.arange(9_000) / 9.001))
+    build.check_sound(tmp_path, names, record=False)
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith(f"warning: {tmp_path}/audio/notes: sounds otherwise")
+
+
 def test_small_tasks_on_the_same_files_take_the_same_ones(modules, data):
     tasks = modules["tasks"]
     known = {task.name: task for task in tasks.TASKS}
