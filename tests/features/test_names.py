@@ -64,7 +64,7 @@ def test_parts_have_about_equal_say(name):
 
 def test_different_frames_cannot_be_joined():
     coarse: Any = SimpleNamespace(grid=FrameGrid(400, 320), frame_rate=50.0)
-    with pytest.raises(InputError, match=r"mfcc\+coarse: .* a second: mfcc 100, coarse 50"):
+    with pytest.raises(InputError, match=r"mfcc\+coarse: .* per second: mfcc 100, coarse 50"):
         Concatenation({"mfcc": front_end("mfcc"), "coarse": coarse})
 
 
