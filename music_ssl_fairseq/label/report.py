@@ -9,9 +9,9 @@ from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.frames import label_hop
 from music_ssl_fairseq.label.information import mutual_information, quantiles
-from music_ssl_fairseq.label.report_figures import draw_inertia, draw_usage
 from music_ssl_fairseq.label.report_samples import ReportSamples, draw_samples
 from music_ssl_fairseq.label.report_units import describe_units
+from music_ssl_fairseq.pages.figures import COLOURS, GREY, figure, new_figure
 from music_ssl_fairseq.pages.page import Cell, Page, facts, paragraph, table
 
 _LOUDNESS_STEPS = 12
@@ -43,10 +43,10 @@ def write_report(
         "report.js",
     )
     page.add("Units", _overview(metadata), page.part("report.html"))
-    page.add("Use", _usage_table(metadata, list(splits)), draw_usage(counts))
+    page.add("Use", _usage_table(metadata, list(splits)), _draw_usage(counts))
     page.add("What units tell about the music", _information(samples, rate))
     if metadata["inertia_curve"]:
-        page.add("Inertia", draw_inertia(metadata))
+        page.add("Inertia", _draw_inertia(metadata))
     page.give("about", described)
     page.give_sounds(samples.sounds)
     return page.write(folder / "report.html")
@@ -135,3 +135,40 @@ def _information(samples: ReportSamples, label_rate: float) -> str:
         "(Miller-Madow).",
         "note",
     )
+
+
+def _draw_inertia(metadata: dict[str, Any]) -> str:
+    """Draw the mean squared distance of a frame to its centroid before each iteration."""
+    drawn = new_figure(8, 3)
+    for axes, key, title in zip(
+        drawn.subplots(1, 2),
+        ("coarse_inertia_curve", "inertia_curve"),
+        ("on a part of the frames", "then on all of them"),
+        strict=True,
+    ):
+        curve = metadata[key]
+        axes.plot(range(1, len(curve) + 1), curve, "o-", markersize=3, color=COLOURS[0])
+        axes.set_title(title, fontsize=10)
+        axes.set(xlabel="iteration", ylabel="inertia per frame\n(squared feature units)")
+        axes.grid(alpha=0.3)
+    return figure(
+        drawn,
+        "inertia of each iteration",
+        "Mean squared distance of a frame to its centroid, before each iteration; "
+        f"before the last one {metadata['train_inertia']:.6g}.",
+    )
+
+
+def _draw_usage(counts: dict[str, np.ndarray]) -> str:
+    """Draw the share of each unit, the most frequent first, for each split."""
+    drawn = new_figure(8, 3)
+    axes = drawn.subplots()
+    for (split, count), colour in zip(counts.items(), COLOURS, strict=False):
+        shares = np.sort(count)[::-1] / max(1, count.sum())
+        used = shares[shares > 0]
+        axes.semilogy(np.arange(1, len(used) + 1), 100 * used, color=colour, label=split)
+    axes.axhline(100 / len(shares), color=GREY, linestyle=":", label="equal use")
+    axes.set(xlabel="rank of the unit, most frequent first", ylabel="share of all labels, %")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    return figure(drawn, "share of each unit", "A line that ends early has units that never occur.")

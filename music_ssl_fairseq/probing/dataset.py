@@ -1,4 +1,4 @@
-"""Windows of a split with their features and labels, as a fairseq dataset."""
+"""Windows of a split with their features, or audio, and labels, as a fairseq dataset."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from fairseq.data import FairseqDataset
 
-from music_ssl_fairseq.frames import SAMPLE_RATE
+from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
 from music_ssl_fairseq.probing.features.cache import Clip, FeatureCache
-from music_ssl_fairseq.probing.features.fill import WindowPlan
+from music_ssl_fairseq.probing.features.fill import WindowPlan, length_of, read_part, samples_of
 from music_ssl_fairseq.probing.features.windows import FRAME_HOP, FRAME_RATE
 from music_ssl_fairseq.probing.labels import ProbingSplit
 
@@ -174,3 +174,41 @@ class ProbingDataset(FairseqDataset):
     def can_reuse_epoch_itr_across_epochs(self) -> bool:
         """True in evaluation, where all epochs have the same order."""
         return not self._shuffle
+
+
+class WaveformDataset(ProbingDataset):
+    """`ProbingDataset` with windows as waveforms `[T]`, for an encoder that is trained along."""
+
+    def __init__(
+        self,
+        split: ProbingSplit,
+        clips: Sequence[Clip],
+        grid: FrameGrid,
+        plan: WindowPlan,
+        *order: Any,
+    ):
+        """Note the windows; `grid` is the encoder's, `order` as of `ProbingDataset`."""
+        super().__init__(split, clips, None, plan, *order)
+        self._grid = grid
+        self._plan = plan
+        self._begins = np.concatenate([[0], np.cumsum(self.windows_per_clip)])
+
+    def features(self, index: int) -> np.ndarray:
+        """Return the samples of a window, `[T]` float32 at 16 kHz."""
+        number = int(self._clip_of[index])
+        clip, frames = self.clips[number], self._plan.frames
+        window = self._plan.windows(clip)[index - int(self._begins[number])]
+        stop = min(clip.stop, window.start + length_of(window, self._grid, frames))
+        samples = read_part(self._grid, clip, window.start, stop)
+        return samples_of(samples, 0, window, self._grid, frames)
+
+    def net_input(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return `waveform` `[B, T]`, zeros after each window's end, `lengths` and `counts`."""
+        waveforms = [sample["features"] for sample in samples]
+        lengths = [len(waveform) for waveform in waveforms]
+        padded = np.stack([np.pad(w, (0, max(lengths) - len(w))) for w in waveforms])
+        return {
+            "waveform": torch.from_numpy(padded),
+            "lengths": torch.tensor(lengths),
+            "counts": [len(sample["target"]) for sample in samples],
+        }

@@ -16,7 +16,7 @@ import torch
 from music_ssl_fairseq.data.identity import Identity
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import samples_in
-from music_ssl_fairseq.probing.dataset import ProbingDataset
+from music_ssl_fairseq.probing.dataset import ProbingDataset, WaveformDataset
 from music_ssl_fairseq.probing.features.cache import FeatureCache, clip_at
 from music_ssl_fairseq.probing.features.fill import WindowPlan, fill, identity
 from music_ssl_fairseq.probing.features.source import EncoderSource, FeatureSource, open_source
@@ -28,9 +28,7 @@ from music_ssl_fairseq.probing.scoring import results
 from music_ssl_fairseq.probing.scoring.beats import DECODERS
 from music_ssl_fairseq.probing.scoring.collector import Collector
 from music_ssl_fairseq.probing.scoring.metrics import Scores, evaluate
-from music_ssl_fairseq.probing.scoring.selection import head_scores
 from music_ssl_fairseq.probing.spec import read_spec
-from music_ssl_fairseq.probing.waveforms import WaveformDataset
 from music_ssl_fairseq.runtime.device import choose_device
 from music_ssl_fairseq.upstream.model import Upstream
 
@@ -182,7 +180,7 @@ class ProbeExperiment:
         Raises:
             InputError: if no head has ever had a score.
         """
-        scores = head_scores(collector, collector.dataset.split.targets)
+        scores = results.head_scores(collector, collector.dataset.split.targets)
         self.model.take_scores(torch.from_numpy(scores), epoch, last)
         if self.model.chosen_head() is None:
             raise InputError(

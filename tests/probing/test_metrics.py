@@ -10,7 +10,7 @@ from music_ssl_fairseq.probing.features.windows import FRAME_RATE
 from music_ssl_fairseq.probing.scoring.metrics import beat_counts, evaluate, matched, score
 from music_ssl_fairseq.probing.scoring.predictions import Predictions
 from music_ssl_fairseq.probing.scoring.ranking import average_precision, macro, roc_auc
-from music_ssl_fairseq.probing.scoring.selection import head_scores
+from music_ssl_fairseq.probing.scoring.results import head_scores
 from music_ssl_fairseq.probing.spec import METRICS, ProbingSpec
 
 CLASSES = ("a", "b", "c", "d")
