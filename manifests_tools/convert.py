@@ -26,16 +26,15 @@ def target_names(names: list[str]) -> dict[str, str]:
     (`a.wav.flac`).
     """
     targets = {name: os.path.splitext(name)[0] + ".flac" for name in names}
-    while clashing := _clashing(targets):
-        for name in clashing:
-            targets[name] = name + ".flac"
+    clashing = names
+    while clashing:
+        counts = Counter(targets.values())
+        # Those that already keep their suffix stay.
+        clashing = [
+            n for n, target in targets.items() if counts[target] > 1 and target != f"{n}.flac"
+        ]
+        targets |= {name: f"{name}.flac" for name in clashing}
     return targets
-
-
-def _clashing(targets: dict[str, str]) -> list[str]:
-    """Return sources that share their target, except those that already keep their suffix."""
-    counts = Counter(targets.values())
-    return [name for name, t in targets.items() if counts[t] > 1 and t != name + ".flac"]
 
 
 def convert_tracks(

@@ -150,7 +150,11 @@ def run(
         lines = {
             split: [places[t.name] for t in of if t.name in places] for split, of in ordered.items()
         }
-        splits = {split: _readable(members, places) for split, members in splits.items()}
+        readable = {group: [t for t in groups[group] if t.name in places] for group in groups}
+        splits = {
+            split: {group: readable[group] for group in members if readable[group]}
+            for split, members in splits.items()
+        }
         left_out += damaged
         write_left_out(report, by_name(left_out))
     with contextlib.ExitStack() as stack:  # both or, on a full disk, neither
@@ -164,11 +168,6 @@ def _lines(members: Groups, listed: dict[str, str]) -> list[tuple[str, int]]:
     """Return a split's lines, sorted by name: they do not depend on the order of the folder."""
     lines = [(listed[t.name], t.num_samples) for group in members.values() for t in group]
     return sorted(lines, key=lambda line: os.fsencode(line[0]))
-
-
-def _readable(members: Groups, places: dict[str, tuple[str, int]]) -> Groups:
-    kept = {group: [t for t in tracks if t.name in places] for group, tracks in members.items()}
-    return {group: tracks for group, tracks in kept.items() if tracks}
 
 
 def _without_silence_and_copies(

@@ -46,7 +46,11 @@ def choose_valid(lengths: Mapping[str, int], share: float, seed: int) -> set[str
     Returns:
         At least one group, and never all.
     """
-    order = sorted(lengths, key=lambda group: _hash(seed, group))
+
+    def place(group: str) -> bytes:
+        return blake2b(b"%d\0%s" % (seed, os.fsencode(group)), digest_size=16).digest()
+
+    order = sorted(lengths, key=place)
     wanted = share * sum(lengths.values())
     chosen: set[str] = set()
     taken = 0
@@ -57,7 +61,3 @@ def choose_valid(lengths: Mapping[str, int], share: float, seed: int) -> set[str
             chosen.add(group)
             taken += lengths[group]
     return chosen or {min(order, key=lengths.__getitem__)}
-
-
-def _hash(seed: int, group: str) -> bytes:
-    return blake2b(b"%d\0%s" % (seed, os.fsencode(group)), digest_size=16).digest()

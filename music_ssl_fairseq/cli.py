@@ -110,13 +110,6 @@ def newest_run() -> str:
     return str(newest.parents[1]) if newest else ""
 
 
-def _print_any_name() -> None:
-    """Print file names that are not UTF-8, or that the terminal cannot show, as escapes."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
 def exit_status(
     work: Callable[[], bool | None], output: str | PathLike, interrupted: str = GOES_ON
 ) -> int:
@@ -131,7 +124,10 @@ def exit_status(
         0; 1 after an error; 130 after an interruption.
     """
     give_signals_a_stack()
-    _print_any_name()
+    # File names that are not UTF-8, or that the terminal cannot show, are printed as escapes.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return 1 if work() is False else 0
     except InputError as error:

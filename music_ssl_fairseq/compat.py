@@ -198,16 +198,12 @@ def _message_of_loading(error: Exception) -> str | None:
     """Return the message about an error in a data-loading process; None for other errors."""
     message = str(error)
     if found := _IN_LOADING.search(message):
-        return _command_below(message[found.end() :].removesuffix("\\n").strip())
+        text = message[found.end() :].removesuffix("\\n").strip()
+        return re.sub(r": `([^`]+)`$", r"\n\1", text)  # the command has a line of its own
     if _KILLED_LOADING.match(message):
         cause = str(error.__cause__ or error).splitlines()[0].rstrip(" .")
         return f"{cause}; if memory was short: fewer dataset.num_workers"
     return None
-
-
-def _command_below(message: str) -> str:
-    """Put the command at the end of an InputError's message on a line of its own."""
-    return re.sub(r": `([^`]+)`$", r"\n\1", message)
 
 
 def is_distributed() -> bool:

@@ -67,7 +67,9 @@ class Libsndfile:
             place = min(start, max(0, self._last_exact()))
         if place:
             self._file.seek(place)
-        self._skip(start - place)
+        skipped = start - place  # decoded, and dropped
+        while skipped > 0 and len(self._file.read(min(skipped, _SKIP_BLOCK_SAMPLES))):
+            skipped -= _SKIP_BLOCK_SAMPLES
 
     def _last_exact(self) -> int:
         """Return a sample of Ogg Vorbis up to which seeks are exact.
@@ -86,11 +88,6 @@ class Libsndfile:
             last = last_page_samples(cast(BinaryIO, self._source))
             self._source.seek(place)
         return 0 if last is None else self.num_samples - last - _VORBIS_LEAD
-
-    def _skip(self, num_samples: int) -> None:
-        """Decode that many samples, and drop them."""
-        while num_samples > 0 and len(self._file.read(min(num_samples, _SKIP_BLOCK_SAMPLES))):
-            num_samples -= _SKIP_BLOCK_SAMPLES
 
 
 @contextmanager

@@ -87,7 +87,9 @@ class Decoder:
         Raises:
             AudioError: if the file is damaged there, or ends before its header says.
         """
-        if start < self._position - len(self._kept) or self._is_far(start):
+        distance = start - self._position
+        saves_time = self.seeks and distance > (self._preroll() or 0) + self.sample_rate
+        if distance < -len(self._kept) or saves_time:
             self._go_to(start)
         wanted = []
         if start < self._position:
@@ -179,10 +181,6 @@ class Decoder:
 
     def _in_samples(self, time: int) -> Fraction:
         return time * self._stream.time_base * self.sample_rate
-
-    def _is_far(self, start: int) -> bool:
-        """Tell whether a seek to `start` saves time."""
-        return self.seeks and start - self._position > (self._preroll() or 0) + self.sample_rate
 
     def _go_to(self, start: int) -> None:
         """Seek to a packet from which the samples from `start` on are exact."""

@@ -142,8 +142,8 @@ def _fetch(member: Member, start: int, stop: int) -> bytes:
     """Ask a server for the bytes `[start, stop)` of a shard, several times if it fails."""
     for wait in (*_WAITS, None):
         try:
-            files, path = _file_system(member.shard.partition("://")[0], member.shard, os.getpid())
-            data = files.cat_file(path, start, stop)
+            files = _connected(member.shard.partition("://")[0], os.getpid())
+            data = files.cat_file(files._strip_protocol(member.shard), start, stop)
             if len(data) > stop - start:
                 raise InputError(
                     f"{member.shard}: the server sends whole files instead of parts: it needs HTTP "
@@ -167,11 +167,6 @@ def _fetch(member: Member, start: int, stop: int) -> bytes:
                 ) from None
             time.sleep(wait)
     raise AssertionError
-
-
-def _file_system(protocol: str, url: str, process: int) -> tuple[Any, str]:
-    files = _connected(protocol, process)
-    return files, files._strip_protocol(url)
 
 
 @lru_cache(maxsize=8)

@@ -8,7 +8,6 @@ import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
-from torch import Tensor
 from torch.nn import functional as F
 
 from music_ssl_fairseq.criterions.collapse import SpreadWatch, schedule_of
@@ -111,15 +110,10 @@ class Music2VecCriterion(FairseqCriterion):
 
 
 def _deviations(sums: dict[str, Any]) -> dict[str, float]:
-    """Compute the deviations of targets and predictions from an update's totals."""
-    return {
-        name: _deviation(sums[f"{name}_sum"], sums[f"{name}_squares"], sums["sample_size"])
-        for name in ("target", "pred")
-    }
-
-
-def _deviation(total: Tensor, squares: Tensor, count: int | Tensor) -> float:
-    """Compute the mean over channels of the standard deviation, from sums over frames `[D]`."""
-    total, squares = total.double(), squares.double()
-    variance = (squares - total.square() / count) / (count - 1)
-    return torch.sqrt(variance.clamp(min=0) + 1e-6).mean().item()
+    """Average the deviations of targets and predictions over channels, from an update's totals."""
+    found, count = {}, sums["sample_size"]
+    for name in ("target", "pred"):
+        total, squares = sums[f"{name}_sum"].double(), sums[f"{name}_squares"].double()
+        variance = (squares - total.square() / count) / (count - 1)
+        found[name] = torch.sqrt(variance.clamp(min=0) + 1e-6).mean().item()
+    return found

@@ -24,7 +24,10 @@ def find_copies(paths: Iterable[str], others: Iterable[str] = ()) -> dict[str, s
     groups = [list(dict.fromkeys([*others, *paths]))]
     for key in (_size, _middle, _whole):
         parts = [part for group in groups for part in _divide(group, key)]
-        groups = [part for part in parts if _may_hold_copies(part, among)]
+        if among:
+            groups = [part for part in parts if part[0] in among and part[-1] not in among]
+        else:
+            groups = [part for part in parts if len(part) > 1]
     return {path: group[0] for group in groups for path in group[1:] if path not in among}
 
 
@@ -34,12 +37,6 @@ def _divide(group: list[str], key: Callable[[str], Hashable]) -> Iterable[list[s
         with suppress(OSError, ValueError):  # a name may hold a NUL byte
             parts[key(path)].append(path)
     return parts.values()
-
-
-def _may_hold_copies(part: list[str], among: set[str]) -> bool:
-    if not among:
-        return len(part) > 1
-    return part[0] in among and part[-1] not in among
 
 
 def _size(path: str) -> int:

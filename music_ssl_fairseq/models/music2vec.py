@@ -150,7 +150,12 @@ class Music2VecModel(AudioEncoder):
             x, _ = self.contextualise(x, mask, views, execution, masked_indices, num_visible)
             prediction = self.final_proj(x)
             target = self.targets(source, projected.detach(), padding, execution)
-        in_crops = _indices_in_crops(masked_indices, mask, len(source))
+        # The same frames as indices into `B * frames`, without the other views of a crop.
+        frames = mask.size(1)
+        of_crop = mask.numel() // len(source)
+        in_crops = masked_indices
+        if of_crop > frames:
+            in_crops = masked_indices // of_crop * frames + masked_indices % frames
         prediction, own = prediction.float(), target.flatten(0, 1)[in_crops]
         return {
             "prediction": prediction,
@@ -299,13 +304,6 @@ def music_gain(prediction: Tensor, own: Tensor, target: Tensor, masked_indices: 
     other = flat[(masked_indices - target.size(1)) % len(flat)]
     own_error, other_error = ((prediction - y).square().sum() for y in (own, other))
     return 1 - own_error / other_error.clamp(min=1e-12)
-
-
-def _indices_in_crops(indices: Tensor, mask: Tensor, crops: int) -> Tensor:
-    """Map indices into a mask's `views * frames` to those of the same frames of their crops."""
-    views, frames = mask.shape
-    copies = views // crops
-    return indices if copies == 1 else indices // (copies * frames) * frames + indices % frames
 
 
 def _instance_norm_mean(layers: list[Tensor]) -> Tensor:

@@ -78,7 +78,9 @@ class ProbingSplit:
         else:
             self.targets = self._class_indices(lines)
         self.segments = self._read_segments(Path(folder, f"{split}.segments"))
-        self.groups = self._read_groups(Path(folder, f"{split}.groups"))
+        self.groups = [self.manifest.name(i) for i in range(len(self.manifest))]
+        if (groups := Path(folder, f"{split}.groups")).exists():
+            self.groups = ["\t".join(cells) for cells in read_cells(groups, self.manifest)]
         order = {group: i for i, group in enumerate(dict.fromkeys(self.groups))}
         self.group_index = np.array([order[group] for group in self.groups], np.int64)
         self._refuse_unscorable()
@@ -180,11 +182,6 @@ class ProbingSplit:
                 raise self._wrong(line, reason, file)
             segments[line] = start, min(stop, length)
         return segments
-
-    def _read_groups(self, file: Path) -> list[str]:
-        if not file.exists():
-            return [self.manifest.name(i) for i in range(len(self.manifest))]
-        return ["\t".join(cells) for cells in read_cells(file, self.manifest)]
 
     def _wrong(self, line: int, reason: str, file: Path | None = None) -> InputError:
         name = self.manifest.name(line)

@@ -79,15 +79,12 @@ def _questions(rows: Rows, found: Sequence[Difference]) -> list[str]:
 def _verdict(found: Sequence[Difference]) -> str:
     above = [d.task for d in found if d.clear and d.value > 0]
     below = [d.task for d in found if d.clear and d.value < 0]
-    small = [
-        f"{d.task} ({100 * d.detectable:.1f}; {_seeds(d.seeds)})" for d in found if not d.clear
-    ]
+    small = []
+    for d in [d for d in found if not d.clear]:
+        needed = "more clips" if d.seeds > 100 else f"{d.seeds:.0f} seeds"
+        small.append(f"{d.task} ({100 * d.detectable:.1f}; {needed})")
     named = (("above", above), ("below", below), ("too small to tell", small))
     return "; ".join(f"{word} on {', '.join(tasks)}" for word, tasks in named if tasks) + "."
-
-
-def _seeds(seeds: float) -> str:
-    return "more clips" if seeds > 100 else f"{seeds:.0f} seeds"
 
 
 def _layers(rows: Rows) -> list[str]:

@@ -57,6 +57,11 @@ def pinned(name: str | os.PathLike, folder: Path) -> str:
 def one_line(name: str) -> Iterator[None]:
     """Turn errors of huggingface_hub about the model `name` into one line."""
     errors = optional("huggingface_hub.errors", "hub")
+
+    def http_reason(error: Any) -> str:
+        status = getattr(error.response, "status_code", None)
+        return f"the hub refused ({_LOG_IN})" if status in (401, 403) else str(error)
+
     reasons: list[tuple[Any, Callable[[Any], str]]] = [
         (errors.HFValidationError, str),
         (errors.GatedRepoError, lambda _: "its owner must grant access: ask for it on its page"),
@@ -66,7 +71,7 @@ def one_line(name: str) -> Iterator[None]:
             errors.LocalEntryNotFoundError,
             lambda _: "not in the local cache, and the hub cannot be reached",
         ),
-        (errors.HfHubHTTPError, _http_reason),
+        (errors.HfHubHTTPError, http_reason),
         (OSError, lambda error: error.strerror or str(error)),
     ]
     try:
@@ -81,8 +86,3 @@ def one_line(name: str) -> Iterator[None]:
 
 
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
-
-
-def _http_reason(error: Any) -> str:
-    status = getattr(error.response, "status_code", None)
-    return f"the hub refused ({_LOG_IN})" if status in (401, 403) else str(error)

@@ -34,7 +34,9 @@ def locate(path: str | os.PathLike) -> Path:
     for folder in (path / _FOLDER, path):
         if found := _checkpoint_in(folder):
             return found
-    runs = [folder.parent for folder in _folders_below(path) if _checkpoint_in(folder)]
+    depths = ("*", "*/*", "*/*/*")  # as in runs/MODEL/CONFIG
+    folders = sorted(f for depth in depths for f in path.glob(f"{depth}/{_FOLDER}"))
+    runs = [folder.parent for folder in folders if _checkpoint_in(folder)]
     if len(runs) > 1:
         shown = ", ".join(map(str, runs[:_SHOWN])) + (", ..." if len(runs) > _SHOWN else "")
         raise InputError(
@@ -62,10 +64,3 @@ def _fetched(name: str | os.PathLike) -> Path:
 def _checkpoint_in(folder: Path) -> Path | None:
     files = (folder / name for name in _CHECKPOINTS)
     return next((file for file in files if file.is_file()), None)
-
-
-def _folders_below(path: Path) -> list[Path]:
-    """Return folders of checkpoints up to three levels below, as in runs/MODEL/CONFIG."""
-    return sorted(
-        folder for depth in ("*", "*/*", "*/*/*") for folder in path.glob(f"{depth}/{_FOLDER}")
-    )

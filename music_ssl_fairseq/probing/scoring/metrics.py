@@ -98,7 +98,12 @@ def statistic(
         each = _r2(predictions, weights)
         return each.mean(axis=1) if metric == "r2" else each[:, targets.index(metric[3:])]
     if metric.startswith("f_measure"):
-        return _f_measure(metric, predictions, weights)
+        place = int(metric.endswith("_20ms"))
+        if "per_file" in metric:
+            return _mean(weights, predictions.targets[:, place])
+        counted = (weights @ predictions.outputs)[:, 3 * place : 3 * place + 3]
+        found, claimed, annotated = counted.T
+        return 2 * found / np.maximum(1, claimed + annotated)
     table = key_scores(classes) if "key_score" in metric else np.eye(len(classes))
     outputs, labels = _arrays(predictions)
     if metric.startswith("group_"):
@@ -189,11 +194,3 @@ def _r2(predictions: Predictions, weights: np.ndarray) -> np.ndarray:
     )
     spread[spread <= _CONSTANT_VARIANCE * total] = np.nan
     return 1 - weights @ np.square(error) / spread
-
-
-def _f_measure(metric: str, predictions: Predictions, weights: np.ndarray) -> np.ndarray:
-    place = int(metric.endswith("_20ms"))
-    if "per_file" in metric:
-        return _mean(weights, predictions.targets[:, place])
-    found, claimed, annotated = (weights @ predictions.outputs)[:, 3 * place : 3 * place + 3].T
-    return 2 * found / np.maximum(1, claimed + annotated)
