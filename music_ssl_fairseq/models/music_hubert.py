@@ -175,13 +175,13 @@ class MusicHubertModel(AudioEncoder):
             masked_indices = _indices(mask & _has_units(target))
         if unmasked_indices is None and score_unmasked:
             unmasked_indices = _indices(~mask & _has_units(target))
-        needed = None if score_unmasked else masked_indices
+        scored = None if score_unmasked else masked_indices
         with self.autocast(source.device):
             features = self.extract(source, execution)
             padding = self.frame_padding(padding_mask, features.size(1))
             padding = None if padding is None else repeat_crops(padding, len(mask))
             x, penalty = execution.enter(self, features, mask)
-            x, hidden_states = self.contextualise(x, mask, padding, execution, needed, num_visible)
+            x, hidden_states = self.contextualise(x, mask, padding, execution, scored, num_visible)
         target = target.flatten(0, 1)
         masked = self._prediction_frames(x, hidden_states, masked_indices)
         output: dict[str, Any] = {

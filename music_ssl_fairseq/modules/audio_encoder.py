@@ -153,7 +153,7 @@ class AudioEncoder(BaseFairseqModel):
         mask: Tensor,
         padding: Tensor | None,
         execution: Execution,
-        needed: Tensor | None = None,
+        masked_indices: Tensor | None = None,
         num_visible: int | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Encode views, and with `encode=visible` decode their masked frames.
@@ -163,8 +163,8 @@ class AudioEncoder(BaseFairseqModel):
             mask: `[views, frames]` bool, True for masked frames.
             padding: `[views, frames]` bool, True for padding, or None.
             execution: how operations run.
-            needed: `[N]` ascending indices into `views * frames` of the frames to return; None for
-                all.
+            masked_indices: `[N]` ascending indices into `views * frames`: return these frames
+                alone. None for all.
             num_visible: most frames of a view that are neither masked nor padding, and the number
                 of each if there is no padding. By default found here, which synchronises with the
                 GPU.
@@ -174,7 +174,7 @@ class AudioEncoder(BaseFairseqModel):
             output, of the frames that it had.
         """
         if self.decoder is None:
-            x, hidden_states, _ = self.encoder(x, padding, execution, needed)
+            x, hidden_states, _ = self.encoder(x, padding, execution, masked_indices)
             return x, hidden_states
         visible = ~mask if padding is None else ~(mask | padding)
         if num_visible is None:
@@ -184,7 +184,7 @@ class AudioEncoder(BaseFairseqModel):
                 padding = torch.zeros_like(mask)
         packing = packing_of(visible, num_visible)
         x, hidden_states, _ = self.encoder(x, padding, execution, packing=packing)
-        args = packing, mask, self.mask_emb, padding, needed
+        args = packing, mask, self.mask_emb, padding, masked_indices
         return execution.decode(self.decoder, x, *args), hidden_states
 
     @torch.no_grad()

@@ -47,7 +47,7 @@ class Decoder(nn.Module):
         mask: Tensor,
         mask_token: Tensor,
         padding: Tensor | None = None,
-        indices: Tensor | None = None,
+        masked_indices: Tensor | None = None,
         drop: Drop = drop,
     ) -> Tensor:
         """Fill the places of a mask.
@@ -58,7 +58,8 @@ class Decoder(nn.Module):
             mask: `[views, F]` bool, True for masked frames.
             mask_token: `[D]`.
             padding: `[views, F]` bool, True for padding, which stays zero; or None.
-            indices: `[N]` ascending indices into `views * F` of the frames needed; None for all.
+            masked_indices: `[N]` ascending indices into `views * F`: return these frames alone.
+                None for all.
 
         Returns:
             `[views, F, width]`, or `[N, width]`.
@@ -70,4 +71,4 @@ class Decoder(nn.Module):
             x = x + y if y.shape == x.shape else y
             if padding is not None:
                 x = x.masked_fill(padding.unsqueeze(-1), 0)
-        return x if indices is None else take(x, indices)
+        return x if masked_indices is None else take(x, masked_indices)
