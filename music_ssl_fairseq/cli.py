@@ -89,6 +89,20 @@ def new_parser(module: str, description: str, examples: str) -> argparse.Argumen
     )
 
 
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Return the `type` of an option: a whole number of at least `least`, and at most `most`."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least or (most is not None and value > most):
+            bound = f"at least {least}" if most is None else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"must be {bound}")
+        return value
+
+    number.__name__ = "whole number"  # for the message about other text
+    return number
+
+
 def example(name: str) -> str:
     """Return a folder of examples/ as a command typed in the current folder must name it."""
     here = Path("examples", name)

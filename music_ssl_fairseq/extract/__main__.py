@@ -3,11 +3,10 @@
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from music_ssl_fairseq.cli import exit_status, new_parser
+from music_ssl_fairseq.cli import exit_status, new_parser, whole_number
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.cpus import available_cpus
 from music_ssl_fairseq.runtime.typed import with_option
@@ -110,19 +109,12 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add(
         "--workers",
-        type=_count,
+        type=whole_number(0),
         metavar="N",
         help="processes that read audio (default: on a GPU all CPUs but one, at most 16; else 1)",
     )
     add("--force", action="store_true", help="overwrite features of other settings in --out")
     return parser
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError("must not be negative")
-    return value
 
 
 def _layers(text: str) -> list[int]:
@@ -148,6 +140,7 @@ def run(a: argparse.Namespace) -> bool:
     from music_ssl_fairseq.extract.record import report, settings_of
     from music_ssl_fairseq.extract.run import Extraction, open_store
     from music_ssl_fairseq.extract.store import open_folder, write_index
+    from music_ssl_fairseq.runtime.files import hold, let_go
     from music_ssl_fairseq.upstream import load
     from music_ssl_fairseq.upstream.windows import Windowing
 
@@ -165,7 +158,10 @@ def run(a: argparse.Namespace) -> bool:
     upstream = load(a.checkpoint, where, a.precision)
     layers = upstream.check_layers(range(upstream.num_layers + 1) if a.layer is None else a.layer)
     settings = settings_of(upstream, tracks, layers, a.pool, a.dtype, windowing)
-    with _alone(a.out):
+    with contextlib.ExitStack() as stack:
+        lock = a.out / "extract.lock"
+        way_out = "wait until it has ended, or give another folder with --out"
+        stack.callback(let_go, lock, hold(lock, "extracts features", way_out))
         remarks = {"checkpoint": upstream.path}
         checksums = open_folder(a.out, tracks, settings, remarks, a.force)
         upstream.drop_above(max(layers))
@@ -178,6 +174,7 @@ def run(a: argparse.Namespace) -> bool:
             compile=_compiles(a.compile, on_gpu, tracks),
         )
         store = open_store(extraction, tracks, a.out, checksums)
+        stack.callback(store.close)
         if store.damaged:
             print(
                 f"{a.out}: {len(store.damaged)} of {len(tracks)} tracks are missing, damaged or "
@@ -188,29 +185,11 @@ def run(a: argparse.Namespace) -> bool:
         workers = a.workers
         if workers is None:
             workers = min(16, max(1, available_cpus() - 1)) if on_gpu else 1
-        try:
-            with tqdm(total=0, desc="extract", unit=" audio-s", unit_scale=True) as bar:
-                outcome = extraction.run(tracks, store, workers, bar)
-            store.finish()
-        finally:
-            store.close()
+        with tqdm(total=0, desc="extract", unit=" audio-s", unit_scale=True) as bar:
+            outcome = extraction.run(tracks, store, workers, bar)
+        store.finish()
         report(a.out, tracks, outcome)
     return not outcome.left_out
-
-
-@contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Keep other processes from writing to the same folder."""
-    from music_ssl_fairseq.runtime.files import hold, let_go
-
-    file = out / "extract.lock"
-    handle = hold(
-        file, "extracts features", "wait until it has ended, or give another folder with --out"
-    )
-    try:
-        yield
-    finally:
-        let_go(file, handle)
 
 
 def _compiles(wanted: str, on_gpu: bool, tracks: "Manifest") -> bool:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from music_ssl_fairseq.cli import example, exit_status, new_parser, override
+from music_ssl_fairseq.cli import example, exit_status, new_parser, override, whole_number
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.jobs.memory import parse_size
 from music_ssl_fairseq.label.recipe import ALGORITHMS, MAX_FRAMES
@@ -54,10 +54,10 @@ The manifests come from `python -m manifests_tools pretrain --root MUSIC_DIR`, a
 def get_parser() -> argparse.ArgumentParser:
     parser = new_parser("music_ssl_fairseq.label", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
-    number: dict[str, Any] = {"type": _positive, "metavar": "N"}
+    number: dict[str, Any] = {"type": whole_number(1), "metavar": "N"}
     add(
         "--k",
-        type=_positive,
+        type=whole_number(1),
         default=500,
         metavar="K",
         help="number of clusters, and so of units; each needs 40 frames of the sample, better 250 "
@@ -173,7 +173,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add(
         "--seed",
-        type=_seed,
+        type=whole_number(0, 2**31 - 1),
         default=0,
         metavar="N",
         help="seed of the sample and of K-means (default: %(default)s)",
@@ -211,20 +211,6 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add("--force", action="store_true", help="start over, and overwrite other labels")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
-
-
-def _seed(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**31:
-        raise argparse.ArgumentTypeError("must be from 0 to 2147483647")
-    return value
 
 
 def run(arguments: argparse.Namespace) -> None:
