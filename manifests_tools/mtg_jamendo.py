@@ -8,6 +8,7 @@ from manifests_tools.examine import ExaminedTrack
 from manifests_tools.labelled import DataSet, Labelled, locate
 from manifests_tools.probing import ProbingBuilder
 from manifests_tools.tables import find_file, read_lines
+from music_ssl_fairseq.cli import real_number
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE
 from music_ssl_fairseq.probing.spec import ProbingSpec
@@ -78,7 +79,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "(default: looked for in --root and beside it)",
     },
     "--excerpt-seconds": {
-        **{"type": float, "default": 30.0, "metavar": "S"},
+        **{"type": real_number(0), "default": 30.0, "metavar": "S"},
         "help": "use the middle S seconds of each track, 0 for all of it (default: 30)",
     },
 }

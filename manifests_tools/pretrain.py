@@ -14,7 +14,7 @@ from manifests_tools.examine import COPY, SILENT, ExaminedTrack, add_reading_opt
 from manifests_tools.find import KINDS, find_audio, is_within
 from manifests_tools.shards import HOURS, write_shards
 from manifests_tools.split import GroupBy, choose_valid, group_tracks
-from music_ssl_fairseq.cli import new_parser
+from music_ssl_fairseq.cli import new_parser, real_number
 from music_ssl_fairseq.data.copies import find_copies
 from music_ssl_fairseq.data.left_out import REPORT, LeftOut, by_name, count_kinds, write_left_out
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
@@ -61,7 +61,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add(
         "--min-seconds",
-        type=float,
+        type=real_number(0),
         default=1.0,
         metavar="S",
         help="leave out files shorter than this (default: 1)",
@@ -81,7 +81,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add(
         "--shard-hours",
-        type=float,
+        type=real_number(0),
         default=HOURS,
         metavar="H",
         help="of music per shard (default: %(default)g, some 1 GB)",

@@ -16,7 +16,7 @@ from typing import Any
 from manifests_tools.examine import ExaminedTrack, add_reading_options, examine_tracks
 from manifests_tools.find import require_folder
 from manifests_tools.labelled import DataSet, shorten
-from music_ssl_fairseq.cli import Parser, newest_run
+from music_ssl_fairseq.cli import Parser, newest_run, real_number
 from music_ssl_fairseq.data.copies import find_copies
 from music_ssl_fairseq.data.left_out import REPORT, LeftOut, by_name, count_kinds, write_left_out
 from music_ssl_fairseq.errors import InputError, one_line
@@ -86,7 +86,7 @@ def add_common_options(parser: argparse.ArgumentParser, out: str) -> None:
     add("--out", default=out, metavar="DIR", help=f"where to write (default: {out})")
     add(
         "--max-missing",
-        type=float,
+        type=real_number(0, 1),
         default=0.01,
         metavar="X",
         help="share of a split's labelled files that may be missing or damaged, from 0 to 1; more "

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import io
+import math
 import os
 import re
 import shlex
@@ -91,15 +92,23 @@ def new_parser(module: str, description: str, examples: str) -> argparse.Argumen
 
 def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
     """Return the `type` of an option: a whole number of at least `least`, and at most `most`."""
+    return _number(int, "whole number", least, math.inf if most is None else most)
 
-    def number(text: str) -> int:
-        value = int(text)
-        if value < least or (most is not None and value > most):
-            bound = f"at least {least}" if most is None else f"from {least} to {most}"
+
+def real_number(least: float, most: float = math.inf) -> Callable[[str], float]:
+    """Return the `type` of an option: a finite number of at least `least`, and at most `most`."""
+    return _number(float, "number", least, most)
+
+
+def _number(kind: type, name: str, least: float, most: float) -> Callable[[str], Any]:
+    def number(text: str) -> Any:
+        value = kind(text)
+        if not least <= value <= most or value == math.inf:
+            bound = f"at least {least}" if most == math.inf else f"from {least} to {most}"
             raise argparse.ArgumentTypeError(f"must be {bound}")
         return value
 
-    number.__name__ = "whole number"  # for the message about other text
+    number.__name__ = name  # for the message about other text
     return number
 
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from music_ssl_fairseq.cli import exit_status, new_parser, whole_number
+from music_ssl_fairseq.cli import exit_status, new_parser, real_number, whole_number
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.cpus import available_cpus
 from music_ssl_fairseq.runtime.typed import with_option
@@ -80,7 +80,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add(
         "--window",
-        type=float,
+        type=real_number(0),
         default=30.0,
         metavar="SECONDS",
         help="length of the windows of long tracks; those up to 1.5 windows stay whole "
@@ -88,7 +88,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add(
         "--batch-seconds",
-        type=float,
+        type=real_number(0),
         metavar="SECONDS",
         help="audio that goes through the model together (default: 480 on a GPU, which takes about "
         "10 GB with a base model; 30 on a CPU)",

@@ -98,7 +98,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def run(a: argparse.Namespace) -> None:
     """Do what the command line says. Songs that cannot be read are named, here and on the page."""
-    if a.seconds < 0 or a.neighbours < 1 or a.workers < 0:
+    if not 0 <= a.seconds < float("inf") or a.neighbours < 1 or a.workers < 0:
         raise InputError("--seconds and --workers must not be negative, --neighbours at least 1")
     if a.clip_seconds is not None and not 0 <= a.clip_seconds <= _MAX_CLIP_SECONDS:
         raise InputError(f"--clip-seconds {a.clip_seconds:g}: from 0 to {_MAX_CLIP_SECONDS:g}")

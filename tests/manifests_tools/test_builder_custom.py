@@ -223,7 +223,15 @@ def test_a_segment_beyond_its_file_is_named(music, capsys):
     assert "0.wav: the part from 1 to 1.02 s is shorter than" in capsys.readouterr().err
 
 
-def test_no_separator_is_refused(music, capsys):
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--separator", "", "must be a character"),
+        ("--max-missing", "nan", "must be from 0 to 1"),
+        ("--max-missing", "10", "must be from 0 to 1"),
+    ],
+)
+def test_values_that_options_do_not_have(music, capsys, option, value, said):
     with pytest.raises(SystemExit):
-        build(music, table(*"aabbab"), "--kind", "multi-label", "--separator", "")
-    assert "argument --separator: must be a character" in capsys.readouterr().err
+        build(music, table(*"aabbab"), "--kind", "multi-label", option, value)
+    assert f"argument {option}: {said}" in capsys.readouterr().err
