@@ -53,7 +53,8 @@ def _check_names(manifest: Manifest, store: LabelStore, record: dict[str, Any]) 
         raise InputError(
             f"{store.file}, line {other + 1}: not the labels of {_name(manifest, other)}, but of "
             f"another track: tracks were split or sorted anew, or renamed, since {store.file.name} "
-            f"was made; {label_again(store.file.parent, manifest.file.parent)}"
+            "was made; label again with their own options",
+            label_again(store.file.parent, manifest.file.parent),
         )
 
 
