@@ -1,4 +1,4 @@
-"""Convert between samples, model frames and labels; no other file does.
+"""Convert between samples, model frames and labels.
 
 Conventions. A *frame* `t` of a grid covers the samples `[t * hop, t * hop + window)`, and exists
 only if all of them do (Kaldi's `snip_edges`, and what a convolution without padding computes). The
@@ -36,6 +36,11 @@ def frames_within(num_samples: Any, window: int, hop: int) -> Any:
     `num_samples` is an int, an array or a tensor of ints; `hop` is from one frame to the next.
     """
     return (num_samples - window) // hop + 1
+
+
+def first_from(sample: Any, hop: int) -> Any:
+    """Return the first frame that begins at `sample` or later, element-wise."""
+    return -(-sample // hop)
 
 
 def samples_in(seconds: float) -> int:

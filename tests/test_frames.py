@@ -9,10 +9,12 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import (
     FrameGrid,
     conv_grid,
+    first_from,
     frame_labels,
     label_hop,
     labels_fit,
     resampled_length,
+    samples_in,
 )
 
 BASE = [(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512, 2, 2)] * 2
@@ -99,7 +101,13 @@ def test_labels_fit_within_a_tenth_of_a_second():
     )
 
 
+def test_first_frame_from_a_sample_on():
+    assert [first_from(sample, 160) for sample in (0, 1, 160, 161)] == [0, 1, 1, 2]
+    np.testing.assert_array_equal(first_from(np.array([319, 320, 321]), 320), [1, 1, 2])
+
+
 def test_lengths():
+    assert samples_in(0.025) == 400
     assert resampled_length(44_100, 44_100) == 16_000
     assert resampled_length(44_101, 44_100) == 16_001
     assert resampled_length(7, 8_000) == 14

@@ -11,7 +11,7 @@ from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.features import FrontEnd, front_end
-from music_ssl_fairseq.frames import SAMPLE_RATE, samples_in
+from music_ssl_fairseq.frames import SAMPLE_RATE, first_from, samples_in
 from music_ssl_fairseq.jobs.pool import WorkerPool, ordered
 
 CLIPS = 5
@@ -120,7 +120,7 @@ def draw_samples(
             continue
         units = _units(request, labels, hop)
         # Of the frames of 10 ms, the one that begins where a label does.
-        first = -(-request.first * step // hop)
+        first = first_from(request.first * step, hop)
         frames = (first + np.arange(len(units))) * hop // step - request.first
         values = [column[frames] for column in excerpt[:-1]]
         number, is_drawn = np.full_like(units, len(sounds)), np.full(len(units), index < len(drawn))
@@ -141,7 +141,9 @@ def _step() -> int:
 def _units(request: Request, labels: LabelStore, hop: int) -> np.ndarray:
     """Return the labels that begin within an excerpt."""
     step = _step()
-    return labels.units(request.track, -(-request.first * step // hop), request.last * step // hop)
+    return labels.units(
+        request.track, first_from(request.first * step, hop), request.last * step // hop
+    )
 
 
 def _find(

@@ -1,10 +1,11 @@
 """Cut clips into windows, and bring features to 50 frames per second."""
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
+from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid, first_from
 
 FRAME_RATE = 50
 """Frames per second of beats, whatever the encoder's own rate."""
@@ -59,12 +60,10 @@ def to_frame_rate(features: np.ndarray, grid: FrameGrid, num_frames: int) -> np.
     """
     if grid.hop == FRAME_HOP and len(features) >= num_frames:
         return features[:num_frames]
-    edges = np.arange(num_frames + 1) * FRAME_HOP
-    first = np.minimum(-(-edges[:-1] // grid.hop), len(features))
-    last = np.minimum(-(-edges[1:] // grid.hop), len(features))
+    edges = first_from(np.arange(num_frames + 1) * FRAME_HOP, grid.hop).clip(max=len(features))
     return np.stack(
         [
             features[a:b].mean(axis=0) if b > a else features[max(0, a - 1)]
-            for a, b in zip(first, last, strict=True)
+            for a, b in pairwise(edges)
         ]
     )
