@@ -19,7 +19,12 @@ from typing import Any, NoReturn
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hydra_plugins._music_ssl_fairseq_folder import hydra_word, is_ours, with_settings
+from hydra_plugins._music_ssl_fairseq_folder import (
+    hydra_text,
+    hydra_word,
+    is_ours,
+    with_settings,
+)
 
 
 def _refuse(message: str, command: Sequence[str]) -> NoReturn:
@@ -143,13 +148,22 @@ def _refuse_a_word(reason: str) -> None:
             at = words.index(word)
             path = f"{before.partition('=')[2]} {word}"
             if "=" in word:
-                words[at] = hydra_word(word)
+                words[at] = _quoted(word)
                 _refuse(f"{word}: hydra needs quotes within the quotes of the shell", words)
             if os.path.exists(path):
                 words[at - 1 : at + 1] = [hydra_word(f"{before} {word}")]
                 _refuse(f"{path}: a name with spaces needs quotes", words)
             _refuse(f"{word}: {reason}; expected key=value", words[:at] + words[at + 1 :])
         before = word
+
+
+def _quoted(setting: str) -> str:
+    """Return `key=value` with quotes around the value, or around each item of a plain list."""
+    key, _, value = setting.partition("=")
+    if re.fullmatch(r"\[(?!\()[^][]*\]", value):
+        items = (hydra_text(item.strip()) for item in value[1:-1].split(","))
+        return f"{key}=[{','.join(items)}]"
+    return f"{key}={hydra_text(value)}"
 
 
 def _refuse_a_number_for_a_list(error: Exception) -> None:

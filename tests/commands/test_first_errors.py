@@ -361,3 +361,20 @@ class TestSettings:
     )
     def test_commands_of_other_projects_pass(self, words):
         choice.check_choice(["fairseq-hydra-train", *words.split()])
+
+
+@pytest.mark.parametrize(
+    "given, quoted",
+    [
+        ("a.b=[(16,10,5)]+[(16,2,2)]*4", 'a.b="[(16,10,5)]+[(16,2,2)]*4"'),
+        ("a.b=[/x/a (b),/x/c]", 'a.b=["/x/a (b)",/x/c]'),
+        ("a.b=/x/{b}", 'a.b="/x/{b}"'),
+    ],
+)
+def test_quotes_that_hydra_needs(given, quoted):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from hydra_plugins._music_ssl_fairseq_refusals import _quoted
+
+    assert _quoted(given) == quoted
+    assert OverridesParser.create().parse_override(quoted)
