@@ -364,7 +364,7 @@ class TestSettings:
 
 
 @pytest.mark.parametrize(
-    "given, quoted",
+    ("given", "quoted"),
     [
         ("a.b=[(16,10,5)]+[(16,2,2)]*4", 'a.b="[(16,10,5)]+[(16,2,2)]*4"'),
         ("a.b=[/x/a (b),/x/c]", 'a.b=["/x/a (b)",/x/c]'),
