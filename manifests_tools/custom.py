@@ -224,11 +224,13 @@ class _CsvReader:
         if not label and self.kind != "multi-label":
             self._refuse(number, f"no label for {row['path']}; leave the line out")
         segment = self._segment(row, number)
+        # As file names: in the locale C they are not text of the CSV's UTF-8.
+        name = os.fsdecode(row["path"].encode())
         group = row.get("group") or None
         if segment is not None and group is None:
             # Otherwise parts of one file would count as one, and may have different labels.
             group = f"{row['path']} {segment[0]:g}-{segment[1]:g}"
-        return Labelled(row["path"], label, segment, group)
+        return Labelled(name, label, segment, group)
 
     def _label(self, cell: str, number: int) -> tuple[str, ...]:
         one = self.kind in ("multi-class", "key")

@@ -64,7 +64,7 @@ class Page:
 
     def write(self, file: Path) -> str:
         """Write the page atomically; return its name and size, for people."""
-        write_text(file, self._html(), errors="backslashreplace")
+        write_text(file, self._html())
         return f"{file} ({file.stat().st_size / 1e6:.1f} MB)"
 
     def _html(self) -> str:

@@ -150,7 +150,7 @@ def read_spec(folder: str | os.PathLike) -> ProbingSpec:
 
 def write_spec(folder: str | os.PathLike, task: ProbingSpec) -> None:
     """Write `task.json` of a folder, atomically."""
-    write_json(Path(folder, FILE), asdict(task), ensure_ascii=False)
+    write_json(Path(folder, FILE), asdict(task))
 
 
 def _task(contents: Any) -> ProbingSpec:

@@ -16,6 +16,8 @@ from music_ssl_fairseq.errors import InputError
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.\d+\.tmp(\..*)?")
 """Names from `atomic_path`."""
 
+_LONE = re.compile("[\ud800-\udfff]")
+
 
 @contextlib.contextmanager
 def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
@@ -37,15 +39,17 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_text(file: str | os.PathLike, text: str, errors: str = "strict") -> None:
-    """Write a UTF-8 file atomically; `errors` as of `str.encode`."""
+def write_text(file: str | os.PathLike, text: str) -> None:
+    """Write a UTF-8 file atomically; bytes of a name that are no UTF-8 are written as `\\udcff`."""
     with atomic_path(file) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors=errors)
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(file: str | os.PathLike, contents: Any, **options: Any) -> None:
     """Write JSON atomically, indented; `options` as of `json.dumps`."""
-    write_text(file, json.dumps(contents, indent=2, **options) + "\n")
+    text = json.dumps(contents, indent=2, ensure_ascii=False, **options) + "\n"
+    # `write_text` would make JSON's own escape of it, which readers refuse.
+    write_text(file, _LONE.sub(lambda found: rf"\\u{ord(found[0]):x}", text))
 
 
 def checksum(file: str | os.PathLike) -> str:

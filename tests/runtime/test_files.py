@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.files import hold, let_go
+from music_ssl_fairseq.runtime.files import hold, let_go, write_json
+from music_ssl_fairseq.runtime.texts import read_json
 
 HOLDER = """
 import os, sys, time
@@ -75,3 +76,9 @@ def test_who_waited_for_a_file_that_was_removed_makes_it_again(tmp_path, monkeyp
         hold(file, "trains", "")
     let_go(file, handle)
     assert not file.exists()
+
+
+def test_names_that_are_no_utf8_are_noted_as_text(tmp_path):
+    name = os.fsdecode(b"b\xffd \xc3\xa9")
+    write_json(tmp_path / "about.json", {"source": name})
+    assert read_json(tmp_path / "about.json") == {"source": r"b\udcffd é"}

@@ -117,7 +117,7 @@ def refuse_another(folder: Path, task: str) -> None:
 def write_heads(folder: Path, about: dict[str, Any], heads: list[dict[str, Any]]) -> None:
     """Write `probe.json` and `rows.csv`; see `refuse_another`."""
     refuse_another(folder, about["task"])
-    write_json(folder / "probe.json", _finite({**about, "rows": heads}), ensure_ascii=False)
+    write_json(folder / "probe.json", _finite({**about, "rows": heads}))
     with (
         atomic_path(folder / "rows.csv") as temporary,
         temporary.open("w", encoding="utf-8", newline="") as file,
@@ -144,7 +144,7 @@ def write_scores(
         "per_class": scores.per_class,
         "absent_classes": scores.absent,
     }
-    write_json(file, _finite(contents), ensure_ascii=False)
+    write_json(file, _finite(contents))
     return file
 
 
