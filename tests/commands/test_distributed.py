@@ -111,8 +111,12 @@ DIGITS = {"loss": 1e-4, "loss_m": 1e-4, "accuracy_m": 1e-5, "perplexity_pred": 0
 
 
 def test_two_processes_train_as_one_with_twice_the_batches(tiny_run):
-    """Without dropout, which each process draws for itself; at a rate that moves the loss."""
+    """Without dropout, which each process draws for itself; at a rate that moves the loss.
+
+    With Muon, which leaves all but matrices to fused AdamW.
+    """
     tiny_run += ["lr_scheduler.warmup_updates=1", "optimization.lr=[0.003]"]
+    tiny_run += ["optimizer._name=muon"]
     train("music_hubert", *tiny_run, "optimization.update_freq=[2]", "hydra.run.dir=one")
     sums = _train_two(*tiny_run)
     one, two = (logged(Path(run), "train_inner") for run in ("one", "two_0"))
