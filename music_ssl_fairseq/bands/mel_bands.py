@@ -31,14 +31,9 @@ class MelBands(nn.Module):
         """Make the filters for the extractor's frames.
 
         Raises:
-            InputError: if a frame's window is longer than MEL_WINDOW, or a band would hold no bin.
+            InputError: if a band would hold no bin.
         """
         super().__init__()
-        if grid.window > MEL_WINDOW:
-            raise InputError(
-                f"mel bands: the extractor's window of {grid.window} samples is longer than the "
-                f"{MEL_WINDOW} of the transform"
-            )
         self.bands = bands
         self.grid = grid
         filters = _triangles(bands)
