@@ -142,6 +142,12 @@ def _read(reader: "_CsvReader", name: str, metric: str, targets: Sequence[str] |
         classes = KEYS
     elif reader.kind in ("multi-class", "multi-label"):
         classes = reader.classes or tuple(sorted(labels))
+    alike = {frozenset(item.label) for items in splits.values() for item in items}
+    if classes and labels and len(alike) == 1:
+        raise InputError(
+            f"{reader.file}: all files have the label {quoted(reader.separator.join(labels))}, so "
+            "there is nothing to tell apart: add files with another"
+        )
     numbers: tuple[str, ...] = ()
     if reader.kind == "regression":
         numbers = _targets(reader.file, splits["train"], targets)

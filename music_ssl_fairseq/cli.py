@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from hydra_plugins._music_ssl_fairseq_folder import hydra_text
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.signal_stack import give_signals_a_stack
-from music_ssl_fairseq.runtime.typed import look_around
+from music_ssl_fairseq.runtime.typed import look_around, newest_run, with_command
 
 GOES_ON = "interrupted; the same command, without --force, goes on from here"
 """Message of a stopped command that can be continued."""
@@ -62,6 +62,11 @@ class Parser(argparse.ArgumentParser):
         if choice := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
             for near in get_close_matches(choice[1], re.findall(r"[^\s,']+", choice[2])):
                 yield [word.replace(choice[1], near) for word in words]
+        if wrong := re.match(r"argument (-\S+): ", message):
+            for i, word in enumerate(words):
+                option, is_one_word, _ = word.partition("=")
+                if option == wrong[1]:
+                    yield words[:i] + words[i + (1 if is_one_word else 2) :]
         missing = re.search(r"are required: (-\S+)$", message)
         if missing and missing[1] in ("--checkpoint", "--upstream"):
             yield [*words, missing[1], newest_run() or "mfcc"]
@@ -126,13 +131,6 @@ def override(name: str, *values: str | PathLike) -> str:
     return f"{name}={shlex.quote(shown)}"
 
 
-def newest_run() -> str:
-    """Return the newest pre-training run below runs/, to name in a command; empty without one."""
-    found = Path("runs").glob("music*/*/checkpoints/checkpoint_best.pt")
-    newest = max(found, key=lambda file: file.stat().st_mtime, default=None)
-    return str(newest.parents[1]) if newest else ""
-
-
 def exit_status(
     work: Callable[[], bool | None], output: str | PathLike, interrupted: str = GOES_ON
 ) -> int:
@@ -154,7 +152,7 @@ def exit_status(
     try:
         return 1 if work() is False else 0
     except InputError as error:
-        print(f"error: {error.lines}", file=sys.stderr)
+        print(f"error: {with_command(error.lines)}", file=sys.stderr)
         return 1
     except OSError as error:  # of audio it is an InputError: this is a full disk or the like
         name = os.fspath(error.filename or output)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from music_ssl_fairseq.errors import InputError, one_line
-from music_ssl_fairseq.runtime.typed import look_around, with_option, with_setting
+from music_ssl_fairseq.runtime.typed import look_around, with_command, with_option, with_setting
 from music_ssl_fairseq.runtime.unpickling import check_form, one_line_refusals
 
 
@@ -188,7 +188,7 @@ def one_line_errors() -> Iterator[None]:
         if message is None:
             raise
         if HydraConfig.initialized() or _command() in _COMMANDS:
-            sys.exit(f"error: {message}")
+            sys.exit(f"error: {with_command(message)}")
         if isinstance(error, InputError) and message == error.lines:
             raise
         raise InputError(message) from error

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features.concatenation import Concatenation, SideBySide
 from music_ssl_fairseq.features.framewise import Framewise
-from music_ssl_fairseq.runtime.typed import with_option, with_word
+from music_ssl_fairseq.runtime.typed import newest_run, with_options, with_word
+from music_ssl_fairseq.upstream import read
 from music_ssl_fairseq.upstream.places import locate
 
 if TYPE_CHECKING:
@@ -87,12 +88,22 @@ class FeatureSpec:
         given = {"--checkpoint": self.checkpoint, "--layer": self.layer}
         for option, value in given.items():
             if self.name == DEEP and value is None:
-                command = with_option(option, 6) if option == "--layer" else ""
-                raise InputError(f"--features {DEEP} needs {option}", command)
+                raise InputError(f"--features {DEEP} needs {option}", self._with_model())
             if self.name != DEEP and value is not None:
-                raise InputError(f"{option} goes with --features {DEEP}, not with {self.name}")
+                raise InputError(
+                    f"{option} goes with --features {DEEP}, not with {self.name}",
+                    with_options({option: None}),
+                )
         if self.layer is not None and self.layer < 0:
             raise InputError(f"--layer {self.layer}: layers are counted from 0")
+
+    def _with_model(self) -> str:
+        """Return the command with a model and its middle layer, or without a model if none is."""
+        checkpoint = self.checkpoint or newest_run()
+        if not checkpoint:
+            return with_options({"--features": "mfcc", "--checkpoint": None, "--layer": None})
+        layer = read(checkpoint).config["encoder_layers"] // 2 if self.layer is None else self.layer
+        return with_options({"--checkpoint": checkpoint, "--layer": layer})
 
     @property
     def parts(self) -> list[str]:

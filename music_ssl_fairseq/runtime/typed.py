@@ -11,6 +11,8 @@ from pathlib import Path
 
 from hydra_plugins._music_ssl_fairseq_folder import with_settings
 
+_TEXTS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".yaml", ".log")
+
 
 def typed() -> list[str]:
     """Return the words of the command: `python -m NAME ...`, or an installed script."""
@@ -22,15 +24,24 @@ def typed() -> list[str]:
 
 def with_option(option: str, value: object) -> str:
     """Return the command with another value of an option, or with that option as well."""
+    return with_options({option: value})
+
+
+def with_other(option: str, value: object) -> str:
+    """Return the command with another value of an option; empty if it has no such option."""
+    given = any(word.partition("=")[0] == option for word in typed())
+    return with_option(option, value) if given else ""
+
+
+def with_options(changes: dict[str, object]) -> str:
+    """Return the command with other values of options, and without those whose value is None."""
     words = typed()
-    for i, word in enumerate(words):
-        if word == option and i + 1 < len(words):
-            words[i + 1] = str(value)
-            return shlex.join(words)
-        if word.startswith(f"{option}="):
-            words[i] = f"{option}={value}"
-            return shlex.join(words)
-    return shlex.join([*words, option, str(value)])
+    for option, value in changes.items():
+        at = next((i for i, w in enumerate(words) if w.partition("=")[0] == option), len(words))
+        joined = "=" in "".join(words[at : at + 1])
+        new = [f"{option}={value}"] if joined else [option, str(value)]
+        words[at : at + (1 if joined else 2)] = [] if value is None else new
+    return shlex.join(words)
 
 
 def with_word(wrong: str, right: Iterable[str]) -> str:
@@ -51,17 +62,29 @@ def beside(path: str | os.PathLike) -> str:
 def with_setting(*settings: str) -> str:
     """Return the command of fairseq with these `key=value` in place of what was given for them.
 
-    `key=` removes one. Empty in programs other than fairseq-hydra-train.
+    `key=` removes one. Other programs have settings as well (`probe --set`): those that were given
+    are replaced, and without any the command is empty.
     """
-    if not os.path.basename(sys.argv[0]).startswith("fairseq-"):
-        return ""
-    return shlex.join(with_settings(typed(), *settings))
+    words = typed()
+    if os.path.basename(sys.argv[0]).startswith("fairseq-"):
+        return shlex.join(with_settings(words, *settings))
+    new = {setting.partition("=")[0]: setting for setting in settings if setting[-1] != "="}
+    right = [new.get(word.partition("=")[0], word) for word in words]
+    return shlex.join(right) if right != words else ""
 
 
 def with_path(old: str | os.PathLike, new: str) -> str:
-    """Return the command with a path in it replaced, however it was written."""
-    at = os.path.abspath(old)
-    return shlex.join([new if os.path.abspath(word) == at else word for word in typed()])
+    """Return the command with a path in it replaced, however it was written; empty without one."""
+    given = re.compile(rf"(^|=){re.escape(as_typed(old))}$")
+    words = [given.sub(lambda found: found[1] + new, word) for word in typed()]
+    return shlex.join(words) if words != typed() else ""
+
+
+def as_typed(path: str | os.PathLike) -> str:
+    """Return a path as the command has it; the path itself if it is not in the command."""
+    values = (value for word in typed() for value in (word, word.partition("=")[2]) if value)
+    at = os.path.abspath(path)
+    return next((value for value in values if os.path.abspath(value) == at), os.fspath(path))
 
 
 def similar(path: str | os.PathLike) -> str:
@@ -83,7 +106,46 @@ def look_around(path: str | os.PathLike) -> str:
     return f"ls {shlex.quote(str(folder))}"
 
 
+def with_command(message: str) -> str:
+    """Return the lines of an error, with a command below that shows its cause if none is there.
+
+    The command shows the line, file or folder that the message begins with, or else the options.
+    """
+    if "\n" in message:
+        return message
+    colons = (match.start() for match in re.finditer(": ", message))
+    shown = (_show(*message[:colon].partition(", line ")[::2]) for colon in colons)
+    return f"{message}\n{next(filter(None, shown), _options())}"
+
+
+def _show(name: str, line: str) -> str:
+    """Return the command that shows a line, file or folder; empty if the name is no path."""
+    path = shlex.quote(name)
+    if os.path.isdir(name):
+        return f"ls {path}"
+    if os.path.isfile(name):
+        head = "head -n 3" if name.endswith(_TEXTS) else "ls -l"
+        return f"sed -n {line}p {path}" if line.isdigit() else f"{head} {path}"
+    is_path = os.sep in name and not re.search(r"^-|^hf:|\s-|=", name)
+    return look_around(name) if is_path else ""
+
+
+def _options() -> str:
+    """Return this command with --help in place of its options or settings."""
+    words = typed()
+    if words[0] == "python":
+        words = words[: 3 if words[3:] and words[3].startswith("-") else 4]
+    return shlex.join([*(w for w in words if w.startswith("-") or "=" not in w), "--help"])
+
+
 def music_folder() -> str:
     """Return a folder that a user's music may be in: one of the usual names, or this folder."""
     usual = (Path("music"), Path("Music"), Path.home() / "Music", Path.home() / "music")
     return str(next((folder for folder in usual if folder.is_dir()), Path(".")))
+
+
+def newest_run() -> str:
+    """Return the newest pre-training run below runs/, to name in a command; empty without one."""
+    found = Path("runs").glob("music*/*/checkpoints/checkpoint_best.pt")
+    newest = max(found, key=lambda file: file.stat().st_mtime, default=None)
+    return str(newest.parents[1]) if newest else ""

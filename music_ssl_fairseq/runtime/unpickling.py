@@ -1,6 +1,7 @@
 """Say in one line why torch cannot safely load a file."""
 
 import contextlib
+import os
 import pickle
 import re
 import zipfile
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.typed import look_around
+from music_ssl_fairseq.runtime.typed import look_around, with_path
 
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
@@ -18,6 +19,8 @@ _DAMAGED: tuple[type[Exception], ...] = (
 )
 """Errors of unpickling damaged bytes."""
 GIT_LFS = b"version https://git-lfs"
+AGAIN = ": copy or download it again"
+"""What to do about a damaged file."""
 
 
 def check_form(path: Path) -> bool:
@@ -29,9 +32,11 @@ def check_form(path: Path) -> bool:
     head = _first_bytes(path)
     zipped = head.startswith(_ZIP)
     if not zipped and not head.startswith(_PICKLE):
-        raise InputError(f"{path}: not a checkpoint; {_impression(head)}")
+        raise InputError(
+            f"{path}: not a checkpoint; {_impression(head)}", with_another_checkpoint(path)
+        )
     if zipped and not zipfile.is_zipfile(path):
-        raise InputError(f"{path}: truncated or damaged: copy or download it again")
+        raise InputError(f"{path}: truncated or damaged{AGAIN}", with_another_checkpoint(path))
     return zipped
 
 
@@ -53,8 +58,19 @@ def one_line_refusals(path: Path) -> Iterator[None]:
     except _DAMAGED as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"{path}: truncated or damaged ({reason[:120]}): copy or download it again"
+            f"{path}: truncated or damaged ({reason[:120]}){AGAIN}", with_another_checkpoint(path)
         ) from None
+
+
+def with_another_checkpoint(path: Path) -> str:
+    """Return the command with the newest other checkpoint of the run; empty if there is none."""
+    others = [file for file in path.parent.glob("checkpoint*.pt") if file != path]
+    whole = [file for file in others if zipfile.is_zipfile(file)]
+    if not whole:
+        return ""
+    newest = os.path.relpath(max(whole, key=lambda file: file.stat().st_mtime))
+    given = (with_path(old, newest) for old in (path, path.parent, path.parent.parent))
+    return next(filter(None, given), "")
 
 
 def _first_bytes(path: Path) -> bytes:

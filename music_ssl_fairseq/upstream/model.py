@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.fast.dispatch import Execution
 from music_ssl_fairseq.frames import FrameGrid
+from music_ssl_fairseq.runtime.typed import with_other
 from music_ssl_fairseq.upstream.build import build_encoder
 from music_ssl_fairseq.upstream.contents import Contents, check_sample_rate
 from music_ssl_fairseq.upstream.result import Features
@@ -345,7 +346,8 @@ class Upstream(nn.Module):
             if layer not in range(-count, count):
                 raise InputError(
                     f"{self.path}: has no layer {layer}, only 0 (the extractor's projected output) "
-                    f"to {self.num_layers}, or -{count} to -1 from the end"
+                    f"to {self.num_layers}, or -{count} to -1 from the end",
+                    with_other("--layer", self.num_layers),
                 )
         if not chosen:
             raise InputError("no layer chosen")

@@ -11,7 +11,12 @@ import torch
 
 from music_ssl_fairseq import compat
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.unpickling import check_form, one_line_refusals
+from music_ssl_fairseq.runtime.unpickling import (
+    AGAIN,
+    check_form,
+    one_line_refusals,
+    with_another_checkpoint,
+)
 
 
 def safe_load(path: Path) -> Any:
@@ -55,7 +60,8 @@ def _compare_checksums(path: Path, loaded: Any) -> None:
     if any(right) and not all(right):
         raise InputError(
             f"{path}: damaged: {right.count(False)} of its {len(right)} parts are not as they were "
-            "written; copy or download it again"
+            f"written{AGAIN}",
+            with_another_checkpoint(path),
         )
 
 

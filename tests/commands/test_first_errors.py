@@ -147,6 +147,59 @@ def test_a_wrong_table(text, command, capsys):
     assert capsys.readouterr().err.splitlines()[1:] == [command]
 
 
+@pytest.mark.parametrize(
+    ("kind", "text", "command"),
+    [
+        ("multi-class", "path,label,split\na,b,train\nc,b,train\n", "head -n 3 my.csv"),
+        ("multi-label", "path,label,split\na,b,train\nc,b,train\n", "head -n 3 my.csv"),
+        ("key", "path,label,split\na,C major,train\nb,C major,train\n", "head -n 3 my.csv"),
+        ("regression", "path,label,split\na,1,train\nb,x,valid\n", "sed -n 3p my.csv"),
+    ],
+)
+def test_labels_that_cannot_be_learnt(kind, text, command, capsys):
+    Path("my.csv").write_text(text)
+    run(manifests_tools, "custom", "--csv", "my.csv", "--kind", kind)
+    assert capsys.readouterr().err.splitlines()[1:] == [command]
+
+
+@pytest.fixture
+def damaged(place) -> Path:
+    """The best checkpoint of a run, cut; its last one is whole."""
+    folder = Path("runs/music_hubert/short/checkpoints")
+    best = checkpoints.write(folder / "checkpoint_best.pt", "music_hubert", tiny.music_hubert())
+    shutil.copy(best, folder / "checkpoint_last.pt")
+    best.write_bytes(best.read_bytes()[:2000])
+    return best
+
+
+def test_a_damaged_checkpoint(damaged, capsys):
+    last_one = damaged.with_name("checkpoint_last.pt")
+    for given in (damaged, damaged.parents[1]):
+        run(music_ssl_fairseq, "map", "music", f"--checkpoint={given}")
+        assert last(capsys).endswith(f" map music --checkpoint={last_one}")
+    last_one.unlink()
+    run(music_ssl_fairseq, "map", "music", "--checkpoint", str(damaged))
+    assert capsys.readouterr().err.splitlines()[-1] == f"ls -l {damaged}"
+
+
+def test_layers_of_a_model(damaged, capsys):
+    assert manifests_tools(["pretrain", "--root", "music", "--workers", "1"]) == 0
+    label = ["label", "--features", "deep"]
+    run(music_ssl_fairseq, *label, "--layer", "1")
+    assert last(capsys).endswith(
+        " label --features deep --layer 1 --checkpoint runs/music_hubert/short"
+    )
+    shutil.copy(damaged.with_name("checkpoint_last.pt"), damaged)
+    run(music_ssl_fairseq, *label)
+    end = " --checkpoint runs/music_hubert/short --layer 1"
+    assert last(capsys).endswith(f" label --features deep{end}")
+    run(music_ssl_fairseq, "map", "music", "--checkpoint", str(damaged), "--layer=12")
+    assert last(capsys).endswith(" --layer=3")
+    shutil.rmtree("runs")
+    run(music_ssl_fairseq, *label, "--layer", "1")
+    assert last(capsys).endswith(" label --features mfcc")
+
+
 def test_music_that_moved(capsys):
     assert manifests_tools(["pretrain", "--root", "music", "--workers", "1"]) == 0
     Path("music").rename("music2")

@@ -239,7 +239,7 @@ def test_features_of_unknown_settings_are_not_taken_for_these(
     capsys.readouterr()
     assert extract(corpus, tmp_path, "--pool", pool) == 1
     error = capsys.readouterr().err
-    assert re.fullmatch(r"error: .*metadata\.json: .*--force would replace them\n", error)
+    assert re.fullmatch(r"error: .*metadata\.json: .*--force would replace them\n.+\n", error)
     assert extract(corpus, tmp_path, "--pool", pool, "--force") == 0
 
 

@@ -77,7 +77,7 @@ def test_different_frames_cannot_be_joined():
         ({"name": "mfcc,cqt,mfcc"}, "names the same features twice"),
         ({"name": "mfcc+deep"}, r"mfcc\+deep: deep cannot be joined with others"),
         ({"name": "deep", "layer": 6}, "--features deep needs --checkpoint"),
-        ({"name": "deep", "checkpoint": "a.pt"}, "--features deep needs --layer"),
+        ({"name": "deep", "checkpoint": "a.pt"}, r"a\.pt: no such checkpoint"),
         ({"name": "deep", "checkpoint": "a.pt", "layer": -1}, "--layer -1: layers are counted"),
         ({"name": "mfcc", "layer": 6}, "--layer goes with --features deep, not with mfcc"),
         ({"name": "cqt", "checkpoint": "a.pt"}, "--checkpoint goes with --features deep"),

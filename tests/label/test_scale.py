@@ -246,7 +246,7 @@ def test_damaged_metadata_is_one_line(corpus, tmp_path, capsys, text):
     assert main(command(corpus, tmp_path)) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"error: {tmp_path / 'metadata.json'}: ")
-    assert error.endswith("--labels writes elsewhere; --force would replace them\n")
+    assert "--labels writes elsewhere; --force would replace them\nhead -n 3 " in error
     assert len(error) < 1_000
 
 

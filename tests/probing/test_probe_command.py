@@ -69,7 +69,7 @@ def test_a_result_belongs_to_its_settings(inside, folder):
     other = ("--task", "pitch", "--set", "model.dropout=0.5")
     status, _, err = inside(*other)
     assert status == 1
-    assert err.strip().splitlines()[-1].startswith("error: runs/probing/pitch/logmel-")
+    assert err.strip().splitlines()[-2].startswith("error: runs/probing/pitch/logmel-")
     assert "model.dropout is 0.5 and was 0.2" in err
     assert "--force" in err
     assert file.stat().st_mtime_ns == before

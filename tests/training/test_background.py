@@ -146,7 +146,7 @@ def test_a_disk_that_fails_ends_the_run_in_one_line(here, monkeypatch, save):
         write(state, path)
 
     monkeypatch.setattr(checkpoints, "write_state", fail)
-    with pytest.raises(SystemExit, match=r"^error: .*pt: No space left on device$"):
+    with pytest.raises(SystemExit, match=r"^error: .*pt: No space left on device\nls "):
         train("music2vec", *SETTINGS)
     assert len(saves) == save
     left = {path.name for path in Path("run/checkpoints").iterdir()}

@@ -13,6 +13,7 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.config import MusicProbeConfig
 from music_ssl_fairseq.probing.heads.grid import MIXED, PARAMETERS, Head, ProbeHeads, grid
 from music_ssl_fairseq.probing.heads.schedule import HeadSchedule
+from music_ssl_fairseq.runtime.typed import with_setting
 
 
 @dataclass(frozen=True)
@@ -224,8 +225,10 @@ def _layers(cfg: MusicProbeConfig, available: Sequence[str]) -> list[str]:
     wanted = [name.strip() for name in str(cfg.layers).split(",")]
     unknown = [name for name in wanted if name not in available and name not in mixed]
     if unknown:
+        layers = ",".join(name for name in wanted if name not in unknown) or available[-1]
         raise InputError(
             f"model.layers: no layer {unknown[0]!r}; {cfg.upstream} has "
-            f"{', '.join([*available, *mixed])}"
+            f"{', '.join([*available, *mixed])}",
+            with_setting(f"model.layers={layers}"),
         )
     return wanted
