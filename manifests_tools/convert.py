@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import soundfile
@@ -16,7 +17,10 @@ from music_ssl_fairseq import audio
 from music_ssl_fairseq.data.left_out import LeftOut
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE
-from music_ssl_fairseq.runtime.files import atomic_path
+from music_ssl_fairseq.runtime.files import atomic_path, remove_temporary
+
+ABANDONED_SECONDS = 600.0
+"""Without a change for so long, an unfinished copy is a killed run's; another run may be going."""
 
 
 def target_names(names: list[str]) -> dict[str, str]:
@@ -50,6 +54,8 @@ def convert_tracks(
     function = partial(_convert_track, root=root, folder=folder)
     results = parallel_map(function, jobs, workers, "writing flac", chunk=1)
     left_out = [result for result in results if result is not None]
+    for place in {Path(folder, name).parent for name in targets.values()}:
+        remove_temporary(place, ABANDONED_SECONDS)
     for item in left_out:
         del targets[item.name]
     return targets, left_out

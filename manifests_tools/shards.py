@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from manifests_tools.convert import encode_flac, follows
+from manifests_tools.convert import ABANDONED_SECONDS, encode_flac, follows
 from manifests_tools.examine import ExaminedTrack, chunks
 from manifests_tools.parallel import parallel_map
 from music_ssl_fairseq import audio
@@ -27,7 +27,7 @@ from music_ssl_fairseq.data.track_names import other_track
 from music_ssl_fairseq.data.units import label_again, read_label_rate, read_metadata, split_record
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, label_hop, labels_fit
-from music_ssl_fairseq.runtime.files import atomic_path
+from music_ssl_fairseq.runtime.files import atomic_path, remove_temporary
 
 HOURS = 14.0
 """Of music in a shard: some 1 GB."""
@@ -82,6 +82,7 @@ def write_shards(
     for written in parallel_map(partial(_write, root=root), jobs, workers, "writing shards", 1):
         lines |= written.lines
         left_out += written.left_out
+    remove_temporary(Path(folder), ABANDONED_SECONDS)
     if labels is not None and left_out:
         raise InputError(
             f"{os.path.join(root, left_out[0].name)}: {left_out[0].reason}, so that the labels in "

@@ -63,7 +63,7 @@ def get_parser() -> argparse.ArgumentParser:
         type=_layers,
         default=None,
         metavar="LAYERS",
-        help="which ones: 6, or 0-12, or 0,4,8-12 (default: all)",
+        help="which ones, in this order: 6, or 0-12, or 0,4,8-12 (default: all)",
     )
     add(
         "--pool",
@@ -128,7 +128,7 @@ def _layers(text: str) -> list[int]:
         if not span:
             raise argparse.ArgumentTypeError(f"{text!r}: {part.strip()} counts downwards")
         layers += span
-    return sorted(set(layers))
+    return list(dict.fromkeys(layers))
 
 
 def run(a: argparse.Namespace) -> bool:

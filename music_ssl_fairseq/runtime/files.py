@@ -5,6 +5,7 @@ import json
 import os
 import re
 import socket
+import time
 import weakref
 from collections.abc import Iterator
 from hashlib import blake2b, file_digest
@@ -58,14 +59,17 @@ def checksum(file: str | os.PathLike) -> str:
         return file_digest(handle, "sha256").hexdigest()
 
 
-def remove_temporary(folder: Path) -> None:
+def remove_temporary(folder: Path, idle_seconds: float = 0.0) -> None:
     """Remove files that killed processes left in a folder while writing with `atomic_path`.
 
-    The caller must know that no other process writes there.
+    The caller must know that no other process writes there, or leave those alone that changed in
+    the last `idle_seconds`.
     """
     for path in folder.glob(".*.tmp*"):
         if _TEMPORARY.fullmatch(path.name):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # finished meanwhile
+                if time.time() - path.stat().st_mtime >= idle_seconds:
+                    path.unlink()
 
 
 def lock(handle: IO[bytes], wait: bool) -> bool:

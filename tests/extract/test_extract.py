@@ -395,7 +395,7 @@ def test_what_is_wrong_is_one_line(corpus, tmp_path, capsys, monkeypatch, option
 
 
 @pytest.mark.parametrize(
-    ("text", "layers"), [("6", [6]), ("0-3", [0, 1, 2, 3]), ("0, 8-9,4", [0, 4, 8, 9])]
+    ("text", "layers"), [("6", [6]), ("0-3", [0, 1, 2, 3]), ("0, 8-9,4, 8", [0, 8, 9, 4])]
 )
 def test_layers_can_be_listed(text, layers):
     options = ["--checkpoint", "x", "--manifest", "y", "--out", "z", "--layer", text]

@@ -128,6 +128,9 @@ def test_a_run_that_was_interrupted_goes_on_where_it_stopped(music, tmp_path, mo
     write_tone(tmp_path / "16k" / broken, 0.3)
     (tmp_path / "16k" / "B").mkdir(exist_ok=True)
     (tmp_path / "16k" / "B" / "e.flac").touch()
+    killed = tmp_path / "16k" / "A" / ".0123456789abcdef.99.tmp.flac"
+    killed.touch()
+    os.utime(killed, (0, 0))
     written.clear()
     monkeypatch.setattr(convert, "write_flac", lambda *a: written.append(a[0]) or whole_write(*a))
     run(str(music), out, convert=folder)
