@@ -112,6 +112,10 @@ class Writer:
         self.on = False
         self.copies = HostCopies()
         self.prepared = False
+        self._begin()
+        os.register_at_fork(after_in_child=self._begin)  # where the thread does not exist
+
+    def _begin(self) -> None:
         self._executor: ThreadPoolExecutor | None = None
         self._futures: list[Future[None]] = []
         self._pending: list[str] = []

@@ -1,5 +1,6 @@
 """Checkpoints that are written while training continues."""
 
+import multiprocessing
 import threading
 import time
 from pathlib import Path
@@ -86,6 +87,24 @@ def test_work_is_done_in_order_and_its_files_are_known_before(tmp_path):
     work.wait()
     assert done == ["written", "linked"]
     assert not work.pending(str(tmp_path))
+
+
+def test_a_fork_has_a_thread_of_its_own(tmp_path):
+    work = Writer()
+    work.on = True
+    work.submit((tmp_path / "one").touch)
+    work.wait()
+
+    def child() -> None:
+        work.submit((tmp_path / "two").touch)
+        work.wait()
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(10)
+    process.kill()
+    assert process.exitcode == 0
+    assert (tmp_path / "two").exists()
 
 
 def test_after_an_error_nothing_is_removed_and_it_is_raised_once():
