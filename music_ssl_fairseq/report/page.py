@@ -30,7 +30,7 @@ def write(
     tasks, models = tables.tasks_of(probes), tables.models_of(probes)
     page = Page(
         "Probes",
-        f"{len(models)} models on {len(tasks)} tasks, percent on the {split} split, of the head "
+        f"models: {len(models)}, tasks: {len(tasks)}; percent on the {split} split, of the head "
         "that the validation split chose.",
     )
     notes = dict.fromkeys(tables.remarks(probes, split))

@@ -69,10 +69,14 @@ class Contents:
 
     @property
     def name(self) -> str:
-        """The stem of the file, or the model's name on the hub without user and commit."""
+        """The run (`music_hubert-short`), the file's stem, or the hub's name without its user."""
         if hub.is_name(self.origin):
             return self.origin.partition("/")[2].partition("@")[0]
-        return Path(self.origin).stem
+        path = Path(self.origin)
+        if path.parent.name != "checkpoints":
+            return path.stem
+        run = "-".join(path.absolute().parts[-4:-2])
+        return f"{run} {path.stem.removeprefix('checkpoint_best').strip()}".strip()
 
 
 def check_sample_rate(contents: Contents) -> None:
