@@ -120,7 +120,7 @@ def run(
     root = os.path.abspath(file.parent if root is None else root)
     require_folder(root)
     known = _read_classes(Path(classes)) if classes else None
-    reader = _CsvReader(file, kind, separator, known)
+    reader = _CsvReader(file, kind, separator, known, root)
     names = targets.split(",") if targets else None
     metric, name = metric or METRICS[kind][0], name or os.path.basename(os.path.abspath(out))
     build(partial(_read, reader, name, metric, names), root, out, **common)
@@ -171,8 +171,11 @@ def _targets(file: Path, items: list[Labelled], names: Sequence[str] | None) -> 
 class _CsvReader:
     """Read and check the lines of a CSV."""
 
-    def __init__(self, file: Path, kind: str, separator: str, classes: tuple[str, ...] | None):
+    def __init__(
+        self, file: Path, kind: str, separator: str, classes: tuple[str, ...] | None, root: str
+    ):
         self.file = file
+        self.root = root
         self.kind = kind
         self.separator = separator
         self.classes = KEYS if kind == "key" else classes
@@ -190,6 +193,8 @@ class _CsvReader:
         width = 0
         for number, cells in lines:
             row = dict(zip(header, cells, strict=False))
+            path = self._path(row.get("path", ""))
+            row = {name: cell.strip() for name, cell in row.items()} | {"path": path}
             item = self._item(row, number)
             place = os.path.normpath(item.name), item.segment
             if places.setdefault(place, number) != number:
@@ -206,7 +211,7 @@ class _CsvReader:
     def _table(self) -> Table:
         first = read_text(self.file).partition("\n")[0]
         delimiter = max(_DELIMITERS, key=first.count)
-        return read_named(self.file, delimiter, quotes=True, strict=True)
+        return read_named(self.file, delimiter, quotes=True, strict=True, blanks=True)
 
     def _wrong_header(self, header: list[str]) -> InputError:
         missing = [column for column in COLUMNS if column not in header]
@@ -222,6 +227,11 @@ class _CsvReader:
         if len(missing) == len(unknown) == 1 and re.fullmatch(r"\w+", unknown[0]):
             return InputError(message, f"sed -i '1s/{unknown[0]}/{missing[0]}/' {file}")
         return InputError(message, f"head -n 3 {file}")
+
+    def _path(self, cell: str) -> str:
+        """Return the path with the blanks at its ends only where a file is named so."""
+        named = cell != cell.strip() and os.path.exists(os.path.join(self.root, cell))
+        return cell if named else cell.strip()
 
     def _item(self, row: dict[str, str], number: int) -> Labelled:
         if not row.get("path"):

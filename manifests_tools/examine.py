@@ -10,6 +10,7 @@ from math import log10
 from manifests_tools.parallel import parallel_map
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.audio import AudioInfo
+from music_ssl_fairseq.cli import whole_number
 from music_ssl_fairseq.data.left_out import LeftOut
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.runtime.cpus import available_cpus
@@ -44,7 +45,7 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--workers",
-        type=int,
+        type=whole_number(1),
         default=available_cpus(),
         metavar="N",
         help="processes (default: one per CPU, here %(default)s)",

@@ -44,13 +44,18 @@ def find_file(folders: Iterable[str | os.PathLike], name: str, source: str) -> P
 
 
 def read_lines(
-    file: Path, delimiter: str = "\t", quotes: bool = False, strict: bool = False
+    file: Path,
+    delimiter: str = "\t",
+    quotes: bool = False,
+    strict: bool = False,
+    blanks: bool = False,
 ) -> list[Line]:
-    """Read the cells of each line, stripped; the file is UTF-8 with any line ends.
+    """Read the cells of each line; the file is UTF-8 with any line ends.
 
     Args:
         quotes: whether cells may be in double quotes.
         strict: refuse quotes within a cell, which are ambiguous.
+        blanks: keep those at both ends of a cell.
 
     Raises:
         InputError: if the file is no such table.
@@ -62,10 +67,10 @@ def read_lines(
         quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
         strict=strict,
     )
-    return list(_lines(file, reader))
+    return list(_lines(file, reader, blanks))
 
 
-def _lines(file: Path, reader: Iterator[list[str]]) -> Iterator[Line]:
+def _lines(file: Path, reader: Iterator[list[str]], blanks: bool) -> Iterator[Line]:
     number = 1
     try:
         for cells in reader:
@@ -76,22 +81,26 @@ def _lines(file: Path, reader: Iterator[list[str]]) -> Iterator[Line]:
                     "a quote not closed?"
                 )
             if any(stripped := [cell.strip() for cell in cells]):
-                yield Line(number, stripped)
+                yield Line(number, cells if blanks else stripped)
             number = reader.line_num + 1  # type: ignore[attr-defined]
     except csv.Error as error:
         raise InputError(f"{file}, line {number}: not a table ({error})") from None
 
 
 def read_named(
-    file: Path, delimiter: str = "\t", quotes: bool = False, strict: bool = False
+    file: Path,
+    delimiter: str = "\t",
+    quotes: bool = False,
+    strict: bool = False,
+    blanks: bool = False,
 ) -> Table:
     """Read a table whose first line names the columns; see `read_lines` for the arguments.
 
     Raises:
         InputError: as `read_lines`, or if two columns have one name, or a line has more cells.
     """
-    lines = read_lines(file, delimiter, quotes, strict)
-    header = lines[0].cells if lines else []
+    lines = read_lines(file, delimiter, quotes, strict, blanks)
+    header = [name.strip() for name in lines[0].cells] if lines else []
     for place, name in enumerate(header):
         if name and name in header[:place]:
             raise InputError(
@@ -100,7 +109,7 @@ def read_named(
     while header and not header[-1]:
         header.pop()
     for number, cells in lines[1:]:
-        beyond = [cell for cell in cells[len(header) :] if cell]
+        beyond = [cell for cell in cells[len(header) :] if cell.strip()]
         if beyond:
             raise InputError(
                 f"{file}, line {number}: {quoted(beyond[0])} is beyond the {len(header)} columns "

@@ -25,7 +25,7 @@ import scores
 import songs
 import tasks
 
-from music_ssl_fairseq.cli import exit_status
+from music_ssl_fairseq.cli import exit_status, whole_number
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.cpus import available_cpus
 from music_ssl_fairseq.runtime.files import atomic_path
@@ -284,7 +284,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--out", type=Path, required=True, help="folder to write to")
     add("--packages", type=Path, required=True, help="folder that fetch.sh has filled")
     add("--small", action="store_true", help="only what judge.py --small takes")
-    add("--workers", type=int, default=available_cpus(), help="processes (default: one per core)")
+    number, cpus = whole_number(1), available_cpus()
+    add("--workers", type=number, default=cpus, help="processes (default: one per core)")
     add("--record", action="store_true", help="rewrite hashes.json with what is found")
     args = parser.parse_args(argv)
     return exit_status(lambda: run(**vars(args)), args.out)

@@ -18,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from music_ssl_fairseq.cli import whole_number
 from music_ssl_fairseq.runtime.files import atomic_path
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ def _notes(part: Any) -> list[tuple[float, float, int]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
+    parser.add_argument("--workers", type=whole_number(1), default=2, help="processes (default: 2)")
     parser.add_argument("names", nargs="*", default=list(COLLECTIONS), help="which collections")
     args = parser.parse_args()
     for name, pieces in read(args.out, args.names, args.workers).items():

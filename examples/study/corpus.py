@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from music_ssl_fairseq import audio
-from music_ssl_fairseq.cli import exit_status
+from music_ssl_fairseq.cli import exit_status, whole_number
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE
 from music_ssl_fairseq.runtime.cpus import available_cpus
@@ -174,7 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--hours", type=float, default=10.0, help="how much to take (default: 10)")
     add("--min-seconds", type=float, default=20.0, help="shortest track (default: 20)")
     add("--join", action="store_true", help="join the clips of a folder to tracks of two minutes")
-    add("--workers", type=int, default=available_cpus(), help="processes (default: one per core)")
+    number, cpus = whole_number(1), available_cpus()
+    add("--workers", type=number, default=cpus, help="processes (default: one per core)")
     args = parser.parse_args(argv)
     return exit_status(lambda: run(**vars(args)), args.out)
 

@@ -16,25 +16,31 @@ _BLOCK_BYTES = 4096
 _known: WeakKeyDictionary[Manifest, dict[int, str | None]] = WeakKeyDictionary()
 
 
-def audio_identity(manifest: Manifest, most: int = 200) -> str | None:
+def audio_identity(manifest: Manifest, tracks: range | None = None, most: int = 200) -> str | None:
     """Digest size and middle of each file; of more than `most`, of so many throughout.
 
     The middle, because programs that write tags leave it alone, as long as the size stays. Each
     opened manifest is looked at once, however many label sets it has.
 
+    Args:
+        tracks: those to look at, each time anew; None for all.
+
     Returns:
         None if a file is missing, or is part of a shard.
     """
+    if tracks is not None:
+        return _digest(manifest, most, tracks)
     known = _known.setdefault(manifest, {})
     if most not in known:
-        known[most] = _digest(manifest, most)
+        known[most] = _digest(manifest, most, range(len(manifest)))
     return known[most]
 
 
-def _digest(manifest: Manifest, most: int) -> str | None:
+def _digest(manifest: Manifest, most: int, tracks: range) -> str | None:
     digest = blake2b(digest_size=8)
     try:
-        for path in dict.fromkeys(map(manifest.path, some_of(len(manifest), most))):
+        some = (tracks[place] for place in some_of(len(tracks), most))
+        for path in dict.fromkeys(map(manifest.path, some)):
             size = os.stat(path).st_size
             with open(path, "rb", buffering=0) as file:
                 file.seek(max(0, size - _BLOCK_BYTES) // 2)

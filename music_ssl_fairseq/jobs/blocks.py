@@ -29,6 +29,8 @@ class BlockJob:
         description: beside its progress bar.
         num_samples: `[tracks]` at 16 kHz.
         item: what the job is given for a track.
+        source: identifies what a range of tracks is read from, if that is known; blocks made from
+            anything else are made again.
         skip_unreadable: count a track that cannot be read as one with an empty result.
         blocks: ranges of tracks, which follow from `num_samples`.
     """
@@ -37,6 +39,7 @@ class BlockJob:
     description: str
     num_samples: np.ndarray
     item: Callable[[int], Any]
+    source: Callable[[range], str | None]
     skip_unreadable: bool = False
     errors: dict[int, AudioError] = field(default_factory=dict, init=False)
 
@@ -56,7 +59,8 @@ class BlockJob:
             InputError: naming tracks that cannot be read, unless `skip_unreadable`. All other
                 blocks are kept.
         """
-        done.remove_damaged(self.name, numbers)
+        # Those of other shards as well: one shard may be done before files are replaced.
+        done.remove_outdated(self.name, len(self.blocks), self._source)
         with self._bar(done, numbers) as bar:
             busy = self._run(done, numbers, job, pool, bar)
             while busy:
@@ -65,6 +69,9 @@ class BlockJob:
                 busy = self._run(done, busy, job, pool, bar)
         if self.errors and not self.skip_unreadable:
             raise self._unreadable()
+
+    def _source(self, number: int) -> str:
+        return self.source(self.blocks[number]) or ""
 
     def _bar(self, done: CheckpointDir, numbers: Sequence[int]) -> tqdm:
         exist = [number for number in numbers if done.block(self.name, number).exists()]
@@ -120,7 +127,8 @@ class BlockJob:
             values = [a for a in arrays if len(a)] or arrays[:1] or [np.zeros(0)]
             lengths = [0 if isinstance(a, AudioError) else len(a) for a in results]
             places = np.array(list(errors), np.int64)
-            block = Block(np.concatenate(values), np.array(lengths, np.int64), places)
+            source = np.array(self._source(number))
+            block = Block(np.concatenate(values), np.array(lengths, np.int64), places, source)
             done.save_block(self.name, number, block)
         elif len(self.errors) >= _MAX_UNREADABLE:
             raise self._unreadable()

@@ -9,7 +9,7 @@ import shutil
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -33,6 +33,7 @@ class Block(NamedTuple):
     values: np.ndarray  # `[n, ...]` of all its tracks, one after the other
     lengths: np.ndarray  # `[tracks]` int64, how many of `values` each track has
     unreadable: np.ndarray  # int64 places within the block of tracks that cannot be read
+    source: np.ndarray = np.array("")  # text that differs once its tracks are others, if known
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,26 @@ class CheckpointDir:
         except _DAMAGED:
             return self.load_block(job, number).lengths
 
-    def remove_damaged(self, job: str, numbers: Iterable[int]) -> None:
-        for number in numbers:
+    def remove_outdated(self, job: str, count: int, source: Callable[[int], str]) -> None:
+        """Remove those of `count` blocks that are damaged, or of another source than now.
+
+        Args:
+            source: the source of a block's number; empty if not known, and so taken as unchanged.
+        """
+        outdated = 0
+        for number in range(count):
             found = self.load_arrays(self.block(job, number))
-            if found is not None and set(found) != set(Block._fields):
+            if found is None:
+                continue
+            if set(found) != set(Block._fields) or source(number) not in ("", str(found["source"])):
                 self.block(job, number).unlink(missing_ok=True)
+                outdated += 1
+        if outdated:
+            print(
+                f"{self.path}: {outdated} blocks of tracks are outdated, as audio files have been "
+                "replaced; they are made again",
+                file=sys.stderr,
+            )
 
     def missing(self, job: str, count: int) -> list[int]:
         """Return the numbers of those of `count` blocks that are not done yet."""

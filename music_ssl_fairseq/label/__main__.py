@@ -265,12 +265,18 @@ def _fit(job: "Job", manifest: "Manifest", centroids: Path | None, stage: str | 
 
 def _assign(job: "Job", splits: dict[str, "Manifest"]) -> bool:
     """Label the splits; return whether all are finished."""
+    from music_ssl_fairseq.data.audio_identity import changed_audio
     from music_ssl_fairseq.label.labelling import label_split
 
     folder = job.folder
     todo = {s: m for s, m in splits.items() if not folder.is_finished(s, m)}
     if folder.centroids() is not None:
         folder.write_dictionary()
+        noted, record = folder.metadata.get("audio"), folder.metadata["splits"].get("train", {})
+        made = f"{folder.path / 'centroids.npy'} was"
+        # If labels were made of the same audio, `notices` tells.
+        if noted != record.get("audio") and (found := changed_audio(splits["train"], noted, made)):
+            print(f"warning: {found}", file=sys.stderr)
     if not todo:
         print(f"{folder.path}: finished already, by the same recipe from the same manifests")
     finished = [label_split(job, split, manifest) for split, manifest in todo.items()]

@@ -3,12 +3,14 @@
 import sys
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from music_ssl_fairseq.data.audio_identity import audio_identity
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.jobs.blocks import BlockJob
@@ -53,14 +55,17 @@ def fit_centroids(job: Job, manifest: Manifest) -> None:
             fit, num_frames, by = _fit_in_batches(job, num_blocks, whole)
         else:
             frames = _load_sample(job, num_blocks)
-            (fit, by), num_frames = _fit(job, frames), len(frames)
-        folder.save_fit(fit, num_frames, front, by)
+            (fit, by), num_frames = _fit(job, frames, manifest), len(frames)
+        folder.save_fit(fit, num_frames, front, by, audio_identity(manifest))
 
 
 def sample_blocks(job: Job, sample: Sample, done: CheckpointDir, reader: Reader) -> int:
     """Sample the frames of all blocks, saved in `done`; return how many blocks there are."""
-    num_samples = sample.manifest.num_samples
-    sampling = BlockJob(SAMPLE, "sampling", num_samples, sample.part, job.skip_unreadable)
+    tracks = sample.manifest
+    source = partial(audio_identity, tracks)
+    sampling = BlockJob(
+        SAMPLE, "sampling", tracks.num_samples, sample.part, source, job.skip_unreadable
+    )
     num_blocks = len(sampling.blocks)
     sampling.run(done, in_own_order(num_blocks, job.shard), reader, job.pool)
     return num_blocks
@@ -132,14 +137,19 @@ def _load_sample(job: Job, num_blocks: int) -> np.ndarray:
     return frames
 
 
-def _fit(job: Job, frames: np.ndarray) -> tuple[KMeansState, str]:
+def _state_file(job: Job, name: str, manifest: Manifest) -> Path:
+    """Return the file of unfinished K-means, which differs by the audio."""
+    return job.folder.checkpoints.path / f"{name}-{audio_identity(manifest)}.npz"
+
+
+def _fit(job: Job, frames: np.ndarray, manifest: Manifest) -> tuple[KMeansState, str]:
     """Return centroids of all frames, and the library that fitted them."""
     checkpoints, recipe = job.folder.checkpoints, job.recipe
     size = f"{len(frames)} frames of {frames.shape[1]} values"
     print(f"K-means: k = {recipe.k}, {size}", file=sys.stderr)
     if recipe.algorithm == "minibatch":
         return kmeans.fit_as_fairseq(frames, recipe)
-    file = checkpoints.path / "fit.npz"
+    file = _state_file(job, "fit", manifest)
     found = checkpoints.load_arrays(file)
     lloyd, by = kmeans.choose_lloyd(job.device, job.threads)
 
@@ -154,12 +164,12 @@ def _fit_in_batches(job: Job, num_blocks: int, whole: Sample) -> tuple[KMeansSta
     """Return centroids of a sample moved by all of `whole`, its number of frames, the library."""
     checkpoints, size = job.folder.checkpoints, job.recipe.minibatch
     assert size is not None
-    file = checkpoints.path / "batches.npz"
+    file = _state_file(job, "batches", whole.manifest)
     if found := checkpoints.load_arrays(file):
         state = minibatch.Progress(**found)
     else:
         frames = _load_sample(job, num_blocks)
-        fit, by = _fit(job, frames)
+        fit, by = _fit(job, frames, whole.manifest)
         state = minibatch.begin(fit, frames, job.device, by)
         del frames  # the batches take their place
     batches = minibatch.Batches(whole, size)

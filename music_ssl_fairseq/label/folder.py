@@ -97,11 +97,17 @@ class LabelFolder:
         return load_centroids(file)
 
     def save_fit(
-        self, fit: KMeansState, num_frames: int, front_end: FrontEnd, fitted_by: str
+        self,
+        fit: KMeansState,
+        num_frames: int,
+        front_end: FrontEnd,
+        fitted_by: str,
+        audio: str | None = None,
     ) -> None:
         """Write the centroids and what describes them; remove labels made with others.
 
-        `num_frames` were fitted on, by the library `fitted_by`, with its version.
+        `num_frames` were fitted on, by the library `fitted_by`, with its version; `audio` is the
+        `audio_identity` of the train manifest.
         """
         for outdated in self._outputs():
             outdated.unlink()
@@ -116,6 +122,7 @@ class LabelFolder:
                 **self._remarks,
                 **_describe_frames(front_end),
                 **_describe_fit(fit, num_frames, fitted_by),
+                "audio": audio,
                 "centroids_sha256": checksum(centroids),
                 "versions": _versions(),
                 "splits": {},

@@ -1,7 +1,9 @@
 """The second stage of labelling: assign a unit to every frame."""
 
 import sys
+from functools import partial
 
+from music_ssl_fairseq.data.audio_identity import audio_identity
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features.track import Track
@@ -57,7 +59,8 @@ def assign_blocks(
     def track(index: int) -> Track:
         return Track(manifest.path(index), int(manifest.num_samples[index]))
 
-    labelling = BlockJob(name, split, manifest.num_samples, track, job.skip_unreadable)
+    source = partial(audio_identity, manifest)
+    labelling = BlockJob(name, split, manifest.num_samples, track, source, job.skip_unreadable)
     num_blocks = len(labelling.blocks)
     mine = range(job.shard.index, num_blocks, job.shard.count)
     labelling.run(done, mine, labeller, job.pool)

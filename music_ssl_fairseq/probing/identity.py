@@ -22,7 +22,7 @@ def probing_identity(
         files = [Path(folder, f"{split}.{kind}") for kind in ("labels", "segments", "groups")]
         digest = digest_of(contents_of(*[file for file in files if file.exists()]))
         found |= manifest_identity(manifest) | {f"labels of {split}": f"[{digest}]"}
-        if audio := audio_identity(manifest, _MOST_FILES):
+        if audio := audio_identity(manifest, most=_MOST_FILES):
             found[f"{AUDIO}{split}"] = f"[{audio}]"
     return found
 

@@ -209,7 +209,7 @@ def test_damaged_blocks_are_computed_again(
     if stage == "sample":
         (labels / "centroids.npy").unlink()
     first, *others = sorted(labels.glob(f".work-*/{stage}-*.npz"))
-    fit = next(iter(labels.glob(".work-*/fit.npz")))
+    fit = next(iter(labels.glob(".work-*/fit-*.npz")))
     for file in (first, fit) if stage == "sample" else (first,):
         whole = file.read_bytes()
         file.write_bytes(whole[: len(whole) // 2] if content is None else content)
@@ -233,8 +233,44 @@ def test_a_block_that_is_damaged_meanwhile_is_one_line(tmp_path, capsys):
                 load("x", 0)
             assert not work.block("x", 0).exists()
     work.save_arrays(work.block("x", 0), other=np.zeros(3))
-    work.remove_damaged("x", [0])
+    work.remove_outdated("x", 1, lambda _: "")
     assert work.missing("x", 1) == [0]
+
+
+@pytest.mark.parametrize("stage", ["sample", "train"])
+def test_blocks_of_audio_that_was_replaced_are_made_again(
+    corpus, tmp_path, small_blocks, capsys, monkeypatch, stage
+):
+    """Of a run that stopped, perhaps another shard's; the new file is as long as the old one."""
+    labels, replaced = tmp_path / "labels", corpus / "music" / "3.wav"
+    with monkeypatch.context() as patch:
+        patch.setattr("music_ssl_fairseq.label.labelling.join", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main(command(corpus, labels))
+    if stage == "sample":
+        (labels / "centroids.npy").unlink()
+    before = replaced.read_bytes()
+    try:
+        write_tone(replaced, SECONDS[3], seed=9)
+        assert main(command(corpus, labels)) == 0
+        assert main(command(corpus, tmp_path / "new", "--force")) == 0
+    finally:
+        replaced.write_bytes(before)
+    said = capsys.readouterr().err
+    assert "1 blocks of tracks are outdated, as audio files have been replaced" in said
+    warned = "train.tsv: its audio files have been replaced since" in said
+    assert warned == (stage == "train")  # the centroids are the old ones
+    new, whole = (read(f, "train.km").splitlines() for f in (tmp_path / "new", corpus / "whole"))
+    if stage == "sample":
+        assert contents(labels) == contents(tmp_path / "new")
+    else:
+        found = read(labels, "train.km").splitlines()
+        assert [i for i in range(6) if found[i] != whole[i]] == [3]
+        assert new != whole
+
+
+def read(folder: Path, name: str) -> bytes:
+    return (folder / name).read_bytes()
 
 
 @pytest.mark.parametrize(
