@@ -83,17 +83,19 @@ def check_frames(
     Raises:
         InputError: if those asked for do not fit, or fewer than `k` would.
     """
-    left = memory - _MAIN_BYTES - model - 4 * k * dimension * _ARRAYS_PER_CENTROID
-    fit = max(0, left // (4 * dimension + _BYTES_PER_FRAME))
+    fixed = _MAIN_BYTES + model + 4 * k * dimension * _ARRAYS_PER_CENTROID
+    per_frame = 4 * dimension + _BYTES_PER_FRAME
+    fit = max(0, memory - fixed) // per_frame
     if asked is not None and asked > fit:
         raise InputError(
             f"{asked} frames of {dimension} values do not fit --memory {show_size(memory)}, which "
             f"holds {fit}: give more memory, fewer --max-frames, or --minibatch {fit}"
         )
     if fit < k:
+        needed = -(-(fixed + k * per_frame) // _UNITS["G"])
         raise InputError(
             f"--memory {show_size(memory)} holds {fit} frames of {dimension} values, fewer than "
-            f"k = {k} clusters: give more memory",
-            with_option("--memory", "4G"),
+            f"k = {k} clusters: choose a smaller --k, or give {needed} GB",
+            with_option("--memory", f"{needed}G"),
         )
     return min(default, fit) if asked is None else asked
