@@ -26,7 +26,7 @@ def read_beat_file(file: Path) -> tuple[str, ...]:
     Raises:
         InputError: if the file holds no beats, or they are not ascending from 0 on.
     """
-    if file.suffix == ".jams":
+    if file.suffix.lower() == ".jams":
         return _from_jams(file)
     return _from_lines(file)
 

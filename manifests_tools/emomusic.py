@@ -9,7 +9,7 @@ from pathlib import Path
 
 from manifests_tools.labelled import DataSet, Labelled, locate
 from manifests_tools.probing import ProbingBuilder
-from manifests_tools.tables import find_file, read_table
+from manifests_tools.tables import by_id, find_file, read_table
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.spec import ProbingSpec, parse_number
 
@@ -48,7 +48,8 @@ def _read_ratings(file: Path) -> dict[str, tuple[str, str]]:
     columns = ["song_id", *(f"mean_{target}" for target in TARGETS)]
     rows = read_table(file, columns, ",", quotes=True)
     try:
-        return {song: (str(parse_number(a)), str(parse_number(v))) for song, a, v in rows}
+        songs = by_id(file, rows).items()
+        return {song: (str(parse_number(a)), str(parse_number(v))) for song, (a, v) in songs}
     except ValueError as error:
         raise InputError(f"{file}: a rating is not a number ({error})") from None
 

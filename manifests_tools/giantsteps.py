@@ -15,7 +15,7 @@ from pathlib import Path
 from manifests_tools.keys import KEYS, normalise_key
 from manifests_tools.labelled import DataSet, Labelled, locate
 from manifests_tools.probing import ProbingBuilder
-from manifests_tools.tables import find_file, read_table
+from manifests_tools.tables import by_id, find_file, read_table
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.spec import ProbingSpec
 from music_ssl_fairseq.runtime.texts import read_text
@@ -75,7 +75,8 @@ def training_keys(folder: str) -> dict[str, str]:
     """Return song -> key, for songs of the MTG set with confidence 2 and one key."""
     file = find_file([Path(folder, "annotations"), folder], "annotations.txt", _TRAIN)
     keys = {}
-    for song, key, confidence in read_table(file, ["ID", "MANUAL KEY", "C"]):
+    rows = read_table(file, ["ID", "MANUAL KEY", "C"])
+    for song, (key, confidence) in by_id(file, rows).items():
         if confidence == CONFIDENT:
             try:
                 keys[song] = normalise_key(key)
@@ -88,7 +89,8 @@ def read_artists(folder: str) -> dict[str, list[str]]:
     """Return song -> artists, for all songs of the MTG set."""
     file = find_file([Path(folder, "annotations"), folder], "beatport_metadata.txt", _TRAIN)
     rows = read_table(file, ["ID", "ARTIST"])
-    return {song: [name.strip() for name in artists.split(",")] for song, artists in rows}
+    songs = by_id(file, rows).items()
+    return {song: [name.strip() for name in artists.split(",")] for song, (artists,) in songs}
 
 
 def validating_artists(songs: Iterable[list[str]]) -> set[str]:

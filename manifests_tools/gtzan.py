@@ -7,7 +7,7 @@ of this package.
 
 import os
 from collections.abc import Callable, Iterable
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 
 from manifests_tools.beats import beats_within, read_beat_file
@@ -34,7 +34,9 @@ _BEATS = (
 
 def listed(split: str) -> list[str]:
     """Return the excerpts of a split, as `blues/blues.00029.wav`."""
-    text = files("manifests_tools").joinpath("data", f"gtzan_{split}.txt").read_text("utf-8")
+    text = (
+        resources.files("manifests_tools").joinpath("data", f"gtzan_{split}.txt").read_text("utf-8")
+    )
     return text.split()
 
 
@@ -99,8 +101,10 @@ def _index_beats(folders: Iterable[Path]) -> dict[str, Path]:
     folders = list(folders)
     for folder in folders:
         found: dict[str, Path] = {}
-        for file in sorted(folder.glob("*.jams")) + sorted(folder.glob("*.beats")):
-            found.setdefault(_excerpt(file), file)
+        files = sorted(folder.glob("*"), key=lambda file: (file.suffix.lower() != ".jams", file))
+        for file in files:
+            if file.suffix.lower() in (".jams", ".beats"):
+                found.setdefault(_excerpt(file), file)
         if found:
             return found
     raise InputError(
@@ -111,7 +115,7 @@ def _index_beats(folders: Iterable[Path]) -> dict[str, Path]:
 
 def _excerpt(file: Path) -> str:
     """Return `blues.00029` for `blues.00029.wav.jams` or `gtzan_blues_00029.beats`."""
-    name = file.name.removesuffix(".jams").removesuffix(".beats").removesuffix(".wav")
+    name = file.stem.removesuffix(".wav").removesuffix(".WAV")
     return name.removeprefix("gtzan_").replace("_", ".")
 
 

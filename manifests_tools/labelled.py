@@ -1,6 +1,7 @@
 """Describe the labelled files of a data set, before their audio is read."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -61,8 +62,8 @@ class DataSet:
 
         Raises:
             InputError: if a split has no file or no label, a label is not in the class list or
-                cannot be written in one line, a group has two classes, or a file or group is in two
-                splits.
+                cannot be written in one line, a group has two classes, a file or group is in two
+                splits, or a file or segment is listed twice.
         """
         classes = set(self.task.classes)
         files: dict[str, str] = {}
@@ -87,8 +88,12 @@ class DataSet:
                             f"group {item.group}: has parts labelled {known[0]} and "
                             f"{item.label[0]}, but its score is one; name two groups"
                         )
-            paths = {os.path.normpath(os.path.join(root, item.name)) for item in items}
-            refuse_shared(files, split, paths, "")
+            paths = [os.path.normpath(os.path.join(root, item.name)) for item in items]
+            refuse_shared(files, split, set(paths), "")
+            places = Counter(zip(paths, (item.segment for item in items), strict=True))
+            (path, _), times = places.most_common(1)[0]
+            if times > 1:
+                raise InputError(f"{path}: listed {times} times in {split}; leave one of the lines")
             named = {item.group for item in items if item.group is not None}
             refuse_shared(groups, split, named, "group ")
 
@@ -117,7 +122,7 @@ def locate(root: str, *candidates: str) -> str:
         stem = os.path.splitext(name)[0]
         if not os.path.isdir(os.path.dirname(os.path.join(root, name))):
             continue  # spares a look per extension
-        for extension in EXTENSIONS:
+        for extension in (*EXTENSIONS, *map(str.upper, EXTENSIONS)):
             if os.path.exists(os.path.join(root, stem + extension)):
                 return stem + extension
     return candidates[0]

@@ -52,7 +52,10 @@ def _read_split(root: str, subset: str, split: str, metadata: str | None) -> lis
     ]
     file = find_file(folders, name, f"{_SOURCE}; --metadata tells where it is")
     items = []
-    for number, cells in read_lines(file)[1:]:
+    lines = read_lines(file)
+    if lines and lines[0].cells[3:4] != ["PATH"]:
+        raise InputError(f"{file}: no column PATH in its first line; take it from {_SOURCE}")
+    for number, cells in lines[1:]:
         # TRACK_ID, ARTIST_ID, ALBUM_ID, PATH, DURATION, then a tag in each column.
         tags = tuple(tag for tag in cells[5:] if tag)
         if not tags:

@@ -119,6 +119,19 @@ def read_named(
     return Table(header, lines[1:])
 
 
+def by_id(file: Path, rows: Iterable[Sequence[str]]) -> dict[str, Sequence[str]]:
+    """Return the first cell of each row -> its other cells.
+
+    Raises:
+        InputError: if two rows of one first cell differ.
+    """
+    found: dict[str, Sequence[str]] = {}
+    for name, *cells in rows:
+        if found.setdefault(name, cells) != cells:
+            raise InputError(f"{file}: two lines of {name} differ; remove one")
+    return found
+
+
 def read_table(
     file: Path, columns: Sequence[str], delimiter: str = "\t", quotes: bool = False
 ) -> list[list[str]]:

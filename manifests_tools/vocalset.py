@@ -92,7 +92,7 @@ def _find_recordings(root: str) -> tuple[list[Recording], list[str]]:
         # Names of files are not reliable: some lack the singer, or state another.
         singer, context, technique, file = ["", "", "", *name.split(os.sep)][-4:]
         if singer in SINGERS and context in CONTEXTS:
-            if file in DOUBLE:
+            if f"{os.path.splitext(file)[0]}.wav" in DOUBLE:  # copies may be FLAC
                 skipped.append(name)
             else:
                 recordings.append(Recording(name, singer, context, technique))

@@ -144,7 +144,10 @@ def test_beats_are_found_beside_the_audio_and_cut_at_its_end(stubs, tmp_path):
     stubs.lay(tmp_path / "genres", ALL, long=True)
     write_beats(tmp_path / "gtzan_tempo_beat" / "beats")
     file = tmp_path / "gtzan_tempo_beat" / "beats" / "gtzan_reggae_00002.beats"
-    file.write_text("29.0\t1\n29.9\t2\n30.4\t3\n31.0\t4\n")
+    file.unlink()
+    file.with_suffix(".BEATS").write_text("29.0\t1\n29.9\t2\n30.4\t3\n31.0\t4\n")
+    song = tmp_path / "genres" / "rock" / "rock.00012.wav"
+    song.rename(song.with_suffix(".WAV"))
     gtzan.beat.run(str(tmp_path), str(tmp_path / "out"))
     task, found = read_spec(tmp_path / "out"), {}
     for split in SPLITS:

@@ -87,6 +87,11 @@ def test_lines_without_tags_and_missing_tables(tmp_path):
     table.write_text(table.read_text() + "track_9\tartist_1\talbum_1\t09/9.mp3\t9.9\r\n")
     with pytest.raises(InputError, match=r"-test\.tsv, line 3: no tag; was the file cut off"):
         mtg_jamendo.instrument.run(str(tmp_path), str(tmp_path / "out"))
+    header, line, _ = table.read_text().splitlines()
+    for text, said in ((f"{header}\n{line}\n{line}", "2 times in test"), (line, "no column PATH")):
+        table.write_text(text)
+        with pytest.raises(InputError, match=said):
+            mtg_jamendo.instrument.run(str(tmp_path), str(tmp_path / "out"))
     table.unlink()
     with pytest.raises(InputError, match=r"-test\.tsv is not in .*https://.*--metadata tells"):
         mtg_jamendo.instrument.run(str(tmp_path), str(tmp_path / "out"))

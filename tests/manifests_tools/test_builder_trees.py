@@ -143,6 +143,16 @@ def test_emomusic_metadata(tmp_path):
     write_emomusic(tmp_path / "m")
     with pytest.raises(InputError, match="train: 504 of 504 labelled files cannot be used"):
         emomusic.emotion.run(str(tmp_path), str(tmp_path / "out"), metadata=str(tmp_path / "m"))
+    ratings = tmp_path / "m" / "static_annotations.csv"
+    header, first, *rest = before = ratings.read_text().splitlines()
+    for again, said in (
+        (first, "504 of 504"),
+        (first.replace("1.00", "5.00"), "two lines of .* differ"),
+    ):
+        ratings.write_text("\n".join([header, first, *rest, again]))
+        with pytest.raises(InputError, match=said):
+            emomusic.emotion.run(str(tmp_path), str(tmp_path / "o"), metadata=str(tmp_path / "m"))
+    ratings.write_text("\n".join(before))
     info = tmp_path / "m" / "songs_info.csv"
     info.write_text(info.read_text().replace("Mediaeval 2013 set", "set"))
     with pytest.raises(InputError, match="no column 'Mediaeval 2013 set' in its first line"):
