@@ -8,9 +8,9 @@ All figures are options, with what was measured as default: docs/scale.md says w
 are the functions below; each is a line or two.
 """
 
-import argparse
-import math
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
+
+from music_ssl_fairseq.cli import Parser, real_number, whole_number
 
 # Name, kind, seconds of audio per update, seconds of a crop, updates.
 MODELS = (
@@ -23,15 +23,18 @@ MODELS = (
 # Milliseconds per update and per 5 s crop on one GPU, without other processes.
 STEP = {"music_hubert": (3.3, 0.453), "music2vec": (3.3, 0.649)}
 MILLION_PARAMETERS = {"music_hubert": 94.4, "music2vec": 93.8}
-MAY_BE_ZERO = ("network", "label_rate")
+MAY_BE_ZERO = ("network", "label-rate")
 BYTES_PER_PARAMETER = {"music_hubert": 12, "music2vec": 16}  # weights, two moments, teacher
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+def get_parser() -> ArgumentParser:
+    about_all = __doc__.splitlines()[0]
+    program = "python examples/scale.py"
+    parser = Parser(prog=program, description=about_all, allow_abbrev=False)
 
     def add(name: str, default: float, about: str) -> None:
-        kind = type(default)
+        least = 0 if name in MAY_BE_ZERO else 0.001
+        kind = whole_number(1) if isinstance(default, int) else real_number(least)
         parser.add_argument(f"--{name}", type=kind, default=default, help=f"{about} (%(default)g)")
 
     add("hours", 100_000.0, "of music")
@@ -147,13 +150,6 @@ def paper_models(args: Namespace) -> list[str]:
 
 def main() -> None:
     args = get_parser().parse_args()
-    for name, value in vars(args).items():
-        if isinstance(value, (bool, str)):
-            continue
-        at_least = 0 if name in MAY_BE_ZERO else 1e-9
-        if not at_least <= value < math.inf:
-            wanted = "0 or more" if name in MAY_BE_ZERO else "above 0"
-            raise SystemExit(f"error: --{name.replace('_', '-')} must be {wanted}")
     if args.models:
         print("\n".join(paper_models(args)))
         return

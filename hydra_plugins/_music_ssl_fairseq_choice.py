@@ -1,12 +1,14 @@
-"""Refuse a `fairseq-hydra-train` that names no configuration, with a command that works.
+"""Refuse a command of fairseq that does not say what to run, with a command that works.
 
-fairseq would train with its bare defaults, and end in a traceback about the batch size. Commands
+Without a configuration, `fairseq-hydra-train` would train with fairseq's bare defaults, and end in
+a traceback about the batch size. Without a task, `fairseq-validate` ends in one as well. Commands
 that choose a task or model of fairseq without a file pass.
 
 This file is outside of the package, because fairseq registers tasks of a user_dir only if the
 package is not imported yet.
 """
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -14,8 +16,15 @@ import shlex
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
-from hydra_plugins._music_ssl_fairseq_folder import config_dirs, examples_dir, is_ours, values
+from hydra_plugins._music_ssl_fairseq_folder import (
+    PACKAGE,
+    config_dirs,
+    examples_dir,
+    is_ours,
+    values,
+)
 
 _FAMILIES = ("music_hubert", "music2vec", "probing")  # of examples/
 _OPTIONS = ("--config-dir", "-cd", "--config-name", "-cn")
@@ -62,6 +71,37 @@ def check_choice(arguments: list[str]) -> None:
         _refuse(message, arguments, folder, names)
     else:
         _refuse(f"--config-dir {folder}: no configuration in it", arguments, folder, names)
+
+
+def check_validation(arguments: list[str]) -> None:
+    """Refuse a `fairseq-validate` without --task, or with a task of this package alone.
+
+    Args:
+        arguments: a program's name and arguments.
+    """
+    tasks, folders = values(arguments, "--task"), values(arguments, "--user-dir")
+    known = bool(folders) or not any(task.startswith("music") for task in tasks)
+    if (tasks and known) or {"--help", "-h"} & set(arguments):
+        return
+    missing = [*["--task"] * (not tasks), *["--user-dir"] * (not folders)]
+    words = [] if folders else ["--user-dir", PACKAGE]
+    words += [] if tasks else ["--task", _task_of(arguments)]
+    sizes = ("--batch-size", "--max-sentences", "--max-tokens")
+    words += [] if values(arguments, *sizes) else ["--batch-size", "8"]
+    _end([f"{' and '.join(missing)} missing"], ["fairseq-validate", *arguments[1:], *words])
+
+
+def _task_of(arguments: list[str]) -> str:
+    """Return the task of the run that --path belongs to; of a probe, where data are a probe's."""
+    if any(os.path.isfile(os.path.join(word, "task.json")) for word in arguments[1:]):
+        return "music_probing"
+    for path in values(arguments, "--path"):
+        run = os.path.dirname(os.path.dirname(os.path.abspath(path)))
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            settings = Path(run, ".hydra", "config.yaml").read_text("utf-8")
+            if found := re.search(r"^task:\n  _name: (\w+)", settings, re.MULTILINE):
+                return found[1]
+    return "music_hubert_pretraining"
 
 
 def _there(folder: str, name: str) -> bool:

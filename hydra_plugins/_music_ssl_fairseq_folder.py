@@ -103,7 +103,7 @@ def is_ours(folder: str) -> bool:
 
 
 def begin_quietly(arguments: list[str]) -> None:
-    """Prepare a `fairseq-hydra-train` of this package, before fairseq is imported.
+    """Prepare a `fairseq-hydra-train` or `fairseq-validate`, before fairseq is imported.
 
     Its imports take seconds, in which Ctrl-C would end in a traceback, and print warnings that
     concern no user.
@@ -111,8 +111,10 @@ def begin_quietly(arguments: list[str]) -> None:
     Args:
         arguments: a program's name and arguments.
     """
-    from hydra_plugins._music_ssl_fairseq_choice import check_choice
+    from hydra_plugins._music_ssl_fairseq_choice import check_choice, check_validation
 
+    if os.path.basename(arguments[0]) == "fairseq-validate":
+        return check_validation(arguments)
     check_choice(arguments)
     if any(map(is_ours, config_dirs(arguments))) or "--help" in arguments:
         from hydra_plugins._music_ssl_fairseq_console import keep_for_the_log

@@ -23,6 +23,7 @@ from music_ssl_fairseq.data.validation import concerns
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import hours
 from music_ssl_fairseq.runtime.files import atomic_path
+from music_ssl_fairseq.runtime.typed import beside, with_option
 
 DESCRIPTION = f"""\
 List the audio below a folder, of any sample rate and number of channels, in OUT/train.tsv and
@@ -207,7 +208,8 @@ def _refuse_overwriting(out: Path, force: bool) -> None:
     if existing and not force:
         raise InputError(
             f"{out}: {' and '.join(existing)} exist already; "
-            "--out writes elsewhere; --force would replace them"
+            "--out writes elsewhere; --force would replace them",
+            with_option("--out", beside(out)),
         )
 
 

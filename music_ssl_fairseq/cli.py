@@ -40,7 +40,8 @@ class Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(None, message)
         given, self._trying = self._given, True
         right = next(filter(self._parses, self._similar(list(given), message)), ["--help"])
-        self.exit(2, f"error: {message}\n{self.prog} {shlex.join(right)}\n")
+        command = f"{self.prog} {shlex.join(right)}".rstrip()
+        self.exit(2, f"error: {message}\n{command}\n")
 
     def _parses(self, words: list[str]) -> bool:
         try:
@@ -65,6 +66,8 @@ class Parser(argparse.ArgumentParser):
         if wrong := re.match(r"argument (-\S+): ", message):
             for i, word in enumerate(words):
                 option, is_one_word, _ = word.partition("=")
+                if option == wrong[1] == "--layer" and "deep" in "=".join(words).split("="):
+                    yield [*words[:i], "--layer=1", *words[i + (1 if is_one_word else 2) :]]
                 if option == wrong[1]:
                     yield words[:i] + words[i + (1 if is_one_word else 2) :]
         missing = re.search(r"are required: (-\S+)$", message)

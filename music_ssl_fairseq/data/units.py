@@ -16,7 +16,7 @@ import numpy as np
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.metadata import METADATA
 from music_ssl_fairseq.runtime.texts import quoted, read_object, read_text
-from music_ssl_fairseq.runtime.typed import beside
+from music_ssl_fairseq.runtime.typed import beside, with_setting
 
 _MAX_LABEL_RATE = 16_000  # labels per second: one per sample
 
@@ -209,6 +209,7 @@ def choose_label_rate(label_dir: str | os.PathLike, given: float | None) -> floa
         return given
     if given is not None and given != stated:
         raise InputError(
-            f"task.label_rate is {given:g}, but {file} says {stated:g}; leave task.label_rate out"
+            f"task.label_rate is {given:g}, but {file} says {stated:g}; leave task.label_rate out",
+            with_setting("task.label_rate="),
         )
     return stated

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from music_ssl_fairseq.cli import exit_status, new_parser
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.typed import with_option
+from music_ssl_fairseq.runtime.typed import beside, with_option
 
 if TYPE_CHECKING:
     from music_ssl_fairseq.upstream.contents import Contents
@@ -148,7 +148,8 @@ def _check(a: argparse.Namespace) -> None:
     if there and not a.force:
         raise InputError(
             f"{a.to}: has {', '.join(there)} already; --to writes elsewhere; --force would "
-            "replace them"
+            "replace them",
+            with_option("--to", beside(a.to)),
         )
 
 

@@ -81,7 +81,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add(
         "--layer",
-        type=int,
+        type=whole_number(0),
         metavar="L",
         help="for --features deep: 0 for the projected output of the convolutions, 1 for the first "
         "Transformer layer and so on; HuBERT's second iteration takes 6 of 12",

@@ -28,7 +28,7 @@ from music_ssl_fairseq.label.kmeans import KMeansState, import_faiss
 from music_ssl_fairseq.label.recipe import DEFAULTS, WORDS, Recipe, version
 from music_ssl_fairseq.runtime.files import atomic_path, checksum, remove_temporary, write_json
 from music_ssl_fairseq.runtime.metadata import METADATA, read_metadata
-from music_ssl_fairseq.runtime.typed import with_option
+from music_ssl_fairseq.runtime.typed import with_flag, with_option
 
 SPLITS = ("train", "valid")
 
@@ -92,7 +92,10 @@ class LabelFolder:
             return None
         if checksum(file) != self.metadata["centroids_sha256"]:
             if self.metadata["splits"]:
-                raise InputError(f"{file}: changed since labels were made with it; give --force")
+                raise InputError(
+                    f"{file}: changed since labels were made with it; give --force",
+                    with_flag("--force"),
+                )
             return None
         return load_centroids(file)
 
@@ -160,7 +163,8 @@ class LabelFolder:
         if record["manifest_sha256"] != checksum(manifest.file):
             raise InputError(
                 f"{manifest.file}: changed since {self.target(split)} was made from it; "
-                "give --force to label again"
+                "give --force to label again",
+                with_flag("--force"),
             )
         # Older labels have no checksums.
         for name, recorded in record.get("sha256", {}).items():

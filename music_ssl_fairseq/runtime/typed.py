@@ -44,6 +44,11 @@ def with_options(changes: dict[str, object]) -> str:
     return shlex.join(words)
 
 
+def with_flag(option: str) -> str:
+    """Return the command with an option that takes no value."""
+    return shlex.join([*typed(), option])
+
+
 def with_word(wrong: str, right: Iterable[str]) -> str:
     """Return the command with the most similar of the right words; empty if none is similar."""
     near = get_close_matches(wrong, list(right), 1)
@@ -107,35 +112,32 @@ def look_around(path: str | os.PathLike) -> str:
 
 
 def with_command(message: str) -> str:
-    """Return the lines of an error, with a command below that shows its cause if none is there.
+    """Return the lines of an error, with a command below if one helps and none is there.
 
-    The command shows the line, file or folder that the message begins with, or else the options.
+    It is one that the message has in quotes, or shows the line, file or folder that the message
+    begins with. Messages about options and settings say what to give.
     """
     if "\n" in message:
         return message
+    quoted = re.search(r"(?:run|with) `((?:pip|python|git) [^`]+)`", message)
     colons = (match.start() for match in re.finditer(": ", message))
     shown = (_show(*message[:colon].partition(", line ")[::2]) for colon in colons)
-    return f"{message}\n{next(filter(None, shown), _options())}"
+    command = quoted[1] if quoted else next(filter(None, shown), "")
+    return f"{message}\n{command}" if command else message
 
 
 def _show(name: str, line: str) -> str:
     """Return the command that shows a line, file or folder; empty if the name is no path."""
     path = shlex.quote(name)
+    if re.match(r"https?://", name):
+        return f"curl -I {path}"
     if os.path.isdir(name):
         return f"ls {path}"
     if os.path.isfile(name):
         head = "head -n 3" if name.endswith(_TEXTS) else "ls -l"
         return f"sed -n {line}p {path}" if line.isdigit() else f"{head} {path}"
-    is_path = os.sep in name and not re.search(r"^-|^hf:|\s-|=", name)
+    is_path = os.sep in name and not re.search(r"^-|^hf:|://|\s-|=", name)
     return look_around(name) if is_path else ""
-
-
-def _options() -> str:
-    """Return this command with --help in place of its options or settings."""
-    words = typed()
-    if words[0] == "python":
-        words = words[: 3 if words[3:] and words[3].startswith("-") else 4]
-    return shlex.join([*(w for w in words if w.startswith("-") or "=" not in w), "--help"])
 
 
 def music_folder() -> str:

@@ -24,6 +24,8 @@ from music_ssl_fairseq.probing.heads.training import mini_batches, update
 from music_ssl_fairseq.probing.identity import probing_question
 from music_ssl_fairseq.probing.scoring.collector import Collector
 from music_ssl_fairseq.probing.scoring.results import refuse_another
+from music_ssl_fairseq.runtime.texts import read_json
+from music_ssl_fairseq.runtime.typed import newest_run, with_setting
 from music_ssl_fairseq.tasks.run_folder import IDENTITY, RunFolderTask
 from music_ssl_fairseq.training import prepare_training
 from music_ssl_fairseq.training.epoch import note_batching
@@ -41,6 +43,15 @@ def _is_given(cfg: Any, key: str) -> bool:
         return bool(cfg[key])
     except (MissingMandatoryValue, InterpolationToMissingValueError):
         return False
+
+
+def _with_given(name: str, expected: str | None) -> str:
+    """Return the command with a setting that is missing: a task of probing/, or the newest run."""
+    if name == "model.upstream":
+        return with_setting(f"{name}={newest_run() or 'mfcc'}")
+    tasks = sorted(Path("probing").glob("*/task.json"))
+    fit = [file for file in tasks if expected in (None, read_json(file).get("name"))]
+    return with_setting(f"{name}={fit[0].parent}") if fit else "python -m manifests_tools --help"
 
 
 @register_task("music_probing", dataclass=MusicProbingConfig)
@@ -69,7 +80,8 @@ class MusicProbingTask(RunFolderTask):
             prepare_training()
             for name, key, what in _NEEDED:
                 if not _is_given(cfg, key):
-                    raise InputError(f"{name} is missing: give {name}={what}")
+                    right = _with_given(name, cfg.get("expected"))
+                    raise InputError(f"{name} is missing: give {name}={what}", right)
             task = cls(cfg)
             if not kwargs.get("from_checkpoint"):
                 task.run.enter(cfg, task.data_identity, own_restore_file=True)

@@ -14,6 +14,7 @@ from fairseq import checkpoint_utils
 from fairseq.dataclass import FairseqDataclass
 from omegaconf import II, MISSING, OmegaConf
 
+from music_ssl_fairseq.audio.shards import parse_member
 from music_ssl_fairseq.compat import (
     check_unpickler,
     exchange_numbers_on_cpu,
@@ -257,12 +258,14 @@ class PretrainingTask(RunFolderTask):
         tasks = sorted(str(file.parent) for file in Path("probing").glob("*/task.json"))
         if tasks:
             return f"python -m music_ssl_fairseq probe --upstream {run} --task {shlex.join(tasks)}"
-        root = Manifest(os.path.join(self.cfg.data, "train.tsv")).root
-        if not os.path.isdir(root):  # shards on a server
+        tracks = Manifest(os.path.join(self.cfg.data, "train.tsv"))
+        if not os.path.isdir(tracks.root) or parse_member(tracks.name(0)):  # shards
             manifest = shlex.quote(shown(os.path.join(self.cfg.data, "valid.tsv")))
             places = f"--checkpoint {run} --manifest {manifest} --out {run}/features"
             return f"python -m music_ssl_fairseq extract {places}"
-        return f"python -m music_ssl_fairseq map {shlex.quote(shown(root))} --checkpoint {run}"
+        return (
+            f"python -m music_ssl_fairseq map {shlex.quote(shown(tracks.root))} --checkpoint {run}"
+        )
 
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Return fairseq's iterator, with its batching noted: see `ResumableEpochs`."""

@@ -39,9 +39,11 @@ def locate(path: str | os.PathLike) -> Path:
     runs = [folder.parent for folder in folders if _checkpoint_in(folder)]
     if len(runs) > 1:
         shown = ", ".join(map(str, runs[:_SHOWN])) + (", ..." if len(runs) > _SHOWN else "")
-        raise InputError(
+        error = InputError(
             f"{path}: holds several runs: {shown}; give one of them", with_path(path, str(runs[0]))
         )
+        error.add_note(f"music_ssl_fairseq.load({str(runs[0])!r})")
+        raise error
     if not runs:
         raise InputError(
             f"{path}: neither a Hugging Face model (no {CONFIG} in it) nor the folder of a run (no "

@@ -26,6 +26,7 @@ from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.units import UnitDictionary
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.label.kmeans import check_enough
+from music_ssl_fairseq.runtime import typed
 from tests import EXAMPLES, checkpoints, tiny
 from tests.audio_files import write_tone
 from tests.test_page_commands import check
@@ -193,6 +194,8 @@ def test_layers_of_a_model(damaged, capsys):
     run(music_ssl_fairseq, *label)
     end = " --checkpoint runs/music_hubert/short --layer 1"
     assert last(capsys).endswith(f" label --features deep{end}")
+    run(music_ssl_fairseq, *label, "--layer", "nine")
+    assert last(capsys).endswith("label --features deep --layer=1")
     run(music_ssl_fairseq, "map", "music", "--checkpoint", str(damaged), "--layer=12")
     assert last(capsys).endswith(" --layer=3")
     shutil.rmtree("runs")
@@ -297,6 +300,46 @@ def test_validation_without_a_batch_size(monkeypatch):
     with pytest.raises(SystemExit) as error:
         command.main(SimpleNamespace(dataset=size))
     assert str(error.value).splitlines()[1] == "fairseq-validate manifests --batch-size 8"
+
+
+@pytest.mark.parametrize(
+    ("words", "missing", "end"),
+    [
+        ("manifests", "--task and --user-dir", "--task music2vec_pretraining --batch-size 8"),
+        ("gtzan --task=music_probing --batch-size 2", "--user-dir", "--user-dir music_ssl_fairseq"),
+        ("gtzan --user-dir=x --max-tokens 9", "--task", "--task music_probing"),
+    ],
+)
+def test_validation_without_a_task(words, missing, end, capsys, monkeypatch):
+    Path("my run/.hydra").mkdir(parents=True)
+    Path("my run/.hydra/config.yaml").write_text("x: 1\ntask:\n  _name: music2vec_pretraining\n")
+    Path("gtzan").mkdir()
+    Path("gtzan/task.json").touch()
+    monkeypatch.setattr(choice.os, "_exit", sys.exit)
+    command = ["fairseq-validate", *words.split(), "--path", "my run/checkpoints/best.pt"]
+    with pytest.raises(SystemExit, match="1"):
+        folder.begin_quietly(command)
+    message, right = capsys.readouterr().err.splitlines()
+    assert message == f"error: {missing} missing"
+    assert right.startswith(shlex.join(command))
+    assert right.endswith(end)
+    choice.check_validation(shlex.split(right))
+    choice.check_validation(["fairseq-validate", "data-bin", "--task", "translation"])
+
+
+@pytest.mark.parametrize(
+    ("message", "command"),
+    [
+        ("http://x:1/a b.tar: gone", "curl -I 'http://x:1/a b.tar'"),
+        ("s3://x/a.tar: gone", ""),
+        ("torch is old: run `pip install x`", "pip install x"),
+        ("x needs ranges, which `python -m http.server` does not have", ""),
+        ("--window 2: windows need 6 seconds or more", ""),
+        ("music: has no such file", "ls music"),
+    ],
+)
+def test_a_command_only_where_it_helps(message, command):
+    assert typed.with_command(message) == f"{message}\n{command}".rstrip()
 
 
 class TestSettings:
