@@ -45,6 +45,9 @@ def draw_layer_curves(probes: Sequence[Probe]) -> str:
     """Draw the validation score of each layer, a panel per task; one-layer probes as lines."""
     tasks, models = tasks_of(probes), models_of(probes)
     panels = Panels(len(tasks))
+    named = {layer for probe in probes for layer in layer_curve(probe)}
+    last = max((int(layer) for layer in named if layer.isdigit()), default=0)
+    ticks = [*range(0, last + 1, 1 + last // 7)]
     for axes, task in zip(panels, tasks, strict=False):
         for probe in _of_task(probes, task):
             colour = COLOURS[models.index(probe.model) % len(COLOURS)]
@@ -58,12 +61,15 @@ def draw_layer_curves(probes: Sequence[Probe]) -> str:
             scores = [curve[layer] for layer in numbers]
             axes.plot(places, scores, "o-", markersize=3, color=colour, label=probe.model)
             if "all" in curve:
-                axes.plot(max(places, default=0) + 1, curve["all"], "D", color=colour)
+                axes.plot(last + 2, curve["all"], "D", color=colour)
         axes.set_title(task, size=9)
-        axes.set_xlabel("layer (diamond: learned sum)", size=8)
+        axes.set_xlabel("layer (all: learned sum)", size=8)
         metric = _of_task(probes, task)[0].about["metric"]
         axes.set_ylabel(f"{spoken(metric)}, %", size=8)
-        axes.locator_params(axis="x", integer=True)
+        if "all" in named:
+            axes.set_xticks([*ticks, last + 2], [*map(str, ticks), "all"])
+        else:
+            axes.set_xticks(ticks)
         axes.grid(alpha=0.3)
     panels.add_legend()
     return figure(
@@ -93,8 +99,12 @@ def draw_heat_map(probes: Sequence[Probe]) -> str:
     axes[-1].set_xticks(np.arange(len(columns)) + 0.5, columns, size=8)
     axes[-1].set_xlabel("layer (0: projected extractor output; all: learned sum)", size=9)
     bar = drawn.colorbar(shown, ax=list(axes), shrink=min(1.0, 3 / tall), pad=0.01, extend="max")
-    bar.set_label("points below the best layer of any model on the task", size=8)
-    return figure(drawn, "heat map of validation scores by layer", "Validation score, percent.")
+    bar.set_label("points below best", size=8)
+    return figure(
+        drawn,
+        "heat map of validation scores by layer",
+        "Validation score, percent. Colour: points below the best layer of any model on the task.",
+    )
 
 
 def _panel(axis, probes: Sequence[Probe], columns: Sequence[str]):

@@ -207,7 +207,7 @@ def test_the_page_in_a_browser(tmp_path, browser):
         *("scores", "validation score by layer", "heat map", "training")
     ]
     texts = browser.run("[...document.querySelectorAll('figure svg text')].map(t => t.textContent)")
-    for text in ("accuracy, %", "points below the best layer of any model on the task", "updates"):
+    for text in ("accuracy, %", "points below best", "layer (all: learned sum)", "updates"):
         assert text in texts
     ids = browser.run("[...document.querySelectorAll('[id]')].map(element => element.id)")
     assert len(set(ids)) == len(ids)
