@@ -74,7 +74,7 @@ class Places:
 
     def kept_labels(self, corpus: str, name: str) -> Path:
         """Labels of a layer, among the results: another machine lacks the checkpoint."""
-        return self.results / "labels" / f"{self.labels(corpus, name).name}.tar.gz"
+        return self.results / "labels" / f"{self.labels(corpus, name).name}.zip"
 
     def manifests(self, corpus: str) -> Path:
         return self.work / "manifests" / corpus

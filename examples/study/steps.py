@@ -73,7 +73,7 @@ class Steps:
         about, out = self.table.labels[name], self.places.labels(corpus, name)
         source, kept = self.table.source_of(name), self.places.kept_labels(corpus, name)
         if source and kept.exists():
-            shutil.unpack_archive(kept, out, filter="data")
+            shutil.unpack_archive(kept, out)
             return True
         command = [sys.executable, "-m", "music_ssl_fairseq.label", "--k", str(about["k"])]
         command += [
@@ -91,7 +91,7 @@ class Steps:
         if source:
             kept.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(kept) as temporary:
-                made = shutil.make_archive(str(temporary), "gztar", out)
+                made = shutil.make_archive(str(temporary), "zip", out)
                 os.replace(made, temporary)
         return True
 
