@@ -182,7 +182,7 @@ def test_crops_on_which_fairseqs_function_fails_are_refused(length, prob, min_sp
     assert any(fits) == (prob < 1 or length > 1)
 
 
-# As in the table of docs/models.md (300 batches of each there).
+# As in the table of docs/deviations.md (300 batches of each there).
 RATIOS = [
     ((0.80, 10, 2, 249, 17), 56.6, 48.5),
     ((0.65, 10, 1, 1499, 7), 49.0, 46.8),
