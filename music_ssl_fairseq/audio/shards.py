@@ -155,9 +155,10 @@ def _fetch(member: Member, start: int, stop: int) -> bytes:
         except FileNotFoundError:
             raise AudioError(member.name, "no such file") from None
         except ImportError as error:
+            scheme = member.shard.partition("://")[0].replace("https", "http")
             raise InputError(
-                f"{member.shard}: {error}: such URLs need a package "
-                "(pip install 'fsspec[http]', 'fsspec[s3]' or 'fsspec[gcs]')"
+                f"{member.shard}: such URLs need a package ({error})",
+                f"pip install 'fsspec[{scheme}]'",
             ) from None
         except Exception as error:
             if wait is None:

@@ -136,6 +136,8 @@ class BlockJob:
     def _unreadable(self) -> InputError:
         others = f" (and {len(self.errors) - 1} more, see above)" if len(self.errors) > 1 else ""
         first = self.errors[min(self.errors)]
+        if 1 < len(self.errors) == len(self.num_samples):
+            return InputError(f"{first}{others}: not one track can be read")
         return InputError(
             f"{first}{others}; all else is kept: repair it and run the same command. With "
             "--skip-unreadable such a track gets an empty line, and training leaves it out",

@@ -128,9 +128,10 @@ def with_command(message: str) -> str:
 
 def _show(name: str, line: str) -> str:
     """Return the command that shows a line, file or folder; empty if the name is no path."""
-    path = shlex.quote(name)
     if re.match(r"https?://", name):
-        return f"curl -I {path}"
+        shard = re.sub(r":\d+:\d+$", "", name)
+        return f"curl -I {shlex.quote(shard)}"
+    path = shlex.quote(name)
     if os.path.isdir(name):
         return f"ls {path}"
     if os.path.isfile(name):

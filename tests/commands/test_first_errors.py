@@ -331,6 +331,7 @@ def test_validation_without_a_task(words, missing, end, capsys, monkeypatch):
     ("message", "command"),
     [
         ("http://x:1/a b.tar: gone", "curl -I 'http://x:1/a b.tar'"),
+        ("http://x:1/a.tar:512:99: no such file", "curl -I http://x:1/a.tar"),
         ("s3://x/a.tar: gone", ""),
         ("torch is old: run `pip install x`", "pip install x"),
         ("x needs ranges, which `python -m http.server` does not have", ""),

@@ -10,11 +10,6 @@ import pytest
 
 from tests import ROOT
 
-SCRIPTS = (
-    *("examples/environment.sh", "examples/debian.sh", "examples/quickstart.sh"),
-    *("examples/open_music/prepare.sh", "examples/open_tasks/fetch.sh"),
-    "examples/open_tasks/judge.sh",
-)
 BASH = shutil.which("bash")
 SETTINGS = ("PYTHON", "MUSIC_SSL_VENV", "MUSIC_SSL_VENVS", "QUICKSTART_DIR")  # of the caller
 
