@@ -22,7 +22,7 @@ from music_ssl_fairseq.data.units import labels_beside
 from music_ssl_fairseq.data.validation import concerns
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import hours
-from music_ssl_fairseq.runtime.files import atomic_path
+from music_ssl_fairseq.runtime.files import atomic_path, require_writable
 from music_ssl_fairseq.runtime.typed import beside, with_option
 
 DESCRIPTION = f"""\
@@ -124,7 +124,10 @@ def run(
     folder = convert or shards
     if folder is not None:
         folder = os.path.abspath(folder)
-        _refuse_mixing(root, folder, "--convert" if convert else "--shards")
+        option = "--convert" if convert else "--shards"
+        _refuse_mixing(root, folder, option)
+        require_writable(folder, option)
+    require_writable(out, "--out")
     names, unlisted = find_audio(root)
     tracks, unusable = examine_tracks(root, names, min_seconds, thorough, workers)
     tracks, of_no_use = _without_silence_and_copies(root, tracks)

@@ -23,6 +23,7 @@ from music_ssl_fairseq.errors import InputError, one_line
 from music_ssl_fairseq.frames import SAMPLE_RATE, hours
 from music_ssl_fairseq.probing.spec import FILE, SPLITS, ProbingSpec, parse_number, write_spec
 from music_ssl_fairseq.probing.writer import Example, remove_split, write_split
+from music_ssl_fairseq.runtime.files import require_writable
 from music_ssl_fairseq.runtime.typed import beside, newest_run, with_option
 
 MIN_SECONDS = 0.1
@@ -112,6 +113,7 @@ def build(
             f"{folder}: {FILE} exists already; --force would replace it; to write beside it",
             with_option("--out", beside(out)),
         )
+    require_writable(folder, "--out")
     data = read()
     data.refuse_unusable(root)
     names = list(dict.fromkeys(name for split in data.splits for name in data.names(split)))

@@ -6,7 +6,6 @@ whose checksum is the recorded one, a split only once it is recorded.
 """
 
 import hashlib
-import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -26,7 +25,13 @@ from music_ssl_fairseq.label.external_centroids import load_centroids
 from music_ssl_fairseq.label.join import Joined
 from music_ssl_fairseq.label.kmeans import KMeansState, import_faiss
 from music_ssl_fairseq.label.recipe import DEFAULTS, WORDS, Recipe, version
-from music_ssl_fairseq.runtime.files import atomic_path, checksum, remove_temporary, write_json
+from music_ssl_fairseq.runtime.files import (
+    atomic_path,
+    checksum,
+    remove_temporary,
+    require_writable,
+    write_json,
+)
 from music_ssl_fairseq.runtime.metadata import METADATA, read_metadata
 from music_ssl_fairseq.runtime.typed import with_flag, with_option
 
@@ -81,9 +86,8 @@ class LabelFolder:
 
     def make(self) -> None:
         """Make the folder, so that one that cannot be written is found before any work is done."""
+        require_writable(self.path, "--labels")
         self.path.mkdir(parents=True, exist_ok=True)
-        if not os.access(self.path, os.W_OK):
-            raise InputError(f"{self.path}: not writable; give --labels another folder")
 
     def centroids(self) -> np.ndarray | None:
         """Return `[k, D]` of an earlier run of this recipe, if there are any."""

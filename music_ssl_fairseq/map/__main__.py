@@ -8,6 +8,7 @@ from pathlib import Path
 from music_ssl_fairseq.cli import exit_status, new_parser
 from music_ssl_fairseq.errors import InputError, one_line
 from music_ssl_fairseq.runtime.cpus import available_cpus
+from music_ssl_fairseq.runtime.files import require_writable
 
 DESCRIPTION = """\
 Embed every song below a folder with a frozen model, and write one HTML page: a map on which similar
@@ -102,6 +103,7 @@ def run(a: argparse.Namespace) -> None:
         raise InputError("--seconds and --workers must not be negative, --neighbours at least 1")
     if a.clip_seconds is not None and not 0 <= a.clip_seconds <= _MAX_CLIP_SECONDS:
         raise InputError(f"--clip-seconds {a.clip_seconds:g}: from 0 to {_MAX_CLIP_SECONDS:g}")
+    require_writable(a.out.parent, "--out")
 
     from manifests_tools.find import find_audio
     from music_ssl_fairseq.map.embedding import Embedder

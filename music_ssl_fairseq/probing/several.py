@@ -18,7 +18,7 @@ from music_ssl_fairseq.probing import direct
 from music_ssl_fairseq.probing.features.source import FeatureSource
 from music_ssl_fairseq.probing.identity import probing_identity
 from music_ssl_fairseq.probing.spec import read_spec
-from music_ssl_fairseq.runtime.files import write_json
+from music_ssl_fairseq.runtime.files import require_writable, write_json
 from music_ssl_fairseq.runtime.texts import read_object
 
 STAMP = "made_of.json"
@@ -67,6 +67,8 @@ def probe_all(
         cfg = direct.settings({**shared, **probe.settings, **own})
         made_of = identity(cfg, source, split)
         prepared.append((probe, cfg, made_of, _is_done(probe.out, made_of, split, anew)))
+        if not prepared[-1][-1]:
+            require_writable(probe.out, "--out")
     for probe, cfg, made_of, done in prepared:
         if not done:
             (probe.out / STAMP).unlink(missing_ok=True)

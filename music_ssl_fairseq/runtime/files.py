@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import socket
 import time
 import weakref
@@ -57,6 +58,25 @@ def checksum(file: str | os.PathLike) -> str:
     """Return the SHA-256 of a file, in hex."""
     with Path(file).open("rb") as handle:
         return file_digest(handle, "sha256").hexdigest()
+
+
+def require_writable(folder: str | os.PathLike, option: str) -> None:
+    """Refuse a folder that cannot be written or made, before any work is done for it.
+
+    Args:
+        option: names the folder on the command line, for the message.
+
+    Raises:
+        InputError: if it, or the folder that it would be made in, is no folder or not writable.
+    """
+    there = os.path.abspath(folder)
+    while not os.path.exists(there):
+        there = os.path.dirname(there)
+    if not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):
+        why = "not writable" if os.path.isdir(there) else "Not a directory"
+        raise InputError(
+            f"{folder}: {why}; give {option} another folder", f"ls -ld {shlex.quote(there)}"
+        )
 
 
 def remove_temporary(folder: Path, idle_seconds: float = 0.0) -> None:

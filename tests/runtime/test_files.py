@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.files import hold, let_go, write_json
+from music_ssl_fairseq.runtime.files import hold, let_go, require_writable, write_json
 from music_ssl_fairseq.runtime.texts import read_json
 
 HOLDER = """
@@ -82,3 +82,14 @@ def test_names_that_are_no_utf8_are_noted_as_text(tmp_path):
     name = os.fsdecode(b"b\xffd \xc3\xa9")
     write_json(tmp_path / "about.json", {"source": name})
     assert read_json(tmp_path / "about.json") == {"source": r"b\udcffd é"}
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_the_work(tmp_path, monkeypatch):
+    require_writable(tmp_path / "a" / "b", "--out")
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="b: Not a directory; give --out another folder"):
+        require_writable(tmp_path / "file" / "b", "--out")
+    monkeypatch.setattr(os, "access", lambda path, mode: path != str(tmp_path))
+    with pytest.raises(InputError, match="b: not writable; give --out another folder"):
+        require_writable(tmp_path / "a" / "b", "--out")
