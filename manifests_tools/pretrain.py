@@ -126,7 +126,8 @@ def run(
         folder = os.path.abspath(folder)
         option = "--convert" if convert else "--shards"
         _refuse_mixing(root, folder, option)
-        require_writable(folder, option)
+        if not os.path.isdir(folder):  # copies that exist may be reused where nothing is written
+            require_writable(folder, option)
     require_writable(out, "--out")
     names, unlisted = find_audio(root)
     tracks, unusable = examine_tracks(root, names, min_seconds, thorough, workers)
