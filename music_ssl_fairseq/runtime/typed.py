@@ -123,6 +123,9 @@ def with_command(message: str) -> str:
     colons = (match.start() for match in re.finditer(": ", message))
     shown = (_show(*message[:colon].partition(", line ")[::2]) for colon in colons)
     command = quoted[1] if quoted else next(filter(None, shown), "")
+    missing = re.match(r"([^\s:=]+): no such (?:file|folder)", message)
+    if missing and not command:
+        command = look_around(missing[1])
     return f"{message}\n{command}" if command else message
 
 

@@ -140,7 +140,7 @@ def test_a_collapsed_run_stops_and_names_the_settings(impatient, family):
         train(family, *SHORT, *HIGH[family], f"hydra.run.dir=stop-{family}")
     message = str(end.value)
     assert message.startswith("error: collapsed: at update ")
-    assert message.count("\n") == 1  # the command below
+    assert "\n" not in message
     assert f"optimization.lr=[{1 if family == 'music_hubert' else 0.00017}]" in message
     warmup = "warmup_updates=4 (now 2)" if family == "music_hubert" else "phase_ratio (now 0.03)"
     assert f"lr_scheduler.{warmup}" in message or warmup in message

@@ -114,8 +114,8 @@ def test_an_encoder_and_its_layers(mapped, tmp_path, capsys):
     for layer, checkpoint in (("9", str(path)), ("1", "chroma")):
         command = ["map", str(folder / "music"), "--checkpoint", checkpoint, "--layer", layer]
         assert main(command) == 1
-        error = capsys.readouterr().err.splitlines()[-2]
-        assert error.startswith("error: ")
+        lines = capsys.readouterr().err.splitlines()
+        error = next(line for line in lines if line.startswith("error: "))
         assert layer in error
 
 

@@ -54,7 +54,7 @@ def test_the_tracks_of_a_batch_that_is_not_finite_are_named(here, monkeypatch, f
     with pytest.raises(SystemExit) as end:
         train(family, *TINY, "optimization.max_update=9", "task.normalize=false")
     message = str(end.value)
-    assert message.count("\n") == 1  # the error, and a command
+    assert "\n" not in message
     assert "not finite in the batch of" in message
     assert f"{file} (up to 3e+38)" in message
     assert not list(Path("runs").rglob("crash.pt"))
