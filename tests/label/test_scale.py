@@ -195,6 +195,16 @@ def test_damaged_labels_are_made_again(corpus, tmp_path, capsys, how):
         assert contents(labels) == contents(corpus / "whole")
 
 
+def stop_before_joining(corpus, labels, stage, monkeypatch):
+    """Leave the blocks of a run that stopped; without centroids if the stage is "sample"."""
+    with monkeypatch.context() as patch:
+        patch.setattr("music_ssl_fairseq.label.labelling.join", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main(command(corpus, labels))
+    if stage == "sample":
+        (labels / "centroids.npy").unlink()
+
+
 @pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04", b"text" * 99])
 @pytest.mark.parametrize("stage", ["sample", "train"])
 def test_damaged_blocks_are_computed_again(
@@ -202,12 +212,7 @@ def test_damaged_blocks_are_computed_again(
 ):
     """Of a run that stopped before its labels were joined."""
     labels = tmp_path / "labels"
-    with monkeypatch.context() as patch:
-        patch.setattr("music_ssl_fairseq.label.labelling.join", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            main(command(corpus, labels))
-    if stage == "sample":
-        (labels / "centroids.npy").unlink()
+    stop_before_joining(corpus, labels, stage, monkeypatch)
     first, *others = sorted(labels.glob(f".work-*/{stage}-*.npz"))
     fit = next(iter(labels.glob(".work-*/fit-*.npz")))
     for file in (first, fit) if stage == "sample" else (first,):
@@ -243,12 +248,7 @@ def test_blocks_of_audio_that_was_replaced_are_made_again(
 ):
     """Of a run that stopped, perhaps another shard's; the new file is as long as the old one."""
     labels, replaced = tmp_path / "labels", corpus / "music" / "3.wav"
-    with monkeypatch.context() as patch:
-        patch.setattr("music_ssl_fairseq.label.labelling.join", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            main(command(corpus, labels))
-    if stage == "sample":
-        (labels / "centroids.npy").unlink()
+    stop_before_joining(corpus, labels, stage, monkeypatch)
     before = replaced.read_bytes()
     try:
         write_tone(replaced, SECONDS[3], seed=9)
