@@ -66,10 +66,12 @@ class Parser(argparse.ArgumentParser):
         if wrong := re.match(r"argument (-\S+): ", message):
             for i, word in enumerate(words):
                 option, is_one_word, _ = word.partition("=")
-                if option == wrong[1] == "--layer" and "deep" in "=".join(words).split("="):
-                    yield [*words[:i], "--layer=1", *words[i + (1 if is_one_word else 2) :]]
-                if option == wrong[1]:
-                    yield words[:i] + words[i + (1 if is_one_word else 2) :]
+                if option != wrong[1]:
+                    continue
+                before, after = words[:i], words[i + (1 if is_one_word else 2) :]
+                if option == "--layer" and "deep" in "=".join(words).split("="):
+                    yield [*before, "--layer=1", *after]
+                yield before + after
         missing = re.search(r"are required: (-\S+)$", message)
         if missing and missing[1] in ("--checkpoint", "--upstream"):
             yield [*words, missing[1], newest_run() or "mfcc"]
