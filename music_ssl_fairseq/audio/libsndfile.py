@@ -28,7 +28,7 @@ _COMPRESSION = 0.7  # from 0 to 1, of MP3
 
 
 class Libsndfile:
-    """An open file with the methods of `pyav.Decoder`."""
+    """An open file with the methods of `pyav.PyAVDecoder`."""
 
     def __init__(self, name: str, file: soundfile.SoundFile, source: RawIOBase | None = None):
         self._name = name

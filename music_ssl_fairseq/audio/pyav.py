@@ -48,7 +48,7 @@ _NOTHING = np.empty(0, np.float32)
 av.logging.set_level(None)
 
 
-class Decoder:
+class PyAVDecoder:
     """An open file, decoded to mono from any sample on.
 
     Attributes:
@@ -323,14 +323,14 @@ class _Held(threading.local):
     """The decoder that this thread used last, for the next part of the file."""
 
     key: tuple | None = None
-    decoder: Decoder | None = None
+    decoder: PyAVDecoder | None = None
 
 
 _held = _Held()
 
 
 @contextmanager
-def opened(name: str, header: AudioHeader, identity: tuple) -> Iterator[Decoder]:
+def opened(name: str, header: AudioHeader, identity: tuple) -> Iterator[PyAVDecoder]:
     """Give a decoder of a file, perhaps one that is in the middle of it.
 
     Args:
@@ -341,7 +341,7 @@ def opened(name: str, header: AudioHeader, identity: tuple) -> Iterator[Decoder]
     decoder = _held.decoder if _held.key == key else None
     if decoder is None:
         _let_go()
-        decoder = Decoder(name, header)
+        decoder = PyAVDecoder(name, header)
     _held.key = _held.decoder = None
     try:
         yield decoder

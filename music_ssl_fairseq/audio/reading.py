@@ -13,7 +13,7 @@ import numpy as np
 from music_ssl_fairseq.audio import libsndfile, pyav, shards
 from music_ssl_fairseq.audio.headers import AudioHeader, read_header
 from music_ssl_fairseq.audio.libsndfile import Libsndfile
-from music_ssl_fairseq.audio.pyav import Decoder
+from music_ssl_fairseq.audio.pyav import PyAVDecoder
 from music_ssl_fairseq.audio.resampling import resampled_part
 from music_ssl_fairseq.audio.shards import Member, parse_member
 from music_ssl_fairseq.audio.waveforms import refuse_bad_samples
@@ -47,7 +47,7 @@ def probe(path: str | os.PathLike) -> AudioInfo:
     """
     file = _existing(path)
     with _open(file) as source:
-        if isinstance(source, Decoder):
+        if isinstance(source, PyAVDecoder):
             return _measured(file)
         return AudioInfo(source.num_samples, source.sample_rate, source.channels)
 
@@ -124,7 +124,7 @@ def _existing(path: str | os.PathLike) -> _File:
         raise AudioError(name, f"not a name of a file ({error})") from None
 
 
-_Opened = Libsndfile | Decoder
+_Opened = Libsndfile | PyAVDecoder
 
 
 @contextmanager

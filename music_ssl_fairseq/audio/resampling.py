@@ -10,7 +10,7 @@ from music_ssl_fairseq.frames import SAMPLE_RATE, resampled_length
 
 if TYPE_CHECKING:
     from music_ssl_fairseq.audio.libsndfile import Libsndfile
-    from music_ssl_fairseq.audio.pyav import Decoder
+    from music_ssl_fairseq.audio.pyav import PyAVDecoder
 
 _ZERO_CROSSINGS = 16  # of the sinc, each side: 90 dB stop band with the window below
 _KAISER_BETA = 9.0
@@ -33,7 +33,7 @@ def resample(waveform: np.ndarray, rate: int, sample_rate: int = SAMPLE_RATE) ->
 
 
 def resampled_part(
-    source: "Libsndfile | Decoder", start: int, stop: int | None, sample_rate: int
+    source: "Libsndfile | PyAVDecoder", start: int, stop: int | None, sample_rate: int
 ) -> np.ndarray:
     """Read the samples `[start, stop)` at `sample_rate`, and beside them what the filter needs.
 

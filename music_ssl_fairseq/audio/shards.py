@@ -50,7 +50,7 @@ def opened(member: Member) -> Iterator[io.RawIOBase]:
         InputError: if a server does not answer, asked five times.
     """
     with _source(member) as read:
-        file = _Part(member, read)
+        file = _MemberFile(member, read)
         try:
             yield file
         except AudioError:
@@ -76,7 +76,7 @@ def _source(member: Member) -> Iterator[Callable[[int, int], bytes]]:
         os.close(handle)
 
 
-class _Part(io.RawIOBase):
+class _MemberFile(io.RawIOBase):
     """A part of a shard as a file; `error` keeps errors, which libsndfile's callbacks swallow."""
 
     def __init__(self, member: Member, read: Callable[[int, int], bytes]):

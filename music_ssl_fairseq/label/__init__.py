@@ -16,7 +16,6 @@
     together             both stages for several features in one pass
     usage                perplexity, majority share and run length of the units
     notices              warnings about the music
-    report               a page about the labels; `report_samples`, `report_units`, `information`
 
 How the work is shared, saved and resumed is `music_ssl_fairseq.jobs`.
 """

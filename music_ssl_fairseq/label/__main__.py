@@ -238,7 +238,7 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.stage != "fit":
             _summarise(job.folder, splits)
         if reports:
-            from music_ssl_fairseq.label.report import write_report
+            from music_ssl_fairseq.label_report.page import write_report
 
             folder, centroids = job.folder, job.folder.centroids()
             assert centroids is not None

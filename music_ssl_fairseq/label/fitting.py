@@ -21,7 +21,7 @@ from music_ssl_fairseq.label import kmeans, minibatch
 from music_ssl_fairseq.label.external_centroids import centroids_file, load_centroids
 from music_ssl_fairseq.label.job import Job
 from music_ssl_fairseq.label.kmeans import KMeansState
-from music_ssl_fairseq.label.sample import Part, Reader, Sample
+from music_ssl_fairseq.label.sample import Reader, Sample, SampledTrack
 from music_ssl_fairseq.runtime import hub
 from music_ssl_fairseq.runtime.files import checksum
 from music_ssl_fairseq.runtime.metadata import METADATA
@@ -192,7 +192,7 @@ def _read_batches(job: Job, batches: minibatch.Batches, done: int) -> Iterator[n
     """Yield `[n, D]` of each batch after the first `done`."""
     groups_of: deque[int] = deque()
 
-    def groups() -> Iterator[list[Part]]:
+    def groups() -> Iterator[list[SampledTrack]]:
         for batch in range(done, len(batches)):
             parts = list(batches.parts(batch))
             starts = range(0, len(parts), job.pool.group_size)

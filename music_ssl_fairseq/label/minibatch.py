@@ -12,7 +12,7 @@ import numpy as np
 
 from music_ssl_fairseq.label.assign import make_nearest
 from music_ssl_fairseq.label.kmeans import KMeansState
-from music_ssl_fairseq.label.sample import Part, Sample
+from music_ssl_fairseq.label.sample import Sample, SampledTrack
 
 SECTION_FRAMES = 1000
 """Frames of a track that stay together, ten seconds and more. A batch of whole tracks would hold a
@@ -48,7 +48,7 @@ class Batches:
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def parts(self, batch: int) -> Iterator[Part]:
+    def parts(self, batch: int) -> Iterator[SampledTrack]:
         """Yield the parts of a batch, track by track in the manifest's order."""
         inside = slice(self._edges[batch], self._edges[batch + 1])
         tracks, numbers = self._tracks[inside], self._numbers[inside]

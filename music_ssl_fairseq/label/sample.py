@@ -31,7 +31,7 @@ from music_ssl_fairseq.features.track import Track
 _SPACING_SECONDS = 1.0  # between frames of a span
 
 
-class Part(NamedTuple):
+class SampledTrack(NamedTuple):
     """A track and those of its frames that are sampled: `[n]` int64, ascending."""
 
     track: Track
@@ -112,26 +112,26 @@ class Sample:
         """The number of frames to take from all tracks."""
         return int(self.quotas.sum())
 
-    def part(self, index: int) -> Part:
+    def part(self, index: int) -> SampledTrack:
         """Return a track with its frames, of which there may be none."""
         track = Track(self.manifest.path(index), int(self.manifest.num_samples[index]))
         quota = int(self.quotas[index])
         if not quota:
-            return Part(track, np.zeros(0, np.int64))
+            return SampledTrack(track, np.zeros(0, np.int64))
         num_frames = int(self.num_frames[index])
-        return Part(track, places(num_frames, quota, self.seed, index, self._spans))
+        return SampledTrack(track, places(num_frames, quota, self.seed, index, self._spans))
 
 
 @dataclass(frozen=True)
 class Reader(FeatureJob):
     """A job of workers: parts to their features."""
 
-    def requests(self, part: Part) -> list[Request]:
+    def requests(self, part: SampledTrack) -> list[Request]:
         """Return requests for a part's frames."""
         runs = _runs(part.frames, self.front.chunk_frames, self.front.together // 2)
         return [Request(part.track, int(run[0]), int(run[-1]) + 1, run) for run in runs]
 
-    def collect(self, part: Part, features: Iterator) -> np.ndarray:
+    def collect(self, part: SampledTrack, features: Iterator) -> np.ndarray:
         """Return `[frames, dimension]` float32 of a part."""
         none = np.empty((0, self.front.dimension), np.float32)
         arrays = (f if isinstance(f, np.ndarray) else f.cpu().numpy() for f in features)

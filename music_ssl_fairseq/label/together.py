@@ -36,7 +36,8 @@ def sample_together(jobs: Sequence[Job], manifest: Manifest) -> None:
     widths = np.cumsum([0, *(job.front.dimension for job in jobs)]).tolist()
     columns = [slice(first, last) for first, last in pairwise(widths)]
     parts = [
-        _Part(job.folder.checkpoints, SAMPLE, own) for job, own in zip(jobs, columns, strict=True)
+        _OwnBlocks(job.folder.checkpoints, SAMPLE, own)
+        for job, own in zip(jobs, columns, strict=True)
     ]
     shared = _SharedDir(parts[-1].done.path, parts)
     sample_blocks(jobs[0], samples[0], shared, Reader(_spec(jobs)))
@@ -51,7 +52,7 @@ def label_together(jobs: Sequence[Job], split: str, manifest: Manifest) -> None:
         return
     names = [job.folder.block_name(split, manifest) for job in jobs]
     parts = [
-        _Part(job.folder.checkpoints, name, i)
+        _OwnBlocks(job.folder.checkpoints, name, i)
         for i, (job, name) in enumerate(zip(jobs, names, strict=True))
     ]
     labeller = _Labeller(_spec(jobs), centroids[0], tuple(centroids))
@@ -69,7 +70,7 @@ def _spec(jobs: Sequence[Job]) -> FeatureSpec:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _OwnBlocks:
     """The folder of a set's blocks, their name there, and its columns of the values."""
 
     done: CheckpointDir
@@ -84,7 +85,7 @@ class _SharedDir(CheckpointDir):
     A block counts as done once its last part exists.
     """
 
-    parts: list[_Part]
+    parts: list[_OwnBlocks]
 
     def block(self, job: str, number: int) -> Path:
         last = self.parts[-1]

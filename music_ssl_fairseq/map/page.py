@@ -20,7 +20,7 @@ _LEAST_CLIP_SECONDS = 2.0
 _CLIPS_SECONDS = 4000.0  # of all clips together, some 20 MB
 
 
-class Excerpt(NamedTuple):
+class SongClip(NamedTuple):
     """A song's length in seconds, its clip as an MP3 file, and where the clip begins."""
 
     seconds: float
@@ -33,14 +33,14 @@ class _Cutter(NamedTuple):
 
     seconds: float
 
-    def __call__(self, path: str) -> Excerpt | AudioError:
+    def __call__(self, path: str) -> SongClip | AudioError:
         try:
             length, start, stop = middle_of(path, self.seconds)
             waveform = audio.read(path, start, stop - start) if stop > start else np.zeros(0)
         except AudioError as error:
             return error
         sound = audio.mp3(waveform, SAMPLE_RATE) if len(waveform) else b""
-        return Excerpt(length / SAMPLE_RATE, sound, start / SAMPLE_RATE)
+        return SongClip(length / SAMPLE_RATE, sound, start / SAMPLE_RATE)
 
 
 def write_page(

@@ -44,7 +44,7 @@ class GradientSums:
         first = [p for p in trained if id(p) not in ids]
         self._two = bool(first and last)
         parts = [first, last] if self._two else [trained]
-        self._parts = [_Part(part, divisor, ddp.process_group) for part in parts]
+        self._parts = [_GradientPart(part, divisor, ddp.process_group) for part in parts]
         self._awaited = 0
 
     def begin(self) -> None:
@@ -98,7 +98,7 @@ class GradientSums:
             part.receive()
 
 
-class _Part:
+class _GradientPart:
     """Parameters whose gradients are sent together, from memory kept for them.
 
     fairseq copies each gradient there and back. Here all are copied at once, and stay there.

@@ -13,7 +13,7 @@ from music_ssl_fairseq.features.chunk_features import FeatureJob, Request
 from music_ssl_fairseq.features.track import Track
 from music_ssl_fairseq.label.__main__ import main
 from music_ssl_fairseq.label.assign import Labeller
-from music_ssl_fairseq.label.sample import Part, Reader
+from music_ssl_fairseq.label.sample import Reader, SampledTrack
 from tests import checkpoints
 from tests.audio_files import write_tone
 
@@ -79,7 +79,7 @@ def test_jobs_of_a_gpu(deep, tracks, as_on_a_gpu):
     for found, expected in zip(many, single, strict=True):
         assert found.dtype == np.uint16
         assert (found == expected).mean() > 0.98
-    parts = [Part(track, np.array([3, 20, 40])) for track in tracks]
+    parts = [SampledTrack(track, np.array([3, 20, 40])) for track in tracks]
     (many,) = as_on_a_gpu(Reader(deep), [parts])
     for found, part in zip(many, parts, strict=True):
         np.testing.assert_allclose(found, Reader(deep)([part])[0], atol=1e-5)

@@ -8,7 +8,7 @@ from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.features import FeatureSpec, front_end
 from music_ssl_fairseq.features.track import Track
-from music_ssl_fairseq.label.sample import Part, Reader, Sample, Spans, places, quotas
+from music_ssl_fairseq.label.sample import Reader, Sample, SampledTrack, Spans, places, quotas
 from tests.audio_files import write_tone
 
 SPANS = Spans(together=1000, apart=100)
@@ -87,9 +87,9 @@ def test_reader_gives_the_whole_tracks_frames(tmp_path):
     # Neighbours, a near one, one far enough to seek to, the first and the last.
     wanted = np.array([0, 200, 201, 260, 900, len(whole) - 1])
     track = Track(str(path), 14 * 16_000)
-    missing = Part(Track(str(tmp_path / "b.flac"), 16_000), np.array([3, 5]))
-    nothing = Part(track, np.zeros(0, np.int64))
-    found = Reader(FeatureSpec("mfcc"))([missing, Part(track, wanted), nothing])
+    missing = SampledTrack(Track(str(tmp_path / "b.flac"), 16_000), np.array([3, 5]))
+    nothing = SampledTrack(track, np.zeros(0, np.int64))
+    found = Reader(FeatureSpec("mfcc"))([missing, SampledTrack(track, wanted), nothing])
     assert isinstance(found[0], AudioError)
     np.testing.assert_allclose(found[1], whole[wanted], atol=2e-3)
     assert found[2].shape == (0, 39)

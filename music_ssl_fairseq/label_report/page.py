@@ -8,9 +8,9 @@ import numpy as np
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.frames import label_hop
-from music_ssl_fairseq.label.information import mutual_information, quantiles
-from music_ssl_fairseq.label.report_samples import ReportSamples, draw_samples
-from music_ssl_fairseq.label.report_units import describe_units
+from music_ssl_fairseq.label_report.information import mutual_information, quantiles
+from music_ssl_fairseq.label_report.samples import ReportSamples, draw_samples
+from music_ssl_fairseq.label_report.units import describe_units
 from music_ssl_fairseq.pages.figures import COLOURS, GREY, figure, new_figure
 from music_ssl_fairseq.pages.page import Cell, Page, facts, paragraph, table
 
@@ -36,13 +36,9 @@ def write_report(
         *(splits["train"], stores["train"], counts["train"], label_hop(rate), seed, workers)
     )
     described = describe_units(samples, counts, centroids, splits["train"], rate, seed)
-    page = Page(
-        f"{metadata['k']} units of {metadata['features']}",
-        _recipe(metadata),
-        __package__,
-        "report.js",
-    )
-    page.add("Units", _overview(metadata), page.part("report.html"))
+    title = f"{metadata['k']} units of {metadata['features']}"
+    page = Page(title, _recipe(metadata), __package__, "report.js")
+    page.add("Units", facts(_use(metadata, "train")), page.part("report.html"))
     page.add("Use", _usage_table(metadata, list(splits)), _draw_usage(counts))
     page.add("What units tell about the music", _information(samples, rate))
     if metadata["inertia_curve"]:
@@ -69,44 +65,30 @@ def _recipe(metadata: dict[str, Any]) -> str:
     )
 
 
-def _overview(metadata: dict[str, Any]) -> str:
-    train, rate = metadata["splits"]["train"], metadata["label_rate"]
-    return facts(
-        {
-            "music": f"{train['tracks']:,} tracks, {train['labels'] / rate / 3600:.1f} h",
-            "units used": f"{train['used_clusters']:,} of {metadata['k']:,}",
-            "perplexity": f"{train['perplexity']:.0f}",
-            "most frequent unit": f"{100 * train['majority_share']:.2f} %",
-            "mean run": f"{1000 * train['mean_run_length'] / rate:.0f} ms",
-        }
-    )
+def _use(metadata: dict[str, Any], split: str) -> dict[str, str]:
+    """Format how a split uses the units."""
+    record, k, rate = metadata["splits"][split], metadata["k"], metadata["label_rate"]
+    run = record["mean_run_length"]
+    return {
+        "tracks": f"{record['tracks']:,}",
+        "labels": f"{record['labels']:,} ({record['labels'] / rate / 3600:.2f} h)",
+        "units used": f"{record['used_clusters']} of {k}",
+        "dead clusters": f"{k - record['used_clusters']}",
+        "perplexity": f"{record['perplexity']:.1f}",
+        "most frequent unit": f"{100 * record['majority_share']:.2f} %",
+        "mean run length": f"{run:.2f} frames ({1000 * run / rate:.0f} ms)",
+    }
 
 
 def _usage_table(metadata: dict[str, Any], splits: list[str]) -> str:
     """Format how units are used, one column per split."""
-    records, k, rate = (
-        [metadata["splits"][s] for s in splits],
-        metadata["k"],
-        metadata["label_rate"],
-    )
-    rows = {
-        "tracks": [f"{r['tracks']:,}" for r in records],
-        "labels": [f"{r['labels']:,} ({r['labels'] / rate / 3600:.2f} h)" for r in records],
-        "units used": [f"{r['used_clusters']} of {k}" for r in records],
-        "dead clusters": [f"{k - r['used_clusters']}" for r in records],
-        "perplexity": [f"{r['perplexity']:.1f}" for r in records],
-        "most frequent unit": [f"{100 * r['majority_share']:.2f} %" for r in records],
-        "mean run length": [
-            f"{r['mean_run_length']:.2f} frames ({1000 * r['mean_run_length'] / rate:.0f} ms)"
-            for r in records
-        ],
-    }
+    uses = [_use(metadata, split) for split in splits]
     note = (
         "Perplexity is how many equally frequent units would carry as much; dead clusters are "
         "units that never occur. A model that always guesses the most frequent unit is right as "
         "often as its share says."
     )
-    return table(["", *splits], [[name, *cells] for name, cells in rows.items()], note)
+    return table(["", *splits], [[name, *(use[name] for use in uses)] for name in uses[0]], note)
 
 
 def _information(samples: ReportSamples, label_rate: float) -> str:

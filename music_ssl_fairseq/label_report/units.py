@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.label.report_samples import CLIPS, ReportSamples, runs
+from music_ssl_fairseq.label_report.samples import CLIPS, ReportSamples, runs
 from music_ssl_fairseq.pages.flat import flat_map, nearest
 
 PITCH_CLASSES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")

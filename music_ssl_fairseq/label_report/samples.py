@@ -25,7 +25,7 @@ _NO_PITCH = -1
 _MIN_RMS = 1e-5  # -100 dB
 
 
-class Request(NamedTuple):
+class ExcerptPlace(NamedTuple):
     """An excerpt of a track: its frames `[first, last)`, 100 per second."""
 
     track: int
@@ -34,7 +34,7 @@ class Request(NamedTuple):
     last: int
 
 
-class Excerpt(NamedTuple):
+class UnitExcerpt(NamedTuple):
     """Values of each frame, 100 per second."""
 
     pitch_class: np.ndarray  # `[frames]` int8, the strongest one, C = 0; -1 where it is quiet
@@ -49,7 +49,7 @@ def _fronts() -> tuple[FrontEnd, FrontEnd]:
     return front_end("chroma"), front_end("logmel")
 
 
-def read_excerpt(request: Request) -> Excerpt | AudioError:
+def read_excerpt(request: ExcerptPlace) -> UnitExcerpt | AudioError:
     """Read an excerpt and compute its values; a job of workers."""
     chroma, log_mel = _fronts()
     grid = log_mel.grid
@@ -65,7 +65,7 @@ def read_excerpt(request: Request) -> Excerpt | AudioError:
     squares = np.square(waveform, dtype=np.float64)
     windows = np.lib.stride_tricks.sliding_window_view(squares, grid.window)[:: grid.hop]
     rms = np.sqrt(windows.mean(axis=1))
-    return Excerpt(
+    return UnitExcerpt(
         np.where(pitched, classes.argmax(axis=1), _NO_PITCH).astype(np.int8),
         (20 * np.log10(np.maximum(rms, _MIN_RMS))).astype(np.float32),
         log_mel.features(waveform).astype(np.float16),
@@ -78,7 +78,7 @@ class ReportSamples(NamedTuple):
 
     units: np.ndarray  # `[n]` int64
     seconds: np.ndarray  # `[n]` float64, from the excerpt's start to the label's
-    pitch_class: np.ndarray  # `[n]`, see `Excerpt`, as are the other two
+    pitch_class: np.ndarray  # `[n]`, see `UnitExcerpt`, as are the other two
     loudness: np.ndarray  # `[n]`
     log_mel: np.ndarray  # `[n, 80]`
     excerpt: np.ndarray  # `[n]` number of the excerpt, an index of the other two
@@ -138,7 +138,7 @@ def _step() -> int:
     return front_end("logmel").grid.hop
 
 
-def _units(request: Request, labels: LabelStore, hop: int) -> np.ndarray:
+def _units(request: ExcerptPlace, labels: LabelStore, hop: int) -> np.ndarray:
     """Return the labels that begin within an excerpt."""
     step = _step()
     return labels.units(
@@ -148,7 +148,7 @@ def _units(request: Request, labels: LabelStore, hop: int) -> np.ndarray:
 
 def _find(
     manifest: Manifest, labels: LabelStore, missing: np.ndarray, hop: int, seed: int
-) -> list[Request]:
+) -> list[ExcerptPlace]:
     """Return short excerpts with units of which there are too few, some hundreds at most."""
     most = CLIPS
     while np.minimum(missing, most).sum() > _RARE_EXCERPTS:
@@ -158,11 +158,11 @@ def _find(
     for track, label in _places(labels, np.minimum(missing, most), seed):
         first = max(0, label * hop - reach) // step
         last = min(int(labels.counts[track]) * hop, label * hop + reach) // step
-        requests.append(Request(track, manifest.path(track), first, max(first + 1, last)))
+        requests.append(ExcerptPlace(track, manifest.path(track), first, max(first + 1, last)))
     return requests
 
 
-def _choose(manifest: Manifest, num_frames: np.ndarray, seed: int) -> list[Request]:
+def _choose(manifest: Manifest, num_frames: np.ndarray, seed: int) -> list[ExcerptPlace]:
     """Return excerpts, of long tracks more often, in the manifest's order."""
     rng = np.random.default_rng((seed, 2))
     size = _EXCERPT_SECONDS * SAMPLE_RATE // _step()
@@ -174,7 +174,7 @@ def _choose(manifest: Manifest, num_frames: np.ndarray, seed: int) -> list[Reque
     for track in tracks.tolist():
         first = int(rng.integers(max(1, longest[track] - size)))
         last = min(int(longest[track]), first + size)
-        chosen.append(Request(track, manifest.path(track), first, last))
+        chosen.append(ExcerptPlace(track, manifest.path(track), first, last))
     return chosen
 
 
