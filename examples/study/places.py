@@ -1,6 +1,5 @@
 """Where the files of a study are. Names hold a digest of what decides the contents."""
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ import results
 from omegaconf import OmegaConf
 from rows import EXAMPLES, Row, Table, digest
 
+from music_ssl_fairseq.data.identity import settings_identity
 from music_ssl_fairseq.errors import InputError
 
 TASK_GROUPS = (
@@ -41,7 +41,7 @@ class Places:
 
     def __post_init__(self) -> None:
         self._digests: dict[str, str] = {}
-        self.judge = _judge_digest(self.judge_data, self.task_groups)
+        self.judge = _judge(self.judge_data, self.task_groups, self.miniature)
 
     @property
     def task_groups(self) -> Sequence[str]:
@@ -83,20 +83,29 @@ class Places:
         return self.work / "logs" / f"{name}.log"
 
 
-def _judge_digest(data: Path, groups: Sequence[str]) -> str:
-    """Digest of the open tasks' lists and of how they are probed.
+def _judge(data: Path, groups: Sequence[str], small: bool) -> dict[str, Any]:
+    """Say what decides a score: per task its settings, list and sound, and those of the probes.
 
     Raises:
-        InputError: if the list of a task is not there.
+        InputError: if the list of a task or a clip is not there.
     """
-    made_of: list[Any] = [OmegaConf.to_container(OmegaConf.load(EXAMPLES / "probing/config.yaml"))]
-    known = {task.name: task for task in results.open_tasks()[0]}
-    for name in ",".join(groups).split(","):
-        file = data / f"{name}.csv"
-        if not file.exists():
-            raise InputError(f"--judge {data}: no {file.name}; make it with examples/open_tasks")
-        made_of += [repr(known[name]), hashlib.sha256(file.read_bytes()).hexdigest()]
-    return digest(made_of)
+    open_tasks, tasks = results.open_tasks(), {}
+    for task in open_tasks.chosen(",".join(groups).split(","), data):
+        rows = open_tasks.rows_of(task, data, small)
+        try:
+            sound = open_tasks.sound(data, [path for path, _, _ in rows])
+        except OSError as error:
+            raise InputError(
+                f"--judge {data}: a clip of {task.name} cannot be read ({error.filename}: "
+                f"{error.strerror}); make what is missing with examples/open_tasks/build.py"
+            ) from None
+        about = {"kind": task.kind, "metric": task.metric, "settings": task.settings}
+        tasks[task.name] = {**about, "list": digest(rows), "sound": sound[:16]}
+    probing: Any = OmegaConf.to_container(OmegaConf.load(EXAMPLES / "probing/config.yaml"))
+    settings = settings_identity({name: probing[name] for name in ("task", "model")})
+    others = {name: probing[name] for name in ("optimization", "optimizer")}
+    others["dataset.batch_size"] = probing["dataset"]["batch_size"]
+    return {"tasks": tasks, "probing": {**settings, **others}}
 
 
 def manifest_digest(folder: Path) -> str:

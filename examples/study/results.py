@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from music_ssl_fairseq.data.identity import Identity, differences
+from music_ssl_fairseq.data.identity import differences
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.report.gather import find, layer_curve
+from music_ssl_fairseq.report.study import flat, unknown_judge
 from music_ssl_fairseq.report.training import read_log
 from music_ssl_fairseq.runtime.files import atomic_path
 from music_ssl_fairseq.runtime.texts import read_object
@@ -34,19 +35,16 @@ def is_done(results: Path, row_id: str, made_of: dict[str, Any]) -> bool:
         return False
     about = read_object(file, "remove it, and run again")
     then = {**about.get("made_of", {}), "row": {key: about.get(key) for key in made_of["row"]}}
-    if changed := differences(_flat(made_of), _flat(then)):
+    if changed := differences(flat(made_of), flat(then)):
         raise InputError(
             f"{file}: of other settings or data: {changed}; give another --results, or remove it"
         )
     return True
 
 
-def _flat(values: dict[str, Any], before: str = "") -> Identity:
-    found: Identity = {}
-    for key, value in values.items():
-        inside = isinstance(value, dict)
-        found |= _flat(value, f"{before}{key}.") if inside else {before + key: json.dumps(value)}
-    return found
+def names_judge(results: Path, row_id: str) -> bool:
+    """Return whether a finished row says what clips and probes its scores come from."""
+    return not unknown_judge(read_object(results / f"{row_id}.json"))
 
 
 def rates(results: Path, device: str) -> dict[str, float]:
@@ -93,11 +91,11 @@ def scores(probes: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Draws are the metric of the split and of each resample, `[1 + RESAMPLES]` float32. Rows that
     were scored on the same clips have the same resamples, so draws may be subtracted.
     """
-    tasks, unit = open_tasks()
-    metrics = {task.name: task.metric for task in tasks}
+    tasks = open_tasks()
+    metrics = {task.name: task.metric for task in tasks.TASKS}
     found: dict[str, Any] = {}
     draws: dict[str, Any] = {}
-    for probe in find([probes], "test", RESAMPLES, SEED, unit):
+    for probe in find([probes], "test", RESAMPLES, SEED, tasks.unit):
         metric = metrics[probe.task]
         figure, about = probe.figures[metric], probe.about
         found[probe.task] = {
@@ -112,14 +110,13 @@ def scores(probes: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return found, draws
 
 
-def open_tasks() -> tuple[Any, Any]:
-    """The judge's tasks, and the function from a clip's name to what it is a part of."""
+def open_tasks() -> Any:
+    """The judge's module of tasks."""
     sys.path.insert(0, str(EXAMPLES / "open_tasks"))
     try:
-        tasks = importlib.import_module("tasks")
+        return importlib.import_module("tasks")
     finally:
         sys.path.remove(str(EXAMPLES / "open_tasks"))
-    return tasks.TASKS, tasks.unit
 
 
 def _number(value: float | None) -> float | None:

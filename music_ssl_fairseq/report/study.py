@@ -4,7 +4,9 @@ A row has a JSON file per seed, `NAME-sSEED.json`, and beside it the draws of it
 """
 
 import itertools
+import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +103,37 @@ def _check_same_clips(folder: Path, rows: Rows) -> None:
                     f"{folder}: {run.about['name']} was scored on other clips of {task} than other "
                     "rows; keep results of each data in a folder of their own"
                 )
+
+
+def flat(values: Mapping[str, Any], before: str = "") -> dict[str, str]:
+    """Return nested values as JSON, by their dotted names."""
+    found: dict[str, str] = {}
+    for name, value in values.items():
+        inside = isinstance(value, dict)
+        found |= flat(value, f"{before}{name}.") if inside else {before + name: json.dumps(value)}
+    return found
+
+
+def unknown_judge(about: Mapping[str, Any]) -> bool:
+    """Return whether a result does not say what data and probes its scores come from."""
+    return not isinstance(about.get("made_of", {}).get("judge"), dict)
+
+
+def other_judges(rows: Rows) -> dict[str, list[str]]:
+    """Name what a result was judged by otherwise than most of them, per `NAME-sSEED`."""
+    judges = {
+        f"{name}-s{run.about['seed']}": flat(run.about["made_of"]["judge"])
+        for name, runs in rows.items()
+        for run in runs
+        if not unknown_judge(run.about)
+    }
+    found: dict[str, list[str]] = {}
+    for key in dict.fromkeys(itertools.chain.from_iterable(judges.values())):
+        usual = Counter(judge[key] for judge in judges.values() if key in judge).most_common(1)
+        for name, judge in judges.items():
+            if judge.get(key, usual[0][0]) != usual[0][0]:
+                found.setdefault(name, []).append(key)
+    return found
 
 
 def tasks_of(rows: Rows) -> list[str]:

@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from music_ssl_fairseq.report.study import QUESTIONS, Rows, Run, tasks_of, value
+from music_ssl_fairseq.report.study import (
+    QUESTIONS,
+    Rows,
+    Run,
+    other_judges,
+    tasks_of,
+    unknown_judge,
+    value,
+)
 from music_ssl_fairseq.report.study_pairs import Difference, differences, unequal_audio
 from music_ssl_fairseq.report.tables import table
 from music_ssl_fairseq.runtime.files import write_text
@@ -40,7 +48,29 @@ def _scores(rows: Rows) -> list[str]:
             ],
         ),
         "",
+        *_judges(rows),
     ]
+
+
+def _judges(rows: Rows) -> list[str]:
+    """Name the results whose judge is unknown, or had other sound, lists or settings."""
+    unknown = [
+        f"{name}-s{run.about['seed']}"
+        for name, runs in rows.items()
+        for run in runs
+        if unknown_judge(run.about)
+    ]
+    others = [f"{name} ({', '.join(keys)})" for name, keys in other_judges(rows).items()]
+    parts = []
+    if others:
+        parts += [f"**Judged otherwise than most rows: {'; '.join(others)}.**", ""]
+    if unknown:
+        parts += [
+            f"These results do not say what their clips sounded like: {', '.join(unknown)}. Clips "
+            "of other sound behind the same lists would go unnoticed.",
+            "",
+        ]
+    return parts
 
 
 def _questions(rows: Rows, found: Sequence[Difference]) -> list[str]:

@@ -54,7 +54,7 @@ def made(modules, tmp_path, monkeypatch):
     Path("music").mkdir()
     Path("judge").mkdir()
     for task in ",".join(modules["places"].TASK_GROUPS).split(","):
-        Path("judge", f"{task}.csv").touch()
+        Path("judge", f"{task}.csv").write_text("path,label,split\n")
 
     def judge(steps, row, _gpu):
         steps.said.append(f"judge {row.id}")
@@ -161,6 +161,25 @@ def test_results_of_other_settings_are_not_overwritten(made):
         run()
     assert said == []
     assert Path("results/first-s1.json").read_text() == before
+
+
+def test_other_sound_behind_the_same_lists_is_refused(made, capsys):
+    clip, file = Path("judge/a.flac"), Path("results/floor-s1.json")
+    Path("judge/key.csv").write_text("path,label,split\na.flac,C major,train\n")
+    write_tone(clip, 0.1, 16_000, seed=0)
+    assert made(names=["floor"])[0]()
+    before = file.read_text()
+    write_tone(clip, 0.1, 16_000, seed=1)
+    with pytest.raises(InputError, match=r"floor-s1.json.*judge.tasks.key.sound is .* and was"):
+        made(names=["floor"])[0]()
+    about = json.loads(before)
+    about["made_of"]["judge"] = "a digest of lists alone, of an older version"
+    file.write_text(json.dumps(about))
+    assert made(names=["floor"])[0]()
+    assert "accepted without their judge's sound: floor-s1" in capsys.readouterr().out
+    clip.unlink()
+    with pytest.raises(InputError, match=r"a clip of key cannot be read .*a.flac: No such file"):
+        made(names=["floor"])
 
 
 def test_what_a_failed_row_should_have_given_is_not_waited_for(made, capsys):

@@ -100,6 +100,20 @@ def test_the_command_writes_tables_and_figures(results, tmp_path):
     }
 
 
+def test_rows_of_other_or_unknown_judges_are_named(results):
+    for name, sound in (("hubert-music", "a"), ("hubert-speech", "a"), ("hubert-k100", "b")):
+        file = results / f"{name}-s1.json"
+        judge = {"tasks": {"key": {"list": "l", "sound": sound}}}
+        about = json.loads(file.read_text()) | {"made_of": {"judge": judge}}
+        file.write_text(json.dumps(about))
+    text = study_tables.markdown(study.read(results), [])
+    assert "most rows: hubert-k100-s1 (tasks.key.sound).**" in text
+    (unknown,) = [line for line in text.splitlines() if "do not say what" in line]
+    for name in ("mfcc-s1", "hubert-music-s2", "hubert-speech-s2", "hubert-k100-s2"):
+        assert name in unknown
+    assert "hubert-music-s1" not in unknown
+
+
 def test_other_clips_and_damage_are_named(results):
     file = results / "mfcc-s1.json"
     whole = file.read_text()
