@@ -66,6 +66,36 @@ QUESTIONS = tuple(
 """Question, row, and the row that it is compared with."""
 
 
+@dataclass(frozen=True)
+class Claim:
+    """What the paper finds of a question.
+
+    Attributes:
+        signs: whether each row is above (1) or below (-1) the one that it is compared with.
+        tasks: those that it is about; none for all.
+    """
+
+    text: str
+    signs: Mapping[str, int]
+    tasks: Sequence[str] = ()
+
+
+CLAIMS = {
+    "Music against speech": Claim(
+        "music is better than speech on most tasks", {"hubert-music": 1, "m2v-music": 1}
+    ),
+    "Continuous against discrete targets": Claim(
+        "continuous targets are better on pitched tasks", {"m2v-music": 1}, ("key", "pitch")
+    ),
+    "Number of clusters": Claim("more clusters help", {"hubert-k100": -1, "hubert-k2000": 1}),
+    "Deep features": Claim("deep features help", {"hubert-layer6": 1, "hubert-layer3": 1}),
+    "Crop length against batch": Claim(
+        "shorter crops are better at equal audio per update", {"m2v-15s": -1, "m2v-30s": -1}
+    ),
+}
+"""The paper's findings (arXiv 2307.05161) by question; it leaves the others open."""
+
+
 def read(folder: Path) -> Rows:
     """Read a study's results, seeds ascending.
 

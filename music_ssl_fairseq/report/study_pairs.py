@@ -39,9 +39,10 @@ def differences(rows: Rows, pairs: Sequence[tuple[str, str, str]] = QUESTIONS) -
     """Compare all pairs whose rows are there on every task, corrected by Holm's method.
 
     The variance is that of the mean of the draws, on the same clips for both rows, and that of
-    seeds, which is pooled over the rows of a task: two seeds alone say little about it.
+    seeds, which is pooled over the rows of a task: two seeds alone say little about it. p values
+    are Student's t with Satterthwaite's degrees of freedom, because seeds are few even so.
     """
-    from scipy.stats import norm
+    from scipy.stats import t as student
 
     found, parts = [], []
     for question, one, other in pairs:
@@ -51,21 +52,23 @@ def differences(rows: Rows, pairs: Sequence[tuple[str, str, str]] = QUESTIONS) -
                 continue
             drawn = first.mean(0) - second.mean(0)
             counts = [len(x) for x, n in ((first, one), (second, other)) if rows[n][0].trained]
-            seeds, clips = _seed_variance(rows, task), float(drawn[1:].var(ddof=1))
-            error = math.sqrt(clips + sum(seeds / count for count in counts))
-            p = float(2 * norm.sf(abs(drawn[0]) / error)) if error else float(drawn[0] == 0)
+            clips, (seeds, known) = float(drawn[1:].var(ddof=1)), _seed_variance(rows, task)
+            of_seeds = sum(seeds / count for count in counts)
+            error = math.sqrt(clips + of_seeds)
+            freedom = known * (error**2 / of_seeds) ** 2 if of_seeds else math.inf
+            p = float(2 * student.sf(abs(drawn[0]) / error, freedom)) if error else 1.0
             found.append(Difference(question, one, other, task, float(drawn[0]), error, p))
-            parts.append((clips, seeds * len(counts)))
-    strictest = float(norm.isf(LEVEL / 2 / len(found))) if found else math.nan
+            parts.append((freedom, clips, seeds * len(counts)))
     corrected = holm([d.p for d in found])
+    strictest = [float(student.isf(LEVEL / 2 / len(found), freedom)) for freedom, *_ in parts]
     return [
         replace(
             d,
             corrected=p,
-            detectable=strictest * d.error,
-            seeds=_seeds_needed(abs(d.value) / strictest, *variances),
+            detectable=least * d.error,
+            seeds=_seeds_needed(abs(d.value) / least, *variances),
         )
-        for d, p, variances in zip(found, corrected, parts, strict=True)
+        for d, p, least, (_, *variances) in zip(found, corrected, strictest, parts, strict=True)
     ]
 
 
@@ -91,15 +94,19 @@ def _draws(runs: Sequence[Run], task: str) -> np.ndarray | None:
     return np.stack(found) if found and np.isfinite(found).all() else None
 
 
-def _seed_variance(rows: Rows, task: str) -> float:
-    """Compute the variance between seeds of one row, pooled over rows; 0 if no row has two."""
+def _seed_variance(rows: Rows, task: str) -> tuple[float, int]:
+    """Pool the variance between seeds of one row over rows; 0 if no row has two.
+
+    Returns:
+        the variance, and its degrees of freedom.
+    """
     squares, freedom = 0.0, 0
     for runs in rows.values():
         found = _draws(runs, task)
         if found is not None and len(found) > 1:
             squares += float(((found[:, 0] - found[:, 0].mean()) ** 2).sum())
             freedom += len(found) - 1
-    return squares / freedom if freedom else 0.0
+    return (squares / freedom if freedom else 0.0), freedom
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from music_ssl_fairseq.report.study import (
+    CLAIMS,
     QUESTIONS,
     Rows,
     Run,
@@ -17,7 +18,7 @@ from music_ssl_fairseq.report.study import (
     unknown_judge,
     value,
 )
-from music_ssl_fairseq.report.study_pairs import Difference, differences, unequal_audio
+from music_ssl_fairseq.report.study_pairs import LEVEL, Difference, differences, unequal_audio
 from music_ssl_fairseq.report.tables import table
 from music_ssl_fairseq.runtime.files import write_text
 
@@ -114,7 +115,25 @@ def _verdict(found: Sequence[Difference]) -> str:
         needed = "more clips" if d.seeds > 100 else f"{d.seeds:.0f} seeds"
         small.append(f"{d.task} ({100 * d.detectable:.1f}; {needed})")
     named = (("above", above), ("below", below), ("too small to tell", small))
-    return "; ".join(f"{word} on {', '.join(tasks)}" for word, tasks in named if tasks) + "."
+    text = "; ".join(f"{word} on {', '.join(tasks)}" for word, tasks in named if tasks) + "."
+    return text + _beside_the_paper(found)
+
+
+def _beside_the_paper(found: Sequence[Difference]) -> str:
+    """Say whether a pair's differences agree with what the paper finds of the question."""
+    claim = CLAIMS.get(found[0].question)
+    about = [d for d in found if claim and (not claim.tasks or d.task in claim.tasks)]
+    if claim is None or not about:
+        return ""
+    signs = [math.copysign(1, d.value) * claim.signs[d.one] for d in about if d.clear]
+    agree, contrary = signs.count(1), signs.count(-1)
+    word = "Too small to tell" if 2 * len(signs) <= len(about) else "Agrees in part"
+    word = "Agrees" if 2 * agree > len(about) else word
+    word = "Disagrees" if 2 * contrary > len(about) else word
+    return (
+        f" The paper finds that {claim.text}. **{word}**: {agree} of {len(about)} tasks are "
+        f"clearly so, {contrary} clearly the contrary."
+    )
 
 
 def _layers(rows: Rows) -> list[str]:
@@ -135,7 +154,27 @@ def _layers(rows: Rows) -> list[str]:
     if not lines:
         return []
     about = "Validation score in percent, mean over runs; 0 is the extractor's output."
-    return ["## Layers and depth", "", about, "", *table(["", "layer", *tasks], lines), ""]
+    depth = [*table(["", "layer", *tasks], lines), "", *_beats_by_depth(rows)]
+    return ["## Layers and depth", "", about, "", *depth]
+
+
+def _beats_by_depth(rows: Rows) -> list[str]:
+    """Say whether trained models track beats worse in their last layer than in their third."""
+    from scipy.stats import binomtest
+
+    curves = [layer_curve([run], "beat") for runs in rows.values() for run in runs if run.trained]
+    ends = [(c[round(max(c) / 3)], c[max(c)]) for c in curves if c and round(max(c) / 3) in c]
+    worse, better = (sum(sign * (a - b) > 0 for a, b in ends) for sign in (1, -1))
+    if not worse + better:
+        return []
+    clear = binomtest(worse, worse + better).pvalue < LEVEL
+    word = ("Agrees" if worse > better else "Disagrees") if clear else "Too small to tell"
+    return [
+        f"The paper finds that beat tracking degrades with depth. **{word}**: in {worse} of "
+        f"{len(ends)} trained models the last layer is below the one a third of the way up (sign "
+        "test over models).",
+        "",
+    ]
 
 
 def layer_curve(runs: Sequence[Run], task: str) -> dict[int, float]:
@@ -180,17 +219,19 @@ COSTS = {
 
 
 def _costs(rows: Rows) -> list[str]:
-    lines = [
-        [name, *(str(run.about.get(key, "")) for key in COSTS.values()), _held_out(run.about)]
+    trained = [
+        (name, run.about | ({"gpu_seconds": ""} if run.about.get("device") == "cpu" else {}))
         for name, runs in rows.items()
         for run in runs
         if run.trained
     ]
-    spent = [run.about.get("gpu_seconds", 0) for runs in rows.values() for run in runs]
-    total = f"All trainings: {sum(spent) / 3600:.1f} GPU-hours."
-    return (
-        ["## Cost", "", *table(["row", *COSTS, "held out"], lines), "", total, ""] if lines else []
-    )
+    lines = [
+        [name, *(str(about.get(key, "")) for key in COSTS.values()), _held_out(about)]
+        for name, about in trained
+    ]
+    spent = sum(about.get("gpu_seconds") or 0 for _, about in trained)
+    total = [f"All trainings: {spent / 3600:.1f} GPU-hours.", ""] if spent else []
+    return ["## Cost", "", *table(["row", *COSTS, "held out"], lines), "", *total] if lines else []
 
 
 def _held_out(about: Mapping[str, Any]) -> str:

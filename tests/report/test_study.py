@@ -64,6 +64,18 @@ def test_seeds_that_scatter_widen_the_interval(results):
     assert study_pairs.differences(study.read(results))[0].error > 3 * before
 
 
+def test_a_variance_of_few_seeds_is_a_guess(results):
+    def clear():
+        return {d.one for d in study_pairs.differences(study.read(results)) if d.clear}
+
+    assert clear() == {"hubert-music"}
+    for name in ("hubert-speech", "hubert-k100"):  # only two seeds of one row are left
+        (results / f"{name}-s2.json").unlink()
+    file = results / "hubert-music-s2.npz"
+    np.savez(file, key=np.load(file)["key"] + np.float32(0.03))
+    assert clear() == set()  # 20 points are 5 standard errors, which one difference of seeds gave
+
+
 def test_one_seed_per_row_is_said(results):
     for file in results.glob("*-s2.json"):
         file.unlink()
@@ -88,7 +100,12 @@ def test_the_command_writes_tables_and_figures(results, tmp_path):
     assert page.count("<h2>") == text.count("\n## ") + 4  # scores and three figures
     assert "| hubert-music | 2 | 60.5 [56.5, 64.5] (3) |" in text
     assert "| hubert-music minus hubert-speech | **+20.0 ±" in text
-    assert "- hubert-music minus hubert-speech: above on key." in text
+    assert (
+        "- hubert-music minus hubert-speech: above on key. The paper finds that music is better "
+        "than speech on most tasks. **Agrees**: 1 of 1 tasks are clearly so, 0 clearly the"
+    ) in text
+    assert "The paper finds that more clusters help. **Too small to tell**: 0 of 1" in text
+    assert "beat tracking" not in text
     assert "No row has two seeds" not in text
     assert "- hubert-k100 minus hubert-music: too small to tell on key (" in text
     assert "| music_hubert, 6 runs | 1 | 53.9 |" in text
@@ -112,6 +129,25 @@ def test_rows_of_other_or_unknown_judges_are_named(results):
     for name in ("mfcc-s1", "hubert-music-s2", "hubert-speech-s2", "hubert-k100-s2"):
         assert name in unknown
     assert "hubert-music-s1" not in unknown
+
+
+@pytest.mark.parametrize(("last", "word"), [(0.1, "Agrees"), (0.9, "Disagrees")])
+def test_findings_follow_the_rows(results, last, word):
+    for file in results.glob("*.json"):
+        about = json.loads(file.read_text())
+        scored = about["tasks"]["key"] | {"layers": {"0": 0.2, "4": 0.5, "12": last}}
+        file.write_text(json.dumps(about | {"tasks": {"key": scored, "beat": scored}}))
+        draws = np.load(file.with_suffix(".npz"))["key"]
+        draws = draws if word == "Agrees" else 1 - draws
+        np.savez(file.with_suffix(".npz"), key=draws, beat=draws)
+    rows = study.read(results)
+    text = study_tables.markdown(rows, study_pairs.differences(rows))
+    counts = (
+        "2 of 2 tasks are clearly so, 0" if word == "Agrees" else "0 of 2 tasks are clearly so, 2"
+    )
+    assert f"on most tasks. **{word}**: {counts} clearly the contrary." in text
+    worse = 6 if word == "Agrees" else 0
+    assert f"degrades with depth. **{word}**: in {worse} of 6 trained models" in text
 
 
 def test_other_clips_and_damage_are_named(results):
