@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from music_ssl_fairseq.cli import exit_status, no_such
+from music_ssl_fairseq.cli import dispatch, exit_status
 
 BUILDERS = {
     "pretrain": ("manifests_tools.pretrain:", "train.tsv and valid.tsv from a folder of music"),
@@ -30,20 +30,16 @@ BUILDERS = {
 """Name -> (`module:` or `module:attribute`, with `get_parser()` and `run(...)`; its purpose)."""
 
 
-def _usage() -> str:
-    lines = [f"  {name:<18} {purpose}" for name, (_, purpose) in BUILDERS.items()]
-    return "\n".join(
-        [
-            "usage: python -m manifests_tools NAME [options]",
-            "",
-            "pretrain and check serve training; from mtt on they write the data of a probing task:",
-            *lines,
-            "",
-            "`python -m manifests_tools NAME --help` lists the options of one.",
-            "",
-            "example: python -m manifests_tools pretrain --root ~/Music",
-        ]
-    )
+_USAGE = """\
+usage: python -m manifests_tools NAME [options]
+
+pretrain and check serve training; from mtt on they write the data of a probing task:
+{names}
+
+`python -m manifests_tools NAME --help` lists the options of one.
+
+example: python -m manifests_tools pretrain --root ~/Music
+"""
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
@@ -52,17 +48,14 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the builder that the first argument names; return the exit status."""
-    arguments = sys.argv[1:] if argv is None else argv
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_usage())
-        return 0 if arguments else 2
-    name, *rest = arguments
-    if name not in BUILDERS:
-        return no_such("builder", arguments, BUILDERS, "python -m manifests_tools")
+    return dispatch("python -m manifests_tools", _USAGE, BUILDERS, _run, argv)
+
+
+def _run(place: str, rest: list[str]) -> int:
     # A job scheduler's SIGTERM also ends the workers and removes half-written files.
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        builder = pkgutil.resolve_name(BUILDERS[name][0])
+        builder = pkgutil.resolve_name(place)
         options = vars(builder.get_parser().parse_args(rest))
         out = options.get("out") or "."
         return exit_status(lambda: not builder.run(**options), out, "interrupted")

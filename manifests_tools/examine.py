@@ -10,10 +10,9 @@ from math import log10
 from manifests_tools.parallel import parallel_map
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.audio import AudioInfo
-from music_ssl_fairseq.cli import whole_number
+from music_ssl_fairseq.cli import add_workers
 from music_ssl_fairseq.data.left_out import LeftOut
 from music_ssl_fairseq.errors import AudioError
-from music_ssl_fairseq.runtime.cpus import available_cpus
 
 EDGE_SECONDS = 0.25
 """Decoded at the start and at the end of each file, unless --thorough."""
@@ -43,13 +42,7 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
         help="decode every file whole, which finds damage and NaN in the middle; without it the "
         "header, the start and the end are read",
     )
-    parser.add_argument(
-        "--workers",
-        type=whole_number(1),
-        default=available_cpus(),
-        metavar="N",
-        help="processes (default: one per CPU, here %(default)s)",
-    )
+    add_workers(parser, "processes")
 
 
 def examine(path: str, thorough: bool = False) -> tuple[AudioInfo, bool]:

@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from music_ssl_fairseq.cli import no_such
+from music_ssl_fairseq.cli import dispatch
 
 COMMANDS = {
     "label": ("music_ssl_fairseq.label.__main__", "pseudo-labels (units) of a manifest"),
@@ -19,7 +19,7 @@ COMMANDS = {
 _USAGE = """\
 usage: python -m music_ssl_fairseq COMMAND [options]
 
-{commands}
+{names}
 
 `python -m music_ssl_fairseq COMMAND --help` lists the options of one.
 
@@ -37,15 +37,11 @@ From music to scores:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that the first argument names; return the exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        lines = [f"  {name:<10} {purpose}" for name, (_, purpose) in COMMANDS.items()]
-        print(_USAGE.format(commands="\n".join(lines)), end="")
-        return 0 if arguments else 2
-    name, *rest = arguments
-    if name not in COMMANDS:
-        return no_such("command", arguments, COMMANDS, "python -m music_ssl_fairseq")
-    return int(importlib.import_module(COMMANDS[name][0]).main(rest) or 0)
+    return dispatch("python -m music_ssl_fairseq", _USAGE, COMMANDS, _run, argv)
+
+
+def _run(module: str, rest: list[str]) -> int:
+    return importlib.import_module(module).main(rest)
 
 
 if __name__ == "__main__":

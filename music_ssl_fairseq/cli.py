@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from hydra_plugins._music_ssl_fairseq_folder import hydra_text
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.runtime.cpus import available_cpus
 from music_ssl_fairseq.runtime.signal_stack import give_signals_a_stack
 from music_ssl_fairseq.runtime.typed import look_around, newest_run, with_command
 
@@ -80,12 +81,32 @@ class Parser(argparse.ArgumentParser):
                 yield [*words[:i], missing[1], *words[i:]]
 
 
-def no_such(kind: str, words: Sequence[str], known: Iterable[str], program: str) -> int:
-    """Print that there is no command `words[0]`, and one that there is; return the exit status."""
-    name, *rest = words
+def dispatch(
+    program: str,
+    usage: str,
+    known: Mapping[str, tuple[str, str]],
+    run: Callable[[str, list[str]], int],
+    argv: Sequence[str] | None,
+) -> int:
+    """Run what the first argument names; return the exit status.
+
+    Args:
+        program: as typed, such as `python -m manifests_tools`.
+        usage: help of the program, with `{names}` where names and purposes are listed.
+        known: name -> where it is, and its purpose.
+        run: takes where it is and the other arguments; returns the exit status.
+        argv: by default the command's.
+    """
+    name, *rest = list(sys.argv[1:] if argv is None else argv) or [""]
+    if name in ("", "-h", "--help"):
+        names = "\n".join(f"  {name:<18} {purpose}" for name, (_, purpose) in known.items())
+        print(usage.format(names=names), end="")
+        return 0 if name else 2
+    if name in known:
+        return run(known[name][0], rest)
     near = get_close_matches(name, known, 1)
     command = [*near, *rest] if near and rest else [*near, "--help"]
-    print(f"error: no {kind} {name!r}; there are: {', '.join(known)}", file=sys.stderr)
+    print(f"error: no command {name!r}; there are: {', '.join(known)}", file=sys.stderr)
     print(f"{program} {shlex.join(command)}", file=sys.stderr)
     return 2
 
@@ -97,6 +118,17 @@ def new_parser(module: str, description: str, examples: str) -> argparse.Argumen
         description=description,
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_workers(parser: argparse.ArgumentParser, what: str, least: int = 1) -> None:
+    """Add the option `--workers`, by default a process per CPU."""
+    parser.add_argument(
+        "--workers",
+        type=whole_number(least),
+        default=available_cpus(),
+        metavar="N",
+        help=f"{what} (default: the CPUs this process may use, here %(default)s)",
     )
 
 

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from music_ssl_fairseq.cli import exit_status, new_parser, real_number, whole_number
-from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.cpus import available_cpus
-from music_ssl_fairseq.runtime.typed import with_option
 
 if TYPE_CHECKING:
     from music_ssl_fairseq.data.manifest import Manifest
@@ -80,11 +78,11 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add(
         "--window",
-        type=real_number(0),
+        type=real_number(6),
         default=30.0,
         metavar="SECONDS",
-        help="length of the windows of long tracks; those up to 1.5 windows stay whole "
-        "(default: %(default)g)",
+        help="length of the windows of long tracks, 6 or more, because they overlap; tracks up to "
+        "1.5 windows stay whole (default: %(default)g)",
     )
     add(
         "--batch-seconds",
@@ -140,21 +138,16 @@ def run(a: argparse.Namespace) -> bool:
     from music_ssl_fairseq.extract.record import report, settings_of
     from music_ssl_fairseq.extract.run import Extraction, open_store
     from music_ssl_fairseq.extract.store import open_folder, write_index
+    from music_ssl_fairseq.runtime.device import choose_device
     from music_ssl_fairseq.runtime.files import hold, let_go
     from music_ssl_fairseq.upstream import load
     from music_ssl_fairseq.upstream.windows import Windowing
 
     tracks = Manifest(a.manifest)
     tracks.require_root()
-    if a.window < 6:
-        raise InputError(f"--window {a.window:g}: windows need 6 seconds or more, to overlap")
     windowing = Windowing(a.window, whole=1.5 * a.window)
-    where = torch.device(a.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = torch.device(choose_device(a.device or "auto"))
     on_gpu = where.type == "cuda"
-    if on_gpu and not torch.cuda.is_available():
-        raise InputError(
-            f"--device {a.device}: torch finds no GPU here", with_option("--device", "cpu")
-        )
     upstream = load(a.checkpoint, where, a.precision)
     layers = upstream.check_layers(range(upstream.num_layers + 1) if a.layer is None else a.layer)
     settings = settings_of(upstream, tracks, layers, a.pool, a.dtype, windowing)

@@ -5,11 +5,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from music_ssl_fairseq.cli import example, exit_status, new_parser, override, whole_number
+from music_ssl_fairseq.cli import (
+    add_workers,
+    example,
+    exit_status,
+    new_parser,
+    override,
+    whole_number,
+)
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.jobs.memory import parse_size
 from music_ssl_fairseq.label.recipe import ALGORITHMS, MAX_FRAMES
-from music_ssl_fairseq.runtime.cpus import available_cpus
 from music_ssl_fairseq.runtime.optional import optional
 
 if TYPE_CHECKING:
@@ -178,13 +184,8 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="seed of the sample and of K-means (default: %(default)s)",
     )
-    add(
-        "--workers",
-        **number,
-        default=available_cpus(),
-        help="processes that decode, compute features and assign units, and threads of K-means "
-        "(default: the CPUs this process may use, here %(default)s)",
-    )
+    what = "processes that decode, compute features and assign units, and threads of K-means"
+    add_workers(parser, what)
     add(
         "--num-shards",
         **number,

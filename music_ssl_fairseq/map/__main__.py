@@ -5,9 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from music_ssl_fairseq.cli import exit_status, new_parser
+from music_ssl_fairseq.cli import add_workers, exit_status, new_parser, real_number, whole_number
 from music_ssl_fairseq.errors import InputError, one_line
-from music_ssl_fairseq.runtime.cpus import available_cpus
 from music_ssl_fairseq.runtime.files import require_writable
 
 DESCRIPTION = """\
@@ -55,21 +54,21 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add(
         "--seconds",
-        type=float,
+        type=real_number(0),
         default=0.0,
         metavar="S",
         help="embed the middle S seconds of each song: quicker on a CPU (default: the whole song)",
     )
     add(
         "--clip-seconds",
-        type=float,
+        type=real_number(0, _MAX_CLIP_SECONDS),
         metavar="S",
         help="seconds to play of each song, from its middle; 0 for none (default: 8, fewer "
         "for more than 500 songs; 8 s take 40 kB)",
     )
     add(
         "--neighbours",
-        type=int,
+        type=whole_number(1),
         default=10,
         metavar="N",
         help="number of nearest songs to list (default: %(default)s)",
@@ -87,22 +86,12 @@ def get_parser() -> argparse.ArgumentParser:
         default="auto",
         help="where the model runs; auto: on a GPU if there is one (default: %(default)s)",
     )
-    add(
-        "--workers",
-        type=int,
-        default=available_cpus(),
-        metavar="N",
-        help="processes that cut clips (default: the CPUs, here %(default)s)",
-    )
+    add_workers(parser, "processes that cut clips", least=0)
     return parser
 
 
 def run(a: argparse.Namespace) -> None:
     """Do what the command line says. Songs that cannot be read are named, here and on the page."""
-    if not 0 <= a.seconds < float("inf") or a.neighbours < 1 or a.workers < 0:
-        raise InputError("--seconds and --workers must not be negative, --neighbours at least 1")
-    if a.clip_seconds is not None and not 0 <= a.clip_seconds <= _MAX_CLIP_SECONDS:
-        raise InputError(f"--clip-seconds {a.clip_seconds:g}: from 0 to {_MAX_CLIP_SECONDS:g}")
     require_writable(a.out.parent, "--out")
 
     from manifests_tools.find import find_audio

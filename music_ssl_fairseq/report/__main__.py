@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from music_ssl_fairseq.cli import exit_status, new_parser
+from music_ssl_fairseq.cli import exit_status, new_parser, whole_number
 from music_ssl_fairseq.errors import InputError
 
 DESCRIPTION = """\
@@ -33,7 +33,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--split", default="test", help="split that was scored: test or valid (default: test)"
     )
     parser.add_argument(
-        "--resamples", type=int, default=1000, help="resamples of the bootstrap (default: 1000)"
+        "--resamples", type=whole_number(2), default=1000, help="of the bootstrap (default: 1000)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     parser.add_argument(
@@ -68,8 +68,6 @@ def run(
 
     if study:
         return _report_study(folders, out, no_plot)
-    if resamples < 2:
-        raise InputError("--resamples must be at least 2")
     probes = find(folders, split, resamples, seed)
     known = floors.rows(probes, split)
     text = tables.markdown(probes, split, resamples, known)

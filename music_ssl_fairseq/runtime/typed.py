@@ -120,17 +120,15 @@ def with_command(message: str) -> str:
     if "\n" in message:
         return message
     quoted = re.search(r"(?:run|with) `((?:pip|python|git) [^`]+)`", message)
-    colons = (match.start() for match in re.finditer(": ", message))
-    shown = (_show(*message[:colon].partition(", line ")[::2]) for colon in colons)
+    colons = re.finditer(": ", message)
+    shown = (_show(message[: at.start()], message[at.end() :]) for at in colons)
     command = quoted[1] if quoted else next(filter(None, shown), "")
-    missing = re.match(r"([^\s:=]+): no such (?:file|folder)", message)
-    if missing and not command:
-        command = look_around(missing[1])
     return f"{message}\n{command}" if command else message
 
 
-def _show(name: str, line: str) -> str:
-    """Return the command that shows a line, file or folder; empty if the name is no path."""
+def _show(subject: str, reason: str) -> str:
+    """Return the command that shows a line, file or folder; empty if the subject is no path."""
+    name, _, line = subject.partition(", line ")
     if re.match(r"https?://", name):
         shard = re.sub(r":\d+:\d+$", "", name)
         return f"curl -I {shlex.quote(shard)}"
@@ -140,7 +138,8 @@ def _show(name: str, line: str) -> str:
     if os.path.isfile(name):
         head = "head -n 3" if name.endswith(_TEXTS) else "ls -l"
         return f"sed -n {line}p {path}" if line.isdigit() else f"{head} {path}"
-    is_path = os.sep in name and not re.search(r"^-|^hf:|://|\s-|=", name)
+    named = os.sep in name or re.match(r"no such (file|folder)", reason)
+    is_path = named and not re.search(r"^-|^hf:|://|\s-|=", name)
     return look_around(name) if is_path else ""
 
 

@@ -378,7 +378,6 @@ def test_a_full_disk_is_one_line_and_what_is_there_stays(corpus, tmp_path, capsy
     ("options", "message"),
     [
         (("--layer", "4"), r"tiny.pt: has no layer 4, only 0 .* to 3"),
-        (("--window", "2"), "--window 2: windows need 6 seconds or more"),
         (("--manifest", "none.tsv"), "none.tsv: no such manifest"),
         (("--checkpoint", "none.pt"), "none.pt: no such checkpoint"),
         (("--device", "cuda"), "torch finds no GPU"),

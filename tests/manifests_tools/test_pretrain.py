@@ -242,7 +242,7 @@ def test_errors_of_the_command_line_end_in_a_command(tmp_path, capsys):
     )
     assert main(["pretrian"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: no builder 'pretrian'; there are: pretrain, check, fetch, mtt")
+    assert error.startswith("error: no command 'pretrian'; there are: pretrain, check, fetch, mtt")
     assert error.endswith("\npython -m manifests_tools pretrain --help\n")
     assert error.count("\n") == 2
 
