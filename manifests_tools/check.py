@@ -11,24 +11,22 @@ from pathlib import Path
 from tqdm import tqdm
 
 from manifests_tools.check_probing import check_probing
-from manifests_tools.examine import COPY, SILENT, add_reading_options, examine
+from manifests_tools.examine import COPY, SILENT, add_reading_options, examine, parallel_map
 from manifests_tools.find import FileId, identify
 from manifests_tools.findings import Findings
-from manifests_tools.parallel import parallel_map
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.cli import Parser
-from music_ssl_fairseq.data.copies import find_copies
 from music_ssl_fairseq.data.label_check import check_labels
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.left_out import kind_of
 from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.data.music_checks import concerns, find_copies
 from music_ssl_fairseq.data.units import (
     UnitDictionary,
     labels_beside,
     read_label_rate,
     read_metadata,
 )
-from music_ssl_fairseq.data.validation import concerns
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, hours, label_hop, labels_fit
 from music_ssl_fairseq.probing.spec import FILE as TASK_FILE

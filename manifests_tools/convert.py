@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from manifests_tools.examine import ExaminedTrack, chunks
-from manifests_tools.parallel import parallel_map
+from manifests_tools.examine import ExaminedTrack, chunks, parallel_map
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.data.left_out import LeftOut
 from music_ssl_fairseq.errors import AudioError, InputError

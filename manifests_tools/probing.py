@@ -17,8 +17,8 @@ from manifests_tools.examine import ExaminedTrack, add_reading_options, examine_
 from manifests_tools.find import require_folder
 from manifests_tools.labelled import DataSet, shorten
 from music_ssl_fairseq.cli import Parser, real_number
-from music_ssl_fairseq.data.copies import find_copies
 from music_ssl_fairseq.data.left_out import REPORT, LeftOut, by_name, count_kinds, write_left_out
+from music_ssl_fairseq.data.music_checks import find_copies
 from music_ssl_fairseq.errors import InputError, one_line
 from music_ssl_fairseq.frames import SAMPLE_RATE, hours
 from music_ssl_fairseq.probing.spec import FILE, SPLITS, ProbingSpec, parse_number, write_spec

@@ -18,12 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from manifests_tools.convert import ABANDONED_SECONDS, encode_flac, follows
-from manifests_tools.examine import ExaminedTrack, chunks
-from manifests_tools.parallel import parallel_map
+from manifests_tools.examine import ExaminedTrack, chunks, parallel_map
 from music_ssl_fairseq import audio
+from music_ssl_fairseq.data.audio_identity import other_track
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.left_out import LeftOut
-from music_ssl_fairseq.data.track_names import other_track
 from music_ssl_fairseq.data.units import label_again, read_label_rate, read_metadata, split_record
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, label_hop, labels_fit

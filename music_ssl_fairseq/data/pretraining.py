@@ -10,11 +10,10 @@ import torch
 from fairseq.data import FairseqDataset
 
 from music_ssl_fairseq import audio
+from music_ssl_fairseq.data.augmentation import draw_gain, draw_levels, mix
 from music_ssl_fairseq.data.crops import EQUALISER, MASKS, MIXING, REPLACEMENT, CropPlan, generator
-from music_ssl_fairseq.data.equaliser import draw_levels
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.masks import FairseqMask, SpanGrowth, SpanMask
-from music_ssl_fairseq.data.mixing import draw_gain, mix
 from music_ssl_fairseq.data.targets import FrameTargets, LabelSet
 from music_ssl_fairseq.data.unreadable import UnreadableTracks
 from music_ssl_fairseq.errors import AudioError, InputError

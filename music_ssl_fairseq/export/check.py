@@ -1,6 +1,9 @@
-"""Compare an exported model with the original."""
+"""Compare an exported model with the original, and save it."""
 
 from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,3 +78,14 @@ def compare(
             )
         largest = max(largest, worst)
     return largest
+
+
+def save(what: Any, path: Path, by: Callable[[Any, Any], None] = torch.save) -> None:
+    """Save through memory: on a full disk, torch's own writer ends the process.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    buffer = BytesIO()
+    by(what, buffer)
+    path.write_bytes(buffer.getbuffer())

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.export import check
-from music_ssl_fairseq.export.saving import save
+from music_ssl_fairseq.export.check import save
 from music_ssl_fairseq.export.source import ExportSource
 from music_ssl_fairseq.frames import conv_grid, parse_conv_layers
 from music_ssl_fairseq.upstream.model import build_encoder

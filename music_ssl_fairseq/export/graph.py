@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from music_ssl_fairseq.export import check
-from music_ssl_fairseq.export.saving import save
+from music_ssl_fairseq.export.check import save
 from music_ssl_fairseq.export.source import ExportSource
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder
 from music_ssl_fairseq.runtime.optional import optional

@@ -135,8 +135,7 @@ def run(a: argparse.Namespace) -> bool:
     from tqdm import tqdm
 
     from music_ssl_fairseq.data.manifest import Manifest
-    from music_ssl_fairseq.extract.record import report, settings_of
-    from music_ssl_fairseq.extract.run import Extraction, open_store
+    from music_ssl_fairseq.extract.run import Extraction, open_store, report, settings_of
     from music_ssl_fairseq.extract.store import open_folder, write_index
     from music_ssl_fairseq.runtime.device import choose_device
     from music_ssl_fairseq.runtime.files import hold, let_go

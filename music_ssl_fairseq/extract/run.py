@@ -1,23 +1,34 @@
-"""The loop of extraction: read, compute and copy batches at the same time."""
+"""The loop of extraction: read, compute and copy batches at the same time; report the outcome."""
 
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from music_ssl_fairseq.data.left_out import REPORT, LeftOut, write_left_out
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.extract.batches import Batch, Cut, QueuedWindow, batches, stacked
-from music_ssl_fairseq.extract.checksums import Checksums
-from music_ssl_fairseq.extract.reading import Load, read_loads
+from music_ssl_fairseq.errors import InputError, one_line
+from music_ssl_fairseq.extract.batches import (
+    Batch,
+    Cut,
+    Load,
+    QueuedWindow,
+    batches,
+    read_loads,
+    stacked,
+)
+from music_ssl_fairseq.extract.row_file import Checksums
 from music_ssl_fairseq.extract.store import FrameStore, MeanStore
 from music_ssl_fairseq.frames import SAMPLE_RATE, samples_in
 from music_ssl_fairseq.runtime.delayed_fetch import Fetch, start_fetch
+from music_ssl_fairseq.runtime.files import checksum
 from music_ssl_fairseq.upstream.model import Upstream, too_short
 from music_ssl_fairseq.upstream.windows import Windowing
 
@@ -168,3 +179,51 @@ def open_store(
     if extraction.frames is None:
         return MeanStore(folder, cut, sizes, checksums)
     return FrameStore(folder, cut, sizes, checksums, extraction.frames)
+
+
+def settings_of(
+    upstream: Upstream,
+    tracks: Manifest,
+    layers: list[int],
+    pool: str,
+    dtype: str,
+    windowing: Windowing,
+) -> dict[str, Any]:
+    """Return the settings that decide the features, and must be equal for a run to resume."""
+    return {
+        "family": upstream.family,
+        "fingerprint": upstream.fingerprint,
+        "layers": layers,
+        "pool": pool,
+        "dtype": "float32" if pool == "mean" else dtype,
+        "dimension": upstream.dimension,
+        "sample_rate": upstream.sample_rate,
+        "frame_rate": upstream.frame_rate,
+        "normalise": upstream.normalise,
+        "precision": upstream.precision,
+        "windows": asdict(windowing),
+        "manifest": checksum(tracks.file),
+    }
+
+
+def report(out: Path, tracks: Manifest, outcome: Outcome) -> None:
+    """Write left_out.tsv, and print what was done."""
+    file = out / REPORT
+    file.unlink(missing_ok=True)
+    if outcome.left_out:
+        left_out = [
+            LeftOut(tracks.name(track), why) for track, why in sorted(outcome.left_out.items())
+        ]
+        write_left_out(file, left_out)
+        for item in left_out[:10]:
+            print(f"left out: {one_line(item.name)}: {item.reason}", file=sys.stderr)
+        print(f"{len(left_out)} of {len(tracks)} tracks were left out: {file}", file=sys.stderr)
+    if not outcome.tracks:
+        if not outcome.left_out:
+            print(f"{out}: finished already, {len(tracks)} tracks")
+        return
+    rate = outcome.seconds / outcome.wall
+    print(
+        f"{out}: {outcome.tracks} tracks, {outcome.seconds / 3600:.2f} h of audio in "
+        f"{outcome.wall:.0f} s: {rate:.1f} audio-s/s"
+    )

@@ -29,8 +29,7 @@ from music_ssl_fairseq.data.audio_identity import audio_identity, changed_audio
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.extract.batches import Cut
-from music_ssl_fairseq.extract.checksums import CHECKSUMS, Checksums
-from music_ssl_fairseq.extract.row_file import RowFile
+from music_ssl_fairseq.extract.row_file import CHECKSUMS, Checksums, RowFile
 from music_ssl_fairseq.runtime.files import atomic_path, remove_temporary, write_json
 from music_ssl_fairseq.runtime.metadata import METADATA, read_metadata
 from music_ssl_fairseq.runtime.npy import is_whole, read_header, write_header

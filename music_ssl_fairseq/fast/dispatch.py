@@ -19,10 +19,17 @@ from music_ssl_fairseq.fast.first_conv import (
     fused_first_conv,
     window_moments,
 )
-from music_ssl_fairseq.fast.frame_selection import select
 from music_ssl_fairseq.fast.gelu import gelu
 from music_ssl_fairseq.fast.hashed_dropout import draw_seeds, hashed
-from music_ssl_fairseq.fast.packing import Packing, pack, packing_of, repeat_crops, take, unpack
+from music_ssl_fairseq.fast.packing import (
+    Packing,
+    pack,
+    packing_of,
+    repeat_crops,
+    select,
+    take,
+    unpack,
+)
 from music_ssl_fairseq.fast.transformer_layer import CastWeights, can_fuse_layer, fused_layer
 from music_ssl_fairseq.frames import frames_within
 

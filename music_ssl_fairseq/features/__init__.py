@@ -10,8 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.features.concatenation import Concatenation, SideBySide
-from music_ssl_fairseq.features.framewise import Framewise
+from music_ssl_fairseq.features.framewise import Concatenation, Framewise, SideBySide
 from music_ssl_fairseq.runtime.typed import newest_run, with_options, with_word
 from music_ssl_fairseq.upstream import read
 from music_ssl_fairseq.upstream.places import locate
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
 FRONT_ENDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mfcc": ("mfcc", "Mfcc", {}),
     "mfcc60": ("mfcc", "Mfcc", {"num_ceps": 20}),
-    "logmel": ("logmel", "LogMel", {}),
-    "chroma": ("chroma", "Chroma", {}),
+    "logmel": ("kaldi", "LogMel", {}),
+    "chroma": ("cqt", "Chroma", {}),
     "cqt": ("cqt", "Cqt", {}),
 }
 """Name on the command line: module of this package, class, arguments. `a+b` joins several."""

@@ -16,8 +16,15 @@ from torch import Tensor
 from music_ssl_fairseq import upstream
 from music_ssl_fairseq.features.framewise import Chunk
 from music_ssl_fairseq.upstream.model import Upstream
-from music_ssl_fairseq.upstream.statistics import Statistics, joined
-from music_ssl_fairseq.upstream.windows import Section, Window, Windowing, add_share, sections
+from music_ssl_fairseq.upstream.windows import (
+    Section,
+    Statistics,
+    Window,
+    Windowing,
+    add_share,
+    joined,
+    sections,
+)
 
 _WINDOWS_PER_GPU_BATCH = 8  # of 30 s
 

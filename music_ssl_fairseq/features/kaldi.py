@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 import scipy.fft
 
+from music_ssl_fairseq.features.framewise import Framewise
 from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
 
 GRID = FrameGrid(window=400, hop=160)
@@ -92,3 +93,22 @@ def mel_bank(num_bins: int) -> np.ndarray:
     bank = np.maximum(0.0, np.minimum(rising, falling))
     bank[-1] = 0.0  # Kaldi leaves out the Nyquist bin
     return bank.astype(np.float32)
+
+
+class LogMel(Framewise):
+    """Logarithm of the energy in 80 mel bands from 20 Hz to 8 kHz, every 10 ms.
+
+    As `torchaudio.compliance.kaldi.fbank` with `num_mel_bins=80`, to rounding.
+    """
+
+    grid = GRID
+    frame_rate = FRAME_RATE
+    dimension = 80
+    context = 0
+
+    def features(self, waveform: np.ndarray) -> np.ndarray:
+        """Map `[T]` float32, nominally in [-1, 1], 16 kHz, to `[frames, 80]` float32."""
+        output = np.empty((self.grid.num_frames(len(waveform)), self.dimension), np.float32)
+        for frames, energies in log_mel_blocks(waveform, self.dimension):
+            output[frames] = energies
+        return output

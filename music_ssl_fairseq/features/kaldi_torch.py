@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from music_ssl_fairseq.features import kaldi
 from music_ssl_fairseq.features.framewise import Chunk
-from music_ssl_fairseq.features.logmel import LogMel
+from music_ssl_fairseq.features.kaldi import LogMel
 from music_ssl_fairseq.features.mfcc import DELTA_REACH, Mfcc, liftered_dct
 from music_ssl_fairseq.features.no_tf32 import no_tf32
 

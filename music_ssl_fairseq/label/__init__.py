@@ -11,10 +11,9 @@
     external_centroids   centroids fitted elsewhere, instead
     fitting              the stage that these make up
     assign               the nearest centroid of each frame
-    join                 units as a split's files
+    join                 units as a split's files, and how the units are used
     labelling            the stage that these make up
     together             both stages for several features in one pass
-    usage                perplexity, majority share and run length of the units
     notices              warnings about the music
 
 How the work is shared, saved and resumed is `music_ssl_fairseq.jobs`.

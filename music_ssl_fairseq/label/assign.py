@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from music_ssl_fairseq.features.chunk_features import FeatureJob, Request
-from music_ssl_fairseq.features.track import Track
+from music_ssl_fairseq.features.chunk_features import FeatureJob, Request, Track
 
 _BLOCK_DISTANCES = 2**20  # held at once: 4 MB, as much as stays in a CPU's caches
 

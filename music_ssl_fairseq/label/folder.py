@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from music_ssl_fairseq.data.audio_identity import audio_identity
+from music_ssl_fairseq.data.audio_identity import audio_identity, note_names
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.data.track_names import note_names
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features import FrontEnd
 from music_ssl_fairseq.frames import SAMPLE_RATE

@@ -6,7 +6,7 @@ from functools import partial
 from music_ssl_fairseq.data.audio_identity import audio_identity
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.features.track import Track
+from music_ssl_fairseq.features.chunk_features import Track
 from music_ssl_fairseq.jobs.blocks import BlockJob
 from music_ssl_fairseq.jobs.checkpoint_dir import CheckpointDir
 from music_ssl_fairseq.label.assign import Labeller

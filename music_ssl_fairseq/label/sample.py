@@ -25,8 +25,7 @@ import numpy as np
 
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.features import FrontEnd
-from music_ssl_fairseq.features.chunk_features import FeatureJob, Request
-from music_ssl_fairseq.features.track import Track
+from music_ssl_fairseq.features.chunk_features import FeatureJob, Request, Track
 
 _SPACING_SECONDS = 1.0  # between frames of a span
 

@@ -1,5 +1,6 @@
 """Write the page of a map of songs."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -11,9 +12,25 @@ from music_ssl_fairseq.data.left_out import LeftOut, count_kinds
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.frames import SAMPLE_RATE
 from music_ssl_fairseq.jobs.pool import WorkerPool, ordered
-from music_ssl_fairseq.map.middle import middle_of
 from music_ssl_fairseq.pages.flat import flat_map, nearest
 from music_ssl_fairseq.pages.page import Page, facts, table
+
+
+class Middle(NamedTuple):
+    """A part of a song of `length` samples at 16 kHz: from `start` to before `stop`."""
+
+    length: int
+    start: int
+    stop: int
+
+
+def middle_of(path: str | os.PathLike, seconds: float) -> Middle:
+    """Return the middle `seconds` of a song, all of it if it is shorter."""
+    length = audio.probe(path).length_at()
+    part = round(min(length, seconds * SAMPLE_RATE))
+    start = (length - part) // 2
+    return Middle(length, start, start + part)
+
 
 _CLIP_SECONDS = 8.0
 _LEAST_CLIP_SECONDS = 2.0

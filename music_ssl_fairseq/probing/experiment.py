@@ -26,8 +26,8 @@ from music_ssl_fairseq.probing.identity import probing_identity
 from music_ssl_fairseq.probing.labels import ProbingSplit
 from music_ssl_fairseq.probing.scoring import results
 from music_ssl_fairseq.probing.scoring.beats import DECODERS
-from music_ssl_fairseq.probing.scoring.collector import Collector
 from music_ssl_fairseq.probing.scoring.metrics import Scores, evaluate
+from music_ssl_fairseq.probing.scoring.results import Collector
 from music_ssl_fairseq.probing.spec import read_spec
 from music_ssl_fairseq.runtime.device import choose_device
 from music_ssl_fairseq.upstream.model import Upstream

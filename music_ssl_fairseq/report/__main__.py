@@ -80,8 +80,7 @@ def run(
 
 def _report_study(folders: Sequence[Path], out: Path, no_plot: bool) -> str:
     from music_ssl_fairseq.pages.figures import figure
-    from music_ssl_fairseq.pages.markdown import add_markdown
-    from music_ssl_fairseq.pages.page import Page
+    from music_ssl_fairseq.pages.page import Page, add_markdown
     from music_ssl_fairseq.report import study, study_figures, study_tables
 
     if len(folders) != 1:

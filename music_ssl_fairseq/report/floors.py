@@ -5,16 +5,49 @@ alone. A constant answer is the least that a probe may reach. Four tasks have pu
 MFCC and chroma; on the others they should lie below the published models.
 """
 
+import csv
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from importlib.resources import files
 
 import numpy as np
 
 from music_ssl_fairseq.probing.scoring.metrics import statistic
 from music_ssl_fairseq.probing.scoring.predictions import Predictions
 from music_ssl_fairseq.report.gather import Figure, Probe, predictions_of
-from music_ssl_fairseq.report.published import COLUMNS, PUBLISHED
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """A published model."""
+
+    model: str  # name that its authors use
+    source: str  # paper and table
+    percent: dict[str, str]  # task and metric -> figure in percent, or "" where the source has none
+
+    def figures(self) -> dict[tuple[str, str], float]:
+        """Return the source's figures: (task, metric) -> fraction."""
+        known = ((tuple(name.split()), value) for name, value in self.percent.items() if value)
+        return {(task, metric): float(value) / 100 for (task, metric), value in known}
+
+
+def _read() -> tuple[PublishedModel, ...]:
+    text = files(__package__).joinpath("published.csv").read_text("utf-8")
+    rows = csv.DictReader(text.splitlines())
+    return tuple(PublishedModel(row.pop("model"), row.pop("source"), row) for row in rows)
+
+
+PUBLISHED = _read()
+"""Published figures. The papers have their own probes, windows and, in part, data. Figures of the
+same weights differ between papers by more than a point, so models of different sources are not one
+ranking."""
+
+COLUMNS: dict[str, tuple[str, ...]] = {}
+"""Task -> metrics of the figures, in order."""
+for _task, _metric in map(str.split, PUBLISHED[0].percent):
+    COLUMNS[_task] = (*COLUMNS.get(_task, ()), _metric)
+
 
 FRONT_ENDS = ("mfcc", "chroma", "logmel", "cqt")
 TOLERANCE = 0.05

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 from music_ssl_fairseq.report import floors
+from music_ssl_fairseq.report.floors import COLUMNS, PUBLISHED
 from music_ssl_fairseq.report.gather import Figure, Probe
-from music_ssl_fairseq.report.published import COLUMNS, PUBLISHED
 
 PUBLISHED_NOTE = (
     "Not measured here: other probes, other windows, and in part other data. Each row names its "

@@ -22,8 +22,7 @@ from music_ssl_fairseq.probing.experiment import CHOOSE_ON, ProbeExperiment
 from music_ssl_fairseq.probing.heads.fine_tuning import check_settings
 from music_ssl_fairseq.probing.heads.training import mini_batches, update
 from music_ssl_fairseq.probing.identity import probing_question
-from music_ssl_fairseq.probing.scoring.collector import Collector
-from music_ssl_fairseq.probing.scoring.results import refuse_another
+from music_ssl_fairseq.probing.scoring.results import Collector, refuse_another
 from music_ssl_fairseq.runtime.texts import read_json
 from music_ssl_fairseq.runtime.typed import newest_run, with_setting
 from music_ssl_fairseq.tasks.run_folder import IDENTITY, RunFolderTask

@@ -23,7 +23,7 @@ from music_ssl_fairseq.compat import (
     stop_loading,
 )
 from music_ssl_fairseq.criterions.totals import DelayedTotals, log_pace
-from music_ssl_fairseq.data.equaliser import equalise
+from music_ssl_fairseq.data.augmentation import equalise
 from music_ssl_fairseq.data.identity import Identity, manifest_identity
 from music_ssl_fairseq.data.manifest import Manifest, missing_manifest
 from music_ssl_fairseq.data.masks import MASK_MODES, SpanGrowth
@@ -42,7 +42,8 @@ from music_ssl_fairseq.tasks.schedule import collapse_advice, warmup_updates
 from music_ssl_fairseq.training import prepare_training
 from music_ssl_fairseq.training.epoch import note_batching
 from music_ssl_fairseq.training.narration import shown
-from music_ssl_fairseq.upstream.initialise import initialise
+from music_ssl_fairseq.upstream import read
+from music_ssl_fairseq.upstream.build import initialise
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +194,7 @@ class PretrainingTask(RunFolderTask):
             model = super().build_model(cfg, from_checkpoint)
             # A checkpoint has its own weights, and the file of init_from may be gone.
             if not from_checkpoint and cfg.init_from:
-                initialise(model, cfg.init_from, self.cfg.normalize)
+                initialise(model, read(cfg.init_from), self.cfg.normalize)
             return model
 
     def labels(self, split: str, manifest: Manifest) -> list[LabelSet] | None:

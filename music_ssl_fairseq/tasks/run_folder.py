@@ -23,9 +23,9 @@ from music_ssl_fairseq.runtime.files import hold
 from music_ssl_fairseq.runtime.typed import beside, look_around, with_setting
 from music_ssl_fairseq.tasks.schedule import check_schedule
 from music_ssl_fairseq.training.checkpoints import checkpoint_to_resume
+from music_ssl_fairseq.training.logs import choose_tracker
 from music_ssl_fairseq.training.narration import say
 from music_ssl_fairseq.training.saving import LAST, resume_file
-from music_ssl_fairseq.training.trackers import choose_tracker
 from music_ssl_fairseq.upstream.safe_load import safe_load
 
 logger = logging.getLogger(__name__)

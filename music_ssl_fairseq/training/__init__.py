@@ -1,11 +1,12 @@
 """Patches of fairseq's training loop, so that nothing is lost: applied once, by our tasks.
 
 `checkpoints` writes a state to a path, whole or not at all, `background` does so while training
-continues, and `saving` makes fairseq use both. `logs` continues without logs on a full disk.
-`epoch` resumes within an epoch, of any `batching`, and `stream` reads ahead into the next ones.
-`interruption` receives signals, and `stopping` stops at an update. `non_finite` names the tracks
-of a loss that is not finite. `hydra_plugins/music_ssl_fairseq_launch.py` starts and ends several
-processes, which must be set up before fairseq imports a task.
+continues, and `saving` makes fairseq use both. `logs` continues without logs on a full disk, and
+has the experiment trackers. `epoch` resumes within an epoch, of any batching, and `stream` reads
+ahead into the next ones. `interruption` receives signals, and `stopping` stops at an update.
+`non_finite` names the tracks of a loss that is not finite.
+`hydra_plugins/music_ssl_fairseq_launch.py` starts and ends several processes, which must be set up
+before fairseq imports a task.
 """
 
 import functools

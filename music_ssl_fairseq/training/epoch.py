@@ -17,8 +17,7 @@ from fairseq.data import data_utils, iterators
 
 from music_ssl_fairseq.compat import one_line_errors
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.training.batching import Batching
-from music_ssl_fairseq.training.stream import Plan, Plans, Stream
+from music_ssl_fairseq.training.stream import Batching, Plan, Plans, Stream
 
 _BATCHINGS = "cuts"
 """Key of the batchings in a checkpoint, beside fairseq's position."""

@@ -1,5 +1,6 @@
-"""Build an encoder from a checkpoint's contents."""
+"""Build an encoder from a checkpoint's contents, or start pre-training from one."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import parse_conv_layers
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder, AudioEncoderConfig
-from music_ssl_fairseq.upstream.contents import ARCHITECTURE, PREFIXES, Contents
+from music_ssl_fairseq.upstream.contents import ARCHITECTURE, PREFIXES, Contents, check_sample_rate
 
 
 def build_encoder(contents: Contents, precision: str = "auto", fast: str = "on") -> AudioEncoder:
@@ -110,3 +111,49 @@ def load_encoder(model: AudioEncoder, contents: Contents) -> None:
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(state[name])
+
+
+logger = logging.getLogger(__name__)
+
+
+def initialise(model: AudioEncoder, contents: Contents, normalise: bool) -> None:
+    """Start pre-training from a checkpoint's encoder (`model.init_from`); heads keep their weights.
+
+    Args:
+        normalise: `task.normalize` of the new run; a value other than the checkpoint's is logged as
+            a probable mistake.
+
+    Raises:
+        InputError: if the checkpoint is of another sample rate, or the encoder has another
+            architecture; the message names the settings that would make it fit.
+    """
+    check_sample_rate(contents)
+    different = [
+        f"model.{name}={_written(contents.config[name])}"
+        for name in ARCHITECTURE
+        if _comparable(name, contents.config[name]) != _comparable(name, model.cfg[name])
+    ]
+    if different:
+        raise InputError(
+            f"{contents.origin}: model.init_from has an encoder of another shape; to make the "
+            f"model fit, set {' '.join(different)}"
+        )
+    load_encoder(model, contents)
+    if contents.normalise != normalise:
+        was = str(contents.normalise).lower()
+        logger.warning("%s was trained with task.normalize=%s", contents.origin, was)
+    logger.info("started from the encoder of %s (%s)", contents.origin, contents.family)
+
+
+def _comparable(name: str, value: Any) -> Any:
+    if name == "conv_feature_layers":
+        return parse_conv_layers(str(value))
+    return str(value) if isinstance(ARCHITECTURE[name], str) else value
+
+
+def _written(value: Any) -> str:
+    """Write a value as hydra reads it on a command line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = str(value)
+    return f"'{text}'" if set(text) & set("[(, ") else text

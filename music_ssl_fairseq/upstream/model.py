@@ -17,7 +17,6 @@ from music_ssl_fairseq.runtime.typed import with_other
 from music_ssl_fairseq.upstream.build import build_encoder
 from music_ssl_fairseq.upstream.contents import Contents, check_sample_rate
 from music_ssl_fairseq.upstream.result import Features
-from music_ssl_fairseq.upstream.statistics import Statistics, measure
 from music_ssl_fairseq.upstream.waveforms import (
     Clip,
     is_several,
@@ -26,7 +25,14 @@ from music_ssl_fairseq.upstream.waveforms import (
     named,
     refuse_unreadable,
 )
-from music_ssl_fairseq.upstream.windows import Window, Windowing, add_share, sections
+from music_ssl_fairseq.upstream.windows import (
+    Statistics,
+    Window,
+    Windowing,
+    add_share,
+    measure,
+    sections,
+)
 
 PRECISIONS = ("auto", "fp32", "bf16")
 

@@ -3,7 +3,7 @@
 A frame depends on everything that goes through the model with it. Loudness matters most, through
 the waveform's normalisation and the extractor's group norm: a quiet window alone gives the features
 of a loud one. So windows take these statistics from their section, which is the whole track up to
-ten minutes (`upstream.statistics`). Two effects remain: attention is limited to the window, and
+ten minutes (`Statistics`). Two effects remain: attention is limited to the window, and
 positional convolutions are padded with zeros at its ends. Therefore neighbouring windows overlap by
 at least `Windowing.overlap` seconds. In the middle of each overlap one fades linearly into the
 other over FADE seconds; the outer 1.3 s or more of a window are not used.
@@ -12,17 +12,20 @@ The places of windows and sections follow from a track's length alone, so a sect
 alone with the same result as in the whole track.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.fast.dispatch import fold_moments, window_moments
 from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid, samples_in
+from music_ssl_fairseq.modules.audio_encoder import AudioEncoder
+from music_ssl_fairseq.modules.conv_extractor import ConvLayer
 
 FADE = 0.4
 """Seconds over which one window fades into the next."""
@@ -168,3 +171,54 @@ def add_share(
     weights = torch.from_numpy(window.weights).to(values.device) if weights is None else weights
     share = weights[inside].unsqueeze(-1) * values[..., inside, :]
     frames[..., start - first : stop - first, :] += share
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Statistics of B waveforms, for encoders that take them in windows.
+
+    The waveform's normalisation and the extractor's group norm are linear once these are known.
+    With those of a whole section, the extractor's output on each window equals, to rounding, its
+    output on the section.
+    """
+
+    mean: Tensor  # `[B, 1]`
+    scale: Tensor  # `[B, 1]`; the extractor's input is `(waveform - mean) * scale`
+    # Filters `[B, C, kernel]` and shifts `[B, C]` of the first convolution with its group norm;
+    # None for an extractor with layer norms
+    folded: tuple[Tensor, Tensor] | None
+
+    def normalise(self, waveform: Tensor) -> Tensor:
+        """Return the extractor's input for `[B, T]`."""
+        return (waveform - self.mean) * self.scale
+
+
+def joined(statistics: Sequence[Statistics]) -> Statistics:
+    """Concatenate the statistics of several batches."""
+    folded = [one.folded for one in statistics if one.folded is not None]
+    return Statistics(
+        torch.cat([one.mean for one in statistics]),
+        torch.cat([one.scale for one in statistics]),
+        (torch.cat([f for f, _ in folded]), torch.cat([s for _, s in folded])) if folded else None,
+    )
+
+
+@torch.no_grad()
+def measure(model: AudioEncoder, waveform: Tensor, normalise: bool) -> Statistics:
+    """Measure waveforms `[B, T]`, on the model's device; `normalise` is the checkpoint's."""
+    mean = torch.zeros_like(waveform[:, :1])
+    scale = torch.ones_like(mean)
+    if normalise:
+        variance, mean = torch.var_mean(waveform, -1, keepdim=True, correction=0)
+        scale = torch.rsqrt(variance + 1e-5)
+    first = model.feature_extractor.conv_layers[0]
+    assert isinstance(first, ConvLayer)
+    norm = first.norm
+    if not isinstance(norm, nn.GroupNorm):
+        return Statistics(mean, scale, None)
+    source = (waveform - mean) * scale
+    conv = first.conv
+    # The norm's mean would cancel a bias of the convolution.
+    moments = window_moments(source, conv.weight.size(-1), conv.stride[0])
+    folded = fold_moments(*moments, conv.weight, norm.weight, norm.bias, norm.eps)
+    return Statistics(mean, scale, folded)

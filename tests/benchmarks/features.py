@@ -6,7 +6,7 @@
 The first prints a Markdown table: dimension, frame rate, seconds of audio a second (CPU time of
 this process, best of three passes over two minutes), and the mean squared distance of a frame from
 the mean frame over all tracks, 20 s from the middle of each: the constants of
-`music_ssl_fairseq.features.concatenation.SCATTER`.
+`music_ssl_fairseq.features.framewise.SCATTER`.
 
 The second prints the speed of deep features of a device: layer 6 of a base-sized model with random
 weights, waveforms in memory, by the clock, without the first pass.

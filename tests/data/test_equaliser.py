@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
+from music_ssl_fairseq.data.augmentation import draw_levels, equalise
 from music_ssl_fairseq.data.crops import EQUALISER, generator
-from music_ssl_fairseq.data.equaliser import draw_levels, equalise
 
 
 def test_curves_pass_through_the_levels_of_each_crop_and_power_is_kept():

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from music_ssl_fairseq.data import label_check, label_store, mapped
+from music_ssl_fairseq.data.audio_identity import note_names
 from music_ssl_fairseq.data.label_check import check_labels
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
-from music_ssl_fairseq.data.track_names import note_names
 from music_ssl_fairseq.data.units import UnitDictionary, labels_beside, read_label_rate
 from music_ssl_fairseq.errors import InputError
 

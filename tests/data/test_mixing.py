@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from music_ssl_fairseq.data.augmentation import draw_gain, mix
 from music_ssl_fairseq.data.crops import MIXING, generator
-from music_ssl_fairseq.data.mixing import draw_gain, mix
 
 
 def test_adds_the_crop_before_at_the_level_drawn():

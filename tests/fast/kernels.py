@@ -21,14 +21,13 @@ from music_ssl_fairseq.fast.cuda_graphs import GraphedLayers
 from music_ssl_fairseq.fast.device import is_hopper
 from music_ssl_fairseq.fast.dispatch import Execution
 from music_ssl_fairseq.fast.first_conv import fused_first_conv
-from music_ssl_fairseq.fast.frame_selection import FrameSelection, select
 from music_ssl_fairseq.fast.hashed_dropout import GOLDEN, drop_threshold, hashed_dropout, scramble
 from music_ssl_fairseq.fast.kernels import attention as attention_kernels
 from music_ssl_fairseq.fast.kernels import first_conv as first_conv_kernels
 from music_ssl_fairseq.fast.kernels import gelu as gelu_kernels
 from music_ssl_fairseq.fast.kernels import norm as norm_kernels
 from music_ssl_fairseq.fast.kernels import sum as sum_kernels
-from music_ssl_fairseq.fast.packing import packing_of
+from music_ssl_fairseq.fast.packing import FrameSelection, packing_of, select
 from music_ssl_fairseq.fast.transformer_layer import CastWeights, fused_layer
 from music_ssl_fairseq.modules.positional_conv import PositionalConv
 from music_ssl_fairseq.modules.transformer import TransformerEncoder, TransformerLayer

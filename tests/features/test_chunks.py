@@ -9,8 +9,7 @@ import pytest
 from music_ssl_fairseq.data.manifest import write_manifest
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.features import FeatureSpec
-from music_ssl_fairseq.features.chunk_features import FeatureJob, Request
-from music_ssl_fairseq.features.track import Track
+from music_ssl_fairseq.features.chunk_features import FeatureJob, Request, Track
 from music_ssl_fairseq.label.__main__ import main
 from music_ssl_fairseq.label.assign import Labeller
 from music_ssl_fairseq.label.sample import Reader, SampledTrack

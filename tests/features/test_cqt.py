@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from music_ssl_fairseq.features import cqt
-from music_ssl_fairseq.features.chroma import Chroma
+from music_ssl_fairseq.features.cqt import Chroma
 from music_ssl_fairseq.runtime.librosa_import import import_librosa
 from tests.audio_files import tone
 

@@ -9,8 +9,8 @@ import torch
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features import FeatureSpec, front_end
+from music_ssl_fairseq.features.chunk_features import Track, read_chunk
 from music_ssl_fairseq.features.deep import Deep
-from music_ssl_fairseq.features.track import Track, read_chunk
 from music_ssl_fairseq.upstream import load
 from music_ssl_fairseq.upstream.windows import Windowing
 from tests import checkpoints

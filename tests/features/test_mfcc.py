@@ -14,8 +14,8 @@ import torchaudio
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.features import ON_GPU, FeatureSpec, front_end
 from music_ssl_fairseq.features.framewise import Chunk
+from music_ssl_fairseq.features.kaldi import LogMel
 from music_ssl_fairseq.features.kaldi_torch import TorchLogMel, TorchMfcc
-from music_ssl_fairseq.features.logmel import LogMel
 from music_ssl_fairseq.features.mfcc import Mfcc, deltas
 from tests.audio_files import tone, write_tone
 

@@ -8,7 +8,7 @@ import pytest
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features import FRONT_ENDS, FeatureSpec, front_end
-from music_ssl_fairseq.features.concatenation import SCATTER, Concatenation
+from music_ssl_fairseq.features.framewise import SCATTER, Concatenation
 from music_ssl_fairseq.frames import FrameGrid
 from tests.audio_files import tone
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from music_ssl_fairseq.features import FrontEnd
-from music_ssl_fairseq.features.track import Track, read_chunk
+from music_ssl_fairseq.features.chunk_features import Track, read_chunk
 
 
 def track_features(front: FrontEnd, track: Track, first: int, last: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from music_ssl_fairseq import audio
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.features import FeatureSpec, front_end
-from music_ssl_fairseq.features.track import Track
+from music_ssl_fairseq.features.chunk_features import Track
 from music_ssl_fairseq.label.sample import Reader, Sample, SampledTrack, Spans, places, quotas
 from tests.audio_files import write_tone
 

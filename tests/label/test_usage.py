@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from music_ssl_fairseq.label.usage import Usage
+from music_ssl_fairseq.label.join import Usage
 
 
 def test_usage_of_known_units():

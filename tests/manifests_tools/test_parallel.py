@@ -9,7 +9,7 @@ from multiprocessing import active_children
 
 import pytest
 
-from manifests_tools.parallel import parallel_map
+from manifests_tools.examine import parallel_map
 from music_ssl_fairseq.errors import AudioError, InputError
 from tests import ROOT
 
@@ -77,7 +77,7 @@ import signal, sys, time
 from pathlib import Path
 from manifests_tools.__main__ import main
 from manifests_tools import pretrain
-from manifests_tools.parallel import parallel_map
+from manifests_tools.examine import parallel_map
 from music_ssl_fairseq.runtime.files import atomic_path
 
 # Jobs that a shell runs in the background ignore Ctrl-C, and so would this.

@@ -16,12 +16,12 @@ from manifests_tools import check
 from manifests_tools.pretrain import run
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.audio import shards as reading
+from music_ssl_fairseq.data.audio_identity import note_names
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.masks import SpanMask
 from music_ssl_fairseq.data.pretraining import PretrainingDataset
 from music_ssl_fairseq.data.targets import LabelSet
-from music_ssl_fairseq.data.track_names import note_names
 from music_ssl_fairseq.data.units import UnitDictionary
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import FrameGrid

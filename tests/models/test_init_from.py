@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.upstream import load
+from music_ssl_fairseq.upstream import load, read
+from music_ssl_fairseq.upstream.build import initialise
 from music_ssl_fairseq.upstream.contents import PREFIXES
-from music_ssl_fairseq.upstream.initialise import initialise
 from tests import checkpoints, tiny
 from tests.fairseq_commands import TINY, train, validate
 
@@ -33,7 +33,7 @@ def test_encoders_are_taken_over_and_heads_are_new(tmp_path, source, target):
         for name, tensor in model.state_dict().items()
         if not name.startswith((*PREFIXES, "mask_emb"))
     }
-    initialise(model, path, normalise=False)
+    initialise(model, read(path), normalise=False)
     upstream = load(path)
     waveform = torch.randn(1, 8_000)
     for ours, wanted in zip(model.layers(waveform), upstream.layers(waveform), strict=True):
@@ -47,7 +47,7 @@ def test_encoders_are_taken_over_and_heads_are_new(tmp_path, source, target):
 def test_another_shape_names_the_settings_that_fit(tmp_path):
     path = checkpoints.write(tmp_path / "x.pt", "hubert", tiny.fairseq_hubert(conv_bias=True))
     with pytest.raises(InputError) as error:
-        initialise(tiny.music2vec(encoder_layers=4), path, normalise=False)
+        initialise(tiny.music2vec(encoder_layers=4), read(path), normalise=False)
     for setting in (
         "model.extractor_mode=default",
         "model.conv_bias=true",
@@ -63,7 +63,7 @@ def test_another_shape_names_the_settings_that_fit(tmp_path):
 def test_another_normalisation_is_logged(tmp_path, caplog):
     path = checkpoints.write(tmp_path / "x.pt", "hubert", tiny.fairseq_hubert(), normalize=True)
     with caplog.at_level(logging.WARNING):
-        initialise(tiny.music_hubert(), path, normalise=False)
+        initialise(tiny.music_hubert(), read(path), normalise=False)
     assert "task.normalize=true" in caplog.text
 
 
@@ -73,7 +73,7 @@ def test_another_sample_rate_is_refused(tmp_path):
     checkpoint["cfg"]["task"]["sample_rate"] = 24_000
     torch.save(checkpoint, path)
     with pytest.raises(InputError, match=r"x\.pt: was trained at 24000 Hz"):
-        initialise(tiny.music_hubert(), path, normalise=False)
+        initialise(tiny.music_hubert(), read(path), normalise=False)
 
 
 def test_training_starts_from_it_and_the_result_does_without(corpus, tmp_path, monkeypatch, capsys):

@@ -10,8 +10,7 @@ from omegaconf import OmegaConf
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.config import MusicProbeConfig
 from music_ssl_fairseq.probing.experiment import ProbeExperiment
-from music_ssl_fairseq.probing.heads.adam import RowAdam, RowAdamConfig
-from music_ssl_fairseq.probing.heads.encoder_adam import SHARE
+from music_ssl_fairseq.probing.heads.adam import SHARE, RowAdam, RowAdamConfig
 from music_ssl_fairseq.probing.heads.fine_tuning import FineTunedProbe, check_settings
 from music_ssl_fairseq.probing.heads.grid import Head, ProbeHeads
 from music_ssl_fairseq.probing.heads.training import loss_and_logs, update

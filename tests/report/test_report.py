@@ -19,8 +19,8 @@ from music_ssl_fairseq.report import floors
 from music_ssl_fairseq.report.__main__ import run
 from music_ssl_fairseq.report.bootstrap import interval, resampled, statistic
 from music_ssl_fairseq.report.compare import mean_ranks
+from music_ssl_fairseq.report.floors import COLUMNS, PUBLISHED
 from music_ssl_fairseq.report.gather import Figure, find
-from music_ssl_fairseq.report.published import COLUMNS, PUBLISHED
 
 CLASSES = ("A minor", "C major", "G major")
 TARGETS = ("arousal", "valence")

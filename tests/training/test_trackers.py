@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.training import trackers
+from music_ssl_fairseq.training import logs as trackers
 from tests.fairseq_commands import TINY, logged, train
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.config import MusicProbeConfig
 from music_ssl_fairseq.probing.features.windows import FRAME_RATE
-from music_ssl_fairseq.probing.heads.encoder_adam import SHARE
+from music_ssl_fairseq.probing.heads.adam import SHARE
 from music_ssl_fairseq.probing.heads.grid import MIXED
 from music_ssl_fairseq.probing.heads.model import HeadGrid, HeadInputs
 from music_ssl_fairseq.upstream.model import Upstream

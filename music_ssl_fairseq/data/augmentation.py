@@ -1,10 +1,12 @@
-"""Filter crops at random, keep the units: timbre that does not depend on one recording's colour.
+"""Change crops at random, keep the units: filters, and mixes with a quieter crop.
 
-The encoder has to predict the units of the unfiltered music. Levels are drawn with the crop. The
-task filters batches before it trains on them, on the GPU if there is one, because loaders on a CPU
-are too slow for it.
+The encoder has to predict the units of the unfiltered music, so that timbre does not depend on one
+recording's colour; and those of the louder crop (WavLM, section 3.2; MERT), as in music of many
+parts. Levels are drawn with the crop. The task filters batches before it trains on them, on the GPU
+if there is one, because loaders on a CPU are too slow for it.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -51,3 +53,34 @@ def _curves(samples: int, device: torch.device) -> Tensor:
     hertz = torch.fft.rfftfreq(samples, 1 / SAMPLE_RATE, device=device)
     octaves = torch.log2(hertz.clamp(min=_LOWEST_HZ) / _LOWEST_HZ)
     return (1 - (octaves - torch.arange(_LEVELS, device=device)[:, None]).abs()).clamp(min=0)
+
+
+LEVELS = (-20.0, -6.0)
+"""dB, of the added crop relative to the other; uniform between them."""
+
+
+def draw_gain(prob: float, rng: np.random.Generator) -> float:
+    """Draw the amplitude ratio of the added crop: with probability `prob`, else 0 for none."""
+    mixed, level = rng.random() < prob, rng.uniform(*LEVELS)
+    return 10 ** (level / 20) if mixed else 0.0
+
+
+def mix(sources: Sequence[Tensor], gains: Sequence[float]) -> list[Tensor]:
+    """Add to each crop the crop before it in the batch, and to the first crop the last.
+
+    The added crop is cut at the other's end; beyond a shorter one nothing is added. Silent crops
+    stay silent.
+
+    Args:
+        sources: tensors `[T]` of any lengths.
+        gains: ratios of the root mean squares; 0 leaves a crop as it is.
+    """
+    levels = [float(source.square().mean().sqrt()) for source in sources]
+    mixed = []
+    for i, (source, gain) in enumerate(zip(sources, gains, strict=True)):
+        other = sources[i - 1][: len(source)]
+        if gain > 0 and levels[i - 1] > 0:
+            source = source.clone()
+            source[: len(other)] += gain * levels[i] / levels[i - 1] * other
+        mixed.append(source)
+    return mixed

@@ -5,8 +5,7 @@ import os
 import pytest
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-from music_ssl_fairseq.fast.device import has_triton
-from music_ssl_fairseq.runtime.kernel_cache import keep_kernels
+from music_ssl_fairseq.fast.device import has_triton, keep_kernels
 
 NAMES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
