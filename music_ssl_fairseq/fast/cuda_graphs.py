@@ -1,9 +1,9 @@
-"""Transformer layers captured as CUDA graphs: two launches from Python instead of thirty.
+"""Transformer layers, and a teacher's whole pass, captured as CUDA graphs.
 
 Python and torch need some 45 ms to launch the kernels of a training step one by one. A GPU that
-computes the step in less is idle for the rest. A captured layer is one launch, forward or backward.
-(A whole step cannot be captured: fairseq runs it piece by piece, and LayerDrop leaves out other
-layers each time.)
+computes the step in less is idle for the rest. A captured layer is one launch, forward or backward,
+instead of thirty. (A whole step cannot be captured: fairseq runs it piece by piece, and LayerDrop
+leaves out other layers each time.)
 """
 
 import logging
@@ -224,6 +224,62 @@ def _capture_layers(
             captured.append(_LayerGraphs(inputs[i], *both, d_x, gradients))
             grad = d_x
     return captured[::-1], kept
+
+
+_passes: "WeakKeyDictionary[nn.Module, GraphedPass | None]" = WeakKeyDictionary()
+
+
+def graphed_pass(
+    owner: nn.Module, function: Callable[..., Tensor], inputs: Sequence[Tensor], key: Any
+) -> "GraphedPass | None":
+    """Return a function of `inputs` without gradients, captured in its first call.
+
+    Args:
+        owner: the module whose weights the function reads, and which keep their places.
+        function: from tensors to a tensor, without dropout.
+        inputs: of the shapes that all batches have from now on.
+        key: what else the captured kernels are valid for.
+
+    Returns:
+        None if it cannot be captured, for instance because memory is short.
+    """
+    shapes = [(x.shape, x.dtype) for x in inputs]
+    key = (key, shapes, [p.data_ptr() for p in owner.parameters()])
+    found = _passes.get(owner)
+    if found is not None and found.key == key:
+        return found
+    if found is None and owner in _passes:
+        return None
+    _passes[owner] = None  # frees the old graph's memory before a new one is captured
+    del found
+    try:
+        _passes[owner] = GraphedPass(function, inputs, key)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        logger.warning("the teacher could not be captured as a CUDA graph (%s)", reason)
+    return _passes[owner]
+
+
+class GraphedPass:
+    """A function without gradients, captured for inputs of fixed shapes.
+
+    Attributes:
+        key: what the graph is valid for.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], inputs: Sequence[Tensor], key: Any):
+        self.key = key
+        self._inputs = [x.clone() for x in inputs]
+        with _Capture(inputs[0].device) as capture:
+            function(*self._inputs)  # once uncaptured: compiling cannot be captured
+            self._graph, self._output = capture(lambda: function(*self._inputs))
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Return the function's result, valid until the next call."""
+        for x, place in zip(inputs, self._inputs, strict=True):
+            _put(x, place)
+        self._graph.replay()
+        return self._output
 
 
 class _Capture:

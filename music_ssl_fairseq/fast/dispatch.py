@@ -10,7 +10,7 @@ from music_ssl_fairseq.fast.block_conv import block_conv
 from music_ssl_fairseq.fast.channels_last_conv import conv_channels_last
 from music_ssl_fairseq.fast.compilation import ShapeGate, can_compile, compiled
 from music_ssl_fairseq.fast.conv_stack import rows_before, run_conv_stack
-from music_ssl_fairseq.fast.cuda_graphs import graphed_layers
+from music_ssl_fairseq.fast.cuda_graphs import graphed_layers, graphed_pass
 from music_ssl_fairseq.fast.device import working_dtype
 from music_ssl_fairseq.fast.first_conv import (
     can_fuse,
@@ -97,6 +97,25 @@ class Execution:
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function, compiled or not."""
         return compiled(function, self.compiled)(*args)
+
+    def replay(
+        self, owner: nn.Module, function: Callable[..., Tensor], inputs: Tensor, key: Any
+    ) -> Tensor:
+        """Call a function without gradients or dropout; if compiled, as one CUDA graph.
+
+        Args:
+            owner: the module whose weights it reads.
+            function: from a tensor to a tensor.
+            inputs: its argument, of one shape as long as batches are compiled.
+            key: what else its operations depend on.
+
+        Returns:
+            Its result, valid until the next call.
+        """
+        if not self.compiled:
+            return function(inputs)
+        graph = graphed_pass(owner, function, [inputs], key)
+        return function(inputs) if graph is None else graph(inputs)
 
     def extract(self, layers: Sequence[Any], waveform: Tensor) -> Tensor:
         """Run the extractor: convolutions, each with its norm and a GELU.

@@ -187,12 +187,29 @@ class Music2VecModel(AudioEncoder):
             `[B, frames, D]` float32.
         """
         execution = execution or self.execution
-        model: Any = (self.teacher or self.make_teacher()).model
-        if self._whole_teacher:
-            projected = model.project(model.extract(source, execution))
-            model = model.encoder
-        _, _, feed_forwards = model(projected, padding, execution)
+        teacher = (self.teacher or self.make_teacher()).model
         layers = target_layers(self.cfg, self.num_updates)
+        inputs = source if self._whole_teacher else projected
+
+        def teach(inputs: Tensor) -> Tensor:
+            return self._targets_of(teacher, inputs, layers, padding, execution)
+
+        if padding is not None or not self.training:
+            return teach(inputs)
+        return execution.replay(teacher, teach, inputs, layers)
+
+    def _targets_of(
+        self,
+        model: Any,
+        inputs: Tensor,
+        layers: list[int],
+        padding: Tensor | None,
+        execution: Execution,
+    ) -> Tensor:
+        if self._whole_teacher:
+            inputs = model.project(model.extract(inputs, execution))
+            model = model.encoder
+        _, _, feed_forwards = model(inputs, padding, execution)
         return execution.run(_instance_norm_mean, [feed_forwards[layer - 1] for layer in layers])
 
     def enter(self, features: Tensor, mask: Tensor, drop: Drop = drop) -> tuple[Tensor, Tensor]:
