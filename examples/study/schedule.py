@@ -13,7 +13,7 @@ from steps import Steps, device
 
 from music_ssl_fairseq.errors import InputError
 
-AUDIO_PER_SECOND = {"music_hubert": 9000.0, "music2vec": 2900.0}
+AUDIO_PER_SECOND = {"music_hubert": 9000.0, "music2vec": 4000.0}
 """Audio-seconds per second of one GPU, as long as no row has been measured (docs/study.md)."""
 JUDGE_SECONDS, START_SECONDS, STOP_SECONDS = 150.0, 45.0, 25.0
 WORTH_STARTING = 2 * START_SECONDS + STOP_SECONDS
