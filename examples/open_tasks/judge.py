@@ -9,13 +9,14 @@ probes are kept. The table is OUT/judge.md, and OUT/judge.csv for programs.
 
 import argparse
 import logging
+import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import tasks
-from table import write_tables
+from table import RANDOM, write_tables
 
 from music_ssl_fairseq.cli import exit_status
 from music_ssl_fairseq.errors import InputError
@@ -52,14 +53,24 @@ def run(
         raise InputError(f"--against {against}: name it among the encoders as well")
     if seeds < 1:
         raise InputError(f"--seeds {seeds}: give the number of probes per task, at least 1")
-    if len(set(upstreams)) < len(upstreams):
-        raise InputError("an encoder is named twice")
+    _refuse_copies(upstreams)
     form = "small" if small else "full"
     chosen = tasks.chosen(tasks_named, data)
     for task in chosen:
         tasks.build(task, data, out / form / "tasks" / task.name, small)
     folders = [judge(name, chosen, out.resolve(), form, cpu, seeds) for name in upstreams]
     print(write_tables(folders, [task.name for task in chosen], out, form, against))
+
+
+def _refuse_copies(upstreams: Sequence[str]) -> None:
+    """Refuse an encoder that is named twice, because ranks would count it twice."""
+    known: dict[str, str] = {}
+    for name in upstreams:
+        path = name.removeprefix(RANDOM)
+        key = name.replace(path, os.path.realpath(path)) if os.path.exists(path) else name
+        if key in known:
+            raise InputError(f"{known[key]} and {name} are one encoder: name it once")
+        known[key] = name
 
 
 def judge(

@@ -227,7 +227,8 @@ def test_a_floor_that_is_not_defined_is_no_floor(modules):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["mfcc", "mfcc"], "named twice"),
+        (["mfcc", "mfcc"], "mfcc and mfcc are one encoder"),
+        (["tests/tiny.py", "./tests/tiny.py"], "./tests/tiny.py are one encoder: name it once"),
         (["mfcc", "--against", "chroma"], "--against chroma"),
         (["mfcc", "--tasks", "kee"], "no task 'kee'"),
         (["mfcc", "--tasks", "beat"], "no beat.csv"),
