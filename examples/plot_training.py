@@ -3,7 +3,7 @@
 Needs `common.log_format: json`, which the configs of this repository set. One column per run: its
 loss; masked accuracy against always guessing the most frequent unit (musicHuBERT) or the spread of
 targets and predictions (music2vec); how many units the predictions use, or how much they know of
-the music; and the learning rate. `python -m music_ssl_fairseq.report` has the same curves.
+the music; and the learning rate. `python -m music_ssl_fairseq report` has the same curves.
 
     python examples/plot_training.py runs/music2vec runs/music_hubert --out curves.png --table
 """

@@ -121,7 +121,7 @@ step manifests "Manifests: which audio trains, which validates" '^(train|valid|l
 label_dirs=
 for name in "${features[@]}"; do
   step "labels-$name" "Labels: $name, K-means with $k clusters" 'k = |tracks, |warning|^report' \
-    python -m music_ssl_fairseq.label --k "$k" --features "$name" --manifests "$out/manifests" \
+    python -m music_ssl_fairseq label --k "$k" --features "$name" --manifests "$out/manifests" \
     --labels "$out/labels/$name" --report
   label_dirs+=${label_dirs:+,}$(quoted "$out/labels/$name")
 done

@@ -273,7 +273,7 @@ def _summarise(out: str, splits: dict[str, Groups], left_out: list[LeftOut], rep
     if Path(out) != Path("manifests"):
         labels = shlex.quote(str(labels_beside(out)))
         where = f" --manifests {shlex.quote(out)} --labels {labels}"
-    print(f"next: python -m music_ssl_fairseq.label --k {_clusters(splits['train'])}{where}")
+    print(f"next: python -m music_ssl_fairseq label --k {_clusters(splits['train'])}{where}")
 
 
 def _clusters(groups: Groups) -> int:

@@ -211,7 +211,7 @@ def _summarise(
     listed = f", listed in {folder / REPORT}" if left_out else ""
     print(f"left out of {labelled} labelled files: {count_kinds(left_out)}{listed}")
     where = f"{shlex.quote(newest_run() or 'mfcc')} --task {shlex.quote(str(folder))}"
-    print(f"next: python -m music_ssl_fairseq.probe --upstream {where}")
+    print(f"next: python -m music_ssl_fairseq probe --upstream {where}")
 
 
 def _name_alike(classes: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ With fairseq's command lines, `common.user_dir` (or `--user-dir`) is all it take
     criterions  music2vec, music_hubert, music_probe
 
 Importing the package alone registers nothing and costs nothing, so that command lines such as
-`python -m music_ssl_fairseq.label` start at once. In Python, call `register()` first.
+`python -m music_ssl_fairseq label` start at once. In Python, call `register()` first.
 
     model = music_ssl_fairseq.load("runs/music_hubert/short")  # ours or another's: see upstream/
     layers = model.features("song.mp3").layers  # [layers, frames, D]

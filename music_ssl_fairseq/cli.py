@@ -111,10 +111,10 @@ def dispatch(
     return 2
 
 
-def new_parser(module: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """Return a parser for `python -m MODULE` that prints description and examples unwrapped."""
+def new_parser(command: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """Return a parser for `python -m COMMAND` that prints description and examples unwrapped."""
     return Parser(
-        prog=f"python -m {module}",
+        prog=f"python -m {command}",
         description=description,
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,

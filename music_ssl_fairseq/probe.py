@@ -22,9 +22,9 @@ settings. A folder that holds results of others is an error, unless --force repl
 
 EXAMPLES = """\
 examples:
-  python -m music_ssl_fairseq.probe --upstream runs/music_hubert/short --task probing/gtzan-genre
-  python -m music_ssl_fairseq.probe --upstream FILE random:FILE mfcc chroma --task probing/*
-  python -m music_ssl_fairseq.probe --upstream FILE --task DIR --set model.layers=4,all
+  python -m music_ssl_fairseq probe --upstream runs/music_hubert/short --task probing/gtzan-genre
+  python -m music_ssl_fairseq probe --upstream FILE random:FILE mfcc chroma --task probing/*
+  python -m music_ssl_fairseq probe --upstream FILE --task DIR --set model.layers=4,all
 
 `python -m manifests_tools NAME --root AUDIO_DIR --out DIR` writes the folder of a task, and
 `python -m manifests_tools custom --csv FILE --kind multi-class --out DIR` that of your own labels.
@@ -43,7 +43,7 @@ _RESAMPLES = 1000
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = new_parser("music_ssl_fairseq.probe", DESCRIPTION, EXAMPLES)
+    parser = new_parser("music_ssl_fairseq probe", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     add(
         "--upstream",
@@ -151,7 +151,7 @@ def _say_what_next(upstream: Sequence[str], task: Sequence[Path], out: Path) -> 
     others = [*upstream, f"random:{upstream[0]}", "mfcc", "chroma"]
     tasks = shlex.join(map(str, task))
     print(
-        f"next, to compare: python -m music_ssl_fairseq.probe --upstream {shlex.join(others)} "
+        f"next, to compare: python -m music_ssl_fairseq probe --upstream {shlex.join(others)} "
         f"--task {tasks} --out {shlex.quote(str(out))}"
     )
 

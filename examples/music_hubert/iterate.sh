@@ -58,7 +58,7 @@ say() {
 label() { # folder option...
   local folder=$1
   shift
-  python -m music_ssl_fairseq.label --k "$k" --manifests "$manifests" --labels "$folder" "$@"
+  python -m music_ssl_fairseq label --k "$k" --manifests "$manifests" --labels "$folder" "$@"
 }
 
 train() { # iteration config

@@ -35,6 +35,6 @@ $(du -sh "$out" | cut -f 1) under $out. Next, from the repository root:
 
   # 16 kHz copies, so that every package has passed the same chain; 20 seconds leave out effects
   python -m manifests_tools pretrain --root "$out" --min-seconds 20 --convert "$out-16k"
-  python -m music_ssl_fairseq.label --k 500
+  python -m music_ssl_fairseq label --k 500
   fairseq-hydra-train --config-dir examples/music_hubert --config-name short
 EOF

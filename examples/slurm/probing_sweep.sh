@@ -6,7 +6,7 @@
 #     task.data=probing/gtzan-genre,probing/emomusic [hydra.launcher.partition=gpu ...]
 #
 # Waits for all jobs; their logs are in runs/probing/.submitit/. The same command continues jobs that
-# were stopped, and leaves finished ones as they are. Then: python -m music_ssl_fairseq.report
+# were stopped, and leaves finished ones as they are. Then: python -m music_ssl_fairseq report
 # runs/probing.
 set -euo pipefail
 

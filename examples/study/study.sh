@@ -56,6 +56,6 @@ python "$tasks/build.py" --out "$dir/judge" --packages "$dir/judge/packages" "${
 status=0
 python "$here/study.py" --music "$dir/music" --speech "$dir/speech" --judge "$dir/judge/data" \
   --work "$dir/work" --results "$dir/results" ${rest[@]+"${rest[@]}"} || status=$?
-python -m music_ssl_fairseq.report --study "$dir/results" --out "$dir/report" > /dev/null
+python -m music_ssl_fairseq report --study "$dir/results" --out "$dir/report" > /dev/null
 echo "$dir/report/study.md"
 exit "$status"

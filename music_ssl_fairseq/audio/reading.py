@@ -109,7 +109,8 @@ def _existing(path: str | os.PathLike) -> _File:
     try:
         status = os.stat(name)
         if not stat.S_ISREG(status.st_mode):
-            raise AudioError(name, "not a regular file")
+            kind = "a folder, not an audio file" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise AudioError(name, kind)
         if status.st_size == 0:
             raise AudioError(name, "the file is empty (0 bytes)")
         identity = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

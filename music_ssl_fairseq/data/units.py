@@ -142,7 +142,7 @@ def label_command(
         manifests: its --manifests; None for those that the labels were made from.
     """
     metadata = _known_metadata(label_dir)
-    command = f"python -m music_ssl_fairseq.label {metadata.get('options', '--k 500')}"
+    command = f"python -m music_ssl_fairseq label {metadata.get('options', '--k 500')}"
     manifests = manifests or metadata.get("manifests", "manifests")
     for option, folder in (("manifests", manifests), ("labels", into or label_dir)):
         if Path(folder).absolute() != Path(option).absolute():

@@ -1,4 +1,4 @@
-"""`python -m music_ssl_fairseq.export`: a trained encoder for transformers, fairseq, ONNX, ..."""
+"""`python -m music_ssl_fairseq export`: a trained encoder for transformers, fairseq, ONNX, ..."""
 
 import argparse
 import logging
@@ -43,10 +43,10 @@ formats:
 
 EXAMPLES = """\
 examples:
-  python -m music_ssl_fairseq.export --to exported/my-model \\
+  python -m music_ssl_fairseq export --to exported/my-model \\
     --checkpoint runs/music_hubert/config/checkpoints/checkpoint_best.pt
-  python -m music_ssl_fairseq.export --checkpoint exported/my-model --to onnx --format onnx
-  python -m music_ssl_fairseq.export --checkpoint runs/music_hubert/config --push USER/NAME \\
+  python -m music_ssl_fairseq export --checkpoint exported/my-model --to onnx --format onnx
+  python -m music_ssl_fairseq export --checkpoint runs/music_hubert/config --push USER/NAME \\
     --report report --units labels --dry-run
 """
 
@@ -68,7 +68,7 @@ GRAPHS = ("onnx", "torch")
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = new_parser("music_ssl_fairseq.export", DESCRIPTION, EXAMPLES)
+    parser = new_parser("music_ssl_fairseq export", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     add(
         "--checkpoint",
@@ -88,20 +88,20 @@ def get_parser() -> argparse.ArgumentParser:
         "--report",
         type=Path,
         metavar="DIR",
-        help="of music_ssl_fairseq.report: its rows of this model go into the card, as a table "
-        "with the layer to take for each task, and into results.json",
+        help="folder of a report: its rows of this model go into the card, as a table with the "
+        "layer to take for each task, and into results.json",
     )
     add(
         "--units",
         type=Path,
         metavar="DIR",
-        help="of music_ssl_fairseq.label: its centroids go into units/, for labels of other music",
+        help="folder of labels: its centroids go into units/, to label other music with",
     )
     add(
         "--push",
         metavar="USER/NAME",
-        help="put the folder on the Hugging Face hub, as a new commit; a new model is public, as "
-        "the hub's defaults are",
+        help="put the folder on the Hugging Face hub, as a new commit; a new model has your "
+        "account's default visibility",
     )
     add("--dry-run", action="store_true", help="list what --push would send, and send nothing")
     add("--force", action="store_true", help="overwrite files of an earlier export")

@@ -25,7 +25,7 @@ def add_results(contents: Contents, folder: Path, report: Path) -> str:
     """Write results.json with this model's rows of a report, and return the card's section.
 
     Args:
-        report: folder of `python -m music_ssl_fairseq.report`, or its report.csv.
+        report: folder of `python -m music_ssl_fairseq report`, or its report.csv.
 
     Raises:
         InputError: if there is no such report, or no row of this model.
@@ -75,7 +75,7 @@ def add_units(contents: Contents, folder: Path, labels: Path, name: str) -> str:
     """Copy the centroids of a label folder, and return the card's section.
 
     Args:
-        labels: folder of `python -m music_ssl_fairseq.label`.
+        labels: folder of `python -m music_ssl_fairseq label`.
         name: of the model on the hub or on disk, for the card's command.
 
     Raises:
@@ -110,7 +110,7 @@ _UNITS_SECTION = """## Units
 `music_ssl_fairseq` they label other music:
 
 ```
-python -m music_ssl_fairseq.label {options} \\
+python -m music_ssl_fairseq label {options} \\
   --centroids {name} --labels labels
 ```
 """

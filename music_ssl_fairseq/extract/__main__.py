@@ -1,4 +1,4 @@
-"""`python -m music_ssl_fairseq.extract`: features of a manifest's tracks, on disk."""
+"""`python -m music_ssl_fairseq extract`: features of a manifest's tracks, on disk."""
 
 import argparse
 import contextlib
@@ -31,9 +31,9 @@ DIR/checksums.npy shows to be damaged.
 
 EXAMPLES = """\
 examples:
-  python -m music_ssl_fairseq.extract --checkpoint checkpoint_best.pt \\
+  python -m music_ssl_fairseq extract --checkpoint checkpoint_best.pt \\
       --manifest manifests/train.tsv --layer 0-12 --pool mean --out features/train
-  python -m music_ssl_fairseq.extract --checkpoint hubert-base-ls960/ \\
+  python -m music_ssl_fairseq extract --checkpoint hubert-base-ls960/ \\
       --manifest manifests/train.tsv --layer 6 --pool frames --out features/layer6
 
 then, in Python:
@@ -44,7 +44,7 @@ _COMPILE_SECONDS = 100 * 3600  # of audio from which compiling kernels, about a 
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = new_parser("music_ssl_fairseq.extract", DESCRIPTION, EXAMPLES)
+    parser = new_parser("music_ssl_fairseq extract", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     add(
         "--checkpoint",

@@ -1,6 +1,6 @@
 """Pseudo-labels: features of a manifest's tracks are clustered, and every frame gets a unit.
 
-`python -m music_ssl_fairseq.label --help`. In the order data passes through the modules:
+`python -m music_ssl_fairseq label --help`. In the order data passes through the modules:
 
     job                  the settings of one run, checked before any work
     recipe               the settings that decide the centroids

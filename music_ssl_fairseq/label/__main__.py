@@ -1,4 +1,4 @@
-"""`python -m music_ssl_fairseq.label`: from manifests to pseudo-labels."""
+"""`python -m music_ssl_fairseq label`: from manifests to pseudo-labels."""
 
 import argparse
 import sys
@@ -43,14 +43,14 @@ command resumes an interrupted run, and leaves a finished one as it is.
 
 EXAMPLES = """\
 examples:
-  python -m music_ssl_fairseq.label --k 2000
-  python -m music_ssl_fairseq.label --k 500 --manifests manifests/jazz --labels labels/jazz --seed 1
-  python -m music_ssl_fairseq.label --k 500 --features mfcc+chroma --labels labels/mfcc+chroma
-  python -m music_ssl_fairseq.label --k 500 --features mfcc,chroma    # labels/mfcc, labels/chroma
-  python -m music_ssl_fairseq.label --k 2000 --labels labels/deep --features deep --layer 6 \\
+  python -m music_ssl_fairseq label --k 2000
+  python -m music_ssl_fairseq label --k 500 --manifests manifests/jazz --labels labels/jazz --seed 1
+  python -m music_ssl_fairseq label --k 500 --features mfcc+chroma --labels labels/mfcc+chroma
+  python -m music_ssl_fairseq label --k 500 --features mfcc,chroma    # labels/mfcc, labels/chroma
+  python -m music_ssl_fairseq label --k 2000 --labels labels/deep --features deep --layer 6 \\
       --checkpoint runs/music_hubert/config/checkpoints/checkpoint_best.pt
-  sbatch --array=0-15 --wrap "python -m music_ssl_fairseq.label --k 500"     # sixteen parts
-  python -m music_ssl_fairseq.label --k 500 --report                         # and a page on units
+  sbatch --array=0-15 --wrap "python -m music_ssl_fairseq label --k 500"     # sixteen parts
+  python -m music_ssl_fairseq label --k 500 --report                         # and a page on units
 
 The manifests come from `python -m manifests_tools pretrain --root MUSIC_DIR`, and the labels go to
 `fairseq-hydra-train --config-dir examples/music_hubert`.
@@ -58,7 +58,7 @@ The manifests come from `python -m manifests_tools pretrain --root MUSIC_DIR`, a
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = new_parser("music_ssl_fairseq.label", DESCRIPTION, EXAMPLES)
+    parser = new_parser("music_ssl_fairseq label", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     number: dict[str, Any] = {"type": whole_number(1), "metavar": "N"}
     add(

@@ -1,6 +1,6 @@
 """Probe one encoder on several tasks in this process; what is finished is not made again.
 
-`python -m music_ssl_fairseq.probe` and examples/open_tasks/judge.py both do so.
+`python -m music_ssl_fairseq probe` and examples/open_tasks/judge.py both do so.
 """
 
 import re

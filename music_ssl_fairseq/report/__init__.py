@@ -1,4 +1,4 @@
-"""Probes of several encoders and tasks as one table: `python -m music_ssl_fairseq.report DIR...`.
+"""Probes of several encoders and tasks as one table: `python -m music_ssl_fairseq report DIR...`.
 
 `gather` finds the results of `fairseq-validate`, `bootstrap` computes intervals, `compare` compares
 encoders, `floors` compares front ends with published figures, `training` reads logs of trainings.

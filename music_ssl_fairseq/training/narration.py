@@ -31,6 +31,9 @@ The first updates on a GPU take many times as long: kernels are compiled and gra
 _LARGE = 20_000_000
 """Weights of a model that takes days to train on a CPU."""
 
+_BASE, _CPU_GB = 94_700_000, 0.085
+"""Weights of a base model, and the GB that its update needs per second of audio on a CPU."""
+
 
 def say(text: str) -> None:
     """Print a line, and log it."""
@@ -87,10 +90,11 @@ class Narration:
         )
         weights = sum(p.numel() for p in trainer.get_model().parameters())
         if not trainer.cuda and weights > _LARGE and hasattr(trainer.task.cfg, "crop_seconds"):
+            seconds = (cfg.dataset.batch_size or 0) * trainer.task.cfg.crop_seconds
             logger.warning(
-                "no GPU: %d million weights take days to train on a CPU. The whole way in "
-                "minutes: %s",
-                *(weights / 1e6, _smaller_command()),
+                "no GPU: %d million weights take days to train on a CPU, and some %d GB of memory. "
+                "The whole way in minutes: %s",
+                *(weights / 1e6, 2 + seconds * _CPU_GB * weights / _BASE, _smaller_command()),
             )
 
     def update(self) -> None:

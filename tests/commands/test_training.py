@@ -128,7 +128,7 @@ def test_missing_labels_are_one_line(here):
     message = str(failure.value)
     assert message.count("\n") == 1  # the command below
     assert "labels/dict.km.txt" in message
-    assert "python -m music_ssl_fairseq.label" in message
+    assert "python -m music_ssl_fairseq label" in message
 
 
 @pytest.mark.parametrize(

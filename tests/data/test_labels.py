@@ -90,7 +90,7 @@ def test_not_numbers(tmp_path, monkeypatch, token, chunk):
 
 
 def test_missing_labels(tmp_path):
-    command = f"`python -m music_ssl_fairseq.label --k 500 --labels {tmp_path}`"
+    command = f"`python -m music_ssl_fairseq label --k 500 --labels {tmp_path}`"
     with pytest.raises(InputError, match=re.escape(command)):
         LabelStore(tmp_path / "train.km")
     options = {"options": "--k 9 --features deep --layer 6", "manifests": "manifests/jazz"}
@@ -172,7 +172,7 @@ def test_bad_dictionaries(tmp_path, text, message):
 
 
 def test_missing_dictionary(tmp_path):
-    with pytest.raises(InputError, match=r"python -m music_ssl_fairseq.label"):
+    with pytest.raises(InputError, match=r"python -m music_ssl_fairseq label"):
         UnitDictionary(tmp_path / "dict.km.txt")
 
 

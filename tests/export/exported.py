@@ -43,7 +43,7 @@ def checkpoint(path: Path, family: str, **fields: Any) -> Path:
 
 
 def export(source: Path, to: Path, *options: str) -> Path:
-    """`python -m music_ssl_fairseq.export --checkpoint SOURCE --to TO OPTIONS`, which succeeds."""
+    """`python -m music_ssl_fairseq export --checkpoint SOURCE --to TO OPTIONS`, which succeeds."""
     assert main(["--checkpoint", str(source), "--to", str(to), *options]) == 0
     return to
 

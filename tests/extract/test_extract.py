@@ -1,4 +1,4 @@
-"""`python -m music_ssl_fairseq.extract` from files to files."""
+"""`python -m music_ssl_fairseq extract` from files to files."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`python -m music_ssl_fairseq.label` from files to files, and what it says when it cannot."""
+"""`python -m music_ssl_fairseq label` from files to files, and what it says when it cannot."""
 
 import json
 import os
@@ -208,9 +208,10 @@ def test_the_next_command_says_where_the_labels_are(here, capsys):
 
 def test_other_labels_are_not_overwritten(here, capsys, monkeypatch):
     before = contents(here / "labels")
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "music_ssl_fairseq.label", "--k", "21"])
+    typed = ["python", "-m", "music_ssl_fairseq", "label", "--k", "21"]
+    monkeypatch.setattr(sys, "orig_argv", typed)
     error = error_of(["--k", "21"], capsys)
-    assert error.endswith("\npython -m music_ssl_fairseq.label --k 21 --labels labels-k21\n")
+    assert error.endswith("\npython -m music_ssl_fairseq label --k 21 --labels labels-k21\n")
     assert error.startswith("labels: holds labels made with k 20 instead of 21; --labels writes")
     (here / "labels" / "metadata.json").unlink()
     assert "train.km: there already, without metadata.json" in error_of(["--k", str(K)], capsys)
@@ -229,7 +230,7 @@ def test_errors_repeat_the_options_of_the_labels(here, capsys):
         stale.unlink()
     capsys.readouterr()
     assert manifests_tools_main(["check", "manifests", "--labels", "jazz labels"]) == 1
-    advice = re.search(r"`python -m music_ssl_fairseq\.label (.*)`", capsys.readouterr().out)[1]
+    advice = re.search(r"`python -m music_ssl_fairseq label (.*)`", capsys.readouterr().out)[1]
     assert main(shlex.split(advice)) == 0
     assert "--force" in advice
     assert (contents(here / "labels"), contents(here / "jazz labels")) == before
@@ -445,4 +446,4 @@ def test_help_is_quick():
         [sys.executable, "-m", "music_ssl_fairseq.label", "--help"], capture_output=True, text=True
     )
     assert shown.returncode == 0
-    assert "python -m music_ssl_fairseq.label --k 2000" in shown.stdout
+    assert "python -m music_ssl_fairseq label --k 2000" in shown.stdout

@@ -81,7 +81,7 @@ def test_genre_golden_counts_in_every_layout(stubs, tmp_path, capsys, folder):
     shown = capsys.readouterr().out
     assert "train: 443 files (published 443), " in shown
     assert "left out of 930 labelled files: none" in shown
-    assert "music_ssl_fairseq.probe --upstream mfcc --task " in shown
+    assert "music_ssl_fairseq probe --upstream mfcc --task " in shown
 
 
 def test_the_corrupt_copy_of_jazz_54_is_named_and_left_out(stubs, tmp_path, capsys):

@@ -186,7 +186,7 @@ def test_one_label_line_too_few(corpus, check):
     assert "lists 2 tracks" in lines[0]
     # Of these labels, into this folder: no others are overwritten by obeying.
     paths = f"--manifests {corpus / 'manifests'} --labels {corpus / 'labels'}"
-    command = f"python -m music_ssl_fairseq.label --k {K} --seed 3 {paths} --force"
+    command = f"python -m music_ssl_fairseq label --k {K} --seed 3 {paths} --force"
     assert lines[0].endswith(f"label again with their own options: `{command}`")
     # Labels of other manifests stay.
     options = {"options": "--k 10", "manifests": str(corpus / "manifests")}

@@ -170,7 +170,7 @@ def test_the_summary_counts_and_tells_the_next_command(music, tmp_path, capsys, 
     assert lines[2] == (
         "sample rates: 8000 Hz 1, 16000 Hz 2, 22050 Hz 1, 44100 Hz 2, 48000 Hz 1, 96000 Hz 1"
     )
-    assert lines[3:] == ["left out: none", "next: python -m music_ssl_fairseq.label --k 22"]
+    assert lines[3:] == ["left out: none", "next: python -m music_ssl_fairseq label --k 22"]
     run("music", "else where")
     paths = "--manifests 'else where' --labels 'else where_labels'"
     assert capsys.readouterr().out.endswith(f"--k 24 {paths}\n")
