@@ -109,8 +109,8 @@ def _existing(path: str | os.PathLike) -> _File:
     try:
         status = os.stat(name)
         if not stat.S_ISREG(status.st_mode):
-            kind = "a folder, not an audio file" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise AudioError(name, kind)
+            is_folder = stat.S_ISDIR(status.st_mode)
+            raise AudioError(name, "a folder, no audio file" if is_folder else "not a regular file")
         if status.st_size == 0:
             raise AudioError(name, "the file is empty (0 bytes)")
         identity = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
@@ -157,6 +157,8 @@ def _choose(file: _File, stack: ExitStack) -> _Opened:
     ways = [lambda: libsndfile.opened(file.name), file.decoder]
     if not file.header.soundfile:
         ways.reverse()
+        if file.name.lower().endswith((".mp3", ".mp2")):
+            ways.pop()  # it would print notes of libmpg123, and read no more than FFmpeg
     reasons = []
     for way in ways:
         try:

@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from music_ssl_fairseq import compat as _compat  # noqa: F401 (before fairseq, which logs)
 from music_ssl_fairseq.data.audio_identity import AUDIO
 from music_ssl_fairseq.data.identity import Identity, differences, settings_identity
 from music_ssl_fairseq.errors import InputError

@@ -343,7 +343,7 @@ def test_a_playlist_or_a_stub_opens_nothing_else(tmp_path, suffix):
         b"\0\0\0\x20ftypM4A " + bytes(2_000),
     ):
         path.write_bytes(content)
-        with pytest.raises(AudioError, match=r"not readable as audio \(FFmpeg: .*libsndfile: "):
+        with pytest.raises(AudioError, match=r"not readable as audio \(FFmpeg: "):
             audio.read(path)
 
 
