@@ -65,10 +65,18 @@ def hydra_word(setting: str) -> str:
     return setting if plain else f"{key}={hydra_text(value)}"
 
 
-def with_settings(words: list[str], *settings: str) -> list[str]:
-    """Return a command with these `key=value` in place of those given for them; `key=` has none."""
+def typed() -> list[str]:
+    """Return the words of the command: `python -m NAME ...`, or an installed script."""
+    if "-m" in sys.orig_argv[1:3]:
+        return ["python", *sys.orig_argv[sys.orig_argv.index("-m") :]]
+    script = [sys.argv[0]] if sys.argv[0].endswith(".py") else [os.path.basename(sys.argv[0])]
+    return [*(["python"] if sys.argv[0].endswith(".py") else []), *script, *sys.argv[1:]]
+
+
+def with_settings(*settings: str) -> list[str]:
+    """Return the command with these `key=value` in place of those given; `key=` removes one."""
     keys = {setting.partition("=")[0] for setting in settings}
-    kept = [word for word in words if word.lstrip("+").partition("=")[0] not in keys]
+    kept = [word for word in typed() if word.lstrip("+").partition("=")[0] not in keys]
     return [*kept, *(hydra_word(setting) for setting in settings if not setting.endswith("="))]
 
 

@@ -23,6 +23,7 @@ from hydra_plugins._music_ssl_fairseq_folder import (
     hydra_text,
     hydra_word,
     is_ours,
+    typed,
     with_settings,
 )
 
@@ -33,20 +34,6 @@ def _refuse(message: str, command: Sequence[str]) -> NoReturn:
     raise SystemExit(1)
 
 
-def _typed() -> list[str]:
-    """Return the words of this command."""
-    return [os.path.basename(sys.argv[0]), *sys.argv[1:]]
-
-
-def _with_word(old: str, new: str) -> list[str]:
-    return [word.replace(old, new) for word in _typed()]
-
-
-def with_setting(key: str, value: Any = "") -> list[str]:
-    """Return the words of this command with another value of a setting, or without it."""
-    return with_settings(_typed(), f"{key}={value}")
-
-
 def refuse_run_folder(folder: str) -> None:
     """Refuse a folder of the run that cannot be made, or written to."""
     try:
@@ -54,7 +41,7 @@ def refuse_run_folder(folder: str) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         elsewhere = os.path.join(os.path.expanduser("~"), "runs", os.path.basename(folder))
-        command = with_setting("hydra.run.dir", elsewhere)
+        command = with_settings(f"hydra.run.dir={elsewhere}")
         _refuse(f"hydra.run.dir={folder}: {error.strerror}", command)
 
 
@@ -62,7 +49,7 @@ def refuse_gpu_settings(config: Any) -> None:
     """Refuse settings of fairseq that work on a GPU alone."""
     for key in ("common.fp16", "common.memory_efficient_fp16", "common.amp"):
         if OmegaConf.select(config, key):
-            _refuse(f"{key}=true: there is no GPU, which it needs", with_setting(key))
+            _refuse(f"{key}=true: there is no GPU, which it needs", with_settings(f"{key}="))
 
 
 def end_failed(error: BaseException) -> None:
@@ -128,7 +115,9 @@ def _compose(hydra: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
         listing = ["fairseq-hydra-train", "--config-dir", folder, "--config-name", name]
         _refuse(
             f"{key}: no such setting" + (f"; {near[0]} is one" if near else "; there are"),
-            _with_word(key, near[0]) if near else [*listing, "--cfg", "job"],
+            [word.replace(key, near[0]) for word in typed()]
+            if near
+            else [*listing, "--cfg", "job"],
         )
 
 
@@ -144,7 +133,7 @@ def _refuse_a_word(reason: str) -> None:
         try:
             OverridesParser.create().parse_override(word)
         except HydraException:
-            words = _typed()
+            words = typed()
             at = words.index(word)
             path = f"{before.partition('=')[2]} {word}"
             if "=" in word:
@@ -171,7 +160,7 @@ def _refuse_a_number_for_a_list(error: Exception) -> None:
     cause = error.__cause__ or error.__context__ or error
     key = getattr(cause, "full_key", None)
     if "is not a ListConfig" in str(cause) and key:
-        right = [re.sub(rf"^({re.escape(key)})=(.*)$", r"\1=[\2]", word) for word in _typed()]
+        right = [re.sub(rf"^({re.escape(key)})=(.*)$", r"\1=[\2]", word) for word in typed()]
         _refuse(f"{key}: a list of values, in brackets", right)
 
 
@@ -201,5 +190,5 @@ def _add_defaults(original: Any, config: Any) -> None:
         wrong = given or named
         _refuse(
             f"{what}: {reason}; without it the command runs",
-            [word for word in _typed() if word not in wrong],
+            [word for word in typed() if word not in wrong],
         )

@@ -21,11 +21,11 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from hydra_plugins._music_ssl_fairseq_console import replay
+from hydra_plugins._music_ssl_fairseq_folder import with_settings
 from hydra_plugins._music_ssl_fairseq_refusals import (
     end_failed,
     refuse_gpu_settings,
     refuse_run_folder,
-    with_setting,
 )
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -148,7 +148,7 @@ def _infer_init_method(original: Any, cfg: Any, *args: Any, **kwargs: Any) -> No
             f"error: {slurm if tasks else ''}distributed_training.distributed_world_size is "
             f"{cfg.distributed_world_size} ({error}): one process per GPU, or with Slurm as many "
             "tasks as processes: srun --nodes=N --ntasks-per-node=M with a world size of N x M"
-            + ("" if tasks else f"\n{shlex.join(with_setting(world, count() or 1))}")
+            + ("" if tasks else f"\n{shlex.join(with_settings(f'{world}={count() or 1}'))}")
         )
     finally:
         torch.cuda.set_device, torch.cuda.device_count = choose, count

@@ -42,6 +42,7 @@ class BlockJob:
     source: Callable[[range], str | None]
     skip_unreadable: bool = False
     errors: dict[int, AudioError] = field(default_factory=dict, init=False)
+    _sources: dict[int, str] = field(default_factory=dict, init=False)
 
     def __post_init__(self):
         self.blocks = cut_blocks(self.num_samples)
@@ -111,6 +112,8 @@ class BlockJob:
 
     def _groups(self, number: int, size: int) -> Iterator[list[Any]]:
         block = self.blocks[number]
+        # Before it is read: a file replaced meanwhile must not pass for the one that was read.
+        self._sources[number] = self._source(number)
         for start in range(block.start, block.stop, size):
             yield [self.item(i) for i in range(start, min(start + size, block.stop))]
 
@@ -127,7 +130,7 @@ class BlockJob:
             values = [a for a in arrays if len(a)] or arrays[:1] or [np.zeros(0)]
             lengths = [0 if isinstance(a, AudioError) else len(a) for a in results]
             places = np.array(list(errors), np.int64)
-            source = np.array(self._source(number))
+            source = np.array(self._sources.pop(number))
             block = Block(np.concatenate(values), np.array(lengths, np.int64), places, source)
             done.save_block(self.name, number, block)
         elif len(self.errors) >= _MAX_UNREADABLE:

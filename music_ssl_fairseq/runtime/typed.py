@@ -9,17 +9,9 @@ from difflib import get_close_matches
 from itertools import count
 from pathlib import Path
 
-from hydra_plugins._music_ssl_fairseq_folder import with_settings
+from hydra_plugins._music_ssl_fairseq_folder import typed, with_settings
 
 _TEXTS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".yaml", ".log")
-
-
-def typed() -> list[str]:
-    """Return the words of the command: `python -m NAME ...`, or an installed script."""
-    if "-m" in sys.orig_argv[1:3]:
-        return ["python", *sys.orig_argv[sys.orig_argv.index("-m") :]]
-    script = [sys.argv[0]] if sys.argv[0].endswith(".py") else [os.path.basename(sys.argv[0])]
-    return [*(["python"] if sys.argv[0].endswith(".py") else []), *script, *sys.argv[1:]]
 
 
 def with_option(option: str, value: object) -> str:
@@ -72,7 +64,7 @@ def with_setting(*settings: str) -> str:
     """
     words = typed()
     if os.path.basename(sys.argv[0]).startswith("fairseq-"):
-        return shlex.join(with_settings(words, *settings))
+        return shlex.join(with_settings(*settings))
     new = {setting.partition("=")[0]: setting for setting in settings if setting[-1] != "="}
     right = [new.get(word.partition("=")[0], word) for word in words]
     return shlex.join(right) if right != words else ""

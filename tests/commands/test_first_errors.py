@@ -350,7 +350,8 @@ class TestSettings:
 
     def refused(self, capsys, call, *words: str) -> str:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["fairseq-hydra-train", *self.options, *words])
+            for name in ("argv", "orig_argv"):
+                patch.setattr(sys, name, ["fairseq-hydra-train", *self.options, *words])
             with pytest.raises(SystemExit):
                 call()
         return last(capsys)
