@@ -16,7 +16,7 @@ from typing import Any
 
 _OF_NUMBERS = "progress_bar"  # fairseq's module that logs them
 _HIDDEN = ("epoch", "update", "num_updates", "wall", "train_wall")
-_SHOWN_NUMBERS = 2
+_MAX_NUMBERS = 2
 
 
 class Console(logging.Handler):
@@ -49,7 +49,7 @@ class Console(logging.Handler):
         found = json.loads(text)
         shown: dict[str, Any] = {}
         for name, value in found.items():
-            if name not in _HIDDEN and value not in shown.values() and len(shown) < _SHOWN_NUMBERS:
+            if name not in _HIDDEN and value not in shown.values() and len(shown) < _MAX_NUMBERS:
                 shown[name.removeprefix(f"{kind}_")] = value
         words = ", ".join(f"{name} {value}" for name, value in shown.items())
         if kind == "train_inner":

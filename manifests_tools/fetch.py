@@ -31,7 +31,7 @@ sets the steps to take by hand are printed, with sizes.
 """
 EXAMPLE = "example: python -m manifests_tools fetch gtzan-genre --to ~/data/gtzan"
 
-_WAITS = (1, 5, 15, 60)  # seconds, before a server is asked again
+_WAIT_SECONDS = (1, 5, 15, 60)  # seconds, before a server is asked again
 _CHUNK_BYTES = 1 << 20
 
 
@@ -170,7 +170,7 @@ def download(url: str, file: Path, md5: str) -> None:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f"{file.name}.part")
-    for wait in (*_WAITS, None):
+    for wait in (*_WAIT_SECONDS, None):
         try:
             _continue(url, part)
             break

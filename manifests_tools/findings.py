@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from music_ssl_fairseq.errors import one_line
 
-_SHOWN = 20
+_MAX_LINES = 20
 
 
 class Findings:
@@ -23,7 +23,7 @@ class Findings:
     def add(self, kind: str, line: str) -> None:
         """Count a problem and print `line`."""
         self._kinds[kind] += 1
-        if self._kinds[kind] <= _SHOWN:
+        if self._kinds[kind] <= _MAX_LINES:
             tqdm.write(one_line(line))
 
     def __len__(self) -> int:
@@ -32,6 +32,6 @@ class Findings:
     def finish(self) -> None:
         """Print how many problems there are, and how many were not printed."""
         for kind, count in self._kinds.items():
-            if count > _SHOWN:
-                print(f"... and {count - _SHOWN} more: {kind}")
+            if count > _MAX_LINES:
+                print(f"... and {count - _MAX_LINES} more: {kind}")
         print(f"{len(self)} problem{'s' if len(self) > 1 else ''} found")

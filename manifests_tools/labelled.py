@@ -13,7 +13,7 @@ from music_ssl_fairseq.probing.spec import ProbingSpec
 from music_ssl_fairseq.probing.writer import Example, refuse_shared
 
 _MIN_SEGMENT_SECONDS = 0.025  # one frame
-_SHOWN = 5  # names in a message
+_MAX_NAMES = 5  # names in a message
 
 
 @dataclass(frozen=True)
@@ -131,5 +131,5 @@ def locate(root: str, *candidates: str) -> str:
 def shorten(names: Iterable[str]) -> str:
     """Join names, as in `a, b, c, d, e, ... (12 in all)`."""
     names = list(names)
-    more = f", ... ({len(names)} in all)" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    more = f", ... ({len(names)} in all)" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + more

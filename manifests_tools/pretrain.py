@@ -12,7 +12,7 @@ from textwrap import fill
 from manifests_tools.convert import convert_tracks
 from manifests_tools.examine import COPY, SILENT, ExaminedTrack, add_reading_options, examine_tracks
 from manifests_tools.find import KINDS, find_audio, is_within
-from manifests_tools.shards import HOURS, write_shards
+from manifests_tools.shards import SHARD_HOURS, write_shards
 from manifests_tools.split import GroupBy, choose_valid, group_tracks
 from music_ssl_fairseq.cli import new_parser, real_number
 from music_ssl_fairseq.data.left_out import REPORT, LeftOut, by_name, count_kinds, write_left_out
@@ -82,7 +82,7 @@ def get_parser() -> argparse.ArgumentParser:
     add(
         "--shard-hours",
         type=real_number(0),
-        default=HOURS,
+        default=SHARD_HOURS,
         metavar="H",
         help="of music per shard (default: %(default)g, some 1 GB)",
     )
@@ -107,7 +107,7 @@ def run(
     thorough: bool = False,
     convert: str | None = None,
     shards: str | None = None,
-    shard_hours: float = HOURS,
+    shard_hours: float = SHARD_HOURS,
     labels: str | None = None,
     workers: int = 1,
     force: bool = False,

@@ -28,7 +28,7 @@ from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, label_hop, labels_fit
 from music_ssl_fairseq.runtime.files import atomic_path, remove_temporary
 
-HOURS = 14.0
+SHARD_HOURS = 14.0
 """Of music in a shard: some 1 GB."""
 
 

@@ -49,10 +49,10 @@ def _logging_as_it_was() -> Iterator[None]:
         root.removeHandler(handler)
 
 
-_SAFE_TORCH = (2, 10)
+_MIN_TORCH = (2, 10)
 """Earlier, `weights_only` had holes (CVE-2025-32434, CVE-2026-24747)."""
 
-_LAST_TORCHAUDIO = (2, 11)
+_MAX_TORCHAUDIO = (2, 11)
 """The last version of torchaudio, whose models work with every later torch."""
 
 
@@ -74,7 +74,7 @@ def torchaudio_models() -> ModuleType:
     try:
         return import_module("torchaudio.models")
     except (ImportError, OSError, RuntimeError) as error:
-        wanted = min(_minor("torch"), _LAST_TORCHAUDIO)
+        wanted = min(_minor("torch"), _MAX_TORCHAUDIO)
         raise InputError(
             f"torchaudio cannot be imported beside torch {version('torch')} ({error}): "
             f'run `pip install "torchaudio=={wanted[0]}.{wanted[1]}.*"`'
@@ -85,7 +85,7 @@ def torchaudio_models() -> ModuleType:
 
 def check_unpickler() -> None:
     """Refuse a torch in which opening a checkpoint can run code."""
-    if _minor("torch") < _SAFE_TORCH:
+    if _minor("torch") < _MIN_TORCH:
         raise InputError(
             f"torch {version('torch')} lets a checkpoint run code as it is opened (CVE-2025-32434, "
             'CVE-2026-24747): run `pip install "torch>=2.10"`'
@@ -151,7 +151,7 @@ def allow_fairseq_checkpoints() -> None:
     )
 
 
-_LONGEST_REASON = 400  # characters of torch's list of tensors
+_MAX_CHARACTERS = 400  # characters of torch's list of tensors
 
 _COMMANDS = ("fairseq-hydra-train", "hydra_train", "fairseq-validate", "validate")
 
@@ -275,7 +275,7 @@ def say_what_does_not_fit() -> None:
                 reason = [line.strip(" \t.") for line in str(cause).splitlines() if line.strip()]
                 raise InputError(
                     f"{filename}: does not fit the model of these settings: "
-                    f"{one_line('; '.join(reason[1:3] or reason), _LONGEST_REASON)}. Give its own "
+                    f"{one_line('; '.join(reason[1:3] or reason), _MAX_CHARACTERS)}. Give its own "
                     "settings (the `cfg` of a file of its run). Or start from its encoder",
                     with_setting(
                         "checkpoint.restore_file=",

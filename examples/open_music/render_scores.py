@@ -55,7 +55,7 @@ DELIVERIES = (
     ("wav", 22_050, 1),
 )
 
-FADE = 0.5
+FADE_SECONDS = 0.5
 """Seconds of fade at the end of a track, so that a cut is no click."""
 
 
@@ -170,7 +170,7 @@ def waveform_of(track: Track, seconds: float) -> np.ndarray:
     """Synthesise, cut to `seconds`, fade: `[T, channels]` float64, |x| <= peak."""
     waveform = synthesise(midi_of(track, seconds), track.sample_rate, track.channels)
     waveform = waveform[: int(seconds * track.sample_rate)]
-    fade = min(len(waveform), int(FADE * track.sample_rate))
+    fade = min(len(waveform), int(FADE_SECONDS * track.sample_rate))
     waveform[len(waveform) - fade :] *= np.linspace(1, 0, fade)[:, None]
     return waveform * (track.peak / max(1e-6, np.abs(waveform).max()))
 

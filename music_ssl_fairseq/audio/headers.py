@@ -16,14 +16,14 @@ _HEAD_BYTES = 4096  # read at once; most headers are shorter
 _SLACK_BYTES = 1024  # of samples that may be missing, or of tags that may follow
 _MIN_SND_HEAD_BYTES = 24
 _MAX_CHUNKS = 1000
-_WRAP = 1 << 32
+_WRAP_BYTES = 1 << 32
 _NO_LENGTH = "its header states no length"
 
 # First bytes of the files that libsndfile recognises.
 _SOUNDFILE = (b"RIFF", b"RIFX", b"RF64", b"riff", b"fLaC", b"OggS", b"FORM", b"caff", b".snd")
 
 # Sizes that recorders and pipes write while they do not know them.
-_UNKNOWN = (range(1), range(0x7FFF_F000, 0x8000_0001), range(0xFFFF_F000, _WRAP))
+_UNKNOWN = (range(1), range(0x7FFF_F000, 0x8000_0001), range(0xFFFF_F000, _WRAP_BYTES))
 
 
 # Code of a WAV file and bits of a sample, for libsndfile.
@@ -78,7 +78,7 @@ def read_header(name: str) -> AudioHeader:
         offset, stated = struct.unpack(">2I", head[4:12])
         if offset < _MIN_SND_HEAD_BYTES:
             raise AudioError(name, f"its header is damaged: it states samples at byte {offset}")
-        if stated != _WRAP - 1:
+        if stated != _WRAP_BYTES - 1:
             _refuse_truncated(name, stated, size - offset)
     if magic in _SOUNDFILE:
         return AudioHeader(soundfile=True)
@@ -123,7 +123,7 @@ class _Chunks:
                 self._format = file.read(min(length, 40))
             if letters == data:
                 self._start = start
-                self.stated = large if large and length == _WRAP - 1 else length
+                self.stated = large if large and length == _WRAP_BYTES - 1 else length
                 self.available = size - start
                 return
 
@@ -183,9 +183,9 @@ def _right_size(name: str, chunks: _Chunks, is_riff: bool) -> int | None:
     if available - stated < _SLACK_BYTES or chunks.end_well():
         return None
     more = available - stated
-    if is_riff and more >= _WRAP:
+    if is_riff and more >= _WRAP_BYTES:
         # The size overflowed 32 bits.
-        return stated + more // _WRAP * _WRAP
+        return stated + more // _WRAP_BYTES * _WRAP_BYTES
     raise AudioError(
         name,
         f"its header states a wrong length: {stated} bytes of samples, but {more} more follow; "

@@ -15,7 +15,7 @@ from music_ssl_fairseq.errors import AudioError
 
 _PAGE = b"OggS\0"
 _HEAD_BYTES = 27
-_MOST_PAGE_BYTES = 27 + 255 + 255 * 255
+_MAX_PAGE_BYTES = 27 + 255 + 255 * 255
 
 
 def last_page_samples(file: BinaryIO) -> int | None:
@@ -25,7 +25,7 @@ def last_page_samples(file: BinaryIO) -> int | None:
     """
     serial = file.read(_HEAD_BYTES)[14:18]
     size = file.seek(0, 2)
-    file.seek(max(0, size - 2 * _MOST_PAGE_BYTES))
+    file.seek(max(0, size - 2 * _MAX_PAGE_BYTES))
     tail = file.read()
     ends = []
     place = tail.find(_PAGE)
@@ -49,7 +49,7 @@ _VORBIS_LEAD = 8192  # samples per channel: the longest packet
 _MAX_LOST_SECONDS = 0.02  # encoders state up to this much more than can be decoded
 _SKIP_BLOCK_SAMPLES = 2**20  # decoded at once
 _MAX_SAMPLES = 2**40  # libsndfile gives 2**63 - 1 for a FLAC stream that states no length
-_COMPRESSION = 0.7  # from 0 to 1, of MP3
+_MP3_LEVEL = 0.7  # from 0 to 1, of MP3
 
 
 class Libsndfile:
@@ -147,6 +147,6 @@ def mp3(waveform: np.ndarray, sample_rate: int) -> bytes:
     """Encode `[T]` float32 as an MP3 file, some 4 kB per second at 16 kHz."""
     out = BytesIO()
     soundfile.write(
-        out, waveform, sample_rate, "MPEG_LAYER_III", format="MP3", compression_level=_COMPRESSION
+        out, waveform, sample_rate, "MPEG_LAYER_III", format="MP3", compression_level=_MP3_LEVEL
     )
     return out.getvalue()

@@ -39,7 +39,7 @@ _MPEG_PREROLL_FRAMES = 32  # the bit reservoir reaches back 24 at most
 _OPUS_PREROLL_SECONDS = 3  # 1 s gave equal samples in all files tried
 _KEPT_SECONDS = 4  # of the last samples, for a next part that overlaps
 _MAX_TAG_BYTES = 1024  # behind the last frame, which no decoder understands
-_BEYOND_ANY_END = 1 << 40
+_MAX_SAMPLES = 1 << 40
 _MAX_LOST_SECONDS = 0.1  # encoders may state this much more, and _MAX_LOST_SAMPLES of delay
 _MAX_LOST_SAMPLES = 4096
 
@@ -121,7 +121,7 @@ class PyAVDecoder:
     def measure(self) -> int:
         """Count the samples from start to end, by decoding them."""
         if self.num_samples is None:
-            self.read(_BEYOND_ANY_END, _BEYOND_ANY_END + 1)
+            self.read(_MAX_SAMPLES, _MAX_SAMPLES + 1)
         assert self.num_samples is not None
         return self.num_samples
 

@@ -19,7 +19,7 @@ from music_ssl_fairseq.errors import AudioError, InputError
 _MEMBER = re.compile(r"(.+\.tar):(\d{1,15}):(\d{1,15})", re.DOTALL)
 _BLOCK_BYTES = 1 << 16  # of one request to a server: three seconds of FLAC
 _FIRST_BLOCKS = 2048  # kept, because each crop of a file begins with the file's header
-_WAITS = (1, 2, 4, 8)  # seconds, before a server is asked again
+_WAIT_SECONDS = (1, 2, 4, 8)  # seconds, before a server is asked again
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ _first_block = lru_cache(_FIRST_BLOCKS)(partial(_fetch_block, number=0))
 
 def _fetch(member: Member, start: int, stop: int) -> bytes:
     """Ask a server for the bytes `[start, stop)` of a shard, several times if it fails."""
-    for wait in (*_WAITS, None):
+    for wait in (*_WAIT_SECONDS, None):
         try:
             files = _connected(member.shard.partition("://")[0], os.getpid())
             data = files.cat_file(files._strip_protocol(member.shard), start, stop)
@@ -164,7 +164,7 @@ def _fetch(member: Member, start: int, stop: int) -> bytes:
             if wait is None:
                 raise InputError(
                     f"{member.shard}: bytes {start} to {stop} could not be read in "
-                    f"{len(_WAITS) + 1} tries ({type(error).__name__}: {error})"
+                    f"{len(_WAIT_SECONDS) + 1} tries ({type(error).__name__}: {error})"
                 ) from None
             time.sleep(wait)
     raise AssertionError

@@ -13,8 +13,8 @@ from music_ssl_fairseq.data.manifest import Manifest
 Name = Callable[[int], str]
 """Function from a track's number to its name, as `Manifest.name`."""
 
-_MOST_TRACKS = 1000
-_DIGITS = 4
+_MAX_COMPARED_TRACKS = 1000
+_HEX_DIGITS = 4
 
 
 def some_of(count: int, most: int) -> list[int]:
@@ -27,7 +27,7 @@ def note_names(name: Name, count: int) -> str:
 
     Neither folders nor suffixes count, so that tracks may be moved, or converted.
     """
-    names = [name(track) for track in some_of(count, _MOST_TRACKS)]
+    names = [name(track) for track in some_of(count, _MAX_COMPARED_TRACKS)]
     return "" if any(map(parse_member, names)) else "".join(map(_name_digest, names))
 
 
@@ -42,8 +42,8 @@ def other_track(name: Name, count: int, noted: object) -> int | None:
     here = note_names(name, count)
     if not here or not isinstance(noted, str) or len(here) != len(noted):
         return None
-    for place, track in enumerate(some_of(count, _MOST_TRACKS)):
-        digits = slice(place * _DIGITS, (place + 1) * _DIGITS)
+    for place, track in enumerate(some_of(count, _MAX_COMPARED_TRACKS)):
+        digits = slice(place * _HEX_DIGITS, (place + 1) * _HEX_DIGITS)
         if here[digits] != noted[digits]:
             return track
     return None
@@ -54,7 +54,7 @@ def _name_digest(name: str) -> str:
     while suffix.lower() in EXTENSIONS:  # a copy may be called song.mp3.flac
         stem, suffix = os.path.splitext(stem)
     stem += suffix
-    return blake2b(os.fsencode(stem), digest_size=_DIGITS // 2).hexdigest()
+    return blake2b(os.fsencode(stem), digest_size=_HEX_DIGITS // 2).hexdigest()
 
 
 AUDIO = "audio of "

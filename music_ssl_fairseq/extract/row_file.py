@@ -14,7 +14,7 @@ import numpy as np
 from music_ssl_fairseq.runtime.files import atomic_path
 from music_ssl_fairseq.runtime.npy import header_of, write_header
 
-_BLOCK = 1 << 20  # bytes
+_BLOCK_BYTES = 1 << 20  # bytes
 
 
 class RowFile:
@@ -47,7 +47,7 @@ class RowFile:
             self._fill(self._file, rows - whole)
 
     def _fill(self, file: BinaryIO, rows: int) -> None:
-        together = max(1, _BLOCK // self._size)
+        together = max(1, _BLOCK_BYTES // self._size)
         for first in range(0, rows, together):
             file.write(self._empty.tobytes() * min(together, rows - first))
         file.flush()

@@ -27,8 +27,8 @@ _SPREAD = 2 ** (2 / BINS_PER_OCTAVE)
 _Q = (_SPREAD + 1) / (_SPREAD - 1)
 _LONGEST = _Q * SAMPLE_RATE / LOWEST  # samples
 _REACH = ceil((_LONGEST - GRID.window) / 2 / GRID.hop)  # frames
-_BLOCK = 1024  # frames of a transform, of which those near its ends are not used
-_BAND = 16.0  # half of a filter's pass band, in 1 / its length: beyond are only side lobes
+_BLOCK_FRAMES = 1024  # frames of a transform, of which those near its ends are not used
+_HALF_BAND = 16.0  # half of a filter's pass band, in 1 / its length: beyond are only side lobes
 
 
 class Cqt(Framewise):
@@ -63,7 +63,7 @@ def magnitudes(waveform: np.ndarray) -> np.ndarray:
     """
     num_frames = GRID.num_frames(len(waveform))
     output = np.empty((num_frames, NUM_BINS), np.float32)
-    step = _BLOCK - 2 * _REACH
+    step = _BLOCK_FRAMES - 2 * _REACH
     # Sample 0 of a block is the centre of its frame 0.
     before = _REACH * GRID.hop - GRID.window // 2
     blocks = ceil(num_frames / step)
@@ -72,7 +72,7 @@ def magnitudes(waveform: np.ndarray) -> np.ndarray:
         : GRID.num_samples(num_frames)
     ]
     for start in range(0, num_frames, step):
-        samples = padded[start * GRID.hop :][: _BLOCK * GRID.hop]
+        samples = padded[start * GRID.hop :][: _BLOCK_FRAMES * GRID.hop]
         bands = np.abs(_filtered(samples)).T
         stop = min(num_frames, start + step)
         output[start:stop] = bands[_REACH : _REACH + stop - start]
@@ -80,27 +80,27 @@ def magnitudes(waveform: np.ndarray) -> np.ndarray:
 
 
 def _filtered(samples: np.ndarray) -> np.ndarray:
-    """Map `[_BLOCK * hop]` samples to `[NUM_BINS, _BLOCK]` complex64, one value per hop."""
+    """Map a block's samples to `[NUM_BINS, frames]` complex64, one value per hop."""
     spectrum = scipy.fft.rfft(samples)
-    folded = np.zeros((NUM_BINS, _BLOCK), np.complex64)
+    folded = np.zeros((NUM_BINS, _BLOCK_FRAMES), np.complex64)
     for band, (first, response) in enumerate(_responses()):
-        # Taking one value per hop makes all bins alike that are `_BLOCK` apart. The band's first
-        # bin becomes number 0: that turns the output's phase, which is not used.
-        inside = np.zeros(ceil(len(response) / _BLOCK) * _BLOCK, np.complex64)
+        # Taking one value per hop makes all bins alike that are a block's frames apart. The
+        # band's first bin becomes number 0: that turns the output's phase, which is not used.
+        inside = np.zeros(ceil(len(response) / _BLOCK_FRAMES) * _BLOCK_FRAMES, np.complex64)
         np.multiply(spectrum[first : first + len(response)], response, out=inside[: len(response)])
-        inside.reshape(-1, _BLOCK).sum(axis=0, out=folded[band])
+        inside.reshape(-1, _BLOCK_FRAMES).sum(axis=0, out=folded[band])
     return scipy.fft.ifft(folded, axis=1, overwrite_x=True)
 
 
 @lru_cache
 def _responses() -> list[tuple[int, np.ndarray]]:
     """Return each band's first bin in a block's spectrum, and its filter from there, float32."""
-    size = _BLOCK * GRID.hop
+    size = _BLOCK_FRAMES * GRID.hop
     responses = []
     for band in range(NUM_BINS):
         frequency = LOWEST * 2 ** (band / BINS_PER_OCTAVE)
         length = _Q * SAMPLE_RATE / frequency
-        centre, half = frequency * size / SAMPLE_RATE, _BAND * size / length
+        centre, half = frequency * size / SAMPLE_RATE, _HALF_BAND * size / length
         first, last = max(0, ceil(centre - half)), min(size // 2, floor(centre + half))
         offsets = 2 * np.pi * (np.arange(first, last + 1) - centre) / size
         # Twice, for the half of a sine's amplitude at the negative frequency; over the hop, because

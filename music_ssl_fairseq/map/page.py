@@ -33,8 +33,8 @@ def middle_of(path: str | os.PathLike, seconds: float) -> Middle:
 
 
 _CLIP_SECONDS = 8.0
-_LEAST_CLIP_SECONDS = 2.0
-_CLIPS_SECONDS = 4000.0  # of all clips together, some 20 MB
+_MIN_CLIP_SECONDS = 2.0
+_MAX_PAGE_SECONDS = 4000.0  # of all clips together, some 20 MB
 
 
 class SongClip(NamedTuple):
@@ -84,7 +84,7 @@ def write_page(
         AudioError: if a song has gone since its vector was computed.
     """
     if clip_seconds is None:
-        clip_seconds = max(_LEAST_CLIP_SECONDS, min(_CLIP_SECONDS, _CLIPS_SECONDS / len(songs)))
+        clip_seconds = max(_MIN_CLIP_SECONDS, min(_CLIP_SECONDS, _MAX_PAGE_SECONDS / len(songs)))
     paths = [str(folder / name) for name in songs]
     excerpts = []
     for found in ordered(_Cutter(clip_seconds), paths, WorkerPool(workers)):

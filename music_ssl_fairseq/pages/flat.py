@@ -2,8 +2,8 @@
 
 import numpy as np
 
-_LEAST_FOR_TSNE = 10
-_MOST_NEIGHBOURS = 30.0
+_MIN_TSNE_VECTORS = 10
+_MAX_NEIGHBOURS = 30.0
 _DIMENSIONS = 50  # that t-SNE starts from
 
 
@@ -23,10 +23,10 @@ def flat_map(vectors: np.ndarray, seed: int = 0) -> np.ndarray:
     if not np.ptp(vectors, axis=0).any():  # one vector, or equal ones
         return found + 0.5
     components = PCA(min(_DIMENSIONS, *vectors.shape), random_state=seed).fit_transform(vectors)
-    if count >= _LEAST_FOR_TSNE:
+    if count >= _MIN_TSNE_VECTORS:
         from sklearn.manifold import TSNE
 
-        neighbours = min(_MOST_NEIGHBOURS, count / 4)
+        neighbours = min(_MAX_NEIGHBOURS, count / 4)
         tsne = TSNE(perplexity=neighbours, init="pca", random_state=seed)
         found = tsne.fit_transform(components).astype(np.float64)
     else:

@@ -13,7 +13,7 @@ from music_ssl_fairseq.probing.features.fill import WindowPlan, length_of, read_
 from music_ssl_fairseq.probing.features.windows import FRAME_HOP, FRAME_RATE
 from music_ssl_fairseq.probing.labels import ProbingSplit
 
-NEIGHBOUR = 0.5
+NEIGHBOUR_WEIGHT = 0.5
 """Target of the frames beside a beat's: an annotation is no more precise than that."""
 
 
@@ -89,7 +89,7 @@ class ProbingDataset(FairseqDataset):
         target = np.zeros(length, np.float32)
         start = self.clips[clip].start / SAMPLE_RATE
         frames = np.round((self.split.beats[clip].times - start) * FRAME_RATE).astype(int)
-        for offset, value in ((-1, NEIGHBOUR), (1, NEIGHBOUR), (0, 1.0)):
+        for offset, value in ((-1, NEIGHBOUR_WEIGHT), (1, NEIGHBOUR_WEIGHT), (0, 1.0)):
             places = frames + offset
             target[places[(places >= 0) & (places < length)]] = value
         return target

@@ -26,7 +26,7 @@ from music_ssl_fairseq.probing.heads.model import HeadGrid
 from music_ssl_fairseq.probing.heads.training import loss_and_logs, mini_batches, update
 from music_ssl_fairseq.probing.scoring.results import Collector
 
-_ON_DEVICE_BYTES = 4 << 30
+_MAX_DEVICE_BYTES = 4 << 30
 """Features of a split that are held whole; of larger ones each batch is read from the cache."""
 
 
@@ -122,7 +122,7 @@ class _Windows:
         self.dataset = dataset
         self._device = device
         vectors = sum(dataset.size(i) for i in range(len(dataset)))
-        self._whole = vectors * dataset.features(0)[0].nbytes <= _ON_DEVICE_BYTES
+        self._whole = vectors * dataset.features(0)[0].nbytes <= _MAX_DEVICE_BYTES
         if not self._whole:
             return
         whole = dataset.collater([dataset[i] for i in range(len(dataset))])

@@ -9,7 +9,7 @@ from music_ssl_fairseq.data.identity import Identity, contents_of, digest_of, ma
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.probing.spec import ProbingSpec
 
-_MOST_FILES = 1000  # of a split whose audio is compared
+_MAX_COMPARED_FILES = 1000  # of a split whose audio is compared
 
 
 def probing_identity(
@@ -22,7 +22,7 @@ def probing_identity(
         files = [Path(folder, f"{split}.{kind}") for kind in ("labels", "segments", "groups")]
         digest = digest_of(contents_of(*[file for file in files if file.exists()]))
         found |= manifest_identity(manifest) | {f"labels of {split}": f"[{digest}]"}
-        if audio := audio_identity(manifest, most=_MOST_FILES):
+        if audio := audio_identity(manifest, most=_MAX_COMPARED_FILES):
             found[f"{AUDIO}{split}"] = f"[{audio}]"
     return found
 

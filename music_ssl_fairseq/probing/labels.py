@@ -29,7 +29,7 @@ from music_ssl_fairseq.probing.spec import (
 )
 from music_ssl_fairseq.runtime.texts import quoted, read_text
 
-_LARGEST_BYTES = 1 << 30  # of a file of labels; 300,000 lines have some megabytes
+_MAX_BYTES = 1 << 30  # of a file of labels; 300,000 lines have some megabytes
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def read_cells(file: Path, manifest: Manifest) -> list[list[str]]:
     if not file.exists():
         raise InputError(f"{file}: no such file, so {manifest.file} has no labels; {again}")
     # Groups may be named by files, whose names need not be UTF-8.
-    text = read_text(file, again, _LARGEST_BYTES, errors="surrogateescape")
+    text = read_text(file, again, _MAX_BYTES, errors="surrogateescape")
     lines = text.removesuffix("\n").split("\n") if text else []
     if len(lines) != len(manifest):
         raise InputError(

@@ -26,7 +26,7 @@ STAMP = "made_of.json"
 """Written beside the results at the end: the data and settings that they come from."""
 
 _GROUPS = ("dataset", "optimization", "optimizer")  # beside task and model
-_LONGEST_NAME = 60
+_MAX_NAME_CHARACTERS = 60
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class TaskProbe:
 
 def folder_name(upstream: str, source: FeatureSource) -> str:
     """Name a folder after an upstream and its fingerprint, so that another one has another."""
-    name = re.sub(r"[^A-Za-z0-9.-]+", "_", upstream).strip("_")[-_LONGEST_NAME:]
+    name = re.sub(r"[^A-Za-z0-9.-]+", "_", upstream).strip("_")[-_MAX_NAME_CHARACTERS:]
     return f"{name}-{source.fingerprint[:8]}"
 
 

@@ -56,7 +56,7 @@ REPORTED = {kind: tuple(m.name for m in metrics) for kind, metrics in _METRICS.i
 SHOWN = {kind: tuple(m.name for m in metrics if m.shown) for kind, metrics in _METRICS.items()}
 """Kind of task -> metrics in tables; those of groups only where files and songs differ."""
 
-_LONGEST_NAME = 1000  # characters of a task, class or target
+_MAX_CHARACTERS = 1000  # characters of a task, class or target
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ class ProbingSpec:
             if repeated:
                 raise InputError(f"`{name}` lists {quoted(repeated[0])} twice")
         for text in (self.name, *self.classes, *self.targets):
-            if not 0 < len(text) <= _LONGEST_NAME:
-                raise InputError(f"{quoted(text)}: a name has 1 to {_LONGEST_NAME} characters")
+            if not 0 < len(text) <= _MAX_CHARACTERS:
+                raise InputError(f"{quoted(text)}: a name has 1 to {_MAX_CHARACTERS} characters")
             if any(character in text for character in "\t\n\r\0"):
                 raise InputError(f"{quoted(text)}: a tab or line break, which no name can hold")
 

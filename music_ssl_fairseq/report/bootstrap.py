@@ -21,7 +21,7 @@ from music_ssl_fairseq.probing.scoring.predictions import Predictions
 from music_ssl_fairseq.probing.scoring.ranking import RANKINGS
 
 _WEIGHTS_AT_ONCE = 2_000_000
-_SHARE = 0.95  # of the resamples within the interval
+_INTERVAL_SHARE = 0.95  # of the resamples within the interval
 
 
 def resampled(
@@ -65,7 +65,7 @@ def ends(metric: str, values: np.ndarray) -> tuple[float, float]:
     if not (np.isfinite(point) and len(drawn)):
         return float("nan"), float("nan")
     bias = drawn.mean() - point if metric in RANKINGS else 0.0
-    low, high = np.quantile(drawn, [(1 - _SHARE) / 2, (1 + _SHARE) / 2]) - bias
+    low, high = np.quantile(drawn, [(1 - _INTERVAL_SHARE) / 2, (1 + _INTERVAL_SHARE) / 2]) - bias
     return float(low), float(high)
 
 

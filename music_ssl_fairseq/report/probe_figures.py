@@ -10,7 +10,7 @@ from music_ssl_fairseq.report.tables import models_of, spoken, tasks_of
 
 _ONLY = "only"
 """Column of a probe of one layer, such as a front end."""
-_MOST_POINTS = 40.0  # of the colour scale; cells further below have its last colour
+_MAX_POINTS = 40.0  # of the colour scale; cells further below have its last colour
 
 
 def _of_task(probes: Sequence[Probe], task: str) -> list[Probe]:
@@ -114,11 +114,11 @@ def _panel(axis, probes: Sequence[Probe], columns: Sequence[str]):
         for layer, score in curve.items():
             values[row, columns.index(layer if len(curve) > 1 else _ONLY)] = 100 * score
     best = np.nanmax(values) if np.isfinite(values).any() else 0.0
-    shown = axis.pcolormesh(best - values, cmap="viridis_r", vmin=0, vmax=_MOST_POINTS)
+    shown = axis.pcolormesh(best - values, cmap="viridis_r", vmin=0, vmax=_MAX_POINTS)
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
             # Not black itself, which pages replace by the text's colour.
-            colour = "white" if best - value > 0.4 * _MOST_POINTS else "#111111"
+            colour = "white" if best - value > 0.4 * _MAX_POINTS else "#111111"
             place = {"ha": "center", "va": "center", "color": colour, "size": 7.5}
             axis.text(column + 0.5, row + 0.5, f"{value:.1f}", **place)
     axis.set_xticks([])

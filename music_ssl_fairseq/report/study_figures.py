@@ -17,7 +17,7 @@ HEADLINE = (
     *("hubert-harmonic", "hubert-chroma", "m2v-music", "m2v-speech"),
 )
 """Rows with colours of their own where there are more rows than colours can tell apart."""
-_COLOURS = 10
+_NUM_COLOURS = 10
 
 
 def draw(rows: Rows, out: Path) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def _layer_curves(rows: Rows):
 def _styles(rows: Rows) -> dict[str, dict[str, Any]]:
     """Return how to draw each row: all in colours, or those of the headline before grey ones."""
     names = [name for name, runs in rows.items() if runs[0].about.get("family")]
-    coloured = names if len(names) <= _COLOURS else [name for name in HEADLINE if name in names]
+    coloured = names if len(names) <= _NUM_COLOURS else [name for name in HEADLINE if name in names]
     styles = {name: {"color": "0.8", "linewidth": 0.7, "zorder": 1} for name in rows}
     for place, name in enumerate(coloured):
         styles[name] = {"color": f"C{place}", "linewidth": 1.4, "label": name}

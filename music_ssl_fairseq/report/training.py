@@ -23,7 +23,7 @@ _LOG_LINE = re.compile(
     r"(?:\]\[|\| )(train_inner|train|valid\w*)(?:\]\[INFO\] - | \| )(\{.*\})\s*$"
 )
 
-_MOST_LINES_WITHIN = 4
+_MAX_LINES_WITHIN = 4
 
 Points = dict[int, dict[str, float]]
 """What was logged at each number of updates."""
@@ -210,7 +210,7 @@ def draw(runs: Sequence[Curves]) -> "Figure":
 
 def _add_legend(axes: "Axes") -> None:
     """Add a legend, above the axes where it would hide lines."""
-    if len(axes.lines) > _MOST_LINES_WITHIN:
+    if len(axes.lines) > _MAX_LINES_WITHIN:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=7)
     else:
         axes.legend(frameon=False, fontsize=8)

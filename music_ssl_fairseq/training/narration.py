@@ -28,10 +28,10 @@ _MEASURED_UPDATES, _SLOW_UPDATES, _SLOW_SECONDS = 20, 5, 60.0
 The first updates on a GPU take many times as long: kernels are compiled and graphs recorded.
 """
 
-_LARGE = 20_000_000
+_MAX_WEIGHTS = 20_000_000
 """Weights of a model that takes days to train on a CPU."""
 
-_BASE, _CPU_GB = 94_700_000, 0.085
+_BASE_WEIGHTS, _CPU_GB = 94_700_000, 0.085
 """Weights of a base model, and the GB that its update needs per second of audio on a CPU."""
 
 
@@ -89,12 +89,17 @@ class Narration:
             f"writes to {self._folder}{from_where}{curves if cfg.common.tensorboard_logdir else ''}"
         )
         weights = sum(p.numel() for p in trainer.get_model().parameters())
-        if not trainer.cuda and weights > _LARGE and hasattr(trainer.task.cfg, "crop_seconds"):
+        on_cpu = not trainer.cuda and hasattr(trainer.task.cfg, "crop_seconds")
+        if on_cpu and weights > _MAX_WEIGHTS:
             seconds = (cfg.dataset.batch_size or 0) * trainer.task.cfg.crop_seconds
             logger.warning(
                 "no GPU: %d million weights take days to train on a CPU, and some %d GB of memory. "
                 "The whole way in minutes: %s",
-                *(weights / 1e6, 2 + seconds * _CPU_GB * weights / _BASE, _smaller_command()),
+                *(
+                    weights / 1e6,
+                    2 + seconds * _CPU_GB * weights / _BASE_WEIGHTS,
+                    _smaller_command(),
+                ),
             )
 
     def update(self) -> None:

@@ -12,7 +12,7 @@ CONFIG = "config.json"
 
 _CHECKPOINTS = ("checkpoint_best.pt", "checkpoint_last.pt")
 _FOLDER = "checkpoints"
-_SHOWN = 6
+_MAX_RUNS = 6
 
 
 def locate(path: str | os.PathLike) -> Path:
@@ -38,7 +38,7 @@ def locate(path: str | os.PathLike) -> Path:
     folders = sorted(f for depth in depths for f in path.glob(f"{depth}/{_FOLDER}"))
     runs = [folder.parent for folder in folders if _checkpoint_in(folder)]
     if len(runs) > 1:
-        shown = ", ".join(map(str, runs[:_SHOWN])) + (", ..." if len(runs) > _SHOWN else "")
+        shown = ", ".join(map(str, runs[:_MAX_RUNS])) + (", ..." if len(runs) > _MAX_RUNS else "")
         error = InputError(
             f"{path}: holds several runs: {shown}; give one of them", with_path(path, str(runs[0]))
         )

@@ -15,7 +15,7 @@ from music_ssl_fairseq.errors import AudioError, InputError
 Clip = str | os.PathLike | Tensor | np.ndarray | Sequence[float]
 """One piece of audio: a file, or a waveform of one or more channels."""
 
-_MANY_CHANNELS = 64  # more are samples
+_MAX_CHANNELS = 64  # more are samples
 
 
 def listed(given: Any) -> Any:
@@ -123,7 +123,7 @@ def _mixed(array: np.ndarray, channels: str | None, name: str) -> np.ndarray:
             "[C, T] or channels='last' for [T, C]. Several clips are a list"
         )
     axis, other = (0, "last") if channels == "first" else (1, "first")
-    if array.shape[axis] > max(_MANY_CHANNELS, array.shape[1 - axis]):
+    if array.shape[axis] > max(_MAX_CHANNELS, array.shape[1 - axis]):
         raise InputError(
             f"{name} has shape {array.shape}, with channels={channels!r} that is "
             f"{array.shape[axis]} channels: did you mean channels={other!r}?"

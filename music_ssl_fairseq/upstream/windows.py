@@ -6,7 +6,7 @@ of a loud one. So windows take these statistics from their section, which is the
 ten minutes (`Statistics`). Two effects remain: attention is limited to the window, and
 positional convolutions are padded with zeros at its ends. Therefore neighbouring windows overlap by
 at least `Windowing.overlap` seconds. In the middle of each overlap one fades linearly into the
-other over FADE seconds; the outer 1.3 s or more of a window are not used.
+other over FADE_SECONDS seconds; the outer 1.3 s or more of a window are not used.
 
 The places of windows and sections follow from a track's length alone, so a section can be computed
 alone with the same result as in the whole track.
@@ -27,7 +27,7 @@ from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid, samples_in
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder
 from music_ssl_fairseq.modules.conv_extractor import ConvLayer
 
-FADE = 0.4
+FADE_SECONDS = 0.4
 """Seconds over which one window fades into the next."""
 
 
@@ -100,7 +100,7 @@ def plan(num_samples: int, grid: FrameGrid, windowing: Windowing | None = None) 
 
 
 def _weighted(starts: list[int], size: int, grid: FrameGrid) -> Iterator[Window]:
-    fade = round(FADE * SAMPLE_RATE / grid.hop)
+    fade = round(FADE_SECONDS * SAMPLE_RATE / grid.hop)
     # The middle of a cell, so that a fade of n frames has no weight of exactly 0 or 1.
     rising = (np.arange(fade, dtype=np.float32) + np.float32(0.5)) / np.float32(fade)
     for i, start in enumerate(starts):

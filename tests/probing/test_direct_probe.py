@@ -59,7 +59,7 @@ def test_it_gives_what_fairseq_gives(tmp_path, monkeypatch, kind):
         "task.cache_dir": "feature_cache",
     }
     if kind == "beats":  # as features that are too large to be held
-        monkeypatch.setattr(direct, "_ON_DEVICE_BYTES", 1)
+        monkeypatch.setattr(direct, "_MAX_DEVICE_BYTES", 1)
     direct.run(direct.settings(values), open_source("logmel"))
     assert Path("direct/rows.csv").read_text() == Path("fairseq/rows.csv").read_text()
     abouts = [json.loads(Path(run, "test.json").read_text()) for run in ("direct", "fairseq")]

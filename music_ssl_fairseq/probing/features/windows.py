@@ -12,7 +12,7 @@ FRAME_RATE = 50
 
 FRAME_HOP = SAMPLE_RATE // FRAME_RATE
 
-_SHORTEST_FRAMES = 10  # of a window at the end of a clip
+_MIN_WINDOW_FRAMES = 10  # of a window at the end of a clip
 
 
 class ClipWindow(NamedTuple):
@@ -43,7 +43,7 @@ def frame_windows(start: int, stop: int, window: int) -> list[ClipWindow]:
     return [
         ClipWindow(first, min(window, stop - first))
         for first in range(start, stop, window)
-        if stop - first >= _SHORTEST_FRAMES * FRAME_HOP
+        if stop - first >= _MIN_WINDOW_FRAMES * FRAME_HOP
     ]
 
 
