@@ -6,6 +6,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 from tqdm import tqdm
@@ -209,15 +210,14 @@ def _check_copies(splits: dict[str, Manifest], findings: Findings, is_task: bool
         within = find_copies(of_split)
         if within:
             findings.note(f"warning: {split}: {len(within)} files are copies of others in it")
-    for number, first in enumerate(SPLITS):
-        for second in SPLITS[number + 1 :]:
-            for path, twin in find_copies(paths.get(second, []), paths.get(first, [])).items():
-                if not os.path.samefile(path, twin):
-                    line = f"{second}: {path}: {COPY} in {first}: {twin}"
-                    if is_task:
-                        findings.note(f"warning: {line}")
-                    else:
-                        findings.add(f"{second}, {COPY}", line)
+    for first, second in combinations(paths, 2):
+        for path, twin in find_copies(paths[second], paths[first]).items():
+            if not os.path.samefile(path, twin):
+                line = f"{second}: {path}: {COPY} in {first}: {twin}"
+                if is_task:
+                    findings.note(f"warning: {line}")
+                else:
+                    findings.add(f"{second}, {COPY}", line)
 
 
 def _check_track(

@@ -15,7 +15,7 @@ from music_ssl_fairseq.frames import hours
 _MIDDLE_BYTES = 1 << 16  # tell most files of equal size apart
 
 
-def find_copies(paths: Iterable[str], others: Iterable[str] = ()) -> dict[str, str]:
+def find_copies(paths: Iterable[str], others: Iterable[str] | None = None) -> dict[str, str]:
     """Find files that equal another file byte by byte; only files of equal size are read.
 
     Args:
@@ -25,11 +25,12 @@ def find_copies(paths: Iterable[str], others: Iterable[str] = ()) -> dict[str, s
     Returns:
         Path -> the first of `others`, or of the paths before it, that it is a copy of.
     """
-    among = set(others)
-    groups = [list(dict.fromkeys([*others, *paths]))]
+    originals = list(others or ())
+    among = set(originals)
+    groups = [list(dict.fromkeys([*originals, *paths]))]
     for key in (_size, _middle, _whole):
         parts = [part for group in groups for part in _divide(group, key)]
-        if among:
+        if others is not None:
             groups = [part for part in parts if part[0] in among and part[-1] not in among]
         else:
             groups = [part for part in parts if len(part) > 1]

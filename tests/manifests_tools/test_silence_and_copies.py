@@ -157,3 +157,4 @@ def test_copies_are_found_by_their_bytes(tmp_path):
     assert find_copies([a, b, c, d, str(tmp_path / "gone")]) == {c: a}
     assert find_copies([b, c], others=[a, d]) == {c: a}
     assert find_copies([a, c], others=[b, d]) == {}
+    assert find_copies([a, b, c], others=[]) == {}
