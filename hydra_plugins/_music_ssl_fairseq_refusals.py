@@ -80,7 +80,8 @@ def settings(folder: str, name: str) -> set[str]:
     """Return the dotted names of a configuration's settings, with those of fairseq."""
     from fairseq.dataclass.configs import FairseqConfig
 
-    theirs = {group: getattr(v, "__dict__", None) for group, v in vars(FairseqConfig()).items()}
+    groups = vars(FairseqConfig()).items()
+    theirs = {group: getattr(v, "__dataclass_fields__", None) for group, v in groups}
     ours: Any = OmegaConf.to_container(merged(folder, name))
     return {
         f"{group}.{key}"

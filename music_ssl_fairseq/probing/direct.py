@@ -5,7 +5,9 @@ probes of one encoder: a task's features stay on the device, the encoder is open
 process starts for the next task.
 """
 
+import math
 import shlex
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from music_ssl_fairseq.probing.heads.fine_tuning import check_settings
 from music_ssl_fairseq.probing.heads.model import HeadGrid
 from music_ssl_fairseq.probing.heads.training import loss_and_logs, mini_batches, update
 from music_ssl_fairseq.probing.scoring.results import Collector
+from music_ssl_fairseq.runtime.ranges import check_ranges
 
 _MAX_DEVICE_BYTES = 4 << 30
 """Features of a split that are held whole; of larger ones each batch is read from the cache."""
@@ -63,6 +66,7 @@ def settings(overrides: dict[str, Any]) -> DictConfig:
                 f"{name}={value}: {reason}; the settings are in",
                 f"cat {shlex.quote(str(_SETTINGS))}",
             ) from None
+    check_ranges(found)
     return found
 
 
@@ -86,8 +90,8 @@ def run(cfg: DictConfig, source: FeatureSource, split: str = "test") -> Path:
     probe.dataset(split)  # what is wrong with it is found before training
     model = probe.model = HeadGrid(cfg.model, probe.inputs()).to(device)
     optimizer = RowAdam(cfg.optimizer, list(model.parameters()))
-    number, last = 0, cfg.optimization.max_epoch
-    for epoch in range(1, last + 1):
+    number, last = 0, cfg.optimization.max_epoch or math.inf
+    for epoch in count(1):
         model.train()
         for indices in _batches(training.dataset, cfg.dataset.batch_size, cfg.common.seed, epoch):
             optimizer.set_heads(model.active.tolist(), model.learning_rates())
@@ -96,7 +100,7 @@ def run(cfg: DictConfig, source: FeatureSource, split: str = "test") -> Path:
                 update(model, optimizer, batch, probe.spec.kind)
             number += 1
         probe.judge(_collect(probe, validation, cfg.dataset.batch_size_valid), epoch, epoch == last)
-        if not len(model.active):
+        if epoch == last or not len(model.active):
             break
     probe.write_table()
     model.scoring = True

@@ -66,8 +66,6 @@ class ProbeExperiment:
         self.spec = read_spec(cfg.data)
         if cfg.decoder not in DECODERS:
             raise InputError(f"task.decoder {cfg.decoder!r}: one of {', '.join(DECODERS)}")
-        if cfg.window_seconds < 0:
-            raise InputError("task.window_seconds must be 0 (whole clips) or more")
         if cfg.expected and cfg.expected != self.spec.name:
             raise InputError(
                 f"{cfg.data}: holds the task {self.spec.name}, but this configuration is for "

@@ -25,7 +25,13 @@ from music_ssl_fairseq.probing.identity import probing_question
 from music_ssl_fairseq.probing.scoring.results import Collector, refuse_another
 from music_ssl_fairseq.runtime.texts import read_json
 from music_ssl_fairseq.runtime.typed import newest_run, with_setting
-from music_ssl_fairseq.tasks.run_folder import IDENTITY, RunFolderTask
+from music_ssl_fairseq.tasks.probe_settings import refuse_settings
+from music_ssl_fairseq.tasks.run_folder import (
+    IDENTITY,
+    RunFolderTask,
+    refuse_impossible,
+    whole_configuration,
+)
 from music_ssl_fairseq.training import prepare_training
 from music_ssl_fairseq.training.epoch import note_batching
 from music_ssl_fairseq.training.narration import shown
@@ -81,6 +87,10 @@ class MusicProbingTask(RunFolderTask):
                 if not _is_given(cfg, key):
                     right = _with_given(name, cfg.get("expected"))
                     raise InputError(f"{name} is missing: give {name}={what}", right)
+            whole = None if kwargs.get("from_checkpoint") else whole_configuration(cfg)
+            if whole is not None:
+                refuse_impossible(whole)
+                refuse_settings(whole)
             task = cls(cfg)
             if not kwargs.get("from_checkpoint"):
                 task.run.enter(cfg, task.data_identity, own_restore_file=True)

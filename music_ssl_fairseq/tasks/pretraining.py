@@ -37,7 +37,7 @@ from music_ssl_fairseq.optim import muon as _optimizer  # noqa: F401
 from music_ssl_fairseq.optim import tri_stage as _lr_scheduler  # noqa: F401
 from music_ssl_fairseq.optim.fused_adamw import FusedAdamW
 from music_ssl_fairseq.runtime.settings import setting
-from music_ssl_fairseq.tasks.run_folder import RunFolderTask, whole_configuration
+from music_ssl_fairseq.tasks.run_folder import RunFolderTask, refuse_impossible, whole_configuration
 from music_ssl_fairseq.tasks.schedule import collapse_advice, warmup_updates
 from music_ssl_fairseq.training import prepare_training
 from music_ssl_fairseq.training.epoch import note_batching
@@ -157,6 +157,7 @@ class PretrainingTask(RunFolderTask):
             raise missing_manifest(os.path.join(cfg.data, "train.tsv"))
         self._stops_at_exit: set[str] = set()
         self._training = False
+        self._train_subset = "train"
         self._split_sizes: dict[str, str] = {}
         self._delayed_totals = DelayedTotals()
         self._update = self._max_update = 0
@@ -174,8 +175,20 @@ class PretrainingTask(RunFolderTask):
             exchange_numbers_on_cpu()
             fork_workers()
             prepare_training(background_saves=bool(cfg.background_saves))
+            whole = None if kwargs.get("from_checkpoint") else whole_configuration(cfg)
+            if whole is not None:
+                refuse_impossible(whole)
             task = cls(cfg)
-            if not kwargs.get("from_checkpoint"):
+            if kwargs.get("from_checkpoint"):
+                task._train_subset = ""
+            elif whole is not None:
+                task._train_subset, *valid = data_splits(whole)
+                if task._train_subset in valid:
+                    logger.warning(
+                        "dataset.valid_subset: %s is trained on, so that its crops and masks "
+                        "differ from epoch to epoch in validation too",
+                        task._train_subset,
+                    )
                 task.run.enter(cfg, task.data_identity)
             return task
 
@@ -222,7 +235,7 @@ class PretrainingTask(RunFolderTask):
                 mask=MASK_MODES[mode](cfg.mask_prob, cfg.mask_length, self.min_mask_spans),
                 crops_per_track=cfg.crops_per_track,
                 seed=cfg.seed,
-                training=split == "train",
+                training=split == self._train_subset,
                 max_unreadable=cfg.max_unreadable,
                 mix_prob=cfg.mix_prob,
                 equaliser_db=cfg.equaliser_db,

@@ -20,6 +20,7 @@ from music_ssl_fairseq.compat import (
 from music_ssl_fairseq.data.identity import Identity, differences, settings_identity
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.files import hold
+from music_ssl_fairseq.runtime.ranges import check_ranges
 from music_ssl_fairseq.runtime.typed import beside, look_around, with_setting
 from music_ssl_fairseq.tasks.schedule import check_schedule
 from music_ssl_fairseq.training.checkpoints import checkpoint_to_resume
@@ -69,7 +70,6 @@ class RunFolder:
             return
         choose_tracker(cfg)
         forget_earlier_run()
-        _refuse_impossible(cfg)
         if cfg.checkpoint.no_save:
             return
         skip_finished_runs()
@@ -161,12 +161,16 @@ def whole_configuration(task_cfg: Any) -> Any:
     return root if root is not None and "checkpoint" in root else None
 
 
-def _refuse_impossible(cfg: Any) -> None:
-    """Refuse settings that fairseq would answer with a traceback, or take for others."""
-    size, start = cfg.dataset.batch_size, cfg.checkpoint.finetune_from_model
-    if size is not None and size < 1:  # fairseq would make one batch of everything
-        command = with_setting("dataset.batch_size=8")
-        raise InputError(f"dataset.batch_size={size}: expected 1 or more", command)
+def refuse_impossible(cfg: Any) -> None:
+    """Refuse settings that fairseq would answer with a traceback, take for others, or ignore."""
+    check_ranges(cfg)
+    if cfg.dataset.combine_valid_subsets:
+        raise InputError(
+            "dataset.combine_valid_subsets=true: splits are not joined; dataset.valid_subset names "
+            "several, and the first decides which checkpoint is best",
+            with_setting("dataset.combine_valid_subsets="),
+        )
+    start = cfg.checkpoint.finetune_from_model
     if start and "://" not in start and not Path(start).exists():
         where = look_around(start)
         raise InputError(f"checkpoint.finetune_from_model={start}: no such checkpoint", where)

@@ -11,10 +11,6 @@ from music_ssl_fairseq.errors import InputError
 def check_schedule(cfg: Any) -> None:
     """Refuse a schedule over a number of updates that is not given."""
     scheduler, limits = cfg.lr_scheduler, cfg.optimization
-    if limits.max_update < 0:
-        raise InputError(
-            f"optimization.max_update={limits.max_update}: must be 0 (no limit) or more"
-        )
     name = scheduler._name
     over = {
         "polynomial_decay": ("total_num_update",),

@@ -17,6 +17,7 @@ from fairseq.data import data_utils, iterators
 
 from music_ssl_fairseq.compat import one_line_errors
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.runtime.typed import with_setting
 from music_ssl_fairseq.training.stream import Batching, Plan, Plans, Stream
 
 _BATCHINGS = "cuts"
@@ -256,6 +257,13 @@ class GroupedBatches(iterators.GroupedIterator):
         left = (len(iterable) - first) / chunk_size
         updates = math.floor(left) if skip_remainder_batch else math.ceil(left)
         self.total = self.n + updates
+        if skip_remainder_batch and not updates:
+            with one_line_errors():
+                raise InputError(
+                    "optimization.skip_remainder_batch=true: the epoch has no whole update of "
+                    f"{chunk_size} batches (optimization.update_freq)",
+                    with_setting("optimization.skip_remainder_batch="),
+                )
         if skip_remainder_batch:
             iterable.take(first + updates * chunk_size)
 

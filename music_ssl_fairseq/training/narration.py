@@ -133,7 +133,8 @@ class Narration:
         cfg, trainer, task = self._cfg, self._trainer, self._trainer.task
         spent = duration(trainer.cumulative_training_time())
         say(f"trained: {trainer.get_num_updates()} updates in {spent}{self._best()}")
-        say(f"next: {task.next_command(cfg)}")
+        if not cfg.checkpoint.no_save:
+            say(f"next: {task.next_command(cfg)}")
         self._cfg = None
 
     def stop(self) -> str:

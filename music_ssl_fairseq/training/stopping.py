@@ -8,6 +8,7 @@ validation is still due, and the next run begins with that.
 import functools
 import math
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +18,10 @@ from fairseq import checkpoint_utils
 from fairseq.trainer import Trainer
 
 from music_ssl_fairseq.compat import is_distributed, one_line_errors
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.runtime.typed import with_setting
 from music_ssl_fairseq.training.interruption import RESUBMIT, interruption
-from music_ssl_fairseq.training.narration import narration, shown
+from music_ssl_fairseq.training.narration import narration, say, shown
 from music_ssl_fairseq.training.saving import (
     check_saving,
     finish_saving,
@@ -34,6 +37,10 @@ class _ValidationAbandoned(Exception):
     """Raised to leave a validation."""
 
 
+class _NoSuchMetric(InputError):
+    """Raised where validation does not give `checkpoint.best_checkpoint_metric`."""
+
+
 def patch_stopping() -> None:
     """Let fairseq's training loop stop at a signal and resume."""
     from fairseq_cli import train as loop
@@ -41,12 +48,14 @@ def patch_stopping() -> None:
     validate_and_save, train = loop.validate_and_save, loop.train
     loop.validate_and_save = functools.partial(_validate_and_save, validate_and_save)
     loop.train = functools.partial(_train, train, validate_and_save)
+    loop.get_valid_stats = functools.partial(_valid_stats, loop.get_valid_stats)
     load = checkpoint_utils.load_checkpoint
     checkpoint_utils.load_checkpoint = functools.partial(_load_checkpoint, load)
     Trainer.at_last_update, Trainer.pending = False, None
     patched = functools.partialmethod
     Trainer.train_step = patched(_train_step, Trainer.train_step)
     Trainer.valid_step = patched(_valid_step, Trainer.valid_step)
+    Trainer.lr_step = patched(_lr_step, Trainer.lr_step)
     Trainer._aggregate_logging_outputs = patched(_aggregate, Trainer._aggregate_logging_outputs)
 
 
@@ -56,8 +65,33 @@ def _load_checkpoint(load: Callable[..., Any], cfg: Any, trainer: Any, **kwargs:
     extra_state, epoch_itr = load(cfg, trainer, **kwargs)
     if extra_state and _PENDING in extra_state and not cfg.reset_dataloader:
         trainer.pending = {"position": extra_state["train_iterator"], **extra_state[_PENDING]}
-    narration.begin(trainer.cfg, trainer)
+    if not _rate_ends_run(trainer):
+        narration.begin(trainer.cfg, trainer)
     return extra_state, epoch_itr
+
+
+def _rate_ends_run(trainer: Any) -> bool:
+    """Return whether fairseq will train nothing, because the learning rate is too low already."""
+    rate, least = trainer.get_lr(), trainer.cfg.optimization.stop_min_lr
+    if rate > least or getattr(trainer.task, "finished", ""):
+        return False
+    reason = f"the learning rate is {rate:g}, and optimization.stop_min_lr is {least:g}"
+    with one_line_errors():
+        if not trainer.get_num_updates():
+            raise InputError(
+                f"{reason}, so that nothing is trained", with_setting("optimization.stop_min_lr=")
+            )
+    say(f"finished: {reason}. Nothing is left to do")
+    return True
+
+
+def _lr_step(trainer: Any, step: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+    """Set the learning rate after an epoch; at `stop_min_lr` fairseq's loop ends."""
+    rate = step(trainer, *args, **kwargs)
+    if rate <= trainer.cfg.optimization.stop_min_lr:
+        finish_saving()  # the program may end here
+        narration.end()
+    return rate
 
 
 def _train_step(trainer: Any, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -106,10 +140,29 @@ def _validate_and_save(
     except _ValidationAbandoned:
         _save(cfg, trainer, epoch_itr, pending=True)
         _exit(cfg, trainer)
+    except _NoSuchMetric as error:
+        _save(cfg, trainer, epoch_itr, pending=True)
+        finish_saving()
+        with one_line_errors():
+            raise error from None
     if _stop_requested(trainer) and not result[1]:
         _save(cfg, trainer, epoch_itr, pending=False)
         _exit(cfg, trainer)
     return result
+
+
+def _valid_stats(
+    original: Callable[..., Any], cfg: Any, trainer: Any, stats: dict[str, Any], *args: Any
+) -> dict[str, Any]:
+    """Return fairseq's statistics of a validation, which must have the metric of the best one."""
+    metric = cfg.checkpoint.best_checkpoint_metric
+    if metric not in stats:
+        near = get_close_matches(metric, stats, 1, 0) or ["loss"]
+        raise _NoSuchMetric(
+            f"checkpoint.best_checkpoint_metric={metric}: validation gives {', '.join(stats)}",
+            with_setting(f"checkpoint.best_checkpoint_metric={near[0]}"),
+        )
+    return original(cfg, trainer, stats, *args)
 
 
 def _save(cfg: Any, trainer: Any, epoch_itr: Any, pending: bool) -> None:
@@ -170,13 +223,13 @@ def _train(
             finish_saving()
             narration.end()
             return losses, stop
-        if end:
-            trainer.lr_step(epoch, losses[0])
+        if end and trainer.lr_step(epoch, losses[0]) <= cfg.optimization.stop_min_lr:
+            return losses, True
     losses, stop = original(cfg, trainer, task, epoch_itr)
     limit = cfg.optimization.max_epoch or math.inf
-    over = stop or epoch_itr.next_epoch_idx > limit
-    if over or cfg.optimization.stop_min_lr > 0:
+    if stop or epoch_itr.next_epoch_idx > limit:
+        if not stop and epoch_itr.epoch % cfg.checkpoint.save_interval:
+            _save(cfg, trainer, epoch_itr, pending=False)  # fairseq keeps nothing of this epoch
         finish_saving()  # the program may end here
-        if over or trainer.get_lr() <= cfg.optimization.stop_min_lr:
-            narration.end()
+        narration.end()
     return losses, stop

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from hydra_plugins.music_ssl_fairseq_config import _sweep_name, _task_name
 from music_ssl_fairseq.data.identity import differences, label_identity, manifest_identity
 from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.data.pretraining import PretrainingDataset
 from music_ssl_fairseq.runtime.files import hold
 from music_ssl_fairseq.tasks.run_folder import EARLY_STOPPING, _finished
 from tests.fairseq_commands import TINY, logged, make_corpus, train, validate
@@ -170,8 +171,37 @@ def test_epochs_without_a_number_of_updates_are_a_sentence(here, family):
 
 def test_epochs_are_trained_with_a_rate_that_needs_no_number(here):
     options = ["hydra.run.dir=new", "optimization.max_update=0", "optimization.max_epoch=1"]
-    train("music_hubert", *RUN, *options, "lr_scheduler._name=fixed")
+    # fairseq would save no epoch but every second
+    train("music_hubert", *RUN, *options, "lr_scheduler._name=fixed", "checkpoint.save_interval=2")
     assert len(logged(Path("new"), "train_inner")) > 1
+    assert Path("new/checkpoints/checkpoint_last.pt").exists()
+
+
+def test_a_rate_that_ends_a_run_before_its_first_update_is_refused(here):
+    options = ["hydra.run.dir=new", "optimization.stop_min_lr=1"]
+    with pytest.raises(SystemExit, match=r"and optimization\.stop_min_lr is 1, so that n"):
+        train("music_hubert", *RUN, *options)
+
+
+def test_a_metric_that_validation_does_not_give_costs_no_update(here):
+    options = ["hydra.run.dir=new", "optimization.max_update=1"]
+    with pytest.raises(SystemExit, match="best_checkpoint_metric=acuracy_m: validation gives loss"):
+        train("music_hubert", *RUN, *options, "checkpoint.best_checkpoint_metric=acuracy_m")
+    train("music_hubert", *RUN, *options, "checkpoint.best_checkpoint_metric=accuracy_m")
+    assert len(logged(Path("new"), "train_inner")) == len(logged(Path("new"), "valid")) == 1
+    assert Path("new/checkpoints/checkpoint_best.pt").exists()
+
+
+def test_the_split_that_is_trained_on_has_other_crops_each_epoch(here):
+    options = ["hydra.run.dir=new", "optimization.max_update=1", "dataset.train_subset=valid"]
+    data = []
+    with pytest.MonkeyPatch.context() as patch:
+        init = PretrainingDataset.__init__
+        noted = lambda self, *a, **k: init(self, *a, **k) or data.append(self)  # noqa: E731
+        patch.setattr(PretrainingDataset, "__init__", noted)
+        train("music_hubert", *RUN, *options, "dataset.valid_subset=train")
+    assert [len(d._manifest) for d in data if d.training] == [3]
+    assert [len(d._manifest) for d in data if not d.training] == [6]
 
 
 def stopped(**limits):

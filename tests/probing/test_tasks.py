@@ -2,21 +2,25 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
+from fairseq.dataclass.configs import FairseqConfig
 from fairseq.trainer import Trainer
 from omegaconf import OmegaConf
 from sklearn import metrics as sklearn
 
+from hydra_plugins._music_ssl_fairseq_refusals import merged
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.scoring.predictions import Predictions
 from music_ssl_fairseq.probing.scoring.results import write_heads
 from music_ssl_fairseq.report.__main__ import main as report_main
 from music_ssl_fairseq.report.__main__ import run as make_report
+from music_ssl_fairseq.tasks.probe_settings import refuse_settings
 from tests import EXAMPLES, tiny
 from tests.probing.probing_data import train, validate, write_audio, write_probing
 
@@ -142,6 +146,15 @@ def test_a_head_in_fairseq_s_loop_is_the_probe_trained_alone(here):
         assert found[key] == pytest.approx(expected[key])
 
 
+def test_a_run_whose_heads_have_all_stopped_says_what_came_of_it(here):
+    run = Path("runs/stopped")
+    one = ("model.layers=all", "model.learning_rates=[0.01]", "model.patience=1")
+    train(here / "multi-class", "encoder.pt", run, *SMALL, *one, "optimization.max_epoch=0")
+    log = (run / "hydra_train.log").read_text()
+    assert "trained: " in log
+    assert "next: fairseq-validate " in log
+
+
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(here):
     whole, cut = Path("runs/whole"), Path("runs/cut")
     options = [*SMALL, "dataset.batch_size=5", "model.patience=2", "model.lr_patience=1"]
@@ -258,7 +271,7 @@ def test_labels_that_are_missing_or_unknown(here, capsys, tmp_path):
     [
         (["model.layers='0,9'"], "encoder.pt", "no layer '9'"),
         (["task.decoder=ear"], "encoder.pt", "task.decoder 'ear': one of dbn, librosa, peaks"),
-        (["task.window_seconds=-1"], "encoder.pt", "task.window_seconds must be 0"),
+        (["task.window_seconds=-1"], "encoder.pt", "task.window_seconds=-1.0: expected 0"),
         (["task.cache_limit_gb=0", "task.cache_dir=none"], "encoder.pt", "task.cache_limit_gb"),
         (["optimization.update_freq=[2]", "dataset.batch_size=1"], "encoder.pt", "update_freq"),
         ([], "gone.pt", "gone.pt"),
@@ -270,6 +283,27 @@ def test_settings_that_cannot_be(here, capsys, overrides, upstream, says):
     run = Path("runs/refused")
     message = refused(capsys, train, here / "multi-class", upstream, run, *SMALL, *overrides)
     assert says in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("dataset.train_subset", "valid"),
+        ("dataset.valid_subset", "valid,test"),
+        ("dataset.disable_validation", True),
+        ("dataset.max_valid_steps", 2),
+        ("optimizer._name", "adam"),
+        ("common.bf16", True),
+        ("checkpoint.maximize_best_checkpoint_metric", False),
+    ],
+)
+def test_settings_of_fairseq_that_a_probe_cannot_have(name, value):
+    of_fairseq = {k: OmegaConf.structured(v) for k, v in vars(FairseqConfig()).items() if v}
+    cfg = OmegaConf.merge(of_fairseq, merged(EXAMPLES / "probing", "config"))
+    refuse_settings(cfg)
+    OmegaConf.update(cfg, name, value)
+    with pytest.raises(InputError, match=re.escape(f"{name}={value}: not for a probe: ")):
+        refuse_settings(cfg)
 
 
 def test_a_folder_without_scores_is_one_line(tmp_path, capsys):

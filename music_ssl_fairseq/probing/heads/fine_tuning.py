@@ -132,14 +132,9 @@ def check_settings(cfg: MusicProbeConfig) -> bool:
     """Tell whether the encoder is trained along.
 
     Raises:
-        InputError: if a setting is wrong, or of no use because nothing is unfrozen.
+        InputError: if a setting is of no use because nothing is unfrozen.
     """
     default = MusicProbeConfig()
-    for name in ("encoder_learning_rate", "layer_decay"):
-        if not 0 < getattr(cfg, name) < float("inf"):
-            raise InputError(f"model.{name}={getattr(cfg, name)}: expected a number above 0")
-    if cfg.frozen_updates < 0:
-        raise InputError(f"model.frozen_updates={cfg.frozen_updates}: expected 0 or more")
     if cfg.unfreeze != "none":
         return True
     for name in ("encoder_learning_rate", "layer_decay", "frozen_updates", "precision"):

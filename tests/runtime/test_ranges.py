@@ -1,0 +1,68 @@
+"""Settings whose values make no sense are refused by name."""
+
+from dataclasses import fields
+
+import pytest
+from fairseq.optim.lr_scheduler.polynomial_decay_schedule import PolynomialDecayLRScheduleConfig
+from omegaconf import OmegaConf
+
+from hydra_plugins._music_ssl_fairseq_refusals import settings
+from music_ssl_fairseq.criterions.music2vec import Music2VecCriterionConfig
+from music_ssl_fairseq.criterions.music_hubert import MusicHubertCriterionConfig
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.models.music2vec import Music2VecConfig
+from music_ssl_fairseq.models.music_hubert import MusicHubertConfig
+from music_ssl_fairseq.optim.muon import MuonConfig
+from music_ssl_fairseq.optim.tri_stage import TriStageAnyLengthConfig
+from music_ssl_fairseq.probing.config import MusicProbeConfig, MusicProbingConfig
+from music_ssl_fairseq.runtime.ranges import _LISTS, _RANGES, check_ranges
+from music_ssl_fairseq.tasks.music_hubert_pretraining import MusicHubertPretrainingConfig
+from tests import EXAMPLES
+
+GROUPS = {
+    "task": (MusicHubertPretrainingConfig, MusicProbingConfig),
+    "model": (MusicHubertConfig, Music2VecConfig, MusicProbeConfig),
+    "criterion": (MusicHubertCriterionConfig, Music2VecCriterionConfig),
+    "optimizer": (MuonConfig,),
+    "lr_scheduler": (PolynomialDecayLRScheduleConfig, TriStageAnyLengthConfig),
+}
+
+
+def test_there_are_such_settings():
+    known = settings(EXAMPLES / "probing", "config")  # and all of fairseq's
+    for group, configs in GROUPS.items():
+        known |= {f"{group}.{field.name}" for config in configs for field in fields(config)}
+        for config in configs:
+            check_ranges(OmegaConf.create({group: OmegaConf.structured(config)}))
+    named = [name for names, _ in _RANGES.values() for name in names.split()]
+    assert {*named, *_LISTS} - known == set()
+    assert len(named) == len(set(named)) > 60
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("task.crop_seconds", float("nan"), "nan: expected a finite number"),
+        ("some.field", [1.0, float("inf")], "[1.0,inf]: expected a finite number"),
+        ("dataset.batch_size_valid", 0, "0: expected a number from 1 on"),
+        ("model.mask_prob", 0.0, "0.0: expected a number above 0, at most 1"),
+        ("model.learning_rates", [0.1, -1.0], "[0.1,-1.0]: expected a number above 0"),
+        ("optimization.update_freq", [], "[]: expected at least one number"),
+        ("model.dropout", 1.0, "1.0: expected a number from 0 to below 1"),
+        ("task.mix_prob", 2.0, "2.0: expected a number from 0 to 1"),
+        ("optimization.max_epoch", -1, "-1: expected 0 or a number above"),
+    ],
+)
+def test_values_that_make_no_sense(name, value, expected):
+    cfg = OmegaConf.create({"model": {"dropout": 0.1, "upstream": "${model.none}"}, "ema": None})
+    check_ranges(cfg)
+    OmegaConf.update(cfg, name, value)
+    with pytest.raises(InputError) as error:
+        check_ranges(cfg)
+    assert str(error.value) == f"{name}={expected}"
+
+
+def test_heads_and_groups_divide_the_width():
+    cfg = {"encoder_embed_dim": 64, "encoder_attention_heads": 4, "conv_pos_groups": 7}
+    with pytest.raises(InputError, match=r"conv_pos_groups=7: expected a divisor of .*=64"):
+        check_ranges(OmegaConf.create({"model": cfg}))
