@@ -92,14 +92,11 @@ class Narration:
         on_cpu = not trainer.cuda and hasattr(trainer.task.cfg, "crop_seconds")
         if on_cpu and weights > _MAX_WEIGHTS:
             seconds = (cfg.dataset.batch_size or 0) * trainer.task.cfg.crop_seconds
+            memory = 2 + seconds * _CPU_GB * weights / _BASE_WEIGHTS
             logger.warning(
                 "no GPU: %d million weights take days to train on a CPU, and some %d GB of memory. "
                 "The whole way in minutes: %s",
-                *(
-                    weights / 1e6,
-                    2 + seconds * _CPU_GB * weights / _BASE_WEIGHTS,
-                    _smaller_command(),
-                ),
+                *(weights / 1e6, memory, _smaller_command()),
             )
 
     def update(self) -> None:
