@@ -1,2 +1,10 @@
+"""The models as the papers have them; begin with `audio_encoder`.
+
+It leads from a waveform to encoded frames: `conv_extractor`, `positional_conv`, `transformer`. On
+its output, musicHuBERT has a `unit_head` and music2vec an `ema_teacher`; `decoder` fills in masked
+frames that the encoder has not seen. An `Execution` (`fast.dispatch`) says how operations run;
+`PLAIN` runs each as it is written here.
+"""
+
 # First, because it imports fairseq and leaves Python's logging as it is.
 from music_ssl_fairseq import compat as _compat  # noqa: F401

@@ -75,6 +75,7 @@ class AudioEncoder(BaseFairseqModel):
             self.head_width = cfg.decoder_dim
 
     def _projection(self, channels: int, dim: int) -> nn.Linear | None:
+        """Return the map from the extractor's width to the encoder's; musicHuBERT may need none."""
         return nn.Linear(channels, dim)
 
     def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:

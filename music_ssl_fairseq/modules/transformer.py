@@ -156,6 +156,7 @@ class TransformerEncoder(nn.Module):
             real = ~padding_mask if packing is None else packing.frames >= 0
             attend = real[:, None, None, :]
         hidden_states, feed_forwards = [], []
+        # Plain: `self.embed`, and a call of each layer.
         x, run_layer = execution.encode(self, x, attend, masked_indices, packing)
         for layer in self.layers:
             dropped = (

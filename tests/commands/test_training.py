@@ -110,25 +110,24 @@ def test_tensorboard(here):
     assert list(Path("runs/music2vec/config/tensorboard").rglob("events.out.*"))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_missing_manifests_are_one_line(here, family):
-    shutil.rmtree("manifests")
+@pytest.mark.parametrize(
+    ("family", "missing", "named", "command"),
+    [
+        *[
+            (f, "manifests", "manifests/train.tsv: no such manifest", "manifests_tools pretrain")
+            for f in ("music_hubert", "music2vec")
+        ],
+        ("music_hubert", "labels", "labels/dict.km.txt", "music_ssl_fairseq label"),
+    ],
+)
+def test_missing_data_are_one_line(here, family, missing, named, command):
+    shutil.rmtree(missing)
     with pytest.raises(SystemExit) as failure:
         train(family, *TINY)
     message = str(failure.value)
     assert message.count("\n") == 1  # the command below
-    assert "manifests/train.tsv: no such manifest" in message
-    assert "python -m manifests_tools pretrain --root" in message
-
-
-def test_missing_labels_are_one_line(here):
-    shutil.rmtree("labels")
-    with pytest.raises(SystemExit) as failure:
-        train("music_hubert", *TINY)
-    message = str(failure.value)
-    assert message.count("\n") == 1  # the command below
-    assert "labels/dict.km.txt" in message
-    assert "python -m music_ssl_fairseq label" in message
+    assert named in message
+    assert f"python -m {command}" in message
 
 
 @pytest.mark.parametrize(

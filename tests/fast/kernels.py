@@ -533,58 +533,51 @@ def test_graphed_layers_say_when_two_passes_mix(graphs):
         first.sum().backward()
 
 
-def test_encoder_of_packed_frames(monkeypatch):
-    """The fast path, on a GPU as graphs, against the plain one."""
+def _encoder_of(layers: list, monkeypatch) -> TransformerEncoder:
+    """Return an encoder whose fast path is the one of GPUs, also on a CPU."""
     if not GPU:
-        monkeypatch.setattr(dispatch, "graphed_layers", lambda *_: None)
         monkeypatch.setattr(dispatch, "can_fuse_layer", lambda *_: True)
         monkeypatch.setattr(dispatch, "compiled", lambda function, _: function)
-    layers = _layers(1)
-    layers[0].dropout.p = 0.0
+    for layer in layers:
+        layer.dropout.p = 0.0
     pos_conv = PositionalConv(32, 9, 4, 1, Execution("auto"))
-    encoder = TransformerEncoder(layers, pos_conv, 32, 0.0, 0.0, False).to(DEVICE)
-    frames, number = (249, 108) if GPU else (11, 6)
-    visible = torch.stack([torch.randperm(frames, device=DEVICE) < number for _ in range(2)])
-    packing = packing_of(visible, number)
-    x, grad = random(2, frames, 32), random(2, number, 32)
+    return TransformerEncoder(layers, pos_conv, 32, 0.0, 0.0, False).to(DEVICE)
+
+
+def _check_encoder(encoder: TransformerEncoder, x, grad, *args, **options) -> None:
+    """Compare outputs and gradients of the fast path with those of the plain one."""
     results = []
     for fast in (False, True):
         encoder.zero_grad()
         y = x.clone().requires_grad_()
         with torch.autocast("cuda", torch.float16, enabled=GPU):
-            output, _, _ = encoder(y, None, Execution("auto", fast), packing=packing)
+            output, _, _ = encoder(y, None, Execution("auto", fast), *args, **options)
         output.backward(grad.to(output.dtype))
-        results.append([output, y.grad, *[p.grad for p in encoder.parameters()]])
+        gradients = [p.grad for p in encoder.parameters() if p.grad is not None]
+        results.append([output, y.grad, *gradients])
     for plain, ours in zip(*results, strict=True):
         scale = max(plain.float().norm().item(), 1e-2 * grad.float().norm().item())
         assert (ours.float() - plain.float()).norm() < 20 * ROUNDING * scale
 
 
+def test_encoder_of_packed_frames(monkeypatch):
+    """On a GPU as graphs."""
+    if not GPU:
+        monkeypatch.setattr(dispatch, "graphed_layers", lambda *_: None)
+    encoder = _encoder_of(_layers(1), monkeypatch)
+    frames, number = (249, 108) if GPU else (11, 6)
+    visible = torch.stack([torch.randperm(frames, device=DEVICE) < number for _ in range(2)])
+    x, grad = random(2, frames, 32), random(2, number, 32)
+    _check_encoder(encoder, x, grad, packing=packing_of(visible, number))
+
+
 @pytest.mark.parametrize("layerdrop", [0.0, 1.0])
 def test_encoder_of_masked_frames(layerdrop, graphs, monkeypatch):
-    """The fast path against the plain one, of as many masked frames as captured, and of others."""
-    if not GPU:
-        monkeypatch.setattr(dispatch, "can_fuse_layer", lambda *_: True)
-        monkeypatch.setattr(dispatch, "compiled", lambda function, _: function)
-    layers = _layers(2)
-    for layer in layers:
-        layer.dropout.p = 0.0
-    pos_conv = PositionalConv(32, 9, 4, 1, Execution("auto"))
-    encoder = TransformerEncoder(layers, pos_conv, 32, 0.0, 0.0, False).to(DEVICE)
+    """Of as many masked frames as captured, and of others."""
+    encoder = _encoder_of(_layers(2), monkeypatch)
     encoder.layerdrop = layerdrop
     frames = 70 if GPU else 6
     for count in (frames - 3, frames - 3, 5)[not GPU :]:
         masked_indices, _ = selection_of(2, frames, [count, 4])
         x, grad = random(2, frames, 32), random(len(masked_indices), 32)
-        results = []
-        for fast in (False, True):
-            encoder.zero_grad()
-            y = x.clone().requires_grad_()
-            with torch.autocast("cuda", torch.float16, enabled=GPU):
-                output, _, _ = encoder(y, None, Execution("auto", fast), masked_indices)
-            output.backward(grad.to(output.dtype))
-            gradients = [p.grad for p in encoder.parameters() if p.grad is not None]
-            results.append([output, y.grad, *gradients])
-        for plain, ours in zip(*results, strict=True):
-            scale = max(plain.float().norm().item(), 1e-2 * grad.float().norm().item())
-            assert (ours.float() - plain.float()).norm() < 20 * ROUNDING * scale
+        _check_encoder(encoder, x, grad, masked_indices)
