@@ -1,4 +1,4 @@
-"""Properties of a device: Triton, its generation, its multiprocessors, its precision."""
+"""Properties of a device: Triton, its generation, its multiprocessors, its precision and sums."""
 
 import contextlib
 import functools
@@ -74,3 +74,15 @@ def _is_writable(folder: Path) -> bool:
             folder.mkdir(parents=True, exist_ok=True)
             return os.access(folder, os.W_OK | os.X_OK)
     return False
+
+
+def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """Compute `grad.t() @ x`, stored in fp32 as it is summed, if the device can.
+
+    From the gradient of a layer's output `[N, outputs]` and its input `[N, inputs]` to
+    `[outputs, inputs]`, in fp32 or the inputs' wider type.
+    """
+    if grad.is_cuda:
+        return torch.mm(grad.t(), x, out_dtype=torch.float32)
+    product = grad.t() @ x
+    return product.to(torch.promote_types(product.dtype, torch.float32))

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from music_ssl_fairseq.fast.block_conv import block_conv
-from music_ssl_fairseq.fast.channels_last_conv import conv_channels_last
 from music_ssl_fairseq.fast.compilation import ShapeGate, can_compile, compiled
-from music_ssl_fairseq.fast.conv_stack import rows_before, run_conv_stack
+from music_ssl_fairseq.fast.conv_stack import conv_channels_last, rows_before, run_conv_stack
 from music_ssl_fairseq.fast.cuda_graphs import graphed_layers, graphed_pass
 from music_ssl_fairseq.fast.device import working_dtype
 from music_ssl_fairseq.fast.first_conv import (

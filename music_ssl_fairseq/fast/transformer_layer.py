@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from music_ssl_fairseq.fast.device import is_ampere, is_hopper, working_dtype
+from music_ssl_fairseq.fast.device import is_ampere, is_hopper, weight_gradient, working_dtype
 from music_ssl_fairseq.fast.packing import FrameSelection
-from music_ssl_fairseq.fast.weight_gradient import weight_gradient
 
 Weights = tuple[Tensor, ...]
 

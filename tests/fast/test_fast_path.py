@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from music_ssl_fairseq.fast.block_conv import block_conv
-from music_ssl_fairseq.fast.channels_last_conv import conv_channels_last
 from music_ssl_fairseq.fast.compilation import ShapeGate
+from music_ssl_fairseq.fast.conv_stack import conv_channels_last
 from music_ssl_fairseq.fast.first_conv import fold_moments, folded_first_conv, window_moments
 from tests import tiny
 
