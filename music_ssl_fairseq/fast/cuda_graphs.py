@@ -30,8 +30,28 @@ from music_ssl_fairseq.fast.transformer_layer import (
 
 logger = logging.getLogger(__name__)
 
-# Not an attribute of the encoder, because a teacher is a copy of it and would copy the graphs.
-_graphed: "WeakKeyDictionary[nn.Module, GraphedLayers | None]" = WeakKeyDictionary()
+# Not an attribute of the module, because a teacher is a copy of it and would copy the graphs.
+_graphed: "WeakKeyDictionary[nn.Module, Any]" = WeakKeyDictionary()
+
+
+def _cached(module: nn.Module, key: Any, capture: Callable[[], Any], what: str) -> Any:
+    """Return what was captured of a module, if it has this key, or else capture it anew.
+
+    None if that fails, for instance because memory is short; then it is not tried again.
+    """
+    found = _graphed.get(module)
+    if found is not None and found.key == key:
+        return found
+    if found is None and module in _graphed:
+        return None
+    _graphed[module] = None  # frees the old graphs' memory before new ones are captured
+    del found
+    try:
+        _graphed[module] = capture()
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        logger.warning("%s could not be captured as CUDA graphs (%s): slower without", what, reason)
+    return _graphed[module]
 
 
 def graphed_layers(
@@ -45,22 +65,11 @@ def graphed_layers(
         selection: the frames needed of the last layer, as many as in most batches; None for all.
 
     Returns:
-        None if the layers cannot be captured, for instance because memory is short.
+        None if the layers cannot be captured.
     """
     layers = list(encoder.layers)  # type: ignore[arg-type]
-    found = _graphed.get(encoder)
-    if found is not None and found.key == _key(layers, x):
-        return found
-    if found is None and encoder in _graphed:
-        return None
-    _graphed[encoder] = None  # frees the old graphs' memory before new ones are captured
-    del found
-    try:
-        _graphed[encoder] = GraphedLayers(layers, x, selection)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        logger.warning("layers could not be captured as CUDA graphs (%s): training without", reason)
-    return _graphed[encoder]
+    capture = partial(GraphedLayers, layers, x, selection)
+    return _cached(encoder, _key(layers, x), capture, "layers")
 
 
 def _key(layers: Sequence[Any], x: Tensor) -> tuple[Any, ...]:
@@ -226,9 +235,6 @@ def _capture_layers(
     return captured[::-1], kept
 
 
-_passes: "WeakKeyDictionary[nn.Module, GraphedPass | None]" = WeakKeyDictionary()
-
-
 def graphed_pass(
     owner: nn.Module, function: Callable[..., Tensor], inputs: Sequence[Tensor], key: Any
 ) -> "GraphedPass | None":
@@ -241,23 +247,11 @@ def graphed_pass(
         key: what else the captured kernels are valid for.
 
     Returns:
-        None if it cannot be captured, for instance because memory is short.
+        None if it cannot be captured.
     """
     shapes = [(x.shape, x.dtype) for x in inputs]
     key = (key, shapes, [p.data_ptr() for p in owner.parameters()])
-    found = _passes.get(owner)
-    if found is not None and found.key == key:
-        return found
-    if found is None and owner in _passes:
-        return None
-    _passes[owner] = None  # frees the old graph's memory before a new one is captured
-    del found
-    try:
-        _passes[owner] = GraphedPass(function, inputs, key)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        logger.warning("the teacher could not be captured as a CUDA graph (%s)", reason)
-    return _passes[owner]
+    return _cached(owner, key, partial(GraphedPass, function, inputs, key), "the teacher")
 
 
 class GraphedPass:
