@@ -11,9 +11,16 @@ import torch
 
 from music_ssl_fairseq.data.crops import MASKS, generator
 from music_ssl_fairseq.data.masks import SpanMask
+from music_ssl_fairseq.errors import InputError
 from tests.benchmarks import held_out
-from tests.benchmarks.time_to_quality import Run, _has_begun
-from tests.benchmarks.time_to_quality_report import entries, held_at, mean_and_interval, table
+from tests.benchmarks.time_to_quality import Run, _has_begun, earlier
+from tests.benchmarks.time_to_quality_report import (
+    entries,
+    held_at,
+    mean_and_interval,
+    table,
+    write,
+)
 
 BEGAN = datetime(2026, 11, 26, 23, 59, 50).timestamp()
 LOG = """[2026-11-26 23:59:55,500][fairseq_cli.train][INFO] - begin training epoch 1
@@ -51,6 +58,24 @@ def test_the_table_says_what_was_reached_and_what_a_cold_start_costs():
     assert rows[0] == "| ours | 7 | 22.0 [19.5, 24.5] | 21.0, 22.0, 23.0 | 57.0 | 10.0 |"
     assert rows[1] == "| fairseq | 7 | - | not reached | - | nan |"
     assert mean_and_interval([3.0]) == "3.0"
+
+
+def test_a_record_goes_on_only_as_it_began(tmp_path):
+    figures = {"device": "CPU", "torch": "2", "date": "today", "model": "music_hubert"}
+    figures |= {"command": ["short"], "corpus": {"train.tsv": "8 tracks"}, "levels": [7.0]}
+    figures |= {"more_is_better": False, "cold_start": None, "runs": {}}
+    record, run = tmp_path / "record", tmp_path / "runs/ours-1"
+    assert earlier(record, figures) is figures
+    (run / ".hydra").mkdir(parents=True)
+    for name in ("hydra_train.log", ".hydra/config.yaml"):
+        (run / name).touch()
+    done = {"start": 9.0, "curve": [[1, 1.0, 7.0], [2, 2.0, 7.0]]}
+    write(figures | {"runs": {"ours": {"1": done}}}, tmp_path / "runs", record)
+    assert earlier(record, figures)["runs"] == {"ours": {"1": done}}
+    write(figures | {"runs": {"ours": {"1": done}}}, tmp_path / "gone", record)  # keeps its log
+    assert {f.name for f in record.iterdir()} == {"README.md", "figures.json", "1.log", "1.yaml"}
+    with pytest.raises(InputError, match=r"another corpus: .*8 tracks.*, here .*9 tracks"):
+        earlier(record, figures | {"corpus": {"train.tsv": "9 tracks"}})
 
 
 @pytest.fixture

@@ -14,11 +14,10 @@ The corpus is the one given; its hashes are printed. Held-out crops are cut once
 are fixed: `task.seed` is 1 in all runs. Seeds vary the initial weights, dropout and the order of
 crops. `--reference` runs stock fairseq's HuBERT as well: its published settings, with a schedule of
 `--reference-updates`, on the same held-out crops and masks. A run ends once the best of the levels
-holds.
+holds. A record is written after each seed; the same command goes on with those that it lacks.
 """
 
 import argparse
-import json
 import os
 import signal
 import subprocess
@@ -31,9 +30,12 @@ from typing import Any
 
 import torch
 
+from music_ssl_fairseq.cli import exit_status
 from music_ssl_fairseq.data.identity import label_identity, manifest_identity
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.units import choose_label_rate
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.runtime.texts import read_object
 from tests.benchmarks import held_out
 from tests.benchmarks.time_to_quality_report import entries, held_at, table, write
 from tests.benchmarks.train_run import stock_config
@@ -102,12 +104,14 @@ class Run:
             process = subprocess.Popen(
                 self.command, cwd=ROOT, env=self._environment, stdout=out, stderr=out
             )
-            while process.poll() is None and time.time() - began < limit:
-                time.sleep(0.2)
-                if enough(self._entries(began)):
-                    break
-            wall = time.time() - began
-            self._end(process)
+            try:
+                while process.poll() is None and time.time() - began < limit:
+                    time.sleep(0.2)
+                    if enough(self._entries(began)):
+                        break
+                wall = time.time() - began
+            finally:
+                self._end(process)
         found = self._entries(began)
         if not found:
             text = Path(f"{self.folder}.out").read_text(errors="replace")
@@ -182,8 +186,30 @@ def _has_begun(found: list[dict[str, Any]]) -> bool:
     return trained and any(entry.get("valid_num_updates", 0) >= 10 for entry in found)
 
 
-def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Make the corpus and run all trainings; return the figures."""
+def earlier(record: Path | None, figures: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures of a record that was begun, or these where there is none.
+
+    Raises:
+        InputError: if it is of another command, corpus or machine.
+    """
+    if record is None or not (record / "figures.json").exists():
+        return figures
+    there = read_object(record / "figures.json", "give another --record")
+    for name in ("device", "torch", "model", "command", "corpus", "levels"):
+        if there.get(name) != figures[name]:
+            raise InputError(
+                f"{record}: a record of another {name}: {there.get(name)}, here {figures[name]}; "
+                "give another --record"
+            )
+    return there
+
+
+def measure(args: argparse.Namespace, folder: Path) -> bool:
+    """Make the corpus, run all trainings, print the table; False if one gave no figures.
+
+    Raises:
+        InputError: as `earlier`, or if a manifest or label file is not there.
+    """
     corpus, caches = folder / "corpus", None if args.no_cold else folder / "caches"
     held_out.make_corpus(args.manifests, args.labels, corpus, args.seconds, args.crops)
     identity = {"held-out crops": held_out.digest(corpus)}
@@ -206,7 +232,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "cold_start": None,
         "runs": {},
     }
-    if not args.no_cold:
+    figures = earlier(args.record, figures)
+    if not args.no_cold and figures["cold_start"] is None:
         run = Run(our_command(args, corpus, 1, 10), folder / "cold", caches, ours)
         few = run.until(_has_begun, args.limit)
         figures["cold_start"] = few["start"]
@@ -214,31 +241,41 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     plan = [("ours", ours, lambda seed: our_command(args, corpus, seed, args.validate_every))]
     if args.reference:
         plan.append(("fairseq", theirs, lambda seed: reference_command(args, corpus, seed)))
-    best = max(args.levels) if more else min(args.levels)
+    best, complete = max(args.levels) if more else min(args.levels), True
     for who, key, command in plan:
         for seed in map(int, args.seeds.split(",")):
+            if str(seed) in figures["runs"].get(who, {}):
+                continue
             run = Run(command(seed), folder / f"{who}-{seed}", caches, key)
             result = run.until(run.reached(best, more), args.limit)
             times = [held_at(result["curve"], level, more) for level in args.levels]
             print(f"{who}, seed {seed}: {result['curve'][-1:]}, {times}", flush=True)
+            complete = complete and bool(result["curve"])
             if result["curve"]:
                 figures["runs"].setdefault(who, {})[str(seed)] = result
-    return figures
+                if args.record:
+                    write(figures, folder, args.record)
+    print(table(figures))
+    return complete
 
 
-def main() -> None:
-    args = parse()
+def run(args: argparse.Namespace) -> bool:
+    """Measure, or read a record again."""
     if args.again is not None:
-        figures = json.loads((args.again / "figures.json").read_text())
+        figures = read_object(args.again / "figures.json")
         figures["levels"] = args.levels or figures["levels"]
         print(table(figures))
-        return
+        return True
     with tempfile.TemporaryDirectory() as temporary:
-        figures = measure(args, Path(temporary))
-        print(table(figures))
-        if args.record:
-            write(figures, Path(temporary), args.record)
+        return measure(args, Path(temporary))
+
+
+def main() -> int:
+    args = parse()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    again = "interrupted; with --record, the same command goes on"
+    return exit_status(lambda: run(args), args.record or "", again)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,7 +9,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-_PAGE = """# Record: NAME
+from music_ssl_fairseq.runtime.files import atomic_path
+
+_PAGE = """# Record: {name}
 
 What changed since the record before, and why it is faster: (to be written)
 
@@ -95,17 +97,20 @@ def table(figures: dict[str, Any]) -> str:
 def write(figures: dict[str, Any], runs: Path, folder: Path) -> None:
     """Write a record's folder: figures.json, each run's log and configuration, and README.md."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     for who, seeds in figures["runs"].items():
         for seed in seeds:
             name = seed if who == "ours" else f"{who}-{seed}"
             run = runs / f"{who}-{seed}"
-            shutil.copyfile(run / "hydra_train.log", folder / f"{name}.log")
-            shutil.copyfile(run / ".hydra" / "config.yaml", folder / f"{name}.yaml")
+            if run.exists():  # not of an earlier command, whose files are in the record
+                shutil.copyfile(run / "hydra_train.log", folder / f"{name}.log")
+                shutil.copyfile(run / ".hydra" / "config.yaml", folder / f"{name}.yaml")
     page = _PAGE.format(
+        name=folder.name,
         command=" ".join(["python -m tests.benchmarks.time_to_quality", *sys.argv[1:]]),
         corpus="\n".join(f"- {name}: {text}" for name, text in figures["corpus"].items()),
         table=table(figures),
         **{key: figures[key] for key in ("device", "torch", "date")},
     )
     (folder / "README.md").write_text(page)
+    with atomic_path(folder / "figures.json") as temporary:  # last: what it names is there
+        temporary.write_text(json.dumps(figures, indent=1) + "\n")
