@@ -172,6 +172,15 @@ class _Extracting(nn.Module):
         return self.frozen(x).square().sum() + features.square().mean()
 
 
+def _as_in_training(model: nn.Module, group, world_size: int = 1) -> tuple:
+    """Return fairseq's wrapper, our optimizer and what it trains; sums are of one process alone."""
+    wrapped = LegacyDistributedDataParallel(model, group)
+    wrapped.world_size = world_size
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimiser = FusedAdamW(OmegaConf.structured(FusedAdamWConfig(lr=[0.1])), trained)
+    return ModuleProxyWrapper(wrapped), optimiser, trained
+
+
 def _plain(_: bool) -> nn.Module:
     return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(2, 1).requires_grad_(False))
 
@@ -206,15 +215,11 @@ def test_gradients_are_averaged_as_by_fairseq(
     for ours in (False, True):
         torch.manual_seed(0)
         model = make(trains_extractor)
-        wrapped = LegacyDistributedDataParallel(model, group)
-        wrapped.world_size = 3  # the sum of one process, over three
-        proxy = ModuleProxyWrapper(wrapped)
-        trained = [p for p in model.parameters() if p.requires_grad]
-        optimiser = FusedAdamW(OmegaConf.structured(FusedAdamWConfig(lr=[0.1])), trained)
+        proxy, optimiser, _ = _as_in_training(model, group, world_size=3)
         results.append([])
         for model.dropped in (False, True):  # updates, of two batches each
             optimiser.zero_grad()
-            for synchronise in (wrapped.no_sync(), nullcontext()):
+            for synchronise in (proxy.no_sync(), nullcontext()):
                 with synchronise, optimiser.batch(proxy) if ours else nullcontext():
                     sum(proxy(torch.randn(5, 3)).sum() for _ in range(passes)).backward()
             if ours:
@@ -234,11 +239,7 @@ def test_norms_are_of_averages(on_the_way, group, monkeypatch):
     # On a GPU, gradients are divided by the number of processes as they are scaled.
     monkeypatch.setattr(FusedAdamW, "_scales_in_step", on_the_way)
     model = _Extracting(True)
-    wrapped = LegacyDistributedDataParallel(model, group)
-    wrapped.world_size = 4
-    proxy = ModuleProxyWrapper(wrapped)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimiser = FusedAdamW(OmegaConf.structured(FusedAdamWConfig(lr=[0.1])), trained)
+    proxy, optimiser, trained = _as_in_training(model, group, world_size=4)
     for _ in range(2):
         optimiser.zero_grad()
         with optimiser.batch(proxy):
@@ -251,9 +252,7 @@ def test_norms_are_of_averages(on_the_way, group, monkeypatch):
 
 def test_a_process_that_runs_out_of_memory_sends_zeros(group, sums):
     model = _Extracting(True)
-    proxy = ModuleProxyWrapper(LegacyDistributedDataParallel(model, group))
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimiser = FusedAdamW(OmegaConf.structured(FusedAdamWConfig(lr=[0.1])), trained)
+    proxy, optimiser, trained = _as_in_training(model, group)
     for p in trained:
         p.grad = torch.ones_like(p)  # of an earlier batch of the update
     with pytest.raises(RuntimeError, match="out of memory"), optimiser.batch(proxy):
@@ -283,9 +282,7 @@ def test_all_gradients_but_the_extractors_are_there_when_they_are_sent(
     for ours in (False, True):
         torch.manual_seed(0)
         model = getattr(tiny, family)(feature_grad_mult=0.1, **settings)
-        proxy = ModuleProxyWrapper(LegacyDistributedDataParallel(model, group))
-        trained = [p for p in model.parameters() if p.requires_grad]
-        optimiser = FusedAdamW(OmegaConf.structured(FusedAdamWConfig(lr=[0.1])), trained)
+        proxy, optimiser, trained = _as_in_training(model, group)
         data = tiny.batch()
         units = data.pop("units")
         with optimiser.batch(proxy) if ours else nullcontext():
