@@ -50,7 +50,7 @@ def read_chunk(front_end: FrontEnd, track: Track, first: int, last: int) -> Chun
     A file that ends earlier than the manifest says (`check_length` bounds by how much) is padded
     with zeros, so that frames and manifest agree.
     """
-    start, stop = front_end.span(track.num_samples, first, last)
+    start, stop = front_end.samples_for(track.num_samples, first, last)
     waveform = audio.read(track.path, start, stop - start)
     if len(waveform) < stop - start:
         waveform = np.pad(waveform, (0, stop - start - len(waveform)))

@@ -77,7 +77,7 @@ class Deep:
         whole = Chunk(waveform, 0, length, 0, self.grid.num_frames(length))
         return self.features_of([whole])[0]
 
-    def span(self, num_samples: int, first: int, last: int) -> tuple[int, int]:
+    def samples_for(self, num_samples: int, first: int, last: int) -> tuple[int, int]:
         """Return the samples `[start, stop)` of a track that its frames `[first, last)` need."""
         needed = self._sections(num_samples, first, last)
         if not needed:

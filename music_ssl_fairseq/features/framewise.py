@@ -12,8 +12,8 @@ from music_ssl_fairseq.frames import FrameGrid
 class Chunk(NamedTuple):
     """Some frames of a track, with the audio that they need."""
 
-    waveform: np.ndarray  # `[T]` float32 at 16 kHz, of the span that the front end asks for
-    start: int  # that span's first sample in the track
+    waveform: np.ndarray  # `[T]` float32 at 16 kHz, those that the front end asks for
+    start: int  # its first sample in the track
     num_samples: int  # of the whole track
     first: int  # its first frame
     last: int  # the frame after its last one
@@ -49,7 +49,7 @@ class Framewise:
         """Map `[T]` float32, nominally in [-1, 1], 16 kHz, to `[frames, dimension]` float32."""
         raise NotImplementedError
 
-    def span(self, num_samples: int, first: int, last: int) -> tuple[int, int]:
+    def samples_for(self, num_samples: int, first: int, last: int) -> tuple[int, int]:
         """Return the samples `[start, stop)` of a track that its frames `[first, last)` need."""
         start = max(0, first - self.context)
         stop = min(self.grid.num_frames(num_samples), last + self.context)
@@ -76,7 +76,7 @@ class Framewise:
         """
         grid, context = self.grid, self.context
         size = grid.num_samples(2 * context + 1)  # samples that a frame depends on
-        apart = -(-size // grid.hop)  # frames from one such span to the next, put in a row
+        apart = -(-size // grid.hop)  # frames from one such part to the next, put in a row
         if len(frames) * apart > _MAX_SHARE * (chunk.last - chunk.first):
             return self.features_of([chunk])[0][frames - chunk.first]
         found = np.empty((len(frames), self.dimension), np.float32)
@@ -85,13 +85,13 @@ class Framewise:
         for i in np.flatnonzero(~inside):  # where the track begins or ends
             found[i] = self.features_of([self._part(chunk, int(frames[i]))])[0][0]
         starts = (frames[inside] - context) * grid.hop - chunk.start
-        spans = np.zeros((len(starts), apart * grid.hop), np.float32)
-        spans[:, :size] = chunk.waveform[starts[:, None] + np.arange(size)]
-        found[inside] = self.features(spans.reshape(-1))[context::apart][: len(starts)]
+        parts = np.zeros((len(starts), apart * grid.hop), np.float32)
+        parts[:, :size] = chunk.waveform[starts[:, None] + np.arange(size)]
+        found[inside] = self.features(parts.reshape(-1))[context::apart][: len(starts)]
         return found
 
     def _part(self, chunk: Chunk, frame: int) -> Chunk:
-        start, stop = self.span(chunk.num_samples, frame, frame + 1)
+        start, stop = self.samples_for(chunk.num_samples, frame, frame + 1)
         waveform = chunk.waveform[start - chunk.start : stop - chunk.start]
         return Chunk(waveform, start, chunk.num_samples, frame, frame + 1)
 

@@ -2,11 +2,11 @@
 
 If the tracks hold no more frames than asked for, all are taken. Otherwise each track is cut into as
 many equal strata as it has to give frames, and each stratum gives one frame at random. Single
-frames, because neighbours are similar: for k = 500, 100,000 frames in spans of 5 make the inertia
-on other frames of the same music 1.5 % higher, in spans of 25 4.3 %.
+frames, because neighbours are similar: for k = 500, 100,000 frames in runs of 5 make the inertia
+on other frames of the same music 1.5 % higher, in runs of 25 4.3 %.
 
 Of a large corpus that would be one frame every few seconds, and computing them would take as long
-as labelling everything. Where frames would lie more than a second apart, only some spans of each
+as labelling everything. Where frames would lie more than a second apart, only some chunks of each
 track are read, each of `FrontEnd.together` frames, which are computed together anyway, and one
 frame per second is taken from them. For k = 100 and 8,000 MFCC frames, 10 s at a time, that makes
 the inertia 0.7 % higher on the same tracks, and no higher on others; the difference shrinks with
@@ -27,7 +27,7 @@ from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.features import FrontEnd
 from music_ssl_fairseq.features.chunk_features import FeatureJob, Request, Track
 
-_SPACING_SECONDS = 1.0  # between frames of a span
+_SPACING_SECONDS = 1.0  # between frames of a chunk
 
 
 class SampledTrack(NamedTuple):
@@ -51,35 +51,35 @@ def quotas(num_frames: np.ndarray, max_frames: int, seed: int) -> np.ndarray:
     return np.diff(edges, prepend=0)
 
 
-class Spans(NamedTuple):
+class Chunks(NamedTuple):
     """How to sample long tracks that give few frames."""
 
-    together: int  # frames per span
+    together: int  # frames per chunk
     apart: int  # frames from one that is taken to the next, about
 
 
 def places(
-    num_frames: int, quota: int, seed: int, index: int, spans: Spans | None = None
+    num_frames: int, quota: int, seed: int, index: int, chunks: Chunks | None = None
 ) -> np.ndarray:
     """Choose the frames of a track that make up its quota: `[quota]` int64, ascending.
 
     Args:
         quota: from 1 to `num_frames`.
         index: the track's place in the manifest; the choice depends on it and `seed` alone.
-        spans: None for frames all over the track.
+        chunks: None for frames all over the track.
     """
     rng = np.random.default_rng((seed, index))
-    if spans is None or quota * spans.apart >= num_frames:
+    if chunks is None or quota * chunks.apart >= num_frames:
         return _one_of_each(rng, 0, num_frames, quota)
-    count = max(1, num_frames // spans.together)
-    wanted = min(count, -(-quota * spans.apart // spans.together))
+    count = max(1, num_frames // chunks.together)
+    wanted = min(count, -(-quota * chunks.apart // chunks.together))
     shares = np.diff(np.arange(wanted + 1) * quota // wanted)
     chosen = _one_of_each(rng, 0, count, wanted)
     edges = np.arange(count + 1) * num_frames // count
     return np.concatenate(
         [
-            _one_of_each(rng, edges[span], edges[span + 1], share)
-            for span, share in zip(chosen.tolist(), shares.tolist(), strict=True)
+            _one_of_each(rng, edges[chunk], edges[chunk + 1], share)
+            for chunk, share in zip(chosen.tolist(), shares.tolist(), strict=True)
         ]
     )
 
@@ -102,7 +102,7 @@ class Sample:
         self.num_frames = np.array(
             [front.grid.num_frames(n) for n in manifest.num_samples.tolist()]
         )
-        self._spans = Spans(front.together, round(_SPACING_SECONDS * front.frame_rate))
+        self._chunks = Chunks(front.together, round(_SPACING_SECONDS * front.frame_rate))
         self.quotas = quotas(self.num_frames, max_frames, seed)
         self.seed = seed
 
@@ -118,7 +118,7 @@ class Sample:
         if not quota:
             return SampledTrack(track, np.zeros(0, np.int64))
         num_frames = int(self.num_frames[index])
-        return SampledTrack(track, places(num_frames, quota, self.seed, index, self._spans))
+        return SampledTrack(track, places(num_frames, quota, self.seed, index, self._chunks))
 
 
 @dataclass(frozen=True)

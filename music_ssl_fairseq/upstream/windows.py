@@ -6,7 +6,7 @@ of a loud one. So windows take these statistics from their section, which is the
 ten minutes (`Statistics`). Two effects remain: attention is limited to the window, and
 positional convolutions are padded with zeros at its ends. Therefore neighbouring windows overlap by
 at least `Windowing.overlap` seconds. In the middle of each overlap one fades linearly into the
-other over FADE_SECONDS seconds; the outer 1.3 s or more of a window are not used.
+other over FADE_SECONDS; the outer 1.3 s or more of a window are not used.
 
 The places of windows and sections follow from a track's length alone, so a section can be computed
 alone with the same result as in the whole track.

@@ -44,7 +44,7 @@ class Stub(Mfcc):
         noise = np.random.default_rng(0).normal(0, 0.1, 16_000 * 61).astype(np.float32)
         self._table = Mfcc().features(noise)
 
-    def span(self, num_samples: int, first: int, last: int) -> tuple[int, int]:
+    def samples_for(self, num_samples: int, first: int, last: int) -> tuple[int, int]:
         """25 ms, wherever they are."""
         return first * self.grid.hop, first * self.grid.hop + self.grid.window
 

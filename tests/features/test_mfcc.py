@@ -78,7 +78,7 @@ def test_pieces_in_torch_are_parts_of_the_whole():
     whole = front.features(waveform)
     chunks = []
     for first, last in ((0, 120), (120, len(whole))):
-        start, stop = front.span(len(waveform), first, last)
+        start, stop = front.samples_for(len(waveform), first, last)
         chunks.append(Chunk(waveform[start:stop], start, len(waveform), first, last))
     parts = torch.cat(list(front.tensors_of(chunks))).numpy()
     np.testing.assert_allclose(parts, whole, atol=1e-3)
