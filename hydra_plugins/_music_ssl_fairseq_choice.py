@@ -54,8 +54,10 @@ def check_choice(arguments: list[str]) -> None:
     if folder and not os.path.isdir(folder):
         problem = "a file, not a folder" if os.path.isfile(folder) else "no such folder"
         _refuse(f"--config-dir {folder}: {problem}", arguments, folder, names)
-    elif any(map(_OF_OTHERS.match, arguments)) or _there(folder, name):
+    elif any(map(_OF_OTHERS.match, arguments)):
         return
+    elif _there(folder, name):
+        _refuse_options(arguments, folder, name)
     elif not folder:
         _refuse("no --config-dir", arguments, folder, names)
     elif there := _names(folder):
@@ -71,6 +73,37 @@ def check_choice(arguments: list[str]) -> None:
         _refuse(message, arguments, folder, names)
     else:
         _refuse(f"--config-dir {folder}: no configuration in it", arguments, folder, names)
+
+
+def _refuse_options(arguments: list[str], folder: str, name: str) -> None:
+    """Refuse `--max-update 5`, an option of fairseq-train that is a setting here."""
+    for i, word in enumerate(arguments[1:], 1):
+        option, is_one_word, value = word.partition("=")
+        key = _setting(option[2:].replace("-", "_"), folder, name) if word[:2] == "--" else ""
+        if not key:
+            continue
+        after = i + 1
+        if not is_one_word:
+            has_value = after < len(arguments) and not re.match(r"-|[\w.]+=", arguments[after])
+            value = arguments[after] if has_value else "true"
+            after += has_value
+        value = f"[{value}]" if key in ("optimization.lr", "optimization.update_freq") else value
+        words = [*arguments[1:i], f"{key}={value}", *arguments[after:]]
+        _end([f"{option}: a setting here, {key}"], ["fairseq-hydra-train", *words])
+
+
+def _setting(key: str, folder: str, name: str) -> str:
+    """Return the dotted name of a setting in a configuration's file, or in config.yaml, or ""."""
+    group = ""
+    for file in (f"{name}.yaml", "config.yaml"):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            for line in Path(folder, file).read_text("utf-8").splitlines():
+                found = re.match(r"( *)(\w+):", line)
+                if found and not found[1]:
+                    group = found[2]
+                elif found and found[2] == key and len(found[1]) == 2 and group != "hydra":
+                    return f"{group}.{key}"
+    return ""
 
 
 def check_validation(arguments: list[str]) -> None:

@@ -47,6 +47,8 @@ class Manifest:
         self.file = Path(file)
         if self.file.is_dir():
             inside = os.path.join(file, "train.tsv")
+            if not os.path.isfile(inside):
+                raise missing_manifest(Path(inside))
             raise InputError(f"{file}: a folder; give a manifest of it", with_path(file, inside))
         if not self.file.is_file():
             raise missing_manifest(self.file)

@@ -136,6 +136,12 @@ def read_spec(folder: str | os.PathLike) -> ProbingSpec:
         InputError: if it is missing, not JSON, or describes no task that can be probed.
     """
     file = Path(folder, FILE)
+    if Path(folder).suffix in (".csv", ".tsv"):
+        to = shlex.join(["--csv", str(folder), "--out", f"probing/{Path(folder).stem}"])
+        raise InputError(
+            f"{folder}: a table, not the folder of a task, which this makes of it",
+            f"python -m manifests_tools custom --kind multi-class {to}",
+        )
     if not file.exists():
         raise InputError(
             f"{file}: no such file; write it with {builder_command(folder)}, NAME being one of",

@@ -261,6 +261,10 @@ def test_a_stereo_array(tmp_path):
     ("words", "command"),
     [
         (["probe", "--upstream", "mfcc", "--task", "x"], "python -m manifests_tools --help"),
+        (
+            ["probe", "--upstream", "mfcc", "--task", "my.csv"],
+            "python -m manifests_tools custom --kind multi-class --csv my.csv --out probing/my",
+        ),
         (["probe", "--upstream", "mfcc"], "python -m music_ssl_fairseq probe --help"),
         (["report", "run"], "ls ."),
         (["report", "music"], "python -m music_ssl_fairseq probe --help"),
@@ -443,6 +447,8 @@ class TestSettings:
             ("--config-dir OURS --config-name top_12", "music2vec --config-name top_12"),
             ("--config-dir notes -m", "examples/music_hubert -m"),
             ("--config_dir OURS", " --config-dir OURS"),
+            ("--config-dir OURS --lr 0.1 -m", "--config-dir OURS 'optimization.lr=[0.1]' -m"),
+            ("--config-dir OURS --max-update=5", "--config-dir OURS optimization.max_update=5"),
             ("model.upstream=mfcc", "examples/probing model.upstream=mfcc"),
         ],
     )
