@@ -1,4 +1,4 @@
-"""What happens as Python starts for a command that names the package.
+"""Prepare Python for a command that names the package, and repeat that command.
 
 `resolve` finds the folder where the package is installed, without importing it.
 

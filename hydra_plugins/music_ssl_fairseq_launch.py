@@ -74,7 +74,7 @@ def _one_thread() -> None:
     """Compute with one CPU thread per process, in this one and in those that it starts.
 
     Training on GPUs leaves little to the CPU. With as many threads as there are CPUs, the threads
-    of eight processes hold each other up (fairseq issue 3342). What the user has set stays.
+    of eight processes hold each other up (fairseq issue 3342). Settings of the user stay.
     """
     import torch
 

@@ -34,7 +34,7 @@ SHARD_HOURS = 14.0
 
 @dataclass(frozen=True)
 class _Shard:
-    """What a shard is to hold: tracks, the first one's place in the manifest, and their labels."""
+    """Contents of a shard: tracks, the first one's place in the manifest, and their labels."""
 
     file: Path
     first: int

@@ -16,5 +16,5 @@
     together             both stages for several features in one pass
     notices              warnings about the music
 
-How the work is shared, saved and resumed is `music_ssl_fairseq.jobs`.
+`music_ssl_fairseq.jobs` shares the work, saves and resumes it.
 """

@@ -68,7 +68,7 @@ QUESTIONS = tuple(
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper finds of a question.
+    """The finding of the paper about a question.
 
     Attributes:
         signs: whether each row is above (1) or below (-1) the one that it is compared with.

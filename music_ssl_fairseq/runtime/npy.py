@@ -26,7 +26,7 @@ _ZIP = b"PK\x03\x04"
 
 
 class ArrayHeader(NamedTuple):
-    """What the beginning of a .npy file says; values begin at byte `begin`."""
+    """The header of a .npy file; values begin at byte `begin`."""
 
     shape: tuple[int, ...]
     dtype: np.dtype

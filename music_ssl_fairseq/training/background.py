@@ -1,6 +1,6 @@
 """Writing in the background: training continues while its last checkpoint goes to the disk.
 
-What a checkpoint holds is copied first, so that training may change it. One thread then does all
+The state is copied first, so that training may change it. One thread then does all
 work on the disk, in order: write, link, remove.
 """
 
