@@ -24,11 +24,7 @@ from music_ssl_fairseq.errors import InputError
 
 @dataclass(frozen=True)
 class _Spans:
-    """Settings of span masks.
-
-    Raises:
-        InputError: if there are no such masks.
-    """
+    """Settings of span masks."""
 
     # `mask_prob`, in [0, 1]: spans times their length, as a share of the frames. Spans overlap,
     # so fewer frames are masked: 0.65 masks 49 % of 5 s, 0.8 masks 57 %.
@@ -36,12 +32,6 @@ class _Spans:
     length: int  # `mask_length`: frames of a span
     # Fewest spans of a crop, fairseq's `mask_min_masks`: 2 in HuBERT, 1 in data2vec
     min_spans: int = 2
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.prob <= 1:
-            raise InputError(f"mask_prob is {self.prob:g}: it must lie in [0, 1]")
-        if self.length < 1:
-            raise InputError(f"mask_length is {self.length}: it must be at least 1 frame")
 
 
 class SpanMask(_Spans):

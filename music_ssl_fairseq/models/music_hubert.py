@@ -247,11 +247,6 @@ def _random_units(cfg: MusicHubertConfig, grid: FrameGrid) -> RandomProjection |
     kind = str(cfg.projection_targets)
     if kind == "none":
         return None
-    if cfg.projection_sets < 1 or cfg.projection_size < 2:
-        raise InputError(
-            f"model.projection_sets={cfg.projection_sets} and model.projection_size="
-            f"{cfg.projection_size}: need 1 set and 2 codes at least"
-        )
     features = (
         MelBands(_MEL_BANDS, grid)
         if kind == "logmel"

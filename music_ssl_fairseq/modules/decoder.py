@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.fast.dispatch import PLAIN, Execution, Packing, take, unpack
 from music_ssl_fairseq.modules.dropout import Drop, drop
 from music_ssl_fairseq.modules.positional_conv import ConvBlock
@@ -29,12 +28,6 @@ class Decoder(nn.Module):
         execution: Execution = PLAIN,
     ):
         super().__init__()
-        if min(width, layers, kernel, groups) < 1 or dim % groups or width % groups:
-            raise InputError(
-                f"model.decoder_groups={groups} must divide model.decoder_dim={width} and "
-                f"model.encoder_embed_dim={dim}, and model.decoder_layers={layers} and "
-                f"model.decoder_kernel={kernel} be at least 1"
-            )
         self.input_dropout = nn.Dropout(input_dropout)
         self.blocks = nn.ModuleList(
             ConvBlock(width if i else dim, width, kernel, groups, execution) for i in range(layers)

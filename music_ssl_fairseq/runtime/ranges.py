@@ -21,7 +21,8 @@ _ONE_OR_MORE = """
     optimization.update_freq task.crops_per_track model.encoder_layers model.encoder_embed_dim
     model.encoder_ffn_embed_dim model.encoder_attention_heads model.conv_pos model.conv_pos_groups
     model.pos_conv_depth model.final_dim model.average_top_k_layers model.hidden_size
-    model.patience optimizer.iterations
+    model.patience model.mask_length model.clone_batch model.projection_sets model.decoder_dim
+    model.decoder_layers model.decoder_kernel model.decoder_groups optimizer.iterations
 """
 _ABOVE_ZERO = """
     task.crop_seconds model.logit_temp model.learning_rates model.lr_factor optimizer.adam_eps
@@ -46,6 +47,7 @@ _BELOW_ONE = """
 """
 _RANGES = {
     "a number from 1 on": (_ONE_OR_MORE, lambda x: x >= 1),
+    "a number from 2 on": ("model.projection_size", lambda x: x >= 2),
     "a number above 0": (_ABOVE_ZERO, lambda x: x > 0),
     "0 or a number above": (_ZERO_OR_MORE, lambda x: x >= 0),
     "a number above 0, at most 1": ("model.mask_prob", lambda x: 0 < x <= 1),
@@ -53,6 +55,7 @@ _RANGES = {
     "a number from 0 to below 1": (_BELOW_ONE, lambda x: 0 <= x < 1),
     f"a number from 0 to {_LARGEST_SEED}": ("common.seed", lambda x: 0 <= x <= _LARGEST_SEED),
 }
+_WIDTH = "model.encoder_embed_dim"
 _LISTS = ("optimization.lr", "optimization.update_freq", "model.learning_rates")
 """Lists that need an item."""
 
@@ -75,10 +78,13 @@ def check_ranges(cfg: Any) -> None:
             value = OmegaConf.select(cfg, name, throw_on_resolution_failure=False)
             if not all(fits(number) for _, number in _numbers(value)):
                 raise _refused(name, cfg, words)
-    width = OmegaConf.select(cfg, "model.encoder_embed_dim")
-    for name in ("model.encoder_attention_heads", "model.conv_pos_groups"):
-        if width is not None and width % (OmegaConf.select(cfg, name) or 1):
-            raise _refused(name, cfg, f"a divisor of model.encoder_embed_dim={width}")
+    divisors = [(_WIDTH, "model.encoder_attention_heads"), (_WIDTH, "model.conv_pos_groups")]
+    if str(OmegaConf.select(cfg, "model.encode")) == "visible":
+        divisors += [(width, "model.decoder_groups") for width in (_WIDTH, "model.decoder_dim")]
+    for width, name in divisors:
+        size = OmegaConf.select(cfg, width)
+        if size is not None and size % (OmegaConf.select(cfg, name) or 1):
+            raise _refused(name, cfg, f"a divisor of {width}={size}")
 
 
 def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:

@@ -136,8 +136,6 @@ def _model_setting(cfg: PretrainingConfig, name: str, default: Any) -> Any:
 
 def _check_masks(mode: str, visible: bool, masks: int) -> None:
     """Refuse masks that a crop cannot have, or not have several of."""
-    if masks < 1:
-        raise InputError(f"model.clone_batch is {masks}: give the masks per crop, at least 1")
     for setting_, used in (("encode=visible", visible), (f"clone_batch={masks}", masks > 1)):
         if used and mode != "fixed":
             raise InputError(

@@ -52,7 +52,7 @@ def header_command(name: str) -> list[str]:
     """The arguments of the `label` line in a configuration's header."""
     comments = re.findall(r"^# ?(.*)$", (CONFIGS / f"{name}.yaml").read_text(), re.MULTILINE)
     text = "\n".join(comments).replace("\\\n", " ")
-    (command,) = re.findall(r"python -m music_ssl_fairseq\.label (.*)", text)
+    (command,) = re.findall(r"python -m music_ssl_fairseq label (.*)", text)
     return shlex.split(command)
 
 

@@ -297,7 +297,6 @@ def test_several_masks_of_a_crop(folder):
     [
         ({"encode": "visible"}, r"encode=visible does not go with model\.mask_mode=fairseq"),
         ({"clone_batch": 2}, r"clone_batch=2 does not go with model\.mask_mode=fairseq"),
-        ({"clone_batch": 0, "mask_mode": "fixed"}, r"clone_batch is 0"),
     ],
 )
 def test_masks_that_a_crop_cannot_have_are_one_line(folder, settings, message):

@@ -198,14 +198,7 @@ def test_it_loads_and_exports_as_an_encoder(tmp_path, family, capsys):
     torch.testing.assert_close(again.layers(waveform)[-1], loaded.layers(waveform)[-1])
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"label_layers": [2]}, "label_layers=\\[2\\] does not go with model.encode=visible"),
-        ({"decoder_groups": 5}, "decoder_groups=5 must divide model.decoder_dim=384"),
-        ({"decoder_layers": 0}, "decoder_layers=0 and"),
-    ],
-)
-def test_what_cannot_be_is_one_line(fields, message):
+def test_what_cannot_be_is_one_line():
+    message = r"label_layers=\[2\] does not go with model.encode=visible"
     with pytest.raises(InputError, match=message):
-        model_of("music_hubert", **fields)
+        model_of("music_hubert", label_layers=[2])

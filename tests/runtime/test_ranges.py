@@ -48,6 +48,8 @@ def test_there_are_such_settings():
         ("model.mask_prob", 0.0, "0.0: expected a number above 0, at most 1"),
         ("model.learning_rates", [0.1, -1.0], "[0.1,-1.0]: expected a number above 0"),
         ("optimization.update_freq", [], "[]: expected at least one number"),
+        ("model.mask_length", 0, "0: expected a number from 1 on"),
+        ("model.projection_size", 1, "1: expected a number from 2 on"),
         ("model.dropout", 1.0, "1.0: expected a number from 0 to below 1"),
         ("task.mix_prob", 2.0, "2.0: expected a number from 0 to 1"),
         ("optimization.max_epoch", -1, "-1: expected 0 or a number above"),
@@ -62,7 +64,16 @@ def test_values_that_make_no_sense(name, value, expected):
     assert str(error.value) == f"{name}={expected}"
 
 
-def test_heads_and_groups_divide_the_width():
-    cfg = {"encoder_embed_dim": 64, "encoder_attention_heads": 4, "conv_pos_groups": 7}
-    with pytest.raises(InputError, match=r"conv_pos_groups=7: expected a divisor of .*=64"):
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("conv_pos_groups", "a divisor of model.encoder_embed_dim=64"),
+        ("decoder_groups", "a divisor of model.encoder_embed_dim=64"),
+        ("decoder_dim", "a divisor of model.decoder_dim=7"),
+    ],
+)
+def test_heads_and_groups_divide_the_width(name, expected):
+    cfg = {"encoder_embed_dim": 64, "encoder_attention_heads": 4, "conv_pos_groups": 4}
+    cfg |= {"encode": "visible", "decoder_dim": 32, "decoder_groups": 8, name: 7}
+    with pytest.raises(InputError, match=f"_groups=[78]: expected {expected}"):
         check_ranges(OmegaConf.create({"model": cfg}))
