@@ -45,7 +45,7 @@ class Music2VecConfig(AudioEncoderConfig):
     )
     top_k_updates: int = setting(0, "updates over which top_k_start grows, in equal steps")
     ema_decay: float = setting(0.999, "decay of the teacher at the start")
-    ema_end_decay: float = setting(0.9999, "its decay after annealing")
+    ema_end_decay: float = setting(0.9999, "decay of the teacher after annealing")
     ema_anneal_end_step: int = setting(
         30000, "updates over which the decay grows; fairseq's default is max_update"
     )

@@ -64,9 +64,9 @@ class AudioEncoderConfig(FairseqDataclass):
         1, "masks per crop, which share a pass of extractor and teacher (data2vec 2.0's field)"
     )
     decoder_dim: int = setting(384, "encode=visible: width of the decoder")
-    decoder_layers: int = setting(4, "its convolutions")
-    decoder_kernel: int = setting(7, "frames seen by each")
-    decoder_groups: int = setting(16, "groups of each")
+    decoder_layers: int = setting(4, "encode=visible: convolutions of the decoder")
+    decoder_kernel: int = setting(7, "encode=visible: frames seen by each convolution")
+    decoder_groups: int = setting(16, "encode=visible: groups of each convolution")
     decoder_input_dropout: float = setting(0.1, "dropout of the decoder's input")
     residual_init: float = setting(
         1.0,

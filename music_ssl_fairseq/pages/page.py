@@ -123,10 +123,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str | Cell]], caption: 
         for i, name in enumerate(header)
     )
     body = "\n".join(f"<tr>{''.join(map(_cell, row, right))}</tr>" for row in cells)
-    note = f"<caption>{escape(caption)}</caption>" if caption else ""
+    note = f'<p class="note">{escape(caption)}</p>' if caption else ""
     return (
-        f'<div class="scroll"><table class="sortable">{note}<thead><tr>{head}</tr></thead>\n'
-        f"<tbody>{body}</tbody></table></div>"
+        f'<div class="scroll"><table class="sortable"><thead><tr>{head}</tr></thead>\n'
+        f"<tbody>{body}</tbody></table></div>{note}"
     )
 
 

@@ -25,7 +25,7 @@ class MusicProbingConfig(FairseqDataclass):
     )
     window_seconds: float = setting(
         5.0,
-        "length of the encoder's input windows; 0 for whole clips. Scores of a clip are means "
+        "seconds of the encoder's input windows; 0 for whole clips. Scores of a clip are means "
         "over its windows",
     )
     cache_dir: str = setting(

@@ -60,8 +60,8 @@ def markdown(
         "",
         f"Percent on the {split} split, of the head that the validation split chose; in brackets "
         f"the 95 % interval of a bootstrap over files ({resamples} resamples); then the layer (0 "
-        "is the projected extractor output, `all` the learned weighted sum). A window that is not "
-        "5 s stands beside the model.",
+        "is the projected extractor output, `all` the learned weighted sum). Names of models "
+        "with other windows than 5 s end in the window.",
         "",
         *table(header, measured),
         "",

@@ -28,7 +28,7 @@ class MusicHubertPretrainingConfig(PretrainingConfig):
     # Any, because omegaconf knows no type for "a string or a list of strings".
     label_dir: Any = setting(
         MISSING,
-        "folder with train.km, valid.km and dict.km.txt (music_ssl_fairseq.label), or a list of "
+        "folder with train.km, valid.km and dict.km.txt (music_ssl_fairseq label), or a list of "
         "such folders: one label set and one head each; [] for random projections alone "
         "(model.projection_targets). fairseq has one folder and a list of file endings "
         "(task.labels)",

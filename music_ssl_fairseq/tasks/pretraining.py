@@ -52,9 +52,11 @@ logger = logging.getLogger(__name__)
 class PretrainingConfig(FairseqDataclass):
     data: str = setting(MISSING, "folder with train.tsv and valid.tsv (manifests)")
     crop_seconds: float = setting(
-        5.0, "length of a training crop; fairseq: max_sample_size, in samples"
+        5.0, "seconds of a training crop; fairseq: max_sample_size, in samples"
     )
-    min_seconds: float = setting(2.0, "shorter tracks are left out; fairseq: min_sample_size")
+    min_seconds: float = setting(
+        2.0, "tracks of fewer seconds are left out; fairseq: min_sample_size"
+    )
     crops_per_track: Optional[int] = setting(
         None,
         "crops of each track per epoch; by default as many as its length holds. fairseq takes "
@@ -88,7 +90,7 @@ class PretrainingConfig(FairseqDataclass):
     )
     rebuild_batches: bool = setting(
         True,
-        "fairseq's: make new batches per epoch in the same data loader. false starts new workers "
+        "make new batches per epoch in the same data loader. false starts new workers "
         "each epoch, after the old ones have ended",
     )
     trackio_project: Optional[str] = setting(

@@ -38,10 +38,14 @@ PRECISIONS = ("auto", "fp32", "bf16")
 
 
 class Upstream(nn.Module):
-    """A pre-trained encoder, frozen as it comes.
+    """A pre-trained encoder, frozen until `requires_grad_()` is called.
 
-    A module like any other: `.to("cuda")`, `parameters()`, `state_dict()`; calling it returns the
-    last layer, with gradients once `requires_grad_()` is called. The other methods have none.
+        model = music_ssl_fairseq.load("runs/music_hubert/short").to("cuda")
+        features = model.features("song.mp3", layers=[6, -1])
+        vectors = model.embed(["a.mp3", "b.wav"])
+
+    A module like any other: `.to("cuda")`, `parameters()`, `state_dict()`. Calling it returns the
+    last layer, with gradients once the encoder is not frozen. The other methods have none.
 
     Layer 0 is the extractor's projected output, before positions are added; layer n is the output
     of the n-th Transformer layer.
@@ -241,7 +245,7 @@ class Upstream(nn.Module):
             sample_rate: Hz, of waveforms. Files have their own.
             layers: numbers from 0, or from the end: -1 is the last; all by default. A long track's
                 layers are large: 13 layers of 768 values take 120 MB per minute.
-            windowing: how to cut long tracks.
+            windowing: lengths of the overlapping windows of long tracks, by default of 30 s.
             channels: "first" for `[C, T]`, "last" for `[T, C]`; needed for several channels.
 
         Returns:
