@@ -25,13 +25,12 @@ from music_ssl_fairseq.probing.identity import probing_question
 from music_ssl_fairseq.probing.scoring.results import Collector, refuse_another
 from music_ssl_fairseq.runtime.texts import read_json
 from music_ssl_fairseq.runtime.typed import newest_run, with_setting
-from music_ssl_fairseq.tasks.probe_settings import refuse_settings
-from music_ssl_fairseq.tasks.run_folder import (
-    IDENTITY,
-    RunFolderTask,
+from music_ssl_fairseq.tasks.refusals import (
     refuse_impossible,
+    refuse_in_probes,
     whole_configuration,
 )
+from music_ssl_fairseq.tasks.run_folder import IDENTITY, RunFolderTask
 from music_ssl_fairseq.training import prepare_training
 from music_ssl_fairseq.training.epoch import note_batching
 from music_ssl_fairseq.training.narration import shown
@@ -90,7 +89,7 @@ class MusicProbingTask(RunFolderTask):
             whole = None if kwargs.get("from_checkpoint") else whole_configuration(cfg)
             if whole is not None:
                 refuse_impossible(whole)
-                refuse_settings(whole)
+                refuse_in_probes(whole)
             task = cls(cfg)
             if not kwargs.get("from_checkpoint"):
                 task.run.enter(cfg, task.data_identity, own_restore_file=True)

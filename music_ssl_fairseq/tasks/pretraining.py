@@ -37,7 +37,8 @@ from music_ssl_fairseq.optim import muon as _optimizer  # noqa: F401
 from music_ssl_fairseq.optim import tri_stage as _lr_scheduler  # noqa: F401
 from music_ssl_fairseq.optim.fused_adamw import FusedAdamW
 from music_ssl_fairseq.runtime.settings import setting
-from music_ssl_fairseq.tasks.run_folder import RunFolderTask, refuse_impossible, whole_configuration
+from music_ssl_fairseq.tasks.refusals import refuse_impossible, whole_configuration
+from music_ssl_fairseq.tasks.run_folder import RunFolderTask
 from music_ssl_fairseq.tasks.schedule import collapse_advice, warmup_updates
 from music_ssl_fairseq.training import prepare_training
 from music_ssl_fairseq.training.epoch import note_batching

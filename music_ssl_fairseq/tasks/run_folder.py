@@ -20,8 +20,8 @@ from music_ssl_fairseq.compat import (
 from music_ssl_fairseq.data.identity import Identity, differences, settings_identity
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.files import hold
-from music_ssl_fairseq.runtime.ranges import check_ranges
-from music_ssl_fairseq.runtime.typed import beside, look_around, with_setting
+from music_ssl_fairseq.runtime.typed import beside, with_setting
+from music_ssl_fairseq.tasks.refusals import whole_configuration
 from music_ssl_fairseq.tasks.schedule import check_schedule
 from music_ssl_fairseq.training.checkpoints import checkpoint_to_resume
 from music_ssl_fairseq.training.logs import choose_tracker
@@ -153,27 +153,6 @@ class RunFolder:
         if not self.identity:
             return {}
         return {IDENTITY: dict(self.identity), EARLY_STOPPING: early_stopping()}
-
-
-def whole_configuration(task_cfg: Any) -> Any:
-    """Return fairseq's configuration that contains `task_cfg`; None for a task by itself."""
-    root = task_cfg._get_root() if OmegaConf.is_config(task_cfg) else None
-    return root if root is not None and "checkpoint" in root else None
-
-
-def refuse_impossible(cfg: Any) -> None:
-    """Refuse settings that fairseq would answer with a traceback, take for others, or ignore."""
-    check_ranges(cfg)
-    if cfg.dataset.combine_valid_subsets:
-        raise InputError(
-            "dataset.combine_valid_subsets=true: splits are not joined; dataset.valid_subset names "
-            "several, and the first decides which checkpoint is best",
-            with_setting("dataset.combine_valid_subsets="),
-        )
-    start = cfg.checkpoint.finetune_from_model
-    if start and "://" not in start and not Path(start).exists():
-        where = look_around(start)
-        raise InputError(f"checkpoint.finetune_from_model={start}: no such checkpoint", where)
 
 
 def _checkpoint_to_continue(cfg: Any) -> tuple[Path | None, dict[str, Any]]:

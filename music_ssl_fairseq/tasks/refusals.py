@@ -1,0 +1,75 @@
+"""Settings that a run cannot have, or a probe."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.runtime.ranges import check_ranges
+from music_ssl_fairseq.runtime.typed import look_around, with_setting
+
+_CHOICE = "validation on all of valid, after each epoch, chooses the head"
+_OWN = "heads have their own optimizer, schedule and loss"
+_ENCODER = "heads are trained in fp32; model.precision is that of an unfrozen encoder"
+_BATCHES = "batches of a probe have dataset.batch_size windows"
+_FILE = "the checkpoint of a probe is the file of the best head so far"
+
+_FIXED = {
+    "dataset.combine_valid_subsets": (
+        False,
+        "splits are not joined; dataset.valid_subset names several, and the first decides which "
+        "checkpoint is best",
+    ),
+}
+"""Setting -> its only value, and why; others are answered with a traceback, or ignored."""
+
+_FIXED_IN_PROBES: dict[str, tuple[Any, str]] = {
+    "dataset.train_subset": ("train", "heads learn from train"),
+    "dataset.valid_subset": ("valid", f"{_CHOICE}; fairseq-validate scores it on another split"),
+    "dataset.disable_validation": (False, _CHOICE),
+    "dataset.validate_after_updates": (0, _CHOICE),
+    "dataset.max_valid_steps": (None, _CHOICE),
+    "dataset.max_tokens": (None, _BATCHES),
+    "dataset.max_tokens_valid": (None, _BATCHES),
+    "optimizer._name": ("row_adam", _OWN),
+    "lr_scheduler._name": ("fixed", _OWN),
+    "criterion._name": ("music_probe", _OWN),
+    "ema.store_ema": (False, "heads have no moving average"),
+    "common.fp16": (False, _ENCODER),
+    "common.bf16": (False, _ENCODER),
+    "common.amp": (False, _ENCODER),
+    "checkpoint.finetune_from_model": (None, "heads start anew; model.upstream is the encoder"),
+    "checkpoint.best_checkpoint_metric": ("saved", _FILE),
+    "checkpoint.maximize_best_checkpoint_metric": (True, _FILE),
+}
+
+
+def whole_configuration(task_cfg: Any) -> Any:
+    """Return fairseq's configuration that contains `task_cfg`; None for a task by itself."""
+    root = task_cfg._get_root() if OmegaConf.is_config(task_cfg) else None
+    return root if root is not None and "checkpoint" in root else None
+
+
+def refuse_impossible(cfg: Any) -> None:
+    """Refuse settings that fairseq would answer with a traceback, take for others, or ignore."""
+    check_ranges(cfg)
+    _refuse_others(cfg, _FIXED, "")
+    start = cfg.checkpoint.finetune_from_model
+    if start and "://" not in start and not Path(start).exists():
+        where = look_around(start)
+        raise InputError(f"checkpoint.finetune_from_model={start}: no such checkpoint", where)
+
+
+def refuse_in_probes(cfg: Any) -> None:
+    """Refuse what would train or choose heads in another way, or end in a traceback."""
+    _refuse_others(cfg, _FIXED_IN_PROBES, "not for a probe: ")
+
+
+def _refuse_others(cfg: Any, fixed: Mapping[str, tuple[Any, str]], prefix: str) -> None:
+    for name, (needed, reason) in fixed.items():
+        value = OmegaConf.select(cfg, name)
+        if (value or None) != (needed or None):  # false, 0 and null are one
+            command = with_setting(f"{name}=")
+            raise InputError(f"{name}={value}: {prefix}{reason}", command)
