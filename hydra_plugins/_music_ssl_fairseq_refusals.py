@@ -27,6 +27,9 @@ from hydra_plugins._music_ssl_fairseq_folder import (
     with_settings,
 )
 
+_MAX_LINE = 400
+"""Characters of an unexpected error's message."""
+
 
 def _refuse(message: str, command: Sequence[str]) -> NoReturn:
     """End in two lines: what is wrong, and a command that works."""
@@ -55,8 +58,10 @@ def refuse_gpu_settings(config: Any) -> None:
 def end_failed(error: BaseException) -> None:
     """Write an unexpected error's traceback to the log of the run, and end in two lines.
 
-    Nothing is done without a log, or if HYDRA_FULL_ERROR is set.
+    Nothing is done without a log, or if HYDRA_FULL_ERROR is set. Our own `InputError` is expected.
     """
+    if hasattr(error, "lines"):
+        raise SystemExit(f"error: {error.lines}")
     logs = [log for log in logging.getLogger().handlers if isinstance(log, logging.FileHandler)]
     if not logs or "HYDRA_FULL_ERROR" in os.environ:
         return
@@ -64,7 +69,8 @@ def end_failed(error: BaseException) -> None:
     record = {"name": __name__, "levelno": logging.ERROR, "levelname": "ERROR", "msg": "%s"}
     for log in logs:
         log.handle(logging.makeLogRecord({**record, "args": (trace,)}))
-    line = traceback.format_exception_only(error)[-1].strip().splitlines()[-1]
+    line = " ".join(traceback.format_exception_only(error)[-1].split())
+    line = line if len(line) < _MAX_LINE else f"{line[:_MAX_LINE]} ..."
     file = os.path.relpath(logs[0].baseFilename)
     _refuse(f"{line}; the log has the traceback", ["tail", "-n", "40", file])
 

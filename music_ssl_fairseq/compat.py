@@ -111,7 +111,15 @@ def refuse_bad_checkpoints_in_one_line() -> None:
         with one_line_errors():
             for file in missing[:1]:
                 raise InputError(f"{file}: no such file", look_around(file))
-        return load_all(files, *args, **kwargs)
+            try:
+                return load_all(files, *args, **kwargs)
+            except RuntimeError as error:
+                if _command() not in _COMMANDS or "loading state_dict" not in str(error):
+                    raise
+                raise InputError(
+                    f"{files[0]}: does not fit the labels and settings of this command: "
+                    f"{_tensors_that_differ(error)}"
+                ) from None
 
     checkpoint_utils.load_model_ensemble_and_task = load_model_ensemble_and_task
 
@@ -272,10 +280,9 @@ def say_what_does_not_fit() -> None:
                 cause = error.__context__
                 if cause is None or not str(error).startswith("Cannot load model parameters"):
                     raise
-                reason = [line.strip(" \t.") for line in str(cause).splitlines() if line.strip()]
                 raise InputError(
                     f"{filename}: does not fit the model of these settings: "
-                    f"{one_line('; '.join(reason[1:3] or reason), _MAX_CHARACTERS)}. Give its own "
+                    f"{_tensors_that_differ(cause)}. Give its own "
                     "settings (the `cfg` of a file of its run). Or start from its encoder",
                     with_setting(
                         "checkpoint.restore_file=",
@@ -285,6 +292,12 @@ def say_what_does_not_fit() -> None:
                 ) from None
 
     Trainer.load_checkpoint = load_checkpoint
+
+
+def _tensors_that_differ(error: BaseException) -> str:
+    """Return the first two that torch names."""
+    reason = [line.strip(" \t.") for line in str(error).splitlines() if line.strip()]
+    return one_line("; ".join(reason[1:3] or reason), _MAX_CHARACTERS)
 
 
 def forget_earlier_run() -> None:

@@ -4,6 +4,7 @@ torch and fairseq answer some with a traceback, and train with others: a negativ
 limit that is NaN and so is never reached.
 """
 
+import ast
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -26,7 +27,7 @@ _ONE_OR_MORE = """
 """
 _ABOVE_ZERO = """
     task.crop_seconds model.logit_temp model.learning_rates model.lr_factor optimizer.adam_eps
-    optimizer.update_rms model.encoder_learning_rate model.layer_decay
+    optimizer.update_rms model.encoder_learning_rate model.layer_decay criterion.loss_scale
 """
 _ZERO_OR_MORE = """
     dataset.num_workers dataset.data_buffer_size dataset.validate_interval_updates
@@ -38,7 +39,8 @@ _ZERO_OR_MORE = """
     model.feature_grad_mult model.lr_patience model.residual_init model.ema_anneal_end_step
     model.top_k_updates model.frozen_updates criterion.pred_masked_weight
     criterion.pred_nomask_weight criterion.label_weights criterion.cqt_weight
-    criterion.features_pen_weight criterion.loss_beta
+    criterion.features_pen_weight criterion.loss_beta model.cqt_bands model.mel_bands
+    model.pitch_bands
 """
 _UP_TO_ONE = "task.mix_prob task.max_unreadable model.ema_decay model.ema_end_decay"
 _BELOW_ONE = """
@@ -78,6 +80,12 @@ def check_ranges(cfg: Any) -> None:
             value = OmegaConf.select(cfg, name, throw_on_resolution_failure=False)
             if not all(fits(number) for _, number in _numbers(value)):
                 raise _refused(name, cfg, words)
+    betas = OmegaConf.select(cfg, "optimizer.adam_betas")
+    if betas is not None and not _are_betas(str(betas)):
+        raise _refused("optimizer.adam_betas", cfg, "two numbers from 0 to below 1")
+    masked, other = "criterion.pred_masked_weight", "criterion.pred_nomask_weight"
+    if OmegaConf.select(cfg, masked) == 0 and not OmegaConf.select(cfg, other):
+        raise _refused(masked, cfg, f"a number above 0, because {other} is 0")
     divisors = [(_WIDTH, "model.encoder_attention_heads"), (_WIDTH, "model.conv_pos_groups")]
     if str(OmegaConf.select(cfg, "model.encode")) == "visible":
         divisors += [(width, "model.decoder_groups") for width in (_WIDTH, "model.decoder_dim")]
@@ -85,6 +93,14 @@ def check_ranges(cfg: Any) -> None:
         size = OmegaConf.select(cfg, width)
         if size is not None and size % (OmegaConf.select(cfg, name) or 1):
             raise _refused(name, cfg, f"a divisor of {width}={size}")
+
+
+def _are_betas(text: str) -> bool:
+    try:
+        first, second = ast.literal_eval(text)
+        return 0 <= first < 1 and 0 <= second < 1
+    except (SyntaxError, TypeError, ValueError):
+        return False
 
 
 def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:

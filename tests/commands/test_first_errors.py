@@ -428,6 +428,11 @@ class TestSettings:
         assert lines[0].startswith("error: ValueError: Invalid learning rate: -1.0; ")
         assert lines[1] == "tail -n 40 train.log"
         assert Path("train.log").read_text().startswith("ValueError: Invalid")
+        with pytest.raises(SystemExit):  # omegaconf's last line says nothing
+            refusals.end_failed(KeyError("Missing key lr\n    object_type=dict"))
+        assert "Missing key lr" in capsys.readouterr().err
+        with pytest.raises(SystemExit, match=r"^error: labels: damaged$"):  # not unexpected
+            refusals.end_failed(InputError("labels: damaged"))
 
     @pytest.mark.parametrize(
         ("words", "end"),

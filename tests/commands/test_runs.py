@@ -142,6 +142,12 @@ def test_a_checkpoint_is_continued_on_purpose_and_validated_on_other_data(here, 
     assert "checkpoint_last.pt: does not fit the model of these settings: size mismatch" in message
 
 
+def test_validation_with_other_numbers_of_units_is_one_line(here, capsys):
+    relabel("labels", 20)
+    with pytest.raises(SystemExit, match=r"does not fit the labels and settings .* label_embs"):
+        validate(LAST, here / "manifests", "music_hubert_pretraining", "--label-dir", "labels")
+
+
 def test_a_checkpoint_of_an_earlier_version_is_continued_with_a_warning(here):
     state = torch.load(LAST, weights_only=True)
     state["task_state"] = {}

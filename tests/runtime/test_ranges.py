@@ -53,6 +53,9 @@ def test_there_are_such_settings():
         ("model.dropout", 1.0, "1.0: expected a number from 0 to below 1"),
         ("task.mix_prob", 2.0, "2.0: expected a number from 0 to 1"),
         ("optimization.max_epoch", -1, "-1: expected 0 or a number above"),
+        ("optimizer.adam_betas", "(0.9,1)", "(0.9,1): expected two numbers from 0 to below 1"),
+        ("optimizer.adam_betas", "0.9", "0.9: expected two numbers from 0 to below 1"),
+        ("criterion.loss_scale", -1.0, "-1.0: expected a number above 0"),
     ],
 )
 def test_values_that_make_no_sense(name, value, expected):
