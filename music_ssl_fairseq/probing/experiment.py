@@ -22,7 +22,7 @@ from music_ssl_fairseq.probing.features.fill import WindowPlan, fill, identity
 from music_ssl_fairseq.probing.features.source import EncoderSource, FeatureSource, open_source
 from music_ssl_fairseq.probing.features.windows import FRAME_HOP
 from music_ssl_fairseq.probing.heads.model import HeadGrid, HeadInputs
-from music_ssl_fairseq.probing.identity import probing_identity
+from music_ssl_fairseq.probing.identity import probing_audio, probing_identity
 from music_ssl_fairseq.probing.labels import ProbingSplit
 from music_ssl_fairseq.probing.scoring import results
 from music_ssl_fairseq.probing.scoring.beats import DECODERS
@@ -188,13 +188,14 @@ class ProbeExperiment:
 
     def write_table(self) -> None:
         """Write `probe.json` and `rows.csv`."""
-        results.write_heads(self.output_dir, self.about(), self.model.table())
+        about = self.about() | self._audio("train", CHOOSE_ON)
+        results.write_heads(self.output_dir, about, self.model.table())
 
     def score(self, split: str, collector: Collector) -> Scores:
         """Score the chosen head on a split, and write `SPLIT.json` and its predictions."""
         predictions = results.final_predictions(collector, DECODERS[self.cfg.decoder])
         scores = evaluate(self.spec, predictions)
-        about = self.about()
+        about = self.about() | self._audio(split)
         if self.spec.kind == "beats":
             about["decoder"] = self.cfg.decoder
         file = results.write_scores(self.output_dir, split, about, scores, predictions)
@@ -205,6 +206,12 @@ class ProbeExperiment:
         where = os.path.abspath(file)
         logger.info("%s: layer %s, learning rate %g; written to %s", split, *chosen, where)
         return scores
+
+    def _audio(self, *splits: str) -> dict[str, Any]:
+        """Note what tells other audio behind the same names, of the splits that were read."""
+        read = {name: self._datasets[name] for name in splits if name in self._datasets}
+        found = {name: probing_audio(dataset.split.manifest) for name, dataset in read.items()}
+        return {"audio": {name: digest for name, digest in found.items() if digest}}
 
     def about(self) -> dict[str, Any]:
         """Describe the probe for its result files: task, upstream, chosen head."""

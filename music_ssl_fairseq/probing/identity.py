@@ -22,9 +22,14 @@ def probing_identity(
         files = [Path(folder, f"{split}.{kind}") for kind in ("labels", "segments", "groups")]
         digest = digest_of(contents_of(*[file for file in files if file.exists()]))
         found |= manifest_identity(manifest) | {f"labels of {split}": f"[{digest}]"}
-        if audio := audio_identity(manifest, most=_MAX_COMPARED_FILES):
+        if audio := probing_audio(manifest):
             found[f"{AUDIO}{split}"] = f"[{audio}]"
     return found
+
+
+def probing_audio(manifest: Manifest) -> str | None:
+    """Digest a split's audio files; None if one is missing."""
+    return audio_identity(manifest, most=_MAX_COMPARED_FILES)
 
 
 def probing_question(spec: ProbingSpec) -> Identity:

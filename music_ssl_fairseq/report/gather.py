@@ -40,6 +40,7 @@ class Probe:
     figures: dict[str, Figure]  # metric -> figure, in order
     content: str = ""  # digest of the question: kind, classes or targets, files and their labels
     outdated: bool = False  # whether heads were trained after the score, and the grid is of those
+    audio: dict[str, str] = field(default_factory=dict)  # split -> digest of its files, if noted
     # Metric -> `[1 + resamples]`, its value and those of the resamples
     draws: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -116,7 +117,8 @@ def _probe(folder: Path, split: str, resamples: int, seed: int, unit: Unit | Non
             figures[name] = Figure(value, *interval(name, draws[name]))
         model, content = about["upstream"] + window, _content(about, predictions)
         outdated = any(about[name] != table.get(name, about[name]) for name in _OF_THE_HEAD)
-        known = about["task"], about, table["rows"], figures, content, outdated, draws
+        audio = {**table.get("audio", {}), **about.get("audio", {})}
+        known = about["task"], about, table["rows"], figures, content, outdated, audio, draws
         return Probe(folder, model, *known)
     except KeyError as error:
         raise InputError(f"{folder}: {split}.json or probe.json lacks {error}") from None

@@ -3,7 +3,9 @@
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 
 from music_ssl_fairseq.report import floors
 from music_ssl_fairseq.report.floors import COLUMNS, PUBLISHED
@@ -91,17 +93,35 @@ def _front_ends(probes: Sequence[Probe], known: Sequence[Sequence[str]]) -> list
 
 
 def remarks(probes: Sequence[Probe], split: str) -> list[str]:
-    """Name the classes of each probe that were not scored, and scores that are outdated."""
-    return [
+    """Name classes that were not scored, scores that are outdated, and audio that differs."""
+    absent = [
         f"{probe.task}: not scored, because absent from {split}: {', '.join(names)}."
         for probe in probes
         if (names := probe.about["absent_classes"])
-    ] + [
+    ]
+    outdated = [
         f"{probe.task}: {probe.model} was trained further after its score on {split}, of which its "
         f"curve of layers knows: score {probe.folder} again."
         for probe in probes
         if probe.outdated
     ]
+    return [*absent, *outdated, *_other_audio(probes)]
+
+
+def _other_audio(probes: Sequence[Probe]) -> list[str]:
+    """Name probes whose audio files are others than those of most probes of their task."""
+    found = []
+    for task in tasks_of(probes):
+        of_task = [probe for probe in probes if probe.task == task]
+        for split in dict.fromkeys(chain.from_iterable(probe.audio for probe in of_task)):
+            known = [(probe.model, probe.audio[split]) for probe in of_task if split in probe.audio]
+            usual = Counter(digest for _, digest in known).most_common(1)[0][0]
+            if others := [model for model, digest in known if digest != usual]:
+                found.append(
+                    f"{task}: the {split} files of {', '.join(others)} are not those of the other "
+                    "models: other recordings, or copies in another format."
+                )
+    return found
 
 
 def percent(figure: Figure) -> str:

@@ -292,6 +292,17 @@ def test_scores_of_other_predictions_or_heads_are_named(tmp_path):
         run([tmp_path], tmp_path / "out", resamples=9, no_plot=True)
 
 
+def test_probes_of_other_audio_are_named(tmp_path):
+    for name in ("a", "b", "c"):
+        leave_probe(tmp_path / name, "key", "gs", name)
+        file = tmp_path / name / "probe.json"
+        noted = {"train": "f" if name == "b" else "e"}
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"audio": noted}))
+    text = run([tmp_path], tmp_path / "out", no_plot=True)
+    assert "- gs: the train files of b are not those of the other models: other rec" in text
+    assert text.count("are not those of") == 1
+
+
 def test_damage_is_named(tmp_path):
     leave_probe(tmp_path / "a", "key", "giantsteps-key", "x")
     (tmp_path / "a/test_predictions.npz").write_bytes(b"no")
