@@ -50,17 +50,17 @@ def check_choice(arguments: list[str]) -> None:
         if near and near[0] != option and option != "--config-path":
             right = "=".join([*near, *value])
             words = [right if word == argument else word for word in arguments[1:]]
-            _end([f"{option}: no such option"], ["fairseq-hydra-train", *words])
+            _end_process([f"{option}: no such option"], ["fairseq-hydra-train", *words])
     if folder and not os.path.isdir(folder):
         problem = "a file, not a folder" if os.path.isfile(folder) else "no such folder"
         _refuse(f"--config-dir {folder}: {problem}", arguments, folder, names)
     elif any(map(_OF_OTHERS.match, arguments)):
         return
-    elif _there(folder, name):
+    elif _is_configuration(folder, name):
         _refuse_options(arguments, folder, name)
     elif not folder:
         _refuse("no --config-dir", arguments, folder, names)
-    elif there := _names(folder):
+    elif there := _configurations(folder):
         listed = f"no such configuration; there are {', '.join(there)}"
         message = f"{folder}/{name}.yaml: {listed}"
         if is_ours(folder):
@@ -69,7 +69,7 @@ def check_choice(arguments: list[str]) -> None:
             has = [at for at in beside if os.path.isfile(os.path.join(at, f"{name}.yaml"))]
             other = (get_close_matches(name, there, 1) or ["config"])[0]
             chosen = _command(has[0], name) if has else _command(folder, other)
-            _end([message], [*chosen, *_others(arguments)])
+            _end_process([message], [*chosen, *_other_arguments(arguments)])
         _refuse(message, arguments, folder, names)
     else:
         _refuse(f"--config-dir {folder}: no configuration in it", arguments, folder, names)
@@ -89,7 +89,7 @@ def _refuse_options(arguments: list[str], folder: str, name: str) -> None:
             after += has_value
         value = f"[{value}]" if key in ("optimization.lr", "optimization.update_freq") else value
         words = [*arguments[1:i], f"{key}={value}", *arguments[after:]]
-        _end([f"{option}: a setting here, {key}"], ["fairseq-hydra-train", *words])
+        _end_process([f"{option}: a setting here, {key}"], ["fairseq-hydra-train", *words])
 
 
 def _setting(key: str, folder: str, name: str) -> str:
@@ -121,7 +121,7 @@ def check_validation(arguments: list[str]) -> None:
     words += [] if tasks else ["--task", _task_of(arguments)]
     sizes = ("--batch-size", "--max-sentences", "--max-tokens")
     words += [] if values(arguments, *sizes) else ["--batch-size", "8"]
-    _end([f"{' and '.join(missing)} missing"], ["fairseq-validate", *arguments[1:], *words])
+    _end_process([f"{' and '.join(missing)} missing"], ["fairseq-validate", *arguments[1:], *words])
 
 
 def _task_of(arguments: list[str]) -> str:
@@ -137,7 +137,7 @@ def _task_of(arguments: list[str]) -> str:
     return "music_hubert_pretraining"
 
 
-def _there(folder: str, name: str) -> bool:
+def _is_configuration(folder: str, name: str) -> bool:
     """Tell whether there is such a file; fairseq's own config.yaml alone trains nothing."""
     if os.path.isabs(name):
         return False
@@ -147,12 +147,12 @@ def _there(folder: str, name: str) -> bool:
     return any(os.path.isfile(os.path.join(place, f"{name}.yaml")) for place in places)
 
 
-def _names(folder: str) -> list[str]:
+def _configurations(folder: str) -> list[str]:
     files = (file for file in os.listdir(folder) if file.endswith(".yaml"))
     return sorted({file.removesuffix(".yaml") for file in files} - {"run_folder"})
 
 
-def _others(arguments: Sequence[str]) -> list[str]:
+def _other_arguments(arguments: Sequence[str]) -> list[str]:
     """Return the arguments that do not choose a configuration."""
     found, skip = [], True
     for argument in arguments:
@@ -169,16 +169,18 @@ def _command(folder: str, name: str) -> list[str]:
 
 def _refuse(message: str, arguments: list[str], folder: str, names: list[str]) -> None:
     """End in three lines: the mistake, the configurations of a folder, and a command with one."""
-    others = _others(arguments)
+    others = _other_arguments(arguments)
     for path in (folder, *names):
         stem = path.removesuffix(".yaml")
         if os.path.isfile(f"{stem}.yaml"):
             chosen = _command(os.path.dirname(path) or ".", os.path.basename(stem))
-            _end([message], [*chosen, *others])
+            _end_process([message], [*chosen, *others])
     examples = examples_dir()
-    there = {f: _names(at) for f in _FAMILIES if os.path.isdir(at := os.path.join(examples, f))}
+    there = {
+        f: _configurations(at) for f in _FAMILIES if os.path.isdir(at := os.path.join(examples, f))
+    }
     if not there:
-        _end([message], ["fairseq-hydra-train", "--help"])
+        _end_process([message], ["fairseq-hydra-train", "--help"])
     wanted = names[-1].removesuffix(".yaml") if names else ""
     like = get_close_matches(wanted, [name for names in there.values() for name in names], 1)
     last = os.path.basename(os.path.normpath(folder)) if folder else ""
@@ -194,10 +196,10 @@ def _refuse(message: str, arguments: list[str], folder: str, names: list[str]) -
     at = os.path.join(examples, family)
     rest = " and ".join(other for other in there if other != family)
     listing = f"configurations of {at}: {', '.join(there[family])}; others are in {rest} beside it"
-    _end([message, listing], [*_command(at, name), *others])
+    _end_process([message, listing], [*_command(at, name), *others])
 
 
-def _end(lines: list[str], command: list[str]) -> None:
+def _end_process(lines: list[str], command: list[str]) -> None:
     print("error: " + "\n".join([*lines, shlex.join(command)]), file=sys.stderr, flush=True)
     # Python may be just starting: an exception would be reported as an error of its own.
     os._exit(1)

@@ -139,7 +139,7 @@ class _Walk:
         is_audio = os.path.splitext(name)[1].lower() in EXTENSIONS
         if entry.name.startswith("."):
             if is_audio and not entry.is_dir():
-                self.left_out.append(LeftOut(name, _hidden(entry.name)))
+                self.left_out.append(LeftOut(name, _reason_to_pass_over(entry.name)))
             return
         try:
             status = entry.stat()
@@ -158,7 +158,7 @@ class _Walk:
             self.left_out.append(LeftOut(name, "not a regular file"))
 
 
-def _hidden(name: str) -> str:
+def _reason_to_pass_over(name: str) -> str:
     if name.startswith("._"):
         return "what macOS keeps beside a file, no audio: its name begins with ._"
     return "hidden: its name begins with a dot"

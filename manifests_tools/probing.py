@@ -218,13 +218,13 @@ def _name_alike(classes: Sequence[str]) -> None:
     """Warn of classes that differ in case, form of accents, or digits of the same number."""
     alike: dict[object, list[str]] = defaultdict(list)
     for name in classes:
-        alike[_sense(name)].append(name)
+        alike[_comparable_name(name)].append(name)
     pairs = [" and ".join(map(repr, names)) for names in alike.values() if len(names) > 1]
     if pairs:
         print(f"warning: classes that are told apart: {shorten(pairs)}", file=sys.stderr)
 
 
-def _sense(name: str) -> object:
+def _comparable_name(name: str) -> object:
     try:
         return parse_number(name)
     except ValueError:

@@ -155,9 +155,9 @@ class _Chunks:
         assert self.stated is not None
         end = self._start + self.stated
         # Some programs omit the byte that makes an odd size even.
-        return any(self._follows(start) for start in {end + end % 2, end})
+        return any(self._chunk_follows(start) for start in {end + end % 2, end})
 
-    def _follows(self, position: int) -> bool:
+    def _chunk_follows(self, position: int) -> bool:
         for letters, length, start in self._walk(position):
             if self._size - start < _SLACK_BYTES or letters[:3] in (b"TAG", b"ID3", b"APE"):
                 break

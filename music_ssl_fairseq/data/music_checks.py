@@ -28,7 +28,7 @@ def find_copies(paths: Iterable[str], others: Iterable[str] | None = None) -> di
     originals = list(others or ())
     among = set(originals)
     groups = [list(dict.fromkeys([*originals, *paths]))]
-    for key in (_size, _middle, _whole):
+    for key in (_size, _middle, _whole_file):
         parts = [part for group in groups for part in _divide(group, key)]
         if others is not None:
             groups = [part for part in parts if part[0] in among and part[-1] not in among]
@@ -59,7 +59,7 @@ def _middle(path: str) -> bytes:
         return blake2b(file.read(_MIDDLE_BYTES)).digest()
 
 
-def _whole(path: str) -> bytes:
+def _whole_file(path: str) -> bytes:
     with open(path, "rb") as file:
         return file_digest(file, "blake2b").digest()
 

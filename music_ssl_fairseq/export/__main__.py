@@ -186,7 +186,7 @@ def _export(a: argparse.Namespace, to: Path, name: str) -> str:
         checked = write(source, temporary, name)
         if a.report or a.units:
             _add(a, source.contents, temporary, f"hf:{a.push}" if a.push else str(to))
-        written = sorted(_relative(temporary))
+        written = sorted(_relative_paths(temporary))
         _move(temporary, to)
         for other in {RESULTS, *UNIT_FILES} - {*written} if a.format == "huggingface" else ():
             (to / other).unlink(missing_ok=True)  # of the model that was here before
@@ -209,7 +209,7 @@ def _beside(target: Path) -> Path:
     return target / name if target.is_dir() else target.with_name(name)
 
 
-def _relative(folder: Path) -> Iterator[str]:
+def _relative_paths(folder: Path) -> Iterator[str]:
     """Iterate over the files below a folder."""
     return (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
@@ -219,7 +219,7 @@ def _move(folder: Path, to: Path) -> None:
     if not to.exists():
         os.replace(folder, to)
         return
-    for name in sorted(_relative(folder)):
+    for name in sorted(_relative_paths(folder)):
         (to / name).parent.mkdir(exist_ok=True)
         os.replace(folder / name, to / name)
 

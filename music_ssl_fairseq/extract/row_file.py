@@ -36,9 +36,9 @@ class RowFile:
                 self._begin = write_header(file, dtype, shape)
                 self._fill(file, shape[0])
         self._file = path.open("r+b")
-        self._mend(shape[0])
+        self._repair(shape[0])
 
-    def _mend(self, rows: int) -> None:
+    def _repair(self, rows: int) -> None:
         there = self._file.seek(0, 2) - self._begin
         whole = min(rows, there // self._size)
         if there != rows * self._size:

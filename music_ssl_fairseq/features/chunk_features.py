@@ -113,7 +113,7 @@ class FeatureJob:
 
         threads = min(_MAX_READERS, available_cpus())
         with ReadAhead(self._read, requests(), threads, _READ_AHEAD_CHUNKS) as ahead:
-            features = self._together(ahead)
+            features = self._in_batches(ahead)
             for item in iter(arriving.get, None):
                 yield [self._result(part, itertools.islice(features, n)) for part, n in item]
             next(features, None)  # raises what `items` raised
@@ -170,7 +170,7 @@ class FeatureJob:
             else:
                 yield self.front.features_at(chunk, request.frames)
 
-    def _together(self, ahead: ReadAhead[Request, Any]) -> Iterator[Any]:
+    def _in_batches(self, ahead: ReadAhead[Request, Any]) -> Iterator[Any]:
         """Yield features of requests as tensors on the GPU, computed in batches."""
         while read := ahead.take(_CHUNKS_PER_GPU_BATCH):
             chunks = [chunk for _, chunk in read if isinstance(chunk, Chunk)]

@@ -172,10 +172,10 @@ def _running(job: Any, pool: WorkerPool) -> Iterator[list[_Worker]]:
             workers.append(_Worker(job, device, pool))
         yield workers
     finally:
-        _end([worker.process for worker in workers])
+        _end_workers([worker.process for worker in workers])
 
 
-def _end(processes: list[Any]) -> None:
+def _end_workers(processes: list[Any]) -> None:
     """Ask workers to clean up and leave; kill those that have not after a few seconds."""
     for process in processes:
         process.terminate()

@@ -37,7 +37,7 @@ def write_report(
     described = describe_units(samples, counts, centroids, splits["train"], rate, seed)
     title = f"{metadata['k']} units of {metadata['features']}"
     page = Page(title, _recipe(metadata), __package__, "report.js")
-    page.add("Units", facts(_use(metadata, "train")), page.part("report.html"))
+    page.add("Units", facts(_use_of_units(metadata, "train")), page.part("report.html"))
     page.add("Use", _usage_table(metadata, list(splits)), _draw_usage(counts))
     page.add("What units tell about the music", _information(samples, rate))
     if metadata["inertia_curve"]:
@@ -64,7 +64,7 @@ def _recipe(metadata: dict[str, Any]) -> str:
     )
 
 
-def _use(metadata: dict[str, Any], split: str) -> dict[str, str]:
+def _use_of_units(metadata: dict[str, Any], split: str) -> dict[str, str]:
     """Format how a split uses the units."""
     record, k, rate = metadata["splits"][split], metadata["k"], metadata["label_rate"]
     run = record["mean_run_length"]
@@ -81,7 +81,7 @@ def _use(metadata: dict[str, Any], split: str) -> dict[str, str]:
 
 def _usage_table(metadata: dict[str, Any], splits: list[str]) -> str:
     """Format how units are used, one column per split."""
-    uses = [_use(metadata, split) for split in splits]
+    uses = [_use_of_units(metadata, split) for split in splits]
     note = (
         "Perplexity is how many equally frequent units would carry as much; dead clusters are "
         "units that never occur. A model that always guesses the most frequent unit is right as "

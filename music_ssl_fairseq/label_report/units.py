@@ -47,11 +47,11 @@ def describe_units(
         here = order[edges[unit] : edges[unit + 1]]
         units.append(
             {
-                "share": {split: _short(100 * share[unit]) for split, share in shares.items()},
+                "share": {split: _rounded(100 * share[unit]) for split, share in shares.items()},
                 "x": plane[unit][0],
                 "y": plane[unit][1],
                 "near": others[unit].tolist(),
-                "distance": [_short(value) for value in distances[unit]],
+                "distance": [_rounded(value) for value in distances[unit]],
                 **_profile(samples, here),
                 **places[unit],
             }
@@ -64,7 +64,7 @@ def describe_units(
     }
 
 
-def _short(value: float) -> float:
+def _rounded(value: float) -> float:
     return float(f"{value:.4g}")
 
 

@@ -104,15 +104,17 @@ class Music2VecModel(AudioEncoder):
             self.teacher_decay = annealed_decay(
                 cfg.ema_decay, cfg.ema_end_decay, num_updates, cfg.ema_anneal_end_step
             )
-            self.teacher.step(self._followed(), self.teacher_decay)
+            self.teacher.step(self._averaged_part(), self.teacher_decay)
             self._teacher_update = num_updates
 
     def make_teacher(self) -> EMATeacher:
         """Make the teacher, a copy of the student."""
-        self.teacher = EMATeacher(self._followed(), "pos_conv." if self.cfg.ema_layers_only else "")
+        self.teacher = EMATeacher(
+            self._averaged_part(), "pos_conv." if self.cfg.ema_layers_only else ""
+        )
         return self.teacher
 
-    def _followed(self) -> nn.Module:
+    def _averaged_part(self) -> nn.Module:
         """Return the part of the student that the teacher follows."""
         return self if self._whole_teacher else self.encoder
 

@@ -93,7 +93,7 @@ class ProbingSplit:
             first = np.unique(self.group_index, return_index=True)[1]
             differ = np.flatnonzero(self.targets != self.targets[first][self.group_index])
             if len(differ):
-                raise self._wrong(
+                raise self._error(
                     int(differ[0]), "another label than other parts of its song (.groups)"
                 )
         elif self.spec.kind == "regression" and len(self) < 2:
@@ -109,7 +109,7 @@ class ProbingSplit:
         for line, cells in enumerate(lines):
             if len(cells) != 1:
                 found = f"{len(cells)} labels" if cells else "no label"
-                raise self._wrong(line, f"{found}, but the task is {self.spec.kind}: one a line")
+                raise self._error(line, f"{found}, but the task is {self.spec.kind}: one a line")
             if cells[0] not in index:
                 raise self._unknown(line, cells[0])
         return np.array([index[cells[0]] for cells in lines], np.int64)
@@ -127,7 +127,7 @@ class ProbingSplit:
         return targets
 
     def _unknown(self, line: int, name: str) -> InputError:
-        return self._wrong(
+        return self._error(
             line,
             f"{quoted(name)} is not one of the {len(self.spec.classes)} classes in task.json "
             f"({', '.join(self.spec.classes[:3])}, ...): correct the label, or make both again",
@@ -135,13 +135,13 @@ class ProbingSplit:
 
     def _numbers(self, line: int, cells: list[str]) -> list[float]:
         if len(cells) != len(self.spec.targets):
-            raise self._wrong(
+            raise self._error(
                 line, f"{len(cells)} numbers, the targets are {', '.join(self.spec.targets)}"
             )
         try:
             return [parse_number(cell) for cell in cells]
         except ValueError as error:
-            raise self._wrong(line, f"not a finite number ({error})") from None
+            raise self._error(line, f"not a finite number ({error})") from None
 
     def _beats(self, line: int, cells: list[str]) -> Beats:
         try:
@@ -149,16 +149,16 @@ class ProbingSplit:
             times = np.array([parse_number(time) for time, _, _ in parts], np.float64)
             positions = np.array([parse_position(place or "0") for _, _, place in parts], np.int64)
         except ValueError as error:
-            raise self._wrong(
+            raise self._error(
                 line, f"not a beat, `seconds` or `seconds/position in the bar` ({error})"
             ) from None
         seconds = self.manifest.num_samples[line] / SAMPLE_RATE
         if not len(times):
-            raise self._wrong(line, "no beat")
+            raise self._error(line, "no beat")
         if times[0] < 0 or (np.diff(times) <= 0).any():
-            raise self._wrong(line, "beats are not ascending from 0 on")
+            raise self._error(line, "beats are not ascending from 0 on")
         if times[-1] > seconds + LENGTH_TOLERANCE:
-            raise self._wrong(
+            raise self._error(
                 line,
                 f"a beat at {times[-1]:g}, but the file has {seconds:.2f} s: are these seconds?",
             )
@@ -175,15 +175,15 @@ class ProbingSplit:
             try:
                 start, stop = (samples_in(parse_number(cell)) for cell in cells)
             except ValueError:
-                raise self._wrong(line, "expected `start<TAB>stop` in seconds", file) from None
+                raise self._error(line, "expected `start<TAB>stop` in seconds", file) from None
             length = int(self.manifest.num_samples[line])
             if not 0 <= start < min(stop, length) or stop > length + tolerance:
                 reason = f"{cells} is not within the file, {length / SAMPLE_RATE:.2f} s"
-                raise self._wrong(line, reason, file)
+                raise self._error(line, reason, file)
             segments[line] = start, min(stop, length)
         return segments
 
-    def _wrong(self, line: int, reason: str, file: Path | None = None) -> InputError:
+    def _error(self, line: int, reason: str, file: Path | None = None) -> InputError:
         name = self.manifest.name(line)
         return InputError(f"{file or self.labels_file}, line {line + 1} ({name}): {reason}")
 

@@ -33,7 +33,7 @@ def check_form(path: Path) -> bool:
     zipped = head.startswith(_ZIP)
     if not zipped and not head.startswith(_PICKLE):
         raise InputError(
-            f"{path}: not a checkpoint; {_impression(head)}", with_another_checkpoint(path)
+            f"{path}: not a checkpoint; {_describe_beginning(head)}", with_another_checkpoint(path)
         )
     if zipped and not zipfile.is_zipfile(path):
         raise InputError(f"{path}: truncated or damaged{AGAIN}", with_another_checkpoint(path))
@@ -83,7 +83,7 @@ def _first_bytes(path: Path) -> bytes:
         raise InputError(f"{path}: {error.strerror or error}") from None
 
 
-def _impression(head: bytes) -> str:
+def _describe_beginning(head: bytes) -> str:
     if not head:
         return "the file is empty (0 bytes)"
     if head.startswith(GIT_LFS):

@@ -184,7 +184,7 @@ class MusicProbingTask(RunFolderTask):
         if self.probe.batches_at_once > 1:
             with one_line_errors():
                 self._refuse_accumulation(update_num)
-        self._follow(optimizer)
+        self._tell_heads_in_training(optimizer)
         model.train()
         model.set_num_updates(update_num)
         *earlier, last = mini_batches(sample)
@@ -205,10 +205,10 @@ class MusicProbingTask(RunFolderTask):
 
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
         """Update the heads in training, each at its own rate."""
-        self._follow(optimizer)
+        self._tell_heads_in_training(optimizer)
         optimizer.step()
 
-    def _follow(self, optimizer: Any) -> None:
+    def _tell_heads_in_training(self, optimizer: Any) -> None:
         """Tell the optimizer which heads are in training, and their rates."""
         self._optimizer, model = optimizer, self.probe.model
         optimizer.set_heads(model.active.tolist(), model.learning_rates())
@@ -256,7 +256,7 @@ class MusicProbingTask(RunFolderTask):
         with one_line_errors():
             self.probe.judge(collector, self._epoch, last)
         if self._optimizer is not None:
-            self._follow(self._optimizer)
+            self._tell_heads_in_training(self._optimizer)
         if not len(model.active):
             self._stop_loading(CHOOSE_ON)
         chosen = model.chosen_head()

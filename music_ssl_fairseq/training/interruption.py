@@ -52,7 +52,7 @@ class Interruption:
         read, write = self._pipe = os.pipe()
         os.set_blocking(write, False)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        threading.Thread(target=self._watch, args=(read,), daemon=True).start()
+        threading.Thread(target=self._exit_at_second_signal, args=(read,), daemon=True).start()
 
     def release(self) -> None:
         """Restore the previous handlers and reset all state."""
@@ -78,7 +78,7 @@ class Interruption:
         print(f"stopped by {name}: {state}; {RESUME_HINT}:", file=sys.stderr)
         print(command, file=sys.stderr, flush=True)
 
-    def _watch(self, pipe: int) -> None:
+    def _exit_at_second_signal(self, pipe: int) -> None:
         """Exit at once at a second signal, even while the main thread is blocked."""
         first = None
         while data := os.read(pipe, 1):

@@ -109,9 +109,9 @@ class Narration:
             console.move(number, total, self._folder)
         if self._times is not None:
             self._times.append(now)
-            self._expect(number, self._times, total)
+            self._say_expected_time(number, self._times, total)
 
-    def _expect(self, number: int, times: list[float], total: int | None) -> None:
+    def _say_expected_time(self, number: int, times: list[float], total: int | None) -> None:
         """Say how long it will take, once enough updates have ended at `times` (seconds)."""
         count = len(times) - 1
         is_slow = count >= _SLOW_UPDATES and times[-1] - times[0] >= _SLOW_SECONDS

@@ -88,8 +88,8 @@ def _error(trainer: Any, what: str) -> InputError:
     update, batch = found[0]
     return InputError(
         f"update {update.number}: the loss or a gradient is not finite in the batch of "
-        f"{_names(dataset, update, batch)}; listen to these tracks, leave out what is damaged, or "
-        "lower optimization.lr"
+        f"{_name_tracks(dataset, update, batch)}; listen to these tracks, leave out what is "
+        "damaged, or lower optimization.lr"
     )
 
 
@@ -107,7 +107,7 @@ def _is_finite(trainer: Any, dataset: Any, update: _Update, batch: list[int]) ->
     return all(bool(tensor.isfinite().all()) for tensor in [loss, *gradients])
 
 
-def _names(dataset: Any, update: _Update, batch: list[int]) -> str:
+def _name_tracks(dataset: Any, update: _Update, batch: list[int]) -> str:
     """List the batch's tracks, those with the largest samples first."""
     peaks: dict[str, float] = {}
     for index in batch:

@@ -143,7 +143,7 @@ def resume_file(cfg: Any, suffix: str) -> Path:
 def _with_whole_restore_file(cfg: Any, trainer: Any) -> Any:
     """Return `cfg.checkpoint`, with another `restore_file` if its own is damaged."""
     expected = resume_file(cfg, trainer.checkpoint_suffix)
-    found = _agreed(trainer, Path(cfg.save_dir), expected)
+    found = _find_in_all_processes(trainer, Path(cfg.save_dir), expected)
     if found is None or found == expected:
         return cfg
     cfg = copy.deepcopy(cfg)
@@ -152,7 +152,7 @@ def _with_whole_restore_file(cfg: Any, trainer: Any) -> Any:
     return cfg
 
 
-def _agreed(trainer: Any, folder: Path, expected: Path) -> Path | None:
+def _find_in_all_processes(trainer: Any, folder: Path, expected: Path) -> Path | None:
     """Return in all processes what the first finds in the folder, or raise its InputError."""
     found: tuple[str | None, str | None] = (None, None)  # of types that others read safely
     if trainer.data_parallel_rank == 0:

@@ -178,12 +178,12 @@ def _as_exported(
     if not isinstance(own, Mapping) or not isinstance(own.get("config"), Mapping):
         return family, fields
     exported = architecture(own["config"], origin)
-    if own.get("family") not in FAMILIES or _meaning(exported) != _meaning(fields):
+    if own.get("family") not in FAMILIES or _parsed_settings(exported) != _parsed_settings(fields):
         return family, fields
     return own["family"], exported
 
 
-def _meaning(config: dict[str, Any]) -> dict[str, Any]:
+def _parsed_settings(config: dict[str, Any]) -> dict[str, Any]:
     kernel = _kernel(config["conv_pos"], config["pos_conv_depth"])
     layers = parse_conv_layers(config["conv_feature_layers"])
     return {**config, "conv_pos": kernel, "conv_feature_layers": layers}

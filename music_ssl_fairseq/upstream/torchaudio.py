@@ -72,7 +72,7 @@ def read(path: str | Path) -> Contents:
     state = hugging_face.encoder_state(renamed, layer_norms)
     hugging_face.drop_identity(state)
     settings = path.with_name(SETTINGS)
-    fields = _stored(settings) if settings.is_file() else _inferred(state, layer_norms, path)
+    fields = _stored(settings) if settings.is_file() else _infer_settings(state, layer_norms, path)
     return Contents(
         family="hubert",
         config=architecture(fields, str(path)),
@@ -134,7 +134,7 @@ def _stored(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not arguments of wav2vec2_model ({error!r})") from None
 
 
-def _inferred(state: Mapping[str, Tensor], layer_norms: bool, path: Path) -> dict[str, Any]:
+def _infer_settings(state: Mapping[str, Tensor], layer_norms: bool, path: Path) -> dict[str, Any]:
     weights = [
         tensor
         for name, tensor in state.items()

@@ -208,10 +208,10 @@ def test_processes_agree_on_the_file_to_resume_from(tmp_path, monkeypatch):
     )
     trainer.data_parallel_process_group = trainer.device = None
     last = tmp_path / "checkpoint_last.pt"
-    assert saving._agreed(trainer, tmp_path, last) is None
+    assert saving._find_in_all_processes(trainer, tmp_path, last) is None
     extra = {"train_iterator": {}}
     torch.save({"model": {}, "optimizer_history": [{"num_updates": 1}], "extra_state": extra}, last)
-    assert saving._agreed(trainer, tmp_path, last) == last
+    assert saving._find_in_all_processes(trainer, tmp_path, last) == last
     last.write_bytes(last.read_bytes()[:100])
     with pytest.raises(InputError, match=r"checkpoint_last.pt"):
-        saving._agreed(trainer, tmp_path, last)
+        saving._find_in_all_processes(trainer, tmp_path, last)

@@ -34,7 +34,7 @@ class _Space(NamedTuple):
 
 
 @lru_cache(maxsize=1)
-def _space() -> _Space:
+def _state_space() -> _Space:
     shortest = round(60 * FRAME_RATE / _MAX_BPM)
     longest = round(60 * FRAME_RATE / _MIN_BPM)
     intervals = np.arange(shortest, longest + 1)
@@ -53,7 +53,7 @@ def dbn(activation: np.ndarray) -> np.ndarray:
     """Decode by the most probable path: activations `[frames]` in [0, 1] to seconds `[beats]`."""
     if not len(activation):
         return np.zeros(0)
-    space = _space()
+    space = _state_space()
     activation = np.asarray(activation, np.float64)
     probability = np.clip(activation, _MIN_PROBABILITY, 1 - _MIN_PROBABILITY)
     on_beat = np.log(probability)
