@@ -26,6 +26,7 @@ from music_ssl_fairseq.probing.spec import (
     parse_position,
 )
 from music_ssl_fairseq.runtime.texts import quoted, read_text
+from music_ssl_fairseq.runtime.typed import with_options
 
 COLUMNS = ("path", "label", "split")
 OPTIONAL = ("start", "stop", "group")
@@ -119,6 +120,15 @@ def run(
     file = Path(csv)
     root = os.path.abspath(file.parent if root is None else root)
     require_folder(root)
+    for option, value, kinds in (
+        ("--targets", targets, ("regression",)),
+        ("--classes", classes, ("multi-class", "multi-label")),
+    ):
+        if value and kind not in kinds:
+            raise InputError(
+                f"{option} goes with --kind {' or '.join(kinds)}, not with {kind}",
+                with_options({option: None}),
+            )
     known = _read_classes(Path(classes)) if classes else None
     reader = _CsvReader(file, kind, separator, known, root)
     names = targets.split(",") if targets else None
@@ -142,6 +152,8 @@ def _read(reader: "_CsvReader", name: str, metric: str, targets: Sequence[str] |
         classes = KEYS
     elif reader.kind in ("multi-class", "multi-label"):
         classes = reader.classes or tuple(sorted(labels))
+        if not classes:
+            raise InputError(f"{reader.file}: no line has a label")
     alike = {frozenset(item.label) for items in splits.values() for item in items}
     if classes and labels and len(alike) == 1:
         raise InputError(
@@ -210,10 +222,12 @@ class _CsvReader:
 
     def _table(self) -> Table:
         first = read_text(self.file).partition("\n")[0]
-        delimiter = max(_DELIMITERS, key=first.count)
-        return read_named(self.file, delimiter, quotes=True, strict=True, blanks=True)
+        self._delimiter = max(_DELIMITERS, key=first.count)
+        return read_named(self.file, self._delimiter, quotes=True, strict=True, blanks=True)
 
     def _wrong_header(self, header: list[str]) -> InputError:
+        separator = self._delimiter.replace("\t", "\\t")
+        lower = [column.lower() for column in header]
         missing = [column for column in COLUMNS if column not in header]
         unknown = [column for column in header if column not in (*COLUMNS, *OPTIONAL)]
         found = quoted(",".join(header)) if header else "empty"
@@ -222,8 +236,10 @@ class _CsvReader:
             f"{', '.join(COLUMNS)} and perhaps {', '.join(OPTIONAL)}, and is {found}"
         )
         file = shlex.quote(str(self.file))
+        if set(COLUMNS) <= set(lower) and all(re.fullmatch(r"[\w ]*", name) for name in lower):
+            return InputError(message, f"sed -i '1s/.*/{separator.join(lower)}/' {file}")
         if len(missing) == len(COLUMNS) == len(header):  # a table without a header
-            return InputError(message, f"sed -i '1i {','.join(COLUMNS)}' {file}")
+            return InputError(message, f"sed -i '1i {separator.join(COLUMNS)}' {file}")
         if len(missing) == len(unknown) == 1 and re.fullmatch(r"\w+", unknown[0]):
             return InputError(message, f"sed -i '1s/{unknown[0]}/{missing[0]}/' {file}")
         return InputError(message, f"head -n 3 {file}")

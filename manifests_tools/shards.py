@@ -96,6 +96,12 @@ def _check_labels(file: Path, tracks: list[ExaminedTrack]) -> None:
     lengths = np.array([track.num_samples for track in tracks])
     if rate is None:
         raise InputError(f"{file.parent}: has no metadata.json with a label_rate")
+    if len(store) == len(tracks) and not store.counts.all():
+        line = int(np.argmin(store.counts))
+        raise InputError(
+            f"{file}: line {line + 1} has no units, because {tracks[line].name} could not be read, "
+            "and shards leave it out: leave out --labels, and label the shards"
+        )
     noted = split_record(read_metadata(file.parent), file.parent, file.stem).get("names")
     fit = len(store) == len(tracks) and np.all(labels_fit(store.counts, lengths, label_hop(rate)))
     if not fit or other_track(lambda i: tracks[i].name, len(tracks), noted) is not None:

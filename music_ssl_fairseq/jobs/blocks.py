@@ -100,7 +100,9 @@ class BlockJob:
                 block = self.blocks[claims.first]
                 first = block.start + len(results)
                 samples = self.num_samples[first : first + len(found)].sum()
-                bar.update(round(float(samples) / SAMPLE_RATE, 1))
+                # Rounded as the total is; tqdm warns of a sum beyond it.
+                bar.n = min(round(bar.n + float(samples) / SAMPLE_RATE, 1), bar.total)
+                bar.update(0)
                 results += found
                 if len(results) == len(block):
                     self._save(done, claims.first, results)

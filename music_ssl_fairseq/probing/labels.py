@@ -141,7 +141,7 @@ class ProbingSplit:
         try:
             return [parse_number(cell) for cell in cells]
         except ValueError as error:
-            raise self._error(line, f"not a finite number ({error})") from None
+            raise self._error(line, str(error)) from None
 
     def _beats(self, line: int, cells: list[str]) -> Beats:
         try:

@@ -194,9 +194,12 @@ def parse_number(text: str) -> float:
     Raises:
         ValueError: if `text` is not one; Python's `1_000` is not.
     """
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
     if not math.isfinite(number) or isinstance(text, bool) or "_" in str(text):
-        raise ValueError(text)
+        raise ValueError(f"not a finite number: {quoted(str(text))}")
     return number
 
 

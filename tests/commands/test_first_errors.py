@@ -138,6 +138,8 @@ def test_a_misspelt_command(program, words, command, capsys):
     [
         ("path,genre,split\na,b,train\n", "sed -i '1s/genre/label/' my.csv"),
         ("a,b,train\n", "sed -i '1i path,label,split' my.csv"),
+        ("Path;Label;Split\na;b;train\n", "sed -i '1s/.*/path;label;split/' my.csv"),
+        ("a\tb\ttrain\n", r"sed -i '1i path\tlabel\tsplit' my.csv"),
         ("path,label\na,b\n", "head -n 3 my.csv"),
         ("path,label,split\nä,b,train\n", "iconv -f CP1252 -t UTF-8 my.csv -o my.utf8.csv"),
     ],

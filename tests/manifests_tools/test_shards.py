@@ -244,6 +244,14 @@ def test_labels_of_tracks_in_another_order_stay_out_of_shards(tmp_path):
         run("music", str(tmp_path / "out"), 0.4, shards=str(tmp_path / "x"), labels=str(labels))
 
 
+def test_labels_with_an_empty_line_stay_out_of_shards(tmp_path):
+    labels = shutil.copytree("labels", tmp_path / "labels", ignore=lambda *_: ["train.offsets.npy"])
+    lines = (labels / "train.km").read_text().splitlines()
+    (labels / "train.km").write_text("\n".join(["", *lines[1:]]) + "\n")
+    with pytest.raises(InputError, match=r"line 1 has no units.*leave out --labels"):
+        run("music", str(tmp_path / "out"), 0.4, shards=str(tmp_path / "x"), labels=str(labels))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -102,7 +102,7 @@ def test_carriage_returns_are_ignored(tmp_path):
         (TAGS, "fast\nSlow\n", r"line 2 .* 'Slow' is not one"),
         (TAGS, "\n\n", "not one label in 2 lines"),
         (MOOD, "1\t2\n3\n", "line 2 .* 1 numbers, the targets are arousal, valence"),
-        (MOOD, "1\t2\n3\thigh\n", "line 2 .* not a finite number .*high"),
+        (MOOD, "1\t2\n3\thigh\n", "line 2 .* not a finite number: .*high"),
         (MOOD, "1\t2\n3\tnan\n", "line 2 .* not a finite number"),
         (BEAT, "1\t2\n2\t1\n", "line 2 .* not ascending"),
         (BEAT, "1\t2\n-1\t1\n", "line 2 .* not ascending from 0"),
