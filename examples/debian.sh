@@ -6,6 +6,13 @@ fail() {
   exit 1
 }
 
+case "${1:-}" in
+  -h | --help) # the comment that the sourcing script begins with
+    sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[1]}"
+    exit
+    ;;
+esac
+
 # fetch_packages OUT PACKAGE...: download the packages and unpack each under OUT in a folder of its
 # own, without installing anything. Those that are there are kept. Sets `skipped` to the packages
 # that this release does not have.

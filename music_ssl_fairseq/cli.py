@@ -7,11 +7,14 @@ import math
 import os
 import re
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from hydra_plugins._music_ssl_fairseq_folder import hydra_text
@@ -19,6 +22,8 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.cpus import available_cpus
 from music_ssl_fairseq.runtime.signal_stack import give_signals_a_stack
 from music_ssl_fairseq.runtime.typed import look_around, newest_run, with_command
+
+_IMPORT_PAUSE_SECONDS = 0.1
 
 GOES_ON = "interrupted; the same command, without --force, goes on from here"
 """Message of a stopped command that can be continued."""
@@ -168,6 +173,17 @@ def override(name: str, *values: str | PathLike) -> str:
     return f"{name}={shlex.quote(shown)}"
 
 
+def _interrupt_after_imports(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt; within an import, which that would break, signal again later."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            again = threading.Timer(_IMPORT_PAUSE_SECONDS, os.kill, (os.getpid(), number))
+            again.daemon = True
+            return again.start()
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
 def exit_status(
     work: Callable[[], bool | None], output: str | PathLike, interrupted: str = GOES_ON
 ) -> int:
@@ -182,6 +198,9 @@ def exit_status(
         0; 1 after an error; 130 after an interruption.
     """
     give_signals_a_stack()
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt_after_imports)
     # File names that are not UTF-8, or that the terminal cannot show, are printed as escapes.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -12,7 +12,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import mteb
+try:
+    import mteb
+except ModuleNotFoundError:
+    if __name__ != "__main__":
+        raise
+    sys.exit("error: mteb is not installed\npip install -e '.[mteb]'")
 import numpy as np
 import torch
 from mteb.models.abs_encoder import AbsEncoder

@@ -4,9 +4,12 @@ import contextlib
 import logging
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import traceback
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +25,7 @@ from hydra_plugins import _music_ssl_fairseq_refusals as refusals
 from manifests_tools.__main__ import main as manifests_tools
 from music_ssl_fairseq import compat, upstream
 from music_ssl_fairseq.__main__ import main as music_ssl_fairseq
+from music_ssl_fairseq.cli import exit_status
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.units import UnitDictionary
 from music_ssl_fairseq.errors import InputError
@@ -293,6 +297,22 @@ def test_a_checkpoint_that_is_not_there():
     assert compat.is_training_command() is False
     with pytest.raises(InputError, match=r"^runs/x\.pt: no such file"):
         checkpoint_utils.load_model_ensemble_and_task(["runs/x.pt"])
+
+
+def test_ctrl_c_waits_for_the_end_of_an_import(monkeypatch, capsys):
+    Path("slow_module.py").write_text("import os\nos.kill(os.getpid(), 2)\nwhole = True\n")
+    monkeypatch.syspath_prepend(".")
+
+    def work() -> None:
+        assert import_module("slow_module").whole
+        time.sleep(10)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert exit_status(work, "x", "interrupted") == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_validation_without_a_batch_size(monkeypatch):
