@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,11 @@ from pathlib import Path
 
 Call = Callable[[Sequence[str], Path, dict[str, str]], int]
 """Runs a command with a log and an environment, and returns its exit status."""
+
+_END_WITH_PARENT = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execvp(sys.argv[1], sys.argv[1:])"
+)
+"""Asks Linux for SIGTERM when this program dies, also by SIGKILL, and becomes the command."""
 
 
 class Processes:
@@ -24,6 +30,8 @@ class Processes:
     def __call__(self, command: Sequence[str], log: Path, environment: dict[str, str]) -> int:
         """Run a command, append what it says to `log`, and return its exit status."""
         log.parent.mkdir(parents=True, exist_ok=True)
+        if sys.platform == "linux":
+            command = [sys.executable, "-c", _END_WITH_PARENT, *command]
         with log.open("ab") as file:
             with self._lock:
                 if self._stopped:
@@ -79,11 +87,11 @@ class Shares:
 
 
 def last_words(log: Path) -> str:
-    """The last line of a log that says something, for a message."""
+    """The last error of a log's end, or its last line that says something, for a message."""
     try:
-        lines = log.read_text("utf-8", "replace").splitlines()
+        lines = log.read_text("utf-8", "replace").split("\n")
     except OSError:
-        return "it said nothing"
-    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")[
-        -300:
-    ]
+        lines = []
+    said = [line.strip() for line in lines if line.strip()][-20:]
+    errors = [line for line in said if line.startswith("error: ")]
+    return (errors or said or ["it said nothing"])[-1][-300:]

@@ -4,7 +4,9 @@ import gzip
 import importlib
 import json
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -196,6 +198,32 @@ def test_nothing_starts_that_would_not_end_in_time(made, capsys):
     assert not run()
     assert "first-s1" not in said
     assert "first-s1: not begun" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
+def test_commands_end_with_a_killed_study(tmp_path):
+    """A training that went on alone would keep the next one out of its folder."""
+    script = "trap 'echo ended; exit' TERM; echo begun; while :; do sleep 0.1; done"
+    program = f"from processes import *; Processes()(['sh', '-c', {script!r}], Path('log'), {{}})"
+    study = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(FOLDER)}
+    )
+    for text in ("begun\n", "begun\nended\n"):
+        deadline = time.monotonic() + 20
+        while not (tmp_path / "log").exists() or (tmp_path / "log").read_text() != text:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        study.kill()
+    study.wait()
+
+
+def test_the_last_error_of_a_log_is_its_last_words(modules, tmp_path):
+    last_words, log = modules["processes"].last_words, tmp_path / "log"
+    assert last_words(log) == "it said nothing"
+    log.write_text("one\ntwo\n\n")
+    assert last_words(log) == "two"
+    log.write_text("error: no room\ndf -h\n")
+    assert last_words(log) == "error: no room"
 
 
 def test_side_by_side_trainings_share_a_gpu(modules, monkeypatch):
