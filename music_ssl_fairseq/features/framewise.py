@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.frames import FrameGrid
+from music_ssl_fairseq.frames import FrameGrid, first_from
 
 
 class Chunk(NamedTuple):
@@ -76,7 +76,7 @@ class Framewise:
         """
         grid, context = self.grid, self.context
         size = grid.num_samples(2 * context + 1)  # samples that a frame depends on
-        apart = -(-size // grid.hop)  # frames from one such part to the next, put in a row
+        apart = first_from(size, grid.hop)  # frames from one such part to the next, put in a row
         if len(frames) * apart > _MAX_SHARE * (chunk.last - chunk.first):
             return self.features_of([chunk])[0][frames - chunk.first]
         found = np.empty((len(frames), self.dimension), np.float32)
