@@ -13,7 +13,7 @@ class Chunk(NamedTuple):
     """Some frames of a track, with the audio that they need."""
 
     waveform: np.ndarray  # `[T]` float32 at 16 kHz, those that the front end asks for
-    start: int  # its first sample in the track
+    start: int  # place in the track of the waveform's first sample
     num_samples: int  # of the whole track
     first: int  # its first frame
     last: int  # the frame after its last one
