@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from hydra_plugins._music_ssl_fairseq_folder import hydra_text
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.cpus import available_cpus
+from music_ssl_fairseq.runtime.device import available_cpus
 from music_ssl_fairseq.runtime.signal_stack import give_signals_a_stack
 from music_ssl_fairseq.runtime.typed import look_around, newest_run, with_command
 

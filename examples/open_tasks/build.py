@@ -27,7 +27,7 @@ import tasks
 
 from music_ssl_fairseq.cli import exit_status, whole_number
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.cpus import available_cpus
+from music_ssl_fairseq.runtime.device import available_cpus
 from music_ssl_fairseq.runtime.files import atomic_path
 
 SEED = 0

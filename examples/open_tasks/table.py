@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
+from compare import difference, mean, mean_ranks
 from tasks import TASKS, unit
 
-from music_ssl_fairseq.report.compare import difference, mean, mean_ranks
 from music_ssl_fairseq.report.gather import Figure, Probe, find
 from music_ssl_fairseq.report.tables import percent, table
 from music_ssl_fairseq.runtime.files import atomic_path

@@ -25,7 +25,7 @@ from music_ssl_fairseq import audio
 from music_ssl_fairseq.cli import exit_status, whole_number
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE
-from music_ssl_fairseq.runtime.cpus import available_cpus
+from music_ssl_fairseq.runtime.device import available_cpus
 from music_ssl_fairseq.runtime.files import atomic_path, checksum
 
 SUFFIXES = (".ogg", ".oga", ".opus", ".mp3", ".flac", ".wav", ".g722")

@@ -22,7 +22,7 @@ from steps import Steps
 
 from music_ssl_fairseq.cli import exit_status
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.cpus import available_cpus
+from music_ssl_fairseq.runtime.device import available_cpus
 from music_ssl_fairseq.runtime.files import hold
 
 HERE = Path(__file__).parent

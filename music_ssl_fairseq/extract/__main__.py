@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from music_ssl_fairseq.cli import exit_status, new_parser, real_number, whole_number
-from music_ssl_fairseq.runtime.cpus import available_cpus
+from music_ssl_fairseq.runtime.device import available_cpus
 
 if TYPE_CHECKING:
     from music_ssl_fairseq.data.manifest import Manifest

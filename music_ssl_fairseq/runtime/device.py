@@ -1,7 +1,16 @@
-"""Choose where models run."""
+"""Count CPUs, and choose the device that models run on."""
+
+import os
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.typed import with_option
+
+
+def available_cpus() -> int:
+    """Return the CPUs this process may use: under a job scheduler often fewer than exist."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def choose_device(asked: str = "auto") -> str:

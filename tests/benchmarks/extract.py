@@ -32,7 +32,7 @@ from music_ssl_fairseq import audio
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.extract.batches import Cut, QueuedWindow, read_loads
 from music_ssl_fairseq.extract.run import Extraction, open_store
-from music_ssl_fairseq.runtime.cpus import available_cpus
+from music_ssl_fairseq.runtime.device import available_cpus
 from music_ssl_fairseq.upstream.checkpoint import from_checkpoint
 from music_ssl_fairseq.upstream.model import Upstream
 from music_ssl_fairseq.upstream.windows import Window, Windowing

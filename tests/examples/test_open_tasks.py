@@ -16,7 +16,18 @@ from music_ssl_fairseq.report.gather import Figure, Probe
 from tests import EXAMPLES
 
 FOLDER = EXAMPLES / "open_tasks"
-MODULES = ("scores", "songs", "notes", "real", "render", "tasks", "table", "judge", "build")
+MODULES = (
+    "scores",
+    "songs",
+    "notes",
+    "real",
+    "render",
+    "tasks",
+    "compare",
+    "table",
+    "judge",
+    "build",
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -154,6 +165,11 @@ def data(modules, tmp_path_factory):
         with (folder / f"{name}.csv").open("w", newline="") as file:
             csv.writer(file).writerows([("path", "label", "split"), *of_task])
     return folder
+
+
+def test_ranks_share_their_mean_and_a_figure_that_is_not_defined_is_last(modules):
+    figures = [[0.5, float("nan")], [0.7, 0.1], [0.5, 0.3]]
+    assert modules["compare"].mean_ranks(figures) == [(2.5 + 3) / 2, (1 + 2) / 2, (2.5 + 1) / 2]
 
 
 def test_the_judge_ranks_and_compares(modules, data, tmp_path):

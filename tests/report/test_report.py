@@ -18,7 +18,6 @@ from music_ssl_fairseq.probing.spec import METRICS, ProbingSpec
 from music_ssl_fairseq.report import floors
 from music_ssl_fairseq.report.__main__ import run
 from music_ssl_fairseq.report.bootstrap import interval, resampled, statistic
-from music_ssl_fairseq.report.compare import mean_ranks
 from music_ssl_fairseq.report.floors import COLUMNS, PUBLISHED
 from music_ssl_fairseq.report.gather import Figure, find
 
@@ -315,11 +314,6 @@ def test_damage_is_named(tmp_path):
     with pytest.raises(InputError, match=r"1 have no test\.json"):
         run([tmp_path], tmp_path / "out", resamples=9, no_plot=True)
     assert json.loads((tmp_path / "a/probe.json").read_text())["rows"][1]["score"] is None
-
-
-def test_ranks_share_their_mean_and_a_figure_that_is_not_defined_is_last():
-    figures = [[0.5, float("nan")], [0.7, 0.1], [0.5, 0.3]]
-    assert mean_ranks(figures) == [(2.5 + 3) / 2, (1 + 2) / 2, (2.5 + 1) / 2]
 
 
 def test_front_ends_are_compared_with_what_is_known(tmp_path):
