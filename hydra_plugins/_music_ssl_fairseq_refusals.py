@@ -50,7 +50,7 @@ def refuse_run_folder(folder: str) -> None:
 
 def refuse_gpu_settings(config: Any) -> None:
     """Refuse settings of fairseq that work on a GPU alone."""
-    for key in ("common.fp16", "common.memory_efficient_fp16", "common.amp"):
+    for key in ("common.fp16", "common.memory_efficient_fp16", "common.amp", "common.profile"):
         if OmegaConf.select(config, key):
             _refuse(f"{key}=true: there is no GPU, which it needs", with_settings(f"{key}="))
 

@@ -264,9 +264,13 @@ def say_what_does_not_fit() -> None:
 
     It drops torch's message about the tensors that differ, and asserts the rest.
     """
+    from fairseq.optim.lr_scheduler import FairseqLRScheduler
     from fairseq.trainer import Trainer
 
     load = Trainer.load_checkpoint
+
+    def take_best(self: Any, state: dict[str, Any]) -> None:
+        self.best = state.get("best")  # fixed has none, and another may follow it
 
     def load_checkpoint(self: Any, filename: str, *args: Any, **kwargs: Any) -> Any:
         with one_line_errors():
@@ -275,7 +279,13 @@ def say_what_does_not_fit() -> None:
             except InputError:
                 raise
             except AssertionError as error:
-                raise InputError(f"{filename}: {error}") from None
+                if "Optimizer does not match" not in str(error):
+                    raise InputError(f"{filename}: {error}") from None
+                raise InputError(
+                    f"{filename}: is of another optimizer ({str(error).rpartition('. ')[2]}); "
+                    "without its state the schedule begins anew",
+                    with_setting("checkpoint.reset_optimizer=true"),
+                ) from None
             except Exception as error:
                 cause = error.__context__
                 if cause is None or not str(error).startswith("Cannot load model parameters"):
@@ -291,6 +301,7 @@ def say_what_does_not_fit() -> None:
                     ),
                 ) from None
 
+    FairseqLRScheduler.load_state_dict = take_best
     Trainer.load_checkpoint = load_checkpoint
 
 

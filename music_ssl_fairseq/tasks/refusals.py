@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.ranges import check_ranges
 from music_ssl_fairseq.runtime.typed import look_around, with_setting
+from music_ssl_fairseq.training.saving import LAST
 
 _CHOICE = "validation on all of valid, after each epoch, chooses the head"
 _OWN = "heads have their own optimizer, schedule and loss"
@@ -60,6 +61,15 @@ def refuse_impossible(cfg: Any) -> None:
     if start and "://" not in start and not Path(start).exists():
         where = look_around(start)
         raise InputError(f"checkpoint.finetune_from_model={start}: no such checkpoint", where)
+    others = ("reset_optimizer", "reset_lr_scheduler", "reset_meters", "reset_dataloader")
+    given = [name for name in others if cfg.checkpoint[name]]
+    given += ["restore_file"] if cfg.checkpoint.restore_file != LAST else []
+    if start and given:
+        raise InputError(
+            f"checkpoint.finetune_from_model resets all but the weights, and does not go with "
+            f"checkpoint.{given[0]}",
+            with_setting(f"checkpoint.{given[0]}="),
+        )
 
 
 def refuse_in_probes(cfg: Any) -> None:

@@ -111,7 +111,7 @@ class RunFolder:
         on_purpose = cfg.checkpoint.restore_file != LAST and not own_restore_file
         self._compare(file, state, on_purpose)
         take_early_stopping((state.get("task_state") or {}).get(EARLY_STOPPING))
-        self.finished = _finished(cfg, state, folder)
+        self.finished = _finished(cfg, state, file)
 
     def _compare(self, file: Path, state: dict[str, Any], on_purpose: bool) -> None:
         there = (state.get("task_state") or {}).get(IDENTITY)
@@ -169,7 +169,7 @@ def _checkpoint_to_continue(cfg: Any) -> tuple[Path | None, dict[str, Any]]:
     return (file, state) if isinstance(state, dict) else (None, {})
 
 
-def _finished(cfg: Any, state: dict[str, Any], folder: Path) -> str:
+def _finished(cfg: Any, state: dict[str, Any], file: Path) -> str:
     """Return why a checkpoint's run is finished; empty if it is not."""
     limits, extra = cfg.optimization, state.get("extra_state") or {}
     if extra.get("after_update"):  # a signal came before its last validation
@@ -194,7 +194,10 @@ def _finished(cfg: Any, state: dict[str, Any], folder: Path) -> str:
         done = "every head of the probe has stopped"
     if not done:
         return ""
-    return f"{folder}: {done}. Nothing is left to do; to train anew, give another hydra.run.dir"
+    if file.parent == Path(cfg.checkpoint.save_dir):
+        anew = "to train anew, give another hydra.run.dir"
+        return f"{file.parent}: {done}. Nothing is left to do; {anew}"
+    return f"{file}: {done}; to start anew with its weights, checkpoint.finetune_from_model={file}"
 
 
 class RunFolderTask(FairseqTask):

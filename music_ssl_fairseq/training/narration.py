@@ -145,8 +145,10 @@ class Narration:
         best = self._trainer.task.best_line(self._cfg)
         if not best:
             return ""
-        file = Path(self._cfg.checkpoint.save_dir, "checkpoint_best.pt")
-        return f"; best {best}, {shown(file)}" if not self._cfg.checkpoint.no_save else f"; {best}"
+        name = f"checkpoint_best{self._trainer.checkpoint_suffix}.pt"
+        file = Path(self._cfg.checkpoint.save_dir, name)
+        # A run that continues another's file may never be better than that one.
+        return f"; best {best}, {shown(file)}" if file.exists() else f"; {best}"
 
 
 def _device_line(cfg: Any) -> str:

@@ -63,6 +63,8 @@ def _load_checkpoint(load: Callable[..., Any], cfg: Any, trainer: Any, **kwargs:
     """Keep what a checkpoint says is still due after its update."""
     interruption.install()
     extra_state, epoch_itr = load(cfg, trainer, **kwargs)
+    if not trainer.get_num_updates():  # weights alone: their training is no part of this one
+        trainer._previous_training_time = 0
     if extra_state and _PENDING in extra_state and not cfg.reset_dataloader:
         trainer.pending = {"position": extra_state["train_iterator"], **extra_state[_PENDING]}
     if not _rate_ends_run(trainer):

@@ -134,6 +134,7 @@ def test_a_checkpoint_is_continued_on_purpose_and_validated_on_other_data(here, 
     train("music_hubert", *RUN, "optimization.max_update=2", *own)
     text = Path("own/hydra_train.log").read_text()
     assert "is of another run (train.km is k=12 logmel" in text
+    assert Path("own/checkpoints/checkpoint_best.pt").exists() == ("_best.pt" in text)
     assert [step["num_updates"] for step in logged(Path("own"), "train_inner")] == [2]
     validate(LAST, Path("manifests"), "music_hubert_pretraining", "--label-dir", "labels")
     assert '"valid_loss"' in "".join(capsys.readouterr())
@@ -183,6 +184,21 @@ def test_epochs_are_trained_with_a_rate_that_needs_no_number(here):
     assert Path("new/checkpoints/checkpoint_last.pt").exists()
 
 
+def test_a_schedule_follows_another_one_and_weights_have_no_past(here):
+    new = ["hydra.run.dir=new", "optimization.max_update=1", "lr_scheduler._name=fixed"]
+    train("music_hubert", *RUN, *new)
+    train("music_hubert", *RUN, "hydra.run.dir=new", "optimization.max_update=2")
+    assert [step["num_updates"] for step in logged(Path("new"), "train_inner")] == [1, 2]
+    state = torch.load(LAST, weights_only=True)
+    state["extra_state"]["previous_training_time"] = 7200.0
+    torch.save(state, LAST)
+    start = ["hydra.run.dir=tuned", f"checkpoint.finetune_from_model={LAST.absolute()}"]
+    train("music_hubert", *RUN, "optimization.max_update=2", *start)
+    assert " 2 updates in 2 h" not in Path("tuned/hydra_train.log").read_text()
+    message = refused("checkpoint.reset_meters=true", start[1])
+    assert "does not go with checkpoint.reset_meters" in message
+
+
 def test_a_rate_that_ends_a_run_before_its_first_update_is_refused(here):
     options = ["hydra.run.dir=new", "optimization.stop_min_lr=1"]
     with pytest.raises(SystemExit, match=r"and optimization\.stop_min_lr is 1, so that n"):
@@ -213,7 +229,12 @@ def test_the_split_that_is_trained_on_has_other_crops_each_epoch(here):
 def stopped(**limits):
     """What a run would be told that has seen 3 updates in 2 epochs, and half an hour."""
     optimization = {"max_update": 0, "max_epoch": 0, "stop_time_hours": 0.0}
-    checkpoint = {"patience": -1, "reset_optimizer": False, "reset_dataloader": False}
+    checkpoint = {
+        "patience": -1,
+        "save_dir": "run",
+        "reset_optimizer": False,
+        "reset_dataloader": False,
+    }
     for key, value in limits.items():
         (optimization if key in optimization else checkpoint)[key] = value
     state = {
@@ -222,7 +243,7 @@ def stopped(**limits):
         "task_state": {EARLY_STOPPING: {"best": 1.0, "num_runs": 4}},
     }
     cfg = OmegaConf.create({"optimization": optimization, "checkpoint": checkpoint})
-    return _finished(cfg, state, Path("run"))
+    return _finished(cfg, state, Path("run/a.pt"))
 
 
 @pytest.mark.parametrize(
