@@ -10,7 +10,7 @@
 # good music models. On a GPU they are of the paper's size, trained for minutes.
 #
 # Everything goes to quickstart/ in the repository, or to $QUICKSTART_DIR. Steps that finished are
-# not done again, so an interrupted run goes on where it stopped.
+# not done again, so an interrupted run continues where it stopped.
 set -euo pipefail
 # shellcheck source=examples/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"

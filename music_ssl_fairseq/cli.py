@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from hydra_plugins._music_ssl_fairseq_folder import hydra_text
+from hydra_plugins._music_ssl_fairseq_folder import hydra_text, typed
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.device import available_cpus
 from music_ssl_fairseq.runtime.signal_stack import give_signals_a_stack
@@ -25,8 +25,8 @@ from music_ssl_fairseq.runtime.typed import look_around, newest_run, with_comman
 
 _IMPORT_PAUSE_SECONDS = 0.1
 
-GOES_ON = "interrupted; the same command, without --force, goes on from here"
-"""Message of a stopped command that can be continued."""
+CONTINUES = "interrupted; to continue, run"
+"""Message of a stopped command that can be continued; the command follows, without --force."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -185,14 +185,14 @@ def _interrupt_after_imports(number: int, frame: FrameType | None) -> None:
 
 
 def exit_status(
-    work: Callable[[], bool | None], output: str | PathLike, interrupted: str = GOES_ON
+    work: Callable[[], bool | None], output: str | PathLike, interrupted: str = CONTINUES
 ) -> int:
     """Run the work of a command; print errors in the user's input or the disk as one line.
 
     Args:
         work: returns False if it left out something that it has named.
         output: what it writes, named in the message about a full disk.
-        interrupted: message after Ctrl-C.
+        interrupted: message after Ctrl-C; by default with the command that continues.
 
     Returns:
         0; 1 after an error; 130 after an interruption.
@@ -220,4 +220,6 @@ def exit_status(
         return 1
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
+        if interrupted == CONTINUES:
+            print(shlex.join(word for word in typed() if word != "--force"), file=sys.stderr)
         return 130

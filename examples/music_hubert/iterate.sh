@@ -16,7 +16,7 @@
 #
 #   bash examples/music_hubert/iterate.sh dataset.batch_size=96 'optimization.update_freq=[2]'
 #
-# Stopped at any moment, the same command goes on from there: labels where they ended, a model from
+# Stopped at any moment, the same command continues: labels where they ended, a model from
 # its last checkpoint. A model that has been trained to its end is not trained again, as long as its
 # file `finished` is there.
 set -euo pipefail

@@ -116,9 +116,7 @@ def run(a: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = get_parser().parse_args(argv)
-    return exit_status(
-        lambda: run(arguments), arguments.out, "interrupted; the same command continues from here"
-    )
+    return exit_status(lambda: run(arguments), arguments.out)
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def test_an_interrupted_run_goes_on(corpus, tmp_path, monkeypatch, capsys, pool)
     out = tmp_path / "out"
     options = ("--pool", pool, "--batch-seconds", "2")
     assert extract(corpus, out, *options) == 130
-    assert "goes on from here" in capsys.readouterr().err
+    assert "interrupted; to continue, run" in capsys.readouterr().err
     assert not list(out.rglob(".*"))
     assert not (out / "features.npy").exists()
     left[0] = 1000
