@@ -337,14 +337,15 @@ def _summarise(folder: "LabelFolder", splits: dict[str, "Manifest"]) -> None:
 
 
 def _show_next(manifests: Path, labels: "list[Path]") -> None:
-    command = f"fairseq-hydra-train --config-dir {example('music_hubert')} --config-name short"
-    # These two are where the configuration looks by itself.
+    sets = [folder.resolve() for folder in labels]
+    name = "harmonic" if [folder.name for folder in sets] == ["mfcc", "chroma"] else "short"
+    command = f"fairseq-hydra-train --config-dir {example('music_hubert')} --config-name {name}"
+    # Folders where the configuration looks by default are left out.
     if manifests.resolve() != Path("manifests").resolve():
         command += f" {override('task.data', manifests.resolve())}"
-    if len(labels) > 1:
-        command += f" {override('task.label_dir', *(folder.resolve() for folder in labels))}"
-    elif labels[0].resolve() != Path("labels").resolve():
-        command += f" {override('task.label_dir', labels[0].resolve())}"
+    top = Path("labels").resolve()
+    if sets != [top / folder.name if name == "harmonic" else top for folder in sets]:
+        command += f" {override('task.label_dir', *sets)}"
     print(f"next: {command}")
 
 
