@@ -150,7 +150,7 @@ def _layers(rows: Rows) -> list[str]:
         for layer in dict.fromkeys(round(deepest * third / 3) for third in range(4)):
             cells = [curves[task].get(layer) for task in tasks]
             shown = ["" if cell is None else f"{100 * cell:.1f}" for cell in cells]
-            lines.append([f"{kind}, {len(runs)} runs", str(layer), *shown])
+            lines.append([f"{kind}, {len(runs)} run{'s' * (len(runs) > 1)}", str(layer), *shown])
     if not lines:
         return []
     about = "Validation score in percent, mean over runs; 0 is the extractor's output."
