@@ -25,6 +25,12 @@ from music_ssl_fairseq.runtime.typed import look_around, newest_run, with_comman
 
 _IMPORT_PAUSE_SECONDS = 0.1
 
+CHECKPOINT = (
+    "a checkpoint of this package, fairseq or torchaudio, the folder of a run, a Hugging Face "
+    "folder or hf:USER/NAME"
+)
+"""What commands take as a model, for their help texts."""
+
 CONTINUES = "interrupted; to continue, run"
 """Message of a stopped command that can be continued; the command follows, without --force."""
 

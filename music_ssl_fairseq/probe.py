@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from music_ssl_fairseq.cli import exit_status, new_parser
+from music_ssl_fairseq.cli import CHECKPOINT, exit_status, new_parser
 from music_ssl_fairseq.errors import InputError
 
 DESCRIPTION = """\
@@ -50,10 +50,10 @@ def get_parser() -> argparse.ArgumentParser:
         nargs="+",
         required=True,
         metavar="X",
-        help="encoders: a checkpoint or the folder of a run, random:CHECKPOINT for the same model "
-        "with random weights, or a front end without training: mfcc, chroma, logmel, cqt",
+        help=f"encoders: {CHECKPOINT}; random:CHECKPOINT for the same model with random weights; "
+        "or a front end without training: mfcc, chroma, logmel, cqt",
     )
-    add("--task", nargs="+", required=True, type=Path, metavar="DIR", help="folders of the tasks")
+    add("--task", nargs="+", required=True, type=Path, metavar="DIR", help="folders of tasks")
     add(
         "--out",
         type=Path,

@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from music_ssl_fairseq.cli import exit_status, new_parser
+from music_ssl_fairseq.cli import CHECKPOINT, exit_status, new_parser
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.typed import beside, with_option
 
@@ -26,8 +26,7 @@ UNIT_FILES = ("units/centroids.npy", "units/metadata.json")
 
 DESCRIPTION = """\
 Write the encoder of a checkpoint in a format of other software, and check the result against the
-original by running both. A checkpoint is whatever music_ssl_fairseq.load takes: fairseq's (ours and
-stock), a Hugging Face folder, torchaudio's state dict.
+original by running both.
 
 formats:
   huggingface  a folder for AutoModel.from_pretrained: config.json, model.safetensors,
@@ -75,7 +74,7 @@ def get_parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="FILE",
-        help="checkpoint to export; a Hugging Face model is a folder",
+        help=f"the model: {CHECKPOINT}",
     )
     add("--to", type=Path, metavar="DIR", help="folder to write to; not needed with --push")
     add("--format", choices=FORMATS, default="huggingface", help="see above (default: %(default)s)")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from music_ssl_fairseq.cli import exit_status, new_parser, real_number, whole_number
+from music_ssl_fairseq.cli import CHECKPOINT, exit_status, new_parser, real_number, whole_number
 from music_ssl_fairseq.runtime.device import available_cpus
 
 if TYPE_CHECKING:
@@ -51,10 +51,9 @@ def get_parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="FILE",
-        help="music_hubert or music2vec, a stock fairseq HuBERT, data2vec_audio or wav2vec 2.0, a "
-        "Hugging Face folder of one of these, or torchaudio's HuBERT",
+        help=f"the model: {CHECKPOINT}",
     )
-    add("--manifest", type=Path, required=True, metavar="TSV", help="the tracks")
+    add("--manifest", type=Path, required=True, metavar="TSV", help="list of the tracks")
     add("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     add(
         "--layer",

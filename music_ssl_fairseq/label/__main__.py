@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from music_ssl_fairseq.cli import (
+    CHECKPOINT,
     add_workers,
     example,
     exit_status,
@@ -82,8 +83,7 @@ def get_parser() -> argparse.ArgumentParser:
     add(
         "--checkpoint",
         metavar="FILE",
-        help="for --features deep: the model, of this package, of fairseq (HuBERT, data2vec, "
-        "wav2vec 2.0) or a Hugging Face folder",
+        help=f"the model of --features deep: {CHECKPOINT}",
     )
     add(
         "--layer",

@@ -5,7 +5,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from music_ssl_fairseq.cli import add_workers, exit_status, new_parser, real_number, whole_number
+from music_ssl_fairseq.cli import (
+    CHECKPOINT,
+    add_workers,
+    exit_status,
+    new_parser,
+    real_number,
+    whole_number,
+)
 from music_ssl_fairseq.errors import InputError, one_line
 from music_ssl_fairseq.runtime.files import require_writable
 
@@ -36,8 +43,8 @@ def get_parser() -> argparse.ArgumentParser:
         "--checkpoint",
         required=True,
         metavar="X",
-        help="a checkpoint, the folder of a run, a Hugging Face folder or hf:USER/NAME; random:X "
-        "for the same model with random weights; or a front end: mfcc, chroma, logmel, cqt",
+        help=f"the model: {CHECKPOINT}; random:X for the same model with random weights; or a "
+        "front end without training: mfcc, chroma, logmel, cqt",
     )
     add(
         "--layer",
