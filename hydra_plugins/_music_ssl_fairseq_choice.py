@@ -35,11 +35,7 @@ _NOT_TRAINING = re.compile(r"(--help|-h|--hydra-help|--version|--info|--shell-co
 
 
 def check_choice(arguments: list[str]) -> None:
-    """Refuse a folder or configuration that is not there, or that is not named.
-
-    Args:
-        arguments: a program's name and arguments.
-    """
+    """Refuse a folder or configuration that is not there, or that is not named."""
     folders, names = config_dirs(arguments), values(arguments, "--config-name", "-cn")
     folder, name = (folders or [""])[-1], (names or ["config"])[-1].removesuffix(".yaml")
     if any(map(_NOT_TRAINING.match, arguments)):
@@ -107,11 +103,7 @@ def _setting(key: str, folder: str, name: str) -> str:
 
 
 def check_validation(arguments: list[str]) -> None:
-    """Refuse a `fairseq-validate` without --task, or with a task of this package alone.
-
-    Args:
-        arguments: a program's name and arguments.
-    """
+    """Refuse a `fairseq-validate` without --task, or with a task of this package alone."""
     tasks, folders = values(arguments, "--task"), values(arguments, "--user-dir")
     known = bool(folders) or not any(task.startswith("music") for task in tasks)
     if (tasks and known) or {"--help", "-h"} & set(arguments):

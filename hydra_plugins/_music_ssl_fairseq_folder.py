@@ -21,11 +21,7 @@ PACKAGE = "music_ssl_fairseq"
 
 
 def package_dir() -> str:
-    """Return the package's folder.
-
-    Raises:
-        ModuleNotFoundError: if it is not installed.
-    """
+    """Return the package's folder; ModuleNotFoundError if it is not installed."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(f"{PACKAGE} is not installed: run `pip install -e .`")
@@ -33,12 +29,9 @@ def package_dir() -> str:
 
 
 def resolve(arguments: list[str]) -> None:
-    """Replace the package's name by its folder where a command line gives it as user_dir.
+    """Replace the package's name by its folder where a command line gives it as user_dir, in place.
 
     A package of that name in the current folder comes first, as in fairseq.
-
-    Args:
-        arguments: a program's name and arguments; changed in place.
     """
     if os.path.isfile(os.path.join(PACKAGE, "__init__.py")):
         return
@@ -115,9 +108,6 @@ def begin_quietly(arguments: list[str]) -> None:
 
     Its imports take seconds, in which Ctrl-C would end in a traceback, and print warnings that
     concern no user.
-
-    Args:
-        arguments: a program's name and arguments.
     """
     from hydra_plugins._music_ssl_fairseq_choice import check_choice, check_validation
 

@@ -36,11 +36,7 @@ class Launch(Callback):
     """Limit threads and the wait for other processes; pass signals on to those of the machine."""
 
     def __init__(self, rendezvous_seconds: float = 120):
-        """Set the limit.
-
-        Args:
-            rendezvous_seconds: until all processes have started. fairseq waits for half an hour.
-        """
+        """Limit the wait until all processes have started; fairseq waits for half an hour."""
         self._seconds = rendezvous_seconds
 
     def on_run_start(self, config: Any, **kwargs: Any) -> None:

@@ -379,11 +379,7 @@ def _exchanges_on_cpu(group: Any) -> bool:
 
 
 def ask_for_a_batch_size(command: Any) -> None:
-    """Let fairseq-validate ask for --batch-size in two lines, where it asserts.
-
-    Args:
-        command: the module `fairseq_cli.validate`.
-    """
+    """Let the module `fairseq_cli.validate` ask for --batch-size in two lines; it asserts."""
     validate = command.main
 
     @functools.wraps(validate)

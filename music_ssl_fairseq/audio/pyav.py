@@ -64,11 +64,7 @@ class PyAVDecoder:
     _blocks: Iterator[np.ndarray]  # the next samples
 
     def __init__(self, name: str, header: AudioHeader):
-        """Open the file.
-
-        Raises:
-            AudioError: if FFmpeg does not know it, or it holds no audio.
-        """
+        """Open the file; AudioError if FFmpeg does not know it, or it holds no audio."""
         self._name = name
         self._header = header
         self._container: Any = None

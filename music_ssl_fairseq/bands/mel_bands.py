@@ -28,11 +28,7 @@ class MelBands(nn.Module):
     filters: Tensor
 
     def __init__(self, bands: int, grid: FrameGrid):
-        """Make the filters for the extractor's frames.
-
-        Raises:
-            InputError: if a band would hold no bin.
-        """
+        """Make the filters for the extractor's frames; InputError if a band would hold no bin."""
         super().__init__()
         self.bands = bands
         self.grid = grid

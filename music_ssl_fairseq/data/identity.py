@@ -56,11 +56,7 @@ def manifest_identity(manifest: Manifest) -> Identity:
 
 
 def label_identity(folder: str | os.PathLike, splits: Iterable[str], label_rate: float) -> Identity:
-    """Digest labels and dictionary per split, with k and features from the labeler's metadata.
-
-    Args:
-        splits: splits without a label file are left out.
-    """
+    """Digest dictionary and labels per split that has any, with k and features in metadata.json."""
     metadata = read_metadata(folder)
     about = [f"k={metadata['k']}"] if "k" in metadata else []
     about += [str(metadata["features"])] if "features" in metadata else []

@@ -98,11 +98,7 @@ class LabelStore:
         return len(self._text)
 
     def units(self, track: int, first: int = 0, stop: int | None = None) -> np.ndarray:
-        """Return the labels `[first, stop)` of a track (None: to its end); fewer where it ends.
-
-        Returns:
-            `[labels]` int64 units.
-        """
+        """Return the labels `[first, stop)` of a track, int64; to its end for None or beyond."""
         count = int(self.counts[track])
         stop = count if stop is None else min(stop, count)
         if first >= stop:

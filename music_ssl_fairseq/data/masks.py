@@ -106,11 +106,7 @@ class FairseqMask(_Spans):
     """
 
     def check(self, num_frames: int) -> None:
-        """Refuse crops on which fairseq's function fails or shortens its spans.
-
-        Args:
-            num_frames: of the shortest crop.
-        """
+        """Refuse crops, the shortest of `num_frames`, for which fairseq's function fails."""
         spans = max(self.min_spans, int(self.prob * num_frames / self.length) + 1)
         if self.prob and num_frames - self.length <= spans:
             raise InputError(

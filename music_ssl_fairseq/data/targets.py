@@ -42,11 +42,7 @@ class FrameTargets:
         return labelled_samples(self._labels.counts, self.hop, self._grid)
 
     def classes(self, track: int, start: int, num_frames: int) -> np.ndarray:
-        """Return the classes of the frames of the crop that begins at sample `start`.
-
-        Returns:
-            `[num_frames]` int64.
-        """
+        """Return classes `[num_frames]` int64 of the crop that begins at sample `start`."""
         first = start // self.hop
         chosen = frame_labels(num_frames, self._grid.hop, self.hop)
         units = self._labels.units(track, first, first + int(chosen[-1]) + 1)

@@ -21,12 +21,7 @@ _CHUNK_FRAMES = 18_000  # three minutes: a GPU wants more at once than a CPU's c
 
 
 class _OnDevice:
-    """What both share: log-mel bands, and chunks to tensors.
-
-    Args:
-        device: as torch names it.
-        settings: of the front end.
-    """
+    """What both share: log-mel bands, and chunks to tensors."""
 
     chunk_frames = _CHUNK_FRAMES
     num_mel_bins: int

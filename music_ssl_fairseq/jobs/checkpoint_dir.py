@@ -51,11 +51,7 @@ class CheckpointDir:
         self.save_arrays(self.block(job, number), **block._asdict())
 
     def load_block(self, job: str, number: int) -> Block:
-        """Read a block that is done.
-
-        Raises:
-            InputError: if it is damaged, and now removed.
-        """
+        """Read a block that is done; InputError if it is damaged, and now removed."""
         file = self.block(job, number)
         found = self.load_arrays(file)
         if found is None or set(found) != set(Block._fields):

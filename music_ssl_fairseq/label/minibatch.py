@@ -76,11 +76,7 @@ class Progress(NamedTuple):
 
 
 def begin(fit: KMeansState, frames: np.ndarray, device: str, fitted_by: str = "") -> Progress:
-    """Return the state before the first batch.
-
-    Args:
-        fit: of `frames` `[n, D]`.
-    """
+    """Return the state before the first batch, from a fit of `frames` `[n, D]`."""
     units = make_nearest(fit.centroids, device)(frames)
     counts = np.bincount(units, minlength=len(fit.centroids))
     return Progress(fit.centroids, fit.curve, fit.coarse, counts, fitted_by)

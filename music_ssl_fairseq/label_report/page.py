@@ -23,11 +23,7 @@ def write_report(
     splits: dict[str, Manifest],
     workers: int,
 ) -> str:
-    """Write `report.html` in the folder of labels; return its name and size.
-
-    Args:
-        centroids: `[k, dimension]`.
-    """
+    """Write `report.html` about centroids `[k, dimension]`; return its name and size."""
     stores = {split: LabelStore(folder / f"{split}.km") for split in splits}
     counts = {split: _count_units(store, metadata["k"]) for split, store in stores.items()}
     rate, seed = metadata["label_rate"], metadata["seed"]

@@ -95,11 +95,7 @@ def _draws(runs: Sequence[Run], task: str) -> np.ndarray | None:
 
 
 def _seed_variance(rows: Rows, task: str) -> tuple[float, int]:
-    """Pool the variance between seeds of one row over rows; 0 if no row has two.
-
-    Returns:
-        the variance, and its degrees of freedom.
-    """
+    """Pool the variance between a row's seeds, with its degrees of freedom; 0 without two seeds."""
     squares, freedom = 0.0, 0
     for runs in rows.values():
         found = _draws(runs, task)

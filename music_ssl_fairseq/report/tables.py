@@ -42,11 +42,7 @@ def spoken(metric: str) -> str:
 def markdown(
     probes: Sequence[Probe], split: str, resamples: int, known: Sequence[Sequence[str]]
 ) -> str:
-    """Format the table of models and tasks, published figures, and notes.
-
-    Args:
-        known: `floors.rows` of the probes.
-    """
+    """Format the table of models and tasks, published figures (`floors.rows`), and notes."""
     tasks = tasks_of(probes)
     metrics = {probe.task: list(probe.figures) for probe in probes}
     header = ["model", *(f"{task}: {' / '.join(metrics[task])}" for task in tasks)]

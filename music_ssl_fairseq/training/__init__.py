@@ -13,11 +13,7 @@ import functools
 
 
 def prepare_training(background_saves: bool = True) -> None:
-    """Patch fairseq, and in its training command receive signals. Tasks call this first.
-
-    Args:
-        background_saves: whether training continues while a checkpoint is written.
-    """
+    """Patch fairseq, and in its training command receive signals. Tasks call this first."""
     from music_ssl_fairseq.compat import is_training_command
     from music_ssl_fairseq.training.background import writer
     from music_ssl_fairseq.training.interruption import interruption

@@ -122,11 +122,7 @@ class Writer:
         self._error: BaseException | None = None
 
     def submit(self, work: Callable[..., Any], *args: Any, path: str = "") -> None:
-        """Do some work after all that came before; after an error, none.
-
-        Args:
-            path: the file that the work writes.
-        """
+        """Do some work, which writes a file, after all that came before; after an error, none."""
         if not self.on:
             work(*args)
             return

@@ -52,11 +52,7 @@ class Predictions:
 
     @staticmethod
     def load(file: str | os.PathLike) -> "Predictions":
-        """Read what `save` wrote.
-
-        Raises:
-            InputError: if it is missing or damaged.
-        """
+        """Read what `save` wrote; InputError if it is missing or damaged."""
         try:
             with np.load(file) as stored:
                 names = [name.decode("utf-8", "surrogateescape") for name in stored["names"]]
