@@ -191,11 +191,20 @@ def draw_learning_rate(axes: "Axes", curves: Curves) -> None:
 
 
 def draw(runs: Sequence[Curves]) -> "Figure":
-    """Draw runs side by side: loss, health, content and learning rate against updates."""
+    """Draw runs side by side: loss, health, content and learning rate against updates.
+
+    Runs that log the same, such as a sweep over rates, have the same axes.
+    """
     figure = new_figure(1 + 4.5 * len(runs), 9.5)
     rows = {draw_loss: 3, draw_health: 3, draw_content: 3, draw_learning_rate: 1.5}
+    alike = len({(loss_key(run), *label_sets(run)) for run in runs}) == 1
     panels = figure.subplots(
-        len(rows), len(runs), sharex="col", squeeze=False, height_ratios=[*rows.values()]
+        len(rows),
+        len(runs),
+        sharex="col",
+        sharey="row" if alike else False,
+        squeeze=False,
+        height_ratios=[*rows.values()],
     )
     for column, curves in enumerate(runs):
         panels[0, column].set_title(curves.name, size=10)

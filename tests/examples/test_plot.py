@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fairseq.logging.progress_bar import JsonProgressBar
 
-from music_ssl_fairseq.report.training import draw_health
+from music_ssl_fairseq.report.training import draw, draw_health
 from tests import EXAMPLES
 
 pytest.importorskip("matplotlib")
@@ -145,6 +145,16 @@ def test_command_line_draws(command, write_log, tmp_path, capsys):
     command(run, "--table", "--out", tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "| run | 3 | 5.000 → 3.000 |" in capsys.readouterr().out
+
+
+def test_runs_that_log_the_same_have_the_same_axes(plot, write_log, tmp_path):
+    logs = {"a": hubert(1, 5), "b": hubert(1, 9), "c": {"num_updates": 1, "pred_var": 0.2}}
+    runs = {
+        n: plot.read_log(write_log(tmp_path / n, [("train_inner", x)])) for n, x in logs.items()
+    }
+    for names, shared in (("ab", True), ("ac", False)):
+        first, second, *_ = draw([runs[name] for name in names]).axes
+        assert (first.get_ylim() == second.get_ylim()) == shared
 
 
 def two_sets(update: int, loss: float) -> dict:
