@@ -159,7 +159,7 @@ def _quoted(setting: str) -> str:
     if re.fullmatch(r"\[(?!\()[^][]*\]", value):
         items = (hydra_text(item.strip()) for item in value[1:-1].split(","))
         return f"{key}=[{','.join(items)}]"
-    return f"{key}={hydra_text(value)}"
+    return f"{key}={hydra_text(os.path.expanduser(value))}"  # the shell expands no ~ after =
 
 
 def _refuse_a_number_for_a_list(error: Exception) -> None:

@@ -156,6 +156,11 @@ def write_manifest(
 
 def missing_manifest(file: str | os.PathLike) -> InputError:
     """Return the error about a missing manifest, with the command that makes it."""
+    given = Path(file).parent
+    if given.is_file():
+        return InputError(
+            f"{given}: a file; give the folder that it is in", with_path(given, str(given.parent))
+        )
     root, out = shlex.quote(music_folder()), shlex.quote(str(Path(file).parent))
     where = "" if Path(file).parent.absolute() == Path("manifests").absolute() else f" --out {out}"
     return InputError(

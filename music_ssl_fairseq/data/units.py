@@ -16,7 +16,7 @@ import numpy as np
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.metadata import METADATA
 from music_ssl_fairseq.runtime.texts import quoted, read_object, read_text
-from music_ssl_fairseq.runtime.typed import beside, with_setting
+from music_ssl_fairseq.runtime.typed import beside, with_path, with_setting
 
 _MAX_LABEL_RATE = 16_000  # labels per second: one per sample
 
@@ -38,6 +38,10 @@ class UnitDictionary:
         from fairseq.data import Dictionary
 
         self.file = Path(dict_file)
+        given = self.file.parent
+        if given.is_file():
+            right = with_path(given, str(given.parent))
+            raise InputError(f"{given}: a file; give the folder that it is in", right)
         if not self.file.is_file():
             raise InputError(
                 f"{self.file}: no such dictionary of units; make it together with the labels",

@@ -15,6 +15,7 @@ from music_ssl_fairseq.cli import (
 )
 from music_ssl_fairseq.errors import InputError, one_line
 from music_ssl_fairseq.runtime.files import require_writable
+from music_ssl_fairseq.runtime.typed import with_option
 
 DESCRIPTION = """\
 Embed every song below a folder with a frozen model, and write one HTML page: a map on which similar
@@ -99,6 +100,9 @@ def get_parser() -> argparse.ArgumentParser:
 
 def run(a: argparse.Namespace) -> None:
     """Do what the command line says. Songs that cannot be read are named, here and on the page."""
+    if a.out.is_dir():
+        page = a.out / "song_map.html"
+        raise InputError(f"--out {a.out}: a folder; name the page", with_option("--out", page))
     require_writable(a.out.parent, "--out")
 
     from manifests_tools.find import find_audio

@@ -10,6 +10,7 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.ranges import check_ranges
 from music_ssl_fairseq.runtime.typed import look_around, with_setting
 from music_ssl_fairseq.training.saving import LAST
+from music_ssl_fairseq.upstream.places import locate
 
 _CHOICE = "validation on all of valid, after each epoch, chooses the head"
 _OWN = "heads have their own optimizer, schedule and loss"
@@ -57,10 +58,9 @@ def refuse_impossible(cfg: Any) -> None:
     """Refuse settings that fairseq would answer with a traceback, take for others, or ignore."""
     check_ranges(cfg)
     _refuse_others(cfg, _FIXED, "")
+    for name in ("finetune_from_model", "continue_once", "restore_file"):
+        _require_file(f"checkpoint.{name}", cfg.checkpoint.get(name) or "")
     start = cfg.checkpoint.finetune_from_model
-    if start and "://" not in start and not Path(start).exists():
-        where = look_around(start)
-        raise InputError(f"checkpoint.finetune_from_model={start}: no such checkpoint", where)
     others = ("reset_optimizer", "reset_lr_scheduler", "reset_meters", "reset_dataloader")
     given = [name for name in others if cfg.checkpoint[name]]
     given += ["restore_file"] if cfg.checkpoint.restore_file != LAST else []
@@ -70,6 +70,19 @@ def refuse_impossible(cfg: Any) -> None:
             f"checkpoint.{given[0]}",
             with_setting(f"checkpoint.{given[0]}="),
         )
+
+
+def _require_file(name: str, path: str) -> None:
+    """Refuse a checkpoint that is none: of a folder, fairseq would take nothing, without a word."""
+    if path and Path(path).is_dir():
+        file = locate(path)
+        last = file.with_name(LAST)
+        right = f"{name}={last if name.endswith('restore_file') and last.exists() else file}"
+        other = (f"{name}=", f"model.init_from={path}") if file.is_dir() else (right,)
+        raise InputError(f"{name}={path}: a folder; give a file of it", with_setting(*other))
+    # The default of restore_file need not exist, and loading it reports others.
+    if path and not (name.endswith("restore_file") or "://" in path or Path(path).exists()):
+        raise InputError(f"{name}={path}: no such checkpoint", look_around(path))
 
 
 def refuse_in_probes(cfg: Any) -> None:

@@ -272,6 +272,10 @@ def test_a_stereo_array(tmp_path):
             "python -m manifests_tools custom --kind multi-class --csv my.csv --out probing/my",
         ),
         (["probe", "--upstream", "mfcc"], "python -m music_ssl_fairseq probe --help"),
+        (
+            ["map", "music", "--checkpoint", "mfcc", "--out", "notes"],
+            "python -m music_ssl_fairseq map music --checkpoint mfcc --out notes/song_map.html",
+        ),
         (["report", "run"], "ls ."),
         (["report", "music"], "python -m music_ssl_fairseq probe --help"),
         (["train"], "python -m music_ssl_fairseq --help"),
@@ -500,6 +504,7 @@ class TestSettings:
         ("a.b=[(16,10,5)]+[(16,2,2)]*4", 'a.b="[(16,10,5)]+[(16,2,2)]*4"'),
         ("a.b=[/x/a (b),/x/c]", 'a.b=["/x/a (b)",/x/c]'),
         ("a.b=/x/{b}", 'a.b="/x/{b}"'),
+        ("a.b=~/x", f"a.b={Path.home()}/x"),
     ],
 )
 def test_quotes_that_hydra_needs(given, quoted):

@@ -199,6 +199,20 @@ def test_a_schedule_follows_another_one_and_weights_have_no_past(here):
     assert "does not go with checkpoint.reset_meters" in message
 
 
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("checkpoint.restore_file=run", "=run: a folder; give a file of it"),
+        ("checkpoint.finetune_from_model=run", "=run: a folder; give a file of it"),
+        ("checkpoint.continue_once=gone.pt", "=gone.pt: no such checkpoint"),
+        ("task.data=manifests/train.tsv", "manifests/train.tsv: a file; give the folder"),
+        ("task.label_dir=labels/train.km", "labels/train.km: a file; give the folder"),
+    ],
+)
+def test_a_folder_for_a_file_and_a_file_for_a_folder(here, setting, says):
+    assert says in refused("hydra.run.dir=new", setting)  # of the first two, fairseq takes nothing
+
+
 def test_a_rate_that_ends_a_run_before_its_first_update_is_refused(here):
     options = ["hydra.run.dir=new", "optimization.stop_min_lr=1"]
     with pytest.raises(SystemExit, match=r"and optimization\.stop_min_lr is 1, so that n"):
