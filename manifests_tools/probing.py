@@ -34,20 +34,14 @@ Splits = dict[str, list[Example]]
 
 @dataclass(frozen=True)
 class ProbingBuilder:
-    """`python -m manifests_tools NAME`: manifests, labels and task.json of one task.
+    """`python -m manifests_tools NAME`: manifests, labels and task.json of one task."""
 
-    Attributes:
-        name: name of the task.
-        description: for `--help`: the data set, and where users get it.
-        root_help: help of `--root`.
-        read: takes root and the builder's own options; returns labels or raises InputError.
-        options: the builder's own: name -> arguments of `add_argument`.
-    """
-
-    name: str
-    description: str
-    root_help: str
+    name: str  # name of the task
+    description: str  # for `--help`: the data set, and where users get it
+    root_help: str  # help of `--root`
+    # Takes root and the builder's own options; returns labels or raises InputError
     read: Callable[..., DataSet]
+    # The builder's own: name -> arguments of `add_argument`
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def get_parser(self) -> argparse.ArgumentParser:

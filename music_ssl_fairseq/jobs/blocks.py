@@ -25,22 +25,17 @@ class BlockJob:
     """A job, and the tracks of a manifest that it is applied to.
 
     Attributes:
-        name: of its files in the checkpoint dir.
-        description: beside its progress bar.
-        num_samples: `[tracks]` at 16 kHz.
-        item: what the job is given for a track.
-        source: identifies what a range of tracks is read from, if that is known; blocks made from
-            anything else are made again.
-        skip_unreadable: count a track that cannot be read as one with an empty result.
         blocks: ranges of tracks, which follow from `num_samples`.
     """
 
-    name: str
-    description: str
-    num_samples: np.ndarray
-    item: Callable[[int], Any]
+    name: str  # of its files in the checkpoint dir
+    description: str  # beside its progress bar
+    num_samples: np.ndarray  # `[tracks]` at 16 kHz
+    item: Callable[[int], Any]  # what the job is given for a track
+    # Identifies what a range of tracks is read from, if that is known; blocks made from anything
+    # else are made again
     source: Callable[[range], str | None]
-    skip_unreadable: bool = False
+    skip_unreadable: bool = False  # count a track that cannot be read as one with an empty result
     errors: dict[int, AudioError] = field(default_factory=dict, init=False)
     _sources: dict[int, str] = field(default_factory=dict, init=False)
 

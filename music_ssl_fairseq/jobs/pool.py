@@ -29,21 +29,16 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 @dataclass(frozen=True)
 class WorkerPool:
-    """How many processes do the work, and where.
+    """How many processes do the work, and where."""
 
-    Attributes:
-        workers: processes; with 0 the work is done in this one.
-        devices: GPUs, as torch names them, one per worker; empty for work on the CPU.
-        fork: fork workers from this process: they start at once, and the caller needs no `__main__`
-            guard. Without it they come from a server that has imported what the job needs and
-            nothing else: a process in which faiss or another user of OpenMP has run may hang when
-            forked.
-        advice: what to do if a worker is killed, for the message.
-    """
-
-    workers: int
+    workers: int  # processes; with 0 the work is done in this one
+    # GPUs, as torch names them, one per worker; empty for work on the CPU
     devices: tuple[str, ...] = ()
+    # Fork workers from this process: they start at once, and the caller needs no `__main__` guard.
+    # Without it they come from a server that has imported what the job needs and nothing else: a
+    # process in which faiss or another user of OpenMP has run may hang when forked.
     fork: bool = False
+    # What to do if a worker is killed, for the message
     advice: str = "the same command resumes the work, with fewer --workers"
 
     @property

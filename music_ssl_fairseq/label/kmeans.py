@@ -43,21 +43,15 @@ class Options:
 
 
 class KMeansState(NamedTuple):
-    """The best fit so far, as arrays of one file (`jobs.checkpoint_dir`).
+    """The best fit so far, as arrays of one file (`jobs.checkpoint_dir`)."""
 
-    Attributes:
-        centroids: `[k, D]` float32.
-        curve: `[iterations]` inertia per frame, that is the mean squared distance of a frame to
-            its centroid, before each iteration on all frames. The centroids are therefore a little
-            better than the last value says.
-        coarse: the same for the iterations on a part of the frames.
-        restarts: done so far.
-    """
-
-    centroids: np.ndarray
+    centroids: np.ndarray  # `[k, D]` float32
+    # `[iterations]` inertia per frame, that is the mean squared distance of a frame to its
+    # centroid, before each iteration on all frames. The centroids are therefore a little better
+    # than the last value says.
     curve: np.ndarray = np.zeros(0)
-    coarse: np.ndarray = np.zeros(0)
-    restarts: int = 0
+    coarse: np.ndarray = np.zeros(0)  # the same for the iterations on a part of the frames
+    restarts: int = 0  # done so far
 
 
 def check_enough(num_frames: int, k: int) -> str | None:

@@ -13,28 +13,19 @@ MAX_FRAMES = 1_000_000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe(Options):
-    """The settings of a set of labels: those of K-means, and these. Equal ones give equal labels.
-
-    Attributes:
-        train_manifest: SHA-256 of the manifest that frames are sampled from: its root, names,
-            lengths and their order.
-        checkpoint: fingerprint of the model of deep features.
-        layer: of that model.
-        max_frames: frames fitted on at most.
-        minibatch: frames held at once, None for all.
-        external_centroids: SHA-256 of the file that centroids were taken from, if they were not
-            fitted; `given_centroids` in metadata.json.
-        algorithm: `lloyd` (`kmeans.fit`), or `minibatch` (`kmeans.fit_as_fairseq`).
-    """
+    """Settings of a set of labels: those of K-means, and these. Equal ones give equal labels."""
 
     features: str
-    max_frames: int
+    max_frames: int  # frames fitted on at most
+    # SHA-256 of the manifest that frames are sampled from: its root, names, lengths and their order
     train_manifest: str
-    checkpoint: str | None = None
-    layer: int | None = None
-    minibatch: int | None = None
+    checkpoint: str | None = None  # fingerprint of the model of deep features
+    layer: int | None = None  # of that model
+    minibatch: int | None = None  # frames held at once, None for all
+    # SHA-256 of the file that centroids were taken from, if they were not fitted; `given_centroids`
+    # in metadata.json
     external_centroids: str | None = None
-    algorithm: str = "lloyd"
+    algorithm: str = "lloyd"  # `lloyd` (`kmeans.fit`), or `minibatch` (`kmeans.fit_as_fairseq`)
 
     @property
     def settings(self) -> dict[str, object]:

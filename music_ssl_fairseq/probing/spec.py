@@ -61,33 +61,21 @@ _MAX_CHARACTERS = 1000  # characters of a task, class or target
 
 @dataclass(frozen=True)
 class ProbingSpec:
-    """The contents of `task.json`.
+    """The contents of `task.json`."""
 
-    Attributes:
-        name: for example `gtzan-genre`.
-        kind: a key of `METRICS`.
-        metric: decides on validation (for regression, its mean over the targets).
-        classes: sorted names in the order of the outputs; empty for regression and beats.
-        targets: names of a regression's numbers; empty otherwise.
-        counts: split -> number of manifest rows.
-        published: split -> published number of `counted`, or None.
-        counted: unit of the published counts, for example `songs` or `clips`.
-        missing: number of labelled files without audio.
-        skipped: names of files left out because they are known to be damaged.
-        source: origin of audio and labels.
-    """
-
-    name: str
-    kind: str
-    metric: str
+    name: str  # for example `gtzan-genre`
+    kind: str  # a key of `METRICS`
+    metric: str  # decides on validation (for regression, its mean over the targets)
+    # Sorted names in the order of the outputs; empty for regression and beats
     classes: tuple[str, ...] = ()
-    targets: tuple[str, ...] = ()
-    counts: dict[str, int] = field(default_factory=dict)
+    targets: tuple[str, ...] = ()  # names of a regression's numbers; empty otherwise
+    counts: dict[str, int] = field(default_factory=dict)  # split -> number of manifest rows
+    # Split -> published number of `counted`, or None
     published: dict[str, int | None] = field(default_factory=dict)
-    counted: str = "files"
-    missing: int = 0
-    skipped: tuple[str, ...] = ()
-    source: str = ""
+    counted: str = "files"  # unit of the published counts, for example `songs` or `clips`
+    missing: int = 0  # number of labelled files without audio
+    skipped: tuple[str, ...] = ()  # names of files left out because they are known to be damaged
+    source: str = ""  # origin of audio and labels
 
     def __post_init__(self) -> None:
         if self.kind not in METRICS:

@@ -68,16 +68,12 @@ QUESTIONS = tuple(
 
 @dataclass(frozen=True)
 class Claim:
-    """The finding of the paper about a question.
-
-    Attributes:
-        signs: whether each row is above (1) or below (-1) the one that it is compared with.
-        tasks: those that it is about; none for all.
-    """
+    """The finding of the paper about a question."""
 
     text: str
+    # Whether each row is above (1) or below (-1) the one that it is compared with
     signs: Mapping[str, int]
-    tasks: Sequence[str] = ()
+    tasks: Sequence[str] = ()  # those that it is about; none for all
 
 
 CLAIMS = {

@@ -46,25 +46,18 @@ four."""
 
 @dataclass
 class Contents:
-    """A pre-trained encoder as data.
+    """A pre-trained encoder as data."""
 
-    Attributes:
-        family: one of FAMILIES.
-        config: a value for each field of ARCHITECTURE.
-        state: encoder tensors under fairseq's names (`feature_extractor.conv_layers.0.0.weight`,
-            `encoder.pos_conv.0.weight_g`, ...), without heads. `mask_emb` may be missing: it is
-            only needed for training. `post_extract_proj` is missing where extractor and encoder
-            have the same width and the family then has no projection.
-        normalise: whether waveforms were brought to zero mean and unit variance in training.
-        sample_rate: Hz.
-        origin: the file, for messages and reports; a model on the hub with its commit.
-    """
-
-    family: str
-    config: dict[str, Any]
+    family: str  # one of FAMILIES
+    config: dict[str, Any]  # a value for each field of ARCHITECTURE
+    # Encoder tensors under fairseq's names (`feature_extractor.conv_layers.0.0.weight`,
+    # `encoder.pos_conv.0.weight_g`, ...), without heads. `mask_emb` may be missing: it is only
+    # needed for training. `post_extract_proj` is missing where extractor and encoder have the same
+    # width and the family then has no projection.
     state: dict[str, Tensor]
-    normalise: bool
-    sample_rate: int = SAMPLE_RATE
+    normalise: bool  # whether waveforms were brought to zero mean and unit variance in training
+    sample_rate: int = SAMPLE_RATE  # Hz
+    # The file, for messages and reports; a model on the hub with its commit
     origin: str = field(default="", compare=False)
 
     @property

@@ -21,18 +21,14 @@ class HeadInputs:
     """The features and outputs of all heads.
 
     Attributes:
-        layers: names of the layers in the features.
-        dimension: values of each layer.
-        num_outputs: logits, or numbers of a regression.
-        fingerprint: of the upstream, hex.
         feature_mean, feature_deviation: `[layers, dimension]`; features are standardised by them.
         target_mean, target_deviation: `[outputs]`; a regression's targets are normalised by them.
     """
 
-    layers: Sequence[str]
-    dimension: int
-    num_outputs: int
-    fingerprint: str
+    layers: Sequence[str]  # names of the layers in the features
+    dimension: int  # values of each layer
+    num_outputs: int  # logits, or numbers of a regression
+    fingerprint: str  # of the upstream, hex
     feature_mean: Tensor
     feature_deviation: Tensor
     target_mean: Tensor

@@ -14,24 +14,18 @@ from music_ssl_fairseq.runtime.files import atomic_path
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions of a split, clip by clip.
+    """Predictions of a split, clip by clip."""
 
-    Attributes:
-        names: `[clips]` files.
-        group_index: `[clips]` int64 number of the song.
-        outputs: `[clips, outputs]` float64: logits, or for a regression numbers in the labels'
-            units, averaged over a clip's windows. For beats `[clips, 6]`: beats found, claimed and
-            annotated at ±70 ms, then at ±20 ms.
-        targets: as in `ProbingSplit`; for beats `[clips, 2]`, mir_eval's F-measure of each file at
-            ±70 and ±20 ms.
-        windows: `[clips]` int64 number of windows.
-    """
-
-    names: list[str]
-    group_index: np.ndarray
+    names: list[str]  # `[clips]` files
+    group_index: np.ndarray  # `[clips]` int64 number of the song
+    # `[clips, outputs]` float64: logits, or for a regression numbers in the labels' units, averaged
+    # over a clip's windows. For beats `[clips, 6]`: beats found, claimed and annotated at ±70 ms,
+    # then at ±20 ms.
     outputs: np.ndarray
+    # As in `ProbingSplit`; for beats `[clips, 2]`, mir_eval's F-measure of each file at ±70 and ±20
+    # ms
     targets: np.ndarray
-    windows: np.ndarray
+    windows: np.ndarray  # `[clips]` int64 number of windows
 
     @property
     def num_groups(self) -> int:
