@@ -35,30 +35,40 @@ def get_parser() -> ArgumentParser:
     def add(name: str, default: float, about: str) -> None:
         least = 0 if name in MAY_BE_ZERO else 0.001
         kind = whole_number(1) if isinstance(default, int) else real_number(least)
-        parser.add_argument(f"--{name}", type=kind, default=default, help=f"{about} (%(default)g)")
+        parser.add_argument(
+            f"--{name}",
+            type=kind,
+            default=default,
+            metavar="N",
+            help=f"{about} (default: %(default)g)",
+        )
 
-    add("hours", 100_000.0, "of music")
-    add("track-seconds", 240.0, "of a manifest row")
-    add("nodes", 8, "")
-    add("gpus-per-node", 8, "")
-    add("crops", 100, "of 5 s per GPU and update")
-    add("updates", 400_000, "")
-    add("nvlink", 350.0, "GB/s of an all-reduce between GPUs of a node")
-    add("network", 50.0, "GB/s of a node to others: 50 is 400 Gbit/s, 0 is free")
-    add("gpu-speed", 1.0, "against an H100")
-    add("long-crops", 1.3, "time of 30 s crops against 5 s crops, per second; from operations")
-    add("flac", 19.4, "kB per second of 16 kHz FLAC")
-    add("label-rate", 100.0, "labels per second, of 2 bytes; 0 for music2vec")
-    add("disk", 1.0, "GB/s that write a checkpoint")
-    add("index", 1.2, "s per million rows: index of the manifest")
-    add("epoch", 19.0, "s per million rows of 240 s: order and batches of an epoch")
+    add("hours", 100_000.0, "hours of music")
+    add("track-seconds", 240.0, "seconds per track, a row of the manifest")
+    add("nodes", 8, "machines")
+    add("gpus-per-node", 8, "GPUs per machine")
+    add("crops", 100, "crops of 5 s per GPU and update")
+    add("updates", 400_000, "updates of the run")
+    add("nvlink", 350.0, "GB/s of an all-reduce between GPUs of a machine")
+    add("network", 50.0, "GB/s between a machine and others: 50 is 400 Gbit/s; 0 counts no time")
+    add("gpu-speed", 1.0, "speed of a GPU as a share of an H100's")
+    add("long-crops", 1.3, "time per second of audio of 30 s crops, as a multiple of 5 s crops")
+    add("flac", 19.4, "kB per second of music as 16 kHz FLAC")
+    add("label-rate", 100.0, "labels per second of music, of 2 bytes each; 0 for music2vec")
+    add("disk", 1.0, "GB/s of the disk that checkpoints are written to")
+    add("index", 1.2, "seconds per million rows to index the manifest")
+    add("epoch", 19.0, "seconds per million rows of 240 s to order and batch an epoch")
     add("memory", 530.0, "MB per million rows of 240 s, shared by a process and its workers")
-    add("digest", 0.93, "GB/s of label text, which is hashed at the start")
-    add("mfcc", 1370.0, "hours per hour and core, of MFCC labels")
-    add("deep", 13_000.0, "hours per hour and GPU, of labels from a layer")
-    add("cores", 64, "of a node")
-    parser.add_argument("--model", choices=STEP, default="music_hubert", help="(%(default)s)")
-    parser.add_argument("--models", action="store_true", help="table of the paper's models instead")
+    add("digest", 0.93, "GB/s at which label text is hashed at the start")
+    add("mfcc", 1370.0, "hours of music labelled with MFCC per hour and core")
+    add("deep", 13_000.0, "hours of music labelled with a layer per hour and GPU")
+    add("cores", 64, "CPU cores per machine")
+    parser.add_argument(
+        "--model", choices=STEP, default="music_hubert", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--models", action="store_true", help="print the table of the paper's models instead"
+    )
     return parser
 
 
