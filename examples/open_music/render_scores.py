@@ -1,10 +1,10 @@
 """Render a small corpus of real scores to audio, from Python packages alone.
 
 The scores are Bach's chorales, which music21 carries; the instruments those of the General MIDI
-soundfont in pretty_midi. Every track takes a chorale, a tempo, a transposition and an instrument a
-voice from (seed, number of the track), so the same call always renders the same music. Files come
-out as people's folders are: mostly FLAC, some Ogg, MP3 and WAV, at several rates, stereo and mono.
-Each folder holds one kind of ensemble, which makes a split by folder a real test.
+soundfont in pretty_midi. Every track takes a chorale, a tempo, a transposition and an instrument
+per voice from (seed, number of the track), so the same call always renders the same music. Files
+come out as people's folders are: mostly FLAC, some Ogg, MP3 and WAV, at several rates, stereo and
+mono. Each folder holds one kind of ensemble, which makes a split by folder a real test.
 
     python examples/open_music/render_scores.py --out music --tracks 60
 """
@@ -206,10 +206,10 @@ def parse_options() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder to write to")
-    add("--tracks", type=int, default=60, help="how many (default: 60)")
-    add("--seconds", type=float, default=40, help="of each score, at most (default: 40)")
-    add("--seed", type=int, default=0, help="which corpus (default: 0)")
-    add("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
+    add("--tracks", type=int, default=60, help="tracks to render (default: 60)")
+    add("--seconds", type=float, default=40, help="most seconds of each score (default: 40)")
+    add("--seed", type=int, default=0, help="seed of tempi, keys and instruments (default: 0)")
+    add("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
     args = parser.parse_args()
     if min(args.tracks, args.seconds, args.workers) < 1:
         sys.exit("error: --tracks, --seconds and --workers must be at least 1")

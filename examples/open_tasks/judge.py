@@ -31,10 +31,14 @@ def get_parser() -> argparse.ArgumentParser:
     add("--data", type=Path, required=True, help="folder that build.py has written")
     add("--out", type=Path, required=True, help="folder for probes, features and the table")
     add("--small", action="store_true", help="fewer clips, for two CPU cores")
-    add("--tasks", default="", metavar="A,B", help="only these (default: all)")
+    add("--tasks", default="", metavar="A,B", help="tasks to probe (default: all)")
     add("--seeds", type=int, default=1, metavar="N", help="probes per task, averaged (default: 1)")
-    add("--against", metavar="ENCODER", help="differences from it (default: better front end)")
-    add("--cpu", action="store_true", help="leave a GPU alone")
+    add(
+        "--against",
+        metavar="ENCODER",
+        help="print differences from this encoder (default: the better front end)",
+    )
+    add("--cpu", action="store_true", help="compute on the CPU, even beside a GPU")
     return parser
 
 
