@@ -1,9 +1,12 @@
 """Settings that a run cannot have, or a probe."""
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from fairseq.models import MODEL_REGISTRY
+from fairseq.registry import REGISTRIES
 from omegaconf import OmegaConf
 
 from music_ssl_fairseq.errors import InputError
@@ -57,6 +60,7 @@ def whole_configuration(task_cfg: Any) -> Any:
 def refuse_impossible(cfg: Any) -> None:
     """Refuse settings that fairseq would answer with a traceback, take for others, or ignore."""
     check_ranges(cfg)
+    _refuse_unknown(cfg)
     _refuse_others(cfg, _FIXED, "")
     for name in ("finetune_from_model", "continue_once", "restore_file"):
         _require_file(f"checkpoint.{name}", cfg.checkpoint.get(name) or "")
@@ -70,6 +74,18 @@ def refuse_impossible(cfg: Any) -> None:
             f"checkpoint.{given[0]}",
             with_setting(f"checkpoint.{given[0]}="),
         )
+
+
+def _refuse_unknown(cfg: Any) -> None:
+    """Refuse names that nothing is registered under, which fairseq answers with a KeyError."""
+    groups = ("optimizer", "lr_scheduler", "criterion")
+    known = {group: REGISTRIES[group]["registry"] for group in groups} | {"model": MODEL_REGISTRY}
+    for group, names in known.items():
+        name = OmegaConf.select(cfg, f"{group}._name")
+        if name is not None and name not in names:
+            near = get_close_matches(name, names, 1, 0.5)
+            right = f"{group}._name={near[0]}" if near else f"{group}._name="
+            raise InputError(f"{group}._name={name}: fairseq knows none", with_setting(right))
 
 
 def _require_file(name: str, path: str) -> None:

@@ -206,10 +206,11 @@ def test_a_schedule_follows_another_one_and_weights_have_no_past(here):
         ("checkpoint.finetune_from_model=run", "=run: a folder; give a file of it"),
         ("checkpoint.continue_once=gone.pt", "=gone.pt: no such checkpoint"),
         ("task.data=manifests/train.tsv", "manifests/train.tsv: a file; give the folder"),
+        ("lr_scheduler._name=fixd", "lr_scheduler._name=fixd: fairseq knows none"),
         ("task.label_dir=labels/train.km", "labels/train.km: a file; give the folder"),
     ],
 )
-def test_a_folder_for_a_file_and_a_file_for_a_folder(here, setting, says):
+def test_what_is_no_such_thing(here, setting, says):
     assert says in refused("hydra.run.dir=new", setting)  # of the first two, fairseq takes nothing
 
 
