@@ -201,8 +201,10 @@ class Upstream(nn.Module):
         encode: Callable[[Tensor], list[Tensor]],
     ) -> list[Tensor]:
         """Check waveforms, and encode those of equal length together; pad features with zeros."""
-        if waveform.ndim != 2:
-            raise InputError(f"waveform has shape {tuple(waveform.shape)}; expected [B, T]")
+        if waveform.ndim != 2 or not len(waveform):
+            raise InputError(
+                f"waveform has shape {tuple(waveform.shape)}; expected [B, T], B from 1 on"
+            )
         if waveform.size(1) < self.grid.window:
             raise InputError(too_short(waveform.size(1), self.sample_rate, self.grid))
         if self.model.mask_emb.dtype != torch.float32:

@@ -100,6 +100,8 @@ def test_a_mask_that_is_none_is_refused(tmp_path, padding, message):
     ours, _ = pair(tmp_path, "hubert")
     with pytest.raises(InputError, match=message):
         ours.layers(torch.randn(1, 8_000), padding)
+    with pytest.raises(InputError, match=r"expected .B, T., B from 1 on"):
+        ours.layers(torch.zeros(0, 8_000))
 
 
 @pytest.mark.parametrize("family", STOCK)
