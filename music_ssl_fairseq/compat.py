@@ -312,13 +312,20 @@ def _tensors_that_differ(error: BaseException) -> str:
 
 
 def forget_earlier_run() -> None:
-    """Forget the best validation of an earlier run in this process.
+    """Forget the best validation of an earlier run in this process, and its TensorBoard files.
 
-    fairseq keeps it in attributes of functions: in a sweep, the second run would write
-    checkpoint_best.pt only after a validation better than all of the first run's.
+    fairseq keeps them in functions and modules: in a sweep, the second run would write
+    checkpoint_best.pt only after a validation better than all of the first run's, and its curves
+    into the first run's folder.
     """
     from fairseq import checkpoint_utils
+    from fairseq.logging import progress_bar
     from fairseq_cli import train as command
+
+    while progress_bar._tensorboard_writers:
+        with contextlib.suppress(OSError):
+            progress_bar._tensorboard_writers.popitem()[1].close()
+    progress_bar.tensorboard_is_full = False
 
     vars(checkpoint_utils.save_checkpoint).pop("best", None)
     for name in ("best", "num_runs"):

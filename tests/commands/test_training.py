@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from fairseq.logging import progress_bar
+from torch.utils.tensorboard import SummaryWriter
 
 from tests import EXAMPLES
 from tests.fairseq_commands import PACE, TINY, logged, train, validate
@@ -105,6 +107,8 @@ def test_sweep(here):
 
 
 def test_tensorboard(here):
+    """In the folder of the run, also of a sweep, where fairseq has the first run's files open."""
+    progress_bar._tensorboard_writers["train_inner"] = SummaryWriter("first")
     args = [arg for arg in TINY if "tensorboard" not in arg]
     train("music2vec", *args, "optimization.max_update=1")
     assert list(Path("runs/music2vec/config/tensorboard").rglob("events.out.*"))
