@@ -325,6 +325,9 @@ def test_two_tasks_do_not_share_a_folder(here, capsys, tmp_path):
     assert "another hydra.run.dir" in message
     message = refused(capsys, validate, other, run)
     assert "not the task that this probe was trained on" in message
+    message = refused(capsys, validate, first, run, "--window-seconds", "2")
+    assert "task.window_seconds is 2.0 and was 1.0" in message
+    assert "leave out --fp16" in refused(capsys, validate, first, run, "--fp16")
     labels = (other / "train.labels").read_text().splitlines(keepends=True)
     (other / "train.labels").write_text("".join([*labels[1:], labels[0]]))
     (other / "task.json").write_text(json.dumps(task))

@@ -82,6 +82,11 @@ class HeadGrid(BaseFairseqModel):
         self._updates = 0
         self._draws = 0
 
+    def half(self) -> "HeadGrid":
+        """Refuse fairseq-validate's --fp16: features are fp32."""
+        with one_line_errors():
+            raise InputError("a probe computes in fp32: leave out --fp16")
+
     def set_num_updates(self, num_updates: int) -> None:
         """Note the number of the next update, from which its dropout follows."""
         self._updates, self._draws = num_updates, 0
