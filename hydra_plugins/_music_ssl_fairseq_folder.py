@@ -15,9 +15,15 @@ import importlib.util
 import os
 import re
 import sys
+from itertools import pairwise
 from types import TracebackType
 
 PACKAGE = "music_ssl_fairseq"
+_WITH_VALUES = (
+    *("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp"),
+    *("--package", "-p", "--cfg", "-c"),
+)
+"""Options of hydra whose next word is their value."""
 
 
 def package_dir() -> str:
@@ -103,6 +109,19 @@ def is_ours(folder: str) -> bool:
         return False
 
 
+def put_settings_last(arguments: list[str]) -> None:
+    """Move settings behind options, in place: hydra refuses a command with options between them."""
+    settings = [
+        word
+        for before, word in pairwise(arguments)
+        if re.match(r"~|[+\w.@/:]+=", word) and before not in _WITH_VALUES
+    ]
+    options = arguments[1:]
+    for word in settings:
+        options.remove(word)
+    arguments[1:] = [*options, *settings]
+
+
 def begin_quietly(arguments: list[str]) -> None:
     """Prepare a `fairseq-hydra-train` or `fairseq-validate`, before fairseq is imported.
 
@@ -114,6 +133,7 @@ def begin_quietly(arguments: list[str]) -> None:
     if os.path.basename(arguments[0]) == "fairseq-validate":
         return check_validation(arguments)
     check_choice(arguments)
+    put_settings_last(arguments)
     if any(map(is_ours, config_dirs(arguments))) or "--help" in arguments:
         from hydra_plugins._music_ssl_fairseq_console import keep_for_the_log
 

@@ -498,6 +498,20 @@ class TestSettings:
         choice.check_choice(["fairseq-hydra-train", *words.split()])
 
 
+def test_settings_may_stand_between_options():
+    words = [
+        "fairseq-hydra-train",
+        "a.b=1",
+        "--config-dir",
+        "x=y",
+        "-m",
+        "+c=1,2",
+        "--config-name=z",
+    ]
+    folder.put_settings_last(words)
+    assert words[1:] == ["--config-dir", "x=y", "-m", "--config-name=z", "a.b=1", "+c=1,2"]
+
+
 @pytest.mark.parametrize(
     ("given", "quoted"),
     [
