@@ -31,7 +31,7 @@ sets the steps to take by hand are printed, with sizes.
 """
 EXAMPLE = "example: python -m manifests_tools fetch gtzan-genre --to ~/data/gtzan"
 
-_WAIT_SECONDS = (1, 5, 15, 60)  # seconds, before a server is asked again
+_WAIT_SECONDS = (1, 5, 15, 60)  # before a server is asked again
 _CHUNK_BYTES = 1 << 20
 
 

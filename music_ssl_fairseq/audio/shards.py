@@ -19,7 +19,7 @@ from music_ssl_fairseq.errors import AudioError, InputError
 _MEMBER = re.compile(r"(.+\.tar):(\d{1,15}):(\d{1,15})", re.DOTALL)
 _BLOCK_BYTES = 1 << 16  # of one request to a server: three seconds of FLAC
 _FIRST_BLOCKS = 2048  # kept, because each crop of a file begins with the file's header
-_WAIT_SECONDS = (1, 2, 4, 8)  # seconds, before a server is asked again
+_WAIT_SECONDS = (1, 2, 4, 8)  # before a server is asked again
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,13 @@ from torch import Tensor
 from music_ssl_fairseq.frames import SAMPLE_RATE
 
 _LOWEST_HZ = 62.5
-_LEVELS = 8  # per octave from the lowest frequency to half the sampling rate
+_NUM_LEVELS = 8  # per octave from the lowest frequency to half the sampling rate
+_MIX_DB = -20.0, -6.0  # of the added crop relative to the other; uniform between them
 
 
 def draw_levels(decibels: float, rng: np.random.Generator) -> Tensor:
     """Draw a filter: `[levels]` float32, dB, uniform between plus and minus `decibels`."""
-    return torch.from_numpy(rng.uniform(-decibels, decibels, _LEVELS).astype(np.float32))
+    return torch.from_numpy(rng.uniform(-decibels, decibels, _NUM_LEVELS).astype(np.float32))
 
 
 @torch.no_grad()
@@ -52,16 +53,12 @@ def _curves(samples: int, device: torch.device) -> Tensor:
     """Return what each level adds to the curve: `[levels, samples // 2 + 1]`, 0 to 1."""
     hertz = torch.fft.rfftfreq(samples, 1 / SAMPLE_RATE, device=device)
     octaves = torch.log2(hertz.clamp(min=_LOWEST_HZ) / _LOWEST_HZ)
-    return (1 - (octaves - torch.arange(_LEVELS, device=device)[:, None]).abs()).clamp(min=0)
-
-
-LEVELS = (-20.0, -6.0)
-"""dB, of the added crop relative to the other; uniform between them."""
+    return (1 - (octaves - torch.arange(_NUM_LEVELS, device=device)[:, None]).abs()).clamp(min=0)
 
 
 def draw_gain(prob: float, rng: np.random.Generator) -> float:
     """Draw the amplitude ratio of the added crop: with probability `prob`, else 0 for none."""
-    mixed, level = rng.random() < prob, rng.uniform(*LEVELS)
+    mixed, level = rng.random() < prob, rng.uniform(*_MIX_DB)
     return 10 ** (level / 20) if mixed else 0.0
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from music_ssl_fairseq.runtime.files import atomic_path
 from music_ssl_fairseq.runtime.npy import header_of, write_header
 
-_BLOCK_BYTES = 1 << 20  # bytes
+_BLOCK_BYTES = 1 << 20
 
 
 class RowFile:
