@@ -26,6 +26,7 @@ from music_ssl_fairseq.data.left_out import LeftOut
 from music_ssl_fairseq.data.units import label_again, read_label_rate, read_metadata, split_record
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, label_hop, labels_fit
+from music_ssl_fairseq.jobs.shards import cut
 from music_ssl_fairseq.runtime.files import atomic_path, remove_temporary
 
 SHARD_HOURS = 14.0
@@ -75,7 +76,12 @@ def write_shards(
         file = Path(labels, f"{split}.km") if labels is not None else None
         if file is not None:
             _check_labels(file, tracks)
-        jobs += _cut(Path(folder), split, tracks, file, shard_hours)
+        lengths = np.array([track.num_samples for track in tracks])
+        size = max(1, round(shard_hours * 3600 * SAMPLE_RATE))
+        for number, part in enumerate(cut(lengths, size)):
+            name = f"{split}-{number:06d}.tar"
+            own = tracks[part.start : part.stop]
+            jobs.append(_Shard(Path(folder, name), part.start, own, file))
     lines: dict[str, tuple[str, int]] = {}
     left_out: list[LeftOut] = []
     for written in parallel_map(partial(_write, root=root), jobs, workers, "writing shards", 1):
@@ -109,18 +115,6 @@ def _check_labels(file: Path, tracks: list[ExaminedTrack]) -> None:
             f"{file}: its {len(store)} lines are not the labels of the {len(tracks)} tracks found; "
             f"make manifests of the same folder without --shards, then {label_again(file.parent)}"
         )
-
-
-def _cut(
-    folder: Path, split: str, tracks: list[ExaminedTrack], labels: Path | None, shard_hours: float
-) -> list[_Shard]:
-    lengths = np.array([track.num_samples for track in tracks])
-    numbers = (np.cumsum(lengths) - lengths) // max(1, round(shard_hours * 3600 * SAMPLE_RATE))
-    firsts = np.flatnonzero(np.diff(numbers, prepend=-1)).tolist()
-    return [
-        _Shard(folder / f"{split}-{number:06d}.tar", first, tracks[first:last], labels)
-        for number, (first, last) in enumerate(zip(firsts, [*firsts[1:], None], strict=True))
-    ]
 
 
 def _write(job: _Shard, root: str) -> _Written:

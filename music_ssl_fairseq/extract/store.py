@@ -7,7 +7,7 @@ Until every track was processed it is called `features.partial.npy`.
 `--pool frames`: `NAME.npy` for each track, `[layers, frames, D]`, where NAME is the track's name in
 the manifest, with its suffix: `album/song.flac.npy`.
 
-In both, `checksums.npy` says which tracks are complete (`extract.checksums`),
+In both, `checksums.npy` says which tracks are complete (`row_file.Checksums`),
 `metadata.json` what made them, and `index.tsv` lists the tracks.
 """
 

@@ -12,7 +12,6 @@ from math import ceil, floor
 import numpy as np
 import scipy.fft
 
-from music_ssl_fairseq.features import cqt
 from music_ssl_fairseq.features.framewise import Framewise
 from music_ssl_fairseq.features.kaldi import FRAME_RATE, GRID
 from music_ssl_fairseq.frames import SAMPLE_RATE
@@ -23,6 +22,7 @@ LOWEST = 440.0 * 2 ** (-45 / 12)  # Hz; C1
 NUM_BINS = BINS_PER_OCTAVE * NUM_OCTAVES
 
 _FLOOR = np.float32(1e-4)  # of a magnitude: 80 dB below a sine of full scale
+_MIN_AMPLITUDE = np.float32(1e-3)  # that Chroma scales to 1: 60 dB below a full-scale sine
 _SPREAD = 2 ** (2 / BINS_PER_OCTAVE)
 _Q = (_SPREAD + 1) / (_SPREAD - 1)
 _LONGEST = _Q * SAMPLE_RATE / LOWEST  # samples
@@ -130,11 +130,8 @@ def _hann_response(length: float, angles: np.ndarray) -> np.ndarray:
     return window(angles) / window(np.zeros(1))
 
 
-_MIN_AMPLITUDE = np.float32(1e-3)  # that is scaled to 1: 60 dB below a full-scale sine
-
-
 class Chroma(Framewise):
-    """Amplitudes of `cqt`'s bands summed over its octaves, C first, the strongest scaled to 1.
+    """Amplitudes of `Cqt`'s bands summed over its octaves, C first, the strongest scaled to 1.
 
     As `librosa.feature.chroma_cqt` makes of a constant-Q transform. Frames whose strongest class is
     below -60 dB keep that quietness, so that silence is 0 and hiss no chord.
@@ -142,11 +139,11 @@ class Chroma(Framewise):
 
     grid = GRID
     frame_rate = FRAME_RATE
-    dimension = cqt.BINS_PER_OCTAVE
-    context = cqt.Cqt.context
+    dimension = BINS_PER_OCTAVE
+    context = _REACH
 
     def features(self, waveform: np.ndarray) -> np.ndarray:
         """Map `[T]` float32, nominally in [-1, 1], 16 kHz, to `[frames, 12]` float32 in [0, 1]."""
-        bands = cqt.magnitudes(waveform)
-        classes = bands.reshape(-1, cqt.NUM_OCTAVES, cqt.BINS_PER_OCTAVE).sum(axis=1)
+        bands = magnitudes(waveform)
+        classes = bands.reshape(-1, NUM_OCTAVES, BINS_PER_OCTAVE).sum(axis=1)
         return classes / np.maximum(classes.max(axis=1, keepdims=True), _MIN_AMPLITUDE)

@@ -6,6 +6,7 @@ resumes, whatever the number of shards.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -65,15 +66,16 @@ def choose_shard(index: int | None, count: int | None, environment: Mapping[str,
 
 
 def cut_blocks(num_samples: np.ndarray) -> list[range]:
-    """Cut `[tracks]` lengths at 16 kHz into blocks: ranges of tracks, in order, that are all."""
-    begins = np.cumsum(num_samples) - num_samples
+    """Cut `[tracks]` lengths at 16 kHz into blocks of one file each."""
     total = int(num_samples.sum())
-    size = max(_BLOCK_SECONDS * SAMPLE_RATE, -(-total // _MAX_BLOCKS))
+    return cut(num_samples, max(_BLOCK_SECONDS * SAMPLE_RATE, -(-total // _MAX_BLOCKS)))
+
+
+def cut(num_samples: np.ndarray, size: int) -> list[range]:
+    """Cut `[tracks]` lengths into ranges of tracks, in order, of about `size` samples each."""
+    begins = np.cumsum(num_samples) - num_samples
     firsts = np.flatnonzero(np.diff(begins // size, prepend=-1)).tolist()
-    return [
-        range(first, last)
-        for first, last in zip(firsts, [*firsts[1:], len(num_samples)], strict=True)
-    ]
+    return [range(*edges) for edges in pairwise([*firsts, len(num_samples)])]
 
 
 def in_own_order(num_blocks: int, shard: Shard) -> list[int]:

@@ -1,10 +1,9 @@
 """The first stage of labelling: sample frames, and fit centroids to them."""
 
 import sys
-from collections import deque
 from collections.abc import Iterator
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from music_ssl_fairseq.label import kmeans, minibatch
 from music_ssl_fairseq.label.external_centroids import centroids_file, load_centroids
 from music_ssl_fairseq.label.job import Job
 from music_ssl_fairseq.label.kmeans import KMeansState
-from music_ssl_fairseq.label.sample import Reader, Sample, SampledTrack
+from music_ssl_fairseq.label.sample import Reader, Sample
 from music_ssl_fairseq.runtime import hub
 from music_ssl_fairseq.runtime.files import checksum
 from music_ssl_fairseq.runtime.metadata import METADATA
@@ -190,22 +189,13 @@ def _fit_in_batches(job: Job, num_blocks: int, whole: Sample) -> tuple[KMeansSta
 
 def _read_batches(job: Job, batches: minibatch.Batches, done: int) -> Iterator[np.ndarray]:
     """Yield `[n, D]` of each batch after the first `done`."""
-    groups_of: deque[int] = deque()
-
-    def groups() -> Iterator[list[SampledTrack]]:
-        for batch in range(done, len(batches)):
-            parts = list(batches.parts(batch))
-            starts = range(0, len(parts), job.pool.group_size)
-            groups_of.append(len(starts))
-            for start in starts:
-                yield parts[start : start + job.pool.group_size]
-
-    results = ordered(Reader(job.features), groups(), job.pool)
-    for _ in range(done, len(batches)):
-        found = [next(results)]  # by now the batch's groups are counted
-        found += [next(results) for _ in range(groups_of.popleft() - 1)]
+    numbers = range(done, len(batches))
+    parts = chain.from_iterable(map(batches.parts, numbers))
+    groups = iter(lambda: list(islice(parts, job.pool.group_size)), [])
+    results = chain.from_iterable(ordered(Reader(job.features), groups, job.pool))
+    for number in numbers:
         frames = [np.empty((0, job.front.dimension), np.float32)]
-        for result in chain.from_iterable(found):
+        for result in islice(results, batches.num_parts(number)):
             if not isinstance(result, AudioError):
                 frames.append(result)
             elif not job.skip_unreadable:

@@ -48,6 +48,10 @@ class Batches:
     def __len__(self) -> int:
         return len(self.sizes)
 
+    def num_parts(self, batch: int) -> int:
+        """Count the parts of a batch: one per track."""
+        return len(np.unique(self._tracks[self._edges[batch] : self._edges[batch + 1]]))
+
     def parts(self, batch: int) -> Iterator[SampledTrack]:
         """Yield the parts of a batch, track by track in the manifest's order."""
         inside = slice(self._edges[batch], self._edges[batch + 1])
