@@ -7,6 +7,7 @@ manifest. A file of another rate has the length after resampling.
 
 import os
 import shlex
+from array import array
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -22,6 +23,7 @@ MAX_SAMPLES = 2**40
 
 _MAX_DIGITS = 15  # of a length; fits 64 bits
 _MAX_NAME_BYTES = 4096  # of a path on Linux; elsewhere fewer
+_MAX_LINE_BYTES = 1 << 16  # read at once; no line is as long
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some editors put it before UTF-8 text
 
 
@@ -53,74 +55,38 @@ class Manifest:
         if not self.file.is_file():
             raise missing_manifest(self.file)
         self._text = MappedFile(self.file)
-        ends = self._text.positions("\n")
-        if len(self._text) and (not len(ends) or ends[-1] != len(self._text) - 1):
-            ends = np.append(ends, len(self._text))
-        if len(ends) < 2:
+        starts, tabs, lengths = array("q"), array("q"), array("q")
+        with self.file.open("rb") as handle:
+            self.root = self._root(handle.readline(_MAX_LINE_BYTES))
+            place = handle.tell()
+            lines = iter(lambda: handle.readline(_MAX_LINE_BYTES), b"")
+            for number, line in enumerate(lines, 2):
+                name, _, samples = line.partition(b"\t")
+                samples = samples.rstrip(b"\r\n")
+                if reason := _fault(name, samples):
+                    raise self._refused(line, number, reason)
+                starts.append(place)
+                tabs.append(place + len(name))
+                lengths.append(int(samples))
+                place += len(line)
+        if not lengths:
             raise InputError(f"{self.file}: lists no track; make it again from a folder with audio")
-        self._starts = ends[:-1] + 1
-        self._refuse_nul(ends)
-        self.root = self._root(int(ends[0]))
-        self._tabs = self._one_tab_per_line(ends[1:])
-        self._refuse_names(ends[1:])
-        self.num_samples = self._numbers(ends[1:])
+        self._starts, self._tabs = np.array(starts), np.array(tabs)
+        self.num_samples = np.array(lengths)
 
-    def _refuse_nul(self, ends: np.ndarray) -> None:
-        nul = self._text.positions("\0")
-        if not len(nul):
-            return
+    def _root(self, line: bytes) -> str:
+        root = line.rstrip(b"\r\n").removeprefix(_BYTE_ORDER_MARK)
+        if b"\0" in root or len(root) > _MAX_NAME_BYTES:
+            raise self._refused(line, 1, "longer than the path of the music can be")
+        return os.fsdecode(root)
+
+    def _refused(self, line: bytes, number: int, reason: str) -> InputError:
         if self._text[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            raise InputError(f"{self.file}: UTF-16 text: save it as UTF-8")
-        line = int(np.searchsorted(ends, nul[0])) + 1
-        raise InputError(
-            f"{self.file}, line {line}: holds NUL bytes, so the file is damaged; make it again"
-        )
-
-    def _root(self, end: int) -> str:
-        if end > _MAX_NAME_BYTES:
-            raise InputError(
-                f"{self.file}, line 1: {end} bytes, longer than the path of the music can be"
-            )
-        return os.fsdecode(self._text[:end].removeprefix(_BYTE_ORDER_MARK).rstrip(b"\r"))
-
-    def _one_tab_per_line(self, ends: np.ndarray) -> np.ndarray:
-        tabs = self._text.positions("\t")
-        tabs = tabs[np.searchsorted(tabs, self._starts[0]) :]
-        in_line = np.searchsorted(tabs, ends) - np.searchsorted(tabs, self._starts)
-        self._refuse_where(in_line != 1, ends)
-        return tabs
-
-    def _refuse_names(self, ends: np.ndarray) -> None:
-        length = self._tabs - self._starts
-        self._refuse_where(length == 0, ends, "no name before the tab")
-        reason = f"a name of more than {_MAX_NAME_BYTES} bytes, which no file has"
-        self._refuse_where(length > _MAX_NAME_BYTES, ends, reason)
-
-    def _numbers(self, ends: np.ndarray) -> np.ndarray:
-        """Parse the numbers between tabs and line ends, of all lines at once."""
-        text = self._text.array()
-        last = ends - (text[ends - 1] == ord("\r"))
-        digits = last - self._tabs - 1
-        self._refuse_where((digits < 1) | (digits > _MAX_DIGITS), ends)
-        numbers = np.zeros(len(ends), np.int64)
-        for place in range(int(digits.max())):
-            lines = np.flatnonzero(digits > place)
-            digit = text[last[lines] - 1 - place] - np.uint8(ord("0"))
-            if (digit > 9).any():
-                self._refuse_where(np.isin(np.arange(len(ends)), lines[digit > 9]), ends)
-            numbers[lines] += digit.astype(np.int64) * 10**place
-        reason = "more samples than any file has (2^40 at 16 kHz are two years)"
-        self._refuse_where(numbers > MAX_SAMPLES, ends, reason)
-        return numbers
-
-    def _refuse_where(
-        self, wrong: np.ndarray, ends: np.ndarray, reason: str = "expected `name<TAB>samples`"
-    ) -> None:
-        if wrong.any():
-            line = int(wrong.argmax())
-            start, end = int(self._starts[line]), int(ends[line])
-            found = self._text[start : min(end, start + 80)]
-            raise InputError(f"{self.file}, line {line + 2}: {reason}, found {found!r}")
+            return InputError(f"{self.file}: UTF-16 text: save it as UTF-8")
+        if b"\0" in line:
+            reason = "holds NUL bytes, so the file is damaged; make it again"
+            return InputError(f"{self.file}, line {number}: {reason}")
+        return InputError(f"{self.file}, line {number}: {reason}, found {line[:80]!r}")
 
     def require_root(self) -> None:
         """Refuse a manifest whose music is not where it was."""
@@ -142,6 +108,19 @@ class Manifest:
 
     def path(self, index: int) -> str:
         return os.path.join(self.root, self.name(index))
+
+
+def _fault(name: bytes, samples: bytes) -> str:
+    """Return what is wrong with the cells of a line, if anything."""
+    if not samples.isdigit() or len(samples) > _MAX_DIGITS or b"\0" in name:
+        return "expected `name<TAB>samples`"
+    if not name:
+        return "no name before the tab"
+    if len(name) > _MAX_NAME_BYTES:
+        return f"a name of more than {_MAX_NAME_BYTES} bytes, which no file has"
+    if int(samples) > MAX_SAMPLES:
+        return "more samples than any file has (2^40 at 16 kHz are two years)"
+    return ""
 
 
 def write_manifest(

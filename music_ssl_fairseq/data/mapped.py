@@ -71,9 +71,3 @@ class MappedFile:
         array = self.array()
         for offset in range(0, len(array), CHUNK_BYTES):
             yield offset, array[offset : offset + CHUNK_BYTES]
-
-    def positions(self, character: str) -> np.ndarray:
-        """Return the offsets of an ASCII character, `[occurrences]` int64."""
-        code = ord(character)
-        found = [offset + np.flatnonzero(chunk == code) for offset, chunk in self.chunks()]
-        return np.concatenate(found) if found else np.zeros(0, np.int64)
