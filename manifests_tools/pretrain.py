@@ -13,7 +13,7 @@ from manifests_tools.convert import convert_tracks
 from manifests_tools.examine import COPY, SILENT, ExaminedTrack, add_reading_options, examine_tracks
 from manifests_tools.find import KINDS, find_audio, is_within
 from manifests_tools.shards import SHARD_HOURS, write_shards
-from manifests_tools.split import GroupBy, choose_valid, group_tracks
+from manifests_tools.split import GroupBy, choose_valid, group_of
 from music_ssl_fairseq.cli import new_parser, real_number
 from music_ssl_fairseq.data.left_out import REPORT, LeftOut, by_name, count_kinds, write_left_out
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
@@ -33,7 +33,7 @@ formats: {fill(KINDS, 90, subsequent_indent="         ")}
 """
 EXAMPLE = "example: python -m manifests_tools pretrain --root ~/Music --group-by 1"
 
-Groups = dict[str, list[ExaminedTrack]]
+Splits = dict[str, list[ExaminedTrack]]
 
 _FRAMES_PER_SECOND, _FRAMES_PER_CLUSTER = 100, 40  # of MFCC, and what the labeler needs
 
@@ -119,59 +119,48 @@ def run(
     """
     root = os.path.abspath(root)
     _refuse_overwriting(Path(out), force)
-    _check_copies(convert, shards, shard_hours, labels)
-    folder = convert or shards
-    if folder is not None:
-        folder = os.path.abspath(folder)
-        option = "--convert" if convert else "--shards"
-        _refuse_mixing(root, folder, option)
-        if not os.path.isdir(folder):  # copies that exist may be reused where nothing is written
-            require_writable(folder, option)
+    folder = _check_copies(root, convert, shards, shard_hours, labels)
     require_writable(out, "--out")
     names, unlisted = find_audio(root)
     tracks, unusable = examine_tracks(root, names, min_seconds, thorough, workers)
     tracks, of_no_use = _without_silence_and_copies(root, tracks)
     left_out = [*unlisted, *unusable, *of_no_use]
-    listed = {track.name: track.name for track in tracks}
-    if convert is not None and folder is not None:
-        listed, damaged = convert_tracks(root, folder, tracks, workers)
+    lines = {track.name: (track.name, track.num_samples) for track in tracks}
+    if convert:
+        copies, damaged = convert_tracks(root, folder, tracks, workers)
         left_out += damaged
-        tracks = [track for track in tracks if track.name in listed]
+        tracks = [track for track in tracks if track.name in copies]
+        lines = {track.name: (copies[track.name], track.num_samples) for track in tracks}
     report = Path(out, REPORT)
     write_left_out(report, by_name(left_out))
     groups = _groups(tracks, group_by, left_out, report)
-    lengths = {group: sum(track.num_samples for track in groups[group]) for group in groups}
-    chosen = choose_valid(lengths, valid_share, seed)
-    splits = {
-        "train": {group: groups[group] for group in groups if group not in chosen},
-        "valid": {group: groups[group] for group in groups if group in chosen},
-    }
-    lines = {split: _lines(members, listed) for split, members in splits.items()}
-    if shards is not None and folder is not None:
-        names_of = {listed[track.name]: track for track in tracks}
-        ordered = {split: [names_of[name] for name, _ in of] for split, of in lines.items()}
-        places, damaged = write_shards(root, folder, ordered, labels, shard_hours, workers)
-        lines = {
-            split: [places[t.name] for t in of if t.name in places] for split, of in ordered.items()
-        }
-        readable = {group: [t for t in groups[group] if t.name in places] for group in groups}
-        splits = {
-            split: {group: readable[group] for group in members if readable[group]}
-            for split, members in splits.items()
-        }
+    splits = _split(tracks, groups, valid_share, seed)
+    for members in splits.values():  # so that manifests do not depend on the order of the folder
+        members.sort(key=lambda track: os.fsencode(lines[track.name][0]))
+    if shards:
+        lines, damaged = write_shards(root, folder, splits, labels, shard_hours, workers)
+        splits = {s: [t for t in members if t.name in lines] for s, members in splits.items()}
         left_out += damaged
         write_left_out(report, by_name(left_out))
     with contextlib.ExitStack() as stack:  # both or, on a full disk, neither
-        for split, of_split in lines.items():
+        for split, members in splits.items():
             temporary = stack.enter_context(atomic_path(Path(out, f"{split}.tsv")))
-            write_manifest(temporary, folder or root, of_split)
-    _summarise(out, splits, left_out, report)
+            write_manifest(temporary, folder or root, [lines[track.name] for track in members])
+    _summarise(out, splits, groups, left_out, report)
 
 
-def _lines(members: Groups, listed: dict[str, str]) -> list[tuple[str, int]]:
-    """Return a split's lines, sorted by name: they do not depend on the order of the folder."""
-    lines = [(listed[t.name], t.num_samples) for group in members.values() for t in group]
-    return sorted(lines, key=lambda line: os.fsencode(line[0]))
+def _split(
+    tracks: list[ExaminedTrack], groups: dict[str, str], valid_share: float, seed: int
+) -> Splits:
+    """Divide whole groups between train and valid."""
+    lengths: Counter[str] = Counter()
+    for track in tracks:
+        lengths[groups[track.name]] += track.num_samples
+    chosen = choose_valid(lengths, valid_share, seed)
+    return {
+        "train": [track for track in tracks if groups[track.name] not in chosen],
+        "valid": [track for track in tracks if groups[track.name] in chosen],
+    }
 
 
 def _without_silence_and_copies(
@@ -217,54 +206,63 @@ def _refuse_overwriting(out: Path, force: bool) -> None:
 
 
 def _check_copies(
-    convert: str | None, shards: str | None, shard_hours: float, labels: str | None
-) -> None:
+    root: str, convert: str | None, shards: str | None, shard_hours: float, labels: str | None
+) -> str:
+    """Check the options of copies; return their folder, or "" without copies."""
     if convert is not None and shards is not None:
         raise InputError("--convert and --shards both write copies: give one of them")
     if labels is not None and shards is None:
         raise InputError("--labels puts labels into shards: give --shards DIR as well")
     if not shard_hours > 0:
         raise InputError(f"--shard-hours {shard_hours:g}: a shard holds more than nothing")
-
-
-def _refuse_mixing(root: str, copies: str, option: str) -> None:
-    """Refuse copies among their sources: the next run would list or replace them."""
-    if is_within(copies, root) or is_within(root, copies):
+    if not (convert or shards):
+        return ""
+    option, folder = (
+        "--convert" if convert else "--shards",
+        os.path.abspath(convert or shards or ""),
+    )
+    if is_within(folder, root) or is_within(root, folder):
+        # The next run would list or replace copies among their sources.
         raise InputError(
-            f"{option} {copies} and --root {root} lie within each other: "
+            f"{option} {folder} and --root {root} lie within each other: "
             "choose a folder for the copies beside the root"
         )
+    if not os.path.isdir(folder):  # copies that exist may be reused where nothing is written
+        require_writable(folder, option)
+    return folder
 
 
 def _groups(
     tracks: list[ExaminedTrack], group_by: GroupBy, left_out: list[LeftOut], report: Path
-) -> Groups:
-    """Group tracks into at least two groups: by file if there is one folder."""
+) -> dict[str, str]:
+    """Return each track's group, of which there are two at least: files, if all are in one."""
     if len(tracks) < 2:
         raise InputError(
             f"{len(tracks) or 'no'} usable file{'s' if not tracks else ''}, but training and "
             f"validation need one each; left out: {count_kinds(left_out)}, see {report}",
             f"cat {shlex.quote(str(report))}",
         )
-    groups = group_tracks(tracks, group_by)
-    if len(groups) == 1:
-        print(
-            f"warning: all files are in one group ({group_by}): splitting by file instead, so an "
-            "album may be in both splits",
-            file=sys.stderr,
-        )
-        groups = group_tracks(tracks, "file")
-    return groups
+    found = {track.name: group_of(track.name, group_by) for track in tracks}
+    if len(set(found.values())) > 1:
+        return found
+    print(
+        f"warning: all files are in one group ({group_by}): splitting by file instead, so an "
+        "album may be in both splits",
+        file=sys.stderr,
+    )
+    return {track.name: track.name for track in tracks}
 
 
-def _summarise(out: str, splits: dict[str, Groups], left_out: list[LeftOut], report: Path) -> None:
+def _summarise(
+    out: str, splits: Splits, groups: dict[str, str], left_out: list[LeftOut], report: Path
+) -> None:
     rates: Counter[int] = Counter()
-    for split, groups in splits.items():
-        tracks = [track for group in groups.values() for track in group]
+    for split, tracks in splits.items():
         rates.update(track.sample_rate for track in tracks)
         duration = hours([track.num_samples for track in tracks])
-        many = "s" if len(groups) > 1 else ""
-        print(f"{split}: {len(tracks)} tracks, {duration:.2f} h, {len(groups)} group{many}")
+        count = len({groups[track.name] for track in tracks})
+        many = "s" if count > 1 else ""
+        print(f"{split}: {len(tracks)} tracks, {duration:.2f} h, {count} group{many}")
     print("sample rates:", ", ".join(f"{rate} Hz {rates[rate]}" for rate in sorted(rates)))
     print(f"left out: {count_kinds(left_out)}" + (f", listed in {report}" if left_out else ""))
     for sentence in concerns(Manifest(Path(out, "valid.tsv"))):
@@ -276,7 +274,7 @@ def _summarise(out: str, splits: dict[str, Groups], left_out: list[LeftOut], rep
     print(f"next: python -m music_ssl_fairseq label --k {_clusters(splits['train'])}{where}")
 
 
-def _clusters(groups: Groups) -> int:
+def _clusters(tracks: list[ExaminedTrack]) -> int:
     """Return HuBERT's number of clusters, or what so little music has frames for."""
-    frames = _FRAMES_PER_SECOND * 3600 * hours([t.num_samples for g in groups.values() for t in g])
+    frames = _FRAMES_PER_SECOND * 3600 * hours([track.num_samples for track in tracks])
     return max(2, min(500, int(frames / _FRAMES_PER_CLUSTER)))

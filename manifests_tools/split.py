@@ -1,11 +1,8 @@
 """Choose the tracks that validate: whole folders, by a hash of the seed and their names."""
 
 import os
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from hashlib import blake2b
-
-from manifests_tools.examine import ExaminedTrack
 
 GroupBy = str | int
 """`folder`: the folder a file is in; n: the first n folders of its name; `file`: the file alone."""
@@ -21,16 +18,6 @@ def group_of(name: str, group_by: GroupBy) -> str:
     if group_by == "folder":
         return folder
     return os.sep.join(folder.split(os.sep)[: int(group_by)])
-
-
-def group_tracks(
-    tracks: Iterable[ExaminedTrack], group_by: GroupBy
-) -> dict[str, list[ExaminedTrack]]:
-    """Return the tracks of each group, in the given order."""
-    groups = defaultdict(list)
-    for track in tracks:
-        groups[group_of(track.name, group_by)].append(track)
-    return dict(groups)
 
 
 def choose_valid(lengths: Mapping[str, int], share: float, seed: int) -> set[str]:

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from manifests_tools.examine import ExaminedTrack
-from manifests_tools.split import choose_valid, group_of, group_tracks
+from manifests_tools.split import choose_valid, group_of
 
 
 def lengths(number: int, seed: int = 0, spread: float = 1.0) -> dict[str, int]:
@@ -24,12 +23,6 @@ def test_group_of_a_track(group_by, group):
 @pytest.mark.parametrize("group_by", ["folder", 1, 2])
 def test_files_in_the_root_are_a_group(group_by):
     assert group_of("song.wav", group_by) == ""
-
-
-def test_group_tracks_keeps_the_order():
-    tracks = [ExaminedTrack(name, 1, 16_000) for name in ("b/2", "a/1", "b/1")]
-    groups = group_tracks(tracks, "folder")
-    assert {g: [t.name for t in groups[g]] for g in groups} == {"b": ["b/2", "b/1"], "a": ["a/1"]}
 
 
 @pytest.mark.parametrize("share", [0.01, 0.05, 0.2, 0.5])
