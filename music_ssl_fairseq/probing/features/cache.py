@@ -12,8 +12,10 @@ import hashlib
 import json
 import logging
 import os
+import time
 import uuid
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +30,13 @@ logger = logging.getLogger(__name__)
 
 _FILE_BYTES = 64 * 2**20
 _ABOUT = "about.json"
+
+_Noted = tuple[list[tuple[str, int]], str]
+"""Keys and vectors of a file's clips, and the checksum of file and list."""
+
+_intact: dict[Path, tuple[_Noted, int, int]] = {}
+"""Files that this process has digested: what was noted, inode, time of the last change. The next
+task on the same clips, or another seed, need not digest gigabytes again."""
 
 
 class Clip(NamedTuple):
@@ -87,8 +96,11 @@ class FeatureCache:
         self._limit = limit
         self._places: dict[str, _Place] = {}
         self._arrays: dict[Path, np.ndarray] = {}
-        self._noted: dict[Path, tuple[list[tuple[str, int]], str]] = {}
+        self._noted: dict[Path, _Noted] = {}
         self._waiting: list[tuple[str, np.ndarray]] = []
+        self._waiting_bytes = 0
+        self._writer = ThreadPoolExecutor(1)  # its thread starts with the first file
+        self._writing: Future[tuple[Path, _Noted]] | None = None
         self._in_use: set[str] = set()
         for index in sorted(self.folder.glob("*.json")):
             if index.name != _ABOUT and not index.name.startswith("."):
@@ -98,15 +110,15 @@ class FeatureCache:
         try:
             found = read_object(index)
             clips = [(str(key), int(count)) for key, count in found["clips"]]
-            self._note(index.with_suffix(".npy"), clips, str(found["checksum"]))
+            self._note(index.with_suffix(".npy"), (clips, str(found["checksum"])))
         except (InputError, ValueError, TypeError, KeyError):
             if index.exists():  # otherwise another process has made room
                 self._drop(index.with_suffix(".npy"))
 
-    def _note(self, file: Path, clips: list[tuple[str, int]], noted: str) -> None:
-        self._noted[file] = clips, noted
+    def _note(self, file: Path, noted: _Noted) -> None:
+        self._noted[file] = noted
         first = 0
-        for key, count in clips:
+        for key, count in noted[0]:
             self._places[key] = _Place(file, first, first + count)
             first += count
 
@@ -132,7 +144,8 @@ class FeatureCache:
             header, size = header_of(file), file.stat().st_size
             whole = header is not None and header.size == size and len(header.shape) == 3
             clips, noted = self._noted[file]
-            if whole and _checksum(file, clips) == noted:
+            known = _intact.get(file) == self._state(file)
+            if whole and (known or _checksum(file, clips) == noted):
                 self._map(file)
                 return True
         except FileNotFoundError:  # another process has made room
@@ -145,7 +158,13 @@ class FeatureCache:
     def _map(self, file: Path) -> None:
         self._arrays[file] = np.load(file, mmap_mode="r", allow_pickle=False)
         with contextlib.suppress(OSError):  # a cache that this user may only read
-            os.utime(file)  # the least recently used file is deleted first
+            # The least recently used file is deleted first. In full resolution: `_state` has it.
+            os.utime(file, ns=(time.time_ns(), time.time_ns()))
+        _intact[file] = self._state(file)
+
+    def _state(self, file: Path) -> tuple[_Noted, int, int]:
+        status = file.stat()
+        return self._noted[file], status.st_ino, status.st_mtime_ns
 
     def vectors(self, key: str) -> np.ndarray:
         """Return a clip's features, which must be in the cache: `[vectors, layers, D]`, mapped."""
@@ -180,10 +199,14 @@ class FeatureCache:
             self._forget(file)
 
     def add(self, key: str, features: np.ndarray) -> None:
-        """Take a clip's features; they are written by `flush`, or once they fill a file."""
+        """Take a clip's features; they are written by `flush`, or once they fill a file.
+
+        A file is written while the next features are computed, so an error may come with those.
+        """
         self._waiting.append((key, features))
-        if sum(array.nbytes for _, array in self._waiting) >= _FILE_BYTES:
-            self.flush()
+        self._waiting_bytes += features.nbytes
+        if self._waiting_bytes >= _FILE_BYTES:
+            self._start_writing()
 
     def flush(self) -> None:
         """Write all features that are not on disk.
@@ -191,39 +214,50 @@ class FeatureCache:
         Raises:
             InputError: if they cannot be written, as on a full disk. Earlier files are kept.
         """
-        if not self._waiting:
+        self._start_writing()
+        self._finish_writing()
+
+    def _start_writing(self) -> None:
+        self._finish_writing()
+        if self._waiting:
+            self._writing = self._writer.submit(self._write, self._waiting)
+        self._waiting, self._waiting_bytes = [], 0
+
+    def _finish_writing(self) -> None:
+        if self._writing is None:
             return
+        writing, self._writing = self._writing, None
         try:
-            self._write()
+            file, noted = writing.result()
         except OSError as error:
             raise InputError(
                 f"{error.filename or self.folder}: {error.strerror}: the cache of features cannot "
                 "be written; make room, or name a folder elsewhere (task.cache_dir, --cache). "
                 "What is in the cache is kept"
             ) from None
-        self._waiting = []
+        self._note(file, noted)
+        self._map(file)
 
-    def _write(self) -> None:
+    def _write(self, waiting: list[tuple[str, np.ndarray]]) -> tuple[Path, _Noted]:
         about = self.folder / _ABOUT
         if not about.exists():
             write_json(about, self._about)
         file = self.folder / f"{uuid.uuid4().hex}.npy"
-        arrays = [array for _, array in self._waiting]
+        arrays = [array for _, array in waiting]
         count = sum(len(array) for array in arrays)
         with atomic_path(file) as temporary:
             with temporary.open("wb") as handle:
                 write_header(handle, arrays[0].dtype, (count, *arrays[0].shape[1:]))
                 for array in arrays:
-                    handle.write(array.tobytes())
-            clips = [(key, len(array)) for key, array in self._waiting]
+                    handle.write(np.ascontiguousarray(array).data)
+            clips = [(key, len(array)) for key, array in waiting]
             noted = _checksum(temporary, clips)
         try:
             write_json(file.with_suffix(".json"), {"checksum": noted, "clips": clips})
         except OSError:
             _remove(file)
             raise
-        self._note(file, clips, noted)
-        self._map(file)
+        return file, (clips, noted)
 
 
 def _checksum(file: Path, clips: list[tuple[str, int]]) -> str:

@@ -14,6 +14,7 @@ from music_ssl_fairseq.jobs.read_ahead import ReadAhead
 from music_ssl_fairseq.probing.features.cache import Clip, FeatureCache
 from music_ssl_fairseq.probing.features.source import FeatureSource
 from music_ssl_fairseq.probing.features.windows import (
+    LARGEST_HALF,
     ClipWindow,
     clip_windows,
     frame_windows,
@@ -138,7 +139,7 @@ def _encode(
             for (number, i, _), vectors in zip(chosen, features, strict=True):
                 results[number][i] = vectors
     for (clip, _), vectors in zip(group, results, strict=True):
-        cache.add(clip.key, np.concatenate(vectors))
+        cache.add(clip.key, vectors[0] if len(vectors) == 1 else np.concatenate(vectors))
 
 
 def samples_of(
@@ -161,5 +162,6 @@ def _features(
     if not plan.frames:
         return source.clip_features(batch)[:, None]
     features = source.frame_features(batch, num_frames)
-    largest = np.finfo(np.float16).max
-    return np.clip(features, -largest, largest).astype(np.float16)
+    if features.dtype != np.float16:
+        features = np.clip(features, -LARGEST_HALF, LARGEST_HALF).astype(np.float16)
+    return features

@@ -12,6 +12,9 @@ FRAME_RATE = 50
 
 FRAME_HOP = SAMPLE_RATE // FRAME_RATE
 
+LARGEST_HALF = float(np.finfo(np.float16).max)
+"""To which features of frames are clipped, which are kept in half precision."""
+
 _MIN_WINDOW_FRAMES = 10  # of a window at the end of a clip
 
 
