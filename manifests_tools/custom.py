@@ -261,7 +261,7 @@ class _CsvReader:
         group = row.get("group") or None
         if segment is not None and group is None:
             # Otherwise parts of one file would count as one, and may have different labels.
-            group = f"{row['path']} {segment[0]:g}-{segment[1]:g}"
+            group = f"{row['path']} {segment[0]:.10g}-{segment[1]:.10g}"
         return Labelled(name, label, segment, group)
 
     def _label(self, cell: str, number: int) -> tuple[str, ...]:

@@ -130,6 +130,6 @@ def locate(root: str, *candidates: str) -> str:
 
 def shorten(names: Iterable[str]) -> str:
     """Join names, as in `a, b, c, d, e, ... (12 in all)`."""
-    names = list(names)
+    names = [one_line(name) for name in names]
     more = f", ... ({len(names)} in all)" if len(names) > _MAX_NAMES else ""
     return ", ".join(names[:_MAX_NAMES]) + more

@@ -15,7 +15,7 @@ from typing import Any
 
 from manifests_tools.examine import ExaminedTrack, add_reading_options, examine_tracks
 from manifests_tools.find import require_folder
-from manifests_tools.labelled import DataSet, shorten
+from manifests_tools.labelled import DataSet, Labelled, shorten
 from music_ssl_fairseq.cli import Parser, real_number
 from music_ssl_fairseq.data.left_out import REPORT, LeftOut, by_name, count_kinds, write_left_out
 from music_ssl_fairseq.data.music_checks import find_copies
@@ -133,14 +133,14 @@ def build(
 
 def _warn_of_silence_and_copies(root: str, data: DataSet, tracks: list[ExaminedTrack]) -> None:
     """Warn of silent files and copies; the data set decides on its files, so they stay."""
-    if silent := [one_line(track.name) for track in tracks if track.silent]:
+    if silent := [track.name for track in tracks if track.silent]:
         print(
             f"warning: {len(silent)} labelled files are silent: {shorten(silent)}", file=sys.stderr
         )
     paths = {s: [os.path.join(root, name) for name in data.names(s)] for s in data.splits}
     for first, second in combinations(paths, 2):
         if copies := find_copies(paths[second], paths[first]):
-            names = [one_line(os.path.relpath(path, root)) for path in copies]
+            names = [os.path.relpath(path, root) for path in copies]
             print(
                 f"warning: {len(names)} files of {second} are copies, byte for byte, of files of "
                 f"{first}: {shorten(names)}",
@@ -177,7 +177,21 @@ def _examples(data: DataSet, tracks: dict[str, ExaminedTrack]) -> tuple[Splits, 
                     empty.append(LeftOut(item.name, "too short: holds nothing that is labelled"))
         if not examples[split]:
             raise InputError(f"{split}: no file is long enough to be used")
+        if data.task.kind == "beats":
+            _name_late_beats(split, [i for i in items if i.name in tracks], examples[split])
     return examples, empty
+
+
+def _name_late_beats(split: str, items: list[Labelled], used: list[Example]) -> None:
+    """Warn of beats after the end of their file, which are left out; if most are, refuse."""
+    left = {(example.name, example.segment): len(example.label) for example in used}
+    late = {i.name: len(i.label) - left.get((i.name, i.segment), 0) for i in items}
+    late = {name: number for name, number in late.items() if number}
+    about = f"{split}: {sum(late.values())} beats lie after the end of their files: {shorten(late)}"
+    if 2 * sum(late.values()) >= sum(left.values()):
+        raise InputError(f"{about}; are these seconds?")
+    if late:
+        print(f"warning: {about}; they are left out", file=sys.stderr)
 
 
 def _summarise(

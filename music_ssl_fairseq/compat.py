@@ -399,6 +399,8 @@ def ask_for_a_batch_size(command: Any) -> None:
 
 
 with _logging_as_it_was():
+    Dictionary = import_module("fairseq.data").Dictionary
+    """fairseq's, of units."""
     allow_fairseq_checkpoints()
     refuse_bad_checkpoints_in_one_line()
 if (_validate := sys.modules.get("fairseq_cli.validate")) is not None:

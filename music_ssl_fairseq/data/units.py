@@ -35,7 +35,7 @@ class UnitDictionary:
         Raises:
             InputError: if it is missing, lists nothing, or its symbols are not cluster numbers.
         """
-        from fairseq.data import Dictionary
+        from music_ssl_fairseq.compat import Dictionary  # slow to import
 
         self.file = Path(dict_file)
         given = self.file.parent

@@ -141,6 +141,9 @@ def _check(a: argparse.Namespace) -> None:
             raise InputError(f"--{name} goes with --format huggingface, not with {a.format}")
     if a.push and not re.fullmatch(r"[\w.-]+/[\w.-]+", a.push):
         raise InputError(f"--push {a.push}: expected USER/NAME")
+    for name, given in (("--to", a.to and str(a.to.resolve())), ("--name", a.name)):
+        if given and given != given.encode(errors="replace").decode():
+            raise InputError(f"{name} {given}: is not UTF-8, and other software refuses it")
     if a.to and a.to.exists() and not a.to.is_dir():
         raise InputError(f"{a.to}: is a file; name a folder to write to")
     there = [file for file in _files(a) if a.to and (a.to / file).exists()]

@@ -103,7 +103,7 @@ class Extraction:
                 seconds = queued.window.done / self.upstream.frame_rate
                 outcome.seconds += seconds
                 outcome.tracks += queued.window.last == cut.num_frames(queued.track)
-                bar.update(seconds)
+                bar.update(min(seconds, bar.total - bar.n))  # the total is rounded
         outcome.wall = time.perf_counter() - begin
         return outcome
 

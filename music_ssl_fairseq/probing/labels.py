@@ -61,7 +61,7 @@ class ProbingSplit:
         Raises:
             InputError: naming file and line, if labels are missing, too many, unknown or no
                 numbers; if a segment or a beat is not within its file; if the split cannot be
-                scored, because a song has two classes, a regression one file, or no segment a beat.
+                scored, because a song has two classes, a target one value, or no segment a beat.
         """
         self.spec = spec
         self.manifest = Manifest(Path(folder, f"{split}.tsv"))
@@ -96,8 +96,13 @@ class ProbingSplit:
                 raise self._error(
                     int(differ[0]), "another label than other parts of its song (.groups)"
                 )
-        elif self.spec.kind == "regression" and len(self) < 2:
-            raise InputError(f"{self.labels_file}: one file, but R2 needs at least two in a split")
+        elif self.spec.kind == "regression":
+            for name, values in zip(self.spec.targets, self.targets.T, strict=True):
+                if (values == values[0]).all():
+                    raise InputError(
+                        f"{self.labels_file}: {name} is {values[0]:g} in all {len(self)} lines, so "
+                        "R2 is not defined: a split needs files with other values"
+                    )
         elif self.spec.kind == "beats":
             parts = (self.segments / SAMPLE_RATE).tolist()
             pairs = zip(self.beats, parts, strict=True)

@@ -17,7 +17,7 @@ from typing import Any
 from fairseq.logging import progress_bar
 from fairseq.logging.meters import AverageMeter
 
-from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.errors import InputError, one_line
 from music_ssl_fairseq.runtime.optional import optional
 
 _GROUPS = ("model", "task", "criterion", "optimization", "optimizer", "lr_scheduler", "dataset")
@@ -41,7 +41,7 @@ def patch_logs() -> None:
 
 def _handle_error(handler: Any, handle: Callable[..., None], record: logging.LogRecord) -> None:
     error = sys.exc_info()[1]
-    if not _is_full_disk(error):
+    if not _cannot_be_written(error):
         handle(handler, record)
     elif not getattr(handler, "reported_full", False):
         handler.reported_full = True
@@ -50,7 +50,7 @@ def _handle_error(handler: Any, handle: Callable[..., None], record: logging.Log
 
 def _excepthook(hook: Callable[..., Any], args: Any) -> Any:
     """Silence Tensorboard's thread, whose error is raised again at the next logged number."""
-    if not _is_full_disk(args.exc_value):
+    if not _cannot_be_written(args.exc_value):
         hook(args)
 
 
@@ -72,8 +72,8 @@ def _update_config(bar: Any, update: Callable[..., None], config: dict[str, Any]
         writer = bar._writer("train_inner")
         for summary in hparams(values, {"loss": None}) if writer is not None else ():
             writer.file_writer.add_summary(summary)
-    except OSError as error:
-        if not _is_full_disk(error):
+    except (OSError, UnicodeEncodeError) as error:
+        if not _cannot_be_written(error):
             raise
 
 
@@ -82,20 +82,24 @@ def _log_to_tensorboard(bar: Any, log: Callable[..., None], *args: Any, **kwargs
         return
     try:
         log(bar, *args, **kwargs)
-    except OSError as error:
-        if not _is_full_disk(error):
+    except (OSError, UnicodeEncodeError) as error:
+        if not _cannot_be_written(error):
             raise
         progress_bar.tensorboard_is_full = True
         progress_bar._tensorboard_writers.clear()  # closing them would fail too
         _report(bar.tensorboard_logdir, error)
 
 
-def _is_full_disk(error: BaseException | None) -> bool:
-    return isinstance(error, OSError) and error.errno in _FULL_DISK_ERRORS
+def _cannot_be_written(error: BaseException | None) -> bool:
+    """Return whether the disk is full, or TensorBoard refuses a folder's name."""
+    full = isinstance(error, OSError) and error.errno in _FULL_DISK_ERRORS
+    return full or isinstance(error, UnicodeEncodeError)
 
 
 def _report(file: str, error: Any) -> None:
-    print(f"warning: {file}: {error.strerror}; training continues without it", file=sys.stderr)
+    reason = getattr(error, "strerror", None) or "its name is not UTF-8"
+    line = f"warning: {one_line(file)}: {reason}; training continues without it"
+    print(line, file=sys.stderr)
 
 
 _WANDB = progress_bar.wandb  # None if it is not installed

@@ -1,5 +1,6 @@
 """The export command, and what it writes for fairseq, onnxruntime and torch.export."""
 
+import os
 import subprocess
 import sys
 
@@ -272,6 +273,16 @@ def test_a_bad_checkpoint_is_one_line(tmp_path, capsys, how, message):
     assert message in error
     assert error.count("\n") <= 2  # a command may follow
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("option", ["--to", "--name"])
+def test_names_that_are_no_text_are_one_line(tmp_path, capsys, option):
+    given = {"--to": str(tmp_path / "out"), "--checkpoint": str(tmp_path / "x.pt")}
+    given[option] = str(tmp_path / os.fsdecode(b"\xe9"))
+    assert main([word for pair in given.items() for word in pair]) == 1
+    assert capsys.readouterr().err.endswith(
+        "\\udce9: is not UTF-8, and other software refuses it\n"
+    )
 
 
 def test_a_stock_checkpoint_needs_no_export_to_fairseq(tmp_path, capsys):

@@ -108,7 +108,7 @@ def test_key(music):
     assert found == ["Db minor", "Db minor", "C major"]
 
 
-def test_beats_as_times_and_as_files(music):
+def test_beats_as_times_and_as_files(music, capsys):
     (music / "beats").mkdir()
     (music / "beats" / "1.txt").write_text("0.25 1\n1.25 2\n99 1\n")
     labels = ("0.5;1.0;1.5", "beats/1.txt", "0.5/1;1/2", "1", "1", "1")
@@ -116,18 +116,20 @@ def test_beats_as_times_and_as_files(music):
     beats = loaded(music, "train").beats
     assert [its.times.tolist() for its in beats] == [[0.5, 1, 1.5], [0.25, 1.25], [0.5, 1]]
     assert [its.positions.tolist() for its in beats] == [[0, 0, 0], [1, 2], [1, 2]]
+    late = "train: 1 beats lie after the end of their files: 1.wav; they are left out"
+    assert late in capsys.readouterr().err
 
 
 def test_segments_and_groups(music):
     text = "path,label,split,start,stop,group\n0.wav,a,train,0,1,s\n0.wav,a,train,1,2,s\n"
-    text += "1.wav,a,valid,,,\n2.wav,b,test,0.5,1.5,\n2.wav,a,test,1.5,2.5,\n"
+    text += "1.wav,a,valid,,,\n2.wav,b,test,0.5,1.5000001,\n2.wav,a,test,1.5,2.5,\n"
     assert build(music, text, "--kind", "multi-class") == 0
     train = loaded(music, "train")
     assert (train.segments / 16_000).tolist() == [[0, 1], [1, 2]]
     assert train.groups == ["s", "s"]
     assert loaded(music, "valid").segments.tolist() == [[0, 40_000]]
     # Without a group, a part stands for itself.
-    assert loaded(music, "test").groups == ["2.wav 0.5-1.5", "2.wav 1.5-2.5"]
+    assert loaded(music, "test").groups == ["2.wav 0.5-1.5000001", "2.wav 1.5-2.5"]
     assert loaded(music, "test").group_index.tolist() == [0, 1]
 
 
@@ -184,6 +186,8 @@ def test_without_a_test_split(music, capsys):
          "1 numbers per line, but --targets names 2"),
         (table("1;0.5", "1", "1", "1", "1", "1"), ["--kind", "beats"],
          "line 2: beats are not ascending"),
+        (table("0;500;1000", "1", "1", "1", "1", "1"), ["--kind", "beats"],
+         "train: 2 beats lie after the end of their files: 0.wav"),
         (table("a.beats", "1", "1", "1", "1", "1"), ["--kind", "beats"],
          "'a.beats': neither times nor the name of a file"),
         (table("", "", "", "a", "a", "a"), ["--kind", "multi-label"],

@@ -123,9 +123,10 @@ def test_wrong_labels_are_named_with_their_line(tmp_path, task, lines, expected)
 
 
 def test_a_split_that_cannot_be_scored_is_refused_as_it_is_read(tmp_path):
-    write(tmp_path, ("1", "2"))
-    with pytest.raises(InputError, match=r"train\.labels: one file, but R2 needs at least two"):
-        ProbingSplit(tmp_path, "train", MOOD)
+    for lines in ([("1", "2")], [("1", "2"), ("3", "2")]):
+        write(tmp_path, *lines)
+        with pytest.raises(InputError, match=r"train\.labels: .* is [12] in all . lines, so R2"):
+            ProbingSplit(tmp_path, "train", MOOD)
     write(tmp_path, ("pop",), ("jazz",), group="song")
     with pytest.raises(InputError, match=r"train\.labels, line 2 .*another label than other parts"):
         ProbingSplit(tmp_path, "train", GENRE)

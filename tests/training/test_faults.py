@@ -141,12 +141,31 @@ def full_disk():
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def _tensorboard(folder):
+    bar = progress_bar.TensorboardProgressBarWrapper([], str(folder))
+    bar.wrapped_bar = SimpleNamespace(log=lambda *args, **kwargs: None, update_config=print)
+    return bar
+
+
+def test_a_folder_whose_name_is_no_text_is_trained_in_without_tensorboard(tmp_path, capsys):
+    patch_logs()
+    bar = _tensorboard(tmp_path / os.fsdecode(b"\xe9"))
+    try:
+        bar.update_config({"model": {"layers": 2}})
+        for step in range(2):
+            bar.log({"loss": step, "num_updates": step}, tag="train", step=step)
+    finally:
+        progress_bar._tensorboard_writers.clear()
+        progress_bar.tensorboard_is_full = False
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("\\udce9: its name is not UTF-8; training continues without it")
+
+
 def test_logs_on_a_full_disk_are_one_line_each(tmp_path, capsys, full_disk):
     patch_logs()
     logger = logging.Logger("of its own")
     logger.addHandler(logging.FileHandler(tmp_path / "train.log"))
-    bar = progress_bar.TensorboardProgressBarWrapper([], str(tmp_path / "tensorboard"))
-    bar.wrapped_bar = SimpleNamespace(log=lambda *args, **kwargs: None)
+    bar = _tensorboard(tmp_path / "tensorboard")
     logger.info("before")
     full_disk()
     try:
