@@ -124,7 +124,7 @@
   })));
   table.sort(1);
   find("#search").addEventListener("input", (event) => {
-    const text = event.target.value.trim().toUpperCase();
+    const text = event.target.value.trim().toUpperCase().replace(/^UNIT /, "");
     const test = (unit) => /^\d+$/.test(text) ? `${unit}`.startsWith(text) : pitchName(unit) === text;
     table.filter(text && ((row) => test(row.unit)));
     map.filter(text && test);

@@ -1,7 +1,7 @@
 // The song map: map, table and details of one song.
 {
   const songs = read("songs");
-  const minutes = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.round(seconds % 60)).padStart(2, "0")}`;
+  const minutes = (seconds) => `${Math.floor(Math.round(seconds) / 60)}:${String(Math.round(seconds) % 60).padStart(2, "0")}`;
   const short = (name) => name.split("/").pop();
   const playButton = (song) => player.sounds[song]
     ? player.button({ sound: song }, `play ${songs[song].name} from ${minutes(songs[song].start)}`) : "";
@@ -15,7 +15,7 @@
     const { name, seconds, near, similarity } = songs[song];
     const tr = make("tr", { onclick: () => choose(song) },
       make("td", {}, link(song, name)), make("td", {}, playButton(song)), make("td", { class: "number" }, minutes(seconds)),
-      make("td", { class: "near" }, near.length ? link(near[0]) : "–"), make("td", { class: "number" }, similarity[0] ?? "–"));
+      make("td", { class: "near" }, near.length ? link(near[0]) : "–"), make("td", { class: "number" }, similarity[0]?.toFixed(2) ?? "–"));
     tr.classList.toggle("chosen", song === chosen);
     return tr;
   }
@@ -47,7 +47,8 @@
   })));
   table.sort(0);
   find("#search").addEventListener("input", (event) => {
-    const text = event.target.value.trim().toLowerCase(), test = (song) => songs[song].name.toLowerCase().includes(text);
+    const plain = (text) => text.normalize().toLowerCase(); // macOS keeps an accent apart from its letter
+    const text = plain(event.target.value.trim()), test = (song) => plain(songs[song].name).includes(text);
     table.filter(text && ((row) => test(row.song)));
     map.filter(text && test);
     if (text && table.shown.length) choose(table.shown[0].song);

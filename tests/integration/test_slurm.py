@@ -126,7 +126,7 @@ def test_stopped_twice_they_train_as_without_a_stop():
         assert job(number)["JobState"] == "COMPLETED"
         output = bash(f"cat *-{number}.log")
         assert "stopped by SIGUSR1: update " in output
-        assert "Loaded checkpoint" in output
+        assert f"writes to {run}, from update " in output
         assert validated(run) == alone
 
 
