@@ -24,10 +24,10 @@
     const cell = (...children) => make("td", {}, ...children), number = (value) => make("td", { class: "number" }, value ?? "–");
     const link = (other) => make("button", { type: "button", "aria-label": `choose unit ${other}`, onclick: (event) => { event.stopPropagation(); choose(other); } }, other);
     const tr = make("tr", { onclick: () => choose(unit) },
-      make("td", { class: "number" }, link(unit)), number(Object.values(shares)[0]),
-      units[unit].pitch.length ? make("td", { title: pitchName(unit) }, pitchBars(unit)) : cell("–"), number(db),
+      make("td", { class: "number" }, link(unit)), number(share(unit).toPrecision(3)),
+      units[unit].pitch.length ? make("td", { title: pitchName(unit) }, pitchBars(unit)) : cell("–"), number(db?.toFixed(1)),
       units[unit].loud.length ? cell(loudBars(unit)) : cell("–"), units[unit].spectrum.length ? cell(spectrumBars(unit)) : cell("–"),
-      number(ms), cell(...clipsOf(unit)), cell(...near.map(link)));
+      number(ms?.toFixed(1)), cell(...clipsOf(unit)), cell(...near.map(link)));
     tr.classList.toggle("chosen", unit === chosen);
     return tr;
   }
