@@ -155,6 +155,8 @@ def _read(reader: "_CsvReader", name: str, metric: str, targets: Sequence[str] |
         if not classes:
             raise InputError(f"{reader.file}: no line has a label")
     alike = {frozenset(item.label) for items in splits.values() for item in items}
+    if reader.kind == "multi-label" and all(len(label) < 2 for label in alike):
+        _warn_of_separators(reader.file, labels)
     if classes and labels and len(alike) == 1:
         raise InputError(
             f"{reader.file}: all files have the label {quoted(reader.separator.join(labels))}, so "
@@ -167,6 +169,18 @@ def _read(reader: "_CsvReader", name: str, metric: str, targets: Sequence[str] |
         name, reader.kind, metric, classes, numbers, source=str(reader.file.absolute())
     )
     return DataSet(task, splits, beats_within if reader.kind == "beats" else as_it_is)
+
+
+def _warn_of_separators(file: Path, labels: set[str]) -> None:
+    """Name what looks like several labels in one, where no file has more than one."""
+    for label, sign in ((label, sign) for label in sorted(labels) for sign in "|,/+"):
+        if sign in label:
+            print(
+                f"warning: {file}: no line has more than one label; if {quoted(label)} is several, "
+                f"give --separator {shlex.quote(sign)} --force",
+                file=sys.stderr,
+            )
+            return
 
 
 def _targets(file: Path, items: list[Labelled], names: Sequence[str] | None) -> tuple[str, ...]:

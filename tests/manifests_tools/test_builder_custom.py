@@ -143,6 +143,14 @@ def test_absolute_paths_and_another_root(music, tmp_path):
     assert Manifest(tmp_path / "out" / "test.tsv").path(1) == str(music / "5.wav")
 
 
+def test_another_separator_is_noticed(music, capsys):
+    text = table("a|b", "b", "a", "a|b", "b", "a")
+    assert build(music, text, "--kind", "multi-label") == 0
+    assert "if 'a|b' is several, give --separator '|' --force\n" in capsys.readouterr().err
+    assert build(music, text, "--kind", "multi-label", "--separator", "|", "--force") == 0
+    assert "--separator" not in capsys.readouterr().err
+
+
 def test_check_reads_the_labels_too(music, capsys):
     assert build(music, table(*GOOD), "--kind", "multi-class") == 0
     out = music.parent / "out"
