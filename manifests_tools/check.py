@@ -11,7 +11,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from manifests_tools.check_probing import check_probing
 from manifests_tools.examine import COPY, SILENT, add_reading_options, examine, parallel_map
 from manifests_tools.find import FileId, identify
 from manifests_tools.findings import Findings
@@ -30,7 +29,10 @@ from music_ssl_fairseq.data.units import (
 )
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, hours, label_hop, labels_fit
+from music_ssl_fairseq.probing.labels import ProbingSplit
 from music_ssl_fairseq.probing.spec import FILE as TASK_FILE
+from music_ssl_fairseq.probing.spec import read_spec
+from music_ssl_fairseq.probing.writer import check_leakage
 from music_ssl_fairseq.runtime.files import checksum
 
 SPLITS = ("valid", "test", "train")
@@ -102,7 +104,7 @@ def run(
     if its_labels is not None:
         totals = _check_labels(splits, its_labels, findings)
     if is_task:
-        check_probing(folder, list(splits), findings)
+        _check_probing(folder, list(splits), findings)
     if "valid" in splits and not is_task:
         for sentence in concerns(splits["valid"]):
             print(f"warning: {sentence}", file=sys.stderr)
@@ -167,10 +169,8 @@ def _open_manifests(folder: Path, findings: Findings) -> dict[str, Manifest]:
         file = folder / f"{split}.tsv"
         if split == "test" and not file.exists():
             continue
-        try:
+        with findings.catching("manifest"):
             manifests[split] = Manifest(file)
-        except InputError as error:
-            findings.add("manifest", str(error))
     return manifests
 
 
@@ -248,25 +248,17 @@ def _check_labels(
     splits: dict[str, Manifest], labels: Labels, findings: Findings
 ) -> dict[str, str]:
     """Check the labels of all splits; return the number of labels per split, in words."""
-    totals = {}
-    try:
+    totals: dict[str, str] = {}
+    with findings.catching("dict"):
         units = UnitDictionary(labels.folder / "dict.km.txt")
-    except InputError as error:
-        findings.add("dict", str(error))
-        return {}
-    for split, manifest in splits.items():
-        try:
-            store = LabelStore(labels.folder / f"{split}.km")
-        except InputError as error:
-            findings.add("labels", str(error))
-            continue
-        totals[split] = f", {store.counts.sum()} labels"
-        try:
-            check_labels(manifest, store, units, labels.rate)
-        except InputError as error:
-            findings.add("labels", str(error))
-        if len(store) == len(manifest):
-            _check_lines(split, manifest, store, units, labels.rate, findings)
+        for split, manifest in splits.items():
+            with findings.catching("labels"):
+                store = LabelStore(labels.folder / f"{split}.km")
+                totals[split] = f", {store.counts.sum()} labels"
+                with findings.catching("labels"):
+                    check_labels(manifest, store, units, labels.rate)
+                if len(store) == len(manifest):
+                    _check_lines(split, manifest, store, units, labels.rate, findings)
     return totals
 
 
@@ -296,3 +288,14 @@ def _check_lines(
                 f"{split}: {manifest.name(i)}: {outside.sum()} of its {count} labels are not in "
                 f"{units.file}, the first is {labels[outside.argmax()]}",
             )
+
+
+def _check_probing(folder: Path, splits: list[str], findings: Findings) -> None:
+    """Read a probing task's labels of all splits; report wrong ones and songs in two splits."""
+    with findings.catching("probing labels"):
+        check_leakage(folder)
+    with findings.catching("task"):
+        task = read_spec(folder)
+        for split in splits:
+            with findings.catching("probing labels"):
+                ProbingSplit(folder, split, task)

@@ -1,11 +1,13 @@
 """Collect and print the problems that a check finds."""
 
+import contextlib
 import sys
 from collections import Counter
+from collections.abc import Iterator
 
 from tqdm import tqdm
 
-from music_ssl_fairseq.errors import one_line
+from music_ssl_fairseq.errors import InputError, one_line
 
 _MAX_LINES = 20
 
@@ -25,6 +27,14 @@ class Findings:
         self._kinds[kind] += 1
         if self._kinds[kind] <= _MAX_LINES:
             tqdm.write(one_line(line))
+
+    @contextlib.contextmanager
+    def catching(self, kind: str) -> Iterator[None]:
+        """Add the InputError that the block raises, if any."""
+        try:
+            yield
+        except InputError as error:
+            self.add(kind, str(error))
 
     def __len__(self) -> int:
         return self._kinds.total()
