@@ -2,8 +2,8 @@
 
 import os
 from collections.abc import Callable
+from functools import lru_cache
 from hashlib import blake2b
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -63,30 +63,23 @@ AUDIO = "audio of "
 _BLOCK_BYTES = 4096
 
 
-_known: WeakKeyDictionary[Manifest, dict[int, str | None]] = WeakKeyDictionary()
+@lru_cache(maxsize=8)
+def audio_identity(manifest: Manifest, most: int = 200) -> str | None:
+    """Digest the audio of all tracks; of more than `most` files, of so many throughout.
 
-
-def audio_identity(manifest: Manifest, tracks: range | None = None, most: int = 200) -> str | None:
-    """Digest size and middle of each file; of more than `most`, of so many throughout.
-
-    The middle, because programs that write tags leave it alone, as long as the size stays. Each
-    opened manifest is looked at once, however many label sets it has.
-
-    Args:
-        tracks: those to look at, each time anew; None for all.
+    Each opened manifest is looked at once, however many label sets it has.
 
     Returns:
         None if a file is missing, or is part of a shard.
     """
-    if tracks is not None:
-        return _digest(manifest, most, tracks)
-    known = _known.setdefault(manifest, {})
-    if most not in known:
-        known[most] = _digest(manifest, most, range(len(manifest)))
-    return known[most]
+    return audio_digest(manifest, range(len(manifest)), most)
 
 
-def _digest(manifest: Manifest, most: int, tracks: range) -> str | None:
+def audio_digest(manifest: Manifest, tracks: range, most: int = 200) -> str | None:
+    """Digest size and middle of the files of some tracks, each time anew: see `audio_identity`.
+
+    The middle, because programs that write tags leave it alone, as long as the size stays.
+    """
     digest = blake2b(digest_size=8)
     try:
         some = (tracks[place] for place in some_of(len(tracks), most))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from music_ssl_fairseq.data.audio_identity import audio_identity
+from music_ssl_fairseq.data.audio_identity import audio_digest, audio_identity
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.jobs.blocks import BlockJob
@@ -61,7 +61,7 @@ def fit_centroids(job: Job, manifest: Manifest) -> None:
 def sample_blocks(job: Job, sample: Sample, done: CheckpointDir, reader: Reader) -> int:
     """Sample the frames of all blocks, saved in `done`; return how many blocks there are."""
     tracks = sample.manifest
-    source = partial(audio_identity, tracks)
+    source = partial(audio_digest, tracks)
     sampling = BlockJob(
         SAMPLE, "sampling", tracks.num_samples, sample.part, source, job.skip_unreadable
     )

@@ -3,7 +3,7 @@
 import sys
 from functools import partial
 
-from music_ssl_fairseq.data.audio_identity import audio_identity
+from music_ssl_fairseq.data.audio_identity import audio_digest
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features.chunk_features import Track
@@ -59,7 +59,7 @@ def assign_blocks(
     def track(index: int) -> Track:
         return Track(manifest.path(index), int(manifest.num_samples[index]))
 
-    source = partial(audio_identity, manifest)
+    source = partial(audio_digest, manifest)
     labelling = BlockJob(name, split, manifest.num_samples, track, source, job.skip_unreadable)
     num_blocks = len(labelling.blocks)
     mine = range(job.shard.index, num_blocks, job.shard.count)

@@ -3,9 +3,10 @@
 Needs `common.log_format: json`, which the configs of this repository set.
 """
 
+import contextlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,23 +56,18 @@ def read_log(folder: Path) -> Curves:
     found: dict[str, Points] = {"train_inner": {}, "train": {}, "valid": {}}
     last = {"train_inner": 0, "train": 0}
     first_subset = ""
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            if match := _LOG_LINE.search(line):
-                tag, stats = match[1], numbers(match[2], match[1])
-                is_valid = tag.startswith("valid")
-                if is_valid and tag != (first_subset := first_subset or tag):
-                    continue
-                points = found["valid" if is_valid else tag]
-                if "num_updates" in stats:
-                    update = int(stats["num_updates"])
-                    if update < last.get(tag, 0):  # resumed there, or begun anew
-                        for before in found.values():
-                            for later in [u for u in before if u > update]:
-                                del before[later]
-                    if tag in last:
-                        last[tag] = update
-                    points[update] = stats
+    for tag, stats in _logged(file):
+        if tag.startswith("valid"):
+            first_subset = first_subset or tag
+            if tag != first_subset:
+                continue
+            tag = "valid"
+        update = int(stats["num_updates"])
+        if update < last.get(tag, 0):  # resumed there, or begun anew
+            found = {kind: _up_to(update, points) for kind, points in found.items()}
+        if tag in last:
+            last[tag] = update
+        found[tag][update] = stats
     # A run shorter than `log_interval` has the line at the end of the epoch only.
     train = found["train_inner"] or found["train"]
     if not train:
@@ -82,21 +78,21 @@ def read_log(folder: Path) -> Curves:
     return Curves(folder, dict(sorted(train.items())), dict(sorted(found["valid"].items())))
 
 
-def numbers(text: str, tag: str) -> dict[str, float]:
-    """Return the numbers of one logged object, without fairseq's `valid_` before names."""
-    return {
-        key.removeprefix(f"{tag}_"): number
-        for key, value in json.loads(text).items()
-        if (number := as_number(value)) is not None
-    }
+def _logged(file: Path) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield the tag and the numbers of each line that has statistics of an update."""
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        for match in filter(None, map(_LOG_LINE.search, lines)):
+            tag, stats = match[1], {}
+            for key, value in json.loads(match[2]).items():
+                # fairseq logs text, now and then a list, and `valid_` before names.
+                with contextlib.suppress(TypeError, ValueError):
+                    stats[key.removeprefix(f"{tag}_")] = float(value)
+            if "num_updates" in stats:
+                yield tag, stats
 
 
-def as_number(value: object) -> float | None:
-    """Return a logged value as a number: fairseq logs text, and now and then a list."""
-    try:
-        return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return None
+def _up_to(update: int, points: Points) -> Points:
+    return {known: stats for known, stats in points.items() if known <= update}
 
 
 def series(points: Points, key: str) -> tuple[list[int], list[float]]:

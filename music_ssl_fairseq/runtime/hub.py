@@ -2,10 +2,9 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.optional import optional
@@ -19,6 +18,7 @@ UNITS = "units"
 _NAME = re.compile(r"hf:(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 # Settings and safetensors: no pickle is ever fetched.
 _FILES = ("*.json", "*.safetensors", f"{UNITS}/*.npy")
+_LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
 def is_name(path: str | os.PathLike) -> bool:
@@ -57,32 +57,26 @@ def pinned(name: str | os.PathLike, folder: Path) -> str:
 def one_line(name: str) -> Iterator[None]:
     """Turn errors of huggingface_hub about the model `name` into one line."""
     errors = optional("huggingface_hub.errors", "hub")
-
-    def http_reason(error: Any) -> str:
-        status = getattr(error.response, "status_code", None)
-        return f"the hub refused ({_LOG_IN})" if status in (401, 403) else str(error)
-
-    reasons: list[tuple[Any, Callable[[Any], str]]] = [
-        (errors.HFValidationError, str),
-        (errors.GatedRepoError, lambda _: "its owner must grant access: ask for it on its page"),
-        (errors.RevisionNotFoundError, lambda _: "no such revision"),
-        (errors.RepositoryNotFoundError, lambda _: f"no such model, or a private one: {_LOG_IN}"),
-        (
-            errors.LocalEntryNotFoundError,
-            lambda _: "not in the local cache, and the hub cannot be reached",
-        ),
-        (errors.HfHubHTTPError, http_reason),
-        (OSError, lambda error: error.strerror or str(error)),
-    ]
     try:
         yield
+        return
+    except errors.HFValidationError as error:
+        reason = str(error)
+    except errors.GatedRepoError:
+        reason = "its owner must grant access: ask for it on its page"
+    except errors.RevisionNotFoundError:
+        reason = "no such revision"
+    except errors.RepositoryNotFoundError:
+        reason = f"no such model, or a private one: {_LOG_IN}"
+    except errors.LocalEntryNotFoundError:
+        reason = "not in the local cache, and the hub cannot be reached"
+    except errors.HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        reason = f"the hub refused ({_LOG_IN})" if status in (401, 403) else str(error)
+    except OSError as error:
+        reason = error.strerror or str(error)
     except Exception as error:
-        for kind, reason in reasons:
-            if isinstance(error, kind):
-                raise InputError(f"{name}: {' '.join(reason(error).split())}") from None
-        if type(error).__module__.partition(".")[0].startswith("httpx"):  # no connection
-            raise InputError(f"{name}: the hub cannot be reached ({error})") from None
-        raise
-
-
-_LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+        if not type(error).__module__.startswith("httpx"):
+            raise
+        reason = f"the hub cannot be reached ({error})"
+    raise InputError(f"{name}: {' '.join(reason.split())}")
