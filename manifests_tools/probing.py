@@ -58,21 +58,26 @@ class ProbingBuilder:
         add_common_options(parser, f"probing/{self.name}")
         return parser
 
-    def run(self, root: str, out: str, **options: Any) -> None:
+    def run(
+        self,
+        root: str,
+        out: str,
+        max_missing: float = 0.01,
+        thorough: bool = False,
+        workers: int = 1,
+        force: bool = False,
+        **own: Any,
+    ) -> None:
         """Write the folder, and a summary to stdout; see `get_parser` for the arguments.
 
         Raises:
             InputError: if audio or metadata are not where they should be, too much is missing, a
                 file is in two splits, or the output exists.
         """
-        common = {name: options.pop(name) for name in COMMON if name in options}
         root = os.path.abspath(root)
         require_folder(root)
-        build(partial(self.read, root=root, **options), root, out, **common)
-
-
-COMMON = ("max_missing", "thorough", "workers", "force")
-"""Arguments of `build` that are options."""
+        read = partial(self.read, root=root, **own)
+        build(read, root, out, max_missing, thorough, workers, force)
 
 
 def add_common_options(parser: argparse.ArgumentParser, out: str) -> None:

@@ -191,15 +191,15 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (InputError, RuntimeError) as error:
-        message = error.lines if isinstance(error, InputError) else None
-        message = _message_of_loading(error) or message
-        if message is None:
+        of_loading = _message_of_loading(error)
+        message = of_loading or (error.lines if isinstance(error, InputError) else "")
+        if not message:
             raise
         if HydraConfig.initialized() or _command() in _COMMANDS:
             sys.exit(f"error: {with_command(message)}")
-        if isinstance(error, InputError) and message == error.lines:
+        if not of_loading:
             raise
-        raise InputError(message) from error
+        raise InputError(of_loading) from error
 
 
 def _message_of_loading(error: Exception) -> str | None:

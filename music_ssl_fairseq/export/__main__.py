@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 from music_ssl_fairseq.cli import CHECKPOINT, exit_status, new_parser
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.runtime.hub import RESULTS, UNITS
 from music_ssl_fairseq.runtime.typed import beside, with_option
 
 if TYPE_CHECKING:
     from music_ssl_fairseq.upstream.contents import Contents
 
-RESULTS = "results.json"
-UNIT_FILES = ("units/centroids.npy", "units/metadata.json")
+UNIT_FILES = (f"{UNITS}/centroids.npy", f"{UNITS}/metadata.json")
 
 DESCRIPTION = """\
 Write the encoder of a checkpoint in a format of other software, and check the result against the
@@ -60,7 +60,7 @@ FORMATS = {
     "onnx": ("graph", "write_onnx", ("model.onnx",)),
     "torch": ("graph", "write_torch", ("model.pt2",)),
 }
-"""Name on the command line: module of this package, function, and the files that it writes."""
+"""Name on the command line: module, imported when it is wanted; function; files that it writes."""
 
 GRAPHS = ("onnx", "torch")
 """Formats of graphs; the others name a class of other software."""
@@ -163,7 +163,8 @@ def _files(a: argparse.Namespace) -> list[str]:
 
 
 def _pushed(a: argparse.Namespace, folder: Path) -> str:
-    hub = import_module("music_ssl_fairseq.export.hub")
+    from music_ssl_fairseq.export import hub
+
     files = sorted(_files(a))
     if a.dry_run:
         return hub.describe(folder, files, a.push)
@@ -171,10 +172,11 @@ def _pushed(a: argparse.Namespace, folder: Path) -> str:
 
 
 def _export(a: argparse.Namespace, to: Path, name: str) -> str:
+    from music_ssl_fairseq.export.source import read
+
     module, function, _ = FORMATS[a.format]
-    package = "music_ssl_fairseq.export"
-    write = getattr(import_module(f"{package}.{module}"), function)
-    source = import_module(f"{package}.source").read(a.checkpoint)
+    write = getattr(import_module(f"music_ssl_fairseq.export.{module}"), function)
+    source = read(a.checkpoint)
     beside = [name for name in ("pitch_bands", "mel_bands") if source.contents.config[name]]
     if beside and a.format not in GRAPHS:
         raise InputError(
@@ -198,7 +200,8 @@ def _export(a: argparse.Namespace, to: Path, name: str) -> str:
 
 
 def _add(a: argparse.Namespace, contents: "Contents", folder: Path, name: str) -> None:
-    additions = import_module("music_ssl_fairseq.export.additions")
+    from music_ssl_fairseq.export import additions
+
     sections = [additions.add_results(contents, folder, a.report)] if a.report else []
     sections += [additions.add_units(contents, folder, a.units, name)] if a.units else []
     additions.into_card(folder / "README.md", sections, bool(a.report))

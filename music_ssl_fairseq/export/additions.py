@@ -9,12 +9,10 @@ from typing import Any
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.files import write_json
-from music_ssl_fairseq.runtime.hub import UNITS
+from music_ssl_fairseq.runtime.hub import RESULTS, UNITS
 from music_ssl_fairseq.runtime.texts import read_object, read_text
 from music_ssl_fairseq.upstream.contents import Contents
 from music_ssl_fairseq.upstream.model import Upstream
-
-RESULTS = "results.json"
 
 _NUMBERS = ("value", "low", "high", "learning_rate", "valid_score", "window_seconds")
 _COUNTS = ("files", "groups", "windows")

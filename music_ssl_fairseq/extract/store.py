@@ -31,7 +31,7 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.extract.batches import Cut
 from music_ssl_fairseq.extract.row_file import CHECKSUMS, Checksums, RowFile
 from music_ssl_fairseq.runtime.files import atomic_path, remove_temporary, write_json
-from music_ssl_fairseq.runtime.metadata import METADATA, read_metadata
+from music_ssl_fairseq.runtime.metadata import METADATA, matching_metadata
 from music_ssl_fairseq.runtime.npy import is_whole, read_header, write_header
 from music_ssl_fairseq.upstream.windows import Window, add_share
 
@@ -272,7 +272,8 @@ def open_folder(
         noted = None
     else:
         outputs = _outputs(folder, manifest)
-        noted = read_metadata(folder, settings, "features", outputs, _WAY_OUT).get("audio")
+        metadata = matching_metadata(folder, settings, "features", outputs, _WAY_OUT)
+        noted = metadata.get("audio")
         if found := changed_audio(manifest, noted, "features were"):
             print(f"warning: {found}", file=sys.stderr)
     audio = noted or audio_identity(manifest)

@@ -18,14 +18,14 @@ logger = logging.getLogger(__name__)
 @functools.cache
 def can_compile() -> bool:
     """Return whether torch.compile can make GPU kernels here: it needs Triton and a C compiler."""
+    missing = ""
     if not has_triton():
-        logger.warning("triton is not installed: training without compiled kernels, more slowly")
-        return False
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        logger.warning("no C compiler found: training without compiled kernels, more slowly")
-        return False
-    return True
+        missing = "triton is not installed"
+    elif not (os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")):
+        missing = "no C compiler found"
+    if missing:
+        logger.warning("%s: training without compiled kernels, more slowly", missing)
+    return not missing
 
 
 @functools.cache

@@ -31,7 +31,7 @@ from music_ssl_fairseq.runtime.files import (
     require_writable,
     write_json,
 )
-from music_ssl_fairseq.runtime.metadata import METADATA, read_metadata
+from music_ssl_fairseq.runtime.metadata import METADATA, matching_metadata
 from music_ssl_fairseq.runtime.typed import with_flag, with_option
 
 SPLITS = ("train", "valid")
@@ -72,10 +72,16 @@ class LabelFolder:
         """Read what other processes of this run have finished."""
         if self._overwrite:
             return
-        elsewhere = with_option("--labels", f"{self.path}-k{self.recipe.settings['k']}")
-        self.metadata = read_metadata(
-            *(self.path, self.recipe.settings, "labels", self._outputs(), _WAY_OUT),
-            *(WORDS, DEFAULTS, _is_complete, elsewhere),
+        self.metadata = matching_metadata(
+            self.path,
+            self.recipe.settings,
+            results="labels",
+            outputs=self._outputs(),
+            way_out=_WAY_OUT,
+            words=WORDS,
+            defaults=DEFAULTS,
+            is_complete=_is_complete,
+            command=with_option("--labels", f"{self.path}-k{self.recipe.settings['k']}"),
         )
 
     def _outputs(self) -> list[Path]:

@@ -49,13 +49,13 @@ def _fronts() -> tuple[FrontEnd, FrontEnd]:
     return front_end("chroma"), front_end("logmel")
 
 
-def read_excerpt(request: ExcerptPlace) -> UnitExcerpt | AudioError:
+def read_excerpt(place: ExcerptPlace) -> UnitExcerpt | AudioError:
     """Read an excerpt and compute its values; a job of workers."""
     chroma, log_mel = _fronts()
     grid = log_mel.grid
-    num_samples = grid.num_samples(request.last - request.first)
+    num_samples = grid.num_samples(place.last - place.first)
     try:
-        waveform = audio.read(request.path, request.first * grid.hop, num_samples)
+        waveform = audio.read(place.path, place.first * grid.hop, num_samples)
     except AudioError as error:
         return error
     waveform = np.pad(waveform, (0, num_samples - len(waveform)))
@@ -102,48 +102,55 @@ def draw_samples(
     Raises:
         AudioError: if none of them can be read.
     """
-    step = _step()
-    drawn = _choose(manifest, labels.counts * hop // step, seed)
+    drawn = _choose(manifest, labels.counts * hop // _step(), seed)
     missing = np.where(counts > 0, CLIPS, 0)
-    for request in drawn:
-        units = _units(request, labels, hop)
+    for place in drawn:
+        units = _units(place, labels, hop)
         missing -= np.bincount(units[runs(units)[0]], minlength=len(missing))
-    requests = drawn + _find(manifest, labels, missing.clip(0), hop, seed)
-    found = ordered(read_excerpt, requests, WorkerPool(workers))
-    columns_of: list[tuple[np.ndarray, ...]] = []
-    sounds: list[bytes] = []
-    tracks: list[int] = []
-    unreadable: list[AudioError] = []
-    for index, (request, excerpt) in enumerate(zip(requests, found, strict=True)):
-        if isinstance(excerpt, AudioError):
-            unreadable.append(excerpt)
-            continue
-        units = _units(request, labels, hop)
-        # Of the frames of 10 ms, the one that begins where a label does.
-        first = first_from(request.first * step, hop)
-        frames = (first + np.arange(len(units))) * hop // step - request.first
-        values = [column[frames] for column in excerpt[:-1]]
-        number, is_drawn = np.full_like(units, len(sounds)), np.full(len(units), index < len(drawn))
-        columns_of.append((units, frames * step / SAMPLE_RATE, *values, number, is_drawn))
-        sounds.append(excerpt.sound)
-        tracks.append(request.track)
-    if not columns_of:
-        raise unreadable[0]
-    columns = [np.concatenate(column) for column in zip(*columns_of, strict=True)]
-    named = dict(zip(ReportSamples._fields, columns, strict=False))
-    return ReportSamples(**named, sounds=sounds, tracks=tracks)
+    places = drawn + _find(manifest, labels, missing.clip(0), hop, seed)
+    read = list(zip(places, ordered(read_excerpt, places, WorkerPool(workers)), strict=True))
+    found = [(place, excerpt) for place, excerpt in read if isinstance(excerpt, UnitExcerpt)]
+    if not found:
+        raise next(error for _, error in read if isinstance(error, AudioError))
+    at_labels = [_at_labels(place, excerpt, labels, hop) for place, excerpt in found]
+    columns = [np.concatenate(column) for column in zip(*at_labels, strict=True)]
+    units, seconds, pitch_class, loudness, log_mel = columns
+    excerpts = np.repeat(np.arange(len(found)), [len(units) for units, *_ in at_labels])
+    first_rare = sum(isinstance(excerpt, UnitExcerpt) for _, excerpt in read[: len(drawn)])
+    return ReportSamples(
+        units,
+        seconds,
+        pitch_class,
+        loudness,
+        log_mel,
+        excerpt=excerpts,
+        drawn=excerpts < first_rare,
+        sounds=[excerpt.sound for _, excerpt in found],
+        tracks=[place.track for place, _ in found],
+    )
+
+
+def _at_labels(
+    place: ExcerptPlace, excerpt: UnitExcerpt, labels: LabelStore, hop: int
+) -> tuple[np.ndarray, ...]:
+    """Return the units of an excerpt, their seconds, and the values of the frames there."""
+    step = _step()
+    units = _units(place, labels, hop)
+    # Of the frames of 10 ms, the one that begins where a label does.
+    first = first_from(place.first * step, hop)
+    frames = (first + np.arange(len(units))) * hop // step - place.first
+    values = (excerpt.pitch_class[frames], excerpt.loudness[frames], excerpt.log_mel[frames])
+    return units, frames * step / SAMPLE_RATE, *values
 
 
 def _step() -> int:
     return front_end("logmel").grid.hop
 
 
-def _units(request: ExcerptPlace, labels: LabelStore, hop: int) -> np.ndarray:
+def _units(place: ExcerptPlace, labels: LabelStore, hop: int) -> np.ndarray:
     """Return the labels that begin within an excerpt."""
-    step = _step()
-    return labels.units(
-        request.track, first_from(request.first * step, hop), request.last * step // hop
-    )
+    first, last = place.first * _step(), place.last * _step()
+    return labels.units(place.track, first_from(first, hop), last // hop)
 
 
 def _find(
@@ -154,12 +161,12 @@ def _find(
     while np.minimum(missing, most).sum() > _RARE_EXCERPTS:
         most -= 1
     reach, step = samples_in(_REACH_SECONDS), _step()
-    requests = []
+    places = []
     for track, label in _places(labels, np.minimum(missing, most), seed):
         first = max(0, label * hop - reach) // step
         last = min(int(labels.counts[track]) * hop, label * hop + reach) // step
-        requests.append(ExcerptPlace(track, manifest.path(track), first, max(first + 1, last)))
-    return requests
+        places.append(ExcerptPlace(track, manifest.path(track), first, max(first + 1, last)))
+    return places
 
 
 def _choose(manifest: Manifest, num_frames: np.ndarray, seed: int) -> list[ExcerptPlace]:

@@ -15,6 +15,9 @@ PREFIX = "hf:"
 UNITS = "units"
 """Folder of a model's units: centroids.npy, and what they were made from."""
 
+RESULTS = "results.json"
+"""The scores of a model, beside it."""
+
 _NAME = re.compile(r"hf:(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 # Settings and safetensors: no pickle is ever fetched.
 _FILES = ("*.json", "*.safetensors", f"{UNITS}/*.npy")

@@ -10,7 +10,7 @@ from music_ssl_fairseq.runtime.texts import read_object
 METADATA = "metadata.json"
 
 
-def read_metadata(
+def matching_metadata(
     folder: Path,
     settings: Mapping[str, Any],
     results: str,
