@@ -4,17 +4,22 @@ Where the labeler has written a memory map as well (`unit_memmap`), that is read
 """
 
 import os
+import re
+from array import array
 from pathlib import Path
 
 import numpy as np
 
-from music_ssl_fairseq.data.mapped import MappedFile
+from music_ssl_fairseq.data.file_parts import FileParts
 from music_ssl_fairseq.data.unit_memmap import open_unit_memmap
 from music_ssl_fairseq.data.units import label_command
 from music_ssl_fairseq.errors import InputError
 
 ANCHOR_STEP = 1024
-"""Labels between two known byte offsets of a line: 8 bytes of index per 4 kB of text."""
+"""Labels from one anchor, a known place, to the next: 8 bytes of index per 4 kB of text."""
+
+_MAX_LINE_BYTES = 1 << 28  # read at once; no track has as many labels
+_NO_LABELS = re.compile(rb"[^0-9\x01- ]")  # control characters count as spaces
 
 
 class LabelStore:
@@ -36,7 +41,7 @@ class LabelStore:
             raise InputError(
                 f"{self.file}: no such label file; make it with `{label_command(self.file.parent)}`"
             )
-        self._text = MappedFile(self.file)
+        self._text = FileParts(self.file)
         self._map = open_unit_memmap(self.file)
         if self._map is None:
             self._index()
@@ -44,49 +49,26 @@ class LabelStore:
             self.counts = self._map.counts
 
     def _index(self) -> None:
-        # Per line: its end, and the number of labels up to it. Per 1024th label of a line, from
-        # the 0th on: its offset.
-        ends, totals, anchors = [], [], []
-        num_lines = total = line_start = 0
-        in_number = False
-        for offset, chunk in self._text.chunks():
-            digits = _digits(chunk)
-            newlines = np.flatnonzero(chunk == ord("\n"))
-            self._refuse_other_characters(chunk, digits, newlines, num_lines)
-            numbers = _number_starts(digits, in_number)
-            before = np.searchsorted(numbers, newlines)
-            line_starts = np.concatenate([[line_start], total + before])
-            in_chunk = np.diff(before, prepend=0, append=len(numbers))
-            in_line = total + np.arange(len(numbers)) - np.repeat(line_starts, in_chunk)
-            ends.append(offset + newlines)
-            totals.append(line_starts[1:])
-            anchors.append(offset + numbers[in_line % ANCHOR_STEP == 0])
-            num_lines += len(newlines)
-            total += len(numbers)
-            line_start = line_starts[-1]
-            in_number = bool(digits[-1])
-        if len(self._text) and self._text[-1:] != b"\n":
-            ends.append(np.array([len(self._text)]))
-            totals.append(np.array([total]))
-        self._ends = np.concatenate(ends) if ends else np.zeros(0, np.int64)
-        self._anchors = np.concatenate(anchors) if anchors else np.zeros(0, np.int64)
-        self.counts = np.diff(np.concatenate(totals), prepend=0) if totals else self._ends
-        anchors_of_line = -(-self.counts // ANCHOR_STEP)
-        self._first_anchor = np.cumsum(anchors_of_line) - anchors_of_line
-
-    def _refuse_other_characters(
-        self, chunk: np.ndarray, digits: np.ndarray, newlines: np.ndarray, num_lines: int
-    ) -> None:
-        # Control characters count as spaces.
-        other = ~digits & ((chunk > ord(" ")) | (chunk == 0))
-        if other.any():
-            at = int(other.argmax())
-            line = num_lines + int(np.searchsorted(newlines, at)) + 1
-            found = chunk[at : at + 20].tobytes().split()[0]
-            raise InputError(
-                f"{self.file}, line {line}: expected cluster numbers separated by spaces, "
-                f"found {found!r}"
-            )
+        """Note the number of labels of each line, and where parts of it begin and end."""
+        counts, ends, first_anchors, anchors = (array("q") for _ in range(4))
+        place = 0
+        with self.file.open("rb") as handle:
+            lines = iter(lambda: handle.readline(_MAX_LINE_BYTES), b"")
+            for number, line in enumerate(lines, 1):
+                if other := _NO_LABELS.search(line):
+                    found = line[other.start() :][:20].split()[0]
+                    raise InputError(
+                        f"{self.file}, line {number}: expected cluster numbers separated by "
+                        f"spaces, found {found!r}"
+                    )
+                starts = _starts(line)
+                counts.append(len(starts))
+                first_anchors.append(len(anchors))
+                anchors.extend((place + starts[::ANCHOR_STEP]).tolist())
+                place += len(line)
+                ends.append(place)
+        self.counts, self._ends = np.array(counts), np.array(ends)
+        self._first_anchors, self._anchors = np.array(first_anchors), np.array(anchors)
 
     def __len__(self) -> int:
         """Return the number of tracks."""
@@ -95,7 +77,7 @@ class LabelStore:
     @property
     def num_bytes(self) -> int:
         """Size of the file."""
-        return len(self._text)
+        return self.file.stat().st_size
 
     def units(self, track: int, first: int = 0, stop: int | None = None) -> np.ndarray:
         """Return the labels `[first, stop)` of a track, int64; to its end for None or beyond."""
@@ -105,26 +87,18 @@ class LabelStore:
             return np.zeros(0, np.int64)
         if self._map is not None:
             return self._map.units(track, first, stop)
-        anchor = int(self._first_anchor[track])
+        anchor = int(self._first_anchors[track])
         begin = int(self._anchors[anchor + first // ANCHOR_STEP])
         after = -(-stop // ANCHOR_STEP)
         at_end = after * ANCHOR_STEP >= count
         end = int(self._ends[track] if at_end else self._anchors[anchor + after])
-        text = self._text[begin:end]
-        numbers = _number_starts(_digits(np.frombuffer(text, np.uint8)), False)
+        units = np.fromstring(self._text.read(begin, end - begin), np.int64, sep=" ")
         skip = first % ANCHOR_STEP
-        wanted = numbers[skip : skip + stop - first + 1].tolist()
-        last = wanted[stop - first] if len(wanted) > stop - first else len(text)
-        return np.fromstring(text[wanted[0] : last], np.int64, sep=" ")
+        return units[skip : skip + stop - first]
 
 
-def _digits(text: np.ndarray) -> np.ndarray:
-    return (text >= ord("0")) & (text <= ord("9"))
-
-
-def _number_starts(digits: np.ndarray, in_number: bool) -> np.ndarray:
-    """Return the offsets of digits that follow no digit; `in_number`: one came just before."""
-    starts = digits.copy()
-    starts[1:] &= ~digits[:-1]
-    starts[0] &= not in_number
-    return np.flatnonzero(starts)
+def _starts(line: bytes) -> np.ndarray:
+    """Return where numbers start: at digits that follow no digit."""
+    text = np.frombuffer(line, np.uint8)
+    is_digit = (text >= ord("0")) & (text <= ord("9"))
+    return np.flatnonzero(is_digit & ~np.concatenate([[False], is_digit[:-1]]))

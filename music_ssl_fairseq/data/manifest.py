@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from music_ssl_fairseq.data.mapped import MappedFile
+from music_ssl_fairseq.data.file_parts import FileParts
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.files import atomic_path
 from music_ssl_fairseq.runtime.typed import music_folder, similar, with_path
@@ -30,7 +30,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some editors put it before UTF-8 text
 class Manifest:
     """A manifest, indexed by track.
 
-    Names stay in the mapped file and are decoded on request. Memory holds three integers per track:
+    Names stay in the file and are decoded on request. Memory holds three integers per track:
     millions of tracks cost tens of megabytes, shared by all workers after a fork.
 
     Attributes:
@@ -54,7 +54,7 @@ class Manifest:
             raise InputError(f"{file}: a folder; give a manifest of it", with_path(file, inside))
         if not self.file.is_file():
             raise missing_manifest(self.file)
-        self._text = MappedFile(self.file)
+        self._text = FileParts(self.file)
         starts, tabs, lengths = array("q"), array("q"), array("q")
         with self.file.open("rb") as handle:
             self.root = self._root(handle.readline(_MAX_LINE_BYTES))
@@ -75,14 +75,14 @@ class Manifest:
         self.num_samples = np.array(lengths)
 
     def _root(self, line: bytes) -> str:
+        if line.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise InputError(f"{self.file}: UTF-16 text: save it as UTF-8")
         root = line.rstrip(b"\r\n").removeprefix(_BYTE_ORDER_MARK)
         if b"\0" in root or len(root) > _MAX_NAME_BYTES:
             raise self._refused(line, 1, "longer than the path of the music can be")
         return os.fsdecode(root)
 
     def _refused(self, line: bytes, number: int, reason: str) -> InputError:
-        if self._text[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            return InputError(f"{self.file}: UTF-16 text: save it as UTF-8")
         if b"\0" in line:
             reason = "holds NUL bytes, so the file is damaged; make it again"
             return InputError(f"{self.file}, line {number}: {reason}")
@@ -104,7 +104,8 @@ class Manifest:
 
     def name(self, index: int) -> str:
         """Return the track's name relative to the root; surrogate escapes where it is not UTF-8."""
-        return os.fsdecode(self._text[self._starts[index] : self._tabs[index]])
+        start = self._starts[index]
+        return os.fsdecode(self._text.read(start, self._tabs[index] - start))
 
     def path(self, index: int) -> str:
         return os.path.join(self.root, self.name(index))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from music_ssl_fairseq.data.mapped import read_part
+from music_ssl_fairseq.data.file_parts import FileParts
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.npy import read_array
 
@@ -31,7 +31,7 @@ class UnitMemmap:
 
     def _open(self) -> None:
         units, offsets = memmap_files(self._file)
-        self._handle = units.open("rb")
+        self._contents = FileParts(units)
         self._units: Any = read_array(units)  # a np.memmap
         self._offsets = np.array(read_array(offsets))
         numbers = self._offsets.ndim == 1 and self._offsets.dtype == np.int64
@@ -59,9 +59,8 @@ class UnitMemmap:
         return self._part(begin + first, begin + stop)
 
     def _part(self, first: int, stop: int) -> np.ndarray:
-        # Access through the map would kill the process if the file has been cut.
         size = self._units.itemsize
-        part = read_part(self._handle, self._units.offset + first * size, (stop - first) * size)
+        part = self._contents.read(self._units.offset + first * size, (stop - first) * size)
         return np.frombuffer(part, self._units.dtype).astype(np.int64)
 
     def is_of(self, text: Path) -> bool:
