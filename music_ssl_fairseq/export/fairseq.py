@@ -168,7 +168,7 @@ def _model(source: ExportSource, model: str, state: dict[str, Any]) -> dict[str,
         "ema_anneal_end_step": 30000,
         **fields,
         "max_update": source.setting("optimization", "max_update", 0),
-        "instance_norm_target_layer": True,
+        f"{known.get('target_norm', 'instance')}_norm_target_layer": True,
         "ema_transformer_only": not whole,
         "ema_layers_only": bool(known.get("ema_layers_only", True)) and not whole,
     }

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, List, Optional
 
 import torch
+from fairseq.dataclass import ChoiceEnum
 from fairseq.models import register_model
 from torch import Tensor, nn
 
@@ -44,6 +45,12 @@ class Music2VecConfig(AudioEncoderConfig):
         "average_top_k_layers after top_k_updates. Not in fairseq",
     )
     top_k_updates: int = setting(0, "updates over which top_k_start grows, in equal steps")
+    target_norm: ChoiceEnum(["instance", "batch", "layer"]) = setting(  # type: ignore[valid-type]
+        "instance",
+        "over what each target layer is normalised, fairseq's *_norm_target_layer: the frames of a "
+        "crop, per channel (data2vec's: takes out what is constant in a crop, such as its timbre); "
+        "the frames of all crops, per channel; or the channels of each frame",
+    )
     ema_decay: float = setting(0.999, "decay of the teacher at the start")
     ema_end_decay: float = setting(0.9999, "decay of the teacher after annealing")
     ema_anneal_end_step: int = setting(
@@ -174,9 +181,9 @@ class Music2VecModel(AudioEncoder):
         padding: Tensor | None,
         execution: Execution | None = None,
     ) -> Tensor:
-        """Average feed-forward outputs of the teacher's `target_layers`, each instance-normed.
+        """Average feed-forward outputs of the teacher's `target_layers`, each normalised.
 
-        Instance norm gives each channel of each crop mean 0 and variance 1 over time (data2vec,
+        By default each channel of each crop has mean 0 and variance 1 over time (data2vec,
         section 3.3).
 
         Args:
@@ -212,7 +219,8 @@ class Music2VecModel(AudioEncoder):
             inputs = model.project(model.extract(inputs, execution))
             model = model.encoder
         _, _, feed_forwards = model(inputs, padding, execution)
-        return execution.run(_instance_norm_mean, [feed_forwards[layer - 1] for layer in layers])
+        outputs = [feed_forwards[layer - 1] for layer in layers]
+        return execution.run(_normalised_mean, outputs, _NORM_AXES[str(self.cfg.target_norm)])
 
     def enter(self, features: Tensor, mask: Tensor, drop: Drop = drop) -> tuple[Tensor, Tensor]:
         """Map the extractor's features to the encoder's input, masked and unmasked."""
@@ -325,10 +333,13 @@ def music_gain(prediction: Tensor, own: Tensor, target: Tensor, masked_indices: 
     return 1 - own_error / other_error.clamp(min=1e-12)
 
 
-def _instance_norm_mean(layers: list[Tensor]) -> Tensor:
+_NORM_AXES: dict[str, tuple[int, ...]] = {"instance": (1,), "batch": (0, 1), "layer": (2,)}
+
+
+def _normalised_mean(layers: list[Tensor], axes: tuple[int, ...]) -> Tensor:
     total: Tensor | float = 0.0
     for y in layers:
-        variance, mean = torch.var_mean(y.float(), dim=1, keepdim=True, correction=0)
+        variance, mean = torch.var_mean(y.float(), dim=axes, keepdim=True, correction=0)
         total = total + (y.float() - mean) * torch.rsqrt(variance + 1e-5)
     assert isinstance(total, Tensor)
     return total / len(layers)

@@ -17,12 +17,17 @@ VARIANTS = [
     {"ema_transformer_only": False},
     # (fairseq cannot copy its own single weight-normed convolution into a teacher any more.)
     {"pos_conv_depth": 2, "conv_pos": 64, "extractor_mode": "default", "feature_grad_mult": 0.5},
+    {"target_norm": "batch"},
+    {"target_norm": "layer"},
 ]
 
 
 def _pair(fast="off", **fields):
     torch.manual_seed(1)
-    theirs, ours = tiny.fairseq_data2vec(**fields), tiny.music2vec(fast=fast, **fields)
+    ours = tiny.music2vec(fast=fast, **fields)
+    norm = fields.pop("target_norm", "instance")
+    norms = {"instance_norm_target_layer": False, f"{norm}_norm_target_layer": True}
+    theirs = tiny.fairseq_data2vec(**norms, **fields)
     theirs.set_num_updates(0)
     # A teacher that differs from its student, as after some training.
     for parameter in theirs.ema.model.parameters():
