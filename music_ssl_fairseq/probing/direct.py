@@ -7,6 +7,7 @@ process starts for the next task.
 
 import math
 import shlex
+from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -93,10 +94,11 @@ def run(cfg: DictConfig, source: FeatureSource, split: str = "test") -> Path:
     number, last = 0, cfg.optimization.max_epoch or math.inf
     for epoch in count(1):
         model.train()
-        for indices in _batches(training.dataset, cfg.dataset.batch_size, cfg.common.seed, epoch):
-            optimizer.set_heads(model.active.tolist(), model.learning_rates())
+        optimizer.set_heads(model.active.tolist(), model.learning_rates())
+        order = _batches(training.dataset, cfg.dataset.batch_size, cfg.common.seed, epoch)
+        for sample in training.batches(order, cfg.dataset.batch_size):
             model.set_num_updates(number)
-            for batch in mini_batches(training.batch(indices, cfg.dataset.batch_size)):
+            for batch in mini_batches(sample):
                 update(model, optimizer, batch, probe.spec.kind)
             number += 1
         probe.judge(_collect(probe, validation, cfg.dataset.batch_size_valid), epoch, epoch == last)
@@ -139,23 +141,30 @@ class _Windows:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def batch(self, indices: np.ndarray, batch_size: int) -> dict[str, Any]:
-        """Collate these windows, as the dataset does."""
+    def batches(self, order: Sequence[np.ndarray], batch_size: int) -> Iterator[dict[str, Any]]:
+        """Collate these windows, batch by batch, as the dataset does."""
         if not self._whole:
-            return self._from_cache(indices, batch_size)
-        edges = [np.arange(self._edges[i], self._edges[i + 1]) for i in indices]
-        vectors = torch.from_numpy(np.concatenate(edges)).to(self._device)
-        items = torch.from_numpy(np.asarray(indices))
-        return {
-            "net_input": {"features": self._features[vectors]},
-            "target": self._target[vectors],
-            "clip": self._clip[items],
-            "first": self._first[items],
-            "sizes": self._sizes[indices].tolist(),
-            "nsentences": len(indices),
-            "ntokens": len(vectors),
-            "batch_size": batch_size,
-        }
+            yield from (self._from_cache(indices, batch_size) for indices in order)
+            return
+        edges = [
+            np.concatenate([np.arange(*self._edges[i : i + 2]) for i in indices])
+            for indices in order
+        ]
+        # Copied to the device at once: each copy waits for all that runs there.
+        numbers = torch.from_numpy(np.concatenate(edges)).to(self._device)
+        parts = numbers.split([len(part) for part in edges])
+        for indices, vectors in zip(order, parts, strict=True):
+            items = torch.from_numpy(np.asarray(indices))
+            yield {
+                "net_input": {"features": self._features[vectors]},
+                "target": self._target[vectors],
+                "clip": self._clip[items],
+                "first": self._first[items],
+                "sizes": self._sizes[indices].tolist(),
+                "nsentences": len(indices),
+                "ntokens": len(vectors),
+                "batch_size": batch_size,
+            }
 
     def _from_cache(self, indices: np.ndarray, batch_size: int) -> dict[str, Any]:
         found = self.dataset.collater([self.dataset[int(i)] for i in indices])
@@ -169,8 +178,10 @@ def _collect(probe: ProbeExperiment, windows: _Windows, size: int) -> Collector:
     """Collect the outputs of all heads in training, or of the chosen one, over a split."""
     probe.model.eval()
     collector = Collector(windows.dataset)
-    for first in range(0, len(windows), size):
-        indices = np.arange(first, min(first + size, len(windows)))
-        _, _, logs = loss_and_logs(probe.model, windows.batch(indices, size), probe.spec.kind)
+    order = [
+        np.arange(first, min(first + size, len(windows))) for first in range(0, len(windows), size)
+    ]
+    for batch in windows.batches(order, size):
+        _, _, logs = loss_and_logs(probe.model, batch, probe.spec.kind)
         collector.add(logs["predictions"])
     return collector

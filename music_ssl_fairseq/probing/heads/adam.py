@@ -3,7 +3,7 @@
 import ast
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from fairseq.dataclass import FairseqDataclass
@@ -52,6 +52,17 @@ class EncoderAdam(torch.optim.Adam):
         self.step()
 
 
+class _RateGroup(NamedTuple):
+    """Heads of one learning rate: their places, and views of each parameter's tensors."""
+
+    rate: float
+    heads: list[int]
+    values: list[Tensor]
+    means: list[Tensor]
+    squares: list[Tensor]
+    steps: list[Tensor]
+
+
 @dataclass
 class RowAdamConfig(FairseqDataclass):
     adam_betas: str = setting("(0.9,0.999)", "decay of the gradient's mean and mean square")
@@ -82,6 +93,8 @@ class RowAdam(FairseqOptimizer):  # checkpoints hold this name, and refuse anoth
         self._heads: list[int] | None = None
         self._rates: list[float] = []
         self._scale = 1.0
+        self._groups: list[_RateGroup] = []
+        self._groups_of: object = None
 
     @property
     def optimizer_config(self) -> dict[str, Any]:
@@ -144,31 +157,43 @@ class RowAdam(FairseqOptimizer):  # checkpoints hold this name, and refuse anoth
         parameters = [p for p in self.params if p.grad is not None and p.numel()]
         if not parameters:
             return
-        kinds: list[list[tuple[Tensor, ...]]] = [[], [], [], [], []]
-        for p in parameters:
-            state = self._state(p)
-            state["step"] += 1
-            tensors = p, p.grad, state["exp_avg"], state["exp_avg_sq"], state["step"]
-            for kind, tensor in zip(kinds, tensors, strict=True):
-                kind.append(tensor.unbind())
-        group = self._optimizer.param_groups[0]
-        inverse_scale = torch.tensor(scale / self._scale, device=parameters[0].device)
-        for rate in dict.fromkeys(self._rates):
-            heads = [i for i, other in enumerate(self._rates) if other == rate]
-            values, gradients, means, squares, steps = (
-                [views[i] for views in kind for i in heads] for kind in kinds
-            )
+        torch._foreach_add_([self._state(p)["step"] for p in parameters], 1)
+        gradients = [p.grad.unbind() for p in parameters if p.grad is not None]
+        adam = self._optimizer.param_groups[0]
+        # Made on the device: a copy to it would wait for all that runs there.
+        inverse_scale = torch.full((), scale / self._scale, device=parameters[0].device)
+        for group in self._grouped(parameters):
             torch._fused_adam_(
-                *(values, gradients, means, squares, [], steps),
-                lr=rate * group["lr"],
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
+                group.values,
+                [views[i] for views in gradients for i in group.heads],
+                *(group.means, group.squares, [], group.steps),
+                lr=group.rate * adam["lr"],
+                beta1=adam["betas"][0],
+                beta2=adam["betas"][1],
                 weight_decay=0.0,
-                eps=group["eps"],
+                eps=adam["eps"],
                 amsgrad=False,
                 maximize=False,
                 grad_scale=inverse_scale,  # the kernel divides by it
             )
+
+    def _grouped(self, parameters: Sequence[Tensor]) -> "list[_RateGroup]":
+        """Return the heads of each rate; views are made again only if a tensor is another one.
+
+        Hundreds of views per update would take longer than the update itself.
+        """
+        names = ("exp_avg", "exp_avg_sq", "step")
+        kinds = [parameters, *([self._state(p)[name] for p in parameters] for name in names)]
+        made_of = self._rates, [tensor.data_ptr() for kind in kinds for tensor in kind]
+        if made_of != self._groups_of:
+            views = [[tensor.unbind() for tensor in kind] for kind in kinds]
+            self._groups = []
+            for rate in dict.fromkeys(self._rates):
+                heads = [i for i, other in enumerate(self._rates) if other == rate]
+                parts = ([part[i] for part in kind for i in heads] for kind in views)
+                self._groups.append(_RateGroup(rate, heads, *parts))
+            self._groups_of = made_of
+        return self._groups
 
     def _state(self, parameter: Tensor) -> dict[str, Tensor]:
         """Return moments and number of updates of a parameter; zeros before the first."""

@@ -80,6 +80,8 @@ class ProbeHeads(nn.Module):
         for name in PARAMETERS:
             self.register_parameter(name, nn.Parameter(torch.stack([d[name] for d in drawn])))
         self._gradient = torch.empty(0)
+        self._single = torch.empty(0)
+        self._single_of: object = None
 
     def keep(self, indices: Sequence[int]) -> None:
         """Drop all heads but these, counted among those that are left."""
@@ -116,10 +118,10 @@ class ProbeHeads(nn.Module):
         return self._logits(features, kept)
 
     def _logits(self, features: Tensor, kept: Tensor | None) -> Tensor:
-        single = [self.layers.index(head.layer) for head in self.heads if head.layer != MIXED]
+        single = self._single_layers(features.device)
         hidden = _HiddenLayer.apply(
             features.transpose(0, 1),
-            torch.tensor(single, dtype=torch.long, device=features.device),
+            single,
             self.mix[len(single) :],
             self.hidden_weight,
             self.hidden_bias,
@@ -132,6 +134,14 @@ class ProbeHeads(nn.Module):
             self.output_bias.unsqueeze(2), self.output_weight, hidden.transpose(1, 2)
         )
         return outputs.transpose(1, 2)
+
+    def _single_layers(self, device: torch.device) -> Tensor:
+        """Return the layers of the heads but the sums; copied to the device once."""
+        if self._single_of != (self.heads, device):
+            single = [self.layers.index(head.layer) for head in self.heads if head.layer != MIXED]
+            self._single = torch.tensor(single, dtype=torch.long, device=device)
+            self._single_of = self.heads, device
+        return self._single
 
     def _weight_gradient(self) -> Tensor:
         """Reuse the memory of the largest gradient: fresh pages take as long as the product."""
