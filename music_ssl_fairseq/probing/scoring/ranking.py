@@ -9,24 +9,22 @@ from collections.abc import Callable
 import numpy as np
 
 
-def _counts(
+def _steps(
     scores: np.ndarray, positive: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Count true and false positives at each distinct threshold, from the highest down.
+    """Count true and false positives that each distinct threshold adds, from the highest down.
 
     Of consecutive thresholds without a positive example only the lowest is kept: no curve bends
     between them.
     """
     order = np.argsort(-scores, kind="stable")
     ordered, hit = scores[order], positive[order]
-    ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
-    bends = np.logical_or.reduceat(hit, np.append(0, ends[:-1] + 1))
-    ends = ends[bends | np.append(bends[1:], True)]
-    starts = np.append(0, ends[:-1] + 1)
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    bends = np.logical_or.reduceat(hit, starts)
+    starts = starts[np.concatenate([[True], bends[:-1] | bends[1:]])]
     taken = weights[:, order]
     true = np.add.reduceat(taken * hit, starts, axis=1)
-    false = np.add.reduceat(taken * ~hit, starts, axis=1)
-    return np.cumsum(true, axis=1), np.cumsum(false, axis=1)
+    return true, np.add.reduceat(taken * ~hit, starts, axis=1)
 
 
 def roc_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -35,11 +33,10 @@ def roc_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np
     From scores `[N]`, positive `[N]` bool and weights `[W, N]` of at least 0 to `[W]`; NaN where
     there are no positive or no negative examples.
     """
-    true, false = _counts(scores, positive, weights)
-    steps = np.diff(false, axis=1, prepend=0)
-    heights = true - np.diff(true, axis=1, prepend=0) / 2
+    rises, widths = _steps(scores, positive, weights)
+    true, false = np.cumsum(rises, axis=1), widths.sum(axis=1)
     with np.errstate(invalid="ignore"):
-        return (steps * heights).sum(axis=1) / (true[:, -1] * false[:, -1])
+        return (widths * (true - rises / 2)).sum(axis=1) / (true[:, -1] * false)
 
 
 def average_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -47,10 +44,11 @@ def average_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndar
 
     Arguments and result as of `roc_auc`.
     """
-    true, false = _counts(scores, positive, weights)
+    rises, widths = _steps(scores, positive, weights)
+    true, claimed = np.cumsum(rises, axis=1), np.cumsum(rises + widths, axis=1)
+    precision = np.divide(true, claimed, out=np.zeros_like(true), where=claimed > 0)
     with np.errstate(invalid="ignore"):
-        precision = np.nan_to_num(true / (true + false))
-        return (np.diff(true, axis=1, prepend=0) * precision).sum(axis=1) / true[:, -1]
+        return (rises * precision).sum(axis=1) / true[:, -1]
 
 
 RANKINGS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
