@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Fetch freely licensed music from Debian's archive: the soundtracks of free games.
 #
-#   bash examples/open_music/prepare.sh OUT [small|middle]
+#   bash examples/open_music/prepare.sh OUT [small|middle|large]
 #
 # small (default)   4 packages,  215 MB, about 6.6 hours of music
 # middle           13 packages, 1.1 GB,  about 19 hours
+# large            36 packages, 2.9 GB,  about 29 hours
 #
 # Needs a Debian or Ubuntu machine whose package lists are there (`apt-get update` as root, once).
 # Nothing is installed: packages are downloaded to OUT/.packages and unpacked under OUT, one folder
@@ -17,12 +18,17 @@ source "$(dirname "${BASH_SOURCE[0]}")/../debian.sh"
 SMALL=(warzone2100-music singularity-music wizznic-data colobot-common-sounds)
 MIDDLE=("${SMALL[@]}" ufoai-music wesnoth-1.16-music hedgewars-data supertux-data nexuiz-music
   marsshooter-data pushover-data trackballs-data starfighter-data)
+LARGE=("${MIDDLE[@]}" naev-data widelands-data freedroidrpg-data drascula-music unknown-horizons
+  flare-game openclonk-data fillets-ng-data enigma-data asc-music ardentryst freedink-data
+  lordsawar-data adonthell-data frozen-bubble-data xmoto-data miceamaze noiz2sa-data
+  neverball-common hex-a-hop-data amoebax-data pinball-table-gnu-data pathological)
 
-usage="usage: bash $0 OUT [small|middle]"
+usage="usage: bash $0 OUT [small|middle|large]"
 [ $# -ge 1 ] && [ $# -le 2 ] || fail "$usage"
 case "${2:-small}" in
   small) packages=("${SMALL[@]}") ;;
   middle) packages=("${MIDDLE[@]}") ;;
+  large) packages=("${LARGE[@]}") ;;
   *) fail "unknown set '$2'; $usage" ;;
 esac
 fetch_packages "$1" "${packages[@]}"

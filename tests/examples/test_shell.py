@@ -175,6 +175,16 @@ def test_open_music_needs_apt(tools):
     assert done.stderr.startswith("error: apt-get is not here")
 
 
+def test_open_music_leaves_out_what_the_open_tasks_take():
+    sets = "sed -n '/^SMALL=/,/^$/p' examples/open_music/prepare.sh"
+    done = bash(f'eval "$({sets})"; echo "${{#MIDDLE[@]}} ${{LARGE[@]}}"')
+    middle, *large = done.stdout.split()
+    assert int(middle) < len(large) == len(set(large))
+    taken = (ROOT / "examples" / "open_tasks" / "fetch.sh").read_text().split("fetch_packages")[1]
+    assert "davegnukem-data" in taken.split()
+    assert not set(large) & set(taken.split())
+
+
 def test_the_judge_explains_itself():
     done = bash("bash examples/open_tasks/judge.sh --help")
     assert done.returncode == 0
