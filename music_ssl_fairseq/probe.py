@@ -194,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import logging
 
     arguments = get_parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
     return exit_status(lambda: bool(run(**vars(arguments))), arguments.out)
 
 

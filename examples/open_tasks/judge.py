@@ -120,7 +120,7 @@ def _suffix(seed: int) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    logging.basicConfig(level=logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
     arguments = vars(get_parser().parse_args(argv))
     arguments["tasks_named"] = [name for name in arguments.pop("tasks").split(",") if name]
     return exit_status(lambda: run(**arguments), arguments["out"])

@@ -40,7 +40,9 @@ def figure(drawn: "Figure", alt: str, caption: str = "") -> str:
     svg = re.sub(r'<svg (.*?)width="[^"]*"', rf"<svg {label} \1", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r'height="[\d.]+pt" ', "", svg, count=1)
     note = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f'<figure><div style="max-width:{72 * width * 1.25:.0f}px">{svg}</div>{note}</figure>'
+    most, least = 90 * width, 60 * width  # narrower, text would be too small: the figure scrolls
+    style = f"min-width:{least:.0f}px;max-width:{most:.0f}px"
+    return f'<figure><div style="{style}">{svg}</div>{note}</figure>'
 
 
 class Panels:
@@ -76,6 +78,6 @@ class Panels:
         for axes in self._axes:
             lines, labels = axes.get_legend_handles_labels()
             known |= dict(zip(labels, lines, strict=True))
-        self.figure.legend(
-            list(known.values()), list(known), loc="outside lower center", ncols=4, fontsize=8
-        )
+        handles, labels = list(known.values()), list(known)
+        place = "outside lower center"
+        self.figure.legend(handles, labels, loc=place, ncols=4, fontsize=8, frameon=False)

@@ -109,7 +109,7 @@ def _training_curves(rows: Rows):
         axis.set_title(f"{family}: loss (dots: held out), first seed", size=9)
         axis.set_xlabel("million audio-seconds", size=8)
         axis.set_ylabel("loss per masked frame", size=8)
-        axis.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
+        axis.legend(frameon=False, fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
     return panels.figure
 
 

@@ -40,8 +40,8 @@ class Curves:
 
     @property
     def name(self) -> str:
-        """The folder's own name."""
-        return self.folder.resolve().name
+        """The names of the folder above and of the folder, such as `music2vec/short`."""
+        return "/".join(self.folder.resolve().parts[-2:])
 
 
 def read_log(folder: Path) -> Curves:

@@ -118,6 +118,7 @@ def test_table(plot, write_log, tmp_path):
         [plot.read_log(folder), plot.read_log(other)]
     ).splitlines()
     assert header.count("|") == rule.count("|") == first.count("|") == second.count("|")
+    assert first.startswith(f"| {tmp_path.name}/music_hubert | ")
     assert first.split(" | ")[1:-1] == [
         "3",
         "5.000 → 3.000",
@@ -144,7 +145,7 @@ def test_command_line_draws(command, write_log, tmp_path, capsys):
     run = write_log(tmp_path / "run", [("train_inner", hubert(u, 6 - u)) for u in (1, 2, 3)])
     command(run, "--table", "--out", tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert "| run | 3 | 5.000 → 3.000 |" in capsys.readouterr().out
+    assert "/run | 3 | 5.000 → 3.000 |" in capsys.readouterr().out
 
 
 def test_runs_that_log_the_same_have_the_same_axes(plot, write_log, tmp_path):

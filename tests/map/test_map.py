@@ -23,7 +23,7 @@ def mapped(tmp_path_factory):
     folder = tmp_path_factory.mktemp("map")
     for number, name in enumerate(("a/one.flac", "a/two.wav", "b/three.mp3", "b/<four>.wav")):
         write_tone(folder / "music" / name, 3 + number, seed=number)
-    write_tone(folder / "music/b/again.wav", 3, seed=0)
+    write_tone(folder / "music/b/again E\u0301.wav", 3, seed=0)  # as macOS writes accents
     (folder / "music/no.mp3").write_bytes(b"ID3" + bytes(200))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -43,9 +43,15 @@ def test_songs_and_their_neighbours(mapped):
     assert "Left out: 1" in page
     songs = songs_of(folder / "song_map.html")
     names = [song["name"] for song in songs]
-    assert names == ["a/one.flac", "a/two.wav", "b/<four>.wav", "b/again.wav", "b/three.mp3"]
+    assert names == [
+        "a/one.flac",
+        "a/two.wav",
+        "b/<four>.wav",
+        "b/again E\u0301.wav",
+        "b/three.mp3",
+    ]
     assert [song["group"] for song in songs] == ["a", "a", "b", "b", "b"]
-    assert songs[0]["near"][0] == names.index("b/again.wav")
+    assert songs[0]["near"][0] == names.index("b/again E\u0301.wav")
     assert songs[0]["similarity"][0] > 0.99 > songs[0]["similarity"][1]
     assert songs[2]["seconds"] == 6
     assert "http://" not in page.replace("http://www.w3.org", "")
@@ -172,9 +178,23 @@ def test_the_page_in_a_browser(mapped, browser):
     names = "[...find('#table').tBodies[0].rows].map(row => row.cells[0].textContent)"
     assert browser.run(names)[0] == "b/<four>.wav"
     browser.run(
-        "find('#search').value = 'AGAIN'; find('#search').dispatchEvent(new Event('input'))"
+        "find('#search').value = 'again é'; find('#search').dispatchEvent(new Event('input'))"
     )
-    assert browser.run(names) == ["b/again.wav"]
-    assert browser.run("find('#detail h3').textContent.trim()") == "again.wav"
+    assert browser.run(names) == ["b/again E\u0301.wav"]
+    assert browser.run("find('#detail h3').textContent.trim()") == "again E\u0301.wav"
     assert browser.run("document.querySelectorAll('#map circle.faded').length") == 4
     assert browser.complaints == []
+
+
+def test_a_long_name_leaves_room_for_its_clip_on_a_phone(mapped, browser, tmp_path):
+    page = (mapped[0] / "song_map.html").read_text()
+    (tmp_path / "page.html").write_text(page.replace("a/one.flac", "a/" + "long name " * 30))
+    browser.call(
+        "Emulation.setDeviceMetricsOverride",
+        **{"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True},
+    )
+    browser.open(tmp_path / "page.html")
+    right = "find('#table tbody button.play').getBoundingClientRect().right"
+    assert browser.run("find('#table tbody td').textContent").startswith("a/long name")
+    assert browser.run(right) < 360
+    browser.call("Emulation.clearDeviceMetricsOverride")

@@ -208,6 +208,8 @@ def test_the_page_in_a_browser(tmp_path, browser):
     texts = browser.run("[...document.querySelectorAll('figure svg text')].map(t => t.textContent)")
     for text in ("accuracy, %", "points below best", "layer (all: learned sum)", "updates"):
         assert text in texts
+    assert "runs/pretraining" in texts
+    assert "#ffffff; opacity" not in (tmp_path / "out/report.html").read_text()  # a legend's box
     ids = browser.run("[...document.querySelectorAll('[id]')].map(element => element.id)")
     assert len(set(ids)) == len(ids)
     assert browser.complaints == []
