@@ -56,7 +56,7 @@ def get_parser() -> ArgumentParser:
     add("flac", 19.4, "kB per second of music as 16 kHz FLAC")
     add("label-rate", 100.0, "labels per second of music, of 2 bytes each; 0 for music2vec")
     add("disk", 1.0, "GB/s of the disk that checkpoints are written to")
-    add("index", 1.2, "seconds per million rows to index the manifest")
+    add("index", 4.6, "seconds per million rows to index the manifest")
     add("epoch", 19.0, "seconds per million rows of 240 s to order and batch an epoch")
     add("memory", 530.0, "MB per million rows of 240 s, shared by a process and its workers")
     add("digest", 0.93, "GB/s at which label text is hashed at the start")
