@@ -261,8 +261,10 @@ def _summarise(
         rates.update(track.sample_rate for track in tracks)
         duration = hours([track.num_samples for track in tracks])
         count = len({groups[track.name] for track in tracks})
-        many = "s" if count > 1 else ""
-        print(f"{split}: {len(tracks)} tracks, {duration:.2f} h, {count} group{many}")
+        print(
+            f"{split}: {len(tracks)} track{'s' * (len(tracks) > 1)}, {duration:.2f} h, "
+            f"{count} group{'s' * (count > 1)}"
+        )
     print("sample rates:", ", ".join(f"{rate} Hz {rates[rate]}" for rate in sorted(rates)))
     print(f"left out: {count_kinds(left_out)}" + (f", listed in {report}" if left_out else ""))
     for sentence in concerns(Manifest(Path(out, "valid.tsv"))):

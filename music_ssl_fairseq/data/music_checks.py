@@ -73,8 +73,8 @@ def concerns(valid: Manifest) -> list[str]:
     minutes = 60 * hours(valid.num_samples)
     if minutes < MIN_MINUTES:
         found.append(
-            f"{valid.file}: holds {minutes:.1f} minutes of music; below {MIN_MINUTES} minutes, "
-            "validation figures follow chance: add music, or make the manifests with a larger "
+            f"{valid.file}: holds {minutes:.1f} minutes of music; with less than {MIN_MINUTES}, "
+            "validation figures vary by chance: add music, or make the manifests with a larger "
             "--valid-share"
         )
     folder = os.path.dirname(valid.name(0))
@@ -84,7 +84,7 @@ def concerns(valid: Manifest) -> list[str]:
     ):
         found.append(
             f"{valid.file}: holds a single folder ({one_line(folder) or 'the root'}), and "
-            "validation figures speak of it alone: make the manifests with a larger --valid-share, "
-            "or another --group-by"
+            "validation figures describe no other music: make the manifests with a larger "
+            "--valid-share, or another --group-by"
         )
     return found

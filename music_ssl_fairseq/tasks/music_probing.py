@@ -100,8 +100,10 @@ class MusicProbingTask(RunFolderTask):
         """Name the encoder, the task and the heads."""
         spec, source = self.probe.spec, self.probe.source
         clips = (f"{split} {len(data.clips):,}" for split, data in self.datasets.items())
+        unfreeze, heads = self.probe.unfreeze, len(model.active)
+        what = f"fine-tuning ({unfreeze}) of" if unfreeze else "probe of"
         return [
-            f"probe of {source.name} ({source.path}): {len(model.active)} heads",
+            f"{what} {source.name} ({source.path}): {heads} head{'s' * (heads > 1)}",
             f"task: {spec.name} ({spec.kind}, {spec.metric}), clips: {', '.join(clips)}",
         ]
 
