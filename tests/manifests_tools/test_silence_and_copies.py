@@ -69,7 +69,7 @@ def test_pretrain_leaves_out_silence_and_copies(music, tmp_path, capsys, thoroug
     assert reasons == {f"b/{name}.wav": silent for name in SILENT}
     captured = capsys.readouterr()
     assert "left out: 5 (silent 4, a copy of another file 1)" in captured.out
-    assert "minutes of music; below 10 minutes" in captured.err
+    assert "minutes of music; with less than 10" in captured.err
 
 
 def test_a_silent_corpus_is_an_error(tmp_path, capsys):
@@ -126,7 +126,7 @@ def test_the_labeler_notices(old_manifests, tmp_path, capsys):
         assert "a/silent.wav" in said
         assert "warning: valid: 1 of 2 tracks are copies of tracks of train" in said
         assert "holds a single folder (c)" in said
-        assert "minutes of music; below 10 minutes" in said
+        assert "minutes of music; with less than 10" in said
 
 
 def test_the_labeler_refuses_silence(old_manifests, tmp_path, capsys):
