@@ -70,8 +70,8 @@ def check_enough(num_frames: int, k: int) -> str | None:
     if num_frames < FRAMES_PER_CENTROID * k:
         return (
             f"{num_frames} frames for {k} clusters are {num_frames / k:.1f} per centroid, and "
-            f"below {FRAMES_PER_CENTROID} units depend more on chance than on sound: give more audio, "
-            f"or --k {max(1, num_frames // FRAMES_PER_CENTROID)}"
+            f"below {FRAMES_PER_CENTROID} units depend more on chance than on sound: "
+            f"give more audio, or --k {max(1, num_frames // FRAMES_PER_CENTROID)}"
         )
     return None
 
