@@ -41,6 +41,17 @@ def check_form(path: Path) -> bool:
 
 
 @contextlib.contextmanager
+def utf8_name(path: Path) -> Iterator[str]:
+    """Yield a name by which torch and safetensors open a file: they take UTF-8 alone."""
+    try:
+        os.fspath(path).encode()
+        yield os.fspath(path)
+    except UnicodeEncodeError:
+        with path.open("rb") as file:
+            yield f"/dev/fd/{file.fileno()}"
+
+
+@contextlib.contextmanager
 def one_line_refusals(path: Path) -> Iterator[None]:
     """Turn the errors of `torch.load` with `weights_only` into one line.
 

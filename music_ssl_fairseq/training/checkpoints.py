@@ -18,6 +18,7 @@ import torch
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.files import atomic_path
 from music_ssl_fairseq.runtime.typed import look_around
+from music_ssl_fairseq.runtime.unpickling import utf8_name
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +178,8 @@ def checkpoint_to_resume(folder: Path, expected: Path, suffix: str) -> Path | No
 def _updates(path: Path) -> int:
     """Return a checkpoint's updates; -1 if training cannot continue from it."""
     try:
-        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        with utf8_name(path) as name:
+            state = torch.load(name, map_location="cpu", mmap=True, weights_only=True)
         state["extra_state"]["train_iterator"]
         return int(state["optimizer_history"][-1]["num_updates"])
     except Exception:  # a damaged file raises errors of many kinds

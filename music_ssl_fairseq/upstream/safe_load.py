@@ -15,6 +15,7 @@ from music_ssl_fairseq.runtime.unpickling import (
     AGAIN,
     check_form,
     one_line_refusals,
+    utf8_name,
     with_another_checkpoint,
 )
 
@@ -31,8 +32,12 @@ def safe_load(path: Path) -> Any:
     """
     compat.check_unpickler()
     zipped = check_form(path)
-    with one_line_refusals(path), torch.serialization.safe_globals(_plain_data()):
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    with (
+        one_line_refusals(path),
+        torch.serialization.safe_globals(_plain_data()),
+        utf8_name(path) as name,
+    ):
+        loaded = torch.load(name, map_location="cpu", weights_only=True, mmap=zipped)
         if zipped:
             _compare_checksums(path, loaded)
         return loaded

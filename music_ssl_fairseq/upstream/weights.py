@@ -8,7 +8,7 @@ from torch import Tensor
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.texts import read_object
-from music_ssl_fairseq.runtime.unpickling import GIT_LFS
+from music_ssl_fairseq.runtime.unpickling import GIT_LFS, utf8_name
 from music_ssl_fairseq.upstream.safe_load import safe_load
 
 SAFETENSORS = "model.safetensors"
@@ -53,7 +53,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
                 raise InputError(
                     f"{path}: a Git LFS pointer: fetch the file itself with `git lfs pull`"
                 )
-        return load_file(path)
+        with utf8_name(path) as name:
+            return load_file(name)
     except FileNotFoundError:
         raise InputError(f"{path}: missing, but the index of weights names it") from None
     except (SafetensorError, OSError) as error:

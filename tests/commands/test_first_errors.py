@@ -437,10 +437,11 @@ class TestSettings:
         found = self.refused(capsys, lambda: refusals.refuse_run_folder("file/run"), "short", given)
         assert found.endswith(f" hydra.run.dir={Path.home()}/runs/run")
 
-    def test_a_setting_for_gpus(self, capsys):
-        config = OmegaConf.create({"common": {"fp16": True}})
+    @pytest.mark.parametrize("name", ["fp16", "bf16"])
+    def test_a_setting_for_gpus(self, capsys, name):
+        config = OmegaConf.create({"common": {name: True}})
         call = lambda: refusals.refuse_gpu_settings(config)  # noqa: E731
-        found = self.refused(capsys, call, "short", "common.fp16=true", "task.data=x")
+        found = self.refused(capsys, call, "short", f"common.{name}=true", "task.data=x")
         assert found.endswith(" short task.data=x")
 
     def test_an_unexpected_error_goes_to_the_log(self, capsys, monkeypatch):

@@ -1,6 +1,7 @@
 """Checkpoints of every family, form and age come out as fairseq's own classes compute them."""
 
 import argparse
+import os
 import pickle
 from pathlib import Path
 
@@ -128,6 +129,14 @@ def test_every_form_and_age_gives_the_same_model(tmp_path, family, form):
     assert upstream.config["layer_norm_first"] is True
     for name, tensor in upstream.model.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("form", ["dict", "namespace"])
+def test_a_folder_whose_name_is_not_utf8(tmp_path, form):
+    known, _ = pair(tmp_path, "hubert", form=form)
+    folder = tmp_path / os.fsdecode(b"\xe9")
+    folder.mkdir()
+    assert load((tmp_path / "stock.pt").rename(folder / "x.pt")).fingerprint == known.fingerprint
 
 
 def test_our_layers_are_those_of_the_trained_model(tmp_path):
