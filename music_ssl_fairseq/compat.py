@@ -1,4 +1,4 @@
-"""Adapt to versions and internals of fairseq, torch, torchaudio and hydra; no other file does.
+"""Adapt to versions of fairseq, torch and torchaudio, and make their refusals one line.
 
 Importing this file imports fairseq without its changes to logging, lets torch's safe unpickler load
 fairseq checkpoints, and lets fairseq refuse other files in one line. It changes nothing else.
@@ -9,7 +9,6 @@ import collections
 import contextlib
 import functools
 import logging
-import multiprocessing
 import os
 import re
 import sys
@@ -22,7 +21,6 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from music_ssl_fairseq.errors import InputError, one_line
 from music_ssl_fairseq.runtime.typed import look_around, with_command, with_option, with_setting
@@ -214,50 +212,6 @@ def _message_of_loading(error: Exception) -> str | None:
     return None
 
 
-def is_distributed() -> bool:
-    """Tell whether this process trains together with others."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def stop_loading(iterators: dict[Any, Any]) -> None:
-    """Stop the workers of the iterators in a task's `dataset_to_epoch_iter`, and wait for them."""
-    for iterator in iterators.values():
-        if hasattr(iterator, "stop"):  # reads ahead
-            iterator.stop()
-        loader = getattr(iterator, "dataloader", None)
-        stop = getattr(getattr(loader, "_iterator", None), "_shutdown_workers", None)
-        if stop is not None:
-            stop()
-
-
-def fork_workers() -> None:
-    """Let data loaders fork their workers where fairseq has spawned one process per GPU.
-
-    Spawned workers would start one after the other, import everything and receive the dataset: a
-    minute before the first batch. With one GPU they are forked as well.
-    """
-    if sys.platform == "linux" and multiprocessing.get_start_method() == "spawn":
-        multiprocessing.set_start_method("fork", force=True)
-
-
-@functools.cache
-def skip_finished_runs() -> None:
-    """Let fairseq train nothing if the task's run is `finished`.
-
-    Started again after its last update, fairseq's loop would make and save one more.
-    """
-    from fairseq_cli import train as command
-
-    train = command.train
-
-    def train_what_is_left(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> tuple[list, bool]:
-        if getattr(task, "finished", ""):
-            return [None], True
-        return train(cfg, trainer, task, epoch_itr)
-
-    command.train = train_what_is_left
-
-
 @functools.cache
 def say_what_does_not_fit() -> None:
     """Let fairseq's trainer refuse a checkpoint of another model or optimizer in one line.
@@ -309,80 +263,6 @@ def _tensors_that_differ(error: BaseException) -> str:
     """Return the first two that torch names."""
     reason = [line.strip(" \t.") for line in str(error).splitlines() if line.strip()]
     return one_line("; ".join(reason[1:3] or reason), _MAX_CHARACTERS)
-
-
-def forget_earlier_run() -> None:
-    """Forget the best validation of an earlier run in this process, and its TensorBoard files.
-
-    fairseq keeps them in functions and modules: in a sweep, the second run would write
-    checkpoint_best.pt only after a validation better than all of the first run's, and its curves
-    into the first run's folder.
-    """
-    from fairseq import checkpoint_utils
-    from fairseq.logging import progress_bar
-    from fairseq_cli import train as command
-
-    while progress_bar._tensorboard_writers:
-        with contextlib.suppress(OSError):
-            progress_bar._tensorboard_writers.popitem()[1].close()
-    progress_bar.tensorboard_is_full = False
-
-    vars(checkpoint_utils.save_checkpoint).pop("best", None)
-    for name in ("best", "num_runs"):
-        vars(command.should_stop_early).pop(name, None)
-
-
-def early_stopping() -> dict[str, Any]:
-    """Return the best validation and the number of worse ones since, for `checkpoint.patience`."""
-    from fairseq_cli import train as command
-
-    state = vars(command.should_stop_early)
-    return {name: state[name] for name in ("best", "num_runs") if name in state}
-
-
-def take_early_stopping(state: dict[str, Any] | None) -> None:
-    """Restore the state of `early_stopping`, which fairseq does not save."""
-    from fairseq_cli import train as command
-
-    vars(command.should_stop_early).update(state or {})
-
-
-@functools.cache
-def exchange_numbers_on_cpu() -> None:
-    """Let fairseq's trainer exchange numbers between processes without synchronising the GPU.
-
-    fairseq sends the sample size, the counts and the gradient norm of each update through the GPU
-    and reads them, which synchronises it. Tensors on the CPU are exchanged there instead, if the
-    process group can: `distributed_training.distributed_backend: cpu:gloo,cuda:nccl`. With `nccl`
-    alone nothing changes.
-    """
-    from fairseq.distributed import utils
-    from fairseq.trainer import Trainer
-
-    reduce_all, check_norms = utils.all_reduce_dict, Trainer._check_grad_norms
-
-    def all_reduce_dict(data: dict[str, Any], device: torch.device, group: Any) -> dict[str, Any]:
-        if not _exchanges_on_cpu(group):
-            return reduce_all(data, device, group)
-        there = {
-            k: v for k, v in data.items() if isinstance(v, Tensor) and v.device.type == device.type
-        }
-        here = {k: v for k, v in data.items() if k not in there}
-        sums = {**reduce_all(there, device, group), **reduce_all(here, torch.device("cpu"), group)}
-        return {k: sums[k] if isinstance(v, Tensor) else sums[k].item() for k, v in data.items()}
-
-    def check_grad_norms(self: Any, grad_norm: Tensor) -> None:
-        alone = self._grad_norm_buf is None
-        if not (alone or grad_norm.is_cuda) and _exchanges_on_cpu(self.data_parallel_process_group):
-            self._grad_norm_buf = self._grad_norm_buf.cpu()
-        check_norms(self, grad_norm)
-
-    utils.all_reduce_dict = all_reduce_dict
-    Trainer._check_grad_norms = check_grad_norms
-
-
-def _exchanges_on_cpu(group: Any) -> bool:
-    return "cpu:" in str(torch.distributed.get_backend_config(group))
 
 
 def ask_for_a_batch_size(command: Any) -> None:

@@ -14,6 +14,7 @@ from fairseq import checkpoint_utils
 
 from music_ssl_fairseq import compat
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.training.processes import stop_loading
 from music_ssl_fairseq.upstream.safe_load import safe_load
 
 
@@ -175,5 +176,5 @@ def test_stop_loading_ends_the_workers():
     next(batches)
     workers = set(multiprocessing.active_children()) - others
     assert len(workers) == 2
-    compat.stop_loading({"train": SimpleNamespace(dataloader=loader), "valid": SimpleNamespace()})
+    stop_loading({"train": SimpleNamespace(dataloader=loader), "valid": SimpleNamespace()})
     assert not any(worker.is_alive() for worker in workers)

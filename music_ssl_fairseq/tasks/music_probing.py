@@ -10,7 +10,7 @@ from fairseq.logging import metrics
 from fairseq.tasks import register_task
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
 
-from music_ssl_fairseq.compat import check_unpickler, is_distributed, one_line_errors, stop_loading
+from music_ssl_fairseq.compat import check_unpickler, one_line_errors
 
 # fairseq may import nothing of a user_dir but tasks/. The optimizer comes with heads.training.
 from music_ssl_fairseq.criterions import music_probe as _criterion  # noqa: F401
@@ -34,6 +34,7 @@ from music_ssl_fairseq.tasks.run_folder import IDENTITY, RunFolderTask
 from music_ssl_fairseq.training import prepare_training
 from music_ssl_fairseq.training.epoch import note_batching
 from music_ssl_fairseq.training.narration import shown
+from music_ssl_fairseq.training.processes import is_distributed, stop_loading
 
 _NEEDED = (
     ("task.data", "data", "DIR, a folder that `python -m manifests_tools NAME` has written"),

@@ -15,13 +15,7 @@ from fairseq.dataclass import FairseqDataclass
 from omegaconf import II, MISSING, OmegaConf
 
 from music_ssl_fairseq.audio.shards import parse_member
-from music_ssl_fairseq.compat import (
-    check_unpickler,
-    exchange_numbers_on_cpu,
-    fork_workers,
-    one_line_errors,
-    stop_loading,
-)
+from music_ssl_fairseq.compat import check_unpickler, one_line_errors
 from music_ssl_fairseq.criterions.totals import DelayedTotals, log_pace
 from music_ssl_fairseq.data.augmentation import equalise
 from music_ssl_fairseq.data.identity import Identity, manifest_identity
@@ -43,6 +37,7 @@ from music_ssl_fairseq.tasks.schedule import collapse_advice, warmup_updates
 from music_ssl_fairseq.training import prepare_training
 from music_ssl_fairseq.training.epoch import note_batching
 from music_ssl_fairseq.training.narration import shown
+from music_ssl_fairseq.training.processes import exchange_numbers_on_cpu, fork_workers, stop_loading
 from music_ssl_fairseq.upstream import read
 from music_ssl_fairseq.upstream.build import initialise
 
@@ -161,12 +156,11 @@ class PretrainingTask(RunFolderTask):
         self._train_subset = "train"
         self._split_sizes: dict[str, str] = {}
         self._delayed_totals = DelayedTotals()
-        self._update = self._max_update = 0
+        self._update = 0
         whole = whole_configuration(cfg)
         self._max_update = whole.optimization.max_update if whole else 0
-        self.warmup, self.advice = (
-            (warmup_updates(whole), collapse_advice(whole)) if whole else (0, "")
-        )
+        self.warmup = warmup_updates(whole) if whole else 0
+        self.advice = collapse_advice(whole) if whole else ""
 
     @classmethod
     def setup_task(cls, cfg: Any, **kwargs: Any) -> "PretrainingTask":
@@ -219,10 +213,8 @@ class PretrainingTask(RunFolderTask):
         """Load `<data>/<split>.tsv`; fairseq's other arguments are ignored."""
         cfg = self.cfg
         mode = _model_setting(cfg, "mask_mode", "fixed")
-        visible, masks = (
-            _model_setting(cfg, "encode", "all") == "visible",
-            _model_setting(cfg, "clone_batch", 1),
-        )
+        visible = _model_setting(cfg, "encode", "all") == "visible"
+        masks = _model_setting(cfg, "clone_batch", 1)
         with one_line_errors():
             _check_masks(mode, visible, masks)
             manifest = Manifest(os.path.join(cfg.data, f"{split}.tsv"))

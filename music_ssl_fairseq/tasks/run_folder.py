@@ -9,14 +9,7 @@ import torch
 from fairseq.tasks import FairseqTask
 from omegaconf import OmegaConf
 
-from music_ssl_fairseq.compat import (
-    early_stopping,
-    forget_earlier_run,
-    is_distributed,
-    say_what_does_not_fit,
-    skip_finished_runs,
-    take_early_stopping,
-)
+from music_ssl_fairseq.compat import say_what_does_not_fit
 from music_ssl_fairseq.data.identity import Identity, differences, settings_identity
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.files import hold
@@ -26,6 +19,13 @@ from music_ssl_fairseq.tasks.schedule import check_schedule
 from music_ssl_fairseq.training.checkpoints import checkpoint_to_resume
 from music_ssl_fairseq.training.logs import choose_tracker
 from music_ssl_fairseq.training.narration import say
+from music_ssl_fairseq.training.processes import is_distributed
+from music_ssl_fairseq.training.run_state import (
+    early_stopping,
+    forget_earlier_run,
+    skip_finished_runs,
+    take_early_stopping,
+)
 from music_ssl_fairseq.training.saving import LAST, resume_file
 from music_ssl_fairseq.upstream.safe_load import safe_load
 
@@ -213,7 +213,7 @@ class RunFolderTask(FairseqTask):
 
     @property
     def finished(self) -> str:
-        """Return why nothing is left to train, or empty: see `compat.skip_finished_runs`."""
+        """Return why nothing is left to train, or empty: see `run_state.skip_finished_runs`."""
         return self.run.finished
 
     def state_dict(self) -> dict[str, Any]:

@@ -4,7 +4,8 @@
 continues, and `saving` makes fairseq use both. `logs` continues without logs on a full disk, and
 has the experiment trackers. `epoch` resumes within an epoch, of any batching, and `stream` reads
 ahead into the next ones. `interruption` receives signals, and `stopping` stops at an update.
-`non_finite` names the tracks of a loss that is not finite.
+`non_finite` names the tracks of a loss that is not finite. `run_state` is what fairseq keeps of a
+run, and `processes` is about those that train together or load data.
 `hydra_plugins/music_ssl_fairseq_launch.py` starts and ends several processes, which must be set up
 before fairseq imports a task.
 """

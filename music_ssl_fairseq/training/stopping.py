@@ -17,11 +17,12 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.trainer import Trainer
 
-from music_ssl_fairseq.compat import is_distributed, one_line_errors
+from music_ssl_fairseq.compat import one_line_errors
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.typed import with_setting
 from music_ssl_fairseq.training.interruption import RESUBMIT, interruption
 from music_ssl_fairseq.training.narration import narration, say, shown
+from music_ssl_fairseq.training.processes import is_distributed
 from music_ssl_fairseq.training.saving import (
     check_saving,
     finish_saving,

@@ -17,8 +17,8 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.nn import functional as F
 
-from music_ssl_fairseq.compat import exchange_numbers_on_cpu, fork_workers
 from music_ssl_fairseq.optim.fused_adamw import FusedAdamW, FusedAdamWConfig
+from music_ssl_fairseq.training.processes import exchange_numbers_on_cpu, fork_workers
 from tests import tiny
 from tests.fairseq_commands import TINY, logged, make_corpus, train
 
