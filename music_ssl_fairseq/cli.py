@@ -63,33 +63,52 @@ class Parser(argparse.ArgumentParser):
         return "--help" not in words
 
     def _similar(self, words: list[str], message: str) -> Iterator[list[str]]:
-        """Yield commands with one mistake less: an option or value, or quotes around spaces."""
+        """Yield commands with one mistake less."""
+        yield from self._with_known_options(words)
+        yield from _with_quoted_paths(words)
+        if choice := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            for near in get_close_matches(choice[1], re.findall(r"[^\s,']+", choice[2])):
+                yield [word.replace(choice[1], near) for word in words]
+        if wrong := re.match(r"argument (-\S+): ", message):
+            yield from _without_option(words, wrong[1])
+        if missing := re.search(r"are required: (-\S+)$", message):
+            yield from _with_option(words, missing[1])
+
+    def _with_known_options(self, words: list[str]) -> Iterator[list[str]]:
+        """Correct the spelling of an option."""
         for i, word in enumerate(words):
             option, *value = word.split("=", 1)
             if option.startswith("-") and option not in self._option_string_actions:
                 for near in get_close_matches(option, self._option_string_actions):
                     yield [*words[:i], "=".join([near, *value]), *words[i + 1 :]]
-            for end in range(len(words), i + 1, -1):
-                if os.path.exists(path := " ".join(words[i:end])):
-                    yield [*words[:i], path, *words[end:]]
-        if choice := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
-            for near in get_close_matches(choice[1], re.findall(r"[^\s,']+", choice[2])):
-                yield [word.replace(choice[1], near) for word in words]
-        if wrong := re.match(r"argument (-\S+): ", message):
-            for i, word in enumerate(words):
-                option, is_one_word, _ = word.partition("=")
-                if option != wrong[1]:
-                    continue
-                before, after = words[:i], words[i + (1 if is_one_word else 2) :]
-                if option == "--layer" and "deep" in "=".join(words).split("="):
-                    yield [*before, "--layer=1", *after]
-                yield before + after
-        missing = re.search(r"are required: (-\S+)$", message)
-        if missing and missing[1] in ("--checkpoint", "--upstream"):
-            yield [*words, missing[1], newest_run() or "mfcc"]
-        elif missing:
-            for i in range(len(words)):
-                yield [*words[:i], missing[1], *words[i:]]
+
+
+def _with_quoted_paths(words: list[str]) -> Iterator[list[str]]:
+    """Join words that are one path with spaces."""
+    for first in range(len(words)):
+        for end in range(len(words), first + 1, -1):
+            if os.path.exists(path := " ".join(words[first:end])):
+                yield [*words[:first], path, *words[end:]]
+
+
+def _without_option(words: list[str], option: str) -> Iterator[list[str]]:
+    """Leave out an option and its value; --features deep needs a --layer."""
+    for i, word in enumerate(words):
+        name, is_one_word, _ = word.partition("=")
+        if name == option:
+            before, after = words[:i], words[i + (1 if is_one_word else 2) :]
+            if option == "--layer" and "deep" in "=".join(words).split("="):
+                yield [*before, "--layer=1", *after]
+            yield before + after
+
+
+def _with_option(words: list[str], option: str) -> Iterator[list[str]]:
+    """Name a model, or put an option before the word that is its value."""
+    if option in ("--checkpoint", "--upstream"):
+        yield [*words, option, newest_run() or "mfcc"]
+        return
+    for i in range(len(words)):
+        yield [*words[:i], option, *words[i:]]
 
 
 def dispatch(
