@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 from manifests_tools.examine import ExaminedTrack
 from manifests_tools.labelled import Labelled, as_it_is
@@ -37,35 +36,32 @@ def require_ascending(times: Sequence[float]) -> None:
         raise ValueError(f"a beat at {times[0]:g}, before the file begins")
     for before, time in pairwise(times):
         if time <= before:
-            raise ValueError(_order(before, time))
-
-
-def _order(before: float, time: float) -> str:
-    how = "repeated" if time == before else f"after {before:g}"
-    return f"beats are not ascending: {time:g} is {how}"
+            how = "repeated" if time == before else f"after {before:g}"
+            raise ValueError(f"beats are not ascending: {time:g} is {how}")
 
 
 def _from_jams(file: Path) -> tuple[str, ...]:
     contents = read_json(file)
-    empty = False
+    found = False
     try:
         for annotation in contents["annotations"]:
             # GTZAN-Rhythm has several of the namespace: of beats, downbeats, and eighth notes.
             kind = (annotation.get("sandbox") or {}).get("annotation_type", "beat")
-            if annotation["namespace"] == "beat" and kind == "beat":
-                data = annotation["data"]
-                times = data["time"] if isinstance(data, dict) else [beat["time"] for beat in data]
-                if not times:
-                    empty = True
-                    continue  # another annotation may have some
+            if annotation["namespace"] != "beat" or kind != "beat":
+                continue
+            found = True
+            data = annotation["data"]
+            times = data["time"] if isinstance(data, dict) else [beat["time"] for beat in data]
+            if times:  # otherwise another annotation may have some
                 numbers = sorted(parse_number(time) for time in times)
                 require_ascending(numbers)
                 return tuple(f"{number:.10g}" for number in numbers)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{file}: not a file of beats ({reason})") from None
-    reason = "without beats" if empty else "of the namespace `beat` and the type `beat` in it"
-    raise InputError(f"{file}: {'only annotations' if empty else 'no annotation'} {reason}")
+    if found:
+        raise InputError(f"{file}: only annotations without beats")
+    raise InputError(f"{file}: no annotation of the namespace `beat` and the type `beat` in it")
 
 
 def _from_lines(file: Path) -> tuple[str, ...]:
@@ -73,33 +69,21 @@ def _from_lines(file: Path) -> tuple[str, ...]:
     rows = [(number, cells) for number, cells in rows if cells]
     # `3.2` is beat 2 of bar 3, if any line has such a position; `3.0` alone is a 3.
     bars = any(len(cells) > 1 and cells[1].partition(".")[2].strip("0") for _, cells in rows)
-    beats = [_beat(file, number, cells, bars) for number, cells in rows]
+    beats: list[str] = []
+    times: list[float] = []
+    for number, cells in rows:
+        try:
+            if len(cells) > 2:
+                raise ValueError(f"{len(cells)} cells, not `seconds` or `seconds position`")
+            times.append(parse_number(cells[0]))
+            require_ascending(times[-2:])
+            place = f"/{_position(cells[1], bars)}" if len(cells) > 1 else ""
+        except ValueError as error:
+            raise InputError(f"{file}: not a file of beats (line {number}: {error})") from None
+        beats.append(f"{times[-1]:.10g}{place}")
     if not beats:
         raise InputError(f"{file}: holds no beat")
-    for (number, _), before, beat in zip(rows[1:], beats, beats[1:], strict=False):
-        if beat.time <= before.time:
-            raise _no_beat(file, number, _order(before.time, beat.time))
-    return tuple(f"{beat.time:.10g}{beat.place}" for beat in beats)
-
-
-class _Beat(NamedTuple):
-    time: float
-    place: str  # `/position`, or nothing
-
-
-def _beat(file: Path, number: int, cells: list[str], bars: bool) -> _Beat:
-    try:
-        if len(cells) > 2:
-            raise ValueError(f"{len(cells)} cells, not `seconds` or `seconds position`")
-        time = parse_number(cells[0])
-        require_ascending([time])
-        return _Beat(time, f"/{_position(cells[1], bars)}" if len(cells) > 1 else "")
-    except ValueError as error:
-        raise _no_beat(file, number, str(error)) from None
-
-
-def _no_beat(file: Path, number: int, reason: str) -> InputError:
-    return InputError(f"{file}: not a file of beats (line {number}: {reason})")
+    return tuple(beats)
 
 
 def _position(text: str, bars: bool) -> int:
