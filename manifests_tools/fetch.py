@@ -81,7 +81,10 @@ SETS = {
     "gtzan-genre": _Set(parts=("all",), **_GTZAN),
     "gtzan-beat": _Set(parts=("all", "tempo_beat_annotations"), **_GTZAN),
     "giantsteps-key": _Set(
-        *("some 1 GB, and 2 GB by hand", _GIANTSTEPS, "giantsteps_key", ("audio",)),
+        "some 1 GB, and 2 GB by hand",
+        _GIANTSTEPS,
+        mirdata="giantsteps_key",
+        parts=("audio",),
         folder="giantsteps-key-dataset",
     ),
     "mtt": _Set("some 3 GB", _MAGNATAGATUNE),

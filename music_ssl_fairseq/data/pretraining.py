@@ -119,8 +119,12 @@ class PretrainingDataset(FairseqDataset):
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         logger.info(
             "%s: %d crops of %g s per epoch from %d tracks; %d shorter than %g s left out",
-            *(manifest.file, len(self._plan), crop_seconds, self._plan.num_tracks),
-            *(self._plan.num_too_short, min_seconds),
+            manifest.file,
+            len(self._plan),
+            crop_seconds,
+            self._plan.num_tracks,
+            self._plan.num_too_short,
+            min_seconds,
         )
 
     def __len__(self) -> int:

@@ -27,10 +27,9 @@ def write_report(
     stores = {split: LabelStore(folder / f"{split}.km") for split in splits}
     counts = {split: _count_units(store, metadata["k"]) for split, store in stores.items()}
     rate, seed = metadata["label_rate"], metadata["seed"]
-    samples = draw_samples(
-        *(splits["train"], stores["train"], counts["train"], label_hop(rate), seed, workers)
-    )
-    described = describe_units(samples, counts, centroids, splits["train"], rate, seed)
+    train, hop = splits["train"], label_hop(rate)
+    samples = draw_samples(train, stores["train"], counts["train"], hop, seed, workers)
+    described = describe_units(samples, counts, centroids, train, rate, seed)
     title = f"{metadata['k']} units of {metadata['features']}"
     page = Page(title, _recipe(metadata), __package__, "report.js")
     page.add("Units", facts(_use_of_units(metadata, "train")), page.part("report.html"))

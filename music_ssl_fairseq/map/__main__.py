@@ -119,8 +119,15 @@ def run(a: argparse.Namespace) -> None:
     if not songs:
         raise InputError(f"{a.folder}: none of {len(names)} audio files can be used, see above")
     written = write_page(
-        *(a.out, a.folder, songs, vectors, embedder.description),
-        *(a.clip_seconds, a.neighbours, a.workers, left_out),
+        a.out,
+        a.folder,
+        songs,
+        vectors,
+        embedder.description,
+        a.clip_seconds,
+        a.neighbours,
+        a.workers,
+        left_out,
     )
     print(f"map of {len(songs)} songs: {written}")
 

@@ -68,9 +68,14 @@ class AudioEncoder(BaseFairseqModel):
         self.decoder: Decoder | None = None
         self.head_width = dim
         if str(cfg.encode) == "visible":
-            convolutions = cfg.decoder_layers, cfg.decoder_kernel, cfg.decoder_groups
             self.decoder = Decoder(
-                *(dim, cfg.decoder_dim, *convolutions, cfg.decoder_input_dropout), self.execution
+                dim,
+                cfg.decoder_dim,
+                cfg.decoder_layers,
+                cfg.decoder_kernel,
+                cfg.decoder_groups,
+                cfg.decoder_input_dropout,
+                self.execution,
             )
             self.head_width = cfg.decoder_dim
 

@@ -127,7 +127,8 @@ class RunFolder:
             logger.warning(
                 "%s: is of another run (%s); training continues from it, as "
                 "checkpoint.restore_file says",
-                *(file, found),
+                file,
+                found,
             )
         elif found:
             raise InputError(

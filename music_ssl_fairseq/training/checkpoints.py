@@ -164,7 +164,10 @@ def checkpoint_to_resume(folder: Path, expected: Path, suffix: str) -> Path | No
         if updates >= 0 and damage(other) is None:
             logger.warning(
                 "%s: %s; continuing from %s, which is whole (%d updates)",
-                *(expected, reason, other, updates),
+                expected,
+                reason,
+                other,
+                updates,
             )
             return other
     if not expected.exists() and not others:

@@ -96,7 +96,9 @@ class Narration:
             logger.warning(
                 "no GPU: %d million weights take days to train on a CPU, and some %d GB of memory. "
                 "The whole way in minutes: %s",
-                *(weights / 1e6, memory, _smaller_command()),
+                weights / 1e6,
+                memory,
+                _smaller_command(),
             )
 
     def update(self) -> None:
