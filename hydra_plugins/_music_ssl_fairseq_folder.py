@@ -20,9 +20,9 @@ from types import TracebackType
 
 PACKAGE = "music_ssl_fairseq"
 _WITH_VALUES = (
-    *("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp"),
-    *("--package", "-p", "--cfg", "-c"),
-)
+    "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp",
+    "--package", "-p", "--cfg", "-c",
+)  # fmt: skip
 """Options of hydra whose next word is their value."""
 
 

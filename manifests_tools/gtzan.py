@@ -22,9 +22,9 @@ GENRES = (
 PUBLISHED: dict[str, int | None] = {"train": 443, "valid": 197, "test": 290}
 
 _FOLDERS = (
-    *("", "genres", "genres_original", "Data/genres_original", "gtzan/genres"),
+    "", "genres", "genres_original", "Data/genres_original", "gtzan/genres",
     "gtzan_genre/genres",  # mirdata's
-)
+)  # fmt: skip
 _SOURCE = "GTZAN (https://www.kaggle.com/datasets/andradaolteanu/gtzan-dataset-music-genre-classification)"
 _BEATS = (
     "GTZAN-Rhythm (http://anasynth.ircam.fr/home/media/GTZAN-rhythm), or the .beats files of "

@@ -29,8 +29,8 @@ __all__ = [
 ]
 
 EXTENSIONS = (
-    *(".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".wma", ".ape"),
-    *(".wv", ".caf", ".mka", ".webm", ".aifc", ".au", ".m4b", ".mp2", ".oga", ".w64", ".wave"),
-    *(".weba", ".tta", ".mpc", ".ac3", ".dsf", ".snd", ".rf64"),
-)
+    ".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".wma", ".ape",
+    ".wv", ".caf", ".mka", ".webm", ".aifc", ".au", ".m4b", ".mp2", ".oga", ".w64", ".wave",
+    ".weba", ".tta", ".mpc", ".ac3", ".dsf", ".snd", ".rf64",
+)  # fmt: skip
 """Suffixes of audio files: all code that finds, lists or counts audio uses these."""

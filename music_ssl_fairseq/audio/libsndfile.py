@@ -41,9 +41,9 @@ def last_page_samples(file: BinaryIO) -> int | None:
 
 # Subtypes of libsndfile that seek exactly. In others a sample follows from all before it.
 _SEEKING = (
-    *("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_", "MS_", "ALAC"),
-    *("VORBIS", "OPUS", "MPEG"),
-)
+    "PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_", "MS_", "ALAC",
+    "VORBIS", "OPUS", "MPEG",
+)  # fmt: skip
 
 _VORBIS_LEAD = 8192  # samples per channel: the longest packet
 _MAX_LOST_SECONDS = 0.02  # encoders state up to this much more than can be decoded

@@ -20,15 +20,15 @@ Identity = dict[str, str]
 MAY_CHANGE = {
     "model": {"init_from", "precision", "fast", "upstream", "upstream_seed"},
     "task": {
-        *("data", "label_dir", "label_rate", "max_unreadable", "rebuild_batches"),
-        *("background_saves", "trackio_project"),
+        "data", "label_dir", "label_rate", "max_unreadable", "rebuild_batches",
+        "background_saves", "trackio_project",
         # copies of the model's
-        *("mask_prob", "mask_length", "conv_feature_layers", "encode", "clone_batch"),
-        *("cache_dir", "cache_limit_gb", "output_dir", "decoder", "save_seconds", "cpu"),
-        *("upstream", "upstream_seed", "last_epoch", "expected"),
+        "mask_prob", "mask_length", "conv_feature_layers", "encode", "clone_batch",
+        "cache_dir", "cache_limit_gb", "output_dir", "decoder", "save_seconds", "cpu",
+        "upstream", "upstream_seed", "last_epoch", "expected",
     },
     "criterion": {"stop_if_collapsed", "min_target_var", "min_pred_var"},
-}
+}  # fmt: skip
 """Settings that a run may be continued with other values of. Files are compared by what they hold,
 and a probe's upstream by its fingerprint. Settings of other groups (optimization, dataset, common,
 ...) may all change."""

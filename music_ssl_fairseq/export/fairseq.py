@@ -32,9 +32,9 @@ _STOCK |= {"music2vec": "data2vec_audio", "data2vec_audio": "data2vec_audio"}
 _TASKS = {"hubert": "hubert_pretraining", "data2vec_audio": "audio_pretraining"}
 # Settings of training that both sides have under the same name.
 _TRAINING = (
-    *("dropout", "attention_dropout", "activation_dropout", "dropout_input", "encoder_layerdrop"),
-    *("feature_grad_mult", "mask_prob", "mask_length"),
-)
+    "dropout", "attention_dropout", "activation_dropout", "dropout_input", "encoder_layerdrop",
+    "feature_grad_mult", "mask_prob", "mask_length",
+)  # fmt: skip
 _HUBERT = ("logit_temp", "skip_nomask")
 _DATA2VEC = ("average_top_k_layers", "ema_decay", "ema_end_decay", "ema_anneal_end_step")
 _HUBERT_HEAD = ("final_proj.weight", "final_proj.bias", "label_embs_concat")

@@ -13,9 +13,9 @@ from music_ssl_fairseq.runtime.files import atomic_path
 
 SCORES, LAYERS, TRAINING = "scores.png", "layers.png", "training.png"
 HEADLINE = (
-    *("random", "random-m2v", "random-harmonic", "hubert-music", "hubert-speech", "hubert-layer6"),
-    *("hubert-harmonic", "hubert-chroma", "m2v-music", "m2v-speech"),
-)
+    "random", "random-m2v", "random-harmonic", "hubert-music", "hubert-speech", "hubert-layer6",
+    "hubert-harmonic", "hubert-chroma", "m2v-music", "m2v-speech",
+)  # fmt: skip
 """Rows with colours of their own where there are more rows than colours can tell apart."""
 _NUM_COLOURS = 10
 

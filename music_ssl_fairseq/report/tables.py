@@ -17,9 +17,9 @@ PUBLISHED_NOTE = (
 )
 
 CSV_FIELDS = (
-    *("source", "model", "task", "metric", "value", "low", "high", "layer", "learning_rate"),
-    *("valid_score", "window_seconds", "files", "groups", "windows", "fingerprint", "folder"),
-)
+    "source", "model", "task", "metric", "value", "low", "high", "layer", "learning_rate",
+    "valid_score", "window_seconds", "files", "groups", "windows", "fingerprint", "folder",
+)  # fmt: skip
 
 
 def tasks_of(probes: Sequence[Probe]) -> list[str]:

@@ -16,9 +16,9 @@ from numpy.lib import format as npy
 from music_ssl_fairseq.errors import InputError
 
 UNREADABLE: tuple[type[Exception], ...] = (
-    *(ValueError, EOFError, SyntaxError, TokenError, TypeError, KeyError),
-    *(MemoryError, RecursionError, OverflowError),
-)
+    ValueError, EOFError, SyntaxError, TokenError, TypeError, KeyError,
+    MemoryError, RecursionError, OverflowError,
+)  # fmt: skip
 """What numpy and `ast.literal_eval` raise on damaged headers."""
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}

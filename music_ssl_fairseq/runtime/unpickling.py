@@ -14,9 +14,9 @@ from music_ssl_fairseq.runtime.typed import look_around, with_path
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
 _DAMAGED: tuple[type[Exception], ...] = (
-    *(RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError),
-    *(TypeError, IndexError, AssertionError, OverflowError, MemoryError, zipfile.BadZipFile),
-)
+    RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError,
+    TypeError, IndexError, AssertionError, OverflowError, MemoryError, zipfile.BadZipFile,
+)  # fmt: skip
 """Errors of unpickling damaged bytes."""
 GIT_LFS = b"version https://git-lfs"
 AGAIN = ": copy or download it again"

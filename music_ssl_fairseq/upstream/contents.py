@@ -37,9 +37,9 @@ FAMILIES = ("music_hubert", "music2vec", "hubert", "data2vec_audio", "wav2vec2")
 """Registered names of the models whose encoder ours is."""
 
 PREFIXES = (
-    *("feature_extractor.", "layer_norm.", "post_extract_proj.", "encoder."),
-    *("pitch_filters.", "pitch_proj.", "mel_proj."),
-)
+    "feature_extractor.", "layer_norm.", "post_extract_proj.", "encoder.",
+    "pitch_filters.", "pitch_proj.", "mel_proj.",
+)  # fmt: skip
 """Prefixes of an encoder's tensors besides `mask_emb`; the rest is heads. fairseq has the first
 four."""
 
