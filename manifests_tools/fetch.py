@@ -113,7 +113,8 @@ def run(name: str, to: str | None = None) -> None:
     Raises:
         InputError: if a server does not answer, or a checksum is wrong.
     """
-    chosen, folder = SETS[name], Path(to or os.path.join("data", name))
+    chosen = SETS[name]
+    folder = Path(to or os.path.join("data", name))
     if chosen.mirdata:
         print(f"{name}: {chosen.size}, to {folder}")
         _fetch_with_mirdata(chosen, folder / chosen.folder)

@@ -217,10 +217,8 @@ def _check_copies(
         raise InputError(f"--shard-hours {shard_hours:g}: a shard holds more than nothing")
     if not (convert or shards):
         return ""
-    option, folder = (
-        "--convert" if convert else "--shards",
-        os.path.abspath(convert or shards or ""),
-    )
+    option = "--convert" if convert else "--shards"
+    folder = os.path.abspath(convert or shards or "")
     if is_within(folder, root) or is_within(root, folder):
         # The next run would list or replace copies among their sources.
         raise InputError(

@@ -98,7 +98,8 @@ def write_shards(
 
 
 def _check_labels(file: Path, tracks: list[ExaminedTrack]) -> None:
-    store, rate = LabelStore(file), read_label_rate(file.parent)
+    store = LabelStore(file)
+    rate = read_label_rate(file.parent)
     lengths = np.array([track.num_samples for track in tracks])
     if rate is None:
         raise InputError(f"{file.parent}: has no metadata.json with a label_rate")
@@ -149,7 +150,8 @@ def _write(job: _Shard, root: str) -> _Written:
 
 def _encode(path: str, num_samples: int) -> tuple[bytes, int]:
     """Return a file as FLAC, and its samples at 16 kHz."""
-    memory, read = io.BytesIO(), 0
+    memory = io.BytesIO()
+    read = 0
 
     def waveforms():
         nonlocal read

@@ -35,7 +35,8 @@ def _logging_as_it_was() -> Iterator[None]:
     all libraries, and ask for tensorboardX. Its `torch.jit.script` is deprecated in torch 2.13.
     """
     root, asking = logging.getLogger(), logging.getLogger("fairseq.tasks.text_to_speech")
-    handler, level = logging.NullHandler(), asking.level
+    handler = logging.NullHandler()
+    level = asking.level
     root.addHandler(handler)  # with a handler, basicConfig does nothing
     asking.setLevel(logging.WARNING)
     try:

@@ -279,7 +279,8 @@ class PyAVDecoder:
 
     def _check_end(self, end: int) -> None:
         """Compare the end of decoding with the length in the header."""
-        stated, lost = self._header.stated_samples, 2 * self._header.frame_samples
+        stated = self._header.stated_samples
+        lost = 2 * self._header.frame_samples
         if stated is None:
             lost = round(_MAX_LOST_SECONDS * self.sample_rate) + _MAX_LOST_SAMPLES
             if self._format() in _STATED_LENGTH and self._stream.duration:

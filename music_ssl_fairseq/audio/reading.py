@@ -181,7 +181,8 @@ def _decodes_whole(file: _File, stated: Libsndfile) -> bool:
     Counted without seeks: FFmpeg silently skips damaged frames of FLAC, but the times of later
     frames show it.
     """
-    decoded, block = 0, 60 * stated.sample_rate
+    decoded = 0
+    block = 60 * stated.sample_rate
     try:
         with file.decoder() as decoder:
             while len(part := decoder.read(decoded, decoded + block)):

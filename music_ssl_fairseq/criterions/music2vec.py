@@ -111,7 +111,8 @@ class Music2VecCriterion(FairseqCriterion):
 
 def _deviations(sums: dict[str, Any]) -> dict[str, float]:
     """Average the deviations of targets and predictions over channels, from an update's totals."""
-    found, count = {}, sums["sample_size"]
+    found = {}
+    count = sums["sample_size"]
     for name in ("target", "pred"):
         total, squares = sums[f"{name}_sum"].double(), sums[f"{name}_squares"].double()
         variance = (squares - total.square() / count) / (count - 1)

@@ -146,7 +146,8 @@ class MusicHubertCriterion(FairseqCriterion):
 
 def _statistics(logits: Tensor, target: Tensor, name: str) -> dict[str, Tensor]:
     """Count the frames predicted correctly and, at masked frames, each unit."""
-    predicted, classes = logits.argmax(-1), logits.size(-1)
+    predicted = logits.argmax(-1)
+    classes = logits.size(-1)
     found = {f"correct_{name}": (predicted == target).sum()}
     if name.startswith("m"):
         number = name[1:]

@@ -58,7 +58,8 @@ def _curves(samples: int, device: torch.device) -> Tensor:
 
 def draw_gain(prob: float, rng: np.random.Generator) -> float:
     """Draw the amplitude ratio of the added crop: with probability `prob`, else 0 for none."""
-    mixed, level = rng.random() < prob, rng.uniform(*_MIX_DB)
+    mixed = rng.random() < prob
+    level = rng.uniform(*_MIX_DB)
     return 10 ** (level / 20) if mixed else 0.0
 
 

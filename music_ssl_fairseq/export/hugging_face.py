@@ -51,7 +51,8 @@ def expected_hidden_states(
     projected features, before the positional convolution.
     """
     layers = model.layers(waveform, padding_mask)
-    x, encoder = layers[0], model.encoder
+    x = layers[0]
+    encoder = model.encoder
     padding = model.frame_padding(padding_mask, x.size(1))
     if padding is not None:
         x = x.masked_fill(padding.unsqueeze(-1), 0)

@@ -37,7 +37,8 @@ class ExportSource:
 
 def read(path: str | Path) -> ExportSource:
     """Read a checkpoint in any of the formats that `music_ssl_fairseq.load` takes."""
-    name, path = path, locate(path)
+    name = path
+    path = locate(path)
     if hugging_face.folder_of(path) is not None:
         return ExportSource(upstream.read(name))
     loaded = safe_load(path)

@@ -138,7 +138,8 @@ class FrameStore(_Store):
 
     def _check(self, track: int) -> bool:
         """Return False if a track is damaged; remove its file if it is not complete."""
-        file, (noted, changed) = self._file(track), self._checksums.noted(track)
+        file = self._file(track)
+        noted, changed = self._checksums.noted(track)
         if not file.exists() and not noted:
             return True
         if noted and is_whole(file, self.dtype, self._shape(track)):

@@ -40,7 +40,8 @@ class _BlockConv(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         inputs, weight = ctx.saved_tensors
-        groups, kernel = ctx.groups, weight.size(-1)
+        groups = ctx.groups
+        kernel = weight.size(-1)
         # The input's gradient is a convolution with reversed taps, from outputs to inputs.
         mirrored = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).flip(-1)
         outputs = _windows(grad, groups, kernel, kernel - 1 - kernel // 2)
@@ -67,7 +68,8 @@ def _correlate(inputs: Tensor, weight: Tensor, shape: Sequence[int]) -> Tensor:
     `inputs` are the `_windows` of `x`; `shape` is `[B, T]`.
     """
     batch, frames = shape
-    groups, dim = inputs.size(0), len(weight)
+    groups = inputs.size(0)
+    dim = len(weight)
     width = dim // groups
     shifted = (
         F.pad(weight, (BLOCK - 1, BLOCK - 1))

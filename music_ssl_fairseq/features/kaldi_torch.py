@@ -34,7 +34,8 @@ class _OnDevice:
 
     def log_mel(self, waveform: Tensor) -> Tensor:
         """Compute logarithms of mel energies: see `kaldi.log_mel_blocks`, which says why so."""
-        grid, share = kaldi.GRID, float(kaldi.PREEMPHASIS)
+        grid = kaldi.GRID
+        share = float(kaldi.PREEMPHASIS)
         if not grid.num_frames(len(waveform)):
             return waveform.new_zeros(0, self._bank.size(1))
         emphasised = F.pad(waveform[1:] - share * waveform[:-1], (1, 0))

@@ -231,7 +231,8 @@ def _serve(job: Any, device: str | None, connection: Connection) -> None:
 
 def _receive(connection: Connection, arriving: "queue.SimpleQueue[Any]") -> None:
     """Take items as they come, so that the parent never waits; end this process with its parent."""
-    parent, main = multiprocessing.parent_process(), threading.main_thread().ident
+    parent = multiprocessing.parent_process()
+    main = threading.main_thread().ident
     assert parent is not None
     assert main is not None
     with contextlib.suppress(EOFError, OSError):

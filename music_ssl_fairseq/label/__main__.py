@@ -241,7 +241,8 @@ def run(arguments: argparse.Namespace) -> None:
         if reports:
             from music_ssl_fairseq.label_report.page import write_report
 
-            folder, centroids = job.folder, job.folder.centroids()
+            folder = job.folder
+            centroids = job.folder.centroids()
             assert centroids is not None
             page = write_report(folder.path, folder.metadata, centroids, splits, job.pool.workers)
             print(f"report: {page}")
@@ -273,7 +274,8 @@ def _assign(job: "Job", splits: dict[str, "Manifest"]) -> bool:
     todo = {s: m for s, m in splits.items() if not folder.is_finished(s, m)}
     if folder.centroids() is not None:
         folder.write_dictionary()
-        noted, record = folder.metadata.get("audio"), folder.metadata["splits"].get("train", {})
+        noted = folder.metadata.get("audio")
+        record = folder.metadata["splits"].get("train", {})
         made = f"{folder.path / 'centroids.npy'} was"
         # If labels were made of the same audio, `notices` tells.
         if noted != record.get("audio") and (found := changed_audio(splits["train"], noted, made)):

@@ -81,7 +81,8 @@ class Labeller(FeatureJob):
 
     def requests(self, part: Track) -> list[Request]:
         """Return requests for all frames of a track."""
-        num_frames, size = self.front.grid.num_frames(part.num_samples), self.front.chunk_frames
+        num_frames = self.front.grid.num_frames(part.num_samples)
+        size = self.front.chunk_frames
         return [
             Request(part, first, min(num_frames, first + size))
             for first in range(0, num_frames, size)

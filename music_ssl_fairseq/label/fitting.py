@@ -54,7 +54,8 @@ def fit_centroids(job: Job, manifest: Manifest) -> None:
             fit, num_frames, by = _fit_in_batches(job, num_blocks, whole)
         else:
             frames = _load_sample(job, num_blocks)
-            (fit, by), num_frames = _fit(job, frames, manifest), len(frames)
+            fit, by = _fit(job, frames, manifest)
+            num_frames = len(frames)
         folder.save_fit(fit, num_frames, front, by, audio_identity(manifest))
 
 

@@ -82,7 +82,8 @@ def check_distinct(frames: np.ndarray, k: int) -> str | None:
     Raises:
         InputError: if all frames are equal, as they are of silence.
     """
-    number, size = 0, 4 * k
+    number = 0
+    size = 4 * k
     while number < k and size < 8 * len(frames):  # mostly, the first of them are enough
         number = len(np.unique(frames[:size], axis=0))
         size *= 8

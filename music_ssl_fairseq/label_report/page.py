@@ -27,7 +27,8 @@ def write_report(
     stores = {split: LabelStore(folder / f"{split}.km") for split in splits}
     counts = {split: _count_units(store, metadata["k"]) for split, store in stores.items()}
     rate, seed = metadata["label_rate"], metadata["seed"]
-    train, hop = splits["train"], label_hop(rate)
+    train = splits["train"]
+    hop = label_hop(rate)
     samples = draw_samples(train, stores["train"], counts["train"], hop, seed, workers)
     described = describe_units(samples, counts, centroids, train, rate, seed)
     title = f"{metadata['k']} units of {metadata['features']}"

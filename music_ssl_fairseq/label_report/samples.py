@@ -160,7 +160,8 @@ def _find(
     most = CLIPS
     while np.minimum(missing, most).sum() > _RARE_EXCERPTS:
         most -= 1
-    reach, step = samples_in(_REACH_SECONDS), _step()
+    reach = samples_in(_REACH_SECONDS)
+    step = _step()
     places = []
     for track, label in _places(labels, np.minimum(missing, most), seed):
         first = max(0, label * hop - reach) // step
@@ -202,7 +203,8 @@ def _places(labels: LabelStore, wanted: np.ndarray, seed: int) -> Iterable[tuple
         here = np.flatnonzero(lacking[units[begins]])
         seen = set()
         for run in here[np.argsort(begins[here] - ends[here], kind="stable")].tolist():
-            unit, place = int(units[begins[run]]), (track, int(begins[run] + ends[run]) // 2)
+            unit = int(units[begins[run]])
+            place = (track, int(begins[run] + ends[run]) // 2)
             if unit in seen and len(others[unit]) < wanted[unit]:
                 others[unit].append(place)
             elif unit not in seen:

@@ -91,7 +91,8 @@ def _profile(samples: ReportSamples, here: np.ndarray) -> dict[str, Any]:
 def _clips(samples: ReportSamples, k: int, label_rate: float) -> list[dict[str, Any]]:
     """Return for each unit its longest runs, from as many excerpts as possible, and their mean."""
     begins, ends = runs(samples.units, samples.excerpt)
-    unit_of, lengths = samples.units[begins], ends - begins + 1
+    unit_of = samples.units[begins]
+    lengths = ends - begins + 1
     order = np.lexsort((-lengths, unit_of))
     edges = np.searchsorted(unit_of[order], np.arange(k + 1))
     found = []

@@ -165,7 +165,8 @@ class Music2VecModel(AudioEncoder):
         in_crops = masked_indices
         if of_crop > frames:
             in_crops = masked_indices // of_crop * frames + masked_indices % frames
-        prediction, own = prediction.float(), target.flatten(0, 1)[in_crops]
+        prediction = prediction.float()
+        own = target.flatten(0, 1)[in_crops]
         return {
             "prediction": prediction,
             "target": own,

@@ -218,7 +218,8 @@ class MusicHubertModel(AudioEncoder):
             hidden_states: each layer's output, from which come those of `label_layers`.
             indices: `[N]` ascending indices into `views * frames`.
         """
-        layers, last = self.cfg.label_layers or [0], self.cfg.encoder_layers
+        layers = self.cfg.label_layers or [0]
+        last = self.cfg.encoder_layers
         states = [x if layer in (0, last) else hidden_states[layer - 1] for layer in layers]
         return [_select(state, indices) for state in states]
 

@@ -118,7 +118,8 @@ class AudioEncoder(BaseFairseqModel):
     def project(self, features: Tensor) -> Tensor:
         """Normalise the output of `extract` and project it to the encoder's width."""
         channels = self.layer_norm.normalized_shape[0]
-        x, bands = self.layer_norm(features[..., :channels]), features[..., channels:]
+        x = self.layer_norm(features[..., :channels])
+        bands = features[..., channels:]
         if self.post_extract_proj is not None:
             x = self.post_extract_proj(x)
         for projection in (self.pitch_proj, self.mel_proj):

@@ -82,7 +82,8 @@ def _logged(file: Path) -> Iterator[tuple[str, dict[str, float]]]:
     """Yield the tag and the numbers of each line that has statistics of an update."""
     with file.open(encoding="utf-8", errors="replace") as lines:
         for match in filter(None, map(_LOG_LINE.search, lines)):
-            tag, stats = match[1], {}
+            tag = match[1]
+            stats = {}
             for key, value in json.loads(match[2]).items():
                 # fairseq logs text, now and then a list, and `valid_` before names.
                 with contextlib.suppress(TypeError, ValueError):

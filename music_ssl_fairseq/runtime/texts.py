@@ -31,7 +31,8 @@ def read_text(
     Raises:
         InputError: if it cannot be read, is too large, is not UTF-8, or holds NUL bytes.
     """
-    file, hint = Path(file), f"; {way_out}" if way_out else ""
+    file = Path(file)
+    hint = f"; {way_out}" if way_out else ""
     try:
         with file.open("rb") as handle:
             content = handle.read(largest + 1)
@@ -48,7 +49,8 @@ def read_text(
     try:
         return content.decode("utf-8-sig", errors)
     except UnicodeDecodeError as error:
-        source, target = shlex.quote(str(file)), file.with_suffix(f".utf8{file.suffix}")
+        source = shlex.quote(str(file))
+        target = file.with_suffix(f".utf8{file.suffix}")
         command = f"iconv -f CP1252 -t UTF-8 {source} -o {shlex.quote(str(target))}"
         message = f"{file}: not UTF-8 text (byte {error.start}){hint}"
         raise InputError(message, "" if hint else command) from None

@@ -55,7 +55,8 @@ class MusicHubertPretrainingTask(PretrainingTask):
 
     def data_identity(self, cfg: Any) -> Identity:
         """Identify the tracks and their labels."""
-        found, splits = super().data_identity(cfg), data_splits(cfg)
+        found = super().data_identity(cfg)
+        splits = data_splits(cfg)
         for number, folder in enumerate(self.label_dirs):
             prefix = f"label set {number} " if len(self.label_dirs) > 1 else ""
             labels = label_identity(folder, splits, self.label_rates[number])

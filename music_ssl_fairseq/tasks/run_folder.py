@@ -172,7 +172,8 @@ def _checkpoint_to_continue(cfg: Any) -> tuple[Path | None, dict[str, Any]]:
 
 def _finished(cfg: Any, state: dict[str, Any], file: Path) -> str:
     """Return why a checkpoint's run is finished; empty if it is not."""
-    limits, extra = cfg.optimization, state.get("extra_state") or {}
+    limits = cfg.optimization
+    extra = state.get("extra_state") or {}
     if extra.get("after_update"):  # a signal came before its last validation
         return ""
     history = state.get("optimizer_history") or [{}]

@@ -39,7 +39,8 @@ def warmup_updates(cfg: Any) -> int:
 
 def collapse_advice(cfg: Any) -> str:
     """Return the two settings to change after a collapse, with values that have helped."""
-    scheduler, rate = cfg.lr_scheduler, cfg.optimization.lr[0]
+    scheduler = cfg.lr_scheduler
+    rate = cfg.optimization.lr[0]
     warmup = warmup_updates(cfg)
     if scheduler.get("phase_ratio"):
         longer = f"a larger first lr_scheduler.phase_ratio (now {scheduler.phase_ratio[0]:g})"

@@ -77,7 +77,9 @@ class Narration:
             return
         if trainer.task.finished:
             return
-        self._cfg, self._trainer, self._times = cfg, trainer, []
+        self._cfg = cfg
+        self._trainer = trainer
+        self._times = []
         for line in trainer.task.start_lines(cfg, trainer.get_model()):
             say(line)
         say(_device_line(cfg))
@@ -105,7 +107,8 @@ class Narration:
         """Note that an update is done."""
         if self._cfg is None:
             return
-        number, now = self._trainer.get_num_updates(), time.monotonic()
+        number = self._trainer.get_num_updates()
+        now = time.monotonic()
         total = self._cfg.optimization.max_update or None
         for console in _consoles():
             console.move(number, total, self._folder)

@@ -75,7 +75,8 @@ def _load_checkpoint(load: Callable[..., Any], cfg: Any, trainer: Any, **kwargs:
 
 def _rate_ends_run(trainer: Any) -> bool:
     """Return whether fairseq will train nothing, because the learning rate is too low already."""
-    rate, least = trainer.get_lr(), trainer.cfg.optimization.stop_min_lr
+    rate = trainer.get_lr()
+    least = trainer.cfg.optimization.stop_min_lr
     if rate > least or getattr(trainer.task, "finished", ""):
         return False
     reason = f"the learning rate is {rate:g}, and optimization.stop_min_lr is {least:g}"
@@ -193,7 +194,8 @@ def _resume_path(cfg: Any, trainer: Any) -> Path:
 
 def _exit(cfg: Any, trainer: Any) -> None:
     finish_saving()
-    file, no_save = _resume_path(cfg, trainer), cfg.checkpoint.no_save
+    file = _resume_path(cfg, trainer)
+    no_save = cfg.checkpoint.no_save
     saved = "is the last, as checkpoint.no_save says" if no_save else f"is saved in {shown(file)}"
     if trainer.data_parallel_rank == 0:
         best = narration.stop()

@@ -69,7 +69,8 @@ def read(path: str | os.PathLike) -> Contents:
     from music_ssl_fairseq.upstream.places import locate
     from music_ssl_fairseq.upstream.safe_load import safe_load
 
-    name, path = path, locate(path)
+    name = path
+    path = locate(path)
     folder = hugging_face.folder_of(path)
     if folder is not None:
         contents = hugging_face.read(folder)

@@ -62,7 +62,8 @@ def _num_values(config: dict[str, Any]) -> int:
     for dim, kernel, _ in parse_conv_layers(config["conv_feature_layers"]):
         total += dim * channels * kernel
         channels = dim
-    width, groups = config["encoder_embed_dim"], max(1, config["conv_pos_groups"])
+    width = config["encoder_embed_dim"]
+    groups = max(1, config["conv_pos_groups"])
     layer = 4 * width * width + 2 * width * config["encoder_ffn_embed_dim"]
     positions = width * width * config["conv_pos"] // groups
     return total + width * channels + config["encoder_layers"] * layer + positions

@@ -187,7 +187,8 @@ class Upstream(nn.Module):
         def encode(waveform: Tensor) -> list[Tensor]:
             folded = None
             if statistics is not None:
-                waveform, folded = statistics.normalise(waveform), statistics.folded
+                waveform = statistics.normalise(waveform)
+                folded = statistics.folded
             elif self.normalise:
                 waveform = F.layer_norm(waveform, waveform.shape[-1:])
             return self.model.layers(waveform, None, self.model.execution.using(compile, folded))
@@ -257,7 +258,8 @@ class Upstream(nn.Module):
             InputError: if a layer does not exist, a file cannot be read, there is too little audio
                 for one frame, or samples are NaN.
         """
-        chosen, audio = self.check_layers(layers), listed(audio)
+        chosen = self.check_layers(layers)
+        audio = listed(audio)
         found = [
             self._features(mono(clip, name, sample_rate, channels), name, chosen, windowing)
             for clip, name in named(audio)
