@@ -1,6 +1,7 @@
 """MagnaTagATune: `mtt`, the 50 most frequent of its 188 tags."""
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from manifests_tools.labelled import DataSet, Labelled, locate
@@ -33,20 +34,20 @@ def read(root: str, annotations: str | None = None) -> DataSet:
             f"take it from {_SOURCE}"
         )
     tags = header[1:-1]
+    clips: list[tuple[str, str, list[str]]] = []
     for number, row in lines:
         if len(row) != len(header):
             raise InputError(f"{file}, line {number}: {len(row)} cells, not {len(header)}")
-    rows = [row for _, row in lines]
-    frequent = _most_frequent(tags, rows)
+        given = [tag for tag, cell in zip(tags, row[1:-1], strict=True) if cell == "1"]
+        clips.append((row[0], row[-1], given))
+    frequent = _most_frequent(tags, [given for _, _, given in clips])
     splits: dict[str, list[Labelled]] = {split: [] for split in _SPLITS}
     skipped = []
-    for row in rows:
-        clip, path = row[0], row[-1]
+    for clip, path, given in clips:
         if clip in DAMAGED:
             skipped.append(path)
             continue
-        labels = tuple(tag for tag, cell in zip(tags, row[1:-1], strict=True) if cell == "1")
-        labels = tuple(sorted(label for label in labels if label in frequent))
+        labels = tuple(sorted(tag for tag in given if tag in frequent))
         split = _split_of(path, file)
         splits[split].append(Labelled(locate(root, path, f"mp3/{path}"), labels))
     task = ProbingSpec(
@@ -62,11 +63,11 @@ def read(root: str, annotations: str | None = None) -> DataSet:
     return DataSet(task, splits)
 
 
-def _most_frequent(tags: list[str], rows: list[list[str]]) -> set[str]:
+def _most_frequent(tags: list[str], clips: Iterable[list[str]]) -> set[str]:
     """Return the tags of most clips; of equally frequent ones, those further left."""
     counts: Counter[str] = Counter(dict.fromkeys(tags, 0))
-    for row in rows:
-        counts.update(tag for tag, cell in zip(tags, row[1:-1], strict=True) if cell == "1")
+    for given in clips:
+        counts.update(given)
     return {tag for tag, _ in counts.most_common(NUM_TAGS)}  # the order of `tags` breaks ties
 
 
