@@ -61,6 +61,29 @@ class _Store:
         """Return whether the track's features are complete."""
         return bool(self._there[track])
 
+    def _remove_damaged(self) -> list[int]:
+        """Find the complete tracks; return those of which there is less, and remove that."""
+        damaged = []
+        for track in range(len(self._there)):
+            self._there[track] = self._is_complete(track)
+            if self._there[track]:
+                continue
+            if self._checksums.noted(track)[0] or self._exists(track):
+                self._checksums.clear(track)
+                self._remove(track)
+                damaged.append(track)
+        return damaged
+
+    def _is_complete(self, track: int) -> bool:
+        """Compare a track's features with their checksum."""
+        raise NotImplementedError
+
+    def _exists(self, track: int) -> bool:
+        raise NotImplementedError
+
+    def _remove(self, track: int) -> None:
+        raise NotImplementedError
+
 
 class MeanStore(_Store):
     """Store one row per track: the mean over its frames, in each layer."""
@@ -73,20 +96,20 @@ class MeanStore(_Store):
         shape = (len(cut.manifest), *sizes)
         self._rows = RowFile(self._working, np.dtype(np.float32), shape, np.nan)
         self._sums: dict[int, Tensor] = {}
-        self.damaged = [track for track in range(shape[0]) if not self._check(track)]
+        self.damaged = self._remove_damaged()
         if self.damaged and self._working == self._final:
             self._working = folder / _UNFINISHED
             os.replace(self._final, self._working)
 
-    def _check(self, track: int) -> bool:
-        """Return False if a track is damaged; clear its row if it is not complete."""
+    def _is_complete(self, track: int) -> bool:
         noted, _ = self._checksums.noted(track)
-        self._there[track] = noted and noted == self._checksums.of([self._rows[track]])
-        if self._there[track] or (self._rows.is_empty(track) and not noted):
-            return True
-        self._checksums.clear(track)
+        return noted != 0 and noted == self._checksums.of([self._rows[track]])
+
+    def _exists(self, track: int) -> bool:
+        return not self._rows.is_empty(track)
+
+    def _remove(self, track: int) -> None:
         self._rows.clear(track)
-        return False
 
     def add(self, track: int, window: Window, values: Tensor) -> None:
         """Add the track's next window, `[layers, D]`: its weighted sum over frames."""
@@ -127,7 +150,7 @@ class FrameStore(_Store):
         tracks = range(len(cut.manifest))
         for parent in {folder, *(self._file(track).parent for track in tracks)}:
             remove_temporary(parent)
-        self.damaged = [track for track in tracks if not self._check(track)]
+        self.damaged = self._remove_damaged()
 
     def _file(self, track: int) -> Path:
         return frame_file(self.folder, self.cut.manifest, track)
@@ -136,23 +159,24 @@ class FrameStore(_Store):
         layers, dimension = self._sizes
         return layers, self.cut.num_frames(track), dimension
 
-    def _check(self, track: int) -> bool:
-        """Return False if a track is damaged; remove its file if it is not complete."""
+    def _is_complete(self, track: int) -> bool:
         file = self._file(track)
         noted, changed = self._checksums.noted(track)
-        if not file.exists() and not noted:
+        if not noted or not is_whole(file, self.dtype, self._shape(track)):
+            return False
+        # Unchanged since it was on disk for good: reading hundreds of GB would take minutes.
+        if file.stat().st_mtime_ns == changed:
             return True
-        if noted and is_whole(file, self.dtype, self._shape(track)):
-            # Unchanged since it was on disk for good: reading hundreds of GB would take minutes.
-            self._there[track] = file.stat().st_mtime_ns == changed
-            if not self._there[track] and noted == self._checksum_of(track):
-                self._there[track] = True
-                self._settle(track, noted)
-        if self._there[track]:
-            return True
-        self._checksums.clear(track)
-        file.unlink(missing_ok=True)
-        return False
+        if noted != self._checksum_of(track):
+            return False
+        self._settle(track, noted)
+        return True
+
+    def _exists(self, track: int) -> bool:
+        return self._file(track).exists()
+
+    def _remove(self, track: int) -> None:
+        self._file(track).unlink(missing_ok=True)
 
     def _checksum_of(self, track: int) -> int:
         layers, frames, dimension = self._shape(track)
@@ -269,7 +293,7 @@ def open_folder(
         InputError: if it holds features of other or unknown settings, unless `force`.
     """
     if force:
-        _remove(folder, manifest)
+        _remove_all(folder, manifest)
         noted = None
     else:
         outputs = _outputs(folder, manifest)
@@ -302,7 +326,7 @@ def write_index(folder: Path, manifest: Manifest, cut: Cut) -> None:
             file.write(b"%d\t%s\t%d\n" % (track, name, cut.num_frames(track)))
 
 
-def _remove(folder: Path, manifest: Manifest) -> None:
+def _remove_all(folder: Path, manifest: Manifest) -> None:
     for name in (METADATA, INDEX, CHECKSUMS):
         (folder / name).unlink(missing_ok=True)
     for file in _outputs(folder, manifest):
