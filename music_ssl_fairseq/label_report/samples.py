@@ -201,16 +201,13 @@ def _places(labels: LabelStore, wanted: np.ndarray, seed: int) -> Iterable[tuple
         units = labels.units(track)
         begins, ends = runs(units)
         here = np.flatnonzero(lacking[units[begins]])
-        seen = set()
+        middles: dict[int, list[tuple[int, int]]] = {}  # of each unit's runs, longest first
         for run in here[np.argsort(begins[here] - ends[here], kind="stable")].tolist():
-            unit = int(units[begins[run]])
-            place = (track, int(begins[run] + ends[run]) // 2)
-            if unit in seen and len(others[unit]) < wanted[unit]:
-                others[unit].append(place)
-            elif unit not in seen:
-                found[unit].append(place)
-            seen.add(unit)
-        for unit in seen:
+            middle = int(begins[run] + ends[run]) // 2
+            middles.setdefault(int(units[begins[run]]), []).append((track, middle))
+        for unit, (longest, *shorter) in middles.items():
+            found[unit].append(longest)
+            others[unit] += shorter
             lacking[unit] = len(found[unit]) < wanted[unit]
     places = [(found[unit] + others[unit])[: wanted[unit]] for unit in found]
     return sorted(place for several in places for place in several)
