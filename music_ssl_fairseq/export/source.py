@@ -35,15 +35,12 @@ class ExportSource:
         return default if value is None else value
 
 
-def read(path: str | Path) -> ExportSource:
+def read(name: str | Path) -> ExportSource:
     """Read a checkpoint in any of the formats that `music_ssl_fairseq.load` takes."""
-    name = path
-    path = locate(path)
-    if hugging_face.folder_of(path) is not None:
-        return ExportSource(upstream.read(name))
-    loaded = safe_load(path)
+    path = locate(name)
+    loaded = safe_load(path) if hugging_face.folder_of(path) is None else {}
     if not checkpoint.is_checkpoint(loaded):
-        return ExportSource(upstream.read(path))
+        return ExportSource(upstream.read(name))
     with checkpoint.damaged_settings(path):
         return _source(loaded, path)
 

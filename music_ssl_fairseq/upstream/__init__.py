@@ -69,15 +69,14 @@ def read(path: str | os.PathLike) -> Contents:
     from music_ssl_fairseq.upstream.places import locate
     from music_ssl_fairseq.upstream.safe_load import safe_load
 
-    name = path
-    path = locate(path)
-    folder = hugging_face.folder_of(path)
+    found = locate(path)
+    folder = hugging_face.folder_of(found)
     if folder is not None:
         contents = hugging_face.read(folder)
-        return replace(contents, origin=hub.pinned(name, path)) if hub.is_name(name) else contents
-    loaded = safe_load(path)
+        return replace(contents, origin=hub.pinned(path, found)) if hub.is_name(path) else contents
+    loaded = safe_load(found)
     if checkpoint.is_checkpoint(loaded):
-        return checkpoint.from_checkpoint(loaded, path)
+        return checkpoint.from_checkpoint(loaded, found)
     from music_ssl_fairseq.upstream import torchaudio
 
-    return torchaudio.read(path)
+    return torchaudio.read(found)
