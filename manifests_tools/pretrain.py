@@ -15,10 +15,10 @@ from manifests_tools.find import KINDS, find_audio, is_within
 from manifests_tools.shards import SHARD_HOURS, write_shards
 from manifests_tools.split import GroupBy, choose_valid, group_of
 from music_ssl_fairseq.cli import new_parser, real_number
+from music_ssl_fairseq.data.label_metadata import labels_beside
 from music_ssl_fairseq.data.left_out import REPORT, LeftOut, by_name, count_kinds, write_left_out
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.data.music_checks import concerns, find_copies
-from music_ssl_fairseq.data.units import labels_beside
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import hours
 from music_ssl_fairseq.runtime.files import atomic_path, require_writable

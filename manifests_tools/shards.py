@@ -21,9 +21,14 @@ from manifests_tools.convert import ABANDONED_SECONDS, encode_flac, follows
 from manifests_tools.examine import ExaminedTrack, chunks, parallel_map
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.data.audio_identity import other_track
+from music_ssl_fairseq.data.label_metadata import (
+    label_again,
+    read_label_rate,
+    read_metadata,
+    split_record,
+)
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.left_out import LeftOut
-from music_ssl_fairseq.data.units import label_again, read_label_rate, read_metadata, split_record
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, label_hop, labels_fit
 from music_ssl_fairseq.jobs.shards import cut

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from music_ssl_fairseq.data.label_metadata import read_metadata
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.data.units import read_metadata
 from music_ssl_fairseq.frames import hours
 
 Identity = dict[str, str]

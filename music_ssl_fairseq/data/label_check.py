@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from music_ssl_fairseq.data.audio_identity import changed_audio, other_track
+from music_ssl_fairseq.data.label_metadata import label_again, read_metadata, split_record
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.data.units import UnitDictionary, label_again, read_metadata, split_record
+from music_ssl_fairseq.data.units import UnitDictionary
 from music_ssl_fairseq.errors import InputError, one_line
 from music_ssl_fairseq.frames import LENGTH_TOLERANCE, SAMPLE_RATE, label_hop, labels_fit
 from music_ssl_fairseq.runtime.files import checksum

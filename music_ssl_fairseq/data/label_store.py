@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from music_ssl_fairseq.data.file_parts import FileParts
+from music_ssl_fairseq.data.label_metadata import label_command
 from music_ssl_fairseq.data.unit_memmap import open_unit_memmap
-from music_ssl_fairseq.data.units import label_command
 from music_ssl_fairseq.errors import InputError
 
 ANCHOR_STEP = 1024

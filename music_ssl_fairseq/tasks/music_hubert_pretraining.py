@@ -12,10 +12,11 @@ from omegaconf import MISSING
 from music_ssl_fairseq.criterions import music_hubert as _criterion  # noqa: F401
 from music_ssl_fairseq.data.identity import Identity, label_identity
 from music_ssl_fairseq.data.label_check import check_labels
+from music_ssl_fairseq.data.label_metadata import choose_label_rate
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.targets import LabelSet
-from music_ssl_fairseq.data.units import UnitDictionary, choose_label_rate
+from music_ssl_fairseq.data.units import UnitDictionary
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.models import music_hubert as _model  # noqa: F401
 from music_ssl_fairseq.runtime.settings import setting

@@ -11,9 +11,10 @@ import pytest
 from music_ssl_fairseq.data import file_parts, label_check, label_store
 from music_ssl_fairseq.data.audio_identity import note_names
 from music_ssl_fairseq.data.label_check import check_labels
+from music_ssl_fairseq.data.label_metadata import labels_beside, read_label_rate
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
-from music_ssl_fairseq.data.units import UnitDictionary, labels_beside, read_label_rate
+from music_ssl_fairseq.data.units import UnitDictionary
 from music_ssl_fairseq.errors import InputError
 
 

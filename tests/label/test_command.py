@@ -18,9 +18,10 @@ from manifests_tools.__main__ import main as manifests_tools_main
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.cli import override
 from music_ssl_fairseq.data.label_check import check_labels
+from music_ssl_fairseq.data.label_metadata import read_label_rate
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
-from music_ssl_fairseq.data.units import UnitDictionary, read_label_rate
+from music_ssl_fairseq.data.units import UnitDictionary
 from music_ssl_fairseq.jobs import blocks, shards
 from music_ssl_fairseq.label import kmeans
 from music_ssl_fairseq.label.__main__ import main

@@ -10,8 +10,8 @@ import soundfile
 from manifests_tools.__main__ import main
 from manifests_tools.findings import Findings
 from manifests_tools.pretrain import run as pretrain
+from music_ssl_fairseq.data.label_metadata import label_again
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.data.units import label_again
 from music_ssl_fairseq.runtime.files import checksum
 from tests.audio_files import tone, write_tone
 

@@ -10,15 +10,11 @@ import pytest
 
 from manifests_tools.beats import read_beat_file
 from manifests_tools.tables import read_named, read_table
+from music_ssl_fairseq.data.label_metadata import read_label_rate, read_metadata, split_record
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.unit_memmap import open_unit_memmap
-from music_ssl_fairseq.data.units import (
-    UnitDictionary,
-    read_label_rate,
-    read_metadata,
-    split_record,
-)
+from music_ssl_fairseq.data.units import UnitDictionary
 from music_ssl_fairseq.errors import AudioError, InputError, one_line
 from music_ssl_fairseq.probing.spec import read_spec
 from music_ssl_fairseq.runtime.texts import read_json
