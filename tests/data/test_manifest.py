@@ -79,14 +79,7 @@ def test_missing(tmp_path):
         Manifest(tmp_path / "x.tsv")
 
 
-def test_many_tracks(tmp_path):
-    tracks = [(f"folder {i % 7}/{'x' * (i % 23)}{i}.wav", i**3) for i in range(500)]
-    write_manifest(tmp_path / "x.tsv", "/music", tracks)
-    manifest = Manifest(tmp_path / "x.tsv")
-    assert [(manifest.name(i), manifest.num_samples[i]) for i in range(500)] == tracks
-
-
-def test_pickling_maps_the_file_again(tmp_path):
+def test_pickling_opens_the_file_again(tmp_path):
     tracks = [(f"{i:0100d}.wav", i) for i in range(1_000)]
     write_manifest(tmp_path / "x.tsv", "/music", tracks)
     pickled = pickle.dumps(Manifest(tmp_path / "x.tsv"))
