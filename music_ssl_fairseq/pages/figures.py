@@ -78,6 +78,11 @@ class Panels:
         for axes in self._axes:
             lines, labels = axes.get_legend_handles_labels()
             known |= dict(zip(labels, lines, strict=True))
-        handles, labels = list(known.values()), list(known)
-        place = "outside lower center"
-        self.figure.legend(handles, labels, loc=place, ncols=4, fontsize=8, frameon=False)
+        self.figure.legend(
+            list(known.values()),
+            list(known),
+            loc="outside lower center",
+            ncols=4,
+            fontsize=8,
+            frameon=False,
+        )
