@@ -3,8 +3,8 @@
     python examples/open_tasks/judge.py --data open_tasks/data --out open_tasks CHECKPOINT...
 
 An encoder is anything that `model.upstream` takes: a checkpoint, `random:CHECKPOINT`, `mfcc`,
-`chroma`. Each is opened once; its features of a file are computed once for all tasks. Finished
-probes are kept. The table is OUT/judge.md, and OUT/judge.csv for programs.
+`chroma`. Its features of a file are computed once for all tasks. Finished probes are kept. On a GPU
+some tasks are probed side by side. The table is OUT/judge.md, and OUT/judge.csv for programs.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import tasks
@@ -20,6 +21,10 @@ from table import RANDOM, write_tables
 
 from music_ssl_fairseq.cli import exit_status
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.jobs.pool import WorkerPool, ordered
+from music_ssl_fairseq.runtime.device import available_cpus
+
+_JOBS, _JOBS_BYTES = 3, 24e9  # processes on a GPU, and the memory that they may need there
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -39,6 +44,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="print differences from this encoder (default: the better front end)",
     )
     add("--cpu", action="store_true", help="compute on the CPU, even beside a GPU")
+    add("--jobs", type=int, metavar="N", help="processes (default: 3 on a GPU of 24 GB, else 1)")
     return parser
 
 
@@ -51,19 +57,43 @@ def run(
     against: str | None = None,
     cpu: bool = False,
     seeds: int = 1,
+    jobs: int | None = None,
 ) -> None:
     """Probe what has not been probed, write and print the table."""
     if against is not None and against not in upstreams:
         raise InputError(f"--against {against}: name it among the encoders as well")
     if seeds < 1:
         raise InputError(f"--seeds {seeds}: give the number of probes per task, at least 1")
+    if jobs is not None and jobs < 1:
+        raise InputError(f"--jobs {jobs}: give the number of processes, at least 1")
     _refuse_copies(upstreams)
     form = "small" if small else "full"
     chosen = tasks.chosen(tasks_named, data)
     for task in chosen:
         tasks.build(task, data, out / form / "tasks" / task.name, small)
-    folders = [judge(name, chosen, out.resolve(), form, cpu, seeds) for name in upstreams]
-    print(write_tables(folders, [task.name for task in chosen], out, form, against))
+    jobs = _default_jobs(cpu) if jobs is None else jobs
+    groups = [chosen] if jobs == 1 else tasks.side_by_side(chosen)
+    items = [(name, group) for name in upstreams for group in groups]
+    workers = 0 if jobs == 1 else min(jobs, len(items))
+    pool = WorkerPool(workers, advice="the same command continues; give fewer --jobs")
+    job = partial(judge, out=out.resolve(), form=form, cpu=cpu, seeds=seeds)
+    began, folders = time.monotonic(), {}
+    for (name, group), found in zip(items, ordered(job, items, pool), strict=True):
+        folders[name] = found
+        if group is groups[-1]:
+            print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+            began = time.monotonic()
+    print(write_tables(list(folders.values()), [task.name for task in chosen], out, form, against))
+
+
+def _default_jobs(cpu: bool) -> int:
+    """Three processes where there is room: heads are so small that a GPU waits for one process."""
+    if cpu or available_cpus() < 2 * _JOBS:
+        return 1
+    from torch import cuda
+
+    roomy = cuda.is_available() and cuda.get_device_properties(0).total_memory >= _JOBS_BYTES
+    return _JOBS if roomy else 1
 
 
 def _refuse_copies(upstreams: Sequence[str]) -> None:
@@ -78,14 +108,15 @@ def _refuse_copies(upstreams: Sequence[str]) -> None:
 
 
 def judge(
-    upstream: str, chosen: Sequence[tasks.OpenTask], out: Path, form: str, cpu: bool, seeds: int
+    item: tuple[str, Sequence[tasks.OpenTask]], out: Path, form: str, cpu: bool, seeds: int
 ) -> list[Path]:
-    """Probe an encoder on each task; one folder of probes per seed."""
+    """Probe an encoder on each of some tasks; one folder of probes per seed."""
     from music_ssl_fairseq.probing.features.source import open_source
     from music_ssl_fairseq.probing.several import TaskProbe, folder_name, probe_all
     from music_ssl_fairseq.runtime.device import choose_device
 
-    began = start = time.monotonic()
+    upstream, chosen = item
+    start = time.monotonic()
     device = choose_device("cpu" if cpu else "auto")
     source = open_source(upstream, device)
     source.name = upstream
@@ -111,7 +142,6 @@ def judge(
             which = f", seed {probe.settings['common.seed']}" if seeds > 1 else ""
             print(f"{upstream}: {probe.out.name}{which}, {seconds:.1f} s", file=sys.stderr)
         start = time.monotonic()
-    print(f"{upstream}: {time.monotonic() - began:.0f} s", file=sys.stderr)
     return folders
 
 

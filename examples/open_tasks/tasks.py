@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.runtime.device import available_cpus
 from music_ssl_fairseq.runtime.files import atomic_path
 
 SPLITS = ("train", "valid", "test")
@@ -60,6 +61,17 @@ TASKS = (
     OpenTask("package", "multi-class", "accuracy", small=(40, 15, 45)),
     OpenTask("speaker", "multi-class", "accuracy", small=(100, 40, 80)),
 )
+
+
+_SIDE_BY_SIDE = (("beat", "downbeat"), ("chord", "pitch", "instrument"))
+"""Tasks of one process beside those of the others: who has the same clips shares features."""
+
+
+def side_by_side(chosen: Sequence[OpenTask]) -> list[list[OpenTask]]:
+    """Divide tasks among processes."""
+    named = [[task for task in chosen if task.name in names] for names in _SIDE_BY_SIDE]
+    others = [task for task in chosen if not any(task in group for group in named)]
+    return [group for group in (*named, others) if group]
 
 
 def unit(name: str) -> str:
@@ -146,6 +158,7 @@ def build(task: OpenTask, data: Path, out: Path, small: bool) -> str:
             name=task.name,
             metric=task.metric,
             force=True,
+            workers=available_cpus(),
         )
     with atomic_path(stamp) as temporary:
         temporary.write_text(made_of)

@@ -13,12 +13,11 @@ from rows import EXAMPLES, Row, Table, digest
 from music_ssl_fairseq.data.identity import settings_identity
 from music_ssl_fairseq.errors import InputError
 
-TASK_GROUPS = (
-    *("key,chord,pitch", "instrument,families,tempo,metre", "beat"),
-    "downbeat,collection,package,speaker",
+TASKS = (
+    *("key", "chord", "pitch", "instrument", "families", "tempo", "metre", "beat", "downbeat"),
+    *("collection", "package", "speaker"),
 )
-"""Tasks of one process of the judge."""
-MINIATURE_TASKS = ("pitch,instrument",)
+MINIATURE_TASKS = ("pitch", "instrument")
 
 
 @dataclass
@@ -41,11 +40,12 @@ class Places:
 
     def __post_init__(self) -> None:
         self._digests: dict[str, str] = {}
-        self.judge = _judge(self.judge_data, self.task_groups, self.miniature)
+        self.judge = _judge(self.judge_data, self.tasks, self.miniature)
 
     @property
-    def task_groups(self) -> Sequence[str]:
-        return MINIATURE_TASKS if self.miniature else TASK_GROUPS
+    def tasks(self) -> Sequence[str]:
+        """What the judge probes."""
+        return MINIATURE_TASKS if self.miniature else TASKS
 
     def made_of(self, row: Row) -> dict[str, Any]:
         """What makes a result the same: settings, data and judge."""
@@ -83,14 +83,14 @@ class Places:
         return self.work / "logs" / f"{name}.log"
 
 
-def _judge(data: Path, groups: Sequence[str], small: bool) -> dict[str, Any]:
+def _judge(data: Path, names: Sequence[str], small: bool) -> dict[str, Any]:
     """Say what decides a score: per task its settings, list and sound, and those of the probes.
 
     Raises:
         InputError: if the list of a task or a clip is not there.
     """
     open_tasks, tasks = results.open_tasks(), {}
-    for task in open_tasks.chosen(",".join(groups).split(","), data):
+    for task in open_tasks.chosen(names, data):
         rows = open_tasks.rows_of(task, data, small)
         try:
             sound = open_tasks.sound(data, [path for path, _, _ in rows])

@@ -6,7 +6,6 @@ import shlex
 import shutil
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -170,19 +169,11 @@ class Steps:
         out = self.places.work / "judge" / self.places.run(row).name
         command = [sys.executable, str(EXAMPLES / "open_tasks/judge.py")]
         command += [f"random:{encoder}" if row.random else encoder, "--out", str(out)]
-        command += [
-            "--data",
-            str(self.places.judge_data),
-            *(["--small", "--cpu"] if self.places.miniature else []),
-        ]
+        command += ["--data", str(self.places.judge_data), "--tasks", ",".join(self.places.tasks)]
+        command += ["--small", "--cpu"] if self.places.miniature else []
         environment = {"CUDA_VISIBLE_DEVICES": gpu, "OMP_NUM_THREADS": "3"}
         start, log = time.monotonic(), self.places.log(f"judge-{row.id}")
-        with ThreadPoolExecutor(len(self.places.task_groups)) as pool:
-            calls = [
-                pool.submit(self.call, [*command, "--tasks", group], log, environment)
-                for group in self.places.task_groups
-            ]
-        if any(call.result() for call in calls):
+        if self.call(command, log, environment):
             return False
         found = {**self._about(row), "judge_seconds": round(time.monotonic() - start, 1)}
         run = self.places.run(row) if row.trained else None

@@ -146,13 +146,12 @@ class _Windows:
         if not self._whole:
             yield from (self._from_cache(indices, batch_size) for indices in order)
             return
-        edges = [
-            np.concatenate([np.arange(*self._edges[i : i + 2]) for i in indices])
-            for indices in order
-        ]
+        windows = np.concatenate(order)
+        sizes, stops = self._sizes[windows], np.cumsum(self._sizes[windows])
+        numbers = np.arange(stops[-1]) + np.repeat(self._edges[windows] - stops + sizes, sizes)
         # Copied to the device at once: each copy waits for all that runs there.
-        numbers = torch.from_numpy(np.concatenate(edges)).to(self._device)
-        parts = numbers.split([len(part) for part in edges])
+        vectors_of = torch.from_numpy(numbers).to(self._device)
+        parts = vectors_of.split([int(self._sizes[indices].sum()) for indices in order])
         for indices, vectors in zip(order, parts, strict=True):
             items = torch.from_numpy(np.asarray(indices))
             yield {

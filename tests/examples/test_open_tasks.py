@@ -3,6 +3,7 @@
 import csv
 import importlib
 import json
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,25 @@ def test_the_judge_ranks_and_compares(modules, data, tmp_path):
     assert "Difference from better of MFCC and chroma" in (tmp_path / "judge.md").read_text()
 
 
+def test_processes_side_by_side_do_all_tasks(modules, data, tmp_path, monkeypatch):
+    every, divide = modules["tasks"].TASKS, modules["tasks"].side_by_side
+    assert sorted(x.name for group in divide(every) for x in group) == sorted(x.name for x in every)
+    asked = []
+
+    def ordered(job, items, pool):
+        """What a pool does: the job and its items are pickled."""
+        asked.append((pool.workers, [(name, [x.name for x in group]) for name, group in items]))
+        return [pickle.loads(pickle.dumps(job))(pickle.loads(pickle.dumps(item))) for item in items]
+
+    monkeypatch.setattr(modules["judge"], "ordered", ordered)
+    both = ["mfcc", "logmel"]
+    arguments = [*both, "--data", str(data), "--out", str(tmp_path), "--cpu", "--jobs", "3"]
+    assert modules["judge"].main(arguments) == 0
+    assert asked == [(2, [(name, ["pitch", "instrument"]) for name in both])]
+    text = (tmp_path / "judge.csv").read_text()
+    assert [text.count(f"\n{name},") for name in both] == [2, 2]
+
+
 def test_a_change_of_labels_or_audio_is_probed_again(modules, data, tmp_path, capsys):
     judge = modules["judge"]
     arguments = ["logmel", "--data", str(data), "--out", str(tmp_path), "--tasks", "instrument"]
@@ -246,6 +266,7 @@ def test_a_floor_that_is_not_defined_is_no_floor(modules):
         (["mfcc", "mfcc"], "mfcc and mfcc are one encoder"),
         (["tests/tiny.py", "./tests/tiny.py"], "./tests/tiny.py are one encoder: name it once"),
         (["mfcc", "--against", "chroma"], "--against chroma"),
+        (["mfcc", "--jobs", "0"], "--jobs 0: give the number of processes"),
         (["mfcc", "--tasks", "kee"], "no task 'kee'"),
         (["mfcc", "--tasks", "beat"], "no beat.csv"),
         (["nowhere.pt", "--tasks", "pitch"], "nowhere.pt"),
