@@ -8,7 +8,7 @@
 # random weights, mfcc or chroma. Data and results go to DIR (open_tasks); what is there already is
 # not made again. --small takes fewer clips, for two CPU cores. Ends with one table, DIR/judge.md:
 # figures with intervals, mean ranks, and paired differences. Other options are those of judge.py:
-# --tasks A,B  --against ENCODER  --seeds N  --cpu. What the tasks measure: docs/open_tasks.md
+# --tasks A,B  --against ENCODER  --seeds N  --cpu  --jobs N. What the tasks measure: docs/open_tasks.md
 set -euo pipefail
 # shellcheck source=examples/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
