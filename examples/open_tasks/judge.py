@@ -21,7 +21,7 @@ from table import RANDOM, write_tables
 
 from music_ssl_fairseq.cli import exit_status
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.jobs.pool import WorkerPool, ordered
+from music_ssl_fairseq.jobs.pool import WorkerPool, ordered, start_server
 from music_ssl_fairseq.runtime.device import available_cpus
 
 _JOBS, _JOBS_BYTES = 3, 24e9  # processes on a GPU, and the memory that they may need there
@@ -68,10 +68,13 @@ def run(
         raise InputError(f"--jobs {jobs}: give the number of processes, at least 1")
     _refuse_copies(upstreams)
     form = "small" if small else "full"
+    most = jobs or (1 if cpu or available_cpus() < 2 * _JOBS else _JOBS)
+    if most > 1:  # it imports while the tasks' folders are made
+        start_server(["music_ssl_fairseq.probing.several"])
     chosen = tasks.chosen(tasks_named, data)
     for task in chosen:
         tasks.build(task, data, out / form / "tasks" / task.name, small)
-    jobs = _default_jobs(cpu) if jobs is None else jobs
+    jobs = jobs or (most if most == 1 or _is_roomy_gpu() else 1)
     groups = [chosen] if jobs == 1 else tasks.side_by_side(chosen)
     items = [(name, group) for name in upstreams for group in groups]
     workers = 0 if jobs == 1 else min(jobs, len(items))
@@ -86,14 +89,11 @@ def run(
     print(write_tables(list(folders.values()), [task.name for task in chosen], out, form, against))
 
 
-def _default_jobs(cpu: bool) -> int:
-    """Three processes where there is room: heads are so small that a GPU waits for one process."""
-    if cpu or available_cpus() < 2 * _JOBS:
-        return 1
+def _is_roomy_gpu() -> bool:
+    """Return whether there is a GPU for several processes: heads are too small to fill it."""
     from torch import cuda
 
-    roomy = cuda.is_available() and cuda.get_device_properties(0).total_memory >= _JOBS_BYTES
-    return _JOBS if roomy else 1
+    return cuda.is_available() and cuda.get_device_properties(0).total_memory >= _JOBS_BYTES
 
 
 def _refuse_copies(upstreams: Sequence[str]) -> None:

@@ -213,6 +213,7 @@ def test_processes_side_by_side_do_all_tasks(modules, data, tmp_path, monkeypatc
         return [pickle.loads(pickle.dumps(job))(pickle.loads(pickle.dumps(item))) for item in items]
 
     monkeypatch.setattr(modules["judge"], "ordered", ordered)
+    monkeypatch.setattr(modules["judge"], "start_server", lambda _: None)
     both = ["mfcc", "logmel"]
     arguments = [*both, "--data", str(data), "--out", str(tmp_path), "--cpu", "--jobs", "3"]
     assert modules["judge"].main(arguments) == 0
