@@ -59,7 +59,10 @@ class Muon(FusedAdamW):
 
 
 class _MuonAndAdamW(torch.optim.AdamW):
-    """AdamW whose groups with `muon` are updated by Muon. Its state has one momentum per matrix."""
+    """AdamW whose groups with `muon` are updated by Muon. Its state has one momentum per matrix.
+
+    torch.optim.Muon updates one matrix at a time, and knows neither `grad_scale` nor `found_inf`.
+    """
 
     def __init__(self, groups: list[dict[str, Any]], cfg: MuonConfig, **adamw: Any):
         super().__init__(groups, **adamw)
