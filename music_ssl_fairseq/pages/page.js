@@ -214,8 +214,9 @@ class PointMap {
     const box = this.dots[index].getBoundingClientRect(), place = this.svg.parentNode.getBoundingClientRect();
     this.tip.textContent = this.points[index].name;
     this.tip.hidden = false;
+    this.tip.style.left = 0; // measured where it has room, so that it is no narrower than it need be
     this.tip.style.left = `${Math.max(0, Math.min(box.x - place.x + 12, place.width - this.tip.offsetWidth - 4))}px`;
-    this.tip.style.top = `${box.y - place.y - 30}px`;
+    this.tip.style.top = `${box.y - place.y - this.tip.offsetHeight - 4}px`;
   }
 
   /** Zoom about a place of the view, in 0..1. */

@@ -197,4 +197,10 @@ def test_a_long_name_leaves_room_for_its_clip_on_a_phone(mapped, browser, tmp_pa
     right = "find('#table tbody button.play').getBoundingClientRect().right"
     assert browser.run("find('#table tbody td').textContent").startswith("a/long name")
     assert browser.run(right) < 360
+    below = browser.run("""(() => {
+        const dot = find('#map circle[data-index="0"]'), place = (it) => it.getBoundingClientRect();
+        dot.dispatchEvent(new PointerEvent('pointerover', {bubbles: true}));
+        return place(dot).top - place(find('.tip')).bottom;
+    })()""")
+    assert below > 0  # the name, in several lines, does not hide its point
     browser.call("Emulation.clearDeviceMetricsOverride")
