@@ -1,10 +1,11 @@
 """Read audio with libsndfile (soundfile), and encode it."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BytesIO, RawIOBase
-from typing import BinaryIO, cast
+from io import RawIOBase
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import soundfile
@@ -145,8 +146,9 @@ def opened(
 
 def mp3(waveform: np.ndarray, sample_rate: int) -> bytes:
     """Encode `[T]` float32 as an MP3 file, some 4 kB per second at 16 kHz."""
-    out = BytesIO()
-    soundfile.write(
-        out, waveform, sample_rate, "MPEG_LAYER_III", format="MP3", compression_level=_MP3_LEVEL
-    )
-    return out.getvalue()
+    options: dict[str, Any] = {"format": "MP3", "compression_level": _MP3_LEVEL, "closefd": False}
+    # Not into memory: libsndfile would call Python for that, where a signal's exception is lost.
+    with tempfile.TemporaryFile() as out:
+        soundfile.write(out.fileno(), waveform, sample_rate, "MPEG_LAYER_III", **options)
+        out.seek(0)
+        return out.read()

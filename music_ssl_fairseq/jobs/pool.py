@@ -218,15 +218,23 @@ def _serve(job: Any, device: str | None, connection: Connection) -> None:
     try:
         items = (item for (item,) in iter(arriving.get, None))
         for result in _results(job if device is None else job.on(device), items):
-            connection.send((result, None))
+            _answer(connection, (result, None))
     except Exception as error:
         error.add_note(f"In a worker process:\n{traceback.format_exc()}")
         try:
-            connection.send((None, error))
+            _answer(connection, (None, error))
         except Exception:  # not every exception can be pickled
-            connection.send((None, RuntimeError(traceback.format_exc())))
+            _answer(connection, (None, RuntimeError(traceback.format_exc())))
     # Results in shared memory are there for as long as this process is.
     threading.Event().wait()
+
+
+def _answer(connection: Connection, answer: tuple[Any, Exception | None]) -> None:
+    """Send the parent an answer; end this process if there is no parent any more."""
+    try:
+        connection.send(answer)
+    except (BrokenPipeError, ConnectionResetError):
+        sys.exit(1)
 
 
 def _receive(connection: Connection, arriving: "queue.SimpleQueue[Any]") -> None:

@@ -1,6 +1,7 @@
 """What libsndfile does not read, or not to its end: other formats, seeks in them, wrong headers."""
 
 import multiprocessing
+import signal
 import struct
 import subprocess
 import sys
@@ -321,6 +322,21 @@ def test_absurd_sample_rates_are_refused_at_the_header(tmp_path, rate):
     for function in (audio.read, audio.probe):
         with pytest.raises(AudioError, match="states a sample rate of"):
             function(path)
+
+
+def test_a_signal_while_an_mp3_is_encoded_is_not_lost(rng):
+    def stop(*_):
+        raise InterruptedError
+
+    waveform = rng.standard_normal(20 * 16_000, np.float32)
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(InterruptedError):
+            audio.mp3(waveform, 16_000)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_seeks_in_mp3_of_low_rate_print_nothing(tmp_path):
