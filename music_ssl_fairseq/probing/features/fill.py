@@ -113,7 +113,7 @@ def read_part(grid: FrameGrid, clip: Clip, start: int, stop: int) -> np.ndarray:
             f"{(clip.stop - clip.start) / SAMPLE_RATE:.3f} s are less than one frame of the "
             "upstream: leave it out",
         )
-    return np.pad(waveform, (0, stop - start - len(waveform)))
+    return _padded(waveform, stop - start)
 
 
 def _encode(
@@ -146,8 +146,13 @@ def samples_of(
     samples: np.ndarray, start: int, window: ClipWindow, grid: FrameGrid, frames: bool
 ) -> np.ndarray:
     """Cut out a window; for frames, with the samples beyond its end that the last one covers."""
-    part = samples[start : start + length_of(window, grid, frames)]
-    return np.pad(part, (0, max(0, grid.window - len(part))))
+    return _padded(samples[start : start + length_of(window, grid, frames)], grid.window)
+
+
+def _padded(samples: np.ndarray, length: int) -> np.ndarray:
+    """Return at least `length` samples; most need no padding, and are not copied."""
+    missing = length - len(samples)
+    return np.pad(samples, (0, missing)) if missing > 0 else samples
 
 
 def length_of(window: ClipWindow, grid: FrameGrid, frames: bool) -> int:
