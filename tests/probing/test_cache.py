@@ -3,17 +3,20 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
+from music_ssl_fairseq.probing.features import cache
 from music_ssl_fairseq.probing.features.cache import FeatureCache, clip_at
-from music_ssl_fairseq.probing.features.fill import WindowPlan, fill, identity
-from music_ssl_fairseq.probing.features.source import open_source
+from music_ssl_fairseq.probing.features.fill import WindowPlan, _features, fill, identity
+from music_ssl_fairseq.probing.features.source import EncoderSource, open_source
 from music_ssl_fairseq.probing.features.windows import (
     ClipWindow,
     clip_windows,
@@ -145,6 +148,35 @@ def test_nothing_is_computed_twice_and_tasks_share(tmp_path, manifest):
     assert source.windows == computed + 3
     other = open_store(tmp_path, source, WindowPlan(0.5, False))
     assert clips_of(manifest)[0].key not in other
+
+
+def test_a_file_is_digested_once_per_process(tmp_path, manifest, monkeypatch):
+    source, plan, clips = Counting(), WindowPlan(1.0, False), clips_of(manifest)
+    fill(open_store(tmp_path, source, plan), source, plan, clips)
+    digested = []
+    monkeypatch.setattr(cache, "_checksum", lambda file, _: digested.append(file))
+    again = open_store(tmp_path, source, plan)
+    assert all(clip.key in again for clip in clips)
+    assert digested == []
+    os.utime(next(again.folder.glob("*.npy")))
+    assert clips[0].key not in open_store(tmp_path, source, plan)
+    assert len(digested) == 1
+
+
+@pytest.mark.parametrize("num_frames", [4, 5, 7])
+def test_frames_of_an_encoder_are_rounded_as_numpy_rounds(num_frames):
+    hidden = [torch.randn(2, 5, 64) * 10.0**power for power in (0, 4, 6, -6)]
+    encoder = SimpleNamespace(
+        **{"fingerprint": "", "precision": "fp32", "num_layers": 3, "dimension": 64},
+        grid=FrameGrid(400, 320),
+        layers=lambda _: hidden,
+    )
+    source = EncoderSource(encoder, "", "")  # type: ignore[arg-type]
+    found = _features(source, WindowPlan(5.0, True), np.zeros((2, 1), np.float32), num_frames)
+    places = np.arange(num_frames).clip(max=4)
+    expected = np.clip(torch.stack(hidden, 2).numpy()[:, places], -65504, 65504)
+    np.testing.assert_array_equal(found, expected.astype(np.float16))
+    assert found.dtype == np.float16
 
 
 def test_features_of_another_precision_are_others(tmp_path, manifest):
