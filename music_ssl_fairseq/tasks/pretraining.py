@@ -274,6 +274,11 @@ class PretrainingTask(RunFolderTask):
             f"python -m music_ssl_fairseq map {shlex.quote(shown(tracks.root))} --checkpoint {run}"
         )
 
+    def can_reuse_epoch_itr(self, dataset: Any) -> bool:
+        """Return whether a later epoch may have this one's iterator; its batches, it may not."""
+        rebuilt = self.cfg.rebuild_batches or not dataset.training
+        return rebuilt and super().can_reuse_epoch_itr(dataset)
+
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Return fairseq's iterator, with its batching noted: see `ResumableEpochs`."""
         iterator = super().get_batch_iterator(dataset, *args, **kwargs)

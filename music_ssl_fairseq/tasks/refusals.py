@@ -27,6 +27,10 @@ _FIXED = {
         "splits are not joined; dataset.valid_subset names several, and the first decides which "
         "checkpoint is best",
     ),
+    "dataset.update_ordered_indices_seed": (
+        False,
+        "each epoch has an order of its own already, and a resumed run would have another one",
+    ),
 }
 """Setting -> its only value, and why; others are answered with a traceback, or ignored."""
 

@@ -323,6 +323,25 @@ def test_the_model_says_whose_masks(folder, mode, kind):
     assert task.datasets["train"]._mask == kind(0.5, 8, 1)
 
 
+def test_new_workers_per_epoch_have_the_same_batches_also_when_resumed(folder):
+    def found(rebuild: bool, *epochs: int) -> list:
+        cfg = Music2VecPretrainingConfig(data=str(folder), seed=1, rebuild_batches=rebuild)
+        cfg.mask_prob, cfg.mask_length, cfg.crop_seconds, cfg.min_seconds = 0.5, 8, 1.5, 0.5
+        cfg.conv_feature_layers, cfg.mask_mode = DEFAULT_CONV_LAYERS, "fairseq"
+        cfg.encode, cfg.clone_batch = "all", 1
+        task = Music2VecPretrainingTask(OmegaConf.structured(cfg))
+        task.load_dataset("train")
+        batches = []
+        for epoch in epochs:
+            sizes = {"max_sentences": 3, "seed": 1, "epoch": epoch}
+            iterator = task.get_batch_iterator(task.datasets["train"], **sizes)
+            batches = [batch["id"].tolist() for batch in iterator.next_epoch_itr()]
+        task.datasets["train"].set_epoch(1)
+        return batches
+
+    assert found(True, 1, 2) == found(False, 1, 2) == found(False, 2) != found(False, 1)
+
+
 def test_mixing_changes_training_crops_alone(folder):
     plain = dataset(folder)
     for training in (True, False):

@@ -20,7 +20,7 @@ from music_ssl_fairseq.probing.scoring.predictions import Predictions
 from music_ssl_fairseq.probing.scoring.results import write_heads
 from music_ssl_fairseq.report.__main__ import main as report_main
 from music_ssl_fairseq.report.__main__ import run as make_report
-from music_ssl_fairseq.tasks.refusals import refuse_in_probes
+from music_ssl_fairseq.tasks import refusals
 from tests import EXAMPLES, tiny
 from tests.probing.probing_data import train, validate, write_audio, write_probing
 
@@ -300,10 +300,18 @@ def test_settings_that_cannot_be(here, capsys, overrides, upstream, says):
 def test_settings_of_fairseq_that_a_probe_cannot_have(name, value):
     of_fairseq = {k: OmegaConf.structured(v) for k, v in vars(FairseqConfig()).items() if v}
     cfg = OmegaConf.merge(of_fairseq, merged(EXAMPLES / "probing", "config"))
-    refuse_in_probes(cfg)
+    refusals.refuse_in_probes(cfg)
     OmegaConf.update(cfg, name, value)
     with pytest.raises(InputError, match=re.escape(f"{name}={value}: not for a probe: ")):
-        refuse_in_probes(cfg)
+        refusals.refuse_in_probes(cfg)
+
+
+@pytest.mark.parametrize("name", refusals._FIXED)
+def test_settings_of_fairseq_that_no_run_can_have(name):
+    cfg = OmegaConf.create()
+    OmegaConf.update(cfg, name, True)
+    with pytest.raises(InputError, match=f"{name}=True: "):
+        refusals._refuse_others(cfg, refusals._FIXED, "")
 
 
 def test_a_folder_without_scores_is_one_line(tmp_path, capsys):
