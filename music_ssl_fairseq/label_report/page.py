@@ -106,7 +106,7 @@ def _information(samples: ReportSamples, label_rate: float) -> str:
         ]
         for name, found in about.items()
     ]
-    return table(["", "mutual information, bits", "of, bits", "share, %"], rows) + paragraph(
+    return table(["", "mutual information, bits", "entropy, bits", "share, %"], rows) + paragraph(
         f"From excerpts of {len(units) / label_rate / 60:.1f} minutes of train, of which "
         f"{100 * np.mean(pitched):.0f} % are loud enough to have a pitch; corrected for chance "
         "(Miller-Madow).",
@@ -127,6 +127,7 @@ def _draw_inertia(metadata: dict[str, Any]) -> str:
         axes.plot(range(1, len(curve) + 1), curve, "o-", markersize=3, color=COLOURS[0])
         axes.set_title(title, fontsize=10)
         axes.set(xlabel="iteration", ylabel="inertia per frame\n(squared feature units)")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     return figure(
         drawn,

@@ -208,6 +208,7 @@ def draw(runs: Sequence[Curves]) -> "Figure":
         for row, panel in enumerate(rows):
             axes = panels[row, column]
             panel(axes, curves)
+            axes.xaxis.get_major_locator().set_params(integer=True)
             axes.grid(alpha=0.3)
             if panel is not draw_learning_rate and axes.lines:
                 _add_legend(axes)
