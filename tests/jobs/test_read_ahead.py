@@ -26,7 +26,7 @@ def test_results_come_in_the_order_of_the_items(number):
 def test_what_the_function_raises_comes_after_all_earlier_results():
     with ReadAhead(slow_square, range(20), threads=2, depth=20) as ahead:
         results = []
-        with pytest.raises(ValueError, match="seven"):
+        with pytest.raises(ValueError, match="seven"):  # noqa: PT012 (results before it count)
             while taken := ahead.take(20):
                 results += taken
         assert results == [i * i for i in range(7)]
