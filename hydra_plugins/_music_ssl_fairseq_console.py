@@ -15,6 +15,7 @@ import sys
 from typing import Any
 
 _OF_NUMBERS = "progress_bar"  # fairseq's module that logs them
+_OF_SWEEPS = ("hydra._internal.core_plugins", "hydra_plugins.hydra_")  # launchers: their runs
 _HIDDEN = ("epoch", "update", "num_updates", "wall", "train_wall")
 _MAX_NUMBERS = 2
 
@@ -36,6 +37,8 @@ class Console(logging.Handler):
                 self._numbers(record.name, text)
             elif record.module == _OF_NUMBERS or getattr(record, "console", False):
                 self._line(text)
+            elif record.name.startswith(_OF_SWEEPS):
+                self._line(text.strip())
             elif record.levelno >= logging.WARNING and record.name != "py.warnings":
                 trace = f"\n{self.format(record)}" if record.exc_info else ""
                 self._line(f"{record.levelname.lower()}: {text}{trace}")

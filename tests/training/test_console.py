@@ -7,6 +7,7 @@ from itertools import accumulate
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from hydra_plugins import _music_ssl_fairseq_console as module
 from hydra_plugins._music_ssl_fairseq_folder import _end_quietly, begin_quietly
@@ -61,10 +62,18 @@ def test_the_configuration_and_warnings_of_others_are_in_the_log_alone(said):
     shown = [
         record("train: 3 tracks", console=True),
         record("no labels of a.flac", "music_ssl_fairseq.data", logging.WARNING),
+        record("\t#1 : model.dropout=0", "hydra._internal.core_plugins.basic_launcher"),
     ]
     found = said(*hidden, *shown)
-    assert found.err == "train: 3 tracks\nwarning: no labels of a.flac\n"
+    lines = ["train: 3 tracks", "warning: no labels of a.flac", "#1 : model.dropout=0"]
+    assert found.err.splitlines() == lines
     assert found.out == ""
+
+
+@pytest.mark.parametrize("folder", ["music_hubert", "music2vec", "probing"])
+def test_sweeps_print_as_runs_do(folder):
+    logs = yaml.safe_load((EXAMPLES / folder / "run_folder.yaml").read_text())
+    assert logs["hydra_logging"] == logs["job_logging"]
 
 
 def test_what_comes_before_the_log_is_logged_later(tmp_path, monkeypatch):
