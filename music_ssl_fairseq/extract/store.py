@@ -33,11 +33,13 @@ from music_ssl_fairseq.extract.row_file import CHECKSUMS, Checksums, RowFile
 from music_ssl_fairseq.runtime.files import atomic_path, remove_temporary, write_json
 from music_ssl_fairseq.runtime.metadata import METADATA, matching_metadata
 from music_ssl_fairseq.runtime.npy import is_whole, read_header, write_header
+from music_ssl_fairseq.runtime.typed import with_option
 from music_ssl_fairseq.upstream.windows import Window, add_share
 
 INDEX = "index.tsv"
 MEANS = "features.npy"
 _UNFINISHED = "features.partial.npy"
+_MAX_NAME_BYTES = 255 - len(".npy")
 _WAY_OUT = "--out writes elsewhere; --force would replace them"
 
 
@@ -263,9 +265,15 @@ def frame_file(folder: Path, manifest: Manifest, track: int) -> Path:
     """Return the file of a track with `--pool frames`.
 
     Raises:
-        InputError: if its name in the manifest leads out of the folder.
+        InputError: if its name in the manifest leads out of the folder, or is too long.
     """
     name = manifest.name(track)
+    if len(os.fsencode(PurePosixPath(name).name)) > _MAX_NAME_BYTES:
+        raise InputError(
+            f"{manifest.file}, line {track + 2}: {name!r}: too long a name for a file of features, "
+            "NAME.npy; give --pool mean, or rename the track",
+            with_option("--pool", "mean"),
+        )
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise InputError(
             f"{manifest.file}, line {track + 2}: {name!r} leads out of the manifest's root, so its "
