@@ -298,8 +298,11 @@ def open_folder(
         The checksums of the features that exist already.
 
     Raises:
-        InputError: if it holds features of other or unknown settings, unless `force`.
+        InputError: as `frame_file`, or if it holds features of other or unknown settings, unless
+            `force`.
     """
+    for track in range(len(manifest)) if settings["pool"] == "frames" else ():
+        frame_file(folder, manifest, track)  # refuses, before anything is written
     if force:
         _remove_all(folder, manifest)
         noted = None

@@ -19,7 +19,7 @@ from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.extract.__main__ import get_parser, main
 from music_ssl_fairseq.extract.batches import Cut, QueuedWindow, batches
-from music_ssl_fairseq.extract.store import frame_file
+from music_ssl_fairseq.extract.store import open_folder
 from music_ssl_fairseq.frames import FrameGrid
 from music_ssl_fairseq.runtime.files import hold
 from music_ssl_fairseq.upstream import load
@@ -424,7 +424,8 @@ def test_help_needs_no_torch():
 def test_names_that_no_file_of_features_can_have_are_refused(tmp_path, name, says):
     write_manifest(tmp_path / "x.tsv", tmp_path, [(name, 16_000)])
     with pytest.raises(InputError, match=f"line 2: '{name}':? {says}"):
-        frame_file(tmp_path, Manifest(tmp_path / "x.tsv"), 0)
+        open_folder(tmp_path, Manifest(tmp_path / "x.tsv"), {"pool": "frames"}, {}, force=False)
+    assert [file.name for file in tmp_path.iterdir()] == ["x.tsv"]
 
 
 def rows(cut: Cut, tracks: range):
