@@ -52,6 +52,15 @@ unpack_package() { # out package: download it and unpack it under out, whole or 
   (cd "$partial" && apt-get -qq -o APT::Sandbox::User=root download "$2") || return 1
   dpkg-deb -x "$partial"/*.deb "$partial/files" || return 1
   rm "$partial"/*.deb
+  unpack_archives "$partial/files" || return 1
   mv "$partial/files" "$1/$2"
   rmdir "$partial"
 }
+
+unpack_archives() ( # folder: unpack the zip archives in which games of Quake's kind keep their music
+  shopt -s globstar nullglob
+  for archive in "$1"/**/*.pk3; do
+    python3 -m zipfile -e "$archive" "${archive%.pk3}" || exit 1
+    rm "$archive"
+  done
+)

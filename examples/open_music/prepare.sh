@@ -4,8 +4,8 @@
 #   bash examples/open_music/prepare.sh OUT [small|middle|large]
 #
 # small (default)   4 packages,  215 MB, about 6.6 hours of music
-# middle           13 packages, 1.1 GB,  about 19 hours
-# large            36 packages, 3.0 GB,  about 29 hours
+# middle           13 packages, 1.1 GB,  about 20 hours
+# large            36 packages, 3.0 GB,  about 30 hours
 #
 # Needs a Debian or Ubuntu machine whose package lists are there (`apt-get update` as root, once).
 # Nothing is installed: packages are downloaded to OUT/.packages and unpacked under OUT, one folder

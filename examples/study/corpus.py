@@ -137,14 +137,17 @@ def run(
     """Make the corpus; False if there are fewer hours than asked for.
 
     Raises:
-        InputError: if a package of the list is not there.
+        InputError: if a package of the list is not there, or has no track.
     """
     tracks: list[Track] = []
     for name in packages_of(listed):
         folder = packages / name
         if not folder.is_dir():
             raise InputError(f"{folder}: no such package; fetch it: see examples/study/study.sh")
-        tracks += found_in(folder, min_seconds, join)
+        found = list(found_in(folder, min_seconds, join))
+        if not found:
+            raise InputError(f"{folder}: no audio long enough for a track: take it out of {listed}")
+        tracks += found
         (out / "licences").mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / f"usr/share/doc/{name}/copyright", out / f"licences/{name}.txt")
     taken = chosen(tracks, hours)
@@ -158,9 +161,9 @@ def run(
     for file, lines in (("SOURCES.tsv", rows), ("SHA256SUMS", sums)):
         with atomic_path(out / file) as temporary:
             temporary.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
-    found = sum(track.seconds for track in taken) / 3600
-    print(f"{out}: {len(taken)} tracks, {found:.2f} hours")
-    return found >= hours - 0.1
+    taken_hours = sum(track.seconds for track in taken) / 3600
+    print(f"{out}: {len(taken)} tracks, {taken_hours:.2f} hours")
+    return taken_hours >= hours - 0.1
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,7 +3,7 @@
 #
 #   bash examples/study/study.sh [--dir DIR] [OPTION...]
 #
-# Fetches 10 hours of music and of speech (1.7 GB of packages) and the judge's data (430 MB), codes the
+# Fetches 10 hours of music and of speech (1.4 GB of packages) and the judge's data (430 MB), codes the
 # corpora alike, trains and judges every row of rows.yaml, and writes the report. What is in DIR (study)
 # already is not made again, so the same command resumes. On a machine without GPUs add --miniature:
 # tiny models and few tasks. --hours N makes smaller corpora. Other options are those of study.py:

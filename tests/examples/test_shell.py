@@ -209,12 +209,14 @@ def test_open_music_unpacks_what_apt_has(tools, tmp_path):
         (Path(tools.path) / name).symlink_to(shutil.which(name))
     tools("apt-cache", 'case "$2" in w*-*) echo "$2:";; esac')
     tools("apt-get", ": > package.deb")
-    tools("dpkg-deb", 'mkdir -p "$3/usr"; : > "$3/usr/song.ogg"')
+    tools("dpkg-deb", 'mkdir -p "$3/usr"; : > "$3/usr/song.ogg"; : > "$3/usr/more.pk3"')
+    tools("python3", '[ "$1 $2 $3" = "-m zipfile -e" ] && mkdir "$5" && : > "$5/other.ogg"')
     out = tmp_path / "open music"
     (out / "warzone2100-music").mkdir(parents=True)
     done = bash(f"{BASH} examples/open_music/prepare.sh '{out}'", PATH=tools.path)
     assert done.returncode == 0, done.stderr
     assert "warzone2100-music: already here" in done.stdout
     assert "this release does not have: singularity-music colobot-common-sounds" in done.stdout
-    assert (out / "wizznic-data" / "usr" / "song.ogg").exists()
+    unpacked = sorted(str(path.relative_to(out)) for path in out.glob("wizznic-data/**/*.*"))
+    assert unpacked == ["wizznic-data/usr/more/other.ogg", "wizznic-data/usr/song.ogg"]
     assert sorted(os.listdir(out)) == ["warzone2100-music", "wizznic-data"]

@@ -272,6 +272,8 @@ def test_a_corpus_is_coded_alike_with_its_licences(modules, tmp_path, capsys):
     before = os.stat(track).st_mtime_ns
     assert modules["corpus"].main(arguments) == 0
     assert os.stat(track).st_mtime_ns == before
+    assert modules["corpus"].main(arguments[:6]) == 1
+    assert "talk: no audio long enough for a track" in capsys.readouterr().err
     assert modules["corpus"].main([*arguments[:3], str(FOLDER / "music.txt"), *arguments[4:]]) == 1
     assert "warzone2100-music: no such package" in capsys.readouterr().err
 
