@@ -13,10 +13,6 @@ from rows import EXAMPLES, Row, Table, digest
 from music_ssl_fairseq.data.identity import settings_identity
 from music_ssl_fairseq.errors import InputError
 
-TASKS = (
-    *("key", "chord", "pitch", "instrument", "families", "tempo", "metre", "beat", "downbeat"),
-    *("collection", "package", "speaker"),
-)
 MINIATURE_TASKS = ("pitch", "instrument")
 
 
@@ -44,8 +40,10 @@ class Places:
 
     @property
     def tasks(self) -> Sequence[str]:
-        """What the judge probes."""
-        return MINIATURE_TASKS if self.miniature else TASKS
+        """Name the tasks that the judge probes."""
+        if self.miniature:
+            return MINIATURE_TASKS
+        return [task.name for task in results.open_tasks().TASKS]
 
     def made_of(self, row: Row) -> dict[str, Any]:
         """What makes a result the same: settings, data and judge."""

@@ -55,7 +55,7 @@ def made(modules, tmp_path, monkeypatch):
     Path("rows.yaml").write_text(TRAINED)
     Path("music").mkdir()
     Path("judge").mkdir()
-    for task in modules["places"].TASKS:
+    for task in (task.name for task in modules["results"].open_tasks().TASKS):
         Path("judge", f"{task}.csv").write_text("path,label,split\n")
 
     def judge(steps, row, _gpu):
