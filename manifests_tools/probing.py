@@ -5,7 +5,7 @@ import os
 import shlex
 import sys
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -58,16 +58,7 @@ class ProbingBuilder:
         add_common_options(parser, f"probing/{self.name}")
         return parser
 
-    def run(
-        self,
-        root: str,
-        out: str,
-        max_missing: float = 0.01,
-        thorough: bool = False,
-        workers: int = 1,
-        force: bool = False,
-        **own: Any,
-    ) -> None:
+    def run(self, root: str, out: str, **options: Any) -> None:
         """Write the folder, and a summary to stdout; see `get_parser` for the arguments.
 
         Raises:
@@ -76,8 +67,7 @@ class ProbingBuilder:
         """
         root = os.path.abspath(root)
         require_folder(root)
-        read = partial(self.read, root=root, **own)
-        build(read, root, out, max_missing, thorough, workers, force)
+        build(partial(self.read, root=root), root, out, **options)
 
 
 def add_common_options(parser: argparse.ArgumentParser, out: str) -> None:
@@ -97,15 +87,16 @@ def add_common_options(parser: argparse.ArgumentParser, out: str) -> None:
 
 
 def build(
-    read: Callable[[], DataSet],
+    read: Callable[..., DataSet],
     root: str,
     out: str,
     max_missing: float = 0.01,
     thorough: bool = False,
     workers: int = 1,
     force: bool = False,
+    **own: Any,
 ) -> None:
-    """Examine the audio of a data set, whose labels `read` returns, and write its folder."""
+    """Examine the audio of a data set, whose labels `read(**own)` returns; write its folder."""
     folder = Path(out)
     if (folder / FILE).exists() and not force:
         raise InputError(
@@ -113,7 +104,7 @@ def build(
             with_option("--out", beside(out)),
         )
     require_writable(folder, "--out")
-    data = read()
+    data = read(**own)
     data.refuse_unusable(root)
     names = list(dict.fromkeys(name for split in data.splits for name in data.names(split)))
     tracks, left_out = examine_tracks(root, names, MIN_SECONDS, thorough, workers)
@@ -190,10 +181,12 @@ def _examples(data: DataSet, tracks: dict[str, ExaminedTrack]) -> tuple[Splits, 
 def _name_late_beats(split: str, items: list[Labelled], used: list[Example]) -> None:
     """Warn of beats after the end of their file, which are left out; if most are, refuse."""
     left = {(example.name, example.segment): len(example.label) for example in used}
-    late = {i.name: len(i.label) - left.get((i.name, i.segment), 0) for i in items}
-    late = {name: number for name, number in late.items() if number}
-    about = f"{split}: {sum(late.values())} beats lie after the end of their files: {shorten(late)}"
-    if 2 * sum(late.values()) >= sum(left.values()):
+    late: Counter[str] = Counter()
+    for item in items:  # of which a file may have several, with a segment each
+        late[item.name] += len(item.label) - left.get((item.name, item.segment), 0)
+    late = +late  # without files of which no beat is late
+    about = f"{split}: {late.total()} beats lie after the end of their files: {shorten(late)}"
+    if 2 * late.total() >= sum(left.values()):
         raise InputError(f"{about}; are these seconds?")
     if late:
         print(f"warning: {about}; they are left out", file=sys.stderr)

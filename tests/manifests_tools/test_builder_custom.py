@@ -120,6 +120,13 @@ def test_beats_as_times_and_as_files(music, capsys):
     assert late in capsys.readouterr().err
 
 
+def test_late_beats_are_counted_in_all_segments_of_a_file(music, capsys):
+    lines = ["0.wav,0.1;0.2;0.3;99,train,0,1", "0.wav,0.1;0.2;0.3;99,train,1,2"]
+    lines = ["path,label,split,start,stop", *lines, "1.wav,1,valid,,", "2.wav,1,test,,"]
+    assert build(music, "\n".join(lines) + "\n", "--kind", "beats") == 0
+    assert "train: 2 beats lie after the end of their files: 0.wav" in capsys.readouterr().err
+
+
 def test_segments_and_groups(music):
     text = "path,label,split,start,stop,group\n0.wav,a,train,0,1,s\n0.wav,a,train,1,2,s\n"
     text += "1.wav,a,valid,,,\n2.wav,b,test,0.5,1.5000001,\n2.wav,a,test,1.5,2.5,\n"
