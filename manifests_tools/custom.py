@@ -15,7 +15,7 @@ from manifests_tools.find import require_folder
 from manifests_tools.keys import KEYS, normalise_key
 from manifests_tools.labelled import DataSet, Labelled, as_it_is
 from manifests_tools.probing import add_common_options, build
-from manifests_tools.tables import Table, read_lines, read_named
+from manifests_tools.tables import read_lines, read_named
 from music_ssl_fairseq.cli import new_parser
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.spec import (
@@ -25,13 +25,14 @@ from music_ssl_fairseq.probing.spec import (
     parse_number,
     parse_position,
 )
-from music_ssl_fairseq.runtime.texts import quoted, read_text
+from music_ssl_fairseq.runtime.texts import quoted
 from music_ssl_fairseq.runtime.typed import with_options
 
 COLUMNS = ("path", "label", "split")
 OPTIONAL = ("start", "stop", "group")
 
-_DELIMITERS = (",", "\t", ";")
+_DELIMITERS = ",\t;"
+_MISSING = ("nan", "NaN", "<NA>")  # of pandas, written as text
 _SPLIT_NAMES = {"validation": "valid", "val": "valid", "dev": "valid", "training": "train"}
 _DESCRIPTION = """\
 Make a probing task from a CSV. Its first line names the columns:
@@ -137,7 +138,7 @@ def run(
 
 
 def _read_classes(file: Path) -> tuple[str, ...]:
-    lines = read_lines(file, "\t")
+    lines = read_lines(file)
     for number, cells in lines:
         if len(cells) > 1:
             raise InputError(f"{file}, line {number}: {len(cells)} cells, but a line is one class")
@@ -208,9 +209,11 @@ class _CsvReader:
 
     def read(self) -> dict[str, list[Labelled]]:
         """Return the files of each split: train, valid, and test if the CSV has it."""
-        header, lines = self._table()
+        header, lines, delimiter = read_named(
+            self.file, _DELIMITERS, quotes=True, strict=True, blanks=True
+        )
         if not set(COLUMNS) <= set(header):
-            raise self._wrong_header(header)
+            raise self._wrong_header(header, delimiter.replace("\t", "\\t"))
         if unused := [name for name in header if name and name not in (*COLUMNS, *OPTIONAL)]:
             names = ", ".join(map(quoted, unused))
             print(f"{self.file}: columns that are not used: {names}", file=sys.stderr)
@@ -234,13 +237,7 @@ class _CsvReader:
             del splits["test"]
         return splits
 
-    def _table(self) -> Table:
-        first = read_text(self.file).partition("\n")[0]
-        self._delimiter = max(_DELIMITERS, key=first.count)
-        return read_named(self.file, self._delimiter, quotes=True, strict=True, blanks=True)
-
-    def _wrong_header(self, header: list[str]) -> InputError:
-        separator = self._delimiter.replace("\t", "\\t")
+    def _wrong_header(self, header: list[str], separator: str) -> InputError:
         lower = [column.lower() for column in header]
         missing = [column for column in COLUMNS if column not in header]
         unknown = [column for column in header if column not in (*COLUMNS, *OPTIONAL)]
@@ -294,6 +291,12 @@ class _CsvReader:
         for label in labels:
             if self.classes and label not in self.classes:
                 self._refuse(number, f"label {quoted(label)} is not in the class list")
+            if not self.classes and label in _MISSING:
+                self._refuse(
+                    number,
+                    f"label {quoted(label)} stands for a missing value; leave the line out, or "
+                    "name the classes with --classes",
+                )
         return labels
 
     def _beats(self, labels: tuple[str, ...]) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ def read(root: str, annotations: str | None = None) -> DataSet:
     else:
         hint = f"{_SOURCE}; --annotations tells where"
         file = find_file([root, Path(root).parent], "annotations_final.csv", hint)
-    header, lines = read_named(file, quotes=True)
+    header, lines, _ = read_named(file, quotes=True)
     if header[:1] != ["clip_id"] or header[-1:] != ["mp3_path"]:
         raise InputError(
             f"{file}: its first line does not run from clip_id to mp3_path, separated by tabs; "

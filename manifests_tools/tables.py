@@ -25,6 +25,7 @@ class Table(NamedTuple):
 
     header: list[str]
     lines: list[Line]
+    delimiter: str
 
 
 def find_file(folders: Iterable[str | os.PathLike], name: str, source: str) -> Path:
@@ -43,31 +44,19 @@ def find_file(folders: Iterable[str | os.PathLike], name: str, source: str) -> P
     raise InputError(f"{name} is not in {searched}; it is part of {source}")
 
 
-def read_lines(
-    file: Path,
-    delimiter: str = "\t",
-    quotes: bool = False,
-    strict: bool = False,
-    blanks: bool = False,
-) -> list[Line]:
-    """Read the cells of each line; the file is UTF-8 with any line ends.
-
-    Args:
-        quotes: whether cells may be in double quotes.
-        strict: refuse quotes within a cell, which are ambiguous.
-        blanks: keep those at both ends of a cell.
+def read_lines(file: Path) -> list[Line]:
+    """Read the cells of each line, separated by tabs; the file is UTF-8 with any line ends.
 
     Raises:
         InputError: if the file is no such table.
     """
-    text = io.StringIO(read_text(file, largest=_MAX_BYTES), newline="")
-    reader = csv.reader(
-        text,
-        delimiter=delimiter,
-        quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
-        strict=strict,
+    return list(
+        _lines(file, csv.reader(_text(file), delimiter="\t", quoting=csv.QUOTE_NONE), False)
     )
-    return list(_lines(file, reader, blanks))
+
+
+def _text(file: Path) -> io.StringIO:
+    return io.StringIO(read_text(file, largest=_MAX_BYTES), newline="")
 
 
 def _lines(file: Path, reader: Iterator[list[str]], blanks: bool) -> Iterator[Line]:
@@ -89,17 +78,30 @@ def _lines(file: Path, reader: Iterator[list[str]], blanks: bool) -> Iterator[Li
 
 def read_named(
     file: Path,
-    delimiter: str = "\t",
+    delimiters: str = "\t",
     quotes: bool = False,
     strict: bool = False,
     blanks: bool = False,
 ) -> Table:
-    """Read a table whose first line names the columns; see `read_lines` for the arguments.
+    """Read a table whose first line names the columns.
+
+    The file is read once, so it may be a pipe.
+
+    Args:
+        delimiters: characters that may separate cells: that which the first line has most.
+        quotes: whether cells may be in double quotes.
+        strict: refuse quotes within a cell, which are ambiguous.
+        blanks: keep those at both ends of a cell.
 
     Raises:
         InputError: as `read_lines`, or if two columns have one name, or a line has more cells.
     """
-    lines = read_lines(file, delimiter, quotes, strict, blanks)
+    text = _text(file)
+    delimiter = max(delimiters, key=text.readline().count)
+    text.seek(0)
+    quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+    reader = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=strict)
+    lines = list(_lines(file, reader, blanks))
     header = [name.strip() for name in lines[0].cells] if lines else []
     for place, name in enumerate(header):
         if name and name in header[:place]:
@@ -116,7 +118,7 @@ def read_named(
                 f"that the first line names; a cell that holds the separator {delimiter!r} has to "
                 "be in double quotes"
             )
-    return Table(header, lines[1:])
+    return Table(header, lines[1:], delimiter)
 
 
 def by_id(file: Path, rows: Iterable[Sequence[str]]) -> dict[str, Sequence[str]]:
@@ -140,7 +142,7 @@ def read_table(
     Raises:
         InputError: as `read_named`, or if a column is missing, or a line is too short.
     """
-    header, lines = read_named(file, delimiter, quotes)
+    header, lines, _ = read_named(file, delimiter, quotes)
     missing = [column for column in columns if column not in header]
     if missing:
         raise InputError(f"{file}: no column {missing[0]!r} in its first line")

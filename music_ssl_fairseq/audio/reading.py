@@ -116,7 +116,8 @@ def _existing(path: str | os.PathLike) -> _File:
         identity = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
         return _File(name, identity, read_header(name))
     except FileNotFoundError:
-        raise AudioError(name, "no such file") from None
+        windows = "; folders are separated by / here, not by \\" if "\\" in name else ""
+        raise AudioError(name, f"no such file{windows}") from None
     except OSError as error:
         raise AudioError(name, error.strerror or str(error)) from None
     except AudioError:

@@ -1,6 +1,7 @@
 """Tell whether a manifest's tracks, and their audio, are what they were, wherever they lie."""
 
 import os
+import stat
 from collections.abc import Callable
 from functools import lru_cache
 from hashlib import blake2b
@@ -70,7 +71,7 @@ def audio_identity(manifest: Manifest, most: int = 200) -> str | None:
     Each opened manifest is looked at once, however many label sets it has.
 
     Returns:
-        None if a file is missing, or is part of a shard.
+        None if a file is missing or no regular file, or is part of a shard.
     """
     return audio_digest(manifest, range(len(manifest)), most)
 
@@ -84,7 +85,10 @@ def audio_digest(manifest: Manifest, tracks: range, most: int = 200) -> str | No
     try:
         some = (tracks[place] for place in some_of(len(tracks), most))
         for path in dict.fromkeys(map(manifest.path, some)):
-            size = os.stat(path).st_size
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):
+                return None  # opening a pipe would wait for a writer
+            size = status.st_size
             with open(path, "rb", buffering=0) as file:
                 file.seek(max(0, size - _BLOCK_BYTES) // 2)
                 digest.update(b"%d " % size + file.read(_BLOCK_BYTES))

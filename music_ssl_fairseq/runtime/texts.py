@@ -43,17 +43,19 @@ def read_text(
     if len(content) > largest:
         raise InputError(f"{file}: larger than {largest >> 20} MB, so not what it should be{hint}")
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise InputError(f"{file}: UTF-16 text: save it as UTF-8{hint}")
+        raise InputError(f"{file}: UTF-16 text: save it as UTF-8{hint}", _to_utf8(file, "UTF-16"))
     if b"\0" in content:
         raise InputError(f"{file}: holds NUL bytes, so it is damaged or not UTF-8 text{hint}")
     try:
         return content.decode("utf-8-sig", errors)
     except UnicodeDecodeError as error:
-        source = shlex.quote(str(file))
-        target = file.with_suffix(f".utf8{file.suffix}")
-        command = f"iconv -f CP1252 -t UTF-8 {source} -o {shlex.quote(str(target))}"
         message = f"{file}: not UTF-8 text (byte {error.start}){hint}"
-        raise InputError(message, "" if hint else command) from None
+        raise InputError(message, "" if hint else _to_utf8(file, "CP1252")) from None
+
+
+def _to_utf8(file: Path, encoding: str) -> str:
+    target = file.with_suffix(f".utf8{file.suffix}")
+    return shlex.join(["iconv", "-f", encoding, "-t", "UTF-8", str(file), "-o", str(target)])
 
 
 def read_json(

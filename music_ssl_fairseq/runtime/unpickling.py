@@ -85,6 +85,8 @@ def with_another_checkpoint(path: Path) -> str:
 
 
 def _first_bytes(path: Path) -> bytes:
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: not a regular file")
     try:
         with path.open("rb") as file:
             return file.read(64)

@@ -1,5 +1,6 @@
 """`custom`: tasks of one's own, from a CSV."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +187,8 @@ def test_without_a_test_split(music, capsys):
         (table(*GOOD).replace("3.wav", "0.wav"), [], "line 5: 0.wav is in line 2 already"),
         (table(*GOOD).replace("3.wav", "./0.wav"), [], "line 5: ./0.wav is in line 2 already"),
         (table(*GOOD[:4], "", "b"), [], "line 6: no label for 4.wav"),
+        (table(*GOOD[:4], "nan", "b"), [], "line 6: label 'nan' stands for a missing value"),
+        (table(*GOOD).replace("2.wav", "a\\2.wav"), [], "folders are separated by / here"),
         (table(*GOOD).replace("valid", "vlaid"), [], "line 5: split 'vlaid' is none of train"),
         (table(*GOOD).replace("valid", "test"), [], "no labelled file for the split valid"),
         (table(*GOOD).replace(",label", ",class"), [], "no column 'label': the first line"),
@@ -228,6 +231,16 @@ def test_bad_input_is_one_line(music, capsys, text, options, expected):
     assert error.count("\n") <= 2  # perhaps a command below
     assert expected in error
     assert not (music.parent / "out" / "task.json").exists()
+
+
+def test_a_csv_from_a_pipe(music):
+    reading, writing = os.pipe()
+    os.write(writing, table(*GOOD).encode())
+    os.close(writing)
+    arguments = ["--csv", f"/dev/fd/{reading}", "--root", str(music), "--kind", "multi-class"]
+    assert main(["custom", *arguments, "--out", str(music.parent / "out")]) == 0
+    os.close(reading)
+    assert loaded(music, "train").targets.tolist() == [0, 1, 0]
 
 
 def test_a_missing_csv(music, capsys):

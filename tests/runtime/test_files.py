@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from music_ssl_fairseq.data.audio_identity import audio_digest
+from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.files import hold, let_go, require_writable, write_json
 from music_ssl_fairseq.runtime.texts import read_json
+from music_ssl_fairseq.runtime.unpickling import check_form
 
 HOLDER = """
 import os, sys, time
@@ -93,3 +96,20 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_work(tmp_path, monk
     monkeypatch.setattr(os, "access", lambda path, mode: path != str(tmp_path))
     with pytest.raises(InputError, match="b: not writable; give --out another folder"):
         require_writable(tmp_path / "a" / "b", "--out")
+
+
+def test_no_pipe_is_waited_for(tmp_path):
+    def stop(*_: object) -> None:
+        raise AssertionError("waits for a writer")
+
+    os.mkfifo(tmp_path / "pipe")
+    write_manifest(tmp_path / "train.tsv", tmp_path, [("pipe", 16_000)])
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(5)
+    try:
+        assert audio_digest(Manifest(tmp_path / "train.tsv"), range(1)) is None
+        with pytest.raises(InputError, match="not a regular file"):
+            check_form(tmp_path / "pipe")
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

@@ -238,7 +238,7 @@ def test_tables_that_are_refused(tmp_path, text, expected):
 
 def test_empty_cells_beyond_the_header_are_nothing(tmp_path):
     (tmp_path / "a.csv").write_text('path,label,,\na,"R&B, soul",,,\n,,\nb,c\n')
-    header, lines = read_named(tmp_path / "a.csv", ",", quotes=True)
+    header, lines, _ = read_named(tmp_path / "a.csv", ",", quotes=True)
     assert header == ["path", "label"]
     assert [(number, cells[:2]) for number, cells in lines] == [
         (2, ["a", "R&B, soul"]),
