@@ -23,6 +23,7 @@ from hydra_plugins._music_ssl_fairseq_folder import (
     config_dirs,
     examples_dir,
     is_ours,
+    shell_line,
     values,
 )
 
@@ -192,6 +193,7 @@ def _refuse(message: str, arguments: list[str], folder: str, names: list[str]) -
 
 
 def _end_process(lines: list[str], command: list[str]) -> None:
-    print("error: " + "\n".join([*lines, shlex.join(command)]), file=sys.stderr, flush=True)
+    text = "\n".join([*lines, shell_line(shlex.join(command))])
+    print(f"error: {text}", file=sys.stderr, flush=True)
     # Python may be just starting: an exception would be reported as an error of its own.
     os._exit(1)

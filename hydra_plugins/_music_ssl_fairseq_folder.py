@@ -89,6 +89,20 @@ def hydra_text(text: str) -> str:
     return f"{quote}{inner.replace(quote, chr(92) + quote)}{quote}"
 
 
+def shell_line(command: str) -> str:
+    """Return a command as one printable line of the same meaning to a shell.
+
+    File names may have control characters, and bytes that are not UTF-8 (surrogate escapes).
+    `shlex.quote` has put them in single quotes; they become `'$'\\xe9''`, as `ls` shows them.
+    """
+
+    def escaped(found: re.Match[str]) -> str:
+        data = found[0].encode("utf-8", "surrogateescape")
+        return "'$'" + "".join(f"\\x{byte:02x}" for byte in data) + "''"
+
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\udc80-\udcff]+", escaped, command)
+
+
 def config_dirs(arguments: list[str]) -> list[str]:
     """Return the folders that a command line names with `--config-dir`."""
     return values(arguments, "--config-dir", "-cd")

@@ -23,6 +23,7 @@ from hydra_plugins._music_ssl_fairseq_folder import (
     hydra_text,
     hydra_word,
     is_ours,
+    shell_line,
     typed,
     with_settings,
 )
@@ -33,7 +34,7 @@ _MAX_LINE = 400
 
 def _refuse(message: str, command: Sequence[str]) -> NoReturn:
     """End in two lines: what is wrong, and a command that works."""
-    print(f"error: {message}\n{shlex.join(command)}", file=sys.stderr)
+    print(f"error: {message}\n{shell_line(shlex.join(command))}", file=sys.stderr)
     raise SystemExit(1)
 
 

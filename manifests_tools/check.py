@@ -24,7 +24,7 @@ from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.music_checks import concerns, find_copies
 from music_ssl_fairseq.data.units import UnitDictionary
 from music_ssl_fairseq.errors import AudioError, InputError
-from music_ssl_fairseq.frames import SAMPLE_RATE, hours, label_hop, labels_fit
+from music_ssl_fairseq.frames import SAMPLE_RATE, amount, hours, label_hop, labels_fit
 from music_ssl_fairseq.probing.labels import ProbingSplit
 from music_ssl_fairseq.probing.spec import FILE as TASK_FILE
 from music_ssl_fairseq.probing.spec import read_spec
@@ -108,7 +108,7 @@ def run(
         findings.finish()
         return 1
     for split, manifest in reversed(splits.items()):
-        duration = f"{hours(manifest.num_samples):.2f} h"
+        duration = amount(hours(manifest.num_samples))
         print(f"{split}: {len(manifest)} tracks, {duration}{totals[split]}: all well")
     return 0
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from hydra_plugins._music_ssl_fairseq_folder import shell_line
 from music_ssl_fairseq.cli import new_parser
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.optional import optional
@@ -126,8 +127,10 @@ def run(name: str, to: str | None = None) -> None:
         )
         place = shlex.quote(str(folder))
         print(f"{rest} to be fetched by hand:\n\nmkdir -p {place}; cd {place}\n{chosen.steps}\n")
-    metadata = f" --metadata {folder / 'annotations'}" if chosen.steps == _GIANTSTEPS else ""
-    print(f"next: python -m manifests_tools {name} --root {shlex.quote(str(folder))}{metadata}")
+    where = shlex.quote(str(folder))
+    if chosen.steps == _GIANTSTEPS:
+        where += f" --metadata {shlex.quote(str(folder / 'annotations'))}"
+    print(f"next: python -m manifests_tools {name} --root {shell_line(where)}")
 
 
 def _fetch_with_mirdata(chosen: _Set, folder: Path) -> None:

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from textwrap import fill
 
+from hydra_plugins._music_ssl_fairseq_folder import shell_line
 from manifests_tools.convert import convert_tracks
 from manifests_tools.examine import COPY, SILENT, ExaminedTrack, add_reading_options, examine_tracks
 from manifests_tools.find import KINDS, find_audio, is_within
@@ -20,7 +21,7 @@ from music_ssl_fairseq.data.left_out import REPORT, LeftOut, by_name, count_kind
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.data.music_checks import concerns, find_copies
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.frames import hours
+from music_ssl_fairseq.frames import amount, hours
 from music_ssl_fairseq.runtime.files import atomic_path, require_writable
 from music_ssl_fairseq.runtime.typed import beside, with_option
 
@@ -257,10 +258,10 @@ def _summarise(
     rates: Counter[int] = Counter()
     for split, tracks in splits.items():
         rates.update(track.sample_rate for track in tracks)
-        duration = hours([track.num_samples for track in tracks])
+        duration = amount(hours([track.num_samples for track in tracks]))
         count = len({groups[track.name] for track in tracks})
         print(
-            f"{split}: {len(tracks)} track{'s' * (len(tracks) > 1)}, {duration:.2f} h, "
+            f"{split}: {len(tracks)} track{'s' * (len(tracks) > 1)}, {duration}, "
             f"{count} group{'s' * (count > 1)}"
         )
     print("sample rates:", ", ".join(f"{rate} Hz {rates[rate]}" for rate in sorted(rates)))
@@ -271,7 +272,8 @@ def _summarise(
     if Path(out) != Path("manifests"):
         labels = shlex.quote(str(labels_beside(out)))
         where = f" --manifests {shlex.quote(out)} --labels {labels}"
-    print(f"next: python -m music_ssl_fairseq label --k {_clusters(splits['train'])}{where}")
+    k = _clusters(splits["train"])
+    print(f"next: python -m music_ssl_fairseq label --k {k}{shell_line(where)}")
 
 
 def _clusters(tracks: list[ExaminedTrack]) -> int:

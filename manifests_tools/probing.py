@@ -13,6 +13,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from hydra_plugins._music_ssl_fairseq_folder import shell_line
 from manifests_tools.examine import ExaminedTrack, add_reading_options, examine_tracks
 from manifests_tools.find import require_folder
 from manifests_tools.labelled import DataSet, Labelled, shorten
@@ -20,7 +21,7 @@ from music_ssl_fairseq.cli import Parser, real_number
 from music_ssl_fairseq.data.left_out import REPORT, LeftOut, by_name, count_kinds, write_left_out
 from music_ssl_fairseq.data.music_checks import find_copies
 from music_ssl_fairseq.errors import InputError, one_line
-from music_ssl_fairseq.frames import SAMPLE_RATE, hours
+from music_ssl_fairseq.frames import SAMPLE_RATE, amount, hours
 from music_ssl_fairseq.probing.spec import FILE, SPLITS, ProbingSpec, parse_number, write_spec
 from music_ssl_fairseq.probing.writer import Example, remove_split, write_split
 from music_ssl_fairseq.runtime.files import require_writable
@@ -204,8 +205,8 @@ def _summarise(
         if (published := task.published.get(split)) is not None:
             off = f": {len(lines) - published:+d}" if len(lines) != published else ""
             beside = f" (published {published}{off})"
-        duration = hours([_samples(line) for line in lines])
-        print(f"{split}: {len(lines)} {task.counted}{beside}, {duration:.2f} h")
+        duration = amount(hours([_samples(line) for line in lines]))
+        print(f"{split}: {len(lines)} {task.counted}{beside}, {duration}")
     if "test" not in examples:
         print("warning: no test split, so there will be no test figure", file=sys.stderr)
     if task.classes:
@@ -217,7 +218,7 @@ def _summarise(
     listed = f", listed in {folder / REPORT}" if left_out else ""
     print(f"left out of {labelled} labelled files: {count_kinds(left_out)}{listed}")
     where = f"{shlex.quote(newest_run() or 'mfcc')} --task {shlex.quote(str(folder))}"
-    print(f"next: python -m music_ssl_fairseq probe --upstream {where}")
+    print(f"next: python -m music_ssl_fairseq probe --upstream {shell_line(where)}")
 
 
 def _name_alike(classes: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from hydra_plugins._music_ssl_fairseq_folder import hydra_text, typed
+from hydra_plugins._music_ssl_fairseq_folder import hydra_text, shell_line, typed
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.device import available_cpus
 from music_ssl_fairseq.runtime.signal_stack import give_signals_a_stack
@@ -52,7 +52,7 @@ class Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(None, message)
         given, self._trying = self._given, True
         right = next(filter(self._parses, self._similar(list(given), message)), ["--help"])
-        command = f"{self.prog} {shlex.join(right)}".rstrip()
+        command = shell_line(f"{self.prog} {shlex.join(right)}".rstrip())
         self.exit(2, f"error: {message}\n{command}\n")
 
     def _parses(self, words: list[str]) -> bool:
@@ -137,7 +137,7 @@ def dispatch(
     near = get_close_matches(name, known, 1)
     command = [*near, *rest] if near and rest else [*near, "--help"]
     print(f"error: no command {name!r}; there are: {', '.join(known)}", file=sys.stderr)
-    print(f"{program} {shlex.join(command)}", file=sys.stderr)
+    print(f"{program} {shell_line(shlex.join(command))}", file=sys.stderr)
     return 2
 
 
@@ -241,10 +241,11 @@ def exit_status(
         listing = look_around(os.path.abspath(name)).partition(" ")[2]
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         print(f"error: {name}: {error.strerror or error}", file=sys.stderr)
-        print(f"df -h {listing}" if full else f"ls -ld {listing}", file=sys.stderr)
+        print(shell_line(f"df -h {listing}" if full else f"ls -ld {listing}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         if interrupted == CONTINUES:
-            print(shlex.join(word for word in typed() if word != "--force"), file=sys.stderr)
+            again = shlex.join(word for word in typed() if word != "--force")
+            print(shell_line(again), file=sys.stderr)
         return 130

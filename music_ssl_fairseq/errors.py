@@ -2,6 +2,8 @@
 
 import os
 
+from hydra_plugins._music_ssl_fairseq_folder import shell_line
+
 MAX_MESSAGE_CHARACTERS = 4000
 """Paths may be long, but a message of 100 MB is useless."""
 
@@ -18,7 +20,7 @@ class InputError(ValueError):
 
     def __init__(self, message: str = "", command: str = ""):
         """Describe the mistake; `command` can be typed as it is."""
-        message, command = one_line(str(message)), one_line(command)
+        message, command = one_line(str(message)), one_line(shell_line(command))
         self.lines = f"{message}\n{command}" if command else message
         super().__init__(f"{message}: `{command}`" if command else message)
 

@@ -172,6 +172,13 @@ def hours(num_samples: ArrayLike) -> float:
     return float(np.sum(num_samples)) / SAMPLE_RATE / 3600
 
 
+def amount(hours: float) -> str:
+    """Format an amount of audio as seconds, minutes or hours: `4.2 s`, `46.1 min`, `1,370 h`."""
+    per_hour, unit = (1, "h") if hours >= 1 else (60, "min") if hours >= 1 / 60 else (3600, "s")
+    value = hours * per_hour
+    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.1f} {unit}"
+
+
 def resampled_length(num_samples: int, rate: int, target_rate: int = SAMPLE_RATE) -> int:
     """Return the number of samples after resampling from `rate` to `target_rate` (rounded up)."""
     return ceil(num_samples * target_rate / rate)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra_plugins._music_ssl_fairseq_folder import shell_line
 from music_ssl_fairseq.cli import CHECKPOINT, exit_status, new_parser
 from music_ssl_fairseq.errors import InputError
 
@@ -151,8 +152,8 @@ def _say_what_next(upstream: Sequence[str], task: Sequence[Path], out: Path) -> 
     others = [*upstream, f"random:{upstream[0]}", "mfcc", "chroma"]
     tasks = shlex.join(map(str, task))
     print(
-        f"next, to compare: python -m music_ssl_fairseq probe --upstream {shlex.join(others)} "
-        f"--task {tasks} --out {shlex.quote(str(out))}"
+        "next, to compare: python -m music_ssl_fairseq probe --upstream "
+        + shell_line(f"{shlex.join(others)} --task {tasks} --out {shlex.quote(str(out))}")
     )
 
 

@@ -8,6 +8,7 @@ import torchaudio
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import (
     FrameGrid,
+    amount,
     conv_grid,
     first_from,
     frame_labels,
@@ -104,6 +105,15 @@ def test_labels_fit_within_a_tenth_of_a_second():
 def test_first_frame_from_a_sample_on():
     assert [first_from(sample, 160) for sample in (0, 1, 160, 161)] == [0, 1, 1, 2]
     np.testing.assert_array_equal(first_from(np.array([319, 320, 321]), 320), [1, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0.0 s"), (59, "59.0 s"), (60, "1.0 min"), (2772, "46.2 min"), (3600, "1.0 h"),
+     (4_932_000, "1,370 h")],
+)  # fmt: skip
+def test_amounts_of_audio(seconds, text):
+    assert amount(seconds / 3600) == text
 
 
 def test_lengths():

@@ -26,7 +26,7 @@ from music_ssl_fairseq.extract.batches import (
 )
 from music_ssl_fairseq.extract.row_file import Checksums
 from music_ssl_fairseq.extract.store import FrameStore, MeanStore
-from music_ssl_fairseq.frames import SAMPLE_RATE, samples_in
+from music_ssl_fairseq.frames import SAMPLE_RATE, amount, samples_in
 from music_ssl_fairseq.runtime.delayed_fetch import Fetch, start_fetch
 from music_ssl_fairseq.runtime.files import checksum
 from music_ssl_fairseq.upstream.model import Upstream, too_short
@@ -224,6 +224,6 @@ def report(out: Path, tracks: Manifest, outcome: Outcome) -> None:
         return
     rate = outcome.seconds / outcome.wall
     print(
-        f"{out}: {outcome.tracks} tracks, {outcome.seconds / 3600:.2f} h of audio in "
+        f"{out}: {outcome.tracks} tracks, {amount(outcome.seconds / 3600)} of audio in "
         f"{outcome.wall:.0f} s: {rate:.1f} audio-s/s"
     )

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra_plugins._music_ssl_fairseq_folder import shell_line
 from music_ssl_fairseq.cli import (
     CHECKPOINT,
     add_workers,
@@ -15,8 +16,10 @@ from music_ssl_fairseq.cli import (
     whole_number,
 )
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.frames import amount
 from music_ssl_fairseq.jobs.memory import parse_size
 from music_ssl_fairseq.label.recipe import ALGORITHMS, MAX_FRAMES
+from music_ssl_fairseq.runtime.device import choose_device
 from music_ssl_fairseq.runtime.optional import optional
 
 if TYPE_CHECKING:
@@ -324,7 +327,7 @@ def _summarise(folder: "LabelFolder", splits: dict[str, "Manifest"]) -> None:
             raise InputError(f"{folder.target(split)}: not finished; run --stage assign first")
         run = record["mean_run_length"]
         print(
-            f"  {split}: {record['tracks']} tracks, {record['labels'] / rate / 3600:.2f} h; "
+            f"  {split}: {record['tracks']} tracks, {amount(record['labels'] / rate / 3600)}; "
             f"{record['used_clusters']} units used, perplexity {record['perplexity']:.0f}; "
             f"guessing the most frequent unit is right in {100 * record['majority_share']:.2f} %; "
             f"a unit lasts {run:.1f} frames ({1000 * run / rate:.0f} ms)"
@@ -339,8 +342,11 @@ def _summarise(folder: "LabelFolder", splits: dict[str, "Manifest"]) -> None:
 
 
 def _show_next(manifests: Path, labels: "list[Path]") -> None:
+    """Print the command that trains on the labels: a base model, or without a GPU a tiny one."""
     sets = [folder.resolve() for folder in labels]
-    name = "harmonic" if [folder.name for folder in sets] == ["mfcc", "chroma"] else "short"
+    of_base = "harmonic" if [folder.name for folder in sets] == ["mfcc", "chroma"] else "short"
+    on_cpu = choose_device() == "cpu"
+    name = "tiny" if on_cpu else of_base
     command = f"fairseq-hydra-train --config-dir {example('music_hubert')} --config-name {name}"
     # Folders where the configuration looks by default are left out.
     if manifests.resolve() != Path("manifests").resolve():
@@ -348,7 +354,8 @@ def _show_next(manifests: Path, labels: "list[Path]") -> None:
     top = Path("labels").resolve()
     if sets != [top / folder.name if name == "harmonic" else top for folder in sets]:
         command += f" {override('task.label_dir', *sets)}"
-    print(f"next: {command}")
+    remark = f"    # no GPU here; on a machine with one, --config-name {of_base}" if on_cpu else ""
+    print(f"next: {shell_line(command)}{remark}")
 
 
 def main(argv: list[str] | None = None) -> int:

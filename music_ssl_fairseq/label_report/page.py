@@ -7,7 +7,7 @@ import numpy as np
 
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.frames import label_hop
+from music_ssl_fairseq.frames import amount, label_hop
 from music_ssl_fairseq.label_report.samples import ReportSamples, draw_samples
 from music_ssl_fairseq.label_report.units import describe_units, mutual_information, quantiles
 from music_ssl_fairseq.pages.figures import COLOURS, GREY, figure, new_figure
@@ -66,7 +66,7 @@ def _use_of_units(metadata: dict[str, Any], split: str) -> dict[str, str]:
     run = record["mean_run_length"]
     return {
         "tracks": f"{record['tracks']:,}",
-        "labels": f"{record['labels']:,} ({record['labels'] / rate / 3600:.2f} h)",
+        "labels": f"{record['labels']:,} ({amount(record['labels'] / rate / 3600)})",
         "units used": f"{record['used_clusters']} of {k}",
         "dead clusters": f"{k - record['used_clusters']}",
         "perplexity": f"{record['perplexity']:.1f}",

@@ -28,9 +28,9 @@ that are new or changed. Files that cannot be read are named and left out.
 
 EXAMPLES = """\
 examples:
+  python -m music_ssl_fairseq map ~/music --checkpoint mfcc+chroma        # without a trained model
   python -m music_ssl_fairseq map ~/music --checkpoint runs/music_hubert/short
   python -m music_ssl_fairseq map ~/music --checkpoint hf:USER/NAME --layer 6 --out layer6.html
-  python -m music_ssl_fairseq map ~/music --checkpoint chroma          # a baseline without training
 """
 
 _MAX_CLIP_SECONDS = 30.0
@@ -45,7 +45,7 @@ def get_parser() -> argparse.ArgumentParser:
         required=True,
         metavar="X",
         help=f"the model: {CHECKPOINT}; random:X for the same model with random weights; or a "
-        "front end without training: mfcc, chroma, logmel, cqt",
+        "front end without training: mfcc, chroma, logmel, cqt, or several as mfcc+chroma",
     )
     add(
         "--layer",

@@ -10,7 +10,7 @@ import numpy as np
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.data.left_out import LeftOut, count_kinds
 from music_ssl_fairseq.errors import AudioError
-from music_ssl_fairseq.frames import SAMPLE_RATE
+from music_ssl_fairseq.frames import SAMPLE_RATE, amount
 from music_ssl_fairseq.jobs.pool import WorkerPool, ordered
 from music_ssl_fairseq.pages.flat import flat_map, nearest
 from music_ssl_fairseq.pages.page import Page, facts, table
@@ -95,11 +95,10 @@ def write_page(
     distances, others = nearest(comparable, neighbours)
     similarity = (1 - distances**2 / 2).round(3)  # of vectors of length 1
     plane = flat_map(comparable).round(4).tolist()
-    hours = sum(excerpt.seconds for excerpt in excerpts) / 3600
     page = Page(f"Song map of {folder.resolve().name}", description, __package__, "map.js")
     shown = {
         "songs": f"{len(songs):,}",
-        "music": f"{hours:.1f} h",
+        "music": amount(sum(excerpt.seconds for excerpt in excerpts) / 3600),
         "values per song": f"{comparable.shape[1]:,}",
     }
     page.add("Songs", facts(shown), page.part("map.html"))

@@ -132,7 +132,8 @@ def read_spec(folder: str | os.PathLike) -> ProbingSpec:
         )
     if not file.exists():
         raise InputError(
-            f"{file}: no such file; write it with {builder_command(folder)}, NAME being one of",
+            f"{file}: no such file; `python -m manifests_tools custom` writes it for your own "
+            "labels, and other builders write it for data sets; to list all, run",
             "python -m manifests_tools --help",
         )
     contents = read_json(file, f"make it again with {builder_command(folder)}")

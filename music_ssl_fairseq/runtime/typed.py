@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from itertools import count
 from pathlib import Path
 
-from hydra_plugins._music_ssl_fairseq_folder import typed, with_settings
+from hydra_plugins._music_ssl_fairseq_folder import shell_line, typed, with_settings
 
 _TEXTS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".yaml", ".log")
 
@@ -115,7 +115,7 @@ def with_command(message: str) -> str:
     colons = re.finditer(": ", message)
     shown = (_show(message[: at.start()], message[at.end() :]) for at in colons)
     command = quoted[1] if quoted else next(filter(None, shown), "")
-    return f"{message}\n{command}" if command else message
+    return f"{message}\n{shell_line(command)}" if command else message
 
 
 def _show(subject: str, reason: str) -> str:

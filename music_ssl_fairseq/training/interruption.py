@@ -10,6 +10,7 @@ import threading
 import time
 from typing import Any
 
+from hydra_plugins._music_ssl_fairseq_folder import shell_line
 from music_ssl_fairseq.runtime.signal_stack import give_signals_a_stack
 
 RESUBMIT = 75
@@ -74,7 +75,7 @@ class Interruption:
     def say(self, state: str) -> None:
         """Print in one line what has happened and what to do."""
         name = self.received.name if self.received else "a signal to another process"
-        command = shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
+        command = shell_line(shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]))
         print(f"stopped by {name}: {state}; {RESUME_HINT}:", file=sys.stderr)
         print(command, file=sys.stderr, flush=True)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from hydra_plugins._music_ssl_fairseq_folder import config_dirs
+from hydra_plugins._music_ssl_fairseq_folder import config_dirs, shell_line
 from music_ssl_fairseq.compat import is_training_command
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class Narration:
         self._folder = shown(os.path.dirname(os.path.abspath(cfg.checkpoint.save_dir)))
         done = trainer.get_num_updates()
         from_where = f", from update {done} on" if done else ""
-        curves = f"; curves: tensorboard --logdir {shlex.quote(self._folder)}"
+        curves = f"; curves: tensorboard --logdir {shell_line(shlex.quote(self._folder))}"
         say(
             f"writes to {self._folder}{from_where}{curves if cfg.common.tensorboard_logdir else ''}"
         )
@@ -136,7 +136,7 @@ class Narration:
         spent = duration(trainer.cumulative_training_time())
         say(f"trained: {trainer.get_num_updates()} updates in {spent}{self._best()}")
         if not cfg.checkpoint.no_save:
-            say(f"next: {task.next_command(cfg)}")
+            say(f"next: {shell_line(task.next_command(cfg))}")
         self._cfg = None
 
     def stop(self) -> str:
@@ -174,9 +174,8 @@ def _smaller_command() -> str:
     """Return this command with the configuration `tiny`, and the user's data."""
     kept = [a for a in sys.argv[1:] if a.startswith(("task.data=", "task.label_dir="))]
     folder = next(iter(config_dirs(sys.argv)), "examples/music_hubert")
-    return shlex.join(
-        ["fairseq-hydra-train", "--config-dir", folder, "--config-name", "tiny", *kept]
-    )
+    words = ["fairseq-hydra-train", "--config-dir", folder, "--config-name", "tiny", *kept]
+    return shell_line(shlex.join(words))
 
 
 def _consoles() -> list[Any]:

@@ -83,7 +83,7 @@ def test_means_are_those_of_features(corpus, tmp_path, capsys, workers):
     assert metadata["layers"] == [0, 1, 2, 3]
     assert metadata["fingerprint"] == load(corpus / "tiny.pt").fingerprint
     assert not list((tmp_path / "out").glob(".*"))
-    assert "4 tracks, 0.01 h of audio in" in capsys.readouterr().out
+    assert "4 tracks, 23.9 s of audio in" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])

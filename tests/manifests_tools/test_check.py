@@ -64,16 +64,17 @@ def replace(file: Path, old: str, new: str) -> None:
 def test_all_is_well(corpus, check):
     status, lines = check()
     assert status == 0
-    for split, line in zip(("train", "valid"), lines, strict=True):
+    sizes = (("train", "3.5 s"), ("valid", "3.1 s"))
+    for (split, size), line in zip(sizes, lines, strict=True):
         labels = len((corpus / "labels" / f"{split}.km").read_text().split())
-        assert line == f"{split}: 2 tracks, 0.00 h, {labels} labels: all well"
+        assert line == f"{split}: 2 tracks, {size}, {labels} labels: all well"
 
 
 def test_without_labels_the_audio_alone_is_checked(corpus, check):
     (corpus / "labels").rename(corpus / "elsewhere")
     status, lines = check()
     assert status == 0
-    assert lines[0] == "train: 2 tracks, 0.00 h: all well"
+    assert lines[0] == "train: 2 tracks, 3.5 s: all well"
     assert check("--labels", str(corpus / "elsewhere"))[1][0].endswith("labels: all well")
 
 
@@ -171,7 +172,7 @@ def test_a_test_split_is_checked_if_there(corpus, check):
     write_tone(corpus / "music" / "C" / "e.wav", 1.5)
     (corpus / "manifests" / "test.tsv").write_text(f"{corpus / 'music'}\nC/e.wav\t24000\n")
     (corpus / "labels" / "test.km").write_text(" ".join(["1"] * 148) + "\n")
-    assert check()[1][1] == "test: 1 tracks, 0.00 h, 148 labels: all well"
+    assert check()[1][1] == "test: 1 tracks, 1.5 s, 148 labels: all well"
     (corpus / "music" / "C" / "e.wav").unlink()
     assert check()[1][0].startswith("test: C/e.wav: cannot be opened")
 

@@ -165,8 +165,8 @@ def test_the_summary_counts_and_tells_the_next_command(music, tmp_path, capsys, 
     monkeypatch.chdir(tmp_path)
     run("music", valid_share=0.2)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "train: 6 tracks, 0.00 h, 3 groups"
-    assert lines[1] == "valid: 2 tracks, 0.00 h, 1 group"
+    assert lines[0] == "train: 6 tracks, 9.1 s, 3 groups"
+    assert lines[1] == "valid: 2 tracks, 3.3 s, 1 group"
     assert lines[2] == (
         "sample rates: 8000 Hz 1, 16000 Hz 2, 22050 Hz 1, 44100 Hz 2, 48000 Hz 1, 96000 Hz 1"
     )

@@ -202,7 +202,7 @@ def test_wrong_task_json(tmp_path, changes, expected):
 
 
 def test_missing_or_broken_task_json(tmp_path):
-    with pytest.raises(InputError, match=r"task\.json: no such file; write it with `python -m man"):
+    with pytest.raises(InputError, match=r"task\.json: no such file; `python -m manifests_tools"):
         read_spec(tmp_path)
     for text in ("{", "[]"):
         (tmp_path / "task.json").write_text(text)

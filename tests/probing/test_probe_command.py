@@ -106,7 +106,7 @@ def test_what_is_wrong_with_the_test_split_is_found_before_training(inside, fold
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--task", "nowhere"], "nowhere/task.json: no such file; write it with `python -m manif"),
+        (["--task", "nowhere"], "nowhere/task.json: no such file; `python -m manifests_tools"),
         (["--task", "pitch", "again"], "again: its task is named pitch, as that of pitch"),
         (["--task", "pitch", "--set", "model.layer=4"], "model.layer=4: Key 'layer' not in"),
         (["--task", "pitch", "--set", "model.layers"], "--set model.layers: give NAME=VALUE"),

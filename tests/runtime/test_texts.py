@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -255,3 +257,12 @@ def test_messages_are_one_printable_line_of_bounded_length():
     error = AudioError("a\n.wav", "broken\nheader")
     assert str(error) == "a\\n.wav: broken\\nheader"
     assert (error.path, error.reason) == ("a\n.wav", "broken\\nheader")
+
+
+@pytest.mark.parametrize("name", ["plain", "it's two", "caf\udce9", "\udcc3\udce9", "a\tb\nc", "é"])
+def test_a_suggested_command_names_the_file_that_is_meant(tmp_path, name):
+    (tmp_path / name).touch()
+    command = InputError("wrong", f"ls -d {shlex.quote(name)}").lines.split("\n")[1]
+    assert command.isprintable()
+    shown = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, check=True)
+    assert os.fsdecode(shown.stdout) == f"{name}\n"
