@@ -15,7 +15,7 @@ from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
 from music_ssl_fairseq.probing.features import cache
 from music_ssl_fairseq.probing.features.cache import FeatureCache, clip_at
-from music_ssl_fairseq.probing.features.fill import WindowPlan, _features, fill, identity
+from music_ssl_fairseq.probing.features.fill import WindowPlan, fill, identity
 from music_ssl_fairseq.probing.features.source import EncoderSource, open_source
 from music_ssl_fairseq.probing.features.windows import (
     ClipWindow,
@@ -42,15 +42,15 @@ def test_windows_of_frames_lose_no_frame():
 
 
 def test_features_of_other_rates_become_fifty_a_second():
-    fast = np.arange(40.0)[:, None]
+    fast = torch.arange(40.0)[:, None]
     np.testing.assert_allclose(
         to_frame_rate(fast, FrameGrid(400, 160), 5)[:, 0], [0.5, 2.5, 4.5, 6.5, 8.5]
     )
-    slow = np.arange(4.0)[:, None]
+    slow = torch.arange(4.0)[:, None]
     np.testing.assert_allclose(
         to_frame_rate(slow, FrameGrid(800, 640), 9)[:, 0], [0, 0, 1, 1, 2, 2, 3, 3, 3]
     )
-    same = np.arange(4.0)[:, None]
+    same = torch.arange(4.0)[:, None]
     np.testing.assert_allclose(to_frame_rate(same, FrameGrid(400, 320), 5)[:, 0], [0, 1, 2, 3, 3])
 
 
@@ -75,7 +75,7 @@ class Counting:
         frames = np.stack(
             [waveforms[:, t * 320 : t * 320 + 400].mean(1) for t in range(num_frames)], 1
         )
-        return np.broadcast_to(frames[:, :, None, None], (*frames.shape, 2, 3))
+        return np.broadcast_to(frames[:, :, None, None], (*frames.shape, 2, 3)).astype(np.float16)
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_frames_of_an_encoder_are_rounded_as_numpy_rounds(num_frames):
         layers=lambda _: hidden,
     )
     source = EncoderSource(encoder, "", "")  # type: ignore[arg-type]
-    found = _features(source, WindowPlan(5.0, True), np.zeros((2, 1), np.float32), num_frames)
+    found = source.frame_features(np.zeros((2, 1), np.float32), num_frames)
     places = np.arange(num_frames).clip(max=4)
     expected = np.clip(torch.stack(hidden, 2).numpy()[:, places], -65504, 65504)
     np.testing.assert_array_equal(found, expected.astype(np.float16))

@@ -14,7 +14,6 @@ from music_ssl_fairseq.jobs.read_ahead import ReadAhead
 from music_ssl_fairseq.probing.features.cache import Clip, FeatureCache
 from music_ssl_fairseq.probing.features.source import FeatureSource
 from music_ssl_fairseq.probing.features.windows import (
-    LARGEST_HALF,
     ClipWindow,
     clip_windows,
     frame_windows,
@@ -33,11 +32,6 @@ class WindowPlan:
     seconds: float  # length of a window; 0 for the whole clip
     frames: bool  # one vector per frame (50 per second) instead of one per window
     batch_seconds: float = 40.0  # audio per batch of the encoder
-
-    @property
-    def dtype(self) -> type:
-        """Half precision for frames, which are many; single precision for means of windows."""
-        return np.float16 if self.frames else np.float32
 
     def windows(self, clip: Clip) -> list[ClipWindow]:
         """Cut a clip into windows."""
@@ -75,8 +69,8 @@ def fill(
     if not missing:
         return
     dimension = source.frame_dimension if plan.frames else source.dimension
-    vector_bytes = len(source.layers) * dimension * np.dtype(plan.dtype).itemsize
-    cache.make_room(sum(sum(plan.vector_counts(clip)) for clip in missing) * vector_bytes)
+    vectors = sum(sum(plan.vector_counts(clip)) for clip in missing)
+    cache.make_room(vectors * len(source.layers) * dimension * (2 if plan.frames else 4))
     workers = available_cpus()
 
     def read(clip: Clip) -> tuple[Clip, np.ndarray]:
@@ -135,7 +129,12 @@ def _encode(
         size = max(1, int(plan.batch_seconds * SAMPLE_RATE) // length)
         for first in range(0, len(parts), size):
             chosen = parts[first : first + size]
-            features = _features(source, plan, np.stack([part for *_, part in chosen]), num_frames)
+            batch = np.stack([part for *_, part in chosen])
+            features = (
+                source.frame_features(batch, num_frames)
+                if plan.frames
+                else source.clip_features(batch)[:, None]
+            )
             for (number, i, _), vectors in zip(chosen, features, strict=True):
                 results[number][i] = vectors
     for (clip, _), vectors in zip(group, results, strict=True):
@@ -158,15 +157,3 @@ def _padded(samples: np.ndarray, length: int) -> np.ndarray:
 def length_of(window: ClipWindow, grid: FrameGrid, frames: bool) -> int:
     """Return the samples that a window needs, which may be more than its clip has."""
     return window.num_samples + (max(0, grid.window - grid.hop) if frames else 0)
-
-
-def _features(
-    source: FeatureSource, plan: WindowPlan, batch: np.ndarray, num_frames: int
-) -> np.ndarray:
-    """Encode `[B, T]` to `[B, vectors, layers, D]`."""
-    if not plan.frames:
-        return source.clip_features(batch)[:, None]
-    features = source.frame_features(batch, num_frames)
-    if features.dtype != np.float16:
-        features = np.clip(features, -LARGEST_HALF, LARGEST_HALF).astype(np.float16)
-    return features

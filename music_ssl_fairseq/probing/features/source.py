@@ -5,13 +5,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from music_ssl_fairseq import features, upstream
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.probing.features.windows import FRAME_HOP, LARGEST_HALF, to_frame_rate
+from music_ssl_fairseq.probing.features.windows import to_frame_rate
 
 RANDOM = "random:"
 """Prefix of a checkpoint's name: its architecture with random weights."""
+
+_LARGEST_HALF = torch.finfo(torch.float16).max
 
 
 def open_source(name: str, device: str | torch.device = "cpu", seed: int = 0) -> "FeatureSource":
@@ -25,8 +28,7 @@ def open_source(name: str, device: str | torch.device = "cpu", seed: int = 0) ->
     Raises:
         InputError: if it is none of these, or takes another sample rate.
     """
-    parts = name.split("+")
-    if all(part in features.FRONT_ENDS for part in parts):
+    if all(part in features.FRONT_ENDS for part in name.split("+")):
         return FrontEndSource(name)
     if name.startswith(RANDOM):
         encoder = upstream.random(name.removeprefix(RANDOM), seed, device)
@@ -69,17 +71,9 @@ class EncoderSource:
         return torch.stack([layer.mean(1) for layer in layers], 1).cpu().numpy()
 
     def frame_features(self, waveforms: np.ndarray, num_frames: int) -> np.ndarray:
-        """Encode `[B, T]` to `[B, num_frames, layers, frame_dimension]`, 50 frames per second.
-
-        Of an encoder of 50 frames per second they are in half precision already: on the device it
-        costs nothing, and half of the bytes are copied.
-        """
-        stacked = torch.stack(self.encoder.layers(torch.from_numpy(waveforms)), 2)
-        if self.grid.hop == FRAME_HOP and stacked.size(1) >= num_frames:
-            halves = stacked[:, :num_frames].half().clamp_(-LARGEST_HALF, LARGEST_HALF)
-            return halves.cpu().numpy()
-        frames = stacked.transpose(0, 1).cpu().numpy()  # [frames, B, layers, D]
-        return np.swapaxes(to_frame_rate(frames, self.grid, num_frames), 0, 1)
+        """Encode `[B, T]` to `[B, num_frames, layers, frame_dimension]` float16, 50 per second."""
+        layers = torch.stack(self.encoder.layers(torch.from_numpy(waveforms)), 2)
+        return _halves(to_frame_rate(layers.transpose(0, 1), self.grid, num_frames).transpose(0, 1))
 
 
 class FrontEndSource:
@@ -106,9 +100,9 @@ class FrontEndSource:
         return np.stack([_statistics(frames) for frames in self._frames(waveforms)])[:, None]
 
     def frame_features(self, waveforms: np.ndarray, num_frames: int) -> np.ndarray:
-        frames = self._frames(waveforms)
+        frames = map(torch.from_numpy, self._frames(waveforms))
         resampled = [to_frame_rate(part, self.grid, num_frames) for part in frames]
-        return np.stack(resampled)[:, :, None]
+        return _halves(torch.stack(resampled)[:, :, None])
 
     def _frames(self, waveforms: np.ndarray) -> Sequence[np.ndarray]:
         frames = [self._front_end.features(waveform) for waveform in waveforms]
@@ -122,3 +116,8 @@ FeatureSource = EncoderSource | FrontEndSource
 
 def _statistics(frames: np.ndarray) -> np.ndarray:
     return np.concatenate([frames.mean(axis=0), frames.std(axis=0)]).astype(np.float32)
+
+
+def _halves(frames: Tensor) -> np.ndarray:
+    """Round to half precision where the frames are: half of the bytes leave the device."""
+    return frames.half().clamp_(-_LARGEST_HALF, _LARGEST_HALF).cpu().numpy()

@@ -4,6 +4,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid, first_from
 
@@ -11,9 +13,6 @@ FRAME_RATE = 50
 """Frames per second of beats, whatever the encoder's own rate."""
 
 FRAME_HOP = SAMPLE_RATE // FRAME_RATE
-
-LARGEST_HALF = float(np.finfo(np.float16).max)
-"""To which features of frames are clipped, which are kept in half precision."""
 
 _MIN_WINDOW_FRAMES = 10  # of a window at the end of a clip
 
@@ -55,7 +54,7 @@ def frames_of(window: ClipWindow) -> int:
     return max(1, window.num_samples // FRAME_HOP)
 
 
-def to_frame_rate(features: np.ndarray, grid: FrameGrid, num_frames: int) -> np.ndarray:
+def to_frame_rate(features: Tensor, grid: FrameGrid, num_frames: int) -> Tensor:
     """Bring features of any rate, `[frames, ...]` of `grid`, to 50 frames per second.
 
     Frame `t` is the mean of the frames that begin in its 20 ms; if there is none, the last one
@@ -64,9 +63,7 @@ def to_frame_rate(features: np.ndarray, grid: FrameGrid, num_frames: int) -> np.
     if grid.hop == FRAME_HOP and len(features) >= num_frames:
         return features[:num_frames]
     edges = first_from(np.arange(num_frames + 1) * FRAME_HOP, grid.hop).clip(max=len(features))
-    return np.stack(
-        [
-            features[a:b].mean(axis=0) if b > a else features[max(0, a - 1)]
-            for a, b in pairwise(edges)
-        ]
-    )
+    frames = [
+        features[a:b].mean(0) if b > a else features[max(0, a - 1)] for a, b in pairwise(edges)
+    ]
+    return torch.stack(frames)
