@@ -45,7 +45,7 @@ class ProbingDataset(FairseqDataset):
         self._shuffle = shuffle
         self._epoch = 1
         self._at_once = batches_at_once
-        self._batch_size = len(split.manifest)
+        self.batch_size = len(clips)  # of a mini-batch, in windows
         self._frames = plan.frames
         counts = [plan.vector_counts(clip) for clip in clips]
         self._clip_of = np.repeat(np.arange(len(clips)), [len(count) for count in counts])
@@ -125,7 +125,7 @@ class ProbingDataset(FairseqDataset):
             "clip": torch.tensor([sample["clip"] for sample in samples]),
             "first": torch.tensor([sample["first"] for sample in samples]),
             "sizes": [len(sample["target"]) for sample in samples],
-            "batch_size": self._batch_size,
+            "batch_size": self.batch_size,
             "target": torch.from_numpy(targets),
             "net_input": self.net_input(samples),
         }
@@ -162,8 +162,8 @@ class ProbingDataset(FairseqDataset):
 
         The last one may be shorter; fairseq's own method would drop it.
         """
-        self._batch_size = max_sentences or 64
-        size = self._batch_size * self._at_once
+        self.batch_size = max_sentences or 64
+        size = self.batch_size * self._at_once
         return [indices[first : first + size] for first in range(0, len(indices), size)]
 
     def set_epoch(self, epoch: int) -> None:

@@ -7,7 +7,7 @@ process starts for the next task.
 
 import math
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ from music_ssl_fairseq.runtime.ranges import check_ranges
 
 _MAX_DEVICE_BYTES = 4 << 30
 """Features of a split that are held whole; of larger ones each batch is read from the cache."""
-
 
 _SETTINGS = Path(__file__).parents[2] / "examples" / "probing" / "config.yaml"
 
@@ -96,7 +95,7 @@ def run(cfg: DictConfig, source: FeatureSource, split: str = "test") -> Path:
         model.train()
         optimizer.set_heads(model.active.tolist(), model.learning_rates())
         order = _batches(training.dataset, cfg.dataset.batch_size, cfg.common.seed, epoch)
-        for sample in training.batches(order, cfg.dataset.batch_size):
+        for sample in training.batches(order):
             model.set_num_updates(number)
             for batch in mini_batches(sample):
                 update(model, optimizer, batch, probe.spec.kind)
@@ -127,49 +126,40 @@ class _Windows:
     def __init__(self, dataset: ProbingDataset, device: torch.device):
         self.dataset = dataset
         self._device = device
-        vectors = sum(dataset.size(i) for i in range(len(dataset)))
-        self._whole = vectors * dataset.features(0)[0].nbytes <= _MAX_DEVICE_BYTES
-        if not self._whole:
-            return
-        whole = dataset.collater([dataset[i] for i in range(len(dataset))])
-        self._sizes = np.array(whole["sizes"])
-        self._edges = np.cumsum([0, *whole["sizes"]])
-        self._features = whole["net_input"]["features"].to(device)
-        self._target = whole["target"].to(device)
-        self._clip, self._first = whole["clip"], whole["first"]
+        everything = range(len(dataset))
+        size = sum(map(dataset.size, everything)) * dataset.features(0)[0].nbytes
+        self._whole = self._collate(everything) if size <= _MAX_DEVICE_BYTES else None
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def batches(self, order: Sequence[np.ndarray], batch_size: int) -> Iterator[dict[str, Any]]:
+    def batches(self, order: Sequence[np.ndarray]) -> Iterator[dict[str, Any]]:
         """Collate these windows, batch by batch, as the dataset does."""
-        if not self._whole:
-            yield from (self._from_cache(indices, batch_size) for indices in order)
+        whole = self._whole
+        if whole is None:
+            yield from map(self._collate, order)
             return
-        windows = np.concatenate(order)
-        sizes, stops = self._sizes[windows], np.cumsum(self._sizes[windows])
-        numbers = np.arange(stops[-1]) + np.repeat(self._edges[windows] - stops + sizes, sizes)
+        windows, sizes = np.concatenate(order), np.array(whole["sizes"])
+        first, count, stops = np.cumsum(sizes) - sizes, sizes[windows], np.cumsum(sizes[windows])
+        numbers = np.arange(stops[-1]) + np.repeat(first[windows] - stops + count, count)
         # Copied to the device at once: each copy waits for all that runs there.
         vectors_of = torch.from_numpy(numbers).to(self._device)
-        parts = vectors_of.split([int(self._sizes[indices].sum()) for indices in order])
+        parts = vectors_of.split([int(sizes[indices].sum()) for indices in order])
         for indices, vectors in zip(order, parts, strict=True):
             items = torch.from_numpy(np.asarray(indices))
             yield {
-                "net_input": {"features": self._features[vectors]},
-                "target": self._target[vectors],
-                "clip": self._clip[items],
-                "first": self._first[items],
-                "sizes": self._sizes[indices].tolist(),
+                "net_input": {"features": whole["net_input"]["features"][vectors]},
+                "target": whole["target"][vectors],
+                "clip": whole["clip"][items],
+                "first": whole["first"][items],
+                "sizes": sizes[indices].tolist(),
                 "nsentences": len(indices),
                 "ntokens": len(vectors),
-                "batch_size": batch_size,
+                "batch_size": self.dataset.batch_size,
             }
 
-    def _from_cache(self, indices: np.ndarray, batch_size: int) -> dict[str, Any]:
+    def _collate(self, indices: Iterable[int]) -> dict[str, Any]:
         found = self.dataset.collater([self.dataset[int(i)] for i in indices])
-        inputs = {name: value.to(self._device) for name, value in found["net_input"].items()}
+        features = found["net_input"]["features"].to(self._device)
         target = found["target"].to(self._device)
-        return found | {"net_input": inputs, "target": target, "batch_size": batch_size}
+        return found | {"net_input": {"features": features}, "target": target}
 
 
 @torch.no_grad()
@@ -177,10 +167,8 @@ def _collect(probe: ProbeExperiment, windows: _Windows, size: int) -> Collector:
     """Collect the outputs of all heads in training, or of the chosen one, over a split."""
     probe.model.eval()
     collector = Collector(windows.dataset)
-    order = [
-        np.arange(first, min(first + size, len(windows))) for first in range(0, len(windows), size)
-    ]
-    for batch in windows.batches(order, size):
+    order = windows.dataset.batch_by_size(np.arange(len(windows.dataset)), max_sentences=size)
+    for batch in windows.batches(order):
         _, _, logs = loss_and_logs(probe.model, batch, probe.spec.kind)
         collector.add(logs["predictions"])
     return collector

@@ -178,7 +178,7 @@ class ProbeExperiment:
         Raises:
             InputError: if no head has ever had a score.
         """
-        scores = results.head_scores(collector, collector.dataset.split.targets)
+        scores = results.head_scores(collector)
         self.model.take_scores(torch.from_numpy(scores), epoch, last)
         if self.model.chosen_head() is None:
             raise InputError(

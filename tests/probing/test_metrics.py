@@ -60,7 +60,9 @@ def test_tagging_leaves_out_and_names_absent_classes(rng):
         expected = [function(targets[:, c], outputs[:, c]) for c in there]
         assert scores.values[name] == pytest.approx(np.mean(expected), abs=1e-6)
         assert list(scores.per_class[name]) == ["a", "c"]
-        assert macro(name, outputs, targets)[0] == pytest.approx(np.mean(expected), abs=1e-9)
+        assert macro(name, outputs, targets, np.ones((1, len(outputs))))[0] == pytest.approx(
+            np.mean(expected), abs=1e-9
+        )
     assert scores.absent == ["b", "d"]
 
 
@@ -145,9 +147,10 @@ def test_tagging_with_one_scorable_tag_or_none(rng, scorable):
 class Split(list):
     """What selection asks of a split: as many names as there are clips, which are songs."""
 
-    def __init__(self, task: ProbingSpec, clips: int):
-        super().__init__(range(clips))
-        self.spec, self.manifest, self.group_index = task, self, np.arange(clips)
+    def __init__(self, task: ProbingSpec, targets: np.ndarray):
+        super().__init__(range(len(targets)))
+        self.spec, self.manifest, self.group_index = task, self, np.arange(len(targets))
+        self.targets = targets
 
     def name(self, index: int) -> str:
         return f"{index}.wav"
@@ -156,9 +159,9 @@ class Split(list):
 class Grid:
     """A collector of heads whose outputs `[heads, clips, ...]` are given."""
 
-    def __init__(self, task: ProbingSpec, outputs: np.ndarray, beats=()):
+    def __init__(self, task: ProbingSpec, outputs: np.ndarray, targets: np.ndarray, beats=()):
         self.dataset, self.outputs, self.beats = self, outputs, beats
-        self.split, self.clips = Split(task, outputs.shape[1]), range(outputs.shape[1])
+        self.split, self.clips = Split(task, targets), range(len(targets))
 
     def sums(self):
         return 3 * self.outputs, np.full(len(self.clips), 3)
@@ -190,7 +193,7 @@ def test_what_selects_is_what_is_reported(rng, kind, metric, bad):
     targets, outputs = truth(rng, kind, 30), rng.standard_normal((4, 30, 3))
     # One number of one clip is enough; its label would be the class that argmax gives for NaN.
     outputs[2, 7, 0] = bad
-    found = head_scores(Grid(task, outputs), targets)
+    found = head_scores(Grid(task, outputs, targets))
     for head, value in zip(outputs, found, strict=True):
         reported = evaluate(task, predictions(head, targets)).values[metric]
         assert value == pytest.approx(reported, nan_ok=True)
@@ -205,7 +208,7 @@ def test_beats_select_by_the_f_measure_of_peaks_and_never_a_diverged_head():
         outputs[0, clip, (times * FRAME_RATE).astype(int)] = 1
         outputs[1, clip, (times[1:] * FRAME_RATE).astype(int)] = 1
     outputs[2, 1, 50] = np.nan
-    found = head_scores(Grid(task, outputs, beats), np.zeros((2, 0)))
+    found = head_scores(Grid(task, outputs, np.zeros((2, 0)), beats))
     assert found[:2].tolist() == pytest.approx([1, 2 * 3 / (3 + 5)])
     assert np.isnan(found[2])
 

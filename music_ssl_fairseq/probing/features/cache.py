@@ -125,10 +125,10 @@ class FeatureCache:
     def _drop(self, file: Path) -> None:
         """Remove a damaged file, and forget its clips."""
         logger.warning("%s: damaged; the features in it are computed again", file)
-        _remove(file)
-        self._forget(file)
+        self._remove(file)
 
-    def _forget(self, file: Path) -> None:
+    def _remove(self, file: Path) -> None:
+        _remove(file)
         self._arrays.pop(file, None)
         self._places = {key: place for key, place in self._places.items() if place.file != file}
 
@@ -149,8 +149,7 @@ class FeatureCache:
                 self._map(file)
                 return True
         except FileNotFoundError:  # another process has made room
-            _remove(file)
-            self._forget(file)
+            self._remove(file)
             return False
         self._drop(file)
         return False
@@ -194,9 +193,8 @@ class FeatureCache:
         for file in sorted(used.keys() - own, key=lambda file: used[file].st_mtime):
             if total + needed <= self._limit:
                 break
-            _remove(file)
+            self._remove(file)
             total -= used[file].st_size
-            self._forget(file)
 
     def add(self, key: str, features: np.ndarray) -> None:
         """Take a clip's features; they are written by `flush`, or once they fill a file.

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.probing.scoring.predictions import Predictions, grouped
+from music_ssl_fairseq.probing.scoring.predictions import Predictions
 from music_ssl_fairseq.probing.scoring.ranking import RANKINGS, by_class, macro, present_classes
 from music_ssl_fairseq.probing.spec import REPORTED, ProbingSpec
 from music_ssl_fairseq.runtime.optional import optional
@@ -55,8 +55,9 @@ def evaluate(task: ProbingSpec, predictions: Predictions) -> Scores:
     if task.kind == "multi-label":
         there = present_classes(predictions.targets)
         chosen = [name for name, found in zip(task.classes, there, strict=True) if found]
+        arrays = predictions.outputs, predictions.targets, np.ones((1, len(predictions.names)))
         per_class = {
-            metric: dict(zip(chosen, by_class(metric, *_arrays(predictions))[0], strict=True))
+            metric: dict(zip(chosen, by_class(metric, *arrays)[0], strict=True))
             for metric in REPORTED[task.kind]
         }
     else:
@@ -93,7 +94,7 @@ def statistic(
         return np.full(len(counts), np.nan)
     weights = counts[:, predictions.group_index].astype(np.float64)
     if metric in RANKINGS:
-        return macro(metric, *_arrays(predictions), weights)
+        return macro(metric, predictions.outputs, predictions.targets, weights)
     if metric.startswith("r2"):
         each = _r2(predictions, weights)
         return each.mean(axis=1) if metric == "r2" else each[:, targets.index(metric[3:])]
@@ -105,7 +106,7 @@ def statistic(
         found, claimed, annotated = counted.T
         return 2 * found / np.maximum(1, claimed + annotated)
     table = key_scores(classes) if "key_score" in metric else np.eye(len(classes))
-    outputs, labels = _arrays(predictions)
+    outputs, labels = predictions.outputs, predictions.targets
     if metric.startswith("group_"):
         weights = counts.astype(np.float64)
         outputs, labels = group_outputs(predictions)
@@ -114,10 +115,11 @@ def statistic(
 
 def group_outputs(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
     """Return outputs averaged over all windows of a song `[groups, outputs]`, and the targets."""
-    index = predictions.group_index
-    sums = predictions.outputs * predictions.windows[:, None]
+    index, windows = predictions.group_index, predictions.windows
+    sums = np.zeros((predictions.num_groups, predictions.outputs.shape[1]))
+    np.add.at(sums, index, predictions.outputs * windows[:, None])
     targets = predictions.targets[np.unique(index, return_index=True)[1]]
-    return grouped(sums, predictions.windows, index), targets
+    return sums / np.bincount(index, windows)[:, None], targets
 
 
 @lru_cache(maxsize=4)
@@ -165,10 +167,6 @@ def matched(reference: np.ndarray, estimated: np.ndarray, tolerance: float) -> i
             pairs += 1
             free = place + 1
     return pairs
-
-
-def _arrays(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    return predictions.outputs, predictions.targets
 
 
 def _mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:

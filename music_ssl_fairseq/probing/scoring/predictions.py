@@ -35,14 +35,8 @@ class Predictions:
     def save(self, file: str | os.PathLike) -> None:
         """Write an .npz, atomically."""
         with atomic_path(file) as temporary, temporary.open("wb") as handle:
-            np.savez_compressed(
-                handle,
-                names=np.array([name.encode("utf-8", "surrogateescape") for name in self.names]),
-                group_index=self.group_index,
-                outputs=self.outputs,
-                targets=self.targets,
-                windows=self.windows,
-            )
+            names = np.array([name.encode("utf-8", "surrogateescape") for name in self.names])
+            np.savez_compressed(handle, **{**vars(self), "names": names})
 
     @staticmethod
     def load(file: str | os.PathLike) -> "Predictions":
@@ -54,16 +48,3 @@ class Predictions:
                 return Predictions(names, *(stored[key] for key in keys))
         except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
             raise InputError(f"{Path(file)}: not the predictions of a probe ({error})") from None
-
-
-def grouped(values: np.ndarray, counts: np.ndarray, group_index: np.ndarray) -> np.ndarray:
-    """Average over all windows of each song.
-
-    From sums over windows `[..., clips, outputs]` and numbers of windows `[clips]` to
-    `[..., groups, outputs]`.
-    """
-    groups = int(group_index.max()) + 1
-    totals = np.zeros((*values.shape[:-2], groups, values.shape[-1]))
-    for clip, group in enumerate(group_index):
-        totals[..., group, :] += values[..., clip, :]
-    return totals / np.bincount(group_index, counts, groups)[:, None]

@@ -57,14 +57,11 @@ RANKINGS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] 
 }
 
 
-def macro(
-    name: str, scores: np.ndarray, targets: np.ndarray, weights: np.ndarray | None = None
-) -> np.ndarray:
+def macro(name: str, scores: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Average over the classes with both positive and negative examples; NaN without any.
 
     From a key of `RANKINGS`, scores `[N, classes]`, targets `[N, classes]` bool and weights
-    `[W, N]` (by default ones) to `[W]`. A class without a positive example in a weighting is left
-    out of its mean.
+    `[W, N]` to `[W]`. A class without a positive example in a weighting is left out of its mean.
     """
     values = by_class(name, scores, targets, weights)
     known = ~np.isnan(values)
@@ -72,16 +69,11 @@ def macro(
         return np.nansum(values, axis=1) / known.sum(axis=1)
 
 
-def by_class(
-    name: str, scores: np.ndarray, targets: np.ndarray, weights: np.ndarray | None = None
-) -> np.ndarray:
+def by_class(name: str, scores: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Compute the metric of each class with both kinds of examples: `[W, present classes]`."""
-    weights = np.ones((1, len(scores))) if weights is None else weights
     present = np.flatnonzero(present_classes(targets))
-    if not len(present):
-        return np.zeros((len(weights), 0))
     values = [RANKINGS[name](scores[:, c], targets[:, c], weights) for c in present]
-    return np.stack(values, axis=1)
+    return np.stack(values, axis=1) if values else np.zeros((len(weights), 0))
 
 
 def present_classes(targets: np.ndarray) -> np.ndarray:

@@ -102,14 +102,11 @@ def final_predictions(
     return Predictions(names, split.group_index, outputs, targets, windows)
 
 
-def head_scores(collector: Collector, targets: np.ndarray) -> np.ndarray:
+def head_scores(collector: Collector) -> np.ndarray:
     """Compute `spec.metric` of each head's predictions, as `metrics.evaluate` reports it.
 
     Beats are decoded by `peaks`: `dbn` takes half a minute for all heads and a hundred files, which
     is too slow for every epoch.
-
-    Args:
-        targets: `[clips, ...]` of the split, in the units of the outputs.
 
     Returns:
         `[heads]` float64; NaN for a head with an output that is not finite.
@@ -122,7 +119,8 @@ def head_scores(collector: Collector, targets: np.ndarray) -> np.ndarray:
         sums, counts = collector.sums()
         outputs = sums / counts[:, None]
     names = [split.manifest.name(i) for i in range(len(counts))]
-    heads = (Predictions(names, split.group_index, head, targets, counts) for head in outputs)
+    index, targets = split.group_index, split.targets
+    heads = (Predictions(names, index, head, targets, counts) for head in outputs)
     return np.array([score(split.spec.metric, split.spec, head) for head in heads])
 
 
