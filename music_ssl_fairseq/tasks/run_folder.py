@@ -23,7 +23,6 @@ from music_ssl_fairseq.training.processes import is_distributed
 from music_ssl_fairseq.training.run_state import (
     early_stopping,
     forget_earlier_run,
-    skip_finished_runs,
     take_early_stopping,
 )
 from music_ssl_fairseq.training.saving import LAST, resume_file
@@ -72,7 +71,6 @@ class RunFolder:
         forget_earlier_run()
         if cfg.checkpoint.no_save:
             return
-        skip_finished_runs()
         say_what_does_not_fit()
         check_schedule(cfg)
         if cfg.checkpoint.write_checkpoints_asynchronously:  # makes no checkpoint_last.pt
@@ -215,7 +213,7 @@ class RunFolderTask(FairseqTask):
 
     @property
     def finished(self) -> str:
-        """Return why nothing is left to train, or empty: see `run_state.skip_finished_runs`."""
+        """Return why nothing is left to train, or empty; the training loop asks (`stopping`)."""
         return self.run.finished
 
     def state_dict(self) -> dict[str, Any]:

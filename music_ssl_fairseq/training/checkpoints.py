@@ -132,12 +132,6 @@ def damage(path: str | os.PathLike) -> str | None:
     return f"{part} is not as it was written" if part else None
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of killed processes."""
-    for file in folder.glob(".*.tmp.pt"):
-        file.unlink(missing_ok=True)
-
-
 def checkpoint_to_resume(folder: Path, expected: Path, suffix: str) -> Path | None:
     """Return the checkpoint to resume from: `expected`, or the newest whole one of its folder.
 

@@ -1,26 +1,7 @@
 """What fairseq's training loop keeps of a run in functions and modules of its own."""
 
 import contextlib
-import functools
 from typing import Any
-
-
-@functools.cache
-def skip_finished_runs() -> None:
-    """Let fairseq train nothing if the task's run is `finished`.
-
-    Started again after its last update, fairseq's loop would make and save one more.
-    """
-    from fairseq_cli import train as command
-
-    train = command.train
-
-    def train_what_is_left(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> tuple[list, bool]:
-        if getattr(task, "finished", ""):
-            return [None], True
-        return train(cfg, trainer, task, epoch_itr)
-
-    command.train = train_what_is_left
 
 
 def forget_earlier_run() -> None:

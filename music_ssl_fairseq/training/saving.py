@@ -16,6 +16,7 @@ from fairseq.trainer import Trainer
 
 from music_ssl_fairseq.compat import one_line_errors
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.runtime.files import remove_temporary
 from music_ssl_fairseq.training import checkpoints
 from music_ssl_fairseq.training.background import writer
 
@@ -127,12 +128,6 @@ def finish_saving() -> None:
         writer.wait()
 
 
-def check_saving() -> None:
-    """End the run in one line if a checkpoint could not be written."""
-    with one_line_errors():
-        writer.check()
-
-
 def resume_file(cfg: Any, suffix: str) -> Path:
     """Return the file from which training resumes, by fairseq's rules."""
     if cfg.restore_file == LAST:
@@ -157,7 +152,7 @@ def _find_in_all_processes(trainer: Any, folder: Path, expected: Path) -> Path |
     found: tuple[str | None, str | None] = (None, None)  # of types that others read safely
     if trainer.data_parallel_rank == 0:
         try:
-            checkpoints.remove_leftovers(folder)
+            remove_temporary(folder)  # of killed processes
             suffix = trainer.checkpoint_suffix
             whole = checkpoints.checkpoint_to_resume(folder, expected, suffix)
             found = str(whole) if whole else None, None

@@ -20,15 +20,11 @@ from fairseq.trainer import Trainer
 from music_ssl_fairseq.compat import one_line_errors
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.typed import with_setting
+from music_ssl_fairseq.training.background import writer
 from music_ssl_fairseq.training.interruption import RESUBMIT, interruption
 from music_ssl_fairseq.training.narration import narration, say, shown
 from music_ssl_fairseq.training.processes import is_distributed
-from music_ssl_fairseq.training.saving import (
-    check_saving,
-    finish_saving,
-    prepare_saving,
-    resume_file,
-)
+from music_ssl_fairseq.training.saving import finish_saving, prepare_saving, resume_file
 
 _PENDING = "after_update"
 """Key in a checkpoint for what is still due after its update: saving and validation."""
@@ -89,13 +85,43 @@ def _rate_ends_run(trainer: Any) -> bool:
     return True
 
 
-def _lr_step(trainer: Any, step: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
-    """Set the learning rate after an epoch; at `stop_min_lr` fairseq's loop ends."""
-    rate = step(trainer, *args, **kwargs)
-    if rate <= trainer.cfg.optimization.stop_min_lr:
+def _train(
+    original: Callable[..., Any],
+    validate_and_save: Callable[..., Any],
+    cfg: Any,
+    trainer: Any,
+    task: Any,
+    epoch_itr: Any,
+) -> Any:
+    """Train an epoch with fairseq's function, after what is pending from the run before.
+
+    Nothing if the run is finished: fairseq's loop would make and save one more update.
+    """
+    if getattr(task, "finished", ""):
+        return [None], True
+    pending, trainer.pending = trainer.pending, None
+    if pending:
+        position, epoch, end = (pending[key] for key in ("position", "epoch", "end_of_epoch"))
+        # An epoch's iterator in its state after the last run's last update.
+        resumed_itr = SimpleNamespace(
+            epoch=epoch, end_of_epoch=lambda: end, state_dict=lambda: position
+        )
+        subsets = cfg.dataset.valid_subset.split(",")
+        losses, stop = validate_and_save(cfg, trainer, task, resumed_itr, subsets, end)
+        if stop:
+            finish_saving()
+            narration.end()
+            return losses, stop
+        if end and trainer.lr_step(epoch, losses[0]) <= cfg.optimization.stop_min_lr:
+            return losses, True
+    losses, stop = original(cfg, trainer, task, epoch_itr)
+    limit = cfg.optimization.max_epoch or math.inf
+    if stop or epoch_itr.next_epoch_idx > limit:
+        if not stop and epoch_itr.epoch % cfg.checkpoint.save_interval:
+            _save(cfg, trainer, epoch_itr, pending=False)  # fairseq keeps nothing of this epoch
         finish_saving()  # the program may end here
         narration.end()
-    return rate
+    return losses, stop
 
 
 def _train_step(trainer: Any, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -103,34 +129,12 @@ def _train_step(trainer: Any, step: Callable[..., Any], *args: Any, **kwargs: An
     return step(trainer, *args, **kwargs)
 
 
-def _valid_step(trainer: Any, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    result = step(trainer, *args, **kwargs)
-    if interruption.training and _stop_requested(trainer) and not trainer.at_last_update:
-        raise _ValidationAbandoned
-    return result
-
-
-def _aggregate(
-    trainer: Any, aggregate: Callable[..., Any], logs: Any, *stats: Any, **kwargs: Any
-) -> Any:
-    """Sum a flag for received signals over processes, with what is summed anyway."""
-    flag = float(interruption.received is not None)
-    logs, (*stats, received) = aggregate(trainer, logs, *stats, flag, **kwargs)
-    interruption.agreed = interruption.agreed or bool(received > 0)
-    return logs, stats
-
-
-def _stop_requested(trainer: Any) -> bool:
-    if trainer.data_parallel_world_size == 1:
-        return interruption.received is not None
-    return interruption.agreed
-
-
 def _validate_and_save(
     original: Callable[..., Any], cfg: Any, trainer: Any, task: Any, epoch_itr: Any, *args: Any
 ) -> Any:
     """Run fairseq's function, which it calls after every update, and stop if a signal came."""
-    check_saving()
+    with one_line_errors():
+        writer.check()
     prepare_saving(trainer)
     narration.update()
     last = 0 < (cfg.optimization.max_update or 0) <= trainer.get_num_updates()
@@ -155,6 +159,13 @@ def _validate_and_save(
     return result
 
 
+def _valid_step(trainer: Any, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    result = step(trainer, *args, **kwargs)
+    if interruption.training and _stop_requested(trainer) and not trainer.at_last_update:
+        raise _ValidationAbandoned
+    return result
+
+
 def _valid_stats(
     original: Callable[..., Any], cfg: Any, trainer: Any, stats: dict[str, Any], *args: Any
 ) -> dict[str, Any]:
@@ -167,6 +178,31 @@ def _valid_stats(
             with_setting(f"checkpoint.best_checkpoint_metric={near[0]}"),
         )
     return original(cfg, trainer, stats, *args)
+
+
+def _stop_requested(trainer: Any) -> bool:
+    if trainer.data_parallel_world_size == 1:
+        return interruption.received is not None
+    return interruption.agreed
+
+
+def _aggregate(
+    trainer: Any, aggregate: Callable[..., Any], logs: Any, *stats: Any, **kwargs: Any
+) -> Any:
+    """Sum a flag for received signals over processes, with what is summed anyway."""
+    flag = float(interruption.received is not None)
+    logs, (*stats, received) = aggregate(trainer, logs, *stats, flag, **kwargs)
+    interruption.agreed = interruption.agreed or bool(received > 0)
+    return logs, stats
+
+
+def _lr_step(trainer: Any, step: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+    """Set the learning rate after an epoch; at `stop_min_lr` fairseq's loop ends."""
+    rate = step(trainer, *args, **kwargs)
+    if rate <= trainer.cfg.optimization.stop_min_lr:
+        finish_saving()  # the program may end here
+        narration.end()
+    return rate
 
 
 def _save(cfg: Any, trainer: Any, epoch_itr: Any, pending: bool) -> None:
@@ -187,11 +223,6 @@ def _save(cfg: Any, trainer: Any, epoch_itr: Any, pending: bool) -> None:
         trainer.save_checkpoint(str(_resume_path(cfg, trainer)), state)
 
 
-def _resume_path(cfg: Any, trainer: Any) -> Path:
-    expected = resume_file(cfg.checkpoint, trainer.checkpoint_suffix)
-    return Path(cfg.checkpoint.save_dir, expected.name)
-
-
 def _exit(cfg: Any, trainer: Any) -> None:
     finish_saving()
     file = _resume_path(cfg, trainer)
@@ -206,35 +237,6 @@ def _exit(cfg: Any, trainer: Any) -> None:
     raise SystemExit(RESUBMIT)
 
 
-def _train(
-    original: Callable[..., Any],
-    validate_and_save: Callable[..., Any],
-    cfg: Any,
-    trainer: Any,
-    task: Any,
-    epoch_itr: Any,
-) -> Any:
-    """Train an epoch with fairseq's function, after what is pending from the run before."""
-    pending, trainer.pending = trainer.pending, None
-    if pending:
-        position, epoch, end = (pending[key] for key in ("position", "epoch", "end_of_epoch"))
-        # An epoch's iterator in its state after the last run's last update.
-        resumed_itr = SimpleNamespace(
-            epoch=epoch, end_of_epoch=lambda: end, state_dict=lambda: position
-        )
-        subsets = cfg.dataset.valid_subset.split(",")
-        losses, stop = validate_and_save(cfg, trainer, task, resumed_itr, subsets, end)
-        if stop:
-            finish_saving()
-            narration.end()
-            return losses, stop
-        if end and trainer.lr_step(epoch, losses[0]) <= cfg.optimization.stop_min_lr:
-            return losses, True
-    losses, stop = original(cfg, trainer, task, epoch_itr)
-    limit = cfg.optimization.max_epoch or math.inf
-    if stop or epoch_itr.next_epoch_idx > limit:
-        if not stop and epoch_itr.epoch % cfg.checkpoint.save_interval:
-            _save(cfg, trainer, epoch_itr, pending=False)  # fairseq keeps nothing of this epoch
-        finish_saving()  # the program may end here
-        narration.end()
-    return losses, stop
+def _resume_path(cfg: Any, trainer: Any) -> Path:
+    expected = resume_file(cfg.checkpoint, trainer.checkpoint_suffix)
+    return Path(cfg.checkpoint.save_dir, expected.name)

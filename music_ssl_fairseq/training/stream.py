@@ -48,18 +48,12 @@ class _Items(torch.utils.data.Dataset):
         return self._dataset.item(index, epoch)
 
 
-class _Batches:
-    """Batches from a position on, without end: a loader's sampler."""
-
-    def __init__(self, plans: Plans, epoch: int, first: int):
-        self._plans, self._epoch, self._first = plans, epoch, first
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, first = self._epoch, self._first
-        while True:
-            for batch in self._plans[epoch][first:]:
-                yield [(epoch, int(index)) for index in batch]
-            epoch, first = epoch + 1, 0
+def _places(plans: Plans, epoch: int, first: int) -> Iterator[list[tuple[int, int]]]:
+    """Yield the places of each batch from a position on, without end: a loader's sampler."""
+    while True:
+        for batch in plans[epoch][first:]:
+            yield [(epoch, int(index)) for index in batch]
+        epoch, first = epoch + 1, 0
 
 
 class _Endless:
@@ -96,16 +90,13 @@ class Stream:
 
         Args:
             dataset: has `item(index, epoch)`.
-            plans: the epochs' batches.
-            position: epoch and batch to begin with.
             buffer_size: batches that are kept ready, beside those of the loader's workers.
             loading: arguments of torch's DataLoader.
         """
         self.position = position
         self.plans = plans
-        self._batches = _Batches(plans, *position)
         self.loader = torch.utils.data.DataLoader(
-            _Items(dataset), batch_sampler=self._batches, **loading
+            _Items(dataset), batch_sampler=_places(plans, *position), **loading
         )
         self._buffer_size = buffer_size
         self._source: Any = None
