@@ -22,11 +22,7 @@ _MAX_UNREADABLE = 20  # tracks after which the job stops
 
 @dataclass
 class BlockJob:
-    """A job, and the tracks of a manifest that it is applied to.
-
-    Attributes:
-        blocks: ranges of tracks, which follow from `num_samples`.
-    """
+    """A job, and the tracks of a manifest that it is applied to."""
 
     name: str  # of its files in the checkpoint dir
     description: str  # beside its progress bar
@@ -36,7 +32,8 @@ class BlockJob:
     # else are made again
     source: Callable[[range], str | None]
     skip_unreadable: bool = False  # count a track that cannot be read as one with an empty result
-    errors: dict[int, AudioError] = field(default_factory=dict, init=False)
+    blocks: list[range] = field(init=False)  # of tracks; they follow from `num_samples`
+    errors: dict[int, AudioError] = field(default_factory=dict, init=False)  # of tracks
     _sources: dict[int, str] = field(default_factory=dict, init=False)
 
     def __post_init__(self):
@@ -60,7 +57,7 @@ class BlockJob:
         with self._bar(done, numbers) as bar:
             busy = self._run(done, numbers, job, pool, bar)
             while busy:
-                with done.locked(lock_name(self.name, busy[0])):
+                with done.locked(done.block(self.name, busy[0]).stem):
                     pass
                 busy = self._run(done, busy, job, pool, bar)
         if self.errors and not self.skip_unreadable:
@@ -164,7 +161,7 @@ class Claims:
             file = self._done.block(self._job, number)
             if file.exists():
                 continue
-            release = self._done.claim(lock_name(self._job, number))
+            release = self._done.claim(file.stem)
             if release is None:
                 self.busy.append(number)
             elif file.exists():  # another process has finished it since
@@ -185,8 +182,3 @@ class Claims:
     def release_all(self) -> None:
         while self._held:
             self.release_first()
-
-
-def lock_name(job: str, number: int) -> str:
-    """Return the name of a block's lock in the checkpoint dir."""
-    return f"{job}-{number:05d}"

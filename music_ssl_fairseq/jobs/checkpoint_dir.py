@@ -21,9 +21,9 @@ from music_ssl_fairseq.runtime.files import atomic_path, lock
 from music_ssl_fairseq.runtime.npy import UNREADABLE
 
 _DAMAGED: tuple[type[Exception], ...] = (
-    zipfile.BadZipFile, zlib.error, NotImplementedError, AttributeError,
+    *(zipfile.BadZipFile, zlib.error, NotImplementedError, AttributeError),
     *UNREADABLE,
-)  # fmt: skip
+)
 """What reading a damaged .npz raises."""
 
 

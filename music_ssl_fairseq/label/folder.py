@@ -194,7 +194,7 @@ class LabelFolder:
             "manifest_sha256": checksum(manifest.file),
             "audio": audio_identity(manifest),
             "names": note_names(manifest.name, len(manifest)),
-            **joined.usage.summary(),
+            **joined.summary(),
             "unreadable": joined.unreadable,
             "silent": list(silent),
             "sha256": {

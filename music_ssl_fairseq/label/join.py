@@ -11,33 +11,40 @@ import numpy as np
 
 from music_ssl_fairseq.data.unit_memmap import memmap_files
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.jobs.checkpoint_dir import CheckpointDir
+from music_ssl_fairseq.jobs.checkpoint_dir import Block, CheckpointDir
 from music_ssl_fairseq.label.assign import unit_type
 from music_ssl_fairseq.runtime.files import atomic_path
 from music_ssl_fairseq.runtime.npy import write_header
 
+_MONOTONOUS_SHARE = 0.8  # of a track's labels
 
-class Usage:
-    """Counts over all tracks of a split.
+
+class Joined:
+    """Counts of a split's labels, track by track.
 
     Attributes:
-        k: number of units.
         counts: `[k]` labels of each unit.
         runs: stretches of equal labels, none longer than a track.
         tracks: lines counted, empty ones included.
+        unreadable: tracks without labels because they could not be read.
+        monotonous: tracks of which one unit has nearly all labels: they may be silent.
     """
 
     def __init__(self, k: int):
-        self.k = k
         self.counts = np.zeros(k, np.int64)
         self.runs = self.tracks = 0
+        self.unreadable: list[int] = []
+        self.monotonous: list[int] = []
 
     def add(self, units: np.ndarray) -> None:
         """Count one track: `[frames]` integers in [0, k)."""
-        self.counts += np.bincount(units, minlength=self.k)
-        self.tracks += 1
+        counts = np.bincount(units, minlength=len(self.counts))
         if len(units):
             self.runs += 1 + int(np.count_nonzero(np.diff(units)))
+            if counts.max() > _MONOTONOUS_SHARE * len(units):
+                self.monotonous.append(self.tracks)
+        self.counts += counts
+        self.tracks += 1
 
     def summary(self) -> dict[str, float]:
         """Return the figures for metadata.json.
@@ -57,27 +64,6 @@ class Usage:
         }
 
 
-_MONOTONOUS_SHARE = 0.8  # of a track's labels
-
-
-class Joined:
-    """What was found while joining.
-
-    Attributes:
-        usage: of the units.
-        unreadable: tracks without labels because they could not be read.
-        monotonous: tracks of which one unit has nearly all labels: they may be silent.
-        words: each unit's text.
-    """
-
-    def __init__(self, k: int):
-        self.usage = Usage(k)
-        self.unreadable: list[int] = []
-        self.monotonous: list[int] = []
-        # Looking a unit's text up takes half the time of making it.
-        self.words = [str(unit) for unit in range(k)]
-
-
 def join(work: CheckpointDir, stage: str, num_blocks: int, target: Path, k: int) -> Joined:
     """Write `SPLIT.km`, `SPLIT.units.npy` and `SPLIT.offsets.npy`, in this order.
 
@@ -90,8 +76,10 @@ def join(work: CheckpointDir, stage: str, num_blocks: int, target: Path, k: int)
     Raises:
         InputError: if not a single track could be read.
     """
-    offsets = _offsets(work, stage, num_blocks)
+    lengths = [work.load_lengths(stage, number) for number in range(num_blocks)]
+    offsets = np.cumsum(np.concatenate([[0], *lengths])).astype(np.int64)
     joined = Joined(k)
+    words = [str(unit) for unit in range(k)]  # looked up in half the time of making them
     units_target, offsets_target = memmap_files(target)
     with (
         atomic_path(offsets_target) as offsets_file,
@@ -103,7 +91,7 @@ def join(work: CheckpointDir, stage: str, num_blocks: int, target: Path, k: int)
         with text_file.open("wb") as text, units_file.open("wb") as array:
             write_header(array, np.dtype(unit_type(k)), (int(offsets[-1]),))
             for number in range(num_blocks):
-                _join_block(work, stage, number, text, array, joined)
+                _join_block(work.load_block(stage, number), text, array, joined, words)
         # Not older than the text, however long the system takes to write them.
         os.utime(units_file)
         os.utime(offsets_file)
@@ -115,20 +103,11 @@ def join(work: CheckpointDir, stage: str, num_blocks: int, target: Path, k: int)
     return joined
 
 
-def _offsets(work: CheckpointDir, stage: str, num_blocks: int) -> np.ndarray:
-    lengths = [work.load_lengths(stage, number) for number in range(num_blocks)]
-    return np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
-
-
 def _join_block(
-    work: CheckpointDir, stage: str, number: int, text: BinaryIO, array: BinaryIO, joined: Joined
+    block: Block, text: BinaryIO, array: BinaryIO, joined: Joined, words: list[str]
 ) -> None:
-    block = work.load_block(stage, number)
-    joined.unreadable += (joined.usage.tracks + block.unreadable).tolist()
+    joined.unreadable += (joined.tracks + block.unreadable).tolist()
     array.write(block.values.tobytes())
     for units in np.split(block.values, np.cumsum(block.lengths)[:-1]):
-        words = map(joined.words.__getitem__, units.tolist())
-        text.write(" ".join(words).encode() + b"\n")
-        if len(units) and np.bincount(units).max() > _MONOTONOUS_SHARE * len(units):
-            joined.monotonous.append(joined.usage.tracks)
-        joined.usage.add(units)
+        text.write(" ".join(map(words.__getitem__, units.tolist())).encode() + b"\n")
+        joined.add(units)

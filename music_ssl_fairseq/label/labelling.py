@@ -13,7 +13,7 @@ from music_ssl_fairseq.label.assign import Labeller
 from music_ssl_fairseq.label.fitting import FIT_LOCK
 from music_ssl_fairseq.label.job import Job
 from music_ssl_fairseq.label.join import join
-from music_ssl_fairseq.label.notices import silent_tracks
+from music_ssl_fairseq.label.notices import is_silent
 
 
 def label_split(job: Job, split: str, manifest: Manifest) -> bool:
@@ -32,9 +32,8 @@ def label_split(job: Job, split: str, manifest: Manifest) -> bool:
             f"{folder.path}: no centroids of this recipe to assign; run --stage fit first"
         )
     name = folder.block_name(split, manifest)
-    num_blocks = assign_blocks(
-        job, split, manifest, name, checkpoints, Labeller(job.features, centroids)
-    )
+    labeller = Labeller(job.features, centroids)
+    num_blocks = assign_blocks(job, split, manifest, name, checkpoints, labeller)
     with checkpoints.locked(FIT_LOCK):
         folder.reload()
         if folder.is_finished(split, manifest):
@@ -47,7 +46,8 @@ def label_split(job: Job, split: str, manifest: Manifest) -> bool:
             )
             return False
         joined = join(checkpoints, name, num_blocks, folder.target(split), len(centroids))
-        folder.finish(split, manifest, joined, silent_tracks(manifest, joined.monotonous))
+        silent = [track for track in joined.monotonous if is_silent(manifest, track)]
+        folder.finish(split, manifest, joined, silent)
     return True
 
 

@@ -1,6 +1,6 @@
 """Warn about the music of labelled splits: silence, copies, little validation."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from music_ssl_fairseq import audio
@@ -13,12 +13,8 @@ from music_ssl_fairseq.frames import SAMPLE_RATE
 _CHUNK_SAMPLES = 60 * SAMPLE_RATE
 
 
-def silent_tracks(manifest: Manifest, candidates: Iterable[int]) -> list[int]:
-    """Return those of the candidates that are silent."""
-    return [track for track in candidates if _is_silent(manifest, track)]
-
-
-def _is_silent(manifest: Manifest, track: int) -> bool:
+def is_silent(manifest: Manifest, track: int) -> bool:
+    """Tell whether a track is silent; False if it cannot be read."""
     path = manifest.path(track)
     starts = range(0, int(manifest.num_samples[track]), _CHUNK_SAMPLES)
     try:

@@ -23,7 +23,7 @@ def joined(tmp_path):
         lengths = np.array([len(units) for units in part])
         work.save_block("train", number, Block(np.concatenate(part), lengths, np.zeros(0, int)))
     found = join(work, "train", 2, tmp_path / "train.km", 900)
-    assert found.usage.counts.sum() == sum(LENGTHS)
+    assert found.counts.sum() == sum(LENGTHS)
     assert found.unreadable == []
     return tmp_path / "train.km", tracks
 

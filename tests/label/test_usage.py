@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from music_ssl_fairseq.label.join import Usage
+from music_ssl_fairseq.label.join import Joined
 
 
 def test_usage_of_known_units():
-    usage = Usage(k=5)
+    usage = Joined(k=5)
     usage.add(np.array([0, 0, 0, 1, 1, 0], np.int32))
     usage.add(np.array([], np.int32))
     usage.add(np.array([0, 3], np.int32))
@@ -21,11 +21,11 @@ def test_usage_of_known_units():
 
 
 def test_equal_use_has_perplexity_k():
-    usage = Usage(k=40)
+    usage = Joined(k=40)
     usage.add(np.repeat(np.arange(40), 3))
     assert usage.summary()["perplexity"] == pytest.approx(40)
     assert usage.summary()["mean_run_length"] == 3
 
 
 def test_nothing_counted():
-    assert Usage(k=3).summary()["majority_share"] == 0
+    assert Joined(k=3).summary()["majority_share"] == 0
