@@ -6,9 +6,10 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from manifests_tools.beats import beats_within, read_beat_file, require_ascending
 from manifests_tools.find import require_folder
@@ -57,12 +58,7 @@ example: python -m manifests_tools custom --csv genres.csv --kind multi-class --
 def get_parser() -> argparse.ArgumentParser:
     parser = new_parser("manifests_tools custom", _DESCRIPTION, _EXAMPLE)
     add = parser.add_argument
-    add(
-        "--csv",
-        required=True,
-        metavar="FILE",
-        help="UTF-8; cells separated by , or ; or tabs",
-    )
+    add("--csv", required=True, metavar="FILE", help="UTF-8; cells separated by , or ; or tabs")
     add(
         "--kind",
         required=True,
@@ -130,7 +126,7 @@ def run(
                 f"{option} goes with --kind {' or '.join(kinds)}, not with {kind}",
                 with_options({option: None}),
             )
-    known = _read_classes(Path(classes)) if classes else None
+    known = _read_classes(Path(classes)) if classes else ()
     reader = _CsvReader(file, kind, separator, known, root)
     names = targets.split(",") if targets else None
     metric, name = metric or METRICS[kind][0], name or os.path.basename(os.path.abspath(out))
@@ -147,12 +143,10 @@ def _read_classes(file: Path) -> tuple[str, ...]:
 
 def _read(reader: "_CsvReader", name: str, metric: str, targets: Sequence[str] | None) -> DataSet:
     splits = reader.read()
-    classes: tuple[str, ...] = ()
     labels = {label for items in splits.values() for item in items for label in item.label}
-    if reader.kind == "key":
-        classes = KEYS
-    elif reader.kind in ("multi-class", "multi-label"):
-        classes = reader.classes or tuple(sorted(labels))
+    classes = reader.classes
+    if reader.kind in ("multi-class", "multi-label") and not classes:
+        classes = tuple(sorted(labels))
         if not classes:
             raise InputError(f"{reader.file}: no line has a label")
     alike = {frozenset(item.label) for items in splits.values() for item in items}
@@ -198,14 +192,12 @@ def _targets(file: Path, items: list[Labelled], names: Sequence[str] | None) -> 
 class _CsvReader:
     """Read and check the lines of a CSV."""
 
-    def __init__(
-        self, file: Path, kind: str, separator: str, classes: tuple[str, ...] | None, root: str
-    ):
+    def __init__(self, file: Path, kind: str, separator: str, classes: Sequence[str], root: str):
         self.file = file
         self.root = root
         self.kind = kind
         self.separator = separator
-        self.classes = KEYS if kind == "key" else classes
+        self.classes = KEYS if kind == "key" else tuple(classes)
 
     def read(self) -> dict[str, list[Labelled]]:
         """Return the files of each split: train, valid, and test if the CSV has it."""
@@ -227,8 +219,7 @@ class _CsvReader:
             item = self._item(row, number)
             place = os.path.normpath(item.name), item.segment
             if places.setdefault(place, number) != number:
-                first = places[place]
-                self._refuse(number, f"{item.name} is in line {first} already")
+                self._refuse(number, f"{item.name} is in line {places[place]} already")
             width = width or len(item.label)
             if self.kind == "regression" and len(item.label) != width:
                 self._refuse(number, f"{len(item.label)} numbers, but {width} in the lines above")
@@ -315,14 +306,12 @@ class _CsvReader:
         cells = [row.get("start", ""), row.get("stop", "")]
         if not any(cells):
             return None
-        try:
+        with suppress(ValueError):
             start, stop = (parse_number(cell) for cell in cells)
-        except ValueError:
-            start = stop = 0.0
-        if not 0 <= start < stop:
-            start_cell, stop_cell = map(quoted, cells)
-            self._refuse(number, f"start {start_cell} and stop {stop_cell} are no part in seconds")
-        return start, stop
+            if 0 <= start < stop:
+                return start, stop
+        start_cell, stop_cell = map(quoted, cells)
+        self._refuse(number, f"start {start_cell} and stop {stop_cell} are no part in seconds")
 
     def _split(self, row: dict[str, str], number: int) -> str:
         name = row.get("split", "").lower()
@@ -331,5 +320,5 @@ class _CsvReader:
             self._refuse(number, f"split {quoted(name)} is none of {', '.join(SPLITS)}")
         return split
 
-    def _refuse(self, number: int, reason: str) -> None:
+    def _refuse(self, number: int, reason: str) -> NoReturn:
         raise InputError(f"{self.file}, line {number}: {reason}")
