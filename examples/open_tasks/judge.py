@@ -68,16 +68,17 @@ def run(
         raise InputError(f"--jobs {jobs}: give the number of processes, at least 1")
     _refuse_copies(upstreams)
     form = "small" if small else "full"
-    most = jobs or (1 if cpu or available_cpus() < 2 * _JOBS else _JOBS)
-    if most > 1:  # it imports while the tasks' folders are made
+    at_once = jobs or (1 if cpu or available_cpus() < 2 * _JOBS else _JOBS)
+    if at_once > 1:  # it imports while the tasks' folders are made
         start_server(["music_ssl_fairseq.probing.several"])
     chosen = tasks.chosen(tasks_named, data)
     for task in chosen:
         tasks.build(task, data, out / form / "tasks" / task.name, small)
-    jobs = jobs or (most if most == 1 or _is_roomy_gpu() else 1)
-    groups = [chosen] if jobs == 1 else tasks.side_by_side(chosen)
+    if jobs is None and not _is_roomy_gpu():  # which imports torch
+        at_once = 1
+    groups = [chosen] if at_once == 1 else tasks.side_by_side(chosen)
     items = [(name, group) for name in upstreams for group in groups]
-    workers = 0 if jobs == 1 else min(jobs, len(items))
+    workers = 0 if at_once == 1 else min(at_once, len(items))
     pool = WorkerPool(workers, advice="the same command continues; give fewer --jobs")
     job = partial(judge, out=out.resolve(), form=form, cpu=cpu, seeds=seeds)
     began, folders = time.monotonic(), {}
