@@ -6,14 +6,13 @@ processes, its count means other crops: some come twice, others never, or the ru
 are left keep their order and are batched anew.
 """
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-from fairseq.data import data_utils, iterators
+from fairseq.data import iterators
 
 from music_ssl_fairseq.compat import one_line_errors
 from music_ssl_fairseq.errors import InputError
@@ -136,18 +135,10 @@ class ResumableEpochs(iterators.EpochBatchIterator):
     def _shuffled(self, batching: Batching, epoch: int, shuffle: bool) -> list[Any]:
         """Return all batches of an epoch, in the order of all processes together."""
         self.dataset.set_epoch(epoch)
-        whole = copy.copy(self)
-        whole._resumed_epoch = 0
-        whole.num_shards = batching.num_shards
-        with data_utils.numpy_seed(self.seed + epoch):  # as fairseq's tasks do
-            whole._frozen_batches = tuple(
-                batching.batches(self.dataset, self.dataset.ordered_indices())
-            )
-        shards = []
-        for shard in range(batching.num_shards):
-            whole.shard_id = shard
-            shards.append(whole.ordered_batches(epoch, False, shuffle))
-        return [batch for at_once in zip(*shards, strict=True) for batch in at_once]
+        batches = batching.batches(self.dataset, self.dataset.ordered_indices())
+        if shuffle:
+            batches = self._shuffle(batches, epoch, batching.num_shards)
+        return [*batches, *([[]] * (-len(batches) % batching.num_shards))]
 
     def ordered_batches(self, epoch: int, fix_batches_to_gpus: bool, shuffle: bool) -> list[Any]:
         """Return this process's batches; in a resumed epoch, empty ones up to its position."""
@@ -206,28 +197,23 @@ class ResumableEpochs(iterators.EpochBatchIterator):
             self._stream = None
 
     def _plan(self, epoch: int, shuffle: bool, fix_batches_to_gpus: bool) -> Plan:
-        """Return an epoch's batches of this process, as `ordered_batches` does, in any thread.
-
-        fairseq draws from numpy's global generator, which another thread may be using.
-        """
+        """Return an epoch's batches of this process, as `ordered_batches` does, in any thread."""
         if epoch == self._resumed_epoch and self.batching is not None:
             batches = self.ordered_batches(epoch, fix_batches_to_gpus, shuffle)
         else:
             assert self.batches_of is not None
             batches = self.batches_of(epoch)
             if shuffle:
-                batches = self._shuffle(batches, np.random.RandomState(self.seed + epoch))
+                batches = self._shuffle(batches, epoch, self.num_shards)
             shard = self.num_shards, self.shard_id
             batches = list(iterators.ShardedIterator(batches, *shard, fill_value=[]))
         return batches[: len(batches) - self.skip_remainder_batch]
 
-    def _shuffle(self, batches: list[Any], generator: np.random.RandomState) -> list[Any]:
-        if not self.grouped_shuffling:
-            generator.shuffle(batches)
-            return batches
-        size = self.num_shards
+    def _shuffle(self, batches: list[Any], epoch: int, num_shards: int) -> list[Any]:
+        """Shuffle as fairseq does, without the global generator, which other threads may use."""
+        size = num_shards if self.grouped_shuffling else 1
         groups = [batches[i * size : (i + 1) * size] for i in range(len(batches) // size)]
-        generator.shuffle(groups)
+        np.random.RandomState(self.seed + epoch).shuffle(groups)
         return [batch for group in groups for batch in group]
 
 
