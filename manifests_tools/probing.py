@@ -194,11 +194,7 @@ def _name_late_beats(split: str, items: list[Labelled], used: list[Example]) -> 
 
 
 def _summarise(
-    folder: Path,
-    task: ProbingSpec,
-    examples: Splits,
-    left_out: list[LeftOut],
-    labelled: int,
+    folder: Path, task: ProbingSpec, examples: Splits, left_out: list[LeftOut], labelled: int
 ) -> None:
     for split, lines in examples.items():
         beside = ""

@@ -69,13 +69,7 @@ GRAPHS = ("onnx", "torch")
 def get_parser() -> argparse.ArgumentParser:
     parser = new_parser("music_ssl_fairseq export", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
-    add(
-        "--checkpoint",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help=f"the model: {CHECKPOINT}",
-    )
+    add("--checkpoint", type=Path, required=True, metavar="FILE", help=f"the model: {CHECKPOINT}")
     add("--to", type=Path, metavar="DIR", help="folder to write to; not needed with --push")
     add("--format", choices=FORMATS, default="huggingface", help="see above (default: %(default)s)")
     add(

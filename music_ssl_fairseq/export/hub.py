@@ -20,10 +20,7 @@ def push(folder: Path, files: list[str], repository: str, message: str) -> str:
     with one_line(PREFIX + repository):
         api.create_repo(repository, exist_ok=True)
         commit = api.upload_folder(
-            repo_id=repository,
-            folder_path=folder,
-            allow_patterns=files,
-            commit_message=message,
+            repo_id=repository, folder_path=folder, allow_patterns=files, commit_message=message
         )
     return f"{PREFIX}{repository}@{commit.oid}"
 

@@ -46,13 +46,7 @@ _COMPILE_SECONDS = 100 * 3600  # of audio from which compiling kernels, about a 
 def get_parser() -> argparse.ArgumentParser:
     parser = new_parser("music_ssl_fairseq extract", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
-    add(
-        "--checkpoint",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help=f"the model: {CHECKPOINT}",
-    )
+    add("--checkpoint", type=Path, required=True, metavar="FILE", help=f"the model: {CHECKPOINT}")
     add("--manifest", type=Path, required=True, metavar="TSV", help="list of the tracks")
     add("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     add(

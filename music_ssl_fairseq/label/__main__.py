@@ -83,11 +83,7 @@ def get_parser() -> argparse.ArgumentParser:
         "features, each scaled to the same spread. mfcc,chroma makes several sets of labels in one "
         "pass, each in LABELS/NAME (default: %(default)s)",
     )
-    add(
-        "--checkpoint",
-        metavar="FILE",
-        help=f"the model of --features deep: {CHECKPOINT}",
-    )
+    add("--checkpoint", metavar="FILE", help=f"the model of --features deep: {CHECKPOINT}")
     add(
         "--layer",
         type=whole_number(0),

@@ -23,39 +23,32 @@ EXAMPLES = "example: python -m music_ssl_fairseq report runs/probing --out repor
 
 def get_parser() -> argparse.ArgumentParser:
     parser = new_parser("music_ssl_fairseq report", DESCRIPTION, EXAMPLES)
-    parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="DIR", help="folders with runs, at any depth"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("folders", nargs="+", type=Path, metavar="DIR", help="folders with runs, at any depth")
+    add(
         "--out",
         type=Path,
         default=Path("report"),
         metavar="DIR",
         help="folder to write to (default: report)",
     )
-    parser.add_argument(
-        "--split", default="test", help="split that was scored: test or valid (default: test)"
-    )
-    parser.add_argument(
+    add("--split", default="test", help="split that was scored: test or valid (default: test)")
+    add(
         "--resamples",
         type=whole_number(2),
         default=1000,
         metavar="N",
         help="resamples of the bootstrap behind the intervals (default: 1000)",
     )
-    parser.add_argument(
+    add(
         "--seed",
         type=whole_number(0),
         default=0,
         metavar="N",
         help="seed of the bootstrap (default: 0)",
     )
-    parser.add_argument(
-        "--no-plot", action="store_true", help="leave out figures, for which matplotlib is needed"
-    )
-    parser.add_argument(
-        "--study", action="store_true", help="DIR is the results folder of examples/study"
-    )
+    add("--no-plot", action="store_true", help="leave out figures, for which matplotlib is needed")
+    add("--study", action="store_true", help="DIR is the results folder of examples/study")
     return parser
 
 

@@ -22,11 +22,7 @@ _NUM_COLOURS = 10
 
 def draw(rows: Rows, out: Path) -> dict[str, Any]:
     """Write the figures that the rows have data for; return them by name."""
-    drawn = {
-        SCORES: _heat_map(rows),
-        LAYERS: _layer_curves(rows),
-        TRAINING: _training_curves(rows),
-    }
+    drawn = {SCORES: _heat_map(rows), LAYERS: _layer_curves(rows), TRAINING: _training_curves(rows)}
     found = {name: figure for name, figure in drawn.items() if figure is not None}
     for name, figure in found.items():
         with atomic_path(out / name) as temporary:

@@ -67,14 +67,7 @@ def markdown(
     parts += _front_ends(probes, known)
     others = published(tasks)
     if others:
-        parts += [
-            "## Published",
-            "",
-            PUBLISHED_NOTE,
-            "",
-            *table(others[0], others[1:]),
-            "",
-        ]
+        parts += ["## Published", "", PUBLISHED_NOTE, "", *table(others[0], others[1:]), ""]
     notes = [f"- {note}" for note in remarks(probes, split)]
     if notes:
         parts += ["## Notes", "", *dict.fromkeys(notes), ""]

@@ -95,8 +95,7 @@ class PretrainingConfig(FairseqDataclass):
         "Weights & Biases",
     )
     background_saves: bool = setting(
-        True,
-        "train on while a checkpoint is written. false waits for the disk, as fairseq does",
+        True, "train on while a checkpoint is written. false waits for the disk, as fairseq does"
     )
     # Optional, because fairseq-validate passes null for what its command line does not name.
     mask_prob: Optional[float] = setting(II("model.mask_prob"), "the model's; set it there")
