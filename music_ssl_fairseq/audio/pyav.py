@@ -330,8 +330,7 @@ _held = _Held()
 def opened(name: str, header: AudioHeader, identity: tuple) -> Iterator[PyAVDecoder]:
     """Give a decoder of a file, perhaps one that is in the middle of it.
 
-    Args:
-        identity: changes when another file takes the name, or the file itself changes.
+    `identity` changes when another file takes the name, or the file itself changes.
     """
     # Per process: after a fork, both would share one place in the file.
     key = (os.getpid(), name, *identity)

@@ -36,9 +36,7 @@ def other_track(name: Name, count: int, noted: object) -> int | None:
     """Return the first track found that is not the noted one; None if there is none.
 
     Tracks of equal length give no other sign: after another split, each has the labels of another.
-
-    Args:
-        noted: by `note_names`, of as many tracks; None if nothing was noted.
+    `noted` comes from `note_names`, of as many tracks; None if nothing was noted.
     """
     here = note_names(name, count)
     if not here or not isinstance(noted, str) or len(here) != len(noted):
@@ -100,8 +98,7 @@ def audio_digest(manifest: Manifest, tracks: range, most: int = 200) -> str | No
 def changed_audio(manifest: Manifest, noted: object, made: str) -> str | None:
     """Say that the audio is not what it was; None if it is, or if that is not known.
 
-    Args:
-        noted: the `audio_identity` of when `made` was made, if any was noted.
+    `noted` is the `audio_identity` of when `made` was made, if any was noted.
     """
     found = audio_identity(manifest) if noted else None
     if found in (None, noted):

@@ -113,14 +113,9 @@ class CropPlan:
     def order(self, epoch: int, shuffle: bool = True) -> np.ndarray:
         """Return the order in which to batch: full crops, then shorter ones, longest first.
 
-        All batches but the last few have crops of one length and need no padding. (fairseq shuffles
-        the batches afterwards.)
-
-        Args:
-            shuffle: put the full crops, and shorter ones of equal length, in random order.
-
-        Returns:
-            `[len]` int64, a permutation.
+        A permutation, `[len]` int64. With `shuffle`, the full crops, and shorter ones of equal
+        length, are in random order. All batches but the last few have crops of one length and need
+        no padding. (fairseq shuffles the batches afterwards.)
         """
         if shuffle:
             order = generator(self._seed, epoch, 0, ORDER).permutation(len(self))

@@ -109,10 +109,7 @@ def read_label_rate(label_dir: str | os.PathLike) -> float | None:
 
 
 def choose_label_rate(label_dir: str | os.PathLike, given: float | None) -> float:
-    """Return the labels' rate: the labeler's, or the user's for labels from elsewhere.
-
-    Args:
-        given: labels per second that the user states, if any.
+    """Return the labels' rate: the labeler's, or the one `given` for labels from elsewhere.
 
     Raises:
         InputError: if neither states a rate, or the two differ.

@@ -18,10 +18,7 @@ class LabelSet(NamedTuple):
 
 
 class FrameTargets:
-    """The label of each model frame.
-
-    Args:
-        grid: the model's frames.
+    """The label of each frame of the model's `grid`.
 
     Attributes:
         hop: samples from one label to the next; crops must start on its multiples.

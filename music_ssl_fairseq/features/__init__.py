@@ -133,8 +133,7 @@ class FeatureSpec:
 def front_end(features: FeatureSpec | str) -> FrontEnd:
     """Make a front end, or take the one made before, as a checkpoint takes seconds to load.
 
-    Args:
-        features: which; a name alone is enough for all but `deep`.
+    A name alone is enough for all features but `deep`.
 
     Raises:
         InputError: if there are no such features, or the checkpoint or its layer is none.

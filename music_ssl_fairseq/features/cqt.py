@@ -53,13 +53,8 @@ class Cqt(Framewise):
 def magnitudes(waveform: np.ndarray) -> np.ndarray:
     """Compute the amplitude of each band: that of a sine which has the band's frequency.
 
-    Before its start and after its last whole frame the audio counts as silent.
-
-    Args:
-        waveform: `[T]` float32, 16 kHz.
-
-    Returns:
-        `[GRID.num_frames(T), NUM_BINS]` float32.
+    From `[T]` float32 at 16 kHz to `[GRID.num_frames(T), NUM_BINS]` float32. Before its start and
+    after its last whole frame the audio counts as silent.
     """
     num_frames = GRID.num_frames(len(waveform))
     output = np.empty((num_frames, NUM_BINS), np.float32)

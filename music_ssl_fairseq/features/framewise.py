@@ -103,10 +103,7 @@ has the same features wherever it is, and nothing has to be computed before the 
 
 
 class SideBySide(Framewise):
-    """Values of several front ends side by side.
-
-    Args:
-        parts: front ends by name.
+    """Values of several front ends, given by name, side by side.
 
     Raises:
         InputError: if they have not the same frames.
@@ -140,9 +137,6 @@ class Concatenation(SideBySide):
     So each part's frames lie about 1 from their mean, and each contributes about equally to the
     distances that K-means minimises, however many values it has. Within a part nothing changes:
     MFCC alone and MFCC in a concatenation weigh their coefficients alike.
-
-    Args:
-        parts: front ends by their names in `SCATTER`.
     """
 
     def _values(self, name: str, waveform: np.ndarray) -> np.ndarray:

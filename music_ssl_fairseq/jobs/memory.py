@@ -53,8 +53,7 @@ def model_size(checkpoint: str | None, on_gpu: bool = False) -> int:
 def workers_that_fit(memory: int, workers: int, model: int = 0) -> int:
     """Return how many of `workers` may run at once within `memory` bytes.
 
-    Args:
-        model: see `model_size`. The parent process has one, too.
+    The parent process has a `model`, too, of `model_size` bytes.
 
     Raises:
         InputError: if not even one may.

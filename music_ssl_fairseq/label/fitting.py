@@ -31,12 +31,9 @@ FIT_LOCK = "fit"
 
 
 def fit_centroids(job: Job, manifest: Manifest) -> None:
-    """Sample frames, cluster them, and save the centroids.
+    """Sample frames of the train manifest, cluster them, and save the centroids.
 
     Processes that share a run share the sampling; one of them clusters, and the others wait.
-
-    Args:
-        manifest: of the train split.
 
     Raises:
         InputError: if there are fewer frames than clusters, or a track cannot be read.

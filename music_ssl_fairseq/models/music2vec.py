@@ -290,17 +290,12 @@ def target_layers(cfg: Music2VecConfig, update: int) -> list[int]:
 
 @torch.no_grad()
 def position_share(target: Tensor) -> Tensor:
-    """Compute the share of the targets' variance that a frame's position in its crop explains.
+    """Compute the share of the variance of `[B, frames, D]` that a frame's position explains.
 
     A teacher can keep its variance and yet encode only the position of a frame in its crop, which
     the student predicts easily. The share is the variance over time of the mean over crops, less
-    its expectation by chance, divided by the whole variance.
-
-    Args:
-        target: `[B, frames, D]`.
-
-    Returns:
-        A scalar: about 0 if position explains nothing, 1 if it explains all (0 for a single crop).
+    its expectation by chance, divided by the whole variance: about 0 if position explains nothing,
+    1 if it explains all (0 for a single crop).
     """
     crops = target.size(0)
     if crops < 2:

@@ -83,8 +83,7 @@ class MusicHubertModel(AudioEncoder):
     def __init__(self, cfg: MusicHubertConfig, num_classes: Sequence[int]):
         """Build the encoder and one head per label set.
 
-        Args:
-            num_classes: length of each set's dictionary, with fairseq's four special symbols.
+        `num_classes` are the lengths of their dictionaries, with fairseq's four special symbols.
 
         Raises:
             InputError: if there are neither label sets nor random projections, or

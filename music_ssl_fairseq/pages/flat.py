@@ -10,11 +10,7 @@ _DIMENSIONS = 50  # that t-SNE starts from
 def flat_map(vectors: np.ndarray, seed: int = 0) -> np.ndarray:
     """Place similar vectors near each other, by t-SNE; a few vectors by their principal components.
 
-    Args:
-        vectors: `[n, D]`, finite.
-
-    Returns:
-        `[n, 2]` from 0 to 1. Distances between far points mean little.
+    From finite vectors `[n, D]` to `[n, 2]` from 0 to 1. Distances between far points mean little.
     """
     from sklearn.decomposition import PCA
 

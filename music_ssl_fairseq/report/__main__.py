@@ -61,10 +61,7 @@ def run(
     no_plot: bool = False,
     study: bool = False,
 ) -> str:
-    """Write the report, and return its Markdown.
-
-    Args:
-        study: the folder holds rows of examples/study.
+    """Write the report, or that of a `study`, and return its Markdown.
 
     Raises:
         InputError: if there is no scored probe, or a file of one is damaged.

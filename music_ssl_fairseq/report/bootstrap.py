@@ -46,13 +46,9 @@ def resampled(
 
 
 def interval(metric: str, values: np.ndarray) -> tuple[float, float]:
-    """Compute the 95 % interval of a metric, of a ranking shifted by the resamples' bias.
+    """Compute the 95 % interval of a metric from its `resampled` values, within its range.
 
-    Args:
-        values: as of `resampled`.
-
-    Returns:
-        Both ends, within the metric's range; NaN if the metric itself is NaN.
+    That of a ranking is shifted by the resamples' bias. NaN if the metric itself is NaN.
     """
     low, high = ends(metric, values)
     least = -np.inf if metric.startswith("r2") else 0.0

@@ -61,10 +61,7 @@ def checksum(file: str | os.PathLike) -> str:
 
 
 def require_writable(folder: str | os.PathLike, option: str) -> None:
-    """Refuse a folder that cannot be written or made, before any work is done for it.
-
-    Args:
-        option: names the folder on the command line, for the message.
+    """Refuse a folder, named by a command's `option`, that cannot be written or made.
 
     Raises:
         InputError: if it, or the folder that it would be made in, is no folder or not writable.

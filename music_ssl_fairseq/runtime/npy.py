@@ -72,10 +72,7 @@ def is_whole(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> bool:
 
 
 def read_array(file: str | os.PathLike, way_out: str = "") -> np.memmap:
-    """Map a .npy file for reading.
-
-    Args:
-        way_out: what to do about a file that cannot be used, for the message.
+    """Map a .npy file for reading; `way_out` says what to do about one that cannot be used.
 
     Raises:
         InputError: if it is no whole .npy file of numbers or text.

@@ -51,8 +51,7 @@ def random(
 ) -> Upstream:
     """Build a checkpoint's architecture with weights drawn from `seed`, the baseline of a probe.
 
-    Args:
-        path: as for `load`, or contents already read.
+    It takes what `load` takes, or contents already read.
     """
     from music_ssl_fairseq.upstream.build import random_contents
     from music_ssl_fairseq.upstream.contents import Contents

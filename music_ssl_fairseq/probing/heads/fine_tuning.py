@@ -30,8 +30,7 @@ class FineTunedProbe(HeadGrid):
     def __init__(self, cfg: MusicProbeConfig, inputs: HeadInputs, encoder: Upstream, frames: bool):
         """Unfreeze the layers, and note their learning rates for the optimizer.
 
-        Args:
-            frames: whether a window has one vector per frame, 50 per second.
+        With `frames`, a window has one vector per frame, 50 per second.
 
         Raises:
             InputError: if the settings are not those of one head, or unfreeze nothing below it.
