@@ -78,10 +78,7 @@ def run(
     thorough: bool = False,
     workers: int = 1,
 ) -> int:
-    """Print one line per problem, or that all is well; see `get_parser`.
-
-    Returns:
-        Exit status: 0 if nothing is wrong, 1 otherwise.
+    """Print one line per problem and return 1, or that all is well and return 0.
 
     Raises:
         InputError: if there is no such folder, or the labels' rate is unknown.

@@ -45,8 +45,7 @@ def convert_tracks(
 ) -> tuple[dict[str, str], list[LeftOut]]:
     """Write a copy of each track below `folder`, in parallel; keep existing copies.
 
-    Returns:
-        Source name -> name of its copy, and the damaged tracks.
+    Return source name -> name of its copy, and the damaged tracks.
     """
     targets = target_names([track.name for track in tracks])
     jobs = [(track, targets[track.name]) for track in tracks]

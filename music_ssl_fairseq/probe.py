@@ -94,8 +94,7 @@ def run(
 ) -> list[Path]:
     """Probe what has not been probed, print scores, and write the report.
 
-    Returns:
-        The folders of the results, task by task for each upstream.
+    The folders of the results are returned, task by task for each upstream.
     """
     from music_ssl_fairseq.probing.features.source import open_source
     from music_ssl_fairseq.probing.several import TaskProbe, folder_name, probe_all

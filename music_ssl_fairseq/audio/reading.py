@@ -60,11 +60,8 @@ def read(
 ) -> np.ndarray:
     """Decode `num_samples` samples from `start` on (to the end if None), mono, at `sample_rate`.
 
-    Only the part asked for is decoded, where the format allows it. Fewer samples come back only
-    where the file ends.
-
-    Returns:
-        `[T]` float32.
+    Only the part asked for is decoded, where the format allows it. The result, `[T]` float32, is
+    shorter only where the file ends.
 
     Raises:
         AudioError: if the file is missing, not audio, over 20 ms shorter than its header says,

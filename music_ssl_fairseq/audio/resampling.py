@@ -37,8 +37,7 @@ def resampled_part(
 ) -> np.ndarray:
     """Read the samples `[start, stop)` at `sample_rate`, and beside them what the filter needs.
 
-    Returns:
-        `[T]` float32, shorter than asked for only where the file ends.
+    The result, `[T]` float32, is shorter only where the file ends.
     """
     import scipy.signal
 

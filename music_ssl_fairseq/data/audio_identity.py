@@ -66,10 +66,8 @@ _BLOCK_BYTES = 4096
 def audio_identity(manifest: Manifest, most: int = 200) -> str | None:
     """Digest the audio of all tracks; of more than `most` files, of so many throughout.
 
-    Each opened manifest is looked at once, however many label sets it has.
-
-    Returns:
-        None if a file is missing or no regular file, or is part of a shard.
+    None if a file is missing or no regular file, or is part of a shard. Each opened manifest is
+    looked at once, however many label sets it has.
     """
     return audio_digest(manifest, range(len(manifest)), most)
 

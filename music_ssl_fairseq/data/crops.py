@@ -88,10 +88,7 @@ class CropPlan:
         return min(int(self._num_samples[entry]), self.crop_samples)
 
     def crop(self, index: int, epoch: int) -> tuple[int, int, int]:
-        """Return the place of a crop.
-
-        Returns:
-            Track (as numbered by the `num_samples` given), first sample, and samples.
+        """Return a crop's track (as numbered by `num_samples`), first sample, and samples.
 
         Raises:
             IndexError: if `index` is not in [0, len).

@@ -200,10 +200,7 @@ def fit_as_fairseq(frames: np.ndarray, options: Options) -> tuple[KMeansState, s
     """Cluster frames with scikit-learn's MiniBatchKMeans and the settings of fairseq's scripts.
 
     Twenty starts, batches of 10,000 frames, at most 100 passes, no reassignment: the method of
-    `learn_kmeans.py`, with a seed, for reproductions.
-
-    Returns:
-        The state, and the library's name and version.
+    `learn_kmeans.py`, with a seed, for reproductions. The text is the library's name and version.
     """
     import sklearn
     from sklearn.cluster import MiniBatchKMeans

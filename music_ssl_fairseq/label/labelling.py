@@ -17,10 +17,9 @@ from music_ssl_fairseq.label.notices import is_silent
 
 
 def label_split(job: Job, split: str, manifest: Manifest) -> bool:
-    """Label this shard's part of a split; the process that finds all parts done joins them.
+    """Label this shard's part of a split; return whether the split is finished.
 
-    Returns:
-        Whether the split is finished.
+    The process that finds all parts done joins them.
 
     Raises:
         InputError: if a track cannot be read; what is done is kept.

@@ -99,8 +99,7 @@ class AudioEncoder(BaseFairseqModel):
     def extract(self, waveform: Tensor, execution: Execution | None = None) -> Tensor:
         """Map `[B, T]` to the extractor's features, gradient scaled, and the bands beside it.
 
-        Returns:
-            `[B, frames, channels + pitch bands + mel bands]`, without those that are set to 0.
+        `[B, frames, channels + pitch bands + mel bands]`, without those that are set to 0.
         """
         execution = execution or self.execution
         scale = self.cfg.feature_grad_mult

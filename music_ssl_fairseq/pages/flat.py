@@ -33,10 +33,9 @@ def flat_map(vectors: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def nearest(vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Find each vector's nearest others, by Euclidean distance.
+    """Return Euclidean distances and indices of each vector's nearest others, nearest first.
 
-    Returns:
-        Distances and indices, `[n, count]` each, nearest first; fewer columns if there are fewer.
+    `[n, count]` each; fewer columns if there are fewer.
     """
     from sklearn.neighbors import NearestNeighbors
 
