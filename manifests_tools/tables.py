@@ -99,8 +99,12 @@ def read_named(
     text = _text(file)
     delimiter = max(delimiters, key=text.readline().count)
     text.seek(0)
-    quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
-    reader = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=strict)
+    reader = csv.reader(
+        text,
+        delimiter=delimiter,
+        quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
+        strict=strict,
+    )
     lines = list(_lines(file, reader, blanks))
     header = [name.strip() for name in lines[0].cells] if lines else []
     for place, name in enumerate(header):
