@@ -18,7 +18,7 @@ NEIGHBOUR_WEIGHT = 0.5
 
 
 class ProbingDataset(FairseqDataset):
-    """Items are windows: feature vectors `[vectors, layers, D]`, and the label of their clip.
+    """Windows: feature vectors `[vectors, layers, D]`, and the label of their clip.
 
     A window has one vector, or, for beats, one per frame. The order in training follows from
     (seed, epoch); in evaluation it is that of the manifest, clip by clip.
@@ -66,22 +66,9 @@ class ProbingDataset(FairseqDataset):
         first, count = self._first[index], self._count[index]
         return self._cache.vectors(self.clips[self._clip_of[index]].key)[first : first + count]
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return `features` `[vectors, layers, D]`, `target` `[vectors, ...]`, `clip`, and `first`,
-        the place of the first vector in its clip."""
-        clip = int(self._clip_of[index])
-        first, count = int(self._first[index]), int(self._count[index])
-        if self._frames:
-            target: np.ndarray = self._beat_targets(clip)[first : first + count]
-        else:
-            target = self.split.targets[clip : clip + 1]
-        return {
-            "id": index,
-            "clip": clip,
-            "first": first,
-            "features": self.features(index),
-            "target": target,
-        }
+    def __getitem__(self, index: int) -> int:
+        """Return a window's number, by which `collater` reads it."""
+        return index
 
     def _beat_targets(self, clip: int) -> np.ndarray:
         """Return the targets of a whole clip, `[frames]` float32: 1 at a beat, 0.5 beside one."""
@@ -105,34 +92,40 @@ class ProbingDataset(FairseqDataset):
         clip = self.clips[self._clip_of[index]]
         return clip.path, float(np.abs(self.features(index)).max())
 
-    def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Batch windows.
+    def collater(self, samples: Sequence[int] | np.ndarray) -> dict[str, Any]:
+        """Read and batch B windows, given by their numbers.
 
         Returns:
-            `net_input.features` `[N, layers, D]`, N the vectors of all B windows; `target`
-            `[N, ...]`; `clip` and `first` `[B]`; `sizes`, a list of the B windows' vectors;
-            `batch_size`, windows per mini-batch.
+            `net_input.features` `[N, layers, D]`, N the vectors of all windows; `target`
+            `[N, ...]`; `clip` and `first` `[B]`, the place of the first vector in its clip;
+            `sizes`, a list of the windows' vectors; `batch_size`, windows per mini-batch.
         """
-        if not samples:
+        if not len(samples):
             return {}
-        targets = np.concatenate([sample["target"] for sample in samples])
-        if self.split.spec.kind in ("multi-label", "beats"):
-            targets = targets.astype(np.float32)
+        windows = np.asarray(samples)
         return {
-            "id": torch.tensor([sample["id"] for sample in samples]),
-            "nsentences": len(samples),
-            "ntokens": len(targets),
-            "clip": torch.tensor([sample["clip"] for sample in samples]),
-            "first": torch.tensor([sample["first"] for sample in samples]),
-            "sizes": [len(sample["target"]) for sample in samples],
+            "id": torch.from_numpy(windows),
+            "nsentences": len(windows),
+            "ntokens": int(self._count[windows].sum()),
+            "clip": torch.from_numpy(self._clip_of[windows]),
+            "first": torch.from_numpy(self._first[windows]),
+            "sizes": self._count[windows].tolist(),
             "batch_size": self.batch_size,
-            "target": torch.from_numpy(targets),
-            "net_input": self.net_input(samples),
+            "target": torch.from_numpy(self._targets(windows)),
+            "net_input": self.net_input(windows),
         }
 
-    def net_input(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+    def _targets(self, windows: np.ndarray) -> np.ndarray:
+        if not self._frames:
+            targets = self.split.targets[self._clip_of[windows]]
+            return targets.astype(np.float32) if targets.dtype == bool else targets
+        ends = zip(self._first[windows], self._first[windows] + self._count[windows], strict=True)
+        clips = map(self._beat_targets, self._clip_of[windows])
+        return np.concatenate([clip[a:b] for clip, (a, b) in zip(clips, ends, strict=True)])
+
+    def net_input(self, windows: np.ndarray) -> dict[str, Any]:
         """Return what the model takes."""
-        features = np.concatenate([sample["features"] for sample in samples])
+        features = np.concatenate([self.features(window) for window in windows])
         return {"features": torch.from_numpy(features)}
 
     def size(self, index: int) -> int:
@@ -202,13 +195,13 @@ class WaveformDataset(ProbingDataset):
         samples = read_part(self._grid, clip, window.start, stop)
         return samples_of(samples, 0, window, self._grid, frames)
 
-    def net_input(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+    def net_input(self, windows: np.ndarray) -> dict[str, Any]:
         """Return `waveform` `[B, T]`, zeros after each window's end, `lengths` and `counts`."""
-        waveforms = [sample["features"] for sample in samples]
+        waveforms = [self.features(window) for window in windows]
         lengths = [len(waveform) for waveform in waveforms]
         padded = np.stack([np.pad(w, (0, max(lengths) - len(w))) for w in waveforms])
         return {
             "waveform": torch.from_numpy(padded),
             "lengths": torch.tensor(lengths),
-            "counts": [len(sample["target"]) for sample in samples],
+            "counts": self._count[windows].tolist(),
         }

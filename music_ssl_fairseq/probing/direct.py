@@ -7,7 +7,7 @@ process starts for the next task.
 
 import math
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -155,8 +155,8 @@ class _Windows:
                 "batch_size": self.dataset.batch_size,
             }
 
-    def _collate(self, indices: Iterable[int]) -> dict[str, Any]:
-        found = self.dataset.collater([self.dataset[int(i)] for i in indices])
+    def _collate(self, windows: Sequence[int] | np.ndarray) -> dict[str, Any]:
+        found = self.dataset.collater(windows)
         features = found["net_input"]["features"].to(self._device)
         target = found["target"].to(self._device)
         return found | {"net_input": {"features": features}, "target": target}
