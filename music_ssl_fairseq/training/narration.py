@@ -64,23 +64,19 @@ class Narration:
     """Lines about the training, in the console of the first process; the others print none."""
 
     def __init__(self) -> None:
-        self._cfg: Any = None
-        self._trainer: Any = None
+        self._trainer: Any = None  # while it is narrated
         self._folder = ""
         self._times: list[float] | None = None
 
-    def begin(self, cfg: Any, trainer: Any) -> None:
+    def begin(self, trainer: Any) -> None:
         """Say what is trained, on what, where, and where it is written."""
-        self._cfg = None
-        of_fairseq = not hasattr(trainer.task, "start_lines")  # a stock task beside our package
-        if not is_training_command() or trainer.data_parallel_rank or of_fairseq:
+        self._trainer = None
+        cfg, task = trainer.cfg, trainer.task
+        of_fairseq = not hasattr(task, "start_lines")  # a stock task beside our package
+        if not is_training_command() or trainer.data_parallel_rank or of_fairseq or task.finished:
             return
-        if trainer.task.finished:
-            return
-        self._cfg = cfg
-        self._trainer = trainer
-        self._times = []
-        for line in trainer.task.start_lines(cfg, trainer.get_model()):
+        self._trainer, self._times = trainer, []
+        for line in task.start_lines(cfg, trainer.get_model()):
             say(line)
         say(_device_line(cfg))
         self._folder = shown(os.path.dirname(os.path.abspath(cfg.checkpoint.save_dir)))
@@ -91,9 +87,9 @@ class Narration:
             f"writes to {self._folder}{from_where}{curves if cfg.common.tensorboard_logdir else ''}"
         )
         weights = sum(p.numel() for p in trainer.get_model().parameters())
-        on_cpu = not trainer.cuda and hasattr(trainer.task.cfg, "crop_seconds")
+        on_cpu = not trainer.cuda and hasattr(task.cfg, "crop_seconds")
         if on_cpu and weights > _MAX_WEIGHTS:
-            seconds = (cfg.dataset.batch_size or 0) * trainer.task.cfg.crop_seconds
+            seconds = (cfg.dataset.batch_size or 0) * task.cfg.crop_seconds
             memory = 2 + seconds * _CPU_GB * weights / _BASE_WEIGHTS
             logger.warning(
                 "no GPU: %d million weights take days to train on a CPU, and some %d GB of memory. "
@@ -105,11 +101,11 @@ class Narration:
 
     def update(self) -> None:
         """Note that an update is done."""
-        if self._cfg is None:
+        if self._trainer is None:
             return
         number = self._trainer.get_num_updates()
         now = time.monotonic()
-        total = self._cfg.optimization.max_update or None
+        total = self._trainer.cfg.optimization.max_update or None
         for console in _consoles():
             console.move(number, total, self._folder)
         if self._times is not None:
@@ -129,29 +125,30 @@ class Narration:
 
     def end(self) -> None:
         """Say what came of a training that is complete, and what to do next."""
-        if self._cfg is None:
+        if self._trainer is None:
             return
         _remove_bar()
-        cfg, trainer, task = self._cfg, self._trainer, self._trainer.task
+        trainer, cfg = self._trainer, self._trainer.cfg
         spent = duration(trainer.cumulative_training_time())
         say(f"trained: {trainer.get_num_updates()} updates in {spent}{self._best()}")
         if not cfg.checkpoint.no_save:
-            say(f"next: {shell_line(task.next_command(cfg))}")
-        self._cfg = None
+            say(f"next: {shell_line(trainer.task.next_command(cfg))}")
+        self._trainer = None
 
     def stop(self) -> str:
         """Remove the bar; return what is best so far, for the line about an interruption."""
         _remove_bar()
-        found = self._best() if self._cfg is not None else ""
-        self._cfg = None
+        found = self._best() if self._trainer is not None else ""
+        self._trainer = None
         return found
 
     def _best(self) -> str:
-        best = self._trainer.task.best_line(self._cfg)
+        cfg = self._trainer.cfg
+        best = self._trainer.task.best_line(cfg)
         if not best:
             return ""
         name = f"checkpoint_best{self._trainer.checkpoint_suffix}.pt"
-        file = Path(self._cfg.checkpoint.save_dir, name)
+        file = Path(cfg.checkpoint.save_dir, name)
         # A run that continues another's file may never be better than that one.
         return f"; best {best}, {shown(file)}" if file.exists() else f"; {best}"
 

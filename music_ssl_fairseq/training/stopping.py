@@ -65,7 +65,7 @@ def _load_checkpoint(load: Callable[..., Any], cfg: Any, trainer: Any, **kwargs:
     if extra_state and _PENDING in extra_state and not cfg.reset_dataloader:
         trainer.pending = {"position": extra_state["train_iterator"], **extra_state[_PENDING]}
     if not _rate_ends_run(trainer):
-        narration.begin(trainer.cfg, trainer)
+        narration.begin(trainer)
     return extra_state, epoch_itr
 
 

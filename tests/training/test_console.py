@@ -124,11 +124,8 @@ def test_the_time_to_go_is_measured(monkeypatch, caplog, seconds, line):
     monkeypatch.setattr(narration.time, "monotonic", lambda: next(now))
     updates = iter(range(1, 100))
     found = narration.Narration()
-    found._trainer = SimpleNamespace(get_num_updates=lambda: next(updates))
-    found._cfg = SimpleNamespace(
-        optimization=SimpleNamespace(max_update=101),
-        checkpoint=SimpleNamespace(save_dir="runs/x/checkpoints"),
-    )
+    cfg = SimpleNamespace(optimization=SimpleNamespace(max_update=101))
+    found._trainer = SimpleNamespace(get_num_updates=lambda: next(updates), cfg=cfg)
     found._times = []
     for _ in range(len(seconds) + 1):
         assert not caplog.messages
