@@ -21,45 +21,16 @@ from music_ssl_fairseq.frames import LENGTH_TOLERANCE, SAMPLE_RATE, samples_in
 from music_ssl_fairseq.jobs.read_ahead import ReadAhead
 from music_ssl_fairseq.runtime.device import available_cpus
 
+_CHUNKS_PER_GPU_BATCH = 8
+_READ_AHEAD_CHUNKS = 16
+_MAX_READERS = 16
+
 
 class Track(NamedTuple):
     """One line of a manifest: the file, and its length in samples at 16 kHz."""
 
     path: str
     num_samples: int
-
-
-def check_length(track: Track) -> None:
-    """Compare a file's length with the manifest's.
-
-    Raises:
-        AudioError: if the file is missing, not audio, or differs by more than `LENGTH_TOLERANCE`.
-    """
-    length = audio.probe(track.path).length_at()
-    if abs(length - track.num_samples) > samples_in(LENGTH_TOLERANCE):
-        raise AudioError(
-            track.path,
-            f"lasts {length / SAMPLE_RATE:.2f} s, but its manifest says "
-            f"{track.num_samples / SAMPLE_RATE:.2f} s; rebuild the manifest",
-        )
-
-
-def read_chunk(front_end: FrontEnd, track: Track, first: int, last: int) -> Chunk:
-    """Decode what frames `[first, last)` of a track need, and no more.
-
-    A file that ends earlier than the manifest says (`check_length` bounds by how much) is padded
-    with zeros, so that frames and manifest agree.
-    """
-    start, stop = front_end.samples_for(track.num_samples, first, last)
-    waveform = audio.read(track.path, start, stop - start)
-    if len(waveform) < stop - start:
-        waveform = np.pad(waveform, (0, stop - start - len(waveform)))
-    return Chunk(waveform, start, track.num_samples, first, last)
-
-
-_CHUNKS_PER_GPU_BATCH = 8
-_READ_AHEAD_CHUNKS = 16
-_MAX_READERS = 16
 
 
 class Request(NamedTuple):
@@ -96,27 +67,11 @@ class FeatureJob:
 
     def stream(self, items: Iterable[list[Any]]) -> Iterator[list[Any]]:
         """Yield the results of items, in order; on a GPU, the next ones are read meanwhile."""
-        if not self._on_gpu:
-            for item in items:
-                yield [self._result(part, self._one_by_one(part)) for part in item]
+        if self._on_gpu:
+            yield from self._stream_on_gpu(items)
             return
-        arriving: queue.SimpleQueue[Any] = queue.SimpleQueue()  # items, and None at their end
-
-        def requests() -> Iterator[Request]:
-            try:
-                for item in items:
-                    found = [self.requests(part) for part in item]
-                    arriving.put(list(zip(item, map(len, found), strict=True)))
-                    yield from itertools.chain(*found)
-            finally:
-                arriving.put(None)
-
-        threads = min(_MAX_READERS, available_cpus())
-        with ReadAhead(self._read, requests(), threads, _READ_AHEAD_CHUNKS) as ahead:
-            features = self._in_batches(ahead)
-            for item in iter(arriving.get, None):
-                yield [self._result(part, itertools.islice(features, n)) for part, n in item]
-            next(features, None)  # raises what `items` raised
+        for item in items:
+            yield [self._result(part, self._one_by_one(part)) for part in item]
 
     def __call__(self, item: list[Any]) -> list[Any]:
         """Return one item's results."""
@@ -170,6 +125,25 @@ class FeatureJob:
             else:
                 yield self.front.features_at(chunk, request.frames)
 
+    def _stream_on_gpu(self, items: Iterable[list[Any]]) -> Iterator[list[Any]]:
+        arriving: queue.SimpleQueue[Any] = queue.SimpleQueue()  # items, and None at their end
+
+        def requests() -> Iterator[Request]:
+            try:
+                for item in items:
+                    found = [self.requests(part) for part in item]
+                    arriving.put(list(zip(item, map(len, found), strict=True)))
+                    yield from itertools.chain(*found)
+            finally:
+                arriving.put(None)
+
+        threads = min(_MAX_READERS, available_cpus())
+        with ReadAhead(self._read, requests(), threads, _READ_AHEAD_CHUNKS) as ahead:
+            features = self._in_batches(ahead)
+            for item in iter(arriving.get, None):
+                yield [self._result(part, itertools.islice(features, n)) for part, n in item]
+            next(features, None)  # raises what `items` raised
+
     def _in_batches(self, ahead: ReadAhead[Request, Any]) -> Iterator[Any]:
         """Yield features of requests as tensors on the GPU, computed in batches."""
         while read := ahead.take(_CHUNKS_PER_GPU_BATCH):
@@ -181,3 +155,31 @@ class FeatureJob:
                     continue
                 whole = next(tensors)
                 yield whole if request.frames is None else whole[request.frames - request.first]
+
+
+def check_length(track: Track) -> None:
+    """Compare a file's length with the manifest's.
+
+    Raises:
+        AudioError: if the file is missing, not audio, or differs by more than `LENGTH_TOLERANCE`.
+    """
+    length = audio.probe(track.path).length_at()
+    if abs(length - track.num_samples) > samples_in(LENGTH_TOLERANCE):
+        raise AudioError(
+            track.path,
+            f"lasts {length / SAMPLE_RATE:.2f} s, but its manifest says "
+            f"{track.num_samples / SAMPLE_RATE:.2f} s; rebuild the manifest",
+        )
+
+
+def read_chunk(front_end: FrontEnd, track: Track, first: int, last: int) -> Chunk:
+    """Decode what frames `[first, last)` of a track need, and no more.
+
+    A file that ends earlier than the manifest says (`check_length` bounds by how much) is padded
+    with zeros, so that frames and manifest agree.
+    """
+    start, stop = front_end.samples_for(track.num_samples, first, last)
+    waveform = audio.read(track.path, start, stop - start)
+    if len(waveform) < stop - start:
+        waveform = np.pad(waveform, (0, stop - start - len(waveform)))
+    return Chunk(waveform, start, track.num_samples, first, last)
