@@ -18,7 +18,7 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import samples_in
 from music_ssl_fairseq.probing.dataset import ProbingDataset, WaveformDataset
 from music_ssl_fairseq.probing.features.cache import FeatureCache, clip_at
-from music_ssl_fairseq.probing.features.fill import WindowPlan, fill, identity
+from music_ssl_fairseq.probing.features.fill import WindowPlan, feature_identity, fill
 from music_ssl_fairseq.probing.features.source import EncoderSource, FeatureSource, open_source
 from music_ssl_fairseq.probing.features.windows import FRAME_HOP
 from music_ssl_fairseq.probing.heads.model import HeadGrid, HeadInputs
@@ -97,7 +97,8 @@ class ProbeExperiment:
     def cache(self) -> FeatureCache:
         """The features computed so far."""
         limit, name = int(self.cfg.cache_limit_gb * 1e9), self.source.name
-        return FeatureCache(self.cfg.cache_dir, identity(self.source, self.plan), limit, name)
+        identity = feature_identity(self.source, self.plan)
+        return FeatureCache(self.cfg.cache_dir, identity, limit, name)
 
     @property
     def batches_at_once(self) -> int:

@@ -66,7 +66,7 @@ def probe_all(
     for probe in probes:
         own = {"task.data": str(probe.data), "task.output_dir": str(probe.out)}
         cfg = direct.settings({**shared, **probe.settings, **own})
-        made_of = identity(cfg, source, split)
+        made_of = probe_identity(cfg, source, split)
         prepared.append((probe, cfg, made_of, _is_done(probe.out, made_of, split, anew)))
         if not prepared[-1][-1]:
             require_writable(probe.out, "--out")
@@ -78,7 +78,7 @@ def probe_all(
         yield probe, not done
 
 
-def identity(cfg: DictConfig, source: FeatureSource, split: str) -> Identity:
+def probe_identity(cfg: DictConfig, source: FeatureSource, split: str) -> Identity:
     """Identify a probe by its clips, labels, encoder and settings, wherever the files lie."""
     spec = read_spec(cfg.task.data)
     splits = list(dict.fromkeys(("train", "valid", split)))

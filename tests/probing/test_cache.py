@@ -15,7 +15,7 @@ from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
 from music_ssl_fairseq.probing.features import cache
 from music_ssl_fairseq.probing.features.cache import FeatureCache, clip_at
-from music_ssl_fairseq.probing.features.fill import WindowPlan, fill, identity
+from music_ssl_fairseq.probing.features.fill import WindowPlan, feature_identity, fill
 from music_ssl_fairseq.probing.features.source import EncoderSource, open_source
 from music_ssl_fairseq.probing.features.windows import (
     ClipWindow,
@@ -96,7 +96,7 @@ def clips_of(manifest):
 
 
 def open_store(folder, source, plan, limit=10**9):
-    return FeatureCache(folder / "cache", identity(source, plan), limit, source.name)
+    return FeatureCache(folder / "cache", feature_identity(source, plan), limit, source.name)
 
 
 def test_a_file_that_was_replaced_has_another_key(manifest):

@@ -31,12 +31,17 @@ logger = logging.getLogger(__name__)
 _FILE_BYTES = 64 * 2**20
 _ABOUT = "about.json"
 
-_Noted = tuple[list[tuple[str, int]], str]
-"""Keys and vectors of a file's clips, and the checksum of file and list."""
 
-_intact: dict[Path, tuple[_Noted, int, int]] = {}
-"""Files that this process has digested: what was noted, inode, time of the last change. The next
-task on the same clips, or another seed, need not digest gigabytes again."""
+class _Index(NamedTuple):
+    """The contents of a file's `ID.json`."""
+
+    checksum: str  # of the file and of `clips`
+    clips: list[tuple[str, int]]  # keys and numbers of vectors, in order
+
+
+_intact: dict[Path, tuple[_Index, int, int]] = {}
+"""Files that this process has digested: index, inode, time of the last change. The next task on the
+same clips, or another seed, need not digest gigabytes again."""
 
 
 class Clip(NamedTuple):
@@ -85,7 +90,7 @@ class FeatureCache:
 
         Args:
             root: the cache's folder.
-            identity: of the features; see `fill.identity`.
+            identity: of the features; see `feature_identity`.
             limit: largest size of the whole cache in bytes.
             upstream: name to write beside the identity, for people.
         """
@@ -96,29 +101,29 @@ class FeatureCache:
         self._limit = limit
         self._places: dict[str, _Place] = {}
         self._arrays: dict[Path, np.ndarray] = {}
-        self._noted: dict[Path, _Noted] = {}
+        self._indices: dict[Path, _Index] = {}
         self._waiting: list[tuple[str, np.ndarray]] = []
         self._waiting_bytes = 0
         self._writer = ThreadPoolExecutor(1)  # its thread starts with the first file
-        self._writing: Future[tuple[Path, _Noted]] | None = None
+        self._writing: Future[tuple[Path, _Index]] | None = None
         self._in_use: set[str] = set()
-        for index in sorted(self.folder.glob("*.json")):
-            if index.name != _ABOUT and not index.name.startswith("."):
-                self._read_index(index)
+        for file in sorted(self.folder.glob("*.json")):
+            if file.name != _ABOUT and not file.name.startswith("."):
+                self._read_index(file)
 
-    def _read_index(self, index: Path) -> None:
+    def _read_index(self, file: Path) -> None:
         try:
-            found = read_object(index)
+            found = read_object(file)
             clips = [(str(key), int(count)) for key, count in found["clips"]]
-            self._note(index.with_suffix(".npy"), (clips, str(found["checksum"])))
+            self._note(file.with_suffix(".npy"), _Index(str(found["checksum"]), clips))
         except (InputError, ValueError, TypeError, KeyError):
-            if index.exists():  # otherwise another process has made room
-                self._drop(index.with_suffix(".npy"))
+            if file.exists():  # otherwise another process has made room
+                self._drop(file.with_suffix(".npy"))
 
-    def _note(self, file: Path, noted: _Noted) -> None:
-        self._noted[file] = noted
+    def _note(self, file: Path, index: _Index) -> None:
+        self._indices[file] = index
         first = 0
-        for key, count in noted[0]:
+        for key, count in index.clips:
             self._places[key] = _Place(file, first, first + count)
             first += count
 
@@ -143,9 +148,9 @@ class FeatureCache:
         try:
             header, size = header_of(file), file.stat().st_size
             whole = header is not None and header.size == size and len(header.shape) == 3
-            clips, noted = self._noted[file]
+            index = self._indices[file]
             known = _intact.get(file) == self._state(file)
-            if whole and (known or _checksum(file, clips) == noted):
+            if whole and (known or _checksum(file, index.clips) == index.checksum):
                 self._map(file)
                 return True
         except FileNotFoundError:  # another process has made room
@@ -161,9 +166,9 @@ class FeatureCache:
             os.utime(file, ns=(time.time_ns(), time.time_ns()))
         _intact[file] = self._state(file)
 
-    def _state(self, file: Path) -> tuple[_Noted, int, int]:
+    def _state(self, file: Path) -> tuple[_Index, int, int]:
         status = file.stat()
-        return self._noted[file], status.st_ino, status.st_mtime_ns
+        return self._indices[file], status.st_ino, status.st_mtime_ns
 
     def vectors(self, key: str) -> np.ndarray:
         """Return a clip's features, which must be in the cache: `[vectors, layers, D]`, mapped."""
@@ -226,17 +231,17 @@ class FeatureCache:
             return
         writing, self._writing = self._writing, None
         try:
-            file, noted = writing.result()
+            file, index = writing.result()
         except OSError as error:
             raise InputError(
                 f"{error.filename or self.folder}: {error.strerror}: the cache of features cannot "
                 "be written; make room, or name a folder elsewhere (task.cache_dir, --cache). "
                 "What is in the cache is kept"
             ) from None
-        self._note(file, noted)
+        self._note(file, index)
         self._map(file)
 
-    def _write(self, waiting: list[tuple[str, np.ndarray]]) -> tuple[Path, _Noted]:
+    def _write(self, waiting: list[tuple[str, np.ndarray]]) -> tuple[Path, _Index]:
         about = self.folder / _ABOUT
         if not about.exists():
             write_json(about, self._about)
@@ -249,13 +254,13 @@ class FeatureCache:
                 for array in arrays:
                     handle.write(np.ascontiguousarray(array).data)
             clips = [(key, len(array)) for key, array in waiting]
-            noted = _checksum(temporary, clips)
+            index = _Index(_checksum(temporary, clips), clips)
         try:
-            write_json(file.with_suffix(".json"), {"checksum": noted, "clips": clips})
+            write_json(file.with_suffix(".json"), index._asdict())
         except OSError:
             _remove(file)
             raise
-        return file, (clips, noted)
+        return file, index
 
 
 def _checksum(file: Path, clips: list[tuple[str, int]]) -> str:

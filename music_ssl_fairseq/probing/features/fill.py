@@ -43,7 +43,7 @@ class WindowPlan:
         return [frames_of(window) if self.frames else 1 for window in self.windows(clip)]
 
 
-def identity(source: FeatureSource, plan: WindowPlan) -> dict[str, object]:
+def feature_identity(source: FeatureSource, plan: WindowPlan) -> dict[str, object]:
     """Identify features by all that decides them, for `FeatureCache`."""
     return {
         "fingerprint": source.fingerprint,
