@@ -14,13 +14,12 @@ from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
 from music_ssl_fairseq.probing.features import cache
-from music_ssl_fairseq.probing.features.cache import FeatureCache, clip_at
+from music_ssl_fairseq.probing.features.cache import Clip, FeatureCache, clip_at
 from music_ssl_fairseq.probing.features.fill import WindowPlan, feature_identity, fill
 from music_ssl_fairseq.probing.features.source import EncoderSource, open_source
 from music_ssl_fairseq.probing.features.windows import (
     ClipWindow,
-    clip_windows,
-    frame_windows,
+    cut_windows,
     frames_of,
     to_frame_rate,
 )
@@ -28,15 +27,23 @@ from tests.full_disk import full_disk
 
 
 def test_windows_of_a_clip():
-    assert clip_windows(0, 30, 10) == [ClipWindow(0, 10), ClipWindow(10, 10), ClipWindow(20, 10)]
-    assert clip_windows(5, 30, 10) == [ClipWindow(5, 10), ClipWindow(15, 10), ClipWindow(25, 5)]
-    assert clip_windows(0, 24, 10) == [ClipWindow(0, 10), ClipWindow(10, 10)]
-    assert clip_windows(3, 7, 10) == [ClipWindow(3, 4)]
-    assert clip_windows(3, 70, 0) == [ClipWindow(3, 67)]
+    whole = [ClipWindow(0, 10), ClipWindow(10, 10)]
+    assert cut_windows(0, 30, 10, 5) == [*whole, ClipWindow(20, 10)]
+    assert cut_windows(0, 25, 10, 5) == [*whole, ClipWindow(20, 5)]
+    assert cut_windows(0, 24, 10, 5) == whole
+    assert cut_windows(3, 7, 10, 5) == [ClipWindow(3, 4)]
+    assert cut_windows(3, 70, 0, 0) == [ClipWindow(3, 67)]
+
+
+def test_the_rest_of_a_clip_is_a_window_from_half_of_one_on():
+    clip = Clip("", 5, 5 + 25, "")
+    assert WindowPlan(10 / SAMPLE_RATE, False).windows(clip)[-1] == ClipWindow(25, 5)
+    shorter = clip._replace(stop=clip.stop - 1)
+    assert WindowPlan(10 / SAMPLE_RATE, False).windows(shorter)[-1] == ClipWindow(15, 10)
 
 
 def test_windows_of_frames_lose_no_frame():
-    windows = frame_windows(0, 16000 * 7 + 5000, 5 * 16000)
+    windows = WindowPlan(5.0, True).windows(Clip("", 0, 16000 * 7 + 5000, ""))
     assert [window.num_samples for window in windows] == [80000, 37000]
     assert sum(frames_of(window) for window in windows) == 250 + 115
 

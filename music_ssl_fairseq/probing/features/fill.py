@@ -14,9 +14,9 @@ from music_ssl_fairseq.jobs.read_ahead import ReadAhead
 from music_ssl_fairseq.probing.features.cache import Clip, FeatureCache
 from music_ssl_fairseq.probing.features.source import FeatureSource
 from music_ssl_fairseq.probing.features.windows import (
+    MIN_WINDOW_SAMPLES,
     ClipWindow,
-    clip_windows,
-    frame_windows,
+    cut_windows,
     frames_of,
 )
 from music_ssl_fairseq.runtime.device import available_cpus
@@ -35,8 +35,9 @@ class WindowPlan:
 
     def windows(self, clip: Clip) -> list[ClipWindow]:
         """Cut a clip into windows."""
-        cut = frame_windows if self.frames else clip_windows
-        return cut(clip.start, clip.stop, samples_in(self.seconds))
+        size = samples_in(self.seconds)
+        least = MIN_WINDOW_SAMPLES if self.frames else -(-size // 2)
+        return cut_windows(clip.start, clip.stop, size, least)
 
     def vector_counts(self, clip: Clip) -> list[int]:
         """Count the vectors of each window of a clip."""

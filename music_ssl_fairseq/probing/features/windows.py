@@ -14,7 +14,8 @@ FRAME_RATE = 50
 
 FRAME_HOP = SAMPLE_RATE // FRAME_RATE
 
-_MIN_WINDOW_FRAMES = 10  # of a window at the end of a clip
+MIN_WINDOW_SAMPLES = 10 * FRAME_HOP
+"""Of a window of beats at the end of a clip."""
 
 
 class ClipWindow(NamedTuple):
@@ -24,28 +25,17 @@ class ClipWindow(NamedTuple):
     num_samples: int
 
 
-def clip_windows(start: int, stop: int, window: int) -> list[ClipWindow]:
+def cut_windows(start: int, stop: int, window: int, least: int) -> list[ClipWindow]:
     """Cut `[start, stop)` into windows of `window` samples (0: one window of it all).
 
-    A remainder of at least half a window becomes a shorter window; a shorter clip is one window.
+    A remainder of at least `least` samples becomes a shorter window; a shorter clip is one window.
     """
-    if window == 0 or stop - start <= window:
-        return [ClipWindow(start, stop - start)]
-    full, rest = divmod(stop - start, window)
-    windows = [ClipWindow(start + i * window, window) for i in range(full)]
-    if 2 * rest >= window:
-        windows.append(ClipWindow(start + full * window, rest))
-    return windows
-
-
-def frame_windows(start: int, stop: int, window: int) -> list[ClipWindow]:
-    """Cut for labels per frame, as `clip_windows`, but keep a remainder of ten frames or more."""
     if window == 0 or stop - start <= window:
         return [ClipWindow(start, stop - start)]
     return [
         ClipWindow(first, min(window, stop - first))
         for first in range(start, stop, window)
-        if stop - first >= _MIN_WINDOW_FRAMES * FRAME_HOP
+        if stop - first >= least
     ]
 
 
