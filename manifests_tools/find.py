@@ -30,10 +30,8 @@ def find_audio(root: str | os.PathLike, option: str = "--root") -> tuple[list[st
 
     Links to folders and files are followed. A file with several names is listed once, outside of
     links if possible: so no track is in both splits, and a link to a parent folder ends. Folders
-    whose names start with a dot are skipped; such files count as unusable.
-
-    Args:
-        option: of the command line that names the root, for messages.
+    whose names start with a dot are skipped; such files count as unusable. `option` names the root
+    on the command line, for messages.
 
     Returns:
         The names, and audio files and folders that cannot be used.

@@ -24,14 +24,8 @@ def choose_valid(lengths: Mapping[str, int], share: float, seed: int) -> set[str
     """Choose the groups that validate: about `share` of the total length.
 
     Groups are ordered by a hash of seed and name, so most of a validation split stays when the
-    corpus grows. A group too large for the share is skipped; if all are, the smallest is taken.
-
-    Args:
-        lengths: length per group (at least two), in any unit.
-        share: of the total, in (0, 1).
-
-    Returns:
-        At least one group, and never all.
+    corpus grows. A group too large for the share is skipped; if all are, the smallest is taken. So
+    of two groups and more, at least one is chosen, and never all. `share` is in (0, 1).
     """
 
     def place(group: str) -> bytes:

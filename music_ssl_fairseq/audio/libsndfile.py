@@ -120,11 +120,7 @@ class Libsndfile:
 def opened(
     name: str, source: RawIOBase | None = None, pcm: Pcm | None = None
 ) -> Iterator[Libsndfile]:
-    """Open a file.
-
-    Args:
-        source: what to read, if that is not the file of that name.
-        pcm: the form of `source`, if it has no header.
+    """Open a file, or a `source` in its place, of the form `pcm` if it has no header.
 
     Raises:
         AudioError: if libsndfile does not know its format or its length.

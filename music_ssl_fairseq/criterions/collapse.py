@@ -38,9 +38,7 @@ def schedule_of(task: Any) -> tuple[int, str]:
 class Patience:
     """Decides when a state that may pass has lasted too long.
 
-    Args:
-        start: the first update at which the state counts.
-        patience: updates that it may last from then on.
+    The state counts from update `start` on, and may last `patience` updates.
     """
 
     def __init__(self, start: int, patience: int):

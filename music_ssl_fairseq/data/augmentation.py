@@ -66,12 +66,8 @@ def draw_gain(prob: float, rng: np.random.Generator) -> float:
 def mix(sources: Sequence[Tensor], gains: Sequence[float]) -> list[Tensor]:
     """Add to each crop the crop before it in the batch, and to the first crop the last.
 
-    The added crop is cut at the other's end; beyond a shorter one nothing is added. Silent crops
-    stay silent.
-
-    Args:
-        sources: tensors `[T]` of any lengths.
-        gains: ratios of the root mean squares; 0 leaves a crop as it is.
+    The added crop is cut at the other's end; beyond a shorter one nothing is added. `gains` are
+    ratios of the root mean squares: 0 leaves a crop as it is, and silent crops stay silent.
     """
     levels = [float(source.square().mean().sqrt()) for source in sources]
     mixed = []

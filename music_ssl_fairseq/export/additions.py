@@ -22,8 +22,7 @@ _KEPT = ("features", "layer", "k", "checkpoint", "label_rate", "train_manifest")
 def add_results(contents: Contents, folder: Path, report: Path) -> str:
     """Write results.json with this model's rows of a report, and return the card's section.
 
-    Args:
-        report: folder of `python -m music_ssl_fairseq report`, or its report.csv.
+    `report` is the folder of the report, or its report.csv.
 
     Raises:
         InputError: if there is no such report, or no row of this model.
@@ -72,9 +71,7 @@ and so a guide to the layer to take for a similar task.
 def add_units(contents: Contents, folder: Path, labels: Path, name: str) -> str:
     """Copy the centroids of a label folder, and return the card's section.
 
-    Args:
-        labels: folder of `python -m music_ssl_fairseq label`.
-        name: of the model on the hub or on disk, for the card's command.
+    `name` is the model's on the hub or on disk, for the card's command.
 
     Raises:
         InputError: if it holds no finished labels.

@@ -7,14 +7,9 @@ from music_ssl_fairseq.runtime.optional import optional
 
 
 def push(folder: Path, files: list[str], repository: str, message: str) -> str:
-    """Make the model if it does not exist, and put files of a folder into it as one commit.
+    """Make the model USER/NAME if it does not exist, and put files into it as one commit.
 
-    Args:
-        repository: `USER/NAME`.
-        message: of the commit.
-
-    Returns:
-        The model's name with the new commit, as `load` takes it.
+    Its name with the new commit is returned, as `load` takes it.
     """
     api = optional("huggingface_hub", "hub").HfApi()
     with one_line(PREFIX + repository):

@@ -20,9 +20,8 @@ _BLOCK_BYTES = 1 << 20
 class RowFile:
     """A .npy file `[rows, ...]` that has its full size from the beginning.
 
-    Args:
-        path: kept if it is such a file, otherwise made. A truncated file is extended.
-        fill: the value of rows that were not written yet.
+    Such a file is kept, a truncated one extended, and any other made anew. Rows that were not
+    written yet have the value `fill`.
     """
 
     def __init__(self, path: Path, dtype: np.dtype, shape: tuple[int, ...], fill: float):
@@ -79,10 +78,7 @@ CHECKSUMS = "checksums.npy"
 class Checksums(RowFile):
     """The checksums of a store, on disk as soon as noted; `clear` is for an incomplete track.
 
-    Args:
-        folder: of the store.
-        num_tracks: of the manifest.
-        settings: what decides the features, as text.
+    They depend on the `settings` that decide the features, as text.
     """
 
     def __init__(self, folder: Path, num_tracks: int, settings: str):

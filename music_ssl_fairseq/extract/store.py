@@ -291,11 +291,8 @@ def open_folder(
 ) -> Checksums:
     """Prepare a folder for features of these settings, or resume in it. The caller holds its lock.
 
-    Args:
-        remarks: other entries of metadata.json, which may differ next time.
-
-    Returns:
-        The checksums of the features that exist already.
+    `remarks` are other entries of metadata.json, which may differ next time. The checksums of the
+    features that exist already are returned.
 
     Raises:
         InputError: as `frame_file`, or if it holds features of other or unknown settings, unless

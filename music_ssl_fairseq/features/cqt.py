@@ -108,9 +108,7 @@ def _responses() -> list[tuple[int, np.ndarray]]:
 def _hann_response(length: float, angles: np.ndarray) -> np.ndarray:
     """Compute the spectrum of a Hann window about sample 0 whose samples sum to 1.
 
-    Args:
-        length: of the window in samples, whole or not.
-        angles: radians per sample.
+    The window's `length` is in samples, whole or not; `angles` are in radians per sample.
     """
     reach = floor(length / 2)
     step = 2 * np.pi / length

@@ -91,8 +91,7 @@ class CheckpointDir:
     def remove_outdated(self, job: str, count: int, source: Callable[[int], str]) -> None:
         """Remove those of `count` blocks that are damaged, or of another source than now.
 
-        Args:
-            source: the source of a block's number; empty if not known, and so taken as unchanged.
+        A source that is empty is not known, and so taken as unchanged.
         """
         outdated = 0
         for number in range(count):

@@ -216,8 +216,7 @@ def _places(labels: LabelStore, wanted: np.ndarray, seed: int) -> Iterable[tuple
 def runs(units: np.ndarray, apart: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return the first and the last label of each stretch of equal units.
 
-    Args:
-        apart: `[n]`, for units of several excerpts: their numbers. No run goes over an end.
+    `apart`, `[n]`, are numbers of excerpts, over whose ends no stretch goes.
     """
     changes = units[1:] != units[:-1]
     if apart is not None:

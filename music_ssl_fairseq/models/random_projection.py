@@ -22,11 +22,9 @@ class RandomProjection(nn.Module):
     codes: Tensor
 
     def __init__(self, features: nn.Module, sets: int, size: int):
-        """Draw projections and codes.
+        """Draw `sets` projections of `features`, each with its own `size` codes and units.
 
-        Args:
-            features: maps `[B, T]` to `[B, frames, bands]`, with an attribute `bands`.
-            sets: number of projections, each with its own `size` codes and units.
+        `features` maps `[B, T]` to `[B, frames, bands]`, and has an attribute `bands`.
         """
         super().__init__()
         self.features = features

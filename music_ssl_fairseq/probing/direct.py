@@ -73,12 +73,8 @@ def settings(overrides: dict[str, Any]) -> DictConfig:
 def run(cfg: DictConfig, source: FeatureSource, split: str = "test") -> Path:
     """Train the grid, and score on `split` the head chosen on validation.
 
-    Args:
-        cfg: as `settings` returns it; `task.output_dir` is the folder of the results.
-        source: the open upstream that `model.upstream` names.
-
-    Returns:
-        The folder of the results.
+    `source` is the open upstream that `model.upstream` names. The folder of the results,
+    `task.output_dir`, is returned.
     """
     if check_settings(cfg.model):
         raise InputError("model.unfreeze: fairseq-hydra-train alone trains encoders")

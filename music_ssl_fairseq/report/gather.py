@@ -63,9 +63,7 @@ def find(
 ) -> list[Probe]:
     """Find all probes below the folders that were scored on `split`, by task and model.
 
-    Args:
-        unit: the bootstrap draws these instead of the task's groups; metrics of groups are left
-            out.
+    With `unit`, the bootstrap draws pieces instead of the task's groups, without metrics of groups.
 
     Raises:
         InputError: if there is none, or a folder does not exist.

@@ -20,12 +20,9 @@ def write(
     file: Path,
     figures: bool,
 ) -> str:
-    """Write the page; return its name and size.
+    """Write the page; return its name and size. `figures` need matplotlib.
 
-    Args:
-        known: `floors.rows` of the probes.
-        runs: trainings whose curves are shown.
-        figures: whether to draw, which needs matplotlib.
+    `known` are `floors.rows` of the probes, `runs` the trainings whose curves are shown.
     """
     tasks, models = tables.tasks_of(probes), tables.models_of(probes)
     page = Page(

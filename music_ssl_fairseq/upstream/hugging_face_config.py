@@ -79,10 +79,8 @@ def to_config(contents: Contents, training: Mapping[str, Any]) -> dict[str, Any]
     """Return the config.json of an encoder.
 
     A stack of positional convolutions (data2vec's) makes it a Data2VecAudioModel. With a single one
-    it is a HubertModel, or a Wav2Vec2Model, which computes the same.
-
-    Args:
-        training: the model's settings in training, if known: its dropouts.
+    it is a HubertModel, or a Wav2Vec2Model, which computes the same. Dropouts come from the model's
+    settings in `training`, if known.
 
     Raises:
         InputError: if transformers has no model of this shape.

@@ -94,8 +94,7 @@ def to_state(contents: Contents) -> dict[str, Tensor]:
 def to_arguments(contents: Contents, training: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of `torchaudio.models.wav2vec2_model` that build the encoder.
 
-    Args:
-        training: the model's settings in training, if known: its dropouts.
+    Dropouts come from the model's settings in `training`, if known.
 
     Raises:
         InputError: if torchaudio has no model of this shape.

@@ -140,9 +140,7 @@ class HeadGrid(BaseFairseqModel):
     def take_scores(self, scores: Tensor, epoch: int, last: bool = False) -> None:
         """Judge a validation: keep the best head's state, lower rates, stop heads.
 
-        Args:
-            scores: `[heads in training]`, higher is better.
-            last: whether this is the last epoch, which stops all heads.
+        `scores` are `[heads in training]`, higher is better. The `last` epoch stops all heads.
         """
         best_before = self.best_score()
         verdict = self.schedule.update(self.active, scores, epoch)

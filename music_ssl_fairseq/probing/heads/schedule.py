@@ -45,11 +45,9 @@ class HeadSchedule(nn.Module):
             self.register_buffer(name, torch.zeros(count, dtype=torch.int64))
 
     def update(self, heads: Tensor, scores: Tensor, epoch: int) -> Verdict:
-        """Note the scores of a validation.
+        """Note a validation's scores `[n]` of some heads, `[n]` int64 numbers in the grid.
 
-        Args:
-            heads: `[n]` int64, their numbers in the grid.
-            scores: `[n]` float64, higher is better. NaN counts as no better.
+        Higher is better; NaN counts as no better.
         """
         heads = heads.to(self.best_score.device)
         scores = scores.to(self.best_score)
