@@ -19,11 +19,7 @@ _COMPARED_BYTES = 1 << 16
 
 
 class UnitMemmap:
-    """The units of all tracks.
-
-    Attributes:
-        counts: `[tracks]` int64 labels per track.
-    """
+    """The units of all tracks; `counts` are `[tracks]` int64 labels per track."""
 
     def __init__(self, km_file: Path):
         self._file = km_file

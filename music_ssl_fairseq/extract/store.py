@@ -44,13 +44,9 @@ _WAY_OUT = "--out writes elsewhere; --force would replace them"
 
 
 class _Store:
-    """What both kinds share; `sizes` are the numbers of layers and of values.
+    """What both kinds share; `sizes` are the numbers of layers and of values."""
 
-    Attributes:
-        damaged: tracks that existed, but incomplete, when the store was opened.
-    """
-
-    damaged: list[int]
+    damaged: list[int]  # tracks that existed, but incomplete, when the store was opened
 
     def __init__(self, folder: Path, cut: Cut, sizes: tuple[int, int], checksums: Checksums):
         self.folder = folder

@@ -255,11 +255,7 @@ def graphed_pass(
 
 
 class GraphedPass:
-    """A function without gradients, captured for inputs of fixed shapes.
-
-    Attributes:
-        key: what the graph is valid for.
-    """
+    """A function without gradients, captured for inputs of fixed shapes; valid for `key`."""
 
     def __init__(self, function: Callable[..., Tensor], inputs: Sequence[Tensor], key: Any):
         self.key = key

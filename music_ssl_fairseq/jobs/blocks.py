@@ -145,8 +145,7 @@ class BlockJob:
 class Claims:
     """Blocks that this process is doing: iterate to claim the next one that is free.
 
-    Attributes:
-        busy: blocks passed over because another process is doing them.
+    Those that another process is doing are passed over, and noted in `busy`.
     """
 
     def __init__(self, done: CheckpointDir, job: str, numbers: Sequence[int]):

@@ -111,11 +111,7 @@ def _exchange(
 
 
 class _Worker:
-    """A worker process, seen from its parent.
-
-    Attributes:
-        numbers: of the items that it has not answered yet, in order.
-    """
+    """A worker process, seen from its parent; `numbers` are of the items it has yet to answer."""
 
     def __init__(self, job: Any, device: str | None, pool: WorkerPool):
         context: Any = multiprocessing.get_context("fork" if pool.fork else "forkserver")

@@ -43,13 +43,8 @@ _FORMATS = ("km", "units.npy", "offsets.npy")
 class LabelFolder:
     """`labels/`: what exists of a recipe, and what is written next.
 
-    Args:
-        path: see `make`.
-        force: disregard what exists. It is removed only when there are new centroids.
-        remarks: what else to record in the metadata.
-
-    Attributes:
-        checkpoints: the blocks of what is not finished.
+    With `force`, what exists is disregarded, and removed only when there are new centroids.
+    `remarks` are recorded in the metadata. `checkpoints` has the blocks of what is not finished.
 
     Raises:
         InputError: if labels exist that this recipe did not make, unless `force`.

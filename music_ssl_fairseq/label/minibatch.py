@@ -23,9 +23,7 @@ class Batches:
     """Sections of tracks, in random order, in batches of at most `size` frames.
 
     Held in memory are the places of the sections, and their frames only of the batch asked for.
-
-    Attributes:
-        sizes: `[batches]` frames of each.
+    `sizes` are the `[batches]` frames of each.
     """
 
     def __init__(self, sample: Sample, size: int):

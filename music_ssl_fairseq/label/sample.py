@@ -91,11 +91,7 @@ def _one_of_each(rng: np.random.Generator, first: int, last: int, count: int) ->
 
 
 class Sample:
-    """A sample of the frames of a manifest's tracks, `max_frames` at most.
-
-    Attributes:
-        quotas: `[tracks]` frames to take from each.
-    """
+    """A sample of `max_frames` frames of a manifest's tracks; `quotas` `[tracks]` from each."""
 
     def __init__(self, manifest: Manifest, front: FrontEnd, max_frames: int, seed: int):
         self.manifest = manifest

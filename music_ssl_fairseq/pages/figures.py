@@ -46,11 +46,7 @@ def figure(drawn: "Figure", alt: str, caption: str = "") -> str:
 
 
 class Panels:
-    """A grid of axes with a legend below it; iterates over the axes.
-
-    Attributes:
-        figure: of matplotlib.
-    """
+    """A grid of axes of a `figure`, with a legend below it; iterates over the axes."""
 
     def __init__(
         self,

@@ -201,11 +201,7 @@ def _finished(cfg: Any, state: dict[str, Any], file: Path) -> str:
 
 
 class RunFolderTask(FairseqTask):
-    """A task whose checkpoints carry the identity of their run.
-
-    Attributes:
-        run: the folder; `setup_task` enters it.
-    """
+    """A task whose checkpoints carry the identity of their `run`, which `setup_task` enters."""
 
     def __init__(self, cfg: Any):
         super().__init__(cfg)

@@ -41,9 +41,7 @@ def note_batching(
 class ResumableEpochs(iterators.EpochBatchIterator):
     """fairseq's iterator, with a position in crops instead of batches, and one-line errors.
 
-    Attributes:
-        batching: see `note_batching`. None for fairseq's own behaviour.
-        batches_of: see `note_batching`.
+    `note_batching` sets `batching`, without which it behaves as fairseq's, and `batches_of`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
