@@ -151,27 +151,23 @@ class ProbeExperiment:
         source, outputs = self.source, self.spec.num_outputs
         dimension = source.frame_dimension if self.plan.frames else source.dimension
         shape = len(source.layers), dimension
-        statistics = {
-            "feature_mean": torch.zeros(shape),
-            "feature_deviation": torch.ones(shape),
-            "target_mean": torch.zeros(outputs),
-            "target_deviation": torch.ones(outputs),
+        found = {
+            "feature_mean": np.zeros(shape),
+            "feature_deviation": np.ones(shape),
+            "target_mean": np.zeros(outputs),
+            "target_deviation": np.ones(outputs),
         }
-        if "train" in self._datasets:
-            statistics |= self._train_statistics(self._datasets["train"])
-        return HeadInputs(source.layers, dimension, outputs, source.fingerprint, **statistics)
-
-    def _train_statistics(self, dataset: ProbingDataset) -> dict[str, torch.Tensor]:
-        found = {}
-        if self.source.standardise:
-            vectors = np.concatenate([dataset.features(i) for i in range(len(dataset))])
+        train = self._datasets.get("train")
+        if train is not None and source.standardise:
+            vectors = np.concatenate([train.features(i) for i in range(len(train))])
             found["feature_mean"] = vectors.mean(axis=0, dtype=np.float64)
             found["feature_deviation"] = vectors.std(axis=0, dtype=np.float64) + 1e-6
-        if self.spec.kind == "regression":
-            found["target_mean"] = dataset.split.targets.mean(axis=0)
-            deviation = dataset.split.targets.std(axis=0)
+        if train is not None and self.spec.kind == "regression":
+            deviation = train.split.targets.std(axis=0)
+            found["target_mean"] = train.split.targets.mean(axis=0)
             found["target_deviation"] = np.where(deviation > 0, deviation, 1.0)
-        return {name: torch.from_numpy(value).float() for name, value in found.items()}
+        statistics = {name: torch.from_numpy(value).float() for name, value in found.items()}
+        return HeadInputs(source.layers, dimension, outputs, source.fingerprint, **statistics)
 
     def judge(self, collector: Collector, epoch: int, last: bool) -> None:
         """Judge each head in training by its predictions of the split `CHOOSE_ON`.
