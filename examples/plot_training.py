@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.cli import exit_status
 from music_ssl_fairseq.frames import SAMPLE_RATE
 from music_ssl_fairseq.report.training import Curves, Points, draw, loss_key, read_log, series
 from music_ssl_fairseq.runtime.files import atomic_path
@@ -26,7 +26,7 @@ def last(points: Points, key: str) -> float:
     return (series(points, key)[1] or [math.nan])[-1]
 
 
-def table(runs: Sequence[Curves]) -> str:
+def markdown(runs: Sequence[Curves]) -> str:
     """A Markdown table, one row per run."""
     rows = [
         "| run | updates | train loss | valid loss | health | audio s/s | checkpoint |",
@@ -90,17 +90,19 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
+def run(runs: Sequence[Path], out: Path, table: bool) -> None:
+    """Draw the runs in these folders, and print their table if asked."""
+    curves = [read_log(folder) for folder in runs]
+    with atomic_path(out) as temporary:
+        draw(curves).savefig(temporary, dpi=130)
+    if table:
+        print(markdown(curves))
+
+
+def main() -> int:
     args = get_parser().parse_args()
-    try:
-        runs = [read_log(folder) for folder in args.runs]
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    with atomic_path(args.out) as temporary:
-        draw(runs).savefig(temporary, dpi=130)
-    if args.table:
-        print(table(runs))
+    return exit_status(lambda: run(**vars(args)), args.out)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,6 +4,7 @@ hydra prints its search path, or fairseq's stack. This file is outside of the pa
 fairseq registers tasks of a user_dir only if the package is not imported yet.
 """
 
+import errno
 import functools
 import logging
 import os
@@ -30,6 +31,8 @@ from hydra_plugins._music_ssl_fairseq_folder import (
 
 _MAX_LINE = 400
 """Characters of an unexpected error's message."""
+
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _refuse(message: str, command: Sequence[str]) -> NoReturn:
@@ -67,13 +70,16 @@ def end_failed(error: BaseException) -> None:
     logs = [log for log in logging.getLogger().handlers if isinstance(log, logging.FileHandler)]
     if not logs or "HYDRA_FULL_ERROR" in os.environ:
         return
+    file = os.path.relpath(logs[0].baseFilename)
+    if isinstance(error, OSError) and error.errno in _FULL_DISK:  # where no log can be written
+        folder = os.path.dirname(error.filename or file) or os.curdir
+        _refuse(f"{folder}: {error.strerror}", ["df", "-h", folder])
     trace = "".join(traceback.format_exception(error))
     record = {"name": __name__, "levelno": logging.ERROR, "levelname": "ERROR", "msg": "%s"}
     for log in logs:
         log.handle(logging.makeLogRecord({**record, "args": (trace,)}))
     line = " ".join(traceback.format_exception_only(error)[-1].split())
     line = line if len(line) < _MAX_LINE else f"{line[:_MAX_LINE]} ..."
-    file = os.path.relpath(logs[0].baseFilename)
     _refuse(f"{line}; the log has the traceback", ["tail", "-n", "40", file])
 
 

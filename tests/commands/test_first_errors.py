@@ -1,6 +1,7 @@
 """The first errors of a new user end in at most three lines, the last a command that works."""
 
 import contextlib
+import errno
 import logging
 import shlex
 import shutil
@@ -460,6 +461,9 @@ class TestSettings:
         assert "Missing key lr" in capsys.readouterr().err
         with pytest.raises(SystemExit, match=r"^error: labels: damaged$"):  # not unexpected
             refusals.end_failed(InputError("labels: damaged"))
+        with pytest.raises(SystemExit):  # a full disk has no room for a traceback
+            refusals.end_failed(OSError(errno.ENOSPC, "No space left on device"))
+        assert capsys.readouterr().err == "error: .: No space left on device\ndf -h .\n"
 
     @pytest.mark.parametrize(
         ("words", "end"),

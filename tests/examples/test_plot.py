@@ -114,7 +114,7 @@ def test_table(plot, write_log, tmp_path):
         tmp_path / "music2vec",
         [("train_inner", {"loss": 2.0, "target_var": 0.7, "pred_var": 0.2, "num_updates": 5})],
     )
-    header, rule, first, second = plot.table(
+    header, rule, first, second = plot.markdown(
         [plot.read_log(folder), plot.read_log(other)]
     ).splitlines()
     assert header.count("|") == rule.count("|") == first.count("|") == second.count("|")
@@ -134,9 +134,9 @@ def test_table(plot, write_log, tmp_path):
 def command(plot, monkeypatch):
     """Call the program with these arguments."""
 
-    def run(*arguments: object) -> None:
+    def run(*arguments: object) -> int:
         monkeypatch.setattr(sys, "argv", ["plot_training.py", *map(str, arguments)])
-        plot.main()
+        return plot.main()
 
     return run
 
@@ -193,8 +193,14 @@ def test_each_health_curve_has_the_baseline_of_its_split(plot, write_log, tmp_pa
 
 
 @pytest.mark.parametrize("text", [None, "no statistics\n"])
-def test_a_folder_without_curves_is_one_clear_line(command, tmp_path, text):
+def test_a_folder_without_curves_is_one_clear_line(command, tmp_path, capsys, text):
     if text is not None:
         (tmp_path / "hydra_train.log").write_text(text)
-    with pytest.raises(SystemExit, match=rf"^error: {tmp_path}/hydra_train\.log: [^\n]*$"):
-        command(tmp_path)
+    assert command(tmp_path) == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/hydra_train.log: ")
+
+
+def test_a_picture_that_cannot_be_written_is_one_clear_line(command, write_log, tmp_path, capsys):
+    run = write_log(tmp_path / "run", [("train_inner", hubert(1, 5))])
+    assert command(run, "--out", run / "hydra_train.log" / "curves.png") == 1
+    assert capsys.readouterr().err.startswith(f"error: {run}/hydra_train.log: ")
