@@ -309,6 +309,13 @@ def test_a_full_disk_is_one_line_and_what_is_there_stays(tmp_path, manifest):
     assert source.windows == computed
 
 
+def test_a_folder_that_cannot_be_written_is_named_at_the_first_clip(tmp_path):
+    (tmp_path / "file").touch()
+    cache = FeatureCache(tmp_path / "file" / "cache", {}, 2**30)
+    with pytest.raises(InputError, match="Not a directory; give --cache"):
+        cache.add("key", np.zeros((1, 1, 4), np.float32))
+
+
 def test_what_another_process_throws_away_stays_readable(tmp_path, manifest):
     source, plan = Counting(), WindowPlan(1.0, False)
     clips = clips_of(manifest)

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from music_ssl_fairseq.errors import AudioError, InputError
-from music_ssl_fairseq.runtime.files import atomic_path, checksum, write_json
+from music_ssl_fairseq.runtime.files import atomic_path, checksum, require_writable, write_json
 from music_ssl_fairseq.runtime.npy import header_of, write_header
 from music_ssl_fairseq.runtime.texts import read_object
 
@@ -205,7 +205,12 @@ class FeatureCache:
         """Take a clip's features; they are written by `flush`, or once they fill a file.
 
         A file is written while the next features are computed, so an error may come with those.
+
+        Raises:
+            InputError: if the folder cannot be written: for the first clip, not after hours.
         """
+        if not self._waiting:
+            require_writable(self.folder, "--cache (task.cache_dir)")
         self._waiting.append((key, features))
         self._waiting_bytes += features.nbytes
         if self._waiting_bytes >= _FILE_BYTES:
