@@ -1,6 +1,7 @@
 """Build a probing task from a CSV: `python -m manifests_tools custom`."""
 
 import argparse
+import hashlib
 import os
 import re
 import shlex
@@ -34,12 +35,16 @@ OPTIONAL = ("start", "stop", "group")
 
 _DELIMITERS = ",\t;"
 _MISSING = ("nan", "NaN", "<NA>")  # of pandas, written as text
+_LIKE_SPLIT = {"split", "splits", "set", "subset", "partition", "fold"}
+"""Names of a column, in small letters, after which no split is drawn."""
+
+_DRAWN = ("train", "train", "train", "valid", "test")
 _SPLIT_NAMES = {"validation": "valid", "val": "valid", "dev": "valid", "training": "train"}
 _DESCRIPTION = """\
 Make a probing task from a CSV. Its first line names the columns:
   path          of the audio file
   label         see --kind
-  split         train, valid or test
+  split         train, valid or test. Without this column, songs are divided 3 : 1 : 1
   start, stop   (optional) the part of the file that counts, in seconds
   group         (optional) the song that a part belongs to; it must stay in one split, and scores
                 per file are taken over it. Without it each part stands for itself
@@ -51,7 +56,8 @@ a CSV of genres, of two parts of one song and of another song:
   a/1.wav,rock,train,30,60,a-1
   b/2.mp3,jazz,valid,,,
 
-example: python -m manifests_tools custom --csv genres.csv --kind multi-class --root ~/Music
+example:
+  python -m manifests_tools custom --csv genres.csv --kind multi-class --root ~/Music
 """
 
 
@@ -204,12 +210,15 @@ class _CsvReader:
         header, lines, delimiter = read_named(
             self.file, _DELIMITERS, quotes=True, strict=True, blanks=True
         )
-        if not set(COLUMNS) <= set(header):
-            raise self._wrong_header(header, delimiter.replace("\t", "\\t"))
+        drawn = not _LIKE_SPLIT & {name.strip().lower() for name in header}
+        needed = COLUMNS[:2] if drawn else COLUMNS
+        if not set(needed) <= set(header):
+            raise self._wrong_header(header, needed, delimiter.replace("\t", "\\t"))
         if unused := [name for name in header if name and name not in (*COLUMNS, *OPTIONAL)]:
             names = ", ".join(map(quoted, unused))
             print(f"{self.file}: columns that are not used: {names}", file=sys.stderr)
         splits: dict[str, list[Labelled]] = {split: [] for split in SPLITS}
+        songs: dict[str, list[Labelled]] = {}
         places: dict[tuple[str, object], int] = {}
         width = 0
         for number, cells in lines:
@@ -223,25 +232,46 @@ class _CsvReader:
             width = width or len(item.label)
             if self.kind == "regression" and len(item.label) != width:
                 self._refuse(number, f"{len(item.label)} numbers, but {width} in the lines above")
-            splits[self._split(row, number)].append(item)
+            if drawn:
+                songs.setdefault(row.get("group") or row["path"], []).append(item)
+            else:
+                splits[self._split(row, number)].append(item)
+        if drawn:
+            self._draw(songs, splits)
         if not splits["test"]:
             del splits["test"]
         return splits
 
-    def _wrong_header(self, header: list[str], separator: str) -> InputError:
+    def _draw(self, songs: dict[str, list[Labelled]], splits: dict[str, list[Labelled]]) -> None:
+        """Divide songs 3 : 1 : 1, each label alike; the digest of their names decides."""
+
+        def order(song: str) -> tuple[Any, bytes]:
+            name = song.encode("utf-8", "surrogateescape")
+            return songs[song][0].label, hashlib.blake2b(name).digest()
+
+        for place, song in enumerate(sorted(songs, key=order)):
+            splits[_DRAWN[place % len(_DRAWN)]] += songs[song]
+        print(
+            f"{self.file}: no column split, so songs are divided 3 : 1 : 1 into train, valid and "
+            "test. Those of one album may be in two; a column group keeps them together",
+            file=sys.stderr,
+        )
+
+    def _wrong_header(self, header: list[str], needed: Sequence[str], separator: str) -> InputError:
         lower = [column.lower() for column in header]
-        missing = [column for column in COLUMNS if column not in header]
+        missing = [column for column in needed if column not in header]
         unknown = [column for column in header if column not in (*COLUMNS, *OPTIONAL)]
         found = quoted(",".join(header)) if header else "empty"
         message = (
-            f"{self.file}: no column {missing[0]!r}: the first line must name "
-            f"{', '.join(COLUMNS)} and perhaps {', '.join(OPTIONAL)}, and is {found}"
+            f"{self.file}: no column {missing[0]!r}: the first line must name path and label, and "
+            f"perhaps split, {', '.join(OPTIONAL)}, and is {found}"
         )
         file = shlex.quote(str(self.file))
-        if set(COLUMNS) <= set(lower) and all(re.fullmatch(r"[\w ]*", name) for name in lower):
+        if set(needed) <= set(lower) and all(re.fullmatch(r"[\w ]*", name) for name in lower):
             return InputError(message, f"sed -i '1s/.*/{separator.join(lower)}/' {file}")
-        if len(missing) == len(COLUMNS) == len(header):  # a table without a header
-            return InputError(message, f"sed -i '1i {separator.join(COLUMNS)}' {file}")
+        if header and unknown == header and os.path.splitext(header[0])[1]:  # lines alone
+            names = separator.join(COLUMNS[: len(header)])
+            return InputError(message, f"sed -i '1i {names}' {file}")
         if len(missing) == len(unknown) == 1 and re.fullmatch(r"\w+", unknown[0]):
             return InputError(message, f"sed -i '1s/{unknown[0]}/{missing[0]}/' {file}")
         return InputError(message, f"head -n 3 {file}")

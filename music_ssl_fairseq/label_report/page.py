@@ -33,7 +33,9 @@ def write_report(
     described = describe_units(samples, counts, centroids, train, rate, seed)
     title = f"{metadata['k']} units of {metadata['features']}"
     page = Page(title, _recipe(metadata), __package__, "report.js")
-    page.add("Units", facts(_use_of_units(metadata, "train")), page.part("report.html"))
+    use = _use_of_units(metadata, "train")
+    use = {"tracks of train": use.pop("tracks"), **use}
+    page.add("Units", facts(use), page.part("report.html"))
     page.add("Use", _usage_table(metadata, list(splits)), _draw_usage(counts))
     page.add("What units tell about the music", _information(samples, rate))
     if metadata["inertia_curve"]:
@@ -106,7 +108,8 @@ def _information(samples: ReportSamples, label_rate: float) -> str:
         ]
         for name, found in about.items()
     ]
-    return table(["", "mutual information, bits", "entropy, bits", "share, %"], rows) + paragraph(
+    header = ["", "mutual information, bits", "entropy, bits", "share of entropy, %"]
+    return table(header, rows) + paragraph(
         f"From excerpts of {len(units) / label_rate / 60:.1f} minutes of train, of which "
         f"{100 * np.mean(pitched):.0f} % are loud enough to have a pitch; corrected for chance "
         "(Miller-Madow).",
@@ -147,6 +150,7 @@ def _draw_usage(counts: dict[str, np.ndarray]) -> str:
         axes.semilogy(np.arange(1, len(used) + 1), 100 * used, color=colour, label=split)
     axes.axhline(100 / len(shares), color=GREY, linestyle=":", label="equal use")
     axes.set(xlabel="rank of the unit, most frequent first", ylabel="share of all labels, %")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
     return figure(drawn, "share of each unit", "A line that ends early has units that never occur.")

@@ -16,7 +16,7 @@
   let chosen = null, table;
 
   const map = new PointMap(find("#map"), units.map(({ x, y }, unit) =>
-    ({ x, y, name: `unit ${unit}: ${share(unit)} %, ${pitchName(unit) || "no pitch"}, ${units[unit].db ?? "–"} dB` })),
+    ({ x, y, name: `unit ${unit}: ${+share(unit).toPrecision(3)} %, ${pitchName(unit) || "no pitch"}, ${units[unit].db ?? "–"} dB` })),
   "Map of units", choose);
 
   function row(unit) {
@@ -47,10 +47,10 @@
     const wide = { width: 260, height: 50 };
     find("#detail").replaceChildren(
       make("h3", {}, `Unit ${unit}`),
-      make("p", {}, `${Object.entries(shares).map(([split, value]) => `${value} % of ${split}`).join(", ")}` + (ms ? `; lasts ${ms} ms; median loudness ${db} dB` : "; not heard")),
+      make("p", {}, `${Object.entries(shares).map(([split, value]) => `${+value.toPrecision(3)} % of ${split}`).join(", ")}` + (ms ? `; lasts ${ms} ms; median loudness ${db} dB` : "; not heard")),
       make("div", {}, ...buttons), canvas, note,
       ...(units[unit].pitch.length ? [
-        figure(`pitch class, % (${units[unit].pitched} % of frames have one)`, pitchBars(unit, { ...wide, names: about.pitchClasses })),
+        ...(strongest[unit] < 0 ? [] : [figure(`pitch class, % (${units[unit].pitched} % of frames have one)`, pitchBars(unit, { ...wide, names: about.pitchClasses }))]),
         figure("loudness, dB", loudBars(unit, { ...wide, names: about.loudness.map((edge, i) => i % 2 ? "" : `${edge}`) })),
         figure("mean log-mel spectrum, low to high", spectrumBars(unit, wide)),
       ] : []),
@@ -111,7 +111,7 @@
   }
 
   const colours = {
-    pitch: () => map.colourByName(units.map((_, unit) => pitchName(unit) || null)),
+    pitch: () => map.colourByName(units.map((_, unit) => pitchName(unit)), "no pitch"),
     db: () => map.colourByNumber(units.map(({ db }) => db), "median loudness, dB"),
     share: () => map.colourByNumber(units.map((_, unit) => share(unit) > 0 ? Math.log10(share(unit)) : null), "log10 of the share of labels in %"),
     ms: () => map.colourByNumber(units.map(({ ms }) => ms), "mean run length, ms"),

@@ -11,6 +11,9 @@
 
   const link = (song, text = short(songs[song].name)) => make("button", { type: "button", class: "name", title: songs[song].name, onclick: (event) => { event.stopPropagation(); choose(song); } }, text);
 
+  const folders = new Set(songs.map(({ group }) => group));
+  const ofFolder = (song) => folders.size > 1 && songs[song].group ? make("small", { class: "note" }, ` ${songs[song].group}`) : "";
+
   function row(song) {
     const { name, seconds, near, similarity } = songs[song];
     const tr = make("tr", { onclick: () => choose(song) },
@@ -29,18 +32,20 @@
       make("h3", {}, button, " ", short(name)),
       make("p", { class: "note" }, `${group ? `${name.slice(0, -short(name).length - 1)}, ` : ""}${minutes(seconds)} long${button ? `; the clip is from ${minutes(start)}` : ""}`),
       make("p", {}, "nearest songs, with similarity:"),
-      make("ol", { class: "near" }, ...near.map((other, i) => make("li", {}, playButton(other), " ", link(other), ` ${similarity[i].toFixed(2)}`))));
+      make("ol", { class: "near" }, ...near.map((other, i) => make("li", {}, make("span", {}, playButton(other), make("span", {}, link(other), ofFolder(other)), make("span", { class: "number" }, similarity[i].toFixed(2)))))));
     if (plays && button) button.click();
     table?.draw();
   }
 
   const colours = {
-    group: () => map.colourByName(songs.map(({ group }) => group)),
+    group: () => map.colourByName(songs.map(({ group }) => group), "in no folder"),
     seconds: () => map.colourByNumber(songs.map(({ seconds }) => seconds / 60), "length, minutes"),
     closeness: () => map.colourByNumber(songs.map(({ similarity }) => similarity[0] ?? null), "similarity to the nearest song"),
   };
   find("#colour").addEventListener("change", (event) => colours[event.target.value]());
-  colours.group();
+  const first = songs.some(({ group }) => group) ? "group" : "closeness"; // a folder without folders
+  find("#colour").value = first;
+  colours[first]();
 
   table = new SortedTable(find("#table"), songs.map(({ name, seconds, near, similarity }, song) => ({
     song, values: [name, "", seconds, near.length ? short(songs[near[0]].name) : "", similarity[0] ?? null], node: () => row(song),

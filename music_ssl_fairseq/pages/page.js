@@ -169,6 +169,7 @@ class PointMap {
     place.append(this.legend, this.svg, this.tip, make("div", { class: "controls" }, zoom("+", "zoom in", 0.7), zoom("−", "zoom out", 1 / 0.7), whole));
     this.listen();
     this.draw();
+    new ResizeObserver(() => this.draw()).observe(this.svg); // points keep their size in pixels
   }
 
   listen() {
@@ -228,8 +229,9 @@ class PointMap {
 
   draw() {
     this.svg.setAttribute("viewBox", this.view.join(" "));
-    const pixels = (this.points.length > 600 ? 4.5 : 6) * Math.sqrt(1080 / this.view[2]);
-    const radius = pixels * this.view[2] / (this.svg.clientWidth || 600);
+    const width = this.svg.clientWidth || 600;
+    const pixels = (this.points.length > 600 ? 4.5 : 6) * Math.sqrt(1080 / this.view[2] * Math.min(1, width / 600));
+    const radius = pixels * this.view[2] / width;
     for (const dot of this.dots) dot.setAttribute("r", radius);
   }
 
@@ -262,8 +264,8 @@ class PointMap {
     this.legend.replaceChildren(make("span", {}, `${label}:`), make("span", {}, ends[0], ramp, ends[1]));
   }
 
-  /** Colour by names: the most frequent ones have colours, the rest is grey. */
-  colourByName(names) {
+  /** Colour by names: the most frequent ones have colours, others and those without are grey. */
+  colourByName(names, without) {
     const counts = new Map();
     for (const name of names) if (name) counts.set(name, (counts.get(name) ?? 0) + 1);
     const shown = [...counts].sort((a, b) => b[1] - a[1]).slice(0, PALETTE.length).map(([name]) => name);
@@ -271,7 +273,8 @@ class PointMap {
     const colour = (name) => shown.includes(name) ? PALETTE[shown.indexOf(name)] : "#888";
     this.dots.forEach((dot, i) => { dot.style.fill = colour(names[i]); });
     const chip = (name, fill) => make("span", {}, make("i", { style: `background: ${fill}` }), name);
-    const rest = names.some((name) => !shown.includes(name)) ? [chip("other", "#888")] : [];
+    const grey = [counts.size > shown.length ? "other" : "", names.every(Boolean) ? "" : without].filter(Boolean);
+    const rest = grey.length ? [chip(grey.join(", "), "#888")] : [];
     this.legend.replaceChildren(...shown.map((name) => chip(name, colour(name))), ...rest);
   }
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 from music_ssl_fairseq.pages.figures import figure
 from music_ssl_fairseq.pages.page import Cell, Page, paragraph, table
 from music_ssl_fairseq.report import floors, probe_figures, tables, training
-from music_ssl_fairseq.report.gather import Probe
+from music_ssl_fairseq.report.gather import Probe, layer_curve
 
 _RUNS_PER_FIGURE = 3
 
@@ -34,8 +34,9 @@ def write(
     page.add("Scores", _scores(probes), *(paragraph(note, "note") for note in notes))
     if figures:
         page.add("Intervals", probe_figures.draw_intervals(probes, split))
-        page.add("Layers", probe_figures.draw_layer_curves(probes))
-        page.add("Heat map", probe_figures.draw_heat_map(probes))
+        if any(len(layer_curve(probe)) > 1 for probe in probes):
+            page.add("Layers", probe_figures.draw_layer_curves(probes))
+            page.add("Heat map", probe_figures.draw_heat_map(probes))
         if runs:
             page.add("Training", *_curves(runs))
     hint = floors.hint(probes)

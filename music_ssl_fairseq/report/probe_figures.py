@@ -65,7 +65,7 @@ def draw_layer_curves(probes: Sequence[Probe]) -> str:
         axes.set_title(task, size=9)
         axes.set_xlabel("layer (all: learned sum)", size=8)
         metric = _of_task(probes, task)[0].about["metric"]
-        axes.set_ylabel(f"{spoken(metric)}, %", size=8)
+        axes.set_ylabel(f"validation {spoken(metric)}, %", size=8)
         if "all" in named:
             axes.set_xticks([*ticks, last + 2], [*map(str, ticks), "all"])
         else:

@@ -11,6 +11,7 @@ from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.labels import ProbingSplit
 from music_ssl_fairseq.probing.spec import read_spec
+from music_ssl_fairseq.probing.writer import check_leakage
 from tests.audio_files import write_tone
 
 GOOD = ("a", "b", "a", "b", "a", "b")
@@ -177,6 +178,29 @@ def test_without_a_test_split(music, capsys):
     assert read_spec(out).counts == {"train": 3, "valid": 1}
     # Of the earlier run, which had one, nothing is left.
     assert not list(out.glob("test.*"))
+
+
+def test_without_a_column_of_splits_songs_are_divided(music, capsys):
+    rows = [f"{i}.wav,{'ab'[i % 2]}" for i in range(6)]
+    drawn = []
+    for lines in (rows, rows[::-1]):
+        text = "\n".join(["path,label", *lines])
+        assert build(music, text, "--kind", "multi-class", "--force") == 0
+        assert "no column split, so songs are divided 3 : 1 : 1" in capsys.readouterr().err
+        splits = [loaded(music, split) for split in ("train", "valid", "test")]
+        drawn.append([{split.manifest.name(i) for i in range(len(split))} for split in splits])
+    assert [len(split) for split in drawn[0]] == [4, 1, 1]
+    assert drawn[0] == drawn[1]
+    text = text.replace("label", "label,fold", 1)
+    assert build(music, text, "--kind", "multi-class", "--force") == 1
+    assert "no column 'split'" in capsys.readouterr().err
+
+
+def test_parts_of_a_song_are_in_one_drawn_split(music):
+    rows = [f"{i}.wav,{'ab'[i % 2]},{start},{start + 1}" for i in range(6) for start in (0, 1)]
+    assert build(music, "\n".join(["path,label,start,stop", *rows]), "--kind", "multi-class") == 0
+    assert read_spec(music.parent / "out").counts == {"train": 8, "valid": 2, "test": 2}
+    check_leakage(music.parent / "out")
 
 
 @pytest.mark.parametrize(
