@@ -56,8 +56,7 @@ a CSV of genres, of two parts of one song and of another song:
   a/1.wav,rock,train,30,60,a-1
   b/2.mp3,jazz,valid,,,
 
-example:
-  python -m manifests_tools custom --csv genres.csv --kind multi-class --root ~/Music
+example: python -m manifests_tools custom --csv genres.csv --kind multi-class --root ~/Music
 """
 
 

@@ -113,7 +113,7 @@ def build(
     unusable = {item.name: item for item in left_out}
     write_left_out(folder / REPORT, by_name(left_out))
     for split in data.splits:
-        _refuse_missing(data.names(split), unusable, max_missing, split, folder)
+        _refuse_missing(data.names(split), unusable, max_missing, split, folder, root)
     examples, empty = _examples(data, {track.name: track for track in tracks})
     write_left_out(folder / REPORT, by_name([*left_out, *empty]))
     counts = {split: len(lines) for split, lines in examples.items()}
@@ -146,7 +146,12 @@ def _warn_of_silence_and_copies(root: str, data: DataSet, tracks: list[ExaminedT
 
 
 def _refuse_missing(
-    names: list[str], unusable: dict[str, LeftOut], allowed: float, split: str, folder: Path
+    names: list[str],
+    unusable: dict[str, LeftOut],
+    allowed: float,
+    split: str,
+    folder: Path,
+    root: str | os.PathLike,
 ) -> None:
     missing = [unusable[name] for name in names if name in unusable]
     if missing and len(missing) > allowed * len(names):
@@ -154,8 +159,8 @@ def _refuse_missing(
         raise InputError(
             f"{split}: {len(missing)} of {len(names)} labelled files cannot be used "
             f"({100 * len(missing) / len(names):.1f} %), first {one_line(first.name)}: "
-            f"{first.reason}. Is --root right? --max-missing allows a larger share than "
-            f"{allowed:g}. All are listed in",
+            f"{first.reason}. Names are relative to --root, which is {root}. --max-missing allows "
+            f"a larger share than {allowed:g}. To list all, run",
             f"cat {shlex.quote(str(folder / REPORT))}",
         )
 

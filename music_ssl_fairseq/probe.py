@@ -127,12 +127,12 @@ def _report(out: Path, folders: Sequence[Path], split: str) -> None:
 
     from music_ssl_fairseq.report.__main__ import run as report
     from music_ssl_fairseq.report.gather import find
-    from music_ssl_fairseq.report.tables import percent
+    from music_ssl_fairseq.report.tables import layer_of, percent
 
     rows = [("task", "upstream", "metric", "score in percent [95 % interval]", "layer")]
     for probe in find(folders, split, _RESAMPLES, 0):
         for metric, figure in probe.figures.items():
-            layer = str(probe.about["layer"])
+            layer = layer_of(probe).removeprefix("layer ") or "-"
             rows.append((probe.task, probe.model, metric, percent(figure), layer))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:

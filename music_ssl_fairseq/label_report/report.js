@@ -86,7 +86,7 @@
     context.putImageData(image, 0, 0);
     context.fillStyle = "#ff9a4d";
     for (const time of [begin, end]) context.fillRect(Math.round(columns * (time - from) / (to - from)), 0, 1, rows);
-    note.textContent = `${about.tracks[sound]}: ${(to - from).toFixed(2)} s, 60 Hz to 7.8 kHz, 70 dB; the unit is between the lines (${Math.round(1000 * (end - begin))} ms)`;
+    note.textContent = `${about.tracks[sound]}: ${(to - from).toFixed(2)} s, 60 Hz to 7.8 kHz, colours over 70 dB; the unit is between the lines (${Math.round(1000 * (end - begin))} ms)`;
   }
 
   /** Power at the first size / 2 frequencies, by a radix-2 FFT of a Hann window. */

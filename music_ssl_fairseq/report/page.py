@@ -98,6 +98,4 @@ def _scores(probes: Sequence[Probe]) -> str:
 
 
 def _note(probe: Probe, interval: str) -> str:
-    layer = probe.about["layer"]
-    where = f"layer {layer}" if layer.isdigit() or layer == "all" else ""
-    return " ".join(part for part in (f"[{interval}" if interval else "", where) if part)
+    return " ".join(filter(None, (f"[{interval}" if interval else "", tables.layer_of(probe))))

@@ -39,6 +39,12 @@ def spoken(metric: str) -> str:
     return metric.replace("_", " ").replace("roc auc", "ROC-AUC")
 
 
+def layer_of(probe: Probe) -> str:
+    """Return the chosen layer for people; a front end has none."""
+    layer = str(probe.about["layer"])
+    return f"layer {layer}" if layer.isdigit() or layer == "all" else ""
+
+
 def markdown(
     probes: Sequence[Probe], split: str, resamples: int, known: Sequence[Sequence[str]]
 ) -> str:
@@ -49,7 +55,7 @@ def markdown(
     cells = {}
     for probe in probes:
         values = " / ".join(percent(figure) for figure in probe.figures.values())
-        cells[probe.model, probe.task] = f"{values}, layer {probe.about['layer']}"
+        cells[probe.model, probe.task] = ", ".join(filter(None, (values, layer_of(probe))))
     measured = [
         [model, *(cells.get((model, task), "") for task in tasks)] for model in models_of(probes)
     ]
