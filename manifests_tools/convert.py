@@ -3,7 +3,7 @@
 import errno
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +20,8 @@ from music_ssl_fairseq.runtime.files import atomic_path, remove_temporary
 
 ABANDONED_SECONDS = 600.0
 """Without a change for so long, an unfinished copy is a killed run's; another run may be going."""
+
+_RATE_STEP = 50  # Hz: rates with a common divisor with 16 kHz need short filters
 
 
 def target_names(names: list[str]) -> dict[str, str]:
@@ -63,9 +65,7 @@ def _convert_track(job: tuple[ExaminedTrack, str], root: str, folder: str) -> Le
     track, name = job
     source, target = os.path.join(root, track.name), os.path.join(folder, name)
     try:
-        if not is_copy(target, track.num_samples, source):
-            edges = chunks(track.num_samples, SAMPLE_RATE)
-            write_flac(target, (audio.read(source, start, stop - start) for start, stop in edges))
+        _write_copy(source, target, track.num_samples)
     except AudioError as error:
         return LeftOut(track.name, error.reason)
     except OSError as error:
@@ -75,8 +75,53 @@ def _convert_track(job: tuple[ExaminedTrack, str], root: str, folder: str) -> Le
     return None
 
 
-def is_copy(path: str, num_samples: int, source: str) -> bool:
-    """Tell whether `path` is a finished copy of `source`: 16 kHz mono, whole, and no older."""
+def change_speeds(
+    folder: str, names: list[str], speeds: Sequence[float], workers: int
+) -> list[tuple[str, int]]:
+    """Write each copy below `folder` at other speeds, pitch and tempo together, in parallel.
+
+    Return the manifest lines of these: name relative to `folder`, and number of samples. A speed
+    is kept to 0.2 %, so that few filters serve many files.
+
+    Raises:
+        InputError: if one cannot be written, or would replace another copy.
+    """
+    jobs = [(name, f"@{speed:g}/{name}", speed) for speed in speeds for name in names]
+    for _, target, _ in jobs:
+        if target in names:
+            raise InputError(f"{folder}/{target}: a copy has this name: rename its source's folder")
+    function = partial(_change_speed, folder=folder)
+    lines = list(parallel_map(function, jobs, workers, "changing speed", chunk=1))
+    for place in {Path(folder, target).parent for _, target, _ in jobs}:
+        remove_temporary(place, ABANDONED_SECONDS)
+    return lines
+
+
+def _change_speed(job: tuple[str, str, float], folder: str) -> tuple[str, int]:
+    name, target, speed = job
+    source, path = os.path.join(folder, name), os.path.join(folder, target)
+    rate = round(SAMPLE_RATE / speed / _RATE_STEP) * _RATE_STEP
+    num_samples = audio.probe(source).length_at(rate)
+    try:
+        _write_copy(source, path, num_samples, rate)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+    return target, num_samples
+
+
+def _write_copy(source: str, target: str, num_samples: int, rate: int = SAMPLE_RATE) -> None:
+    """Write `num_samples` of `source`, read at `rate`, as 16 kHz; keep a finished copy."""
+    if not is_copy(target, num_samples, source, rate):
+        edges = chunks(num_samples, SAMPLE_RATE)
+        write_flac(target, (audio.read(source, start, stop - start, rate) for start, stop in edges))
+
+
+def is_copy(path: str, num_samples: int, source: str, rate: int = SAMPLE_RATE) -> bool:
+    """Tell whether `path` is a finished copy of `source`: 16 kHz mono, whole, and no older.
+
+    Args:
+        rate: at which the source was read: 16 kHz, unless the speed was changed.
+    """
     try:
         info = audio.probe(path)
         if (info.num_samples, info.sample_rate, info.channels) != (num_samples, SAMPLE_RATE, 1):
@@ -85,21 +130,22 @@ def is_copy(path: str, num_samples: int, source: str) -> bool:
         whole = len(audio.read(path, last, num_samples - last)) == num_samples - last
     except AudioError:
         return False
-    return whole and follows(path, os.stat(path).st_mtime_ns, source, num_samples)
+    return whole and follows(path, os.stat(path).st_mtime_ns, source, num_samples, rate)
 
 
-def follows(copy: str, made: int, source: str, num_samples: int) -> bool:
+def follows(copy: str, made: int, source: str, num_samples: int, rate: int = SAMPLE_RATE) -> bool:
     """Tell whether a copy that was made at a time, in ns, is of what its source holds now."""
     status = os.stat(source)
     if made < status.st_mtime_ns:
         return False
     # A file that is moved or unpacked here keeps an older time; the system notes that it came.
-    return made >= status.st_ctime_ns or _same_middle(copy, source, num_samples)
+    return made >= status.st_ctime_ns or _same_middle(copy, source, num_samples, rate)
 
 
-def _same_middle(path: str, source: str, num_samples: int) -> bool:
+def _same_middle(path: str, source: str, num_samples: int, rate: int) -> bool:
     start = max(0, num_samples - SAMPLE_RATE) // 2
-    copy, original = (audio.read(file, start, SAMPLE_RATE) for file in (path, source))
+    copy = audio.read(path, start, SAMPLE_RATE)
+    original = audio.read(source, start, SAMPLE_RATE, rate)
     return len(copy) == len(original) and np.array_equal(_rounded(copy), _rounded(original))
 
 

@@ -6,11 +6,12 @@ import os
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
 
 from hydra_plugins._music_ssl_fairseq_folder import shell_line
-from manifests_tools.convert import convert_tracks
+from manifests_tools.convert import change_speeds, convert_tracks
 from manifests_tools.examine import COPY, SILENT, ExaminedTrack, add_reading_options, examine_tracks
 from manifests_tools.find import KINDS, find_audio, is_within
 from manifests_tools.shards import SHARD_HOURS, write_shards
@@ -75,6 +76,15 @@ def get_parser() -> argparse.ArgumentParser:
         "quicker to train from; an interrupted run resumes",
     )
     add(
+        "--speeds",
+        type=_speeds,
+        default=(),
+        metavar="S,S",
+        help="with --convert: also write copies of the training tracks at these speeds, and list "
+        "them in train.tsv. Pitch and tempo change together: 0.89 and 1.12 are two semitones down "
+        "and up. The same music then teaches more keys and tempi",
+    )
+    add(
         "--shards",
         metavar="DIR",
         help="write those copies to tar files in DIR instead, in webdataset's layout, and list "
@@ -107,6 +117,7 @@ def run(
     seed: int = 0,
     thorough: bool = False,
     convert: str | None = None,
+    speeds: Sequence[float] = (),
     shards: str | None = None,
     shard_hours: float = SHARD_HOURS,
     labels: str | None = None,
@@ -121,6 +132,8 @@ def run(
     root = os.path.abspath(root)
     _refuse_overwriting(Path(out), force)
     folder = _check_copies(root, convert, shards, shard_hours, labels)
+    if speeds and not convert:
+        raise InputError("--speeds changes the speed of copies: give --convert DIR as well")
     require_writable(out, "--out")
     names, unlisted = find_audio(root)
     tracks, unusable = examine_tracks(root, names, min_seconds, thorough, workers)
@@ -143,11 +156,14 @@ def run(
         splits = {s: [t for t in members if t.name in lines] for s, members in splits.items()}
         left_out += damaged
         write_left_out(report, by_name(left_out))
+    listed = {split: [lines[track.name] for track in members] for split, members in splits.items()}
+    others = change_speeds(folder, [name for name, _ in listed["train"]], speeds, workers)
+    listed["train"] += others
     with contextlib.ExitStack() as stack:  # both or, on a full disk, neither
-        for split, members in splits.items():
+        for split, of_split in listed.items():
             temporary = stack.enter_context(atomic_path(Path(out, f"{split}.tsv")))
-            write_manifest(temporary, folder or root, [lines[track.name] for track in members])
-    _summarise(out, splits, groups, left_out, report)
+            write_manifest(temporary, folder or root, of_split)
+    _summarise(out, splits, others, groups, left_out, report)
 
 
 def _split(
@@ -194,6 +210,16 @@ def _group_by(text: str) -> GroupBy:
     if text.isdecimal() and int(text) > 0:
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is neither `folder`, `file` nor a positive number")
+
+
+def _speeds(text: str) -> list[float]:
+    try:
+        speeds = list(dict.fromkeys(map(float, text.split(","))))
+    except ValueError:
+        speeds = []
+    if not speeds or any(not 0.5 <= speed <= 2 or speed == 1 for speed in speeds):
+        raise argparse.ArgumentTypeError(f"{text!r}: give numbers from 0.5 to 2, but not 1")
+    return speeds
 
 
 def _refuse_overwriting(out: Path, force: bool) -> None:
@@ -253,7 +279,12 @@ def _groups(
 
 
 def _summarise(
-    out: str, splits: Splits, groups: dict[str, str], left_out: list[LeftOut], report: Path
+    out: str,
+    splits: Splits,
+    at_other_speeds: list[tuple[str, int]],
+    groups: dict[str, str],
+    left_out: list[LeftOut],
+    report: Path,
 ) -> None:
     rates: Counter[int] = Counter()
     for split, tracks in splits.items():
@@ -264,6 +295,9 @@ def _summarise(
             f"{split}: {len(tracks)} track{'s' * (len(tracks) > 1)}, {duration}, "
             f"{count} group{'s' * (count > 1)}"
         )
+    if at_other_speeds:
+        duration = amount(hours([num_samples for _, num_samples in at_other_speeds]))
+        print(f"also in train: {len(at_other_speeds)} copies at other speeds, {duration}")
     print("sample rates:", ", ".join(f"{rate} Hz {rates[rate]}" for rate in sorted(rates)))
     print(f"left out: {count_kinds(left_out)}" + (f", listed in {report}" if left_out else ""))
     for sentence in concerns(Manifest(Path(out, "valid.tsv"))):

@@ -249,3 +249,42 @@ def test_names_as_long_as_names_can_be(tmp_path):
     assert set(copies(tmp_path / "16k")) == {"a/" + "é" * 125 + ".flac", "c/x.flac"}
     report = (tmp_path / "out" / "left_out.tsv").read_text()
     assert report == f"b/{too_long}\tits name is too long for a copy with the suffix .flac\n"
+
+
+def test_copies_at_other_speeds_are_listed_for_training_alone(music, tmp_path):
+    options = {"group_by": "file", "valid_share": 0.4, "convert": str(tmp_path / "16k")}
+    run(str(music), str(tmp_path / "plain"), **options)
+    run(str(music), str(tmp_path / "out"), speeds=[0.8, 1.25], **options)
+    train, valid = (Manifest(tmp_path / "out" / f"{split}.tsv") for split in ("train", "valid"))
+    before = Manifest(tmp_path / "plain/train.tsv")
+    names = [before.name(i) for i in range(len(before))]
+    assert (tmp_path / "out/valid.tsv").read_bytes() == (tmp_path / "plain/valid.tsv").read_bytes()
+    assert [train.name(i) for i in range(len(train))] == [
+        *names,
+        *(f"@0.8/{name}" for name in names),
+        *(f"@1.25/{name}" for name in names),
+    ]
+    for i in range(len(names)):
+        slow, fast = (round(train.num_samples[i] / speed) for speed in (0.8, 1.25))
+        assert abs(train.num_samples[i + len(names)] - slow) <= 1
+        assert abs(train.num_samples[i + 2 * len(names)] - fast) <= 1
+    written = {path: path.stat().st_mtime_ns for path in copies(tmp_path / "16k").values()}
+    assert len(written) == len(train) + len(valid)
+    run(str(music), str(tmp_path / "again"), speeds=[0.8, 1.25], **options)  # keeps all
+    assert written == {path: path.stat().st_mtime_ns for path in written}
+
+
+def test_a_faster_copy_is_higher_and_shorter(tmp_path):
+    rate, hertz, seconds = 16_000, 440.0, 3
+    (tmp_path / "16k").mkdir()
+    wave = 0.5 * np.sin(2 * np.pi * hertz * np.arange(seconds * rate) / rate)
+    write_flac(str(tmp_path / "16k/a.flac"), iter([wave.astype(np.float32)]))
+    ((name, num_samples),) = convert.change_speeds(str(tmp_path / "16k"), ["a.flac"], [1.25], 1)
+    assert (name, num_samples) == ("@1.25/a.flac", round(seconds * rate / 1.25))
+    spectrum = np.abs(np.fft.rfft(audio.read(tmp_path / "16k" / name)))
+    assert abs(spectrum.argmax() * rate / num_samples - 1.25 * hertz) < 1
+
+
+def test_speeds_without_copies_are_refused(music, tmp_path):
+    with pytest.raises(InputError, match=r"--speeds .* give --convert DIR as well"):
+        run(str(music), str(tmp_path / "out"), speeds=[0.9])
