@@ -1,7 +1,6 @@
 """MagnaTagATune: `mtt`, the 50 most frequent of its 188 tags."""
 
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 
 from manifests_tools.labelled import DataSet, Labelled, locate
@@ -27,20 +26,10 @@ def read(root: str, annotations: str | None = None) -> DataSet:
     else:
         hint = f"{_SOURCE}; --annotations tells where"
         file = find_file([root, Path(root).parent], "annotations_final.csv", hint)
-    header, lines, _ = read_named(file, quotes=True)
-    if header[:1] != ["clip_id"] or header[-1:] != ["mp3_path"]:
-        raise InputError(
-            f"{file}: its first line does not run from clip_id to mp3_path, separated by tabs; "
-            f"take it from {_SOURCE}"
-        )
-    tags = header[1:-1]
-    clips: list[tuple[str, str, list[str]]] = []
-    for number, row in lines:
-        if len(row) != len(header):
-            raise InputError(f"{file}, line {number}: {len(row)} cells, not {len(header)}")
-        given = [tag for tag, cell in zip(tags, row[1:-1], strict=True) if cell == "1"]
-        clips.append((row[0], row[-1], given))
-    frequent = _most_frequent(tags, [given for _, _, given in clips])
+    tags, clips = _read_clips(file)
+    counts = Counter(dict.fromkeys(tags, 0))  # in this order, so that tags further left win ties
+    counts.update(tag for _, _, given in clips for tag in given)
+    frequent = {tag for tag, _ in counts.most_common(NUM_TAGS)}
     splits: dict[str, list[Labelled]] = {split: [] for split in _SPLITS}
     skipped = []
     for clip, path, given in clips:
@@ -63,12 +52,22 @@ def read(root: str, annotations: str | None = None) -> DataSet:
     return DataSet(task, splits)
 
 
-def _most_frequent(tags: list[str], clips: Iterable[list[str]]) -> set[str]:
-    """Return the tags of most clips; of equally frequent ones, those further left."""
-    counts: Counter[str] = Counter(dict.fromkeys(tags, 0))
-    for given in clips:
-        counts.update(given)
-    return {tag for tag, _ in counts.most_common(NUM_TAGS)}  # the order of `tags` breaks ties
+def _read_clips(file: Path) -> tuple[list[str], list[tuple[str, str, list[str]]]]:
+    """Return all tags, and each clip's number, file and tags."""
+    header, lines, _ = read_named(file, quotes=True)
+    if header[:1] != ["clip_id"] or header[-1:] != ["mp3_path"]:
+        raise InputError(
+            f"{file}: its first line does not run from clip_id to mp3_path, separated by tabs; "
+            f"take it from {_SOURCE}"
+        )
+    tags = header[1:-1]
+    clips = []
+    for number, row in lines:
+        if len(row) != len(header):
+            raise InputError(f"{file}, line {number}: {len(row)} cells, not {len(header)}")
+        given = [tag for tag, cell in zip(tags, row[1:-1], strict=True) if cell == "1"]
+        clips.append((row[0], row[-1], given))
+    return tags, clips
 
 
 def _split_of(path: str, file: Path) -> str:
