@@ -99,29 +99,43 @@ def _train(
     """
     if getattr(task, "finished", ""):
         return [None], True
-    pending, trainer.pending = trainer.pending, None
-    if pending:
-        position, epoch, end = (pending[key] for key in ("position", "epoch", "end_of_epoch"))
-        # An epoch's iterator in its state after the last run's last update.
-        resumed_itr = SimpleNamespace(
-            epoch=epoch, end_of_epoch=lambda: end, state_dict=lambda: position
-        )
-        subsets = cfg.dataset.valid_subset.split(",")
-        losses, stop = validate_and_save(cfg, trainer, task, resumed_itr, subsets, end)
-        if stop:
-            finish_saving()
-            narration.end()
-            return losses, stop
-        if end and trainer.lr_step(epoch, losses[0]) <= cfg.optimization.stop_min_lr:
-            return losses, True
+    losses, stop = _finish_pending(validate_and_save, cfg, trainer, task)
+    if stop:
+        return losses, stop
     losses, stop = original(cfg, trainer, task, epoch_itr)
     limit = cfg.optimization.max_epoch or math.inf
     if stop or epoch_itr.next_epoch_idx > limit:
         if not stop and epoch_itr.epoch % cfg.checkpoint.save_interval:
             _save(cfg, trainer, epoch_itr, pending=False)  # fairseq keeps nothing of this epoch
-        finish_saving()  # the program may end here
-        narration.end()
+        _end()
     return losses, stop
+
+
+def _finish_pending(
+    validate_and_save: Callable[..., Any], cfg: Any, trainer: Any, task: Any
+) -> tuple[list[Any], bool]:
+    """Do what is due after the last run's last update; return losses, and whether to stop."""
+    pending, trainer.pending = trainer.pending, None
+    if not pending:
+        return [None], False
+    position, epoch, end = (pending[key] for key in ("position", "epoch", "end_of_epoch"))
+    # An epoch's iterator in its state after that update.
+    resumed_itr = SimpleNamespace(
+        epoch=epoch, end_of_epoch=lambda: end, state_dict=lambda: position
+    )
+    subsets = cfg.dataset.valid_subset.split(",")
+    losses, stop = validate_and_save(cfg, trainer, task, resumed_itr, subsets, end)
+    if stop:
+        _end()
+    elif end:
+        stop = trainer.lr_step(epoch, losses[0]) <= cfg.optimization.stop_min_lr
+    return losses, stop
+
+
+def _end() -> None:
+    """Wait for checkpoints and tell the outcome, where the program may end."""
+    finish_saving()
+    narration.end()
 
 
 def _train_step(trainer: Any, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -200,8 +214,7 @@ def _lr_step(trainer: Any, step: Callable[..., Any], *args: Any, **kwargs: Any) 
     """Set the learning rate after an epoch; at `stop_min_lr` fairseq's loop ends."""
     rate = step(trainer, *args, **kwargs)
     if rate <= trainer.cfg.optimization.stop_min_lr:
-        finish_saving()  # the program may end here
-        narration.end()
+        _end()
     return rate
 
 
