@@ -221,7 +221,8 @@ def check_sound(data: Path, names: Sequence[str], record: bool) -> None:
         print(
             f"warning: {data / kind}: sounds otherwise than what docs/open_tasks.md has figures "
             "of. Figures made from this folder compare with each other. If the folder is old, "
-            "remove it and run again; else other versions of midirenderer or libsndfile made it",
+            "remove it and run again; else another kind of processor, or other versions of "
+            "midirenderer or libsndfile, made it",
             file=sys.stderr,
         )
 

@@ -4,6 +4,7 @@ import gzip
 import importlib
 import json
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ PACKAGES = ("music_ssl_fairseq", "torch", "torchaudio", "numpy", "ve-fairseq", "
 def is_done(results: Path, row_id: str, made_of: dict[str, Any]) -> bool:
     """Return whether the row's JSON is there.
 
+    The sound of the judge's clips may differ: see `has_sound_of`.
+
     Raises:
         InputError: if it is damaged, or of other settings or data.
     """
@@ -35,16 +38,24 @@ def is_done(results: Path, row_id: str, made_of: dict[str, Any]) -> bool:
         return False
     about = read_object(file, "remove it, and run again")
     then = {**about.get("made_of", {}), "row": {key: about.get(key) for key in made_of["row"]}}
-    if changed := differences(flat(made_of), flat(then)):
+    if changed := differences(_without_sound(made_of), _without_sound(then)):
         raise InputError(
             f"{file}: of other settings or data: {changed}; give another --results, or remove it"
         )
     return True
 
 
-def names_judge(results: Path, row_id: str) -> bool:
-    """Return whether a finished row says what clips and probes its scores come from."""
-    return not unknown_judge(read_object(results / f"{row_id}.json"))
+def _without_sound(made_of: Mapping[str, Any]) -> dict[str, str]:
+    return {key: value for key, value in flat(made_of).items() if not key.endswith(".sound")}
+
+
+def has_sound_of(judge: Mapping[str, Any], results: Path, row_id: str) -> bool:
+    """Return whether a finished row was judged on clips that sound as those of `judge` do.
+
+    On another kind of processor, the same music is rendered a little otherwise.
+    """
+    about = read_object(results / f"{row_id}.json")
+    return not unknown_judge(about) and flat(about["made_of"]["judge"]) == flat(judge)
 
 
 def rates(results: Path, device: str) -> dict[str, float]:

@@ -98,15 +98,15 @@ class Study:
         for corpus in sorted({row.corpus for row in everything if row.corpus}):
             self.steps.make_manifests(corpus)
         todo: dict[str, Row] = {}
-        silent: list[str] = []
+        others: list[str] = []
         for row in rows:
             if not self.places.is_done(row):
                 todo |= {x.id: x for x in (*self._to_train_before(row), row)}
-            elif not results.names_judge(self.places.results, row.id):
-                silent.append(row.id)
+            elif not results.has_sound_of(self.places.judge, self.places.results, row.id):
+                others.append(row.id)
         self.queue = list(todo.values())
-        if silent:
-            self._say(f"accepted without their judge's sound: {', '.join(silent)}")
+        if others:
+            self._say(f"accepted, judged on clips of other or unknown sound: {', '.join(others)}")
         for family, rate in results.rates(self.places.results, device()).items():
             self.rates[family] = rate
 

@@ -165,20 +165,28 @@ def test_results_of_other_settings_are_not_overwritten(made):
     assert Path("results/first-s1.json").read_text() == before
 
 
-def test_other_sound_behind_the_same_lists_is_refused(made, capsys):
+def test_other_sound_behind_the_same_lists_is_accepted_and_named(made, capsys):
     clip, file = Path("judge/a.flac"), Path("results/floor-s1.json")
     Path("judge/key.csv").write_text("path,label,split\na.flac,C major,train\n")
     write_tone(clip, 0.1, 16_000, seed=0)
     assert made(names=["floor"])[0]()
+    accepted = "accepted, judged on clips of other or unknown sound: floor-s1"
+    assert made(names=["floor"])[0]()
+    assert accepted not in capsys.readouterr().out
     before = file.read_text()
     write_tone(clip, 0.1, 16_000, seed=1)
-    with pytest.raises(InputError, match=r"floor-s1.json.*judge.tasks.key.sound is .* and was"):
+    assert made(names=["floor"])[0]()
+    assert accepted in capsys.readouterr().out
+    assert file.read_text() == before
+    Path("judge/key.csv").write_text("path,label,split\na.flac,D major,train\n")
+    with pytest.raises(InputError, match=r"floor-s1.json.*judge.tasks.key.list is .* and was"):
         made(names=["floor"])[0]()
+    Path("judge/key.csv").write_text("path,label,split\na.flac,C major,train\n")
     about = json.loads(before)
     about["made_of"]["judge"] = "a digest of lists alone, of an older version"
     file.write_text(json.dumps(about))
     assert made(names=["floor"])[0]()
-    assert "accepted without their judge's sound: floor-s1" in capsys.readouterr().out
+    assert accepted in capsys.readouterr().out
     clip.unlink()
     with pytest.raises(InputError, match=r"a clip of key cannot be read .*a.flac: No such file"):
         made(names=["floor"])
