@@ -38,6 +38,7 @@ if int(av.__version__.partition(".")[0]) < 19:
 _MPEG_PREROLL_FRAMES = 32  # the bit reservoir reaches back 24 at most
 _OPUS_PREROLL_SECONDS = 3  # 1 s gave equal samples in all files tried
 _KEPT_SECONDS = 4  # of the last samples, for a next part that overlaps
+_MAX_RECENT_BLOCKS = 256  # of a frame each, after which only those seconds are kept
 _MAX_TAG_BYTES = 1024  # behind the last frame, which no decoder understands
 _MAX_SAMPLES = 1 << 40
 _MAX_LOST_SECONDS = 0.1  # encoders may state this much more, and _MAX_LOST_SAMPLES of delay
@@ -69,7 +70,8 @@ class PyAVDecoder:
         self._header = header
         self._container: Any = None
         self._start_over()
-        self.seeks = self._preroll() is not None and self._origin().denominator == 1
+        self._preroll = self._find_preroll()
+        self.seeks = self._preroll is not None and self._origin().denominator == 1
         if not self.seeks:
             self._see_rate()
 
@@ -84,7 +86,7 @@ class PyAVDecoder:
             AudioError: if the file is damaged there, or ends before its header says.
         """
         distance = start - self._position
-        saves_time = self.seeks and distance > (self._preroll() or 0) + self.sample_rate
+        saves_time = self.seeks and distance > (self._preroll or 0) + self.sample_rate
         if distance < -len(self._kept) or saves_time:
             self._go_to(start)
         wanted = []
@@ -101,18 +103,12 @@ class PyAVDecoder:
             if self._position > start:
                 wanted.append(block[max(0, start - self._position + len(block)) :])
             if not self.seeks:
-                recent = self._last(recent, block)
+                recent.append(block)
+                if len(recent) == _MAX_RECENT_BLOCKS:
+                    recent = [np.concatenate(recent)[-_KEPT_SECONDS * self.sample_rate :]]
         self._kept = _NOTHING if self.seeks else np.concatenate(recent)
         whole = np.concatenate([_NOTHING, *wanted])
         return whole if stop is None else whole[: max(0, stop - start)]
-
-    def _last(self, recent: list[np.ndarray], block: np.ndarray) -> list[np.ndarray]:
-        """Append a block, and drop blocks before the last seconds."""
-        recent.append(block)
-        if len(recent) % 256 == 0:
-            size = _KEPT_SECONDS * self.sample_rate
-            recent = [np.concatenate(recent)[-size:]]
-        return recent
 
     def measure(self) -> int:
         """Count the samples from start to end, by decoding them."""
@@ -133,6 +129,7 @@ class PyAVDecoder:
         if not streams:
             raise AudioError(self._name, "FFmpeg: no audio in it")
         self._stream = streams[0]
+        self._format: str = self._container.format.name.partition(",")[0]
         codec = self._stream.codec_context
         if codec is None or not codec.sample_rate:
             raise AudioError(self._name, "FFmpeg: an unknown codec")
@@ -155,19 +152,16 @@ class PyAVDecoder:
                     break
         self._start_over()
 
-    def _format(self) -> str:
-        return self._container.format.name.partition(",")[0]
-
-    def _preroll(self) -> int | None:
+    def _find_preroll(self) -> int | None:
         """Return the samples to decode and drop after a seek; None if no number is enough."""
         codec = self._stream.codec_context.name
-        if self._format() not in _EXACT_TIMES:
+        if self._format not in _EXACT_TIMES:
             return None
         if codec.startswith("mp3"):
             return _MPEG_PREROLL_FRAMES * (576 if self.sample_rate < 32_000 else 1152)
         if codec in ("opus", "libopus"):
             return _OPUS_PREROLL_SECONDS * self.sample_rate
-        if self._format() == "ogg":  # FFmpeg misses by a frame near the end of FLAC in Ogg
+        if self._format == "ogg":  # FFmpeg misses by a frame near the end of FLAC in Ogg
             return None
         return 0 if codec.startswith(_LOSSLESS) else None
 
@@ -180,7 +174,7 @@ class PyAVDecoder:
 
     def _go_to(self, start: int) -> None:
         """Seek to a packet from which the samples from `start` on are exact."""
-        first = start - (self._preroll() or 0)
+        first = start - (self._preroll or 0)
         if self._header.stated_samples is not None:
             # FFmpeg cuts off padding there, also in the middle of a file that states too little.
             first = min(first, self._header.stated_samples - 2 * self._header.frame_samples)
@@ -237,7 +231,7 @@ class PyAVDecoder:
 
     def _refuse_gap(self, frame: av.AudioFrame, decoded: int) -> None:
         """Compare a frame's time with the samples before it: FFmpeg drops frames silently."""
-        if frame.pts is None or self._format() not in _EXACT_TIMES:
+        if frame.pts is None or self._format not in _EXACT_TIMES:
             return
         missing = self._in_samples(frame.pts - self._first_time) - decoded
         if abs(missing) >= 1:
@@ -283,9 +277,9 @@ class PyAVDecoder:
         lost = 2 * self._header.frame_samples
         if stated is None:
             lost = round(_MAX_LOST_SECONDS * self.sample_rate) + _MAX_LOST_SAMPLES
-            if self._format() in _STATED_LENGTH and self._stream.duration:
+            if self._format in _STATED_LENGTH and self._stream.duration:
                 stated = int(self._in_samples(self._stream.duration))
-            elif self._format() in ("matroska", "asf") and len(self._container.streams) == 1:
+            elif self._format in ("matroska", "asf") and len(self._container.streams) == 1:
                 # The duration is in milliseconds, and of the whole container.
                 stated = (self._container.duration or 0) * self.sample_rate // av.time_base
                 lost += self.sample_rate
