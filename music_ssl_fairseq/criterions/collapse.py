@@ -50,10 +50,7 @@ class Patience:
     def exhausted(self, update: int, bad: bool, learned: bool = False) -> bool:
         """Return True once when the state has lasted too long, and again only after it has passed.
 
-        Args:
-            update: number of this update.
-            bad: whether the state holds at this update.
-            learned: whether the model has done better, after which the state counts at once.
+        The state is `bad` at this update; once the model has `learned`, it counts at once.
         """
         if learned:
             self._start = 0
@@ -71,11 +68,8 @@ class UnitWatch:
     """Watches musicHuBERT: predictions of nearly one unit, no more accurate than always that unit.
 
     This follows from too high a learning rate (fairseq issue 5534): the loss stays at the entropy
-    of the labels. Features need not shrink, and do not without their penalty.
-
-    Args:
-        warmup: updates until the learning rate has its peak.
-        advice: which settings to change after a collapse.
+    of the labels. Features need not shrink, and do not without their penalty. Warm-up, in updates,
+    and advice are as of `schedule_of`.
     """
 
     def __init__(self, warmup: int, advice: str):
@@ -144,10 +138,8 @@ class UnitWatch:
 class SpreadWatch:
     """Watches music2vec: targets or predictions without spread, or targets of position alone.
 
-    Args:
-        warmup: updates until the learning rate has its peak.
-        advice: which settings to change after a collapse.
-        minimum: the smallest healthy standard deviation of `target` and of `pred`.
+    Warm-up, in updates, and advice are as of `schedule_of`; `minimum` has the smallest healthy
+    standard deviation of `target` and of `pred`.
     """
 
     def __init__(self, warmup: int, advice: str, minimum: dict[str, float]):
@@ -163,15 +155,10 @@ class SpreadWatch:
         return update > 0 and update % _CHECK_INTERVAL_UPDATES == 0
 
     def update(self, update: int, deviation: dict[str, float], position: float) -> str | None:
-        """Judge an update.
+        """Judge an update; return one line, once per collapse, or else None.
 
-        Args:
-            update: its number.
-            deviation: the standard deviation over frames of `target` and of `pred`.
-            position: the share of the targets' variance that a frame's position explains.
-
-        Returns:
-            One line, once per collapse; else None.
+        `deviation` is that of `target` and of `pred` over frames, `position` the share of the
+        targets' variance that a frame's position explains.
         """
         signs = [
             f"{name}_var is {value:.4f}, below criterion.min_{name}_var={self._minimum[name]:g}"

@@ -44,9 +44,8 @@ def totals(
 def log_pace(sums: dict[str, Any], updates_left: int) -> None:
     """Log seconds of audio per second, of all processes, and the hours until the last update.
 
-    Args:
-        sums: an update's, with `ntokens` in samples.
-        updates_left: 0 if the number of updates is not limited; then there is no `eta_hours`.
+    `sums` are an update's, with `ntokens` in samples. `updates_left` is 0 if their number is not
+    limited; then there is no `eta_hours`.
     """
     rate = sums["ntokens"] / SAMPLE_RATE
     metrics.log_speed("audio_seconds_per_second", rate, priority=91, round=1)

@@ -47,13 +47,9 @@ class SpanMask(_Spans):
     def mask(
         self, num_frames: int, rng: np.random.Generator, length: int | None = None
     ) -> np.ndarray:
-        """Draw a mask.
+        """Draw a mask: `[num_frames]` bool, true at exactly `count(num_frames)` frames.
 
-        Args:
-            length: frames of a span, in place of `self.length`; as many frames are masked.
-
-        Returns:
-            `[num_frames]` bool, true at exactly `count(num_frames)` frames.
+        Spans are `length` frames long, by default `self.length`; as many frames are masked.
         """
         count = self.count(num_frames)
         if count == 0:
@@ -118,14 +114,9 @@ class FairseqMask(_Spans):
     def batch(
         self, num_frames: Sequence[int], seed: int, epoch: int, indices: Sequence[int]
     ) -> np.ndarray:
-        """Draw the masks of a batch.
+        """Draw the masks of a batch, of crops with these indices in their epoch.
 
-        Args:
-            num_frames: per crop.
-            indices: of the crops in their epoch.
-
-        Returns:
-            `[B, longest]` bool, true at equally many frames per crop, never at padding.
+        `[B, longest]` bool, true at equally many frames per crop, never at padding.
         """
         longest = max(num_frames)
         if self.prob == 0:

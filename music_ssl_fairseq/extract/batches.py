@@ -130,10 +130,8 @@ def read_loads(
 ) -> Iterator[Load]:
     """Yield what `Cut.loads` lists, in order, read ahead by processes.
 
-    Args:
-        workers: processes; 0 to read in this one.
-        device: of the model. For a GPU, loads are in page-locked memory, from which it copies while
-            it computes.
+    With 0 `workers`, this process reads. For a GPU as `device`, loads are in page-locked memory,
+    from which it copies while it computes.
 
     Raises:
         InputError: if a process was killed, as happens where there is little shared memory.

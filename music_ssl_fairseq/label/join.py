@@ -67,11 +67,8 @@ class Joined:
 def join(work: CheckpointDir, stage: str, num_blocks: int, target: Path, k: int) -> Joined:
     """Write `SPLIT.km`, `SPLIT.units.npy` and `SPLIT.offsets.npy`, in this order.
 
-    One block is held at a time.
-
-    Args:
-        stage: the name of the job that made the blocks.
-        target: the `.km`; the others are written beside it.
+    `target` is the `.km`; the others are written beside it. One block of the job `stage` is held at
+    a time.
 
     Raises:
         InputError: if not a single track could be read.

@@ -25,15 +25,9 @@ def describe_units(
     label_rate: float,
     seed: int,
 ) -> dict[str, Any]:
-    """Return what the page's script shows.
+    """Return what the page's script shows: a dict per unit, a name per sound, names of axes.
 
-    Args:
-        counts: split -> `[k]` labels of each unit.
-        centroids: `[k, dimension]`.
-        manifest: of the tracks that samples are from.
-
-    Returns:
-        `units`, a dict per unit; `tracks`, a name per sound; names of axes.
+    `counts` has the `[k]` labels of each unit per split, `manifest` the tracks of the samples.
     """
     k = len(centroids)
     order = np.argsort(samples.units, kind="stable")

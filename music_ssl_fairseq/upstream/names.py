@@ -67,9 +67,8 @@ def to_transformers(name: str) -> str | None:
 def from_transformers(name: str, layer_norms: bool) -> str | None:
     """Return our name of a tensor of transformers; None if it is not part of the encoder.
 
-    Args:
-        name: without the prefix of models with a head, such as `hubert.`.
-        layer_norms: whether the extractor's norms are layer norms (extractor_mode layer_norm).
+    The name is without the prefix of models with a head, such as `hubert.`. With `layer_norms`, the
+    extractor's norms are layer norms (extractor_mode layer_norm).
     """
     for old, new in _OLD_WEIGHT_NORM.items():
         name = name.removesuffix(old) + new if name.endswith(old) else name
