@@ -52,6 +52,9 @@ def load_centroids(file: Path) -> np.ndarray:
     centroids = read_array(file, "give a file of centroids")
     if centroids.ndim != 2 or not len(centroids):
         raise InputError(f"{file}: expected [k, dimension] numbers, found {centroids.shape}")
-    if centroids.dtype.kind not in "fiu" or not np.isfinite(centroids).all():
-        raise InputError(f"{file}: centroids must be finite numbers")
-    return np.array(centroids, np.float32, order="C")
+    if centroids.dtype.kind in "fiu":
+        with np.errstate(over="ignore"):
+            found = np.array(centroids, np.float32, order="C")
+        if np.isfinite(found).all():
+            return found
+    raise InputError(f"{file}: centroids must be finite numbers that float32 holds")

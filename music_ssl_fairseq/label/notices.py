@@ -1,4 +1,4 @@
-"""Warn about the music of labelled splits: silence, copies, little validation."""
+"""Warn about labelled splits: labels all alike, silence, copies, little validation."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +11,7 @@ from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.frames import SAMPLE_RATE
 
 _CHUNK_SAMPLES = 60 * SAMPLE_RATE
+_NEARLY_ALL = 0.9  # share of all labels
 
 
 def is_silent(manifest: Manifest, track: int) -> bool:
@@ -24,10 +25,16 @@ def is_silent(manifest: Manifest, track: int) -> bool:
 
 
 def notices(splits: dict[str, Manifest], records: dict[str, Any]) -> Iterator[str]:
-    """Yield warnings about the music of labelled splits, with their `records` in metadata.json."""
+    """Yield warnings about labelled splits, with their `records` in metadata.json."""
     for split, manifest in splits.items():
         if found := changed_audio(manifest, records[split].get("audio"), "labels were"):
             yield found
+        share = records[split]["majority_share"]
+        if share > _NEARLY_ALL:
+            yield (
+                f"{split}: one unit has {100 * share:.1f} % of all labels, so they teach nothing: "
+                "are the centroids of these features, and is the music more than noise or silence?"
+            )
         silent = records[split].get("silent", [])
         if silent:
             yield (

@@ -64,10 +64,20 @@ def test_given_centroids_are_assigned(tmp_path, capsys):
     np.save(tmp_path / "mine.npy", centroids[:, :20])
     assert main([*arguments, "--force"]) == 1
     assert "6 centroids of 20 values, but mfcc has 39 per frame" in capsys.readouterr().err
+    np.save(tmp_path / "mine.npy", 1000 * np.arange(6)[:, None] + np.zeros(39))  # another scale
+    assert main([*arguments, "--force"]) == 0
+    assert "train: one unit has 100.0 % of all labels" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    "content", [np.zeros(3), np.zeros((0, 3)), np.full((2, 3), np.nan), np.array([["a"]])]
+    "content",
+    [
+        np.zeros(3),
+        np.zeros((0, 3)),
+        np.full((2, 3), np.nan),
+        np.full((2, 3), 1e300),
+        np.array([["a"]]),
+    ],
 )
 def test_arrays_that_are_no_centroids(tmp_path, content):
     np.save(tmp_path / "c.npy", content)
