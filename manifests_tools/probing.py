@@ -219,7 +219,8 @@ def _summarise(
     listed = f", listed in {folder / REPORT}" if left_out else ""
     print(f"left out of {labelled} labelled files: {count_kinds(left_out)}{listed}")
     where = f"{shlex.quote(newest_run() or 'mfcc')} --task {shlex.quote(str(folder))}"
-    print(f"next: python -m music_ssl_fairseq probe --upstream {shell_line(where)}")
+    split = "" if "test" in examples else " --split valid"
+    print(f"next: python -m music_ssl_fairseq probe --upstream {shell_line(where)}{split}")
 
 
 def _name_alike(classes: Sequence[str]) -> None:

@@ -141,6 +141,12 @@ def missing_manifest(file: str | os.PathLike) -> InputError:
         return InputError(
             f"{given}: a file; give the folder that it is in", with_path(given, str(given.parent))
         )
+    if Path(given, "task.json").is_file():  # of a probing task, where `pretrain` must not write
+        there = ", ".join(sorted(path.stem for path in given.glob("*.labels")))
+        return InputError(
+            f"{given}: this task has no split {Path(file).stem}, only {there}; --split of `probe`, "
+            "or --valid-subset of fairseq-validate, names the one to score"
+        )
     root, out = shlex.quote(music_folder()), shlex.quote(str(Path(file).parent))
     where = "" if Path(file).parent.absolute() == Path("manifests").absolute() else f" --out {out}"
     return InputError(

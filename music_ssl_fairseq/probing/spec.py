@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.files import write_json
 from music_ssl_fairseq.runtime.texts import quoted, read_json
+from music_ssl_fairseq.runtime.typed import with_path
 
 SPLITS = ("train", "valid", "test")
 
@@ -129,6 +130,11 @@ def read_spec(folder: str | os.PathLike) -> ProbingSpec:
         raise InputError(
             f"{folder}: a table, not the folder of a task, which this makes of it",
             f"python -m manifests_tools custom --kind multi-class {to}",
+        )
+    if Path(folder).name == FILE:
+        above = os.path.dirname(folder) or os.curdir
+        raise InputError(
+            f"{folder}: a file; give the folder that it is in", with_path(folder, above)
         )
     if not file.exists():
         raise InputError(

@@ -173,7 +173,11 @@ def test_without_a_test_split(music, capsys):
     text = table("a", "b", "a", "b")
     assert build(music, table("a", "b", "a", "b", "a", "b"), "--kind", "multi-class") == 0
     assert build(music, text, "--kind", "multi-class", "--force") == 0
-    assert "warning: no test split" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "warning: no test split" in said.err
+    assert said.out.endswith(" --split valid\n")  # a command that works
+    with pytest.raises(InputError, match="has no split test, only train, valid; --split"):
+        loaded(music, "test")
     out = music.parent / "out"
     assert read_spec(out).counts == {"train": 3, "valid": 1}
     # Of the earlier run, which had one, nothing is left.

@@ -112,7 +112,8 @@ def test_what_is_wrong_with_the_test_split_is_found_before_training(inside, fold
         (["--task", "pitch", "--set", "model.layers"], "--set model.layers: give NAME=VALUE"),
         (["--task", "pitch", "--set", "model.patience=x"], "'x' of type 'str' could not be conv"),
         (["--task", "pitch", "--set", "task.data=x"], "--set task.data: give it with --task"),
-        (["--task", "pitch", "--split", "tset"], "tset.tsv"),
+        (["--task", "pitch", "--split", "tset"], "pitch: this task has no split tset, only test"),
+        (["--task", "pitch/task.json"], "pitch/task.json: a file; give the folder that it is in"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(inside, arguments, said):
