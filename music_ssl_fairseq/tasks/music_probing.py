@@ -118,11 +118,13 @@ class MusicProbingTask(RunFolderTask):
         return f"{score}, layer {head.layer}, learning rate {head.learning_rate:g}"
 
     def next_command(self, cfg: Any) -> str:
-        """Score the chosen head on the test split."""
+        """Score the chosen head on the test split, or without one on validation's."""
+        split = "test" if Path(self.cfg.data, "test.tsv").exists() else "valid"
         best = shown(Path(cfg.checkpoint.save_dir, "checkpoint_best.pt"))
         return (
             f"fairseq-validate {shlex.quote(shown(self.cfg.data))} --path {shlex.quote(best)} "
-            "--user-dir music_ssl_fairseq --task music_probing --valid-subset test --batch-size 64"
+            "--user-dir music_ssl_fairseq --task music_probing "
+            f"--valid-subset {split} --batch-size 64"
         )
 
     def data_identity(self, cfg: Any) -> Identity:

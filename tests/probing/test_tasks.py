@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from music_ssl_fairseq.probing.scoring.results import write_heads
 from music_ssl_fairseq.report.__main__ import main as report_main
 from music_ssl_fairseq.report.__main__ import run as make_report
 from music_ssl_fairseq.tasks import refusals
+from music_ssl_fairseq.tasks.music_probing import MusicProbingTask
 from tests import EXAMPLES, tiny
 from tests.probing.probing_data import train, validate, write_audio, write_probing
 
@@ -312,6 +314,14 @@ def test_settings_of_fairseq_that_no_run_can_have(name):
     OmegaConf.update(cfg, name, True)
     with pytest.raises(InputError, match=f"{name}=True: "):
         refusals._refuse_others(cfg, refusals._FIXED, "")
+
+
+@pytest.mark.parametrize("split", ["test", "valid"])
+def test_the_next_command_scores_a_split_that_is_there(tmp_path, split):
+    (tmp_path / f"{split}.tsv").touch()
+    task = SimpleNamespace(cfg=SimpleNamespace(data=tmp_path))
+    cfg = SimpleNamespace(checkpoint=SimpleNamespace(save_dir=tmp_path))
+    assert f"--valid-subset {split} " in MusicProbingTask.next_command(task, cfg)
 
 
 def test_a_folder_without_scores_is_one_line(tmp_path, capsys):
