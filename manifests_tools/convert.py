@@ -80,13 +80,14 @@ def change_speeds(
 ) -> list[tuple[str, int]]:
     """Write each copy below `folder` at other speeds, pitch and tempo together, in parallel.
 
-    Return the manifest lines of these: name relative to `folder`, and number of samples. A speed
-    is kept to 0.2 %, so that few filters serve many files.
+    Return the manifest lines of these: name relative to `folder`, and number of samples. They are
+    in hidden folders, so that commands that search `folder` find each song once. A speed is kept
+    to 0.2 %, so that few filters serve many files.
 
     Raises:
         InputError: if one cannot be written, or would replace another copy.
     """
-    jobs = [(name, f"@{speed:g}/{name}", speed) for speed in speeds for name in names]
+    jobs = [(name, f".speed-{speed:g}/{name}", speed) for speed in speeds for name in names]
     for _, target, _ in jobs:
         if target in names:
             raise InputError(f"{folder}/{target}: a copy has this name: rename its source's folder")

@@ -9,6 +9,7 @@ import soundfile
 
 from manifests_tools import convert, examine
 from manifests_tools.convert import target_names, write_flac
+from manifests_tools.find import find_audio
 from manifests_tools.pretrain import run
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.data.manifest import Manifest
@@ -261,8 +262,8 @@ def test_copies_at_other_speeds_are_listed_for_training_alone(music, tmp_path):
     assert (tmp_path / "out/valid.tsv").read_bytes() == (tmp_path / "plain/valid.tsv").read_bytes()
     assert [train.name(i) for i in range(len(train))] == [
         *names,
-        *(f"@0.8/{name}" for name in names),
-        *(f"@1.25/{name}" for name in names),
+        *(f".speed-0.8/{name}" for name in names),
+        *(f".speed-1.25/{name}" for name in names),
     ]
     for i in range(len(names)):
         slow, fast = (round(train.num_samples[i] / speed) for speed in (0.8, 1.25))
@@ -272,6 +273,8 @@ def test_copies_at_other_speeds_are_listed_for_training_alone(music, tmp_path):
     assert len(written) == len(train) + len(valid)
     run(str(music), str(tmp_path / "again"), speeds=[0.8, 1.25], **options)  # keeps all
     assert written == {path: path.stat().st_mtime_ns for path in written}
+    found, _ = find_audio(str(tmp_path / "16k"))  # as `map` and `pretrain` search this folder
+    assert len(found) == len(before) + len(valid)
 
 
 def test_a_faster_copy_is_higher_and_shorter(tmp_path):
@@ -280,7 +283,7 @@ def test_a_faster_copy_is_higher_and_shorter(tmp_path):
     wave = 0.5 * np.sin(2 * np.pi * hertz * np.arange(seconds * rate) / rate)
     write_flac(str(tmp_path / "16k/a.flac"), iter([wave.astype(np.float32)]))
     ((name, num_samples),) = convert.change_speeds(str(tmp_path / "16k"), ["a.flac"], [1.25], 1)
-    assert (name, num_samples) == ("@1.25/a.flac", round(seconds * rate / 1.25))
+    assert (name, num_samples) == (".speed-1.25/a.flac", round(seconds * rate / 1.25))
     spectrum = np.abs(np.fft.rfft(audio.read(tmp_path / "16k" / name)))
     assert abs(spectrum.argmax() * rate / num_samples - 1.25 * hertz) < 1
 
