@@ -98,10 +98,15 @@ def change_speeds(
     return lines
 
 
+def rate_at(speed: float) -> int:
+    """Return the rate at which a file is read to be played at a speed."""
+    return round(SAMPLE_RATE / speed / _RATE_STEP) * _RATE_STEP
+
+
 def _change_speed(job: tuple[str, str, float], folder: str) -> tuple[str, int]:
     name, target, speed = job
     source, path = os.path.join(folder, name), os.path.join(folder, target)
-    rate = round(SAMPLE_RATE / speed / _RATE_STEP) * _RATE_STEP
+    rate = rate_at(speed)
     num_samples = audio.probe(source).length_at(rate)
     try:
         _write_copy(source, path, num_samples, rate)

@@ -11,7 +11,7 @@ from pathlib import Path
 from textwrap import fill
 
 from hydra_plugins._music_ssl_fairseq_folder import shell_line
-from manifests_tools.convert import change_speeds, convert_tracks
+from manifests_tools.convert import change_speeds, convert_tracks, rate_at
 from manifests_tools.examine import COPY, SILENT, ExaminedTrack, add_reading_options, examine_tracks
 from manifests_tools.find import KINDS, find_audio, is_within
 from manifests_tools.shards import SHARD_HOURS, write_shards
@@ -22,7 +22,7 @@ from music_ssl_fairseq.data.left_out import REPORT, LeftOut, by_name, count_kind
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.data.music_checks import concerns, find_copies
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.frames import amount, hours
+from music_ssl_fairseq.frames import SAMPLE_RATE, amount, hours
 from music_ssl_fairseq.runtime.files import atomic_path, require_writable
 from music_ssl_fairseq.runtime.typed import beside, with_option
 
@@ -214,11 +214,14 @@ def _group_by(text: str) -> GroupBy:
 
 def _speeds(text: str) -> list[float]:
     try:
-        speeds = list(dict.fromkeys(map(float, text.split(","))))
+        speeds = list(map(float, text.split(",")))
     except ValueError:
         speeds = []
-    if not speeds or any(not 0.5 <= speed <= 2 or speed == 1 for speed in speeds):
-        raise argparse.ArgumentTypeError(f"{text!r}: give numbers from 0.5 to 2, but not 1")
+    if not speeds or not all(0.5 <= speed <= 2 for speed in speeds):
+        raise argparse.ArgumentTypeError(f"{text!r}: give numbers from 0.5 to 2")
+    # The speed of the music itself, or one speed twice, would list equal tracks.
+    if len({SAMPLE_RATE, *map(rate_at, speeds)}) <= len(speeds):
+        raise argparse.ArgumentTypeError(f"{text!r}: must differ from 1 and each other by 1 %")
     return speeds
 
 

@@ -10,7 +10,7 @@ import soundfile
 from manifests_tools import convert, examine
 from manifests_tools.convert import target_names, write_flac
 from manifests_tools.find import find_audio
-from manifests_tools.pretrain import run
+from manifests_tools.pretrain import get_parser, run
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import InputError
@@ -286,6 +286,13 @@ def test_a_faster_copy_is_higher_and_shorter(tmp_path):
     assert (name, num_samples) == (".speed-1.25/a.flac", round(seconds * rate / 1.25))
     spectrum = np.abs(np.fft.rfft(audio.read(tmp_path / "16k" / name)))
     assert abs(spectrum.argmax() * rate / num_samples - 1.25 * hertz) < 1
+
+
+@pytest.mark.parametrize("speeds", ["1", "0.999", "0.9,0.9", "0.9,0.8995", "0.4", "nan", ""])
+def test_speeds_that_would_list_equal_tracks_are_refused(speeds, capsys):
+    with pytest.raises(SystemExit):
+        get_parser().parse_args(["--root", "music", f"--speeds={speeds}"])
+    assert "argument --speeds" in capsys.readouterr().err
 
 
 def test_speeds_without_copies_are_refused(music, tmp_path):
