@@ -268,7 +268,8 @@ class _CsvReader:
         file = shlex.quote(str(self.file))
         if set(needed) <= set(lower) and all(re.fullmatch(r"[\w ]*", name) for name in lower):
             return InputError(message, f"sed -i '1s/.*/{separator.join(lower)}/' {file}")
-        if header and unknown == header and os.path.splitext(header[0])[1]:  # lines alone
+        is_file = bool(header) and bool(os.path.splitext(header[0])[1])
+        if unknown == header and (is_file or len(header) == len(COLUMNS)):  # lines alone
             names = separator.join(COLUMNS[: len(header)])
             return InputError(message, f"sed -i '1i {names}' {file}")
         if len(missing) == len(unknown) == 1 and re.fullmatch(r"\w+", unknown[0]):

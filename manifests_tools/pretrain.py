@@ -13,7 +13,7 @@ from textwrap import fill
 from hydra_plugins._music_ssl_fairseq_folder import shell_line
 from manifests_tools.convert import change_speeds, convert_tracks, rate_at
 from manifests_tools.examine import COPY, SILENT, ExaminedTrack, add_reading_options, examine_tracks
-from manifests_tools.find import KINDS, find_audio, is_within
+from manifests_tools.find import KINDS, find_audio, is_within, require_folder
 from manifests_tools.shards import SHARD_HOURS, write_shards
 from manifests_tools.split import GroupBy, choose_valid, group_of
 from music_ssl_fairseq.cli import new_parser, real_number
@@ -130,6 +130,7 @@ def run(
         InputError: if the root holds no usable audio, too little to split, or the output exists.
     """
     root = os.path.abspath(root)
+    require_folder(root)
     _refuse_overwriting(Path(out), force)
     folder = _check_copies(root, convert, shards, shard_hours, labels)
     if speeds and not convert:

@@ -71,8 +71,10 @@ class Parser(argparse.ArgumentParser):
                 yield [word.replace(choice[1], near) for word in words]
         if wrong := re.match(r"argument (-\S+): ", message):
             yield from _without_option(words, wrong[1])
-        if missing := re.search(r"are required: (-\S+)$", message):
-            yield from _with_option(words, missing[1])
+        if missing := re.search(r"are required: (-.+)$", message):
+            takes_front_ends = self.prog.endswith((" map", " probe"))
+            model = newest_run() or ("mfcc" if takes_front_ends else "")
+            yield from _with_options(words, missing[1].split(", "), model)
 
     def _with_known_options(self, words: list[str]) -> Iterator[list[str]]:
         """Correct the spelling of an option."""
@@ -102,13 +104,14 @@ def _without_option(words: list[str], option: str) -> Iterator[list[str]]:
             yield before + after
 
 
-def _with_option(words: list[str], option: str) -> Iterator[list[str]]:
-    """Name a model, or put an option before the word that is its value."""
-    if option in ("--checkpoint", "--upstream"):
-        yield [*words, option, newest_run() or "mfcc"]
-        return
+def _with_options(words: list[str], options: list[str], model: str) -> Iterator[list[str]]:
+    """Give the usual values, or put an option before the word that is its value."""
+    usual = {"--checkpoint": model, "--upstream": model}
+    usual |= {"--manifest": "manifests/train.tsv", "--out": "features/train"}
+    if all(usual.get(option) for option in options):
+        yield [*words, *(word for option in options for word in (option, usual[option]))]
     for i in range(len(words)):
-        yield [*words[:i], option, *words[i:]]
+        yield [*words[:i], options[-1], *words[i:]]
 
 
 def dispatch(

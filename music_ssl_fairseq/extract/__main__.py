@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from music_ssl_fairseq.cli import CHECKPOINT, exit_status, new_parser, real_number, whole_number
+from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.device import available_cpus
+from music_ssl_fairseq.runtime.typed import newest_run, with_option
 
 if TYPE_CHECKING:
     from music_ssl_fairseq.data.manifest import Manifest
@@ -130,11 +132,19 @@ def run(a: argparse.Namespace) -> bool:
     from music_ssl_fairseq.data.manifest import Manifest
     from music_ssl_fairseq.extract.run import Extraction, open_store, report, settings_of
     from music_ssl_fairseq.extract.store import open_folder, write_index
+    from music_ssl_fairseq.features import FRONT_ENDS
     from music_ssl_fairseq.runtime.device import choose_device
     from music_ssl_fairseq.runtime.files import hold, let_go
     from music_ssl_fairseq.upstream import load
     from music_ssl_fairseq.upstream.windows import Windowing
 
+    if str(a.checkpoint) in FRONT_ENDS and not a.checkpoint.exists():
+        raise InputError(
+            f"--checkpoint {a.checkpoint}: a front end; extract writes the features of models",
+            with_option("--checkpoint", newest_run())
+            if newest_run()
+            else "python -m music_ssl_fairseq extract --help",
+        )
     tracks = Manifest(a.manifest)
     tracks.require_root()
     windowing = Windowing(a.window, whole=1.5 * a.window)

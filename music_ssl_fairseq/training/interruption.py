@@ -3,6 +3,7 @@
 import multiprocessing
 import multiprocessing.util
 import os
+import select
 import shlex
 import signal
 import sys
@@ -86,8 +87,12 @@ class Interruption:
             now = time.monotonic()
             if data[0] not in SIGNALS:
                 continue
-            first = first or now
-            if now - first > _SAME_SIGNAL_SECONDS:
+            if first is None:
+                first = now
+                # Of one signal that came twice, both may have waited here on a busy machine.
+                while select.select([pipe], [], [], 0)[0] and os.read(pipe, 64):
+                    pass
+            elif now - first > _SAME_SIGNAL_SECONDS:
                 for child in multiprocessing.active_children():
                     child.kill()
                 if self.saved:  # srun signals all processes once one has ended

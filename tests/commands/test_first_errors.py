@@ -81,6 +81,8 @@ def test_a_misspelt_music_folder(capsys):
     assert last(capsys) == f"python -m manifests_tools pretrain --root {Path('music').absolute()}"
     run(music_ssl_fairseq, "map", "musik", "--checkpoint", "mfcc")
     assert last(capsys) == "python -m music_ssl_fairseq map music --checkpoint mfcc"
+    Path("manifests").mkdir()
+    Path("manifests", "train.tsv").touch()
     run(manifests_tools, "pretrain", "--root", "/nowhere/at/all")
     assert last(capsys) == "ls /"
 
@@ -128,8 +130,12 @@ def test_an_empty_folder(capsys):
         (manifests_tools, "custom --csv x --kind multiclass", "custom --csv x --kind multi-class"),
         (music_ssl_fairseq, "lable --k 20", "label --k 20"),
         (music_ssl_fairseq, "map music", "map music --checkpoint mfcc"),
+        (music_ssl_fairseq, "export", "export --help"),
+        (music_ssl_fairseq, "extract --checkpoint mfcc --manifest a --out b", "extract --help"),
+        (music_ssl_fairseq, "extract --checkpoint a.pt",
+         "extract --checkpoint a.pt --manifest manifests/train.tsv --out features/train"),
     ],
-)
+)  # fmt: skip
 def test_a_misspelt_command(program, words, command, capsys):
     Path("my music").mkdir()
     run(program, *words.split())
@@ -145,7 +151,9 @@ def test_a_misspelt_command(program, words, command, capsys):
         ("a,b,train\n", "sed -i '1i path,label,split' my.csv"),
         ("Path;Label;Split\na;b;train\n", "sed -i '1s/.*/path;label;split/' my.csv"),
         ("a\tb\ttrain\n", r"sed -i '1i path\tlabel\tsplit' my.csv"),
-        ("path,label\na,b\n", "head -n 3 my.csv"),
+        ("path,label,fold\na,b,1\n", "sed -i '1s/fold/split/' my.csv"),
+        ("file,genre\na,b\n", "head -n 3 my.csv"),
+        ("a.mp3,b\n", "sed -i '1i path,label' my.csv"),
         ("path,label,split\nä,b,train\n", "iconv -f CP1252 -t UTF-8 my.csv -o my.utf8.csv"),
     ],
 )

@@ -1,5 +1,6 @@
 """Signals: the update is finished and saved, and the same command continues."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 import torch
 from fairseq.trainer import Trainer
 
-from music_ssl_fairseq.training.interruption import RESUBMIT, interruption
+from music_ssl_fairseq.training.interruption import RESUBMIT, Interruption, interruption
 from tests.fairseq_commands import PACE, TINY, logged, train
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP]
@@ -182,6 +183,15 @@ def test_signals_overwrite_no_memory():
         process.send_signal(signal.SIGUSR1)
         time.sleep(0.0005)
     assert (process.returncode, process.stderr.read()) == (0, "")
+
+
+def test_one_signal_that_came_twice_is_one_on_a_busy_machine(monkeypatch):
+    read, write = os.pipe()
+    os.write(write, bytes([signal.SIGTERM, signal.SIGTERM]))
+    os.close(write)
+    monkeypatch.setattr(time, "monotonic", itertools.count().__next__)  # a second between two reads
+    monkeypatch.setattr(os, "_exit", lambda status: pytest.fail("taken for a second signal"))
+    Interruption()._exit_at_second_signal(read)
 
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
