@@ -86,8 +86,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def _with_quoted_paths(words: list[str]) -> Iterator[list[str]]:
-    """Join words that are one path with spaces."""
-    for first in range(len(words)):
+    """Join words that are one path with spaces; mark a path that begins with a dash."""
+    for first, word in enumerate(words):
+        if word.startswith("-") and os.path.exists(word):
+            yield [*words[:first], os.path.join(os.curdir, word), *words[first + 1 :]]
         for end in range(len(words), first + 1, -1):
             if os.path.exists(path := " ".join(words[first:end])):
                 yield [*words[:first], path, *words[end:]]

@@ -125,6 +125,7 @@ def test_an_empty_folder(capsys):
         (manifests_tools, "pretrain music", "pretrain --root music"),
         (manifests_tools, "pretrain --rot music", "pretrain --root music"),
         (manifests_tools, "pretrain --root my music", "pretrain --root 'my music'"),
+        (manifests_tools, "pretrain --root -x", "pretrain --root ./-x"),
         (manifests_tools, "pretrian --root music", "pretrain --root music"),
         (manifests_tools, "pretrain --root music/0.m4a", "pretrain --root HERE/music"),
         (manifests_tools, "custom --csv x --kind multiclass", "custom --csv x --kind multi-class"),
@@ -138,6 +139,7 @@ def test_an_empty_folder(capsys):
 )  # fmt: skip
 def test_a_misspelt_command(program, words, command, capsys):
     Path("my music").mkdir()
+    Path("-x").mkdir()
     run(program, *words.split())
     found = last(capsys)
     module = program.__module__.removesuffix(".__main__")
