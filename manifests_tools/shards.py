@@ -66,8 +66,7 @@ def write_shards(
 ) -> tuple[dict[str, tuple[str, int]], list[LeftOut]]:
     """Write the tracks of each split, in their order, to shards; keep finished ones.
 
-    Args:
-        labels: folder with the labels of these tracks; None for none.
+    The folder `labels`, if given, has the labels of these tracks.
 
     Returns:
         Name of the source -> name of the copy, relative to `folder`, and its samples; and tracks

@@ -18,9 +18,7 @@ _MIDDLE_BYTES = 1 << 16  # tell most files of equal size apart
 def find_copies(paths: Iterable[str], others: Iterable[str] | None = None) -> dict[str, str]:
     """Find files that equal another file byte by byte; only files of equal size are read.
 
-    Args:
-        paths: files to look at; those that cannot be read have no copies.
-        others: if given, originals are looked for among these alone.
+    Files that cannot be read have no copies. With `others`, originals are looked for among these.
 
     Returns:
         Path -> the first of `others`, or of the paths before it, that it is a copy of.

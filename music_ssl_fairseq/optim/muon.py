@@ -118,14 +118,9 @@ def _by_shape(parameters: list[Tensor]) -> Iterable[list[Tensor]]:
 
 
 def orthogonal(matrices: Tensor, iterations: int) -> Tensor:
-    """Replace the singular values of matrices by about 1 (0.7 to 1.2), in bf16.
+    """Replace the singular values of matrices `[N, R, C]` by about 1 (0.7 to 1.2), in bf16.
 
-    Args:
-        matrices: `[N, R, C]`.
-        iterations: of Newton-Schulz, each three products.
-
-    Returns:
-        `[N, R, C]` bf16.
+    Each of the `iterations` of Newton-Schulz takes three products.
     """
     a, b, c = _COEFFICIENTS
     x = matrices.bfloat16()

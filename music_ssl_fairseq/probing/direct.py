@@ -37,11 +37,9 @@ _SETTINGS = Path(__file__).parents[2] / "examples" / "probing" / "config.yaml"
 
 
 def settings(overrides: dict[str, Any]) -> DictConfig:
-    """Return the settings of `examples/probing/config.yaml` with these values.
+    """Return the settings of `examples/probing/config.yaml` with other values, by dotted names.
 
-    Args:
-        overrides: values by their dotted names, `model.upstream` and the folders of `task` among
-            them.
+    `model.upstream` and the folders of `task` must be among them.
 
     Raises:
         InputError: if there is no such setting, or it takes no such value.

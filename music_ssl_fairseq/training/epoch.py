@@ -28,9 +28,8 @@ def note_batching(
 ) -> Any:
     """Set an epoch iterator's batching, from the arguments of `get_batch_iterator`.
 
-    Args:
-        batches_of: makes an epoch's batches, in any thread. With it the iterator reads ahead across
-            the ends of epochs; its dataset must have `item(index, epoch)`.
+    `batches_of` makes an epoch's batches, in any thread. With it the iterator reads ahead across
+    the ends of epochs; its dataset must have `item(index, epoch)`.
     """
     names = ("max_tokens", "max_sentences", "required_batch_size_multiple", "num_shards")
     iterator.batching = Batching(**{name: settings[name] for name in names if name in settings})

@@ -88,10 +88,8 @@ class Stream:
     ):
         """Make a stream; reading begins with the first batch, or with `begin`.
 
-        Args:
-            dataset: has `item(index, epoch)`.
-            buffer_size: batches that are kept ready, beside those of the loader's workers.
-            loading: arguments of torch's DataLoader.
+        The dataset has `item(index, epoch)`. `buffer_size` batches are kept ready, beside those of
+        the workers of torch's DataLoader, which takes `loading`.
         """
         self.position = position
         self.plans = plans

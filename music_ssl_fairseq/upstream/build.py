@@ -120,9 +120,7 @@ logger = logging.getLogger(__name__)
 def initialise(model: AudioEncoder, contents: Contents, normalise: bool) -> None:
     """Start pre-training from a checkpoint's encoder (`model.init_from`); heads keep their weights.
 
-    Args:
-        normalise: `task.normalize` of the new run; a value other than the checkpoint's is logged as
-            a probable mistake.
+    A `task.normalize` of the new run (`normalise`) other than the checkpoint's is a warning.
 
     Raises:
         InputError: if the checkpoint is of another sample rate, or the encoder has another
