@@ -21,7 +21,8 @@ RESUME_HINT = "run the same command to continue"
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
-_SAME_SIGNAL_SECONDS = 0.2  # `timeout` and srun may send one signal twice
+# `timeout` and srun may send one signal twice, on a busy machine with a pause between.
+_REPEAT_SECONDS, _NEXT_SECONDS = 2.0, 0.2
 
 
 class Interruption:
@@ -82,23 +83,24 @@ class Interruption:
 
     def _exit_at_second_signal(self, pipe: int) -> None:
         """Exit at once at a second signal, even while the main thread is blocked."""
-        first = None
+        first = began = None
         while data := os.read(pipe, 1):
-            now = time.monotonic()
-            if data[0] not in SIGNALS:
+            number, now = data[0], time.monotonic()
+            if number not in SIGNALS:
                 continue
-            if first is None:
-                first = now
+            is_repeat = number == first != signal.SIGINT
+            if began is None:
+                first, began = number, now
                 # Of one signal that came twice, both may have waited here on a busy machine.
                 while select.select([pipe], [], [], 0)[0] and os.read(pipe, 64):
                     pass
-            elif now - first > _SAME_SIGNAL_SECONDS:
+            elif now - began > (_REPEAT_SECONDS if is_repeat else _NEXT_SECONDS):
                 for child in multiprocessing.active_children():
                     child.kill()
                 if self.saved:  # srun signals all processes once one has ended
                     os._exit(RESUBMIT)
                 os.write(2, b"ended at once, by a second signal: nothing more is saved\n")
-                os._exit(128 + data[0])
+                os._exit(128 + number)
         os.close(pipe)
 
     def _leave_to_parent(self) -> None:
