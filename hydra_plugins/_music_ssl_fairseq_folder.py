@@ -11,6 +11,7 @@ This file is outside of the package, because fairseq registers tasks and models 
 if the package is not imported yet. The underscore keeps hydra from loading it as a plugin.
 """
 
+import errno
 import importlib.util
 import os
 import re
@@ -19,6 +20,7 @@ from itertools import pairwise
 from types import TracebackType
 
 PACKAGE = "music_ssl_fairseq"
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WITH_VALUES = (
     "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp",
     "--package", "-p", "--cfg", "-c",

@@ -4,7 +4,6 @@ hydra prints its search path, or fairseq's stack. This file is outside of the pa
 fairseq registers tasks of a user_dir only if the package is not imported yet.
 """
 
-import errno
 import functools
 import logging
 import os
@@ -21,6 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hydra_plugins._music_ssl_fairseq_folder import (
+    FULL_DISK,
     hydra_text,
     hydra_word,
     is_ours,
@@ -31,8 +31,6 @@ from hydra_plugins._music_ssl_fairseq_folder import (
 
 _MAX_LINE = 400
 """Characters of an unexpected error's message."""
-
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _refuse(message: str, command: Sequence[str]) -> NoReturn:
@@ -71,7 +69,7 @@ def end_failed(error: BaseException) -> None:
     if not logs or "HYDRA_FULL_ERROR" in os.environ:
         return
     file = os.path.relpath(logs[0].baseFilename)
-    if isinstance(error, OSError) and error.errno in _FULL_DISK:  # where no log can be written
+    if isinstance(error, OSError) and error.errno in FULL_DISK:  # where no log can be written
         folder = os.path.dirname(error.filename or file) or os.curdir
         _refuse(f"{folder}: {error.strerror}", ["df", "-h", folder])
     trace = "".join(traceback.format_exception(error))

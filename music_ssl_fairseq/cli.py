@@ -1,7 +1,6 @@
 """Begin and end the command lines of the package alike."""
 
 import argparse
-import errno
 import io
 import math
 import os
@@ -17,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from hydra_plugins._music_ssl_fairseq_folder import hydra_text, shell_line, typed
+from hydra_plugins._music_ssl_fairseq_folder import FULL_DISK, hydra_text, shell_line, typed
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.device import available_cpus
 from music_ssl_fairseq.runtime.signal_stack import give_signals_a_stack
@@ -244,7 +243,7 @@ def exit_status(
         name = os.fspath(error.filename or output)
         name = os.fspath(output) if ".tmp" in os.path.basename(name) else name  # not yet renamed
         listing = look_around(os.path.abspath(name)).partition(" ")[2]
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        full = error.errno in FULL_DISK
         print(f"error: {name}: {error.strerror or error}", file=sys.stderr)
         print(shell_line(f"df -h {listing}" if full else f"ls -ld {listing}"), file=sys.stderr)
         return 1

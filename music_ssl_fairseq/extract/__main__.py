@@ -139,10 +139,11 @@ def run(a: argparse.Namespace) -> bool:
     from music_ssl_fairseq.upstream.windows import Windowing
 
     if str(a.checkpoint) in FRONT_ENDS and not a.checkpoint.exists():
+        newest = newest_run()
         raise InputError(
             f"--checkpoint {a.checkpoint}: a front end; extract writes the features of models",
-            with_option("--checkpoint", newest_run())
-            if newest_run()
+            with_option("--checkpoint", newest)
+            if newest
             else "python -m music_ssl_fairseq extract --help",
         )
     tracks = Manifest(a.manifest)

@@ -3,7 +3,6 @@
 import multiprocessing
 import multiprocessing.util
 import os
-import select
 import shlex
 import signal
 import sys
@@ -91,9 +90,6 @@ class Interruption:
             is_repeat = number == first != signal.SIGINT
             if began is None:
                 first, began = number, now
-                # Of one signal that came twice, both may have waited here on a busy machine.
-                while select.select([pipe], [], [], 0)[0] and os.read(pipe, 64):
-                    pass
             elif now - began > (_REPEAT_SECONDS if is_repeat else _NEXT_SECONDS):
                 for child in multiprocessing.active_children():
                     child.kill()

@@ -3,7 +3,6 @@
 Trackers are Weights & Biases, as fairseq has it, and trackio, which needs no account.
 """
 
-import errno
 import functools
 import json
 import logging
@@ -17,14 +16,13 @@ from typing import Any
 from fairseq.logging import progress_bar
 from fairseq.logging.meters import AverageMeter
 
+from hydra_plugins._music_ssl_fairseq_folder import FULL_DISK
 from music_ssl_fairseq.errors import InputError, one_line
 from music_ssl_fairseq.runtime.optional import optional
 
 _GROUPS = ("model", "task", "criterion", "optimization", "optimizer", "lr_scheduler", "dataset")
 _SHOWN: set[str] = set()
 """TensorBoard folders of this process whose settings are shown."""
-
-_FULL_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def patch_logs() -> None:
@@ -92,7 +90,7 @@ def _log_to_tensorboard(bar: Any, log: Callable[..., None], *args: Any, **kwargs
 
 def _cannot_be_written(error: BaseException | None) -> bool:
     """Return whether the disk is full, or TensorBoard refuses a folder's name."""
-    full = isinstance(error, OSError) and error.errno in _FULL_DISK_ERRORS
+    full = isinstance(error, OSError) and error.errno in FULL_DISK
     return full or isinstance(error, UnicodeEncodeError)
 
 
