@@ -17,8 +17,8 @@ from music_ssl_fairseq.runtime.texts import read_json, read_text
 def read_beat_file(file: Path) -> tuple[str, ...]:
     """Read the beats of a `.jams` file, or of lines `seconds` or `seconds position`.
 
-    A position is the beat's number in its bar, or `bar.beat`. The result are cells of a line of
-    labels: `seconds`, or `seconds/position in the bar`.
+    A position is the beat's number in its bar, or `bar.beat`. Each result is a cell of a line
+    of labels: `seconds`, or `seconds/position in the bar`.
 
     Raises:
         InputError: if the file holds no beats, or they are not ascending from 0 on.

@@ -32,8 +32,8 @@ def parallel_map(
 ) -> Iterator[Result]:
     """Yield `function(item)` for each item, in the order of `items`; see `jobs.pool.ordered`.
 
-    libsndfile keeps the reason of a failed open in one variable for all threads, hence processes; 1
-    means this one.
+    libsndfile keeps the reason of a failed open in one variable for all threads, hence processes;
+    one worker means this process. `function` and its results must be picklable.
 
     Raises:
         InputError: if a worker is killed, by the system or by a crash in a decoder.
