@@ -113,8 +113,9 @@ def _existing(path: str | os.PathLike) -> _File:
         identity = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
         return _File(name, identity, read_header(name))
     except FileNotFoundError:
-        windows = "; folders are separated by / here, not by \\" if "\\" in name else ""
-        raise AudioError(name, f"no such file{windows}") from None
+        cause = "; folders are separated by / here, not by \\" if "\\" in name else ""
+        cause = "; download it first" if "://" in name else cause
+        raise AudioError(name, f"no such file{cause}") from None
     except OSError as error:
         raise AudioError(name, error.strerror or str(error)) from None
     except AudioError:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import index
+from typing import Self
 
 import numpy as np
 import torch
@@ -98,6 +99,15 @@ class Upstream(nn.Module):
             f"{self.frame_rate:g} frames/s, {count / 1e6:.1f} M parameters, {self.precision} on "
             f"{self.device}, from {self.path})"
         )
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Thaw or freeze the encoder, but the embedding of masks, which pre-training alone uses.
+
+        DistributedDataParallel refuses parameters that get no gradients.
+        """
+        super().requires_grad_(requires_grad)
+        self.model.mask_emb.requires_grad_(False)
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -393,7 +403,12 @@ def _by_length(waveform: Tensor, padding_mask: Tensor) -> Iterator[tuple[int, Te
     lengths = (~padding_mask).sum(-1)
     after = torch.arange(waveform.size(1), device=waveform.device) >= lengths.unsqueeze(-1)
     if not torch.equal(after, padding_mask):
-        raise InputError("padding_mask marks samples before a waveform's end: pad on the right")
+        raise InputError(
+            "padding_mask marks samples before a waveform's end: pad on the right, and mark "
+            "padding with True"
+        )
+    if not lengths.all():
+        raise InputError("padding_mask marks all of a waveform: True is for padding")
     for length in lengths.unique().tolist():
         yield length, (lengths == length).nonzero().squeeze(-1)
 

@@ -23,7 +23,7 @@ def listed(given: Any) -> Any:
 
     Anything else is returned as it is.
     """
-    if isinstance(given, (str, bytes, os.PathLike, list, tuple, Tensor)):
+    if isinstance(given, (str, bytes, os.PathLike, list, tuple, Tensor)) or hasattr(given, "read"):
         return given
     numbers = getattr(getattr(given, "dtype", None), "kind", "O") not in "OUST"
     return list(given) if isinstance(given, Iterable) and not numbers else given
@@ -40,9 +40,20 @@ def is_several(given: Clip | Sequence[Clip]) -> TypeGuard[Sequence[Clip]]:
 
 
 def named(given: Clip | Sequence[Clip]) -> list[tuple[Clip, str]]:
-    """Return the clips that were given, each with its name for messages."""
+    """Return the clips that were given, each with its name for messages.
+
+    Raises:
+        InputError: if one is a number, as in `(waveform, sample_rate)`, an open file or None.
+    """
     clips = list(given) if is_several(given) else [cast(Clip, given)]
     names = [f"clip {i}" for i in range(len(clips))] if is_several(given) else ["waveform"]
+    for clip, name in zip(clips, names, strict=True):
+        if isinstance(clip, Real):
+            raise InputError(f"{name} is {clip}, no audio: a rate goes into sample_rate=")
+        if not isinstance(clip, (list, tuple)) and not is_file(clip) and np.ndim(clip) == 0:
+            raise InputError(
+                f"{name} is {type(clip).__name__}; expected the name of a file or floats in [-1, 1]"
+            )
     pairs = zip(clips, names, strict=True)
     return [(clip, os.fspath(clip) if is_file(clip) else name) for clip, name in pairs]
 

@@ -1,5 +1,6 @@
 """`features`: any rate, any length, and no seams."""
 
+import io
 from itertools import pairwise
 
 import numpy as np
@@ -199,6 +200,10 @@ ONES = np.ones((16_000, 2))
         ([ONES[:, 0], -np.inf * ONES[:, 0]], {}, "clip 1: holds NaN"),
         ([ONES[:, 0], [[1.0], [1.0, 2.0]]], {}, "clip 1: not an array"),
         ("no.wav", {}, r"^no\.wav: no such file"),
+        ("https://example.org/a.mp3", {}, "a.mp3: no such file; download it first"),
+        ((ONES[:, 0], 16_000), {}, "clip 1 is 16000, no audio: a rate goes into sample_rate="),
+        (["a.wav", None], {}, "clip 1 is NoneType; expected the name of a file"),
+        (io.BytesIO(b"fLaC"), {}, "waveform is BytesIO; expected the name of a file"),
         (ONES[:, 0], {"sample_rate": None}, "sample_rate is missing"),
         (ONES[:, 0], {"sample_rate": 0}, "sample_rate 0: expected a whole number of Hz"),
         (ONES[:, 0], {"sample_rate": 16_000.5}, "sample_rate 16000.5"),
@@ -225,6 +230,8 @@ def test_batches_that_are_none_are_refused(tmp_path):
             method(torch.zeros(16_000))
         with pytest.raises(InputError, match="NaN"):
             method(nan)
+        with pytest.raises(InputError, match="all of a waveform: True is for padding"):
+            method(torch.zeros(1, 16_000), torch.ones(1, 16_000, dtype=torch.bool))
         with pytest.raises(InputError, match=r"is torch\.int16; expected a tensor of floats"):
             method(torch.zeros(1, 16_000, dtype=torch.int16))
     with pytest.raises(InputError, match=r"weights are torch\.float16: keep them in float32"):
