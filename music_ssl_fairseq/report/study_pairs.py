@@ -51,7 +51,7 @@ def differences(rows: Rows, pairs: Sequence[tuple[str, str, str]] = QUESTIONS) -
             if first is None or second is None or unequal_audio(rows, one, other):
                 continue
             drawn = first.mean(0) - second.mean(0)
-            counts = [len(x) for x, n in ((first, one), (second, other)) if rows[n][0].trained]
+            counts = [len(first), len(second)]  # random weights are a seed's as well
             clips, (seeds, known) = float(drawn[1:].var(ddof=1)), _seed_variance(rows, task)
             of_seeds = sum(seeds / count for count in counts)
             error = math.sqrt(clips + of_seeds)

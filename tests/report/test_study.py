@@ -64,6 +64,18 @@ def test_seeds_that_scatter_widen_the_interval(results):
     assert study_pairs.differences(study.read(results))[0].error > 3 * before
 
 
+def test_random_weights_scatter_as_trained_ones_do(results):
+    def error():
+        pairs = [("", "hubert-music", "hubert-speech")]
+        return study_pairs.differences(study.read(results), pairs)[0].error
+
+    (results / "hubert-speech-s2.json").unlink()
+    trained = error()
+    file = results / "hubert-speech-s1.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"random": "hubert-music"}))
+    assert error() == pytest.approx(trained)
+
+
 def test_a_variance_of_few_seeds_is_a_guess(results):
     def clear():
         return {d.one for d in study_pairs.differences(study.read(results)) if d.clear}
