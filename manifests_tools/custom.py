@@ -31,14 +31,14 @@ from music_ssl_fairseq.runtime.texts import quoted
 from music_ssl_fairseq.runtime.typed import with_options
 
 COLUMNS = ("path", "label", "split")
-OPTIONAL = ("start", "stop", "group")
+OPTIONAL = ("start", "stop", "group", "artist")
 
 _DELIMITERS = ",\t;"
 _MISSING = ("nan", "NaN", "<NA>")  # of pandas, written as text
 _LIKE_SPLIT = {"split", "splits", "set", "subset", "partition", "fold"}
 """Names of a column, in small letters, after which no split is drawn."""
 
-_DRAWN = ("train", "train", "train", "valid", "test")
+_DRAWN = ("train", "valid", "train", "test", "train")  # two songs make train and valid
 _SPLIT_NAMES = {"validation": "valid", "val": "valid", "dev": "valid", "training": "train"}
 _DESCRIPTION = """\
 Make a probing task from a CSV. Its first line names the columns:
@@ -48,6 +48,7 @@ Make a probing task from a CSV. Its first line names the columns:
   start, stop   (optional) the part of the file that counts, in seconds
   group         (optional) the song that a part belongs to; it must stay in one split, and scores
                 per file are taken over it. Without it each part stands for itself
+  artist        (optional) or album: where songs are divided, each stays in one split
 """
 _EXAMPLE = """\
 a CSV of genres, of two parts of one song and of another song:
@@ -213,7 +214,8 @@ class _CsvReader:
         needed = COLUMNS[:2] if drawn else COLUMNS
         if not set(needed) <= set(header):
             raise self._wrong_header(header, needed, delimiter.replace("\t", "\\t"))
-        if unused := [name for name in header if name and name not in (*COLUMNS, *OPTIONAL)]:
+        used = (*COLUMNS, *OPTIONAL) if drawn else (*COLUMNS, *OPTIONAL[:-1])
+        if unused := [name for name in header if name and name not in used]:
             names = ", ".join(map(quoted, unused))
             print(f"{self.file}: columns that are not used: {names}", file=sys.stderr)
         splits: dict[str, list[Labelled]] = {split: [] for split in SPLITS}
@@ -232,17 +234,20 @@ class _CsvReader:
             if self.kind == "regression" and len(item.label) != width:
                 self._refuse(number, f"{len(item.label)} numbers, but {width} in the lines above")
             if drawn:
-                songs.setdefault(row.get("group") or row["path"], []).append(item)
+                song = row.get("artist") or row.get("group") or row["path"]
+                songs.setdefault(song, []).append(item)
             else:
                 splits[self._split(row, number)].append(item)
         if drawn:
-            self._draw(songs, splits)
+            self._draw(songs, splits, "artist" in header)
         if not splits["test"]:
             del splits["test"]
         return splits
 
-    def _draw(self, songs: dict[str, list[Labelled]], splits: dict[str, list[Labelled]]) -> None:
-        """Divide songs 3 : 1 : 1, each label alike; the digest of their names decides."""
+    def _draw(
+        self, songs: dict[str, list[Labelled]], splits: dict[str, list[Labelled]], by_artist: bool
+    ) -> None:
+        """Divide songs or artists 3 : 1 : 1, each label alike; the digest of names decides."""
 
         def order(song: str) -> tuple[Any, bytes]:
             name = song.encode("utf-8", "surrogateescape")
@@ -250,9 +255,11 @@ class _CsvReader:
 
         for place, song in enumerate(sorted(songs, key=order)):
             splits[_DRAWN[place % len(_DRAWN)]] += songs[song]
+        what = "artists" if by_artist else "songs"
+        advice = ". Those of one album may be in two; a column artist keeps them together"
         print(
-            f"{self.file}: no column split, so songs are divided 3 : 1 : 1 into train, valid and "
-            "test. Those of one album may be in two; a column group keeps them together",
+            f"{self.file}: no column split, so {what} are divided 3 : 1 : 1 into train, valid and "
+            f"test{'' if by_artist else advice}",
             file=sys.stderr,
         )
 
@@ -298,6 +305,8 @@ class _CsvReader:
 
     def _label(self, cell: str, number: int) -> tuple[str, ...]:
         one = self.kind in ("multi-class", "key")
+        if not one and cell.startswith(("['", '["')):
+            self._refuse(number, f"label {quoted(cell)} is a list of Python; write a;b")
         parts = [cell] if one else [part.strip() for part in cell.split(self.separator)]
         labels = tuple(part for part in parts if part)
         try:

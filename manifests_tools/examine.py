@@ -43,7 +43,7 @@ def parallel_map(
     groups = (items[start : start + size] for start in range(0, len(items), size))
     advice = "--workers 1 shows after how many files"
     pool = WorkerPool(workers if workers > 1 else 0, fork=True, advice=advice)
-    with tqdm(desc=description, total=len(items), unit=" files") as bar:
+    with tqdm(desc=description, total=len(items), unit=" files", disable=not items) as bar:
         for results in ordered(partial(_apply, function), groups, pool):
             for result in results:
                 bar.update()

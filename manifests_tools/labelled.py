@@ -86,7 +86,7 @@ class DataSet:
                     if known != item.label:
                         raise InputError(
                             f"group {item.group}: has parts labelled {known[0]} and "
-                            f"{item.label[0]}, but its score is one; name two groups"
+                            f"{item.label[0]}, but its score is one; is it an artist or album?"
                         )
             paths = [os.path.normpath(os.path.join(root, item.name)) for item in items]
             refuse_shared(files, split, set(paths), "")

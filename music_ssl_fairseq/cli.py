@@ -137,6 +137,8 @@ def dispatch(
         print(usage.format(names=names), end="")
         return 0 if name else 2
     if name in known:
+        if not sys.stderr.isatty():  # a log, where ten bars per second are megabytes
+            os.environ.setdefault("TQDM_MININTERVAL", "10")
         return run(known[name][0], rest)
     near = get_close_matches(name, known, 1)
     command = [*near, *rest] if near and rest else [*near, "--help"]

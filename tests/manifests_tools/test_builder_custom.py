@@ -207,6 +207,17 @@ def test_parts_of_a_song_are_in_one_drawn_split(music):
     check_leakage(music.parent / "out")
 
 
+def test_an_artist_of_several_labels_is_in_one_drawn_split(music, capsys):
+    rows = [f"{i}.wav,{'ab'[i % 2]},{'xxyyzz'[i]}" for i in range(6)]
+    assert build(music, "\n".join(["path,label,artist", *rows]), "--kind", "multi-class") == 0
+    assert (
+        "so artists are divided 3 : 1 : 1 into train, valid and test\n" in capsys.readouterr().err
+    )
+    found = [loaded(music, split).manifest for split in ("train", "valid")]
+    train, valid = ({int(m.name(i)[0]) // 2 for i in range(len(m.num_samples))} for m in found)
+    assert (len(train), len(valid), train & valid) == (2, 1, set())
+
+
 @pytest.mark.parametrize(
     ("text", "options", "expected"),
     [
@@ -238,6 +249,7 @@ def test_parts_of_a_song_are_in_one_drawn_split(music):
          "'a.beats': neither times nor the name of a file"),
         (table("", "", "", "a", "a", "a"), ["--kind", "multi-label"],
          "not one of the 3 files of train has a label"),
+        (table(*GOOD[:5], "['a']"), ["--kind", "multi-label"], "is a list of Python; write a;b"),
         (table(*[""] * 6), ["--kind", "multi-label"], "labels.csv: no line has a label"),
         (table(*GOOD), ["--targets", "x"], "--targets goes with --kind regression"),
         (table(*GOOD), ["--metric", "r2"], "metric 'r2' does not fit the kind multi-class"),
@@ -246,7 +258,7 @@ def test_parts_of_a_song_are_in_one_drawn_split(music):
         ("path,label,split,group\n0.wav,a,train,s\n1.wav,a,valid,s\n2.wav,b,valid,t\n", [],
          "group s is in train and in valid: leakage"),
         ("path,label,split,group\n0.wav,a,train,s\n1.wav,b,train,s\n2.wav,b,valid,t\n", [],
-         "group s: has parts labelled a and b"),
+         "group s: has parts labelled a and b, but its score is one; is it an artist or album?"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line(music, capsys, text, options, expected):
