@@ -12,6 +12,7 @@ from pathlib import Path
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.typed import with_option
 
+_DEFAULT_BYTES = 4 << 30
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 _MAIN_BYTES = 400 << 20  # the first process, with faiss and its buffers
@@ -50,6 +51,11 @@ def model_size(checkpoint: str | None, on_gpu: bool = False) -> int:
     return _TORCH_BYTES + sum(file.stat().st_size for file in files if file.is_file())
 
 
+def memory_bound(asked: int | None, checkpoint: str | None) -> int:
+    """Return the bytes of all processes: those `asked` for, or 4 GB and two processes' models."""
+    return _DEFAULT_BYTES + 2 * model_size(checkpoint) if asked is None else asked
+
+
 def workers_that_fit(memory: int, workers: int, model: int = 0) -> int:
     """Return how many of `workers` may run at once within `memory` bytes.
 
@@ -61,9 +67,11 @@ def workers_that_fit(memory: int, workers: int, model: int = 0) -> int:
     each = _WORKER_BYTES + model
     fit = min(workers, (memory - _MAIN_BYTES - model) // each)
     if fit < 1:
+        needed = _MAIN_BYTES + model + each
         raise InputError(
-            f"--memory {show_size(memory)} is too little: one worker needs "
-            f"{show_size(_MAIN_BYTES + model + each)} with the process that it works for"
+            f"--memory {show_size(memory)} is too little: one worker needs {show_size(needed)} "
+            "with the process that it works for",
+            with_option("--memory", f"{-(-needed // _UNITS['G'])}G"),
         )
     return fit
 

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from music_ssl_fairseq.label.job import Job
 
 STAGES = ("fit", "assign", "report")
-_MEMORY_BYTES = 4 << 30
 
 DESCRIPTION = """\
 Make pseudo-labels: give every frame of every track a unit, the number of its nearest centroid.
@@ -129,10 +128,10 @@ def get_parser() -> argparse.ArgumentParser:
     add(
         "--memory",
         type=parse_size,
-        default=_MEMORY_BYTES,
         metavar="SIZE",
         help="memory of all processes together, such as 512M or 16G; limits the frames that "
-        "K-means is fitted on, and the number of workers (default: 4G)",
+        "K-means is fitted on, and the number of workers (default: 4G; with --checkpoint as much "
+        "more as its model takes twice)",
     )
     add(
         "--max-frames",

@@ -93,11 +93,12 @@ def make_job(arguments: Namespace, parser: ArgumentParser, train: Manifest) -> J
     # Without a model, K-means takes seconds on a CPU, and torch takes as long to load.
     device = choose_device("cpu" if a.device == "auto" and a.features != DEEP else a.device)
     computed_on = device if features.can_use_gpu else "cpu"
-    recipe = _recipe(a, features, train)
+    bound = memory.memory_bound(a.memory, features.checkpoint)
+    recipe = _recipe(a, features, train, bound)
     model = memory.model_size(features.checkpoint, computed_on != "cpu")
-    workers = memory.workers_that_fit(a.memory, a.workers, model)
+    workers = memory.workers_that_fit(bound, a.workers, model)
     if workers < a.workers:
-        enough = f"--memory {memory.show_size(a.memory)} is enough for {workers} workers"
+        enough = f"--memory {memory.show_size(bound)} is enough for {workers} workers"
         print(enough, file=sys.stderr)
     return Job(
         folder=LabelFolder(a.labels, recipe, a.force, _remarks(a, parser)),
@@ -134,12 +135,12 @@ def _remarks(a: Namespace, parser: ArgumentParser) -> dict[str, str]:
     return {"options": shlex.join(options), "manifests": str(a.manifests)}
 
 
-def _recipe(a: Namespace, features: FeatureSpec, train: Manifest) -> Recipe:
+def _recipe(a: Namespace, features: FeatureSpec, train: Manifest, bound: int) -> Recipe:
     front = front_end(features)
     k = a.k if a.centroids is None else len(load_centroids(centroids_file(a.centroids)))
     held = a.minibatch or a.max_frames
     num_frames = memory.check_frames(
-        held, MAX_FRAMES, a.memory, front.dimension, k, memory.model_size(features.checkpoint)
+        held, MAX_FRAMES, bound, front.dimension, k, memory.model_size(features.checkpoint)
     )
     same = ("features", "seed", "iterations", "layer", "init", "restarts", "minibatch", "algorithm")
     return Recipe(
