@@ -50,7 +50,11 @@ def named(given: Clip | Sequence[Clip]) -> list[tuple[Clip, str]]:
     for clip, name in zip(clips, names, strict=True):
         if isinstance(clip, Real):
             raise InputError(f"{name} is {clip}, no audio: a rate goes into sample_rate=")
-        if not isinstance(clip, (list, tuple)) and not is_file(clip) and not getattr(clip, "ndim", 0):
+        if (
+            not isinstance(clip, (list, tuple))
+            and not is_file(clip)
+            and not getattr(clip, "ndim", 0)
+        ):
             raise InputError(
                 f"{name} is {type(clip).__name__}; expected the name of a file or floats in [-1, 1]"
             )
