@@ -27,13 +27,6 @@ FRONT_ENDS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 """Name on the command line: module of this package, class, arguments. `a+b` joins several."""
 
-ON_GPU: dict[str, tuple[str, str]] = {
-    "mfcc": ("kaldi_torch", "TorchMfcc"),
-    "mfcc60": ("kaldi_torch", "TorchMfcc"),
-    "logmel": ("kaldi_torch", "TorchLogMel"),
-}
-"""Those of `FRONT_ENDS` that a GPU can compute: module and class, which takes a device as well."""
-
 DEEP = "deep"
 """The name of a model's layer, which needs a checkpoint as well."""
 
@@ -57,8 +50,7 @@ class FeatureSpec:
     checkpoint: str | None = None
     # For `deep`, 0 for the projected extractor output, then the Transformer's layers
     layer: int | None = None
-    # Where features that can run on a GPU are computed, as torch names it. Not part of what the
-    # features are.
+    # For `deep`, where the model runs, as torch names it. Not part of what the features are.
     device: str = "cpu"
 
     def __post_init__(self):
@@ -115,17 +107,9 @@ class FeatureSpec:
         return self.name.split(",")
 
     @property
-    def can_use_gpu(self) -> bool:
-        """Whether they can be computed on a GPU."""
-        return self.name == DEEP or self.name in ON_GPU
-
-    @property
     def modules(self) -> list[str]:
         """What making the front end imports: for a parent process to import before it forks."""
-        if self.name == DEEP:
-            names = [DEEP]
-        else:
-            names = [_class(part, self.device)[0] for part in self.parts]
+        names = (part if part == DEEP else FRONT_ENDS[part][0] for part in self.parts)
         return [f"{__name__}.{name}" for name in dict.fromkeys(names)]
 
 
@@ -143,21 +127,13 @@ def front_end(features: FeatureSpec | str) -> FrontEnd:
     if features.checkpoint is not None and features.layer is not None:
         deep = import_module(f"{__name__}.deep")
         return deep.Deep(features.checkpoint, features.layer, features.device)
-    fronts = {name: _joined(name, features.device) for name in features.sets}
+    fronts = {name: _joined(name) for name in features.sets}
     return fronts[features.name] if len(fronts) == 1 else SideBySide(fronts)
 
 
-def _joined(names: str, device: str) -> Framewise:
-    parts = {part: _front_end(part, device) for part in names.split("+")}
+def _joined(names: str) -> Framewise:
+    parts: dict[str, Framewise] = {}
+    for part in names.split("+"):
+        module, name, arguments = FRONT_ENDS[part]
+        parts[part] = getattr(import_module(f"{__name__}.{module}"), name)(**arguments)
     return parts[names] if len(parts) == 1 else Concatenation(parts)
-
-
-def _class(name: str, device: str) -> tuple[str, str]:
-    """Return module and class of a front end."""
-    return FRONT_ENDS[name][:2] if device == "cpu" else ON_GPU[name]
-
-
-def _front_end(name: str, device: str) -> Framewise:
-    module, attribute = _class(name, device)
-    arguments = FRONT_ENDS[name][2] | ({} if device == "cpu" else {"device": device})
-    return getattr(import_module(f"{__name__}.{module}"), attribute)(**arguments)

@@ -95,8 +95,8 @@ def get_parser() -> argparse.ArgumentParser:
         choices=("auto", "cpu", "cuda"),
         default="auto",
         help="auto: models of --features deep, and K-means with them, run on all GPUs there are, "
-        "one process each; other features are computed on the CPU. cuda: mfcc, mfcc60 and logmel "
-        "on GPUs as well; of chroma, cqt and joined features K-means alone (default: %(default)s)",
+        "one process each; of other features all is done on the CPU. cuda: K-means on a GPU for "
+        "these as well (default: %(default)s)",
     )
     add(
         "--manifests",

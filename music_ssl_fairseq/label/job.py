@@ -87,12 +87,10 @@ def make_job(arguments: Namespace, parser: ArgumentParser, train: Manifest) -> J
                     f"--{name}, or --algorithm"
                 )
     features = FeatureSpec(a.features, a.checkpoint, a.layer)
-    on_gpu = features.can_use_gpu and a.device == "cuda"
-    needed = replace(features, device="cuda" if on_gpu else "cpu").modules
-    start_server([f"{__package__}.sample", f"{__package__}.assign", *needed])
+    start_server([f"{__package__}.sample", f"{__package__}.assign", *features.modules])
     # Without a model, K-means takes seconds on a CPU, and torch takes as long to load.
     device = choose_device("cpu" if a.device == "auto" and a.features != DEEP else a.device)
-    computed_on = device if features.can_use_gpu else "cpu"
+    computed_on = device if a.features == DEEP else "cpu"
     bound = memory.memory_bound(a.memory, features.checkpoint)
     recipe = _recipe(a, features, train, bound)
     model = memory.model_size(features.checkpoint, computed_on != "cpu")

@@ -61,8 +61,7 @@ def label_together(jobs: Sequence[Job], split: str, manifest: Manifest) -> None:
 
 
 def _can_share(jobs: Sequence[Job]) -> bool:
-    on_cpu = all(job.features.device == "cpu" and job.features.name != DEEP for job in jobs)
-    return len(jobs) > 1 and on_cpu
+    return len(jobs) > 1 and all(job.features.name != DEEP for job in jobs)
 
 
 def _spec(jobs: Sequence[Job]) -> FeatureSpec:
