@@ -7,12 +7,11 @@ message.
 from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from music_ssl_fairseq.runtime.files import atomic_path
-from music_ssl_fairseq.runtime.npy import header_of, write_header
+from music_ssl_fairseq.runtime.npy import whole_array, write_header
 
 _BLOCK_BYTES = 1 << 20
 
@@ -20,36 +19,23 @@ _BLOCK_BYTES = 1 << 20
 class RowFile:
     """A .npy file `[rows, ...]` that has its full size from the beginning.
 
-    Such a file is kept, a truncated one extended, and any other made anew. Rows that were not
-    written yet have the value `fill`.
+    Such a file is kept, and any other made anew. Rows that were not written yet have the value
+    `fill`.
     """
 
     def __init__(self, path: Path, dtype: np.dtype, shape: tuple[int, ...], fill: float):
         self._empty = np.full(shape[1:], fill, dtype)
         self._size = self._empty.nbytes
-        found = header_of(path)
+        found = whole_array(path)
         if found is not None and (found.shape, found.dtype) == (shape, dtype):
-            self._begin = found.begin
+            self._begin = found.offset
         else:
             with atomic_path(path) as temporary, temporary.open("wb") as file:
                 self._begin = write_header(file, dtype, shape)
-                self._fill(file, shape[0])
+                together = max(1, _BLOCK_BYTES // self._size)
+                for first in range(0, shape[0], together):
+                    file.write(self._empty.tobytes() * min(together, shape[0] - first))
         self._file = path.open("r+b")
-        self._repair(shape[0])
-
-    def _repair(self, rows: int) -> None:
-        there = self._file.seek(0, 2) - self._begin
-        whole = min(rows, there // self._size)
-        if there != rows * self._size:
-            self._file.truncate(self._begin + whole * self._size)
-            self._file.seek(0, 2)
-            self._fill(self._file, rows - whole)
-
-    def _fill(self, file: BinaryIO, rows: int) -> None:
-        together = max(1, _BLOCK_BYTES // self._size)
-        for first in range(0, rows, together):
-            file.write(self._empty.tobytes() * min(together, rows - first))
-        file.flush()
 
     def __getitem__(self, row: int) -> bytes:
         self._file.seek(self._begin + row * self._size)

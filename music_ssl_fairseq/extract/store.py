@@ -32,7 +32,7 @@ from music_ssl_fairseq.extract.batches import Cut
 from music_ssl_fairseq.extract.row_file import CHECKSUMS, Checksums, RowFile
 from music_ssl_fairseq.runtime.files import atomic_path, remove_temporary, write_json
 from music_ssl_fairseq.runtime.metadata import METADATA, matching_metadata
-from music_ssl_fairseq.runtime.npy import is_whole, read_header, write_header
+from music_ssl_fairseq.runtime.npy import whole_array, write_header
 from music_ssl_fairseq.runtime.typed import with_option
 from music_ssl_fairseq.upstream.windows import Window, add_share
 
@@ -160,12 +160,13 @@ class FrameStore(_Store):
     def _is_complete(self, track: int) -> bool:
         file = self._file(track)
         noted, changed = self._checksums.noted(track)
-        if not noted or not is_whole(file, self.dtype, self._shape(track)):
+        found = whole_array(file) if noted else None
+        if found is None or (found.dtype, found.shape) != (self.dtype, self._shape(track)):
             return False
         # Unchanged since it was on disk for good: reading hundreds of GB would take minutes.
         if file.stat().st_mtime_ns == changed:
             return True
-        if noted != self._checksum_of(track):
+        if noted != self._checksums.of(blake2b(layer).digest() for layer in found):
             return False
         self._settle(track, noted)
         return True
@@ -175,13 +176,6 @@ class FrameStore(_Store):
 
     def _remove(self, track: int) -> None:
         self._file(track).unlink(missing_ok=True)
-
-    def _checksum_of(self, track: int) -> int:
-        layers, frames, dimension = self._shape(track)
-        size = frames * dimension * self.dtype.itemsize
-        with self._file(track).open("rb") as file:
-            read_header(file)
-            return self._checksums.of(blake2b(file.read(size)).digest() for _ in range(layers))
 
     def _settle(self, track: int, checksum: int) -> None:
         """Record the time of a file's last change, once the disk has all of it."""

@@ -4,16 +4,26 @@ Distances are matrix products in float32 (never TF32, which keeps 10 bits), and 
 matrix products as well: adding them up with atomics would give other digits in each run.
 """
 
+import contextlib
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from music_ssl_fairseq.features.no_tf32 import no_tf32
-
 _BLOCK_DISTANCES = 1 << 26  # held at once: 256 MB
 _FRAMES_SHARE = 0.5  # of the GPU's free memory that frames may take
+
+
+@contextlib.contextmanager
+def _no_tf32() -> Iterator[None]:
+    """Forbid TF32, which keeps 10 bits of the mantissa, whatever the program has allowed."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 class TorchNearest:
@@ -38,7 +48,7 @@ class TorchNearest:
         The distance is the frame's squared norm less twice its score.
         """
         centred = frames.to(self._device) - self.mean
-        with no_tf32():
+        with _no_tf32():
             return torch.addmm(-self._half_norms, centred, self._centred.T), centred
 
     def blocks(self, frames: np.ndarray | Tensor) -> Iterator[Tensor]:
@@ -78,7 +88,7 @@ def _iterate(frames: np.ndarray | Tensor, centroids: Tensor, device: str) -> tup
         distances = (centred.square().sum(1) - 2 * best).clamp_min(0)
         inertia += distances.sum(dtype=torch.float64)
         members = torch.zeros_like(scores).scatter_(1, units[:, None], 1)
-        with no_tf32():
+        with _no_tf32():
             sums += (members.T @ centred).double()
         counts += members.sum(0, dtype=torch.float64)
     means = sums / counts.clamp_min(1)[:, None] + nearest.mean.double()

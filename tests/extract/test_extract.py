@@ -213,9 +213,8 @@ def test_without_checksums_nothing_counts_as_there(corpus, store, tmp_path, caps
     else:
         cut = {"empty": 0, "cut": 128 + 16, "zeros": 128}[how]
         rewrite(checksums, lambda data: data[:cut].ljust(len(data) * (how == "zeros"), b"\0"))
-    expected = 3 if how == "cut" else 4
     assert extract(corpus, tmp_path, "--pool", pool) == 0
-    assert f"{tmp_path}: {expected} tracks, " in capsys.readouterr().out
+    assert f"{tmp_path}: 4 tracks, " in capsys.readouterr().out
 
 
 def test_an_array_that_wants_to_run_code_is_not_opened(corpus, store, tmp_path):

@@ -23,7 +23,7 @@ import numpy as np
 
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.runtime.files import atomic_path, checksum, require_writable, write_json
-from music_ssl_fairseq.runtime.npy import header_of, write_header
+from music_ssl_fairseq.runtime.npy import whole_array, write_header
 from music_ssl_fairseq.runtime.texts import read_object
 
 logger = logging.getLogger(__name__)
@@ -146,10 +146,9 @@ class FeatureCache:
         if file in self._arrays:
             return True
         try:
-            header, size = header_of(file), file.stat().st_size
-            whole = header is not None and header.size == size and len(header.shape) == 3
-            index = self._indices[file]
             known = _intact.get(file) == self._state(file)
+            index, array = self._indices[file], whole_array(file)
+            whole = array is not None and array.ndim == 3
             if whole and (known or _checksum(file, index.clips) == index.checksum):
                 self._map(file)
                 return True
