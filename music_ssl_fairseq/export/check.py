@@ -30,12 +30,6 @@ def waveforms(grid: FrameGrid) -> tuple[Tensor, Tensor]:
     return noise.masked_fill(padding_mask, 0.0), padding_mask
 
 
-def real_frames(model: AudioEncoder, padding_mask: Tensor | None, num_frames: int) -> Tensor:
-    """Tell which frames are not padding: `[B or 1, frames]` bool."""
-    padding = model.frame_padding(padding_mask, num_frames)
-    return torch.ones(1, num_frames, dtype=torch.bool) if padding is None else ~padding
-
-
 Run = Callable[[Tensor, Tensor | None], Sequence[Tensor]]
 """From waveforms `[B, T]` and their padding mask, or None, to hidden states `[B, frames, D]`."""
 
@@ -47,7 +41,8 @@ def compare_on_waveforms(model: AudioEncoder, ours: Run, theirs: Run, where: str
     for padding in (None, padding_mask):
         with torch.no_grad():
             expected, found = ours(waveform, padding), theirs(waveform, padding)
-        real = real_frames(model, padding, found[0].size(1))
+        padded = model.frame_padding(padding, found[0].size(1))
+        real = None if padded is None else ~padded
         largest = max(largest, compare(expected, found, where, real))
     return f"{len(found)} layers, with and without padding, differ by {largest:.1e} at most"
 
@@ -59,7 +54,7 @@ def compare(
 
     Args:
         where: name of the export, for the message.
-        real: `[B or 1, frames]` bool, the frames to compare; all by default.
+        real: `[B, frames]` bool, the frames to compare; all by default.
 
     Raises:
         InputError: if it is above TOLERANCE, or the numbers of layers or frames differ.

@@ -1,11 +1,9 @@
 """Write a folder for the Hugging Face hub, which transformers opens without this package."""
 
 import contextlib
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -14,7 +12,6 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.export import check
 from music_ssl_fairseq.export.card import model_card
 from music_ssl_fairseq.export.source import ExportSource
-from music_ssl_fairseq.modules.audio_encoder import AudioEncoder
 from music_ssl_fairseq.runtime.files import write_json
 from music_ssl_fairseq.runtime.optional import optional
 from music_ssl_fairseq.upstream.hugging_face import CONFIG, PREPROCESSOR, to_preprocessor, to_state
@@ -42,64 +39,28 @@ def write(source: ExportSource, folder: Path, name: str) -> str:
     return _check(source, folder, name)
 
 
-def expected_hidden_states(
-    model: AudioEncoder, waveform: Tensor, padding_mask: Tensor | None
-) -> list[Tensor]:
-    """Compute transformers' `hidden_states` with our encoder.
-
-    The first is the input of the first Transformer layer; `AudioEncoder.layers` begins with the
-    projected features, before the positional convolution.
-    """
-    layers = model.layers(waveform, padding_mask)
-    x = layers[0]
-    encoder = model.encoder
-    padding = model.frame_padding(padding_mask, x.size(1))
-    if padding is not None:
-        x = x.masked_fill(padding.unsqueeze(-1), 0)
-    with torch.no_grad():
-        x = x + encoder.pos_conv(x)
-        return [x if encoder.layer_norm_first else encoder.layer_norm(x), *layers[1:]]
-
-
 def _check(source: ExportSource, folder: Path, name: str) -> str:
     with contextlib.suppress(InputError):
         torchaudio_models()  # transformers imports it, and fails where it refuses its torch
     transformers = optional("transformers", "export")
-    with _no_progress_bar():
-        theirs, report = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
+    transformers.utils.logging.disable_progress_bar()
+    theirs, report = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
     left = [key for kind in ("missing_keys", "unexpected_keys") for key in report[kind]]
     if left:
         raise InputError(f"{name}: not written, because tensors do not fit: {', '.join(left)}")
     ours = build_encoder(source.contents, "fp32", "off").eval()
 
     def expected(waveform: Tensor, padding: Tensor | None) -> list[Tensor]:
-        layers = expected_hidden_states(ours, waveform, padding)
+        layers = ours.layers(waveform, padding)[1:]
         if ours.encoder.layer_norm_first:
             # Some versions of transformers keep the last layer as it is, some normalise it.
             layers[-1] = ours.encoder.layer_norm(layers[-1])
         return layers
 
     def found(waveform: Tensor, padding: Tensor | None) -> list[Tensor]:
-        return _hidden_states(theirs.eval(), waveform, padding)
+        mask = None if padding is None else (~padding).long()
+        output = theirs.eval()(waveform, attention_mask=mask, output_hidden_states=True)
+        return [*output.hidden_states[1:-1], output.last_hidden_state]
 
     difference = check.compare_on_waveforms(ours, expected, found, name)
     return f"checked with transformers {transformers.__version__}: {difference}"
-
-
-def _hidden_states(model, waveform: Tensor, padding_mask: Tensor | None) -> list[Tensor]:
-    mask = None if padding_mask is None else (~padding_mask).long()
-    with torch.no_grad():
-        output = model(waveform, attention_mask=mask, output_hidden_states=True)
-    return [*output.hidden_states[:-1], output.last_hidden_state]
-
-
-@contextlib.contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    bars = optional("transformers.utils.logging", "export")
-    shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            bars.enable_progress_bar()

@@ -48,7 +48,7 @@ def read(name: str | Path) -> ExportSource:
 def _source(loaded: Mapping[str, Any], path: Path) -> ExportSource:
     tensors = loaded["model"]
     history = loaded.get("optimizer_history") or [{}]
-    settings = _settings(loaded)
+    settings = checkpoint.settings_of(loaded, path)
     heads = {
         name: tensor
         for name, tensor in tensors.items()
@@ -66,12 +66,3 @@ def _source(loaded: Mapping[str, Any], path: Path) -> ExportSource:
         teacher=teacher,
         num_updates=int(history[-1].get("num_updates") or 0) or None,
     )
-
-
-def _settings(loaded: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return fairseq's configuration by sections; old files have one (`args`) for all sections."""
-    if loaded.get("cfg") is None:
-        args = checkpoint.plain(loaded["args"])
-        return dict.fromkeys(("model", "task", "optimization"), args)
-    cfg = checkpoint.plain(loaded["cfg"])
-    return {name: dict(section) for name, section in cfg.items() if isinstance(section, Mapping)}

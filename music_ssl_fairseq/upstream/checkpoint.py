@@ -54,7 +54,8 @@ def damaged_settings(path: Path) -> Iterator[None]:
 
 
 def _contents(loaded: Mapping[str, Any], path: Path) -> Contents:
-    model, task = _settings(loaded, path)
+    settings = settings_of(loaded, path)
+    model, task = settings.get("model", {}), settings.get("task", {})
     family = _family(model, path)
     for name, (known, reason) in _REQUIRED.items():
         value = model.get(name)
@@ -73,22 +74,23 @@ def _contents(loaded: Mapping[str, Any], path: Path) -> Contents:
     )
 
 
-def _settings(loaded: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the model's and the task's settings, from where this fairseq version kept them."""
+def settings_of(loaded: Mapping[str, Any], path: Path) -> dict[str, dict[str, Any]]:
+    """Return fairseq's configuration by sections; old files have one (`args`) for all sections.
+
+    Raises:
+        InputError: if the checkpoint has none.
+    """
     if loaded.get("cfg") is not None:
-        cfg = plain(loaded["cfg"])
-        model = plain(cfg.get("model"))
-        return model, plain(cfg.get("task"))
+        return {name: _plain(section) for name, section in _plain(loaded["cfg"]).items()}
     if loaded.get("args") is not None:
-        args = plain(loaded["args"])
-        return {**args, "_name": args.get("arch")}, args
+        return dict.fromkeys(("model", "task", "optimization"), _plain(loaded["args"]))
     raise InputError(
         f"{path}: has a model but no settings (neither `cfg` nor `args`), so its architecture is "
         "not known"
     )
 
 
-def plain(settings: Any) -> dict[str, Any]:
+def _plain(settings: Any) -> dict[str, Any]:
     """Return settings of any fairseq version as a dict; interpolations stay as they are."""
     if isinstance(settings, DictConfig):
         # Interpolations (label_rate: ${task.label_rate}) may point outside of what was kept.
@@ -99,7 +101,7 @@ def plain(settings: Any) -> dict[str, Any]:
 
 
 def _family(model: Mapping[str, Any], path: Path) -> str:
-    name = str(model.get("_name") or model.get("arch") or "")
+    name = str(model.get("arch") or model.get("_name") or "")  # of `args`, _name is the task
     if name not in FAMILIES:
         found = f"a model called {name!r}" if name else "a model without a name"
         hint = "; give the checkpoint it was fine-tuned from" if "ctc" in name else ""
