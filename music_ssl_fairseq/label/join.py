@@ -1,6 +1,6 @@
 """Join blocks of units into a split's labels: text for fairseq, and a memory map of the same.
 
-Training takes the memory map (`data.unit_memmap`) instead of the text, as long as it is no older.
+Training takes the memory map (`data.label_store`) instead of the text, as long as it is no older.
 """
 
 import os
@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from music_ssl_fairseq.data.unit_memmap import memmap_files
+from music_ssl_fairseq.data.label_store import memmap_files
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.jobs.checkpoint_dir import Block, CheckpointDir
 from music_ssl_fairseq.label.assign import unit_type

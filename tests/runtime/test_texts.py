@@ -13,9 +13,9 @@ import pytest
 from manifests_tools.beats import read_beat_file
 from manifests_tools.tables import read_named, read_table
 from music_ssl_fairseq.data.label_metadata import read_label_rate, read_metadata, split_record
-from music_ssl_fairseq.data.label_store import LabelStore
+from music_ssl_fairseq.data.label_store import LabelStore, open_memmap
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.data.unit_memmap import open_unit_memmap
+
 from music_ssl_fairseq.data.units import UnitDictionary
 from music_ssl_fairseq.errors import AudioError, InputError, one_line
 from music_ssl_fairseq.probing.spec import read_spec
@@ -146,7 +146,7 @@ def test_labels_that_came_with_an_older_time_are_read(tmp_path, place):
         units[place] = 400
     km.write_text(" ".join(map(str, units)) + "\n")
     os.utime(km, (0, 0))
-    assert (open_unit_memmap(km) is None) == (place is not None)
+    assert (open_memmap(km) is None) == (place is not None)
     np.testing.assert_array_equal(LabelStore(km).units(0), units)
 
 
@@ -170,7 +170,7 @@ def test_a_damaged_unit_memmap_leaves_the_text(tmp_path, part, damage):
     shape = content.replace(b"(5,)", b"(9**9,)").replace(b"(3,)", b"(9999999999999,)")
     changed = {"cut": content[:-3], "header": content[:30], "shape": shape, "text": b"no"}
     file.write_bytes(changed.get(damage, content))
-    assert open_unit_memmap(km) is None
+    assert open_memmap(km) is None
     assert LabelStore(km).units(1).tolist() == [4, 5]
 
 

@@ -14,9 +14,8 @@ from fairseq.logging import progress_bar
 
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.compat import one_line_errors
-from music_ssl_fairseq.data.label_store import LabelStore
+from music_ssl_fairseq.data.label_store import LabelStore, memmap_files
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.data.unit_memmap import memmap_files
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.training.logs import patch_logs
 from tests.fairseq_commands import TINY, make_corpus, train
@@ -107,15 +106,12 @@ def test_other_errors_pass_as_they_are():
         raise RuntimeError("CUDA out of memory")
 
 
-@pytest.mark.parametrize("mapped", [False, True])
-def test_labels_that_are_cut_while_in_use_are_one_line(tmp_path, mapped):
+def test_labels_that_are_cut_while_in_use_are_one_line(tmp_path):
     km = tmp_path / "train.km"
     km.write_text("".join(" ".join(str(i % 40) for i in range(9_000)) + "\n" for _ in range(3)))
-    cut = km
-    if mapped:
-        cut, offsets = memmap_files(km)
-        np.save(cut, np.tile(np.arange(9_000) % 40, 3).astype(np.uint16))
-        np.save(offsets, np.arange(4) * 9_000)
+    cut, offsets = memmap_files(km)
+    np.save(cut, np.tile(np.arange(9_000) % 40, 3).astype(np.uint16))
+    np.save(offsets, np.arange(4) * 9_000)
     store = LabelStore(km)
     assert store.units(2, 8_990).tolist() == [i % 40 for i in range(8_990, 9_000)]
     os.truncate(cut, 5_000)
