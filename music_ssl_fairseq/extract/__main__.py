@@ -130,8 +130,9 @@ def run(a: argparse.Namespace) -> bool:
     from tqdm import tqdm
 
     from music_ssl_fairseq.data.manifest import Manifest
-    from music_ssl_fairseq.extract.run import Extraction, open_store, report, settings_of
-    from music_ssl_fairseq.extract.store import open_folder, write_index
+    from music_ssl_fairseq.extract.batches import Cut
+    from music_ssl_fairseq.extract.run import Extraction, report, settings_of
+    from music_ssl_fairseq.extract.store import FrameStore, MeanStore, open_folder, write_index
     from music_ssl_fairseq.features import FRONT_ENDS
     from music_ssl_fairseq.runtime.device import choose_device
     from music_ssl_fairseq.runtime.files import hold, let_go
@@ -161,15 +162,14 @@ def run(a: argparse.Namespace) -> bool:
         remarks = {"checkpoint": upstream.path}
         checksums = open_folder(a.out, tracks, settings, remarks, a.force)
         upstream.drop_above(max(layers))
-        extraction = Extraction(
-            upstream,
-            layers,
-            settings["dtype"] if a.pool == "frames" else None,
-            windowing,
-            a.batch_seconds or (480 if on_gpu else 30),
-            compile=_compiles(a.compile, on_gpu, tracks),
+        frames = a.dtype if a.pool == "frames" else None
+        batch_seconds = a.batch_seconds or (480 if on_gpu else 30)
+        compiles = _compiles(a.compile, on_gpu, tracks)
+        extraction = Extraction(upstream, layers, frames, windowing, batch_seconds, compiles)
+        to = a.out, Cut(tracks, upstream.grid, windowing), (len(layers), upstream.dimension)
+        store: MeanStore | FrameStore = (
+            FrameStore(*to, checksums, frames) if frames else MeanStore(*to, checksums)
         )
-        store = open_store(extraction, tracks, a.out, checksums)
         stack.callback(store.close)
         if store.damaged:
             print(

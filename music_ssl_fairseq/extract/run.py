@@ -24,7 +24,6 @@ from music_ssl_fairseq.extract.batches import (
     read_loads,
     stacked,
 )
-from music_ssl_fairseq.extract.row_file import Checksums
 from music_ssl_fairseq.extract.store import FrameStore, MeanStore
 from music_ssl_fairseq.frames import SAMPLE_RATE, amount, samples_in
 from music_ssl_fairseq.runtime.delayed_fetch import Fetch, start_fetch
@@ -167,18 +166,6 @@ class Extraction:
                 f"{self.batch_seconds:g} s of audio in a batch is more than the GPU's memory "
                 "holds: give a smaller --batch-seconds"
             ) from None
-
-
-def open_store(
-    extraction: Extraction, manifest: Manifest, folder: Path, checksums: Checksums
-) -> MeanStore | FrameStore:
-    """Open the store in `folder` for these features, and remove what is damaged in it."""
-    upstream = extraction.upstream
-    cut = Cut(manifest, upstream.grid, extraction.windowing)
-    sizes = (len(extraction.layers), upstream.dimension)
-    if extraction.frames is None:
-        return MeanStore(folder, cut, sizes, checksums)
-    return FrameStore(folder, cut, sizes, checksums, extraction.frames)
 
 
 def settings_of(

@@ -31,7 +31,9 @@ from tqdm import tqdm
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.extract.batches import Cut, QueuedWindow, read_loads
-from music_ssl_fairseq.extract.run import Extraction, open_store
+from music_ssl_fairseq.extract.row_file import Checksums
+from music_ssl_fairseq.extract.run import Extraction
+from music_ssl_fairseq.extract.store import MeanStore
 from music_ssl_fairseq.runtime.device import available_cpus
 from music_ssl_fairseq.upstream.checkpoint import from_checkpoint
 from music_ssl_fairseq.upstream.model import Upstream
@@ -118,7 +120,10 @@ def model_rate(extraction: Extraction, seconds: float) -> float:
 
 def whole_rate(extraction: Extraction, manifest: Manifest, out: Path, workers: int) -> float:
     """Audio-seconds a second of the command, from the first file opened to the last row written."""
-    store = open_store(extraction, manifest, out)
+    out.mkdir()
+    cut = Cut(manifest, extraction.upstream.grid, extraction.windowing)
+    sizes = len(extraction.layers), extraction.upstream.dimension
+    store = MeanStore(out, cut, sizes, Checksums(out, len(manifest), ""))
     with tqdm(total=0, disable=True) as bar:
         outcome = extraction.run(manifest, store, workers, bar)
     store.finish()
