@@ -68,10 +68,6 @@ def _convert_track(job: tuple[ExaminedTrack, str], root: str, folder: str) -> Le
         _write_copy(source, target, track.num_samples)
     except AudioError as error:
         return LeftOut(track.name, error.reason)
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            return LeftOut(track.name, "its name is too long for a copy with the suffix .flac")
-        raise InputError(f"{target}: cannot be written ({error.strerror})") from None
     return None
 
 
@@ -105,18 +101,27 @@ def _change_speed(job: tuple[str, str, float], folder: str) -> tuple[str, int]:
     source, path = os.path.join(folder, name), os.path.join(folder, target)
     rate = rate_at(speed)
     num_samples = audio.probe(source).length_at(rate)
-    try:
-        _write_copy(source, path, num_samples, rate)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+    _write_copy(source, path, num_samples, rate)
     return target, num_samples
 
 
 def _write_copy(source: str, target: str, num_samples: int, rate: int = SAMPLE_RATE) -> None:
-    """Write `num_samples` of `source`, read at `rate`, as 16 kHz; keep a finished copy."""
-    if not is_copy(target, num_samples, source, rate):
-        edges = chunks(num_samples, SAMPLE_RATE)
-        write_flac(target, (audio.read(source, start, stop - start, rate) for start, stop in edges))
+    """Write `num_samples` of `source`, read at `rate`, as 16 kHz; keep a finished copy.
+
+    Raises:
+        AudioError: if the source cannot be read, or has too long a name.
+        InputError: if the copy cannot be written.
+    """
+    edges = chunks(num_samples, SAMPLE_RATE)
+    try:
+        if not is_copy(target, num_samples, source, rate):
+            parts = (audio.read(source, start, stop - start, rate) for start, stop in edges)
+            write_flac(target, parts)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            reason = "its name is too long for a copy with the suffix .flac"
+            raise AudioError(source, reason) from None
+        raise InputError(f"{target}: cannot be written ({error.strerror})") from None
 
 
 def is_copy(path: str, num_samples: int, source: str, rate: int = SAMPLE_RATE) -> bool:

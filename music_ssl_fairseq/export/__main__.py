@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from music_ssl_fairseq.cli import CHECKPOINT, exit_status, new_parser
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.hub import RESULTS, UNITS
+from music_ssl_fairseq.runtime.hub import RESULTS, UNITS, describe, push
 from music_ssl_fairseq.runtime.typed import beside, with_option
 
 if TYPE_CHECKING:
@@ -157,12 +157,10 @@ def _files(a: argparse.Namespace) -> list[str]:
 
 
 def _pushed(a: argparse.Namespace, folder: Path) -> str:
-    from music_ssl_fairseq.export import hub
-
     files = sorted(_files(a))
     if a.dry_run:
-        return hub.describe(folder, files, a.push)
-    return f"pushed: {hub.push(folder, files, a.push, f'Export of {a.checkpoint.name}')}"
+        return describe(folder, files, a.push)
+    return f"pushed: {push(folder, files, a.push, f'Export of {a.checkpoint.name}')}"
 
 
 def _export(a: argparse.Namespace, to: Path, name: str) -> str:

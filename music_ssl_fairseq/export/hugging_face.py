@@ -14,10 +14,15 @@ from music_ssl_fairseq.export.card import model_card
 from music_ssl_fairseq.export.source import ExportSource
 from music_ssl_fairseq.runtime.files import write_json
 from music_ssl_fairseq.runtime.optional import optional
-from music_ssl_fairseq.upstream.hugging_face import CONFIG, PREPROCESSOR, to_preprocessor, to_state
+from music_ssl_fairseq.upstream.hugging_face import (
+    CONFIG,
+    PREPROCESSOR,
+    SAFETENSORS,
+    to_preprocessor,
+    to_state,
+)
 from music_ssl_fairseq.upstream.hugging_face_config import to_config
 from music_ssl_fairseq.upstream.model import build_encoder
-from music_ssl_fairseq.upstream.weights import SAFETENSORS
 
 CARD = "README.md"
 

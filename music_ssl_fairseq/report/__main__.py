@@ -102,12 +102,13 @@ def _report_study(folders: Sequence[Path], out: Path, no_plot: bool) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = get_parser().parse_args(argv)
-    return exit_status(lambda: _print_report(arguments), arguments.out, "interrupted")
+    page = arguments.out / (STUDY_PAGE if arguments.study else PAGE)
 
+    def work() -> None:
+        print(run(**vars(arguments)))
+        print(f"page: {page}")
 
-def _print_report(arguments: argparse.Namespace) -> None:
-    print(run(**vars(arguments)))
-    print(f"page: {arguments.out / (STUDY_PAGE if arguments.study else PAGE)}")
+    return exit_status(work, arguments.out, "interrupted")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Fetch models from the Hugging Face hub, through its own cache."""
+"""Fetch models from the Hugging Face hub, through its own cache, and push them there."""
 
 import os
 import re
@@ -83,3 +83,26 @@ def one_line(name: str) -> Iterator[None]:
             raise
         reason = f"the hub cannot be reached ({error})"
     raise InputError(f"{name}: {' '.join(reason.split())}")
+
+
+def push(folder: Path, files: list[str], repository: str, message: str) -> str:
+    """Make the model USER/NAME if it does not exist, and put files into it as one commit.
+
+    Its name with the new commit is returned, as `load` takes it.
+    """
+    api = optional("huggingface_hub", "hub").HfApi()
+    with one_line(PREFIX + repository):
+        api.create_repo(repository, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repository, folder_path=folder, allow_patterns=files, commit_message=message
+        )
+    return f"{PREFIX}{repository}@{commit.oid}"
+
+
+def describe(folder: Path, files: list[str], repository: str) -> str:
+    """List what `push` would send."""
+    sizes = [(folder / name).stat().st_size for name in files]
+    width = max(map(len, files))
+    lines = [f"  {n:<{width}}  {size / 1000:,.1f} kB" for n, size in zip(files, sizes, strict=True)]
+    total = f"{len(files)} files, {sum(sizes) / 1e6:,.1f} MB: nothing was sent"
+    return "\n".join([f"{PREFIX}{repository} would get", *lines, total])

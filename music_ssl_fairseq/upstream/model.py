@@ -18,14 +18,7 @@ from music_ssl_fairseq.runtime.typed import with_other
 from music_ssl_fairseq.upstream.build import build_encoder
 from music_ssl_fairseq.upstream.contents import Contents, check_sample_rate
 from music_ssl_fairseq.upstream.result import Features
-from music_ssl_fairseq.upstream.waveforms import (
-    Clip,
-    is_several,
-    listed,
-    mono,
-    named,
-    refuse_unreadable,
-)
+from music_ssl_fairseq.upstream.waveforms import Clip, clips_of, mono, refuse_unreadable
 from music_ssl_fairseq.upstream.windows import (
     Statistics,
     Window,
@@ -269,12 +262,12 @@ class Upstream(nn.Module):
                 for one frame, or samples are NaN.
         """
         chosen = self.check_layers(layers)
-        audio = listed(audio)
+        clips, several = clips_of(audio)
         found = [
             self._features(mono(clip, name, sample_rate, channels), name, chosen, windowing)
-            for clip, name in named(audio)
+            for clip, name in clips
         ]
-        return found if is_several(audio) else found[0]
+        return found if several else found[0]
 
     def embed(
         self,
@@ -300,7 +293,7 @@ class Upstream(nn.Module):
         chosen = self.check_layers(
             range(min(1, self.num_layers), self.num_layers + 1) if layers is None else layers
         )
-        clips = named(listed(audio))
+        clips, _ = clips_of(audio)
         refuse_unreadable(clip for clip, _ in clips)
         vectors = np.zeros((len(clips), self.dimension), np.float32)
         for vector, (clip, name) in zip(vectors, clips, strict=True):

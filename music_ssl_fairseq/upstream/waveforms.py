@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Sequence
 from numbers import Real
-from typing import Any, TypeGuard, cast
+from typing import Any, TypeGuard
 
 import numpy as np
 from torch import Tensor
@@ -18,35 +18,23 @@ Clip = str | os.PathLike | Tensor | np.ndarray | Sequence[float]
 _MAX_CHANNELS = 64  # more are samples
 
 
-def listed(given: Any) -> Any:
-    """Return the clips of an iterator, or of an array or Series of names or clips, as a list.
+def clips_of(given: Any) -> tuple[list[tuple[Clip, str]], bool]:
+    """Return the clips that were given, each with its name for messages, and whether it is a list.
 
-    Anything else is returned as it is.
-    """
-    if isinstance(given, (str, bytes, os.PathLike, list, tuple, Tensor)) or hasattr(given, "read"):
-        return given
-    numbers = getattr(getattr(given, "dtype", None), "kind", "O") not in "OUST"
-    return list(given) if isinstance(given, Iterable) and not numbers else given
-
-
-def is_several(given: Clip | Sequence[Clip]) -> TypeGuard[Sequence[Clip]]:
-    """Tell whether audio is a list or tuple of clips: any of them but one of numbers alone.
-
-    A nested list is a list of clips; an array never is.
-    """
-    if not isinstance(given, (list, tuple)):
-        return False
-    return not given or not all(isinstance(item, Real) for item in given)
-
-
-def named(given: Clip | Sequence[Clip]) -> list[tuple[Clip, str]]:
-    """Return the clips that were given, each with its name for messages.
+    Several clips are a list, tuple or iterator of anything but numbers alone, or an array or Series
+    of names or clips. A nested list is a list of clips; another array never is.
 
     Raises:
         InputError: if one is a number, as in `(waveform, sample_rate)`, an open file or None.
     """
-    clips = list(given) if is_several(given) else [cast(Clip, given)]
-    names = [f"clip {i}" for i in range(len(clips))] if is_several(given) else ["waveform"]
+    one = isinstance(given, (str, bytes, os.PathLike, Tensor)) or hasattr(given, "read")
+    numbers = getattr(getattr(given, "dtype", None), "kind", "O") not in "OUST"
+    several = isinstance(given, Iterable) and not one and not numbers
+    if several:
+        given = list(given)
+        several = not given or not all(isinstance(item, Real) for item in given)
+    clips = given if several else [given]
+    names = [f"clip {i}" if several else "waveform" for i in range(len(clips))]
     for clip, name in zip(clips, names, strict=True):
         if isinstance(clip, Real):
             raise InputError(f"{name} is {clip}, no audio: a rate goes into sample_rate=")
@@ -59,7 +47,7 @@ def named(given: Clip | Sequence[Clip]) -> list[tuple[Clip, str]]:
                 f"{name} is {type(clip).__name__}; expected the name of a file or floats in [-1, 1]"
             )
     pairs = zip(clips, names, strict=True)
-    return [(clip, os.fspath(clip) if is_file(clip) else name) for clip, name in pairs]
+    return [(clip, os.fspath(clip) if is_file(clip) else name) for clip, name in pairs], several
 
 
 def mono(clip: Clip, name: str, sample_rate: int | None, channels: str | None) -> np.ndarray:

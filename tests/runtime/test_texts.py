@@ -15,19 +15,18 @@ from manifests_tools.tables import read_named, read_table
 from music_ssl_fairseq.data.label_metadata import read_label_rate, read_metadata, split_record
 from music_ssl_fairseq.data.label_store import LabelStore, open_memmap
 from music_ssl_fairseq.data.manifest import Manifest
-
 from music_ssl_fairseq.data.units import UnitDictionary
 from music_ssl_fairseq.errors import AudioError, InputError, one_line
 from music_ssl_fairseq.probing.spec import read_spec
 from music_ssl_fairseq.runtime.texts import read_json
-from music_ssl_fairseq.upstream import hugging_face, torchaudio, weights
+from music_ssl_fairseq.upstream import hugging_face, torchaudio
 
 READERS: dict[str, Callable[[Path], object]] = {
     "task.json": lambda file: read_spec(file.parent),
     "metadata.json": lambda file: read_label_rate(file.parent),
     "config.json": lambda file: hugging_face.read(file.parent),
     "wav2vec2_model.json": torchaudio._stored,
-    "model.safetensors.index.json": lambda file: weights.read_weights(file.parent),
+    "model.safetensors.index.json": lambda file: hugging_face.read_weights(file.parent),
     "a.jams": read_beat_file,
     "a.beats": read_beat_file,
     "dict.km.txt": UnitDictionary,
