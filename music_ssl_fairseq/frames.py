@@ -8,6 +8,7 @@ MFCC frame `2 t`, and both start on multiples of 160 samples.
 """
 
 import ast
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -28,6 +29,7 @@ DEFAULT_CONV_LAYERS = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
 """The extractor of wav2vec 2.0, as fairseq writes it: (channels, kernel, stride) per layer."""
 
 _MAX_CONV_LAYERS = 100
+_CONV_LAYERS = re.compile(r"(\[[\d\s(),]{1,5000}\])\s*(?:\*\s*(\d\d?))?")  # a list, times a number
 
 
 def frames_within(num_samples: Any, window: int, hop: int) -> Any:
@@ -70,46 +72,24 @@ class FrameGrid:
 
 
 def parse_conv_layers(text: str) -> list[tuple[int, int, int]]:
-    """Parse fairseq's string into `(channels, kernel, stride)` per layer.
+    """Parse fairseq's string: lists of `(channels, kernel, stride)`, joined by `+`, or `* N`.
 
-    fairseq evaluates the string as Python. Checkpoints contain it, so here only lists, tuples,
-    numbers, `+` and `*` are understood, and it cannot run code.
+    fairseq evaluates the string as Python. Checkpoints contain it, so here it is only read.
 
     Raises:
-        InputError: if the string contains anything else.
+        InputError: if it is anything else.
     """
-
-    def value(node: ast.expr) -> object:
-        match node:
-            case ast.Constant(value=int() as number):
-                return number
-            case ast.Tuple(elts=items):
-                return tuple(value(item) for item in items)
-            case ast.List(elts=items):
-                return [value(item) for item in items]
-            case ast.BinOp(left=left, op=ast.Add(), right=right):
-                return value(left) + value(right)  # type: ignore[operator]
-            case ast.BinOp(left=left, op=ast.Mult(), right=right):
-                return multiplied(value(left), value(right))
-        raise ValueError
-
-    def multiplied(left: object, right: object) -> object:
-        match (left, right):
-            case (int(), int()):
-                return left * right
-            case (list() as items, int() as times) | (int() as times, list() as items):
-                if len(items) * times <= _MAX_CONV_LAYERS:
-                    return items * times
-        raise ValueError
-
+    layers: list[tuple[int, int, int]] = []
     try:
-        layers = value(ast.parse(text.strip(), mode="eval").body)
-        if not isinstance(layers, list) or not 0 < len(layers) <= _MAX_CONV_LAYERS:
+        for term in text.split("+"):
+            found = _CONV_LAYERS.fullmatch(term.strip())
+            if found is None or len(layers) > _MAX_CONV_LAYERS:
+                raise ValueError
+            layers += ast.literal_eval(found[1]) * int(found[2] or 1)
+        layers = [(int(dim), int(kernel), int(stride)) for dim, kernel, stride in layers]
+        if not 0 < len(layers) <= _MAX_CONV_LAYERS or min(map(min, layers)) < 1:
             raise ValueError
-        found = [(int(dim), int(kernel), int(stride)) for dim, kernel, stride in layers]
-        if min(map(min, found)) < 1:
-            raise ValueError
-        return found
+        return layers
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         raise InputError(
             f"conv_feature_layers {text!r:.200}: expected a list of (channels, kernel, stride), "
@@ -173,7 +153,7 @@ def hours(num_samples: ArrayLike) -> float:
 
 
 def amount(hours: float) -> str:
-    """Format an amount of audio as seconds, minutes or hours: `4.2 s`, `46.1 min`, `1,370 h`."""
+    """Format an amount of audio or time: `4.2 s`, `46.1 min`, `1,370 h`."""
     per_hour, unit = (1, "h") if hours >= 1 else (60, "min") if hours >= 1 / 60 else (3600, "s")
     value = hours * per_hour
     return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.1f} {unit}"

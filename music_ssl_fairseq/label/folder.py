@@ -23,7 +23,7 @@ from music_ssl_fairseq.jobs.checkpoint_dir import CheckpointDir
 from music_ssl_fairseq.label.external_centroids import load_centroids
 from music_ssl_fairseq.label.join import Joined
 from music_ssl_fairseq.label.kmeans import KMeansState, import_faiss
-from music_ssl_fairseq.label.recipe import DEFAULTS, WORDS, Recipe, version
+from music_ssl_fairseq.label.recipe import WORDS, Recipe, version
 from music_ssl_fairseq.runtime.files import (
     atomic_path,
     checksum,
@@ -74,7 +74,6 @@ class LabelFolder:
             outputs=self._outputs(),
             way_out=_WAY_OUT,
             words=WORDS,
-            defaults=DEFAULTS,
             is_complete=_is_complete,
             command=with_option("--labels", f"{self.path}-k{self.recipe.settings['k']}"),
         )

@@ -49,9 +49,6 @@ WORDS = {
 }
 """What those settings are whose values say nothing to a reader."""
 
-DEFAULTS = {"algorithm": "lloyd"}
-"""Settings that older folders do not record."""
-
 
 def version(distribution: str) -> str:
     """Return an installed distribution's version."""

@@ -17,7 +17,6 @@ def matching_metadata(
     outputs: Iterable[Path],
     way_out: str,
     words: Mapping[str, str] | None = None,
-    defaults: Mapping[str, Any] | None = None,
     is_complete: Callable[[dict[str, Any]], bool] | None = None,
     command: str = "",
 ) -> dict[str, Any]:
@@ -30,7 +29,6 @@ def matching_metadata(
             not exist.
         way_out: what to do instead, for the message.
         words: of settings whose values say nothing to a reader: what each is.
-        defaults: values of settings that older folders do not record.
         is_complete: whether metadata have the entries that are not settings.
         command: that makes the results elsewhere, for the message.
 
@@ -42,7 +40,7 @@ def matching_metadata(
         if (output := next(iter(outputs), None)) is not None:
             raise InputError(f"{output}: there already, without {METADATA}: {way_out}")
         return {}
-    found = {**(defaults or {}), **read_object(file, way_out)}
+    found = read_object(file, way_out)
     if is_complete and not is_complete(found):
         raise InputError(f"{file}: damaged, or not written by this command; {way_out}")
     different = [

@@ -19,6 +19,7 @@ import torch
 
 from hydra_plugins._music_ssl_fairseq_folder import config_dirs, shell_line
 from music_ssl_fairseq.compat import is_training_command
+from music_ssl_fairseq.frames import amount
 
 logger = logging.getLogger(__name__)
 
@@ -45,19 +46,6 @@ def shown(path: str | os.PathLike) -> str:
     absolute = os.path.abspath(path)
     relative = os.path.relpath(absolute)
     return absolute if relative.startswith("..") else relative
-
-
-def duration(seconds: float) -> str:
-    """Format a duration in its two largest units: `2 h 5 min`, `48 s`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    hours = whole // 3600
-    if hours < 48:
-        return f"{hours} h {whole % 3600 // 60} min"
-    return f"{hours // 24} days {hours % 24} h"
 
 
 class Narration:
@@ -120,7 +108,7 @@ class Narration:
             return
         self._times = None
         each = statistics.median(late - early for early, late in pairwise(times))
-        left = f": about {duration(each * (total - number))} to go" if total else ""
+        left = f": about {amount(each * (total - number) / 3600)} to go" if total else ""
         say(f"{each:.2g} s per update{left}")
 
     def end(self) -> None:
@@ -129,7 +117,7 @@ class Narration:
             return
         _remove_bar()
         trainer, cfg = self._trainer, self._trainer.cfg
-        spent = duration(trainer.cumulative_training_time())
+        spent = amount(trainer.cumulative_training_time() / 3600)
         say(f"trained: {trainer.get_num_updates()} updates in {spent}{self._best()}")
         if not cfg.checkpoint.no_save:
             say(f"next: {shell_line(trainer.task.next_command(cfg))}")

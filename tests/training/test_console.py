@@ -95,14 +95,6 @@ def test_an_interrupt_during_imports_is_one_line(capsys):
     assert capsys.readouterr().err == "stopped by SIGINT: nothing was trained\n"
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(4.4, "4 s"), (65, "1 min 5 s"), (7384, "2 h 3 min"), (300_000, "3 days 11 h")],
-)
-def test_durations(seconds, text):
-    assert narration.duration(seconds) == text
-
-
 def test_the_command_that_fits_keeps_the_data(monkeypatch):
     options = ["--config-dir", "examples/music_hubert", "task.data=a b", "model.dropout=0"]
     monkeypatch.setattr(sys, "argv", ["/bin/fairseq-hydra-train", *options])
