@@ -106,8 +106,8 @@ def test_the_command_that_fits_keeps_the_data(monkeypatch):
 @pytest.mark.parametrize(
     ("seconds", "line"),
     [
-        ([40.0, 30.0] + [0.5] * 3, "0.5 s per update: about 48 s to go"),  # compiled first
-        ([90.0, 20.0, 20.0, 20.0, 20.0], "20 s per update: about 31 min 40 s to go"),
+        ([40.0, 30.0] + [0.5] * 3, "0.5 s per update: about 47.5 s to go"),  # compiled first
+        ([90.0, 20.0, 20.0, 20.0, 20.0], "20 s per update: about 31.7 min to go"),
     ],
 )
 def test_the_time_to_go_is_measured(monkeypatch, caplog, seconds, line):
