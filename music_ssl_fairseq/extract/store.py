@@ -30,7 +30,12 @@ from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.extract.batches import Cut
 from music_ssl_fairseq.extract.row_file import CHECKSUMS, Checksums, RowFile
-from music_ssl_fairseq.runtime.files import atomic_path, remove_temporary, write_json
+from music_ssl_fairseq.runtime.files import (
+    atomic_path,
+    remove_temporary,
+    temporary_beside,
+    write_json,
+)
 from music_ssl_fairseq.runtime.metadata import METADATA, matching_metadata
 from music_ssl_fairseq.runtime.npy import whole_array, write_header
 from music_ssl_fairseq.runtime.typed import with_option
@@ -188,8 +193,8 @@ class FrameStore(_Store):
         if track not in self._open:
             self._open[track] = _OpenTrack(self._file(track), self.dtype, self._shape(track))
         if self._open[track].add(window, values):
-            digests = self._open.pop(track).close()
-            self._new[track] = self._checksums.of(digests)
+            self._new[track] = self._checksums.of(self._open[track].close())
+            del self._open[track]
             self._checksums.note(track, self._new[track])
 
     def leave_out(self, track: int) -> None:
@@ -217,11 +222,10 @@ class _OpenTrack:
         self._shape = shape
         self._sums = [blake2b() for _ in range(shape[0])]
         self._begun = torch.zeros(shape[0], 0, shape[2])  # of frames that the next window shares
-        self._stack = contextlib.ExitStack()
-        with contextlib.ExitStack() as stack:
-            self._file = stack.enter_context(stack.enter_context(atomic_path(path)).open("wb"))
-            self._begin = write_header(self._file, dtype, shape)
-            self._stack = stack.pop_all()
+        self._path = path
+        self._temporary = temporary_beside(path)
+        self._file = self._temporary.open("wb")
+        self._begin = write_header(self._file, dtype, shape)
 
     def add(self, window: Window, values: Tensor) -> bool:
         """Write the frames that are final; return whether the track is complete."""
@@ -237,18 +241,15 @@ class _OpenTrack:
 
     def close(self) -> Iterator[bytes]:
         """Give the file its name; return the layers' digests."""
-        self._stack.close()
+        self._file.close()
+        os.replace(self._temporary, self._path)
         return (found.digest() for found in self._sums)
 
     def discard(self) -> None:
         """Remove the file."""
-        # On a full disk, what is still to be written cannot be.
-        with contextlib.suppress(_Discarded, OSError), self._stack:
-            raise _Discarded
-
-
-class _Discarded(Exception):
-    """Makes `atomic_path` remove its temporary file."""
+        with contextlib.suppress(OSError):  # on a full disk, what is still to be written
+            self._file.close()
+        self._temporary.unlink(missing_ok=True)
 
 
 def frame_file(folder: Path, manifest: Manifest, track: int) -> Path:

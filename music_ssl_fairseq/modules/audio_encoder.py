@@ -11,7 +11,7 @@ from music_ssl_fairseq.bands.mel_bands import MelBands
 from music_ssl_fairseq.bands.pitch_filters import PitchFilters
 from music_ssl_fairseq.fast.dispatch import Execution, packing_of, repeat_crops
 from music_ssl_fairseq.frames import conv_grid, frames_within, parse_conv_layers
-from music_ssl_fairseq.modules.conv_extractor import ConvExtractor, ScaleGradient
+from music_ssl_fairseq.modules.conv_extractor import ConvExtractor
 from music_ssl_fairseq.modules.decoder import Decoder
 from music_ssl_fairseq.modules.dropout import Drop, drop
 from music_ssl_fairseq.modules.encoder_config import AudioEncoderConfig
@@ -106,7 +106,7 @@ class AudioEncoder(BaseFairseqModel):
         with torch.set_grad_enabled(torch.is_grad_enabled() and scale > 0):
             features = self.feature_extractor(waveform, execution)
         if scale not in (0.0, 1.0) and features.requires_grad:
-            features = ScaleGradient.apply(features, scale)
+            features.register_hook(lambda gradient: gradient * scale)
         parts = [features]
         if self.pitch_filters is not None:
             parts.append(execution.run(_filter, self.pitch_filters, waveform).to(features.dtype))

@@ -96,16 +96,3 @@ class ConvExtractor(nn.Module):
         for layer in self.conv_layers:
             x = layer(x)
         return x
-
-
-class ScaleGradient(torch.autograd.Function):
-    """Identity whose gradient is multiplied by a constant (`feature_grad_mult`)."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, scale: float) -> Tensor:
-        ctx.scale = scale
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return grad * ctx.scale, None

@@ -21,19 +21,22 @@ _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.\d+\.tmp(\..*)?")
 _LONE = re.compile("[\ud800-\udfff]")
 
 
+def temporary_beside(target: Path) -> Path:
+    """Return the temporary name of `atomic_path`, in a folder that is made if needed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # A hash, because the target's own name may have the maximal length.
+    name = blake2b(os.fsencode(target.name), digest_size=8).hexdigest()
+    return target.with_name(f".{name}.{os.getpid()}.tmp{target.suffix}")
+
+
 @contextlib.contextmanager
 def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
     """Give a temporary name beside `target`; rename it to `target` if the block succeeds.
 
-    If the block raises, the temporary file is removed, and `target` stays as it was. The folder is
-    made if needed. The suffix of `target` is kept, because soundfile and numpy choose a format by
-    it.
+    If the block raises, the temporary file is removed, and `target` stays as it was. The suffix of
+    `target` is kept, because soundfile and numpy choose a format by it.
     """
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # A hash, because the target's own name may have the maximal length.
-    name = blake2b(os.fsencode(target.name), digest_size=8).hexdigest()
-    temporary = target.with_name(f".{name}.{os.getpid()}.tmp{target.suffix}")
+    temporary = temporary_beside(Path(target))
     try:
         yield temporary
         os.replace(temporary, target)
