@@ -50,7 +50,10 @@ class Patience:
     def exhausted(self, update: int, bad: bool, learned: bool = False) -> bool:
         """Return True once when the state has lasted too long, and again only after it has passed.
 
-        The state is `bad` at this update; once the model has `learned`, it counts at once.
+        Args:
+            update: number of this update.
+            bad: whether the state holds at this update.
+            learned: whether the model has done better, after which the state counts at once.
         """
         if learned:
             self._start = 0
@@ -68,8 +71,11 @@ class UnitWatch:
     """Watches musicHuBERT: predictions of nearly one unit, no more accurate than always that unit.
 
     This follows from too high a learning rate (fairseq issue 5534): the loss stays at the entropy
-    of the labels. Features need not shrink, and do not without their penalty. Warm-up, in updates,
-    and advice are as of `schedule_of`.
+    of the labels. Features need not shrink, and do not without their penalty.
+
+    Args:
+        warmup: updates until the learning rate has its peak.
+        advice: which settings to change after a collapse.
     """
 
     def __init__(self, warmup: int, advice: str):
@@ -138,8 +144,10 @@ class UnitWatch:
 class SpreadWatch:
     """Watches music2vec: targets or predictions without spread, or targets of position alone.
 
-    Warm-up, in updates, and advice are as of `schedule_of`; `minimum` has the smallest healthy
-    standard deviation of `target` and of `pred`.
+    Args:
+        warmup: updates until the learning rate has its peak.
+        advice: which settings to change after a collapse.
+        minimum: the smallest healthy standard deviation of `target` and of `pred`.
     """
 
     def __init__(self, warmup: int, advice: str, minimum: dict[str, float]):
@@ -157,8 +165,10 @@ class SpreadWatch:
     def update(self, update: int, deviation: dict[str, float], position: float) -> str | None:
         """Judge an update; return one line, once per collapse, or else None.
 
-        `deviation` is that of `target` and of `pred` over frames, `position` the share of the
-        targets' variance that a frame's position explains.
+        Args:
+            update: its number.
+            deviation: the standard deviation over frames of `target` and of `pred`.
+            position: the share of the targets' variance that a frame's position explains.
         """
         signs = [
             f"{name}_var is {value:.4f}, below criterion.min_{name}_var={self._minimum[name]:g}"

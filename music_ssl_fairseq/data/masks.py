@@ -114,9 +114,14 @@ class FairseqMask(_Spans):
     def batch(
         self, num_frames: Sequence[int], seed: int, epoch: int, indices: Sequence[int]
     ) -> np.ndarray:
-        """Draw the masks of a batch, of crops with these indices in their epoch.
+        """Draw the masks of a batch.
 
-        `[B, longest]` bool, true at equally many frames per crop, never at padding.
+        Args:
+            num_frames: of each crop.
+            indices: of the crops in their epoch.
+
+        Returns:
+            `[B, longest]` bool, true at equally many frames per crop, never at padding.
         """
         longest = max(num_frames)
         if self.prob == 0:

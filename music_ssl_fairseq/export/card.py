@@ -30,7 +30,12 @@ _CARD = files(__package__).joinpath("card.md").read_text("utf-8")
 
 
 def model_card(source: ExportSource, name: str, model: str) -> str:
-    """Return the README.md of a Hugging Face folder: its title, and the `model` in transformers."""
+    """Return the README.md of a Hugging Face folder.
+
+    Args:
+        name: the title.
+        model: the class in transformers.
+    """
     contents = source.contents
     config = contents.config
     layers, dim, rate = config["encoder_layers"], config["encoder_embed_dim"], contents.sample_rate

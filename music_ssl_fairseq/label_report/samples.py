@@ -216,7 +216,8 @@ def _places(labels: LabelStore, wanted: np.ndarray, seed: int) -> Iterable[tuple
 def runs(units: np.ndarray, apart: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return the first and the last label of each stretch of equal units.
 
-    `apart`, `[n]`, are numbers of excerpts, over whose ends no stretch goes.
+    Args:
+        apart: `[n]` the excerpt of each unit; a stretch ends where its excerpt does.
     """
     changes = units[1:] != units[:-1]
     if apart is not None:

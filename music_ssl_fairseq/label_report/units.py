@@ -27,7 +27,10 @@ def describe_units(
 ) -> dict[str, Any]:
     """Return what the page's script shows: a dict per unit, a name per sound, names of axes.
 
-    `counts` has the `[k]` labels of each unit per split, `manifest` the tracks of the samples.
+    Args:
+        counts: split -> `[k]` labels of each unit.
+        centroids: `[k, dimension]`.
+        manifest: of the tracks that samples are from.
     """
     k = len(centroids)
     order = np.argsort(samples.units, kind="stable")

@@ -63,7 +63,8 @@ def find(
 ) -> list[Probe]:
     """Find all probes below the folders that were scored on `split`, by task and model.
 
-    With `unit`, the bootstrap draws pieces instead of the task's groups, without metrics of groups.
+    Args:
+        unit: what the bootstrap draws instead of the task's groups; metrics of groups are left out.
 
     Raises:
         InputError: if there is none, or a folder does not exist.

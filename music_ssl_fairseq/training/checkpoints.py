@@ -135,8 +135,12 @@ def damage(path: str | os.PathLike) -> str | None:
 def checkpoint_to_resume(folder: Path, expected: Path, suffix: str) -> Path | None:
     """Return the checkpoint to resume from: `expected`, or the newest whole one of its folder.
 
-    None if there is no checkpoint yet. `folder` is `checkpoint.save_dir`, `expected` the file that
-    fairseq would load, and `suffix` that of this process's checkpoints, before `.pt`.
+    None if there is no checkpoint yet.
+
+    Args:
+        folder: `checkpoint.save_dir`.
+        expected: the file that fairseq would load.
+        suffix: of this process's checkpoints, before `.pt`.
 
     Raises:
         InputError: if all are damaged; or if `expected` is elsewhere, and missing or damaged.

@@ -88,8 +88,10 @@ class Stream:
     ):
         """Make a stream; reading begins with the first batch, or with `begin`.
 
-        The dataset has `item(index, epoch)`. `buffer_size` batches are kept ready, beside those of
-        the workers of torch's DataLoader, which takes `loading`.
+        Args:
+            dataset: has `item(index, epoch)`.
+            buffer_size: batches that are kept ready, beside those of the loader's workers.
+            loading: arguments of torch's DataLoader.
         """
         self.position = position
         self.plans = plans

@@ -120,7 +120,8 @@ logger = logging.getLogger(__name__)
 def initialise(model: AudioEncoder, contents: Contents, normalise: bool) -> None:
     """Start pre-training from a checkpoint's encoder (`model.init_from`); heads keep their weights.
 
-    A `task.normalize` of the new run (`normalise`) other than the checkpoint's is a warning.
+    Args:
+        normalise: `task.normalize` of the new run; a value other than the checkpoint's is warned of.
 
     Raises:
         InputError: if the checkpoint is of another sample rate, or the encoder has another

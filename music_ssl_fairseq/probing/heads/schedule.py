@@ -45,9 +45,11 @@ class HeadSchedule(nn.Module):
             self.register_buffer(name, torch.zeros(count, dtype=torch.int64))
 
     def update(self, heads: Tensor, scores: Tensor, epoch: int) -> Verdict:
-        """Note a validation's scores `[n]` of some heads, `[n]` int64 numbers in the grid.
+        """Note the scores of a validation.
 
-        Higher is better; NaN counts as no better.
+        Args:
+            heads: `[n]` int64, their numbers in the grid.
+            scores: `[n]` float64, higher is better. NaN counts as no better.
         """
         heads = heads.to(self.best_score.device)
         scores = scores.to(self.best_score)
