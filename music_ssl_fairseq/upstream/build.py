@@ -121,7 +121,7 @@ def initialise(model: AudioEncoder, contents: Contents, normalise: bool) -> None
     """Start pre-training from a checkpoint's encoder (`model.init_from`); heads keep their weights.
 
     Args:
-        normalise: `task.normalize` of the new run; a value other than the checkpoint's is warned of.
+        normalise: `task.normalize` of the new run; one other than the checkpoint's is warned of.
 
     Raises:
         InputError: if the checkpoint is of another sample rate, or the encoder has another
