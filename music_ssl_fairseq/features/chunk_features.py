@@ -41,6 +41,10 @@ class Request(NamedTuple):
     last: int
     frames: np.ndarray | None = None
 
+    def chosen_from(self, features: Any) -> Any:
+        """Return what is asked for of the features of frames `[first, last)`."""
+        return features if self.frames is None else features[self.frames - self.first]
+
 
 @dataclass(frozen=True)
 class FeatureJob:
@@ -120,10 +124,8 @@ class FeatureJob:
         for request, chunk in map(self._read, self.requests(part)):
             if isinstance(chunk, AudioError):
                 yield chunk
-            elif request.frames is None:
-                yield self.front.features_of([chunk])[0]
             else:
-                yield self.front.features_at(chunk, request.frames)
+                yield request.chosen_from(self.front.features_of([chunk])[0])
 
     def _stream_on_gpu(self, items: Iterable[list[Any]]) -> Iterator[list[Any]]:
         arriving: queue.SimpleQueue[Any] = queue.SimpleQueue()  # items, and None at their end
@@ -152,9 +154,8 @@ class FeatureJob:
             for request, chunk in read:
                 if isinstance(chunk, AudioError):
                     yield chunk
-                    continue
-                whole = next(tensors)
-                yield whole if request.frames is None else whole[request.frames - request.first]
+                else:
+                    yield request.chosen_from(next(tensors))
 
 
 def check_length(track: Track) -> None:

@@ -88,10 +88,6 @@ class Deep:
         """Return `[last - first, dimension]` float32 per chunk: those frames of the whole track."""
         return [values.cpu().numpy() for values in self.tensors_of(chunks)]
 
-    def features_at(self, chunk: Chunk, frames: np.ndarray) -> np.ndarray:
-        """Return `[n, dimension]` float32 of some frames `[n]` of a chunk."""
-        return self.features_of([chunk])[0][frames - chunk.first]
-
     @torch.no_grad()
     def tensors_of(self, chunks: Sequence[Chunk]) -> list[Tensor]:
         """Return what `features_of` does, on the model's device."""

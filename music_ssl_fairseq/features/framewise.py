@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.frames import FrameGrid, first_from
+from music_ssl_fairseq.frames import FrameGrid
 
 
 class Chunk(NamedTuple):
@@ -17,9 +17,6 @@ class Chunk(NamedTuple):
     num_samples: int  # of the whole track
     first: int  # its first frame
     last: int  # the frame after its last one
-
-
-_MAX_SHARE = 0.7  # of a chunk's frames; computing all of them takes no longer than more
 
 
 class Framewise:
@@ -67,33 +64,6 @@ class Framewise:
             whole = self.features(chunk.waveform)
             found.append(whole[chunk.first - offset : chunk.last - offset])
         return found
-
-    def features_at(self, chunk: Chunk, frames: np.ndarray) -> np.ndarray:
-        """Return `[n, dimension]` float32 of some frames of a chunk, `[n]` int64 and ascending.
-
-        Equal to `features_of` up to rounding. Of frames that are far apart, only what each depends
-        on is computed.
-        """
-        grid, context = self.grid, self.context
-        size = grid.num_samples(2 * context + 1)  # samples that a frame depends on
-        apart = first_from(size, grid.hop)  # frames from one such part to the next, put in a row
-        if len(frames) * apart > _MAX_SHARE * (chunk.last - chunk.first):
-            return self.features_of([chunk])[0][frames - chunk.first]
-        found = np.empty((len(frames), self.dimension), np.float32)
-        last = grid.num_frames(chunk.num_samples) - 1 - context
-        inside = (frames >= context) & (frames <= last)
-        for i in np.flatnonzero(~inside):  # where the track begins or ends
-            found[i] = self.features_of([self._part(chunk, int(frames[i]))])[0][0]
-        starts = (frames[inside] - context) * grid.hop - chunk.start
-        parts = np.zeros((len(starts), apart * grid.hop), np.float32)
-        parts[:, :size] = chunk.waveform[starts[:, None] + np.arange(size)]
-        found[inside] = self.features(parts.reshape(-1))[context::apart][: len(starts)]
-        return found
-
-    def _part(self, chunk: Chunk, frame: int) -> Chunk:
-        start, stop = self.samples_for(chunk.num_samples, frame, frame + 1)
-        waveform = chunk.waveform[start - chunk.start : stop - chunk.start]
-        return Chunk(waveform, start, chunk.num_samples, frame, frame + 1)
 
 
 SCATTER = {"mfcc": 2500.0, "mfcc60": 2900.0, "logmel": 1200.0, "chroma": 0.94, "cqt": 18000.0}

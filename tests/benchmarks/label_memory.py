@@ -55,10 +55,6 @@ class Stub(Mfcc):
         table = self._table + rng.normal(0, 1, self._table.shape[1]).astype(np.float32)
         return [table[: chunk.last - chunk.first] for chunk in chunks]
 
-    def features_at(self, chunk: Chunk, frames: np.ndarray) -> np.ndarray:
-        """Some of these."""
-        return self.features_of([chunk])[0][frames - chunk.first]
-
 
 class StubLabeller(Labeller):
     """Its class is what makes workers import this module."""

@@ -47,39 +47,6 @@ def test_windows_of_any_features_equal_the_whole_track(tmp_path, name):
     assert error.max() <= 0.02 * whole.std()
 
 
-@pytest.mark.parametrize("name", [*FRONT_ENDS, "mfcc+chroma"])
-@pytest.mark.parametrize("first", [0, 120])
-def test_some_frames_equal_those_of_the_whole_track(tmp_path, name, first):
-    path = write_tone(tmp_path / "a.flac", 6.05)
-    front = front_end(name)
-    track = Track(str(path), 96_800)
-    whole = front.features(audio.read(path))
-    frames = np.array([0, 1, 120, 121, 122, 300, 450, 601, 602])
-    frames = frames[frames >= first]
-    some = front.features_at(read_chunk(front, track, first, len(whole)), frames)
-    assert len(whole) == 603
-    assert some.shape == (len(frames), front.dimension)
-    assert np.abs(some - whole[frames]).max() <= 0.02 * whole.std()
-
-
-def test_little_is_computed_for_few_frames(tmp_path, monkeypatch):
-    path = write_tone(tmp_path / "a.flac", 30)
-    chunk = read_chunk(MFCC, Track(str(path), 480_000), 0, 2998)
-    computed = []
-    features = MFCC.features
-
-    def watched(waveform):
-        computed.append(len(waveform))
-        return features(waveform)
-
-    monkeypatch.setattr(MFCC, "features", watched, raising=False)
-    MFCC.features_at(chunk, np.arange(50, 2950, 100))
-    assert sum(computed) < 0.13 * 480_000
-    computed.clear()
-    MFCC.features_at(chunk, np.arange(50, 2950, 5))
-    assert computed == [479_920]  # the chunk
-
-
 def test_only_the_part_is_decoded(tmp_path, monkeypatch):
     path = write_tone(tmp_path / "a.flac", 5)
     asked = []
