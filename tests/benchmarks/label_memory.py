@@ -26,7 +26,6 @@ from pathlib import Path
 import numpy as np
 
 from music_ssl_fairseq import features
-from music_ssl_fairseq.features.framewise import Chunk
 from music_ssl_fairseq.features.mfcc import Mfcc
 from music_ssl_fairseq.label.assign import Labeller
 from music_ssl_fairseq.label.sample import Reader

@@ -8,7 +8,7 @@ import pytest
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.features import FRONT_ENDS, front_end
-from music_ssl_fairseq.features.chunk_features import Track, check_length, read_chunk
+from music_ssl_fairseq.features.chunk_features import Track, check_length
 from tests.audio_files import write_tone
 from tests.features.track_features import track_features
 
