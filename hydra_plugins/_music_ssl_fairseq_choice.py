@@ -55,8 +55,12 @@ def check_choice(arguments: list[str]) -> None:
         return
     elif _is_configuration(folder, name):
         _refuse_options(arguments, folder, name)
+        _refuse_missing_bases(folder, name)
     elif not folder:
         _refuse("no --config-dir", arguments, folder, names)
+    elif os.path.isabs(name):
+        message = f"--config-name {name}: a path; expected a name within --config-dir"
+        _refuse(message, arguments, folder, names)
     elif there := _configurations(folder):
         listed = f"no such configuration; there are {', '.join(there)}"
         message = f"{folder}/{name}.yaml: {listed}"
@@ -87,6 +91,24 @@ def _refuse_options(arguments: list[str], folder: str, name: str) -> None:
         value = f"[{value}]" if key in ("optimization.lr", "optimization.update_freq") else value
         words = [*arguments[1:i], f"{key}={value}", *arguments[after:]]
         _end_process([f"{option}: a setting here, {key}"], ["fairseq-hydra-train", *words])
+
+
+def _refuse_missing_bases(folder: str, name: str) -> None:
+    """Refuse a file whose `defaults:` name a configuration of ours that its folder lacks."""
+    text = ""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        text = Path(folder, f"{name}.yaml").read_text("utf-8")
+    found = re.search(r"^defaults: *\n((?: *-.*\n)+)", text, re.MULTILINE)
+    for base in re.findall(r"- *(\w+) *$", found[1] if found else "", re.MULTILINE):
+        examples = (os.path.join(os.path.abspath(examples_dir()), f) for f in _FAMILIES)
+        there = [at for at in examples if os.path.isfile(os.path.join(at, f"{base}.yaml"))]
+        named = [at for at in there if os.path.basename(at) in text]
+        ours = named or [at for at in there if base != "config"]  # fairseq has a config.yaml, too
+        if ours and not os.path.isfile(os.path.join(folder, f"{base}.yaml")):
+            _end_process(
+                [f"{folder}/{name}.yaml: builds on {base}, which must be in its folder: link it"],
+                ["cp", "-rsn", os.path.join(ours[0], "."), folder],
+            )
 
 
 def _setting(key: str, folder: str, name: str) -> str:

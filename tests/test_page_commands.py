@@ -21,7 +21,19 @@ BLOCK = re.compile(r"^```(?:bash|sh)?\n(.*?)^```", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"`(python -m (?:music_ssl_fairseq|manifests_tools)[^`]*)`")
 PROGRAMS = ("python", "fairseq-", "bash ", "pip ")
 FOREIGN = {
-    *("apt-get", "cd", "cmake", "curl", "docker", "export", "find", "git", "nvidia-smi"),
+    *(
+        "apt-get",
+        "cd",
+        "cmake",
+        "cp",
+        "curl",
+        "docker",
+        "export",
+        "find",
+        "git",
+        "mkdir",
+        "nvidia-smi",
+    ),
     *("pre-commit", "rsync", "sbatch", "sed", "source", "srun", "sudo", "tensorboard", "torchrun"),
     *("trackio", "uv", "wandb", "for", "do", "done"),
 }

@@ -40,7 +40,8 @@ It reads train.tsv and, if there is one, valid.tsv, and writes:
   centroids.npy                     [k, dimension] float32
   metadata.json                     options, label_rate, inertia, versions, use of units
 
-Equal options and manifests give equal labels, whatever the number of workers or shards. The same
+Equal options and manifests give equal labels, whatever the number of shards. Another number of
+workers is another number of threads for K-means, whose sums then differ by rounding. The same
 command resumes an interrupted run, and leaves a finished one as it is.
 """
 

@@ -110,7 +110,8 @@ def fit(
 ) -> KMeansState:
     """Cluster frames.
 
-    The result depends on the frames and `options`, not on threads or on an interruption.
+    The result depends on the frames and `options`, by rounding on the number of threads, and not on
+    an interruption.
 
     Args:
         frames: `[n, D]` float32, C-contiguous, in random order; at least `k`, see `check_enough`.
@@ -146,10 +147,7 @@ def _start(frames: np.ndarray, options: Options, rng: np.random.Generator) -> np
 
 
 def choose_lloyd(device: str, threads: int) -> tuple[Lloyd, str]:
-    """Return what iterates, and the library's name and version: faiss, or torch on a GPU.
-
-    The result does not depend on the `threads` of faiss.
-    """
+    """Return what iterates, and the library's name and version: faiss, or torch on a GPU."""
     if device != "cpu":
         import torch
 

@@ -490,6 +490,7 @@ class TestSettings:
                 "--config-dir OURS --config-name tiny task.data=x",
             ),
             ("--config-name OURS/tiny", "--config-dir OURS --config-name tiny"),
+            ("--config-dir OURS --config-name OURS/tiny", "--config-dir OURS --config-name tiny"),
             ("--config-dir OURS --config-name top_12", "music2vec --config-name top_12"),
             ("--config-dir notes -m", "examples/music_hubert -m"),
             ("--config_dir OURS", " --config-dir OURS"),
@@ -504,6 +505,20 @@ class TestSettings:
         with pytest.raises(SystemExit, match="1"):
             folder.begin_quietly(["fairseq-hydra-train", *words.split()])
         assert last(capsys).endswith(end)
+
+    @pytest.mark.parametrize("base", ["tiny", "config"])
+    def test_a_file_of_ones_own_needs_what_it_builds_on(self, base, tmp_path, capsys, monkeypatch):
+        monkeypatch.setattr(choice.os, "_exit", sys.exit)
+        mine, words = tmp_path / "mine.yaml", ["--config-dir", str(tmp_path), "--config-name=mine"]
+        mine.write_text(f"defaults:\n  - {base}\n  - _self_\ntask:\n  _name: other\n")
+        if base == "config":  # fairseq has one, too: that of another project passes
+            choice.check_choice(["fairseq-hydra-train", *words])
+            mine.write_text(mine.read_text().replace("other", "music_hubert_pretraining"))
+        with pytest.raises(SystemExit, match="1"):
+            choice.check_choice(["fairseq-hydra-train", *words])
+        subprocess.run(last(capsys), shell=True, check=True)
+        choice.check_choice(["fairseq-hydra-train", *words])
+        assert (tmp_path / "short.yaml").is_symlink()
 
     @pytest.mark.parametrize(
         "words",
