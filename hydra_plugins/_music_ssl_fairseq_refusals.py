@@ -190,9 +190,13 @@ def say_what_cannot_be_set() -> None:
 
 
 def _add_defaults(original: Any, config: Any) -> None:
-    """Add fairseq's defaults, which checks the types of values."""
+    """Add fairseq's defaults, which checks the types of values, and refuse names that it lacks."""
+    from fairseq.dataclass.configs import FairseqConfig
+
     try:
         original(config)
+        known = OmegaConf.structured(FairseqConfig())
+        OmegaConf.merge(known, {name: config[name] for name in config if name in known})
     except OmegaConfBaseException as error:
         key, reason = str(error.full_key), str(error).splitlines()[0]
         given = [word for word in sys.argv if re.match(rf"\+*[\w.]*\b{re.escape(key)}=", word)]

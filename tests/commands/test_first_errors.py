@@ -421,6 +421,12 @@ class TestSettings:
         found = self.refused(capsys, call, "short", "model.dropout=x", "task.crop_seconds=4")
         assert found.endswith("--config-name short task.crop_seconds=4")
 
+    def test_a_new_setting_that_fairseq_lacks(self, capsys):
+        config = OmegaConf.create({"optimization": {"max_updat": 1}, "mine": {"x": 1}})
+        call = lambda: refusals._add_defaults(lambda _: None, config)  # noqa: E731
+        found = self.refused(capsys, call, "short", "+optimization.max_updat=1", "task.data=x")
+        assert found.endswith("--config-name short task.data=x")
+
     @pytest.mark.parametrize(
         ("given", "end"),
         [
