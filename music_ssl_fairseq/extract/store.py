@@ -282,8 +282,13 @@ def open_folder(
 ) -> Checksums:
     """Prepare a folder for features of these settings, or resume in it. The caller holds its lock.
 
-    `remarks` are other entries of metadata.json, which may differ next time. The checksums of the
-    features that exist already are returned.
+    Args:
+        settings: that the features depend on, for metadata.json.
+        remarks: its other entries, which may differ next time.
+        force: remove the features in it first.
+
+    Returns:
+        The checksums of the features that exist already.
 
     Raises:
         InputError: as `frame_file`, or if it holds features of other or unknown settings, unless

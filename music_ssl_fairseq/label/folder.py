@@ -112,8 +112,11 @@ class LabelFolder:
     ) -> None:
         """Write the centroids and what describes them; remove labels made with others.
 
-        `num_frames` were fitted on, by the library `fitted_by`, with its version; `audio` is the
-        `audio_identity` of the train manifest.
+        Args:
+            num_frames: number of frames that were fitted on.
+            front_end: what computed them.
+            fitted_by: the library that fitted, with its version.
+            audio: `audio_identity` of the train manifest.
         """
         for outdated in self._outputs():
             outdated.unlink()

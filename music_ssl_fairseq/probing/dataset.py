@@ -34,9 +34,11 @@ class ProbingDataset(FairseqDataset):
         shuffle: bool,
         batches_at_once: int = 1,
     ):
-        """Note the windows; `batches_at_once` are mini-batches per batch of fairseq's.
+        """Note the windows.
 
-        `cache` is None for a subclass that has its features from elsewhere.
+        Args:
+            cache: of features; None for a subclass that has them from elsewhere.
+            batches_at_once: mini-batches per batch of fairseq's.
         """
         self.split = split
         self.clips = clips

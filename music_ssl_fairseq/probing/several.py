@@ -54,8 +54,11 @@ def probe_all(
 ) -> Iterator[tuple[TaskProbe, bool]]:
     """Train and score each probe, and yield it with whether there was something to do.
 
-    `shared` are settings of all of them, `model.upstream` and `task.cache_dir` among them. With
-    `anew`, results of other data or settings are replaced, which are an error otherwise.
+    Args:
+        source: the open upstream.
+        shared: settings of all probes, `model.upstream` and `task.cache_dir` among them.
+        split: to score on.
+        anew: replace results of other data or settings, which are an error otherwise.
 
     Raises:
         InputError: about a setting, a task's folder, or results of other data or settings, before

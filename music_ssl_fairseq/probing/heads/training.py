@@ -15,8 +15,12 @@ def head_losses(kind: str, outputs: Tensor, target: Tensor) -> Tensor:
     """Sum each head's loss over the items: `[heads]`.
 
     Cross-entropy (multi-class, key), binary cross-entropy (multi-label, beats) or squared error
-    (regression), the last two averaged over the outputs of an item. `outputs` is
-    `[heads, N, outputs]`, `target` `[N, ...]` and, of a regression, normalised.
+    (regression). The last two are averaged over the outputs of an item.
+
+    Args:
+        kind: of the task.
+        outputs: `[heads, N, outputs]`.
+        target: `[N, ...]`; normalised, if it is of a regression.
     """
     if kind in ("multi-class", "key"):
         repeated = target.repeat(len(outputs))
