@@ -247,10 +247,15 @@ class _CsvReader:
     def _draw(
         self, songs: dict[str, list[Labelled]], splits: dict[str, list[Labelled]], by_artist: bool
     ) -> None:
-        """Divide songs or artists 3 : 1 : 1, each label alike; the digest of names decides."""
+        """Divide songs or artists 3 : 1 : 1, each label alike; the digest of names decides.
+
+        Names count without the folder that all share: absolute paths give the same splits.
+        """
+        shared = os.path.commonprefix(list(songs)).rpartition("/")
+        folder = len(shared[0] + shared[1])
 
         def order(song: str) -> tuple[Any, bytes]:
-            name = song.encode("utf-8", "surrogateescape")
+            name = song[folder:].encode("utf-8", "surrogateescape")
             return songs[song][0].label, hashlib.blake2b(name).digest()
 
         for place, song in enumerate(sorted(songs, key=order)):

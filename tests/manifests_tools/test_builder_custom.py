@@ -187,14 +187,15 @@ def test_without_a_test_split(music, capsys):
 def test_without_a_column_of_splits_songs_are_divided(music, capsys):
     rows = [f"{i}.wav,{'ab'[i % 2]}" for i in range(6)]
     drawn = []
-    for lines in (rows, rows[::-1]):
+    for lines in (rows, rows[::-1], [f"{music}/{row}" for row in rows]):
         text = "\n".join(["path,label", *lines])
         assert build(music, text, "--kind", "multi-class", "--force") == 0
         assert "no column split, so songs are divided 3 : 1 : 1" in capsys.readouterr().err
         splits = [loaded(music, split) for split in ("train", "valid", "test")]
-        drawn.append([{split.manifest.name(i) for i in range(len(split))} for split in splits])
+        names = [[split.manifest.name(i) for i in range(len(split))] for split in splits]
+        drawn.append([{Path(name).name for name in of_split} for of_split in names])
     assert [len(split) for split in drawn[0]] == [4, 1, 1]
-    assert drawn[0] == drawn[1]
+    assert drawn[0] == drawn[1] == drawn[2]
     text = text.replace("label", "label,fold", 1)
     assert build(music, text, "--kind", "multi-class", "--force") == 1
     assert "no column 'split'" in capsys.readouterr().err
