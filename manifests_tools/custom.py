@@ -251,8 +251,8 @@ class _CsvReader:
 
         Names count without the folder that all share: absolute paths give the same splits.
         """
-        shared = os.path.commonprefix(list(songs)).rpartition("/")
-        folder = len(shared[0] + shared[1])
+        shared = os.path.commonprefix(list(songs))  # noqa: RUF071 (cut to a folder below)
+        folder = shared.rfind("/") + 1
 
         def order(song: str) -> tuple[Any, bytes]:
             name = song[folder:].encode("utf-8", "surrogateescape")
