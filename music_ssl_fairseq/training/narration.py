@@ -108,8 +108,8 @@ class Narration:
             return
         self._times = None
         each = statistics.median(late - early for early, late in pairwise(times))
-        left = f": about {amount(each * (total - number) / 3600)} to go" if total else ""
-        say(f"{each:.2g} s per update{left}")
+        left = amount(each * (total - number) / 3600) if total else ""
+        say(f"{each:.2g} s per update" + (left and f": about {left} to go, without validation"))
 
     def end(self) -> None:
         """Say what came of a training that is complete, and what to do next."""
