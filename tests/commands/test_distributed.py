@@ -1,10 +1,10 @@
-"""Training in several processes: the same as in one, and nobody waits for a GPU."""
+"""Training in several processes: the same as in one, without synchronising with a GPU."""
 
 import itertools
 import json
 import multiprocessing
-import socket
 import sys
+import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -25,16 +25,15 @@ from tests.fairseq_commands import TINY, logged, make_corpus, train
 OFF = ("dropout", "attention_dropout", "dropout_input", "encoder_layerdrop")
 
 
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+def _meeting_place(folder: Path) -> str:
+    """Name a new file by which processes find each other. A free port may be taken meanwhile."""
+    return f"file://{tempfile.mkdtemp(dir=folder)}/meet"
 
 
 @pytest.fixture
-def group():
+def group(tmp_path):
     """A process group of this process alone."""
-    where = f"tcp://127.0.0.1:{_free_port()}"
+    where = _meeting_place(tmp_path)
     torch.distributed.init_process_group("gloo", init_method=where, world_size=1, rank=0)
     yield torch.distributed.group.WORLD
     torch.distributed.destroy_process_group()
@@ -75,7 +74,7 @@ def _train_two(*overrides: str, fails_in: int = 0, fails_late_in: int = 0) -> li
     Returns:
         Of each process, all sums: how many numbers, and whether within a backward pass.
     """
-    several = f"distributed_init_method='tcp://127.0.0.1:{_free_port()}'"
+    several = f"distributed_init_method='{_meeting_place(Path.cwd())}'"
     settings = (several, "distributed_world_size=2", "distributed_no_spawn=true")
     common = [
         *(*overrides, "common.cpu=true", "distributed_training.distributed_backend=gloo"),

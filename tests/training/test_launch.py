@@ -43,7 +43,7 @@ def settings(rank: int, port: int):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_nobody_waits_for_a_process_that_never_comes(rank):
+def test_a_process_that_never_comes_ends_the_others(rank):
     start = time.monotonic()
     with pytest.raises(SystemExit) as end:
         launch._distributed_init(DISTRIBUTED_INIT, 1, settings(rank, free_port()))
