@@ -162,7 +162,7 @@ class Writer:
         self.check()
 
     def _say_error(self) -> None:
-        """Print an error that nobody has waited for, as the program ends for another reason."""
+        """Print an error of unfinished work, as the program ends for another reason."""
         if self._error is not None:
             print(f"error: {self._error}", file=sys.stderr, flush=True)
 

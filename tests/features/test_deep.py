@@ -92,7 +92,7 @@ def test_batches_change_nothing(tmp_path, long_track):
 
 def test_seams_do_not_show(tmp_path):
     # 20 s in windows of 8 s, against the same 20 s at once. The control: windows that do not
-    # overlap, whose first and last frames nobody has heard together with their neighbours.
+    # overlap, so that the model never has their first and last frames beside their neighbours.
     path = write(tmp_path)
     waveform = tone(20, seed=1)[:, 0]
     whole = Deep(path, 3, windowing=Windowing(20, 4, 20)).features(waveform)
