@@ -115,6 +115,12 @@ def _with_options(words: list[str], options: list[str], model: str) -> Iterator[
         yield [*words[:i], options[-1], *words[i:]]
 
 
+def slow_bars_in_logs() -> None:
+    """Let progress bars that go to a log move every ten seconds. Call it before tqdm's import."""
+    if not sys.stderr.isatty():  # ten bars per second are megabytes
+        os.environ.setdefault("TQDM_MININTERVAL", "10")
+
+
 def dispatch(
     program: str,
     usage: str,
@@ -137,8 +143,7 @@ def dispatch(
         print(usage.format(names=names), end="")
         return 0 if name else 2
     if name in known:
-        if not sys.stderr.isatty():  # a log, where ten bars per second are megabytes
-            os.environ.setdefault("TQDM_MININTERVAL", "10")
+        slow_bars_in_logs()
         return run(known[name][0], rest)
     near = get_close_matches(name, known, 1)
     command = [*near, *rest] if near and rest else [*near, "--help"]
@@ -149,6 +154,7 @@ def dispatch(
 
 def new_parser(command: str, description: str, examples: str) -> argparse.ArgumentParser:
     """Return a parser for `python -m COMMAND` that prints description and examples unwrapped."""
+    slow_bars_in_logs()  # of `python -m music_ssl_fairseq.label`, which nothing dispatches
     return Parser(
         prog=f"python -m {command}",
         description=description,

@@ -24,7 +24,7 @@ from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.data.units import UnitDictionary
 from music_ssl_fairseq.jobs import blocks, shards
 from music_ssl_fairseq.label import kmeans
-from music_ssl_fairseq.label.__main__ import main
+from music_ssl_fairseq.label.__main__ import get_parser, main
 from tests import EXAMPLES
 from tests.audio_files import write_tone
 from tests.reference_mfcc import reference_mfcc
@@ -449,3 +449,12 @@ def test_help_is_quick():
     )
     assert shown.returncode == 0
     assert "python -m music_ssl_fairseq label --k 2000" in shown.stdout
+
+
+@pytest.mark.parametrize(("terminal", "interval"), [(True, None), (False, "10")])
+def test_progress_in_a_log_is_slow(monkeypatch, terminal, interval):
+    """Also of the form with a dot, which reads its options itself."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    monkeypatch.delenv("TQDM_MININTERVAL", raising=False)
+    get_parser()
+    assert os.environ.get("TQDM_MININTERVAL") == interval
