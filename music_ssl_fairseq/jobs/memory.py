@@ -17,7 +17,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 _MAIN_BYTES = 400 << 20  # the first process, with faiss and its buffers
 _WORKER_BYTES = 220 << 20  # a worker of numpy and scipy, with a minute of audio and its features
-_TORCH_BYTES = 700 << 20  # torch, with a model's results for half a minute, or audio for a GPU
+_TORCH_BYTES = 700 << 20  # torch, with a model's results for half a minute
 _ARRAYS_PER_CENTROID = 4 + 2 * 30  # float32 vectors: sums, copies, and what faiss starts from
 _BYTES_PER_FRAME = 32  # that K-means needs besides the frame's values
 
@@ -39,21 +39,21 @@ def show_size(size: int) -> str:
     return f"{size / (1 << 30):.1f} GB" if size >= 1 << 30 else f"{size / (1 << 20):.0f} MB"
 
 
-def model_size(checkpoint: str | None, on_gpu: bool = False) -> int:
-    """Return the bytes that a process needs for torch and a model: 0 if it needs neither.
+def model_size(checkpoint: str | None) -> int:
+    """Return the bytes that a process needs for torch and a model: 0 without one.
 
     All of the file or folder counts, because reading it may take that much for a moment.
     """
     if checkpoint is None:
-        return _TORCH_BYTES if on_gpu else 0
+        return 0
     path = Path(checkpoint)
     files = path.rglob("*") if path.is_dir() else [path]
     return _TORCH_BYTES + sum(file.stat().st_size for file in files if file.is_file())
 
 
-def memory_bound(asked: int | None, checkpoint: str | None) -> int:
+def memory_bound(asked: int | None, model: int) -> int:
     """Return the bytes of all processes: those `asked` for, or 4 GB and two processes' models."""
-    return _DEFAULT_BYTES + 2 * model_size(checkpoint) if asked is None else asked
+    return _DEFAULT_BYTES + 2 * model if asked is None else asked
 
 
 def workers_that_fit(memory: int, workers: int, model: int = 0) -> int:

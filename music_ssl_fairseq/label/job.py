@@ -91,9 +91,9 @@ def make_job(arguments: Namespace, parser: ArgumentParser, train: Manifest) -> J
     # Without a model, K-means takes seconds on a CPU, and torch takes as long to load.
     device = choose_device("cpu" if a.device == "auto" and a.features != DEEP else a.device)
     computed_on = device if a.features == DEEP else "cpu"
-    bound = memory.memory_bound(a.memory, features.checkpoint)
-    recipe = _recipe(a, features, train, bound)
-    model = memory.model_size(features.checkpoint, computed_on != "cpu")
+    model = memory.model_size(features.checkpoint)
+    bound = memory.memory_bound(a.memory, model)
+    recipe = _recipe(a, features, train, bound, model)
     workers = memory.workers_that_fit(bound, a.workers, model)
     if workers < a.workers:
         enough = f"--memory {memory.show_size(bound)} is enough for {workers} workers"
@@ -133,13 +133,11 @@ def _remarks(a: Namespace, parser: ArgumentParser) -> dict[str, str]:
     return {"options": shlex.join(options), "manifests": str(a.manifests)}
 
 
-def _recipe(a: Namespace, features: FeatureSpec, train: Manifest, bound: int) -> Recipe:
+def _recipe(a: Namespace, features: FeatureSpec, train: Manifest, bound: int, model: int) -> Recipe:
     front = front_end(features)
     k = a.k if a.centroids is None else len(load_centroids(centroids_file(a.centroids)))
     held = a.minibatch or a.max_frames
-    num_frames = memory.check_frames(
-        held, MAX_FRAMES, bound, front.dimension, k, memory.model_size(features.checkpoint)
-    )
+    num_frames = memory.check_frames(held, MAX_FRAMES, bound, front.dimension, k, model)
     same = ("features", "seed", "iterations", "layer", "init", "restarts", "minibatch", "algorithm")
     return Recipe(
         **{name: getattr(a, name) for name in same},

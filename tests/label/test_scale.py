@@ -354,9 +354,9 @@ def test_default_memory_holds_a_worker_with_a_base_model(tmp_path):
     checkpoint = tmp_path / "checkpoint_last.pt"
     with open(checkpoint, "wb") as file:
         file.truncate(3 << 29)  # music2vec's weights, teacher and optimizer
-    bound = memory.memory_bound(None, str(checkpoint))
-    model = memory.model_size(str(checkpoint), on_gpu=True)
+    model = memory.model_size(str(checkpoint))
+    bound = memory.memory_bound(None, model)
     assert memory.workers_that_fit(bound, 16, model) >= 1
     assert memory.check_frames(None, 1_000_000, bound, 768, 500, model) == 1_000_000
-    assert memory.memory_bound(1 << 30, str(checkpoint)) == 1 << 30
-    assert memory.memory_bound(None, None) == 4 << 30
+    assert memory.memory_bound(1 << 30, model) == 1 << 30
+    assert memory.memory_bound(None, memory.model_size(None)) == 4 << 30
