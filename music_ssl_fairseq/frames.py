@@ -29,7 +29,9 @@ DEFAULT_CONV_LAYERS = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
 """The extractor of wav2vec 2.0, as fairseq writes it: (channels, kernel, stride) per layer."""
 
 _MAX_CONV_LAYERS = 100
-_CONV_LAYERS = re.compile(r"(\[[\d\s(),]{1,5000}\])\s*(?:\*\s*(\d\d?))?")  # a list, times a number
+_CONV_LAYERS = re.compile(  # a list, times a number
+    r"(?:(\d\d?)\s*\*\s*)?(\[[\d\s(),]{1,5000}\])\s*(?:\*\s*(\d\d?))?"
+)
 
 
 def frames_within(num_samples: Any, window: int, hop: int) -> Any:
@@ -72,7 +74,7 @@ class FrameGrid:
 
 
 def parse_conv_layers(text: str) -> list[tuple[int, int, int]]:
-    """Parse fairseq's string: lists of `(channels, kernel, stride)`, joined by `+`, or `* N`.
+    """Parse fairseq's string: lists of `(channels, kernel, stride)`, times a number, joined by `+`.
 
     fairseq evaluates the string as Python. Checkpoints contain it, so here it is only read.
 
@@ -85,7 +87,7 @@ def parse_conv_layers(text: str) -> list[tuple[int, int, int]]:
             found = _CONV_LAYERS.fullmatch(term.strip())
             if found is None or len(layers) > _MAX_CONV_LAYERS:
                 raise ValueError
-            layers += ast.literal_eval(found[1]) * int(found[2] or 1)
+            layers += ast.literal_eval(found[2]) * int(found[1] or 1) * int(found[3] or 1)
         layers = [(int(dim), int(kernel), int(stride)) for dim, kernel, stride in layers]
         if not 0 < len(layers) <= _MAX_CONV_LAYERS or min(map(min, layers)) < 1:
             raise ValueError

@@ -14,6 +14,7 @@ from music_ssl_fairseq.frames import (
     frame_labels,
     label_hop,
     labels_fit,
+    parse_conv_layers,
     resampled_length,
     samples_in,
 )
@@ -121,3 +122,9 @@ def test_lengths():
     assert resampled_length(44_100, 44_100) == 16_000
     assert resampled_length(44_101, 44_100) == 16_001
     assert resampled_length(7, 8_000) == 14
+
+
+def test_layers_are_multiplied_from_either_side():
+    layers = [(512, 10, 5)] + [(512, 3, 2)] * 4
+    assert parse_conv_layers("[(512,10,5)] + [(512,3,2)] * 4") == layers
+    assert parse_conv_layers("[(512,10,5)] + 4 * [(512,3,2)]") == layers
