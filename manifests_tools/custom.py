@@ -214,7 +214,7 @@ class _CsvReader:
         needed = COLUMNS[:2] if drawn else COLUMNS
         if not set(needed) <= set(header):
             raise self._wrong_header(header, needed, delimiter.replace("\t", "\\t"))
-        used = (*COLUMNS, *OPTIONAL) if drawn else (*COLUMNS, *OPTIONAL[:-1])
+        used = {*COLUMNS, *OPTIONAL} - (set() if drawn else {"artist"})
         if unused := [name for name in header if name and name not in used]:
             names = ", ".join(map(quoted, unused))
             print(f"{self.file}: columns that are not used: {names}", file=sys.stderr)
