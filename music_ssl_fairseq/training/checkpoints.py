@@ -11,7 +11,7 @@ import shutil
 import time
 import zipfile
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
@@ -53,39 +53,17 @@ def write_state(state: Any, path: str | os.PathLike) -> None:
 def _write_whole(state: Any, path: Path) -> None:
     """Write a new file, flush it to the disk and verify it."""
     with path.open("wb") as file:
-        checked: Any = _CheckedFile(file)
         try:
-            torch.save(state, checked)
-        except Exception:  # torch's writer hides the error of a failed write
-            if checked.error:
-                raise checked.error from None
+            torch.save(state, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # of a failed write, which torch wraps
+                raise error.__context__ from None
             raise
         file.flush()
         os.fsync(file.fileno())
     reason = damage(path)
     if reason:
         raise OSError(f"what was written does not read back ({reason})")
-
-
-class _CheckedFile:
-    """A file that keeps the error of a failed write."""
-
-    def __init__(self, file: IO[bytes]):
-        self._file = file
-        self.error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        """Write, or raise the error of an earlier write again."""
-        try:
-            if self.error:
-                raise self.error
-            return self._file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        """Do nothing: the file is flushed at the end."""
 
 
 def _to_disk(folder: Path) -> None:
