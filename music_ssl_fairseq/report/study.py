@@ -9,10 +9,12 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.texts import read_object
@@ -35,63 +37,18 @@ Rows = dict[str, list[Run]]
 """Runs of each row's seeds; floors first, then the order of QUESTIONS."""
 
 
-_ASKED = (
-    ("Music against speech", "hubert-speech", "hubert-music"),
-    ("Music against speech", "m2v-speech", "m2v-music"),
-    ("Speech, then music", "hubert-music", "hubert-speech-music"),
-    ("Speech, then music", "m2v-music", "m2v-speech-music"),
-    ("Continuous against discrete targets", "hubert-music", "m2v-music"),
-    ("Number of clusters", "hubert-music", "hubert-k100 hubert-k2000"),
-    ("Features of the units", "hubert-music", "hubert-mfcc60 hubert-logmel hubert-cqt"),
-    ("Features of the units", "hubert-music", "hubert-chroma hubert-mfcc-chroma"),
-    ("Deep features", "hubert-music", "hubert-layer6 hubert-layer3"),
-    ("Masking", "m2v-music", "m2v-mask50 m2v-mask80 m2v-span5 m2v-span15"),
-    ("Masking", "hubert-music", "hubert-fairseq-masks"),
-    ("Masking", "m2v-music", "m2v-fairseq-masks"),
-    ("Crop length against batch", "m2v-music", "m2v-15s m2v-30s"),
-    ("Layers of the targets", "m2v-music", "m2v-top12 m2v-early"),
-    ("Harmony", "hubert-music", "hubert-harmonic"),
-    ("Harmony", "hubert-harmonic", "hubert-no-mel hubert-one-depth m2v-harmonic"),
-    ("Harmony", "m2v-music", "m2v-harmonic"),
-    ("Extractor of music2vec", "m2v-music", "m2v-layer-norm"),
-    ("Optimiser", "hubert-music", "hubert-adamw"),
-    ("Visible frames alone", "hubert-music", "hubert-visible"),
-    ("Training against random weights", "random", "hubert-music"),
-    ("Training against random weights", "random-m2v", "m2v-music"),
-    ("Training against random weights", "random-harmonic", "hubert-harmonic"),
-)
-"""Question, the row that others are compared with, and these."""
+_ASKED = yaml.safe_load(files(__package__).joinpath("questions.yaml").read_text("utf-8"))
 
 QUESTIONS = tuple(
-    (question, row, other) for question, other, rows in _ASKED for row in rows.split()
+    (question, row, other)
+    for question, about in _ASKED.items()
+    for other, *rows in about["pairs"]
+    for row in rows
 )
 """Question, row, and the row that it is compared with."""
 
-
-@dataclass(frozen=True)
-class Claim:
-    """The finding of the paper about a question."""
-
-    text: str
-    # Whether each row is above (1) or below (-1) the one that it is compared with
-    signs: Mapping[str, int]
-    tasks: Sequence[str] = ()  # those that it is about; none for all
-
-
-CLAIMS = {
-    "Music against speech": Claim(
-        "music is better than speech on most tasks", {"hubert-music": 1, "m2v-music": 1}
-    ),
-    "Continuous against discrete targets": Claim(
-        "continuous targets are better on pitched tasks", {"m2v-music": 1}, ("key", "pitch")
-    ),
-    "Number of clusters": Claim("more clusters help", {"hubert-k100": -1, "hubert-k2000": 1}),
-    "Deep features": Claim("deep features help", {"hubert-layer6": 1, "hubert-layer3": 1}),
-    "Crop length against batch": Claim(
-        "shorter crops are better at equal audio per update", {"m2v-15s": -1, "m2v-30s": -1}
-    ),
-}
-"""The paper's findings (arXiv 2307.05161) by question; it leaves the others open."""
+CLAIMS = {question: about["paper"] for question, about in _ASKED.items() if "paper" in about}
+"""What the paper finds, by question: see questions.yaml."""
 
 
 def read(folder: Path) -> Rows:

@@ -121,17 +121,17 @@ def _verdict(found: Sequence[Difference]) -> str:
 
 def _beside_the_paper(found: Sequence[Difference]) -> str:
     """Say whether a pair's differences agree with what the paper finds of the question."""
-    claim = CLAIMS.get(found[0].question)
-    about = [d for d in found if claim and (not claim.tasks or d.task in claim.tasks)]
-    if claim is None or not about:
+    claim: dict[str, Any] = CLAIMS.get(found[0].question, {})
+    about = [d for d in found if claim and d.task in claim.get("tasks", [d.task])]
+    if not about:
         return ""
-    signs = [math.copysign(1, d.value) * claim.signs[d.one] for d in about if d.clear]
+    signs = [math.copysign(1, d.value) * claim["signs"][d.one] for d in about if d.clear]
     agree, contrary = signs.count(1), signs.count(-1)
     word = "Too small to tell" if 2 * len(signs) <= len(about) else "Agrees in part"
     word = "Agrees" if 2 * agree > len(about) else word
     word = "Disagrees" if 2 * contrary > len(about) else word
     return (
-        f" The paper finds that {claim.text}. **{word}**: {agree} of {len(about)} tasks are "
+        f" The paper finds that {claim['text']}. **{word}**: {agree} of {len(about)} tasks are "
         f"clearly so, {contrary} clearly the contrary."
     )
 
