@@ -4,7 +4,6 @@ import pkgutil
 import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 
 from music_ssl_fairseq.cli import dispatch, exit_status
 
@@ -42,10 +41,6 @@ example: python -m manifests_tools pretrain --root ~/Music
 """
 
 
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the builder that the first argument names; return the exit status."""
     return dispatch("python -m manifests_tools", _USAGE, BUILDERS, _run, argv)
@@ -53,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(place: str, rest: list[str]) -> int:
     # A job scheduler's SIGTERM also ends the workers and removes half-written files.
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         builder = pkgutil.resolve_name(place)
         options = vars(builder.get_parser().parse_args(rest))

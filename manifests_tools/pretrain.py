@@ -310,11 +310,7 @@ def _summarise(
     if Path(out) != Path("manifests"):
         labels = shlex.quote(str(labels_beside(out)))
         where = f" --manifests {shlex.quote(out)} --labels {labels}"
-    k = _clusters(splits["train"])
+    # HuBERT's number of clusters, or what so little music has frames for.
+    frames = _FRAMES_PER_SECOND * 3600 * hours([t.num_samples for t in splits["train"]])
+    k = max(2, min(500, int(frames / _FRAMES_PER_CLUSTER)))
     print(f"next: python -m music_ssl_fairseq label --k {k}{shell_line(where)}")
-
-
-def _clusters(tracks: list[ExaminedTrack]) -> int:
-    """Return HuBERT's number of clusters, or what so little music has frames for."""
-    frames = _FRAMES_PER_SECOND * 3600 * hours([track.num_samples for track in tracks])
-    return max(2, min(500, int(frames / _FRAMES_PER_CLUSTER)))

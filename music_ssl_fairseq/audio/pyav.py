@@ -328,11 +328,11 @@ def opened(name: str, header: AudioHeader, identity: tuple) -> Iterator[PyAVDeco
     """
     # Per process: after a fork, both would share one place in the file.
     key = (os.getpid(), name, *identity)
-    decoder = _held.decoder if _held.key == key else None
-    if decoder is None:
-        _let_go()
-        decoder = PyAVDecoder(name, header)
+    held, held_key = _held.decoder, _held.key
     _held.key = _held.decoder = None
+    if held is not None and held_key is not None and key[0] == held_key[0] and key != held_key:
+        held.close()
+    decoder = held if held is not None and key == held_key else PyAVDecoder(name, header)
     try:
         yield decoder
     except BaseException:
@@ -342,9 +342,3 @@ def opened(name: str, header: AudioHeader, identity: tuple) -> Iterator[PyAVDeco
         decoder.close()
     else:
         _held.key, _held.decoder = key, decoder
-
-
-def _let_go() -> None:
-    if _held.decoder is not None and _held.key is not None and _held.key[0] == os.getpid():
-        _held.decoder.close()
-    _held.key = _held.decoder = None

@@ -5,7 +5,6 @@ UNK: a model then trains for days on nothing.
 """
 
 import logging
-from typing import Any
 
 import numpy as np
 
@@ -43,28 +42,20 @@ def check_labels(
     record = split_record(metadata, folder, split)
     _check_rate(manifest, store, label_rate, record["unreadable"])
     _check_units(manifest, store, units, metadata.get("k", units.num_units))
-    _check_names(manifest, store, record)
-    _compare_audio(manifest, store, record)
-
-
-def _check_names(manifest: Manifest, store: LabelStore, record: dict[str, Any]) -> None:
     other = other_track(manifest.name, len(manifest), record.get("names"))
     if other is not None:
         raise InputError(
             f"{store.file}, line {other + 1}: not the labels of {_name(manifest, other)}, but of "
             f"another track: tracks were split or sorted anew, or renamed, since {store.file.name} "
             "was made; label again with their own options",
-            label_again(store.file.parent, manifest.file.parent),
+            label_again(folder, manifest.file.parent),
         )
-
-
-def _compare_audio(manifest: Manifest, store: LabelStore, record: dict[str, Any]) -> None:
-    """Warn of audio that was replaced under the names and lengths of the manifest."""
-    noted = record.get("audio")
-    if noted and record.get("manifest_sha256") == checksum(manifest.file):
-        found = changed_audio(manifest, noted, f"{store.file} was")
-        if found:
-            logger.warning("%s", found)
+    # Audio may have been replaced under the names and lengths of the manifest.
+    noted = (
+        record.get("audio") if record.get("manifest_sha256") == checksum(manifest.file) else None
+    )
+    if found := changed_audio(manifest, noted, f"{store.file} was"):
+        logger.warning("%s", found)
 
 
 def _check_tracks(manifest: Manifest, store: LabelStore) -> None:

@@ -120,8 +120,11 @@ def run(a: argparse.Namespace) -> None:
         to = a.to or Path(temporary, title or "")
         line = _export(a, to, a.name or title or to.resolve().name)
         print(f"{a.to or a.push}: {line}")
-        if a.push:
-            print(_pushed(a, to))
+        files = sorted(_files(a))
+        if a.push and a.dry_run:
+            print(describe(to, files, a.push))
+        elif a.push:
+            print(f"pushed: {push(to, files, a.push, f'Export of {a.checkpoint.name}')}")
 
 
 def _check(a: argparse.Namespace) -> None:
@@ -154,13 +157,6 @@ def _files(a: argparse.Namespace) -> list[str]:
     files = list(FORMATS[a.format][2])
     files += [RESULTS] if a.report else []
     return files + (list(UNIT_FILES) if a.units else [])
-
-
-def _pushed(a: argparse.Namespace, folder: Path) -> str:
-    files = sorted(_files(a))
-    if a.dry_run:
-        return describe(folder, files, a.push)
-    return f"pushed: {push(folder, files, a.push, f'Export of {a.checkpoint.name}')}"
 
 
 def _export(a: argparse.Namespace, to: Path, name: str) -> str:

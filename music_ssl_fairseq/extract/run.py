@@ -95,7 +95,9 @@ class Extraction:
                 if queued.track in outcome.left_out:  # since its first windows were read
                     continue
                 if not torch.isfinite(features).all():
-                    outcome.left_out[queued.track] = self._not_finite()
+                    hint = ", or too large for float16: give --dtype float32"
+                    reason = f"its features are not finite{hint * (self.frames == 'float16')}"
+                    outcome.left_out[queued.track] = reason
                     store.leave_out(queued.track)
                     continue
                 store.add(queued.track, queued.window, features)
@@ -105,11 +107,6 @@ class Extraction:
                 bar.update(min(seconds, bar.total - bar.n))  # the total is rounded
         outcome.wall = time.perf_counter() - begin
         return outcome
-
-    def _not_finite(self) -> str:
-        """Return the reason for leaving out a track whose features are no numbers."""
-        too_large = ", or too large for float16: give --dtype float32"
-        return f"its features are not finite{too_large if self.frames == 'float16' else ''}"
 
     def _windows(
         self, loads: Iterator[Load], cut: Cut, store: MeanStore | FrameStore, outcome: Outcome

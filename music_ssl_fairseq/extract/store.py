@@ -297,7 +297,10 @@ def open_folder(
     for track in range(len(manifest)) if settings["pool"] == "frames" else ():
         frame_file(folder, manifest, track)  # refuses, before anything is written
     if force:
-        _remove_all(folder, manifest)
+        for name in (METADATA, INDEX, CHECKSUMS):
+            (folder / name).unlink(missing_ok=True)
+        for file in _outputs(folder, manifest):
+            file.unlink()
         noted = None
     else:
         outputs = _outputs(folder, manifest)
@@ -328,10 +331,3 @@ def write_index(folder: Path, manifest: Manifest, cut: Cut) -> None:
         for track in range(len(manifest)):
             name = os.fsencode(manifest.name(track))
             file.write(b"%d\t%s\t%d\n" % (track, name, cut.num_frames(track)))
-
-
-def _remove_all(folder: Path, manifest: Manifest) -> None:
-    for name in (METADATA, INDEX, CHECKSUMS):
-        (folder / name).unlink(missing_ok=True)
-    for file in _outputs(folder, manifest):
-        file.unlink()

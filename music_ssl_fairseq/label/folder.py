@@ -124,16 +124,25 @@ class LabelFolder:
             if unfinished != self.checkpoints.path:
                 CheckpointDir(unfinished).remove()
         remove_temporary(self.path)  # the caller holds the lock of this folder
+        distributions = ("music_ssl_fairseq", "numpy", "scipy", "soundfile", "av")
         with atomic_path(self.path / "centroids.npy") as centroids:
             np.save(centroids, fit.centroids)
             self.metadata = {
                 **self.recipe.settings,
                 **self._remarks,
-                **_describe_frames(front_end),
+                "label_rate": front_end.frame_rate,
+                "sample_rate": SAMPLE_RATE,
+                "frame_window": front_end.grid.window,
+                "frame_hop": front_end.grid.hop,
+                "dimension": front_end.dimension,
                 **_describe_fit(fit, num_frames, fitted_by),
                 "audio": audio,
                 "centroids_sha256": checksum(centroids),
-                "versions": _versions(),
+                "versions": {
+                    "python": platform.python_version(),
+                    "faiss": import_faiss().__version__,
+                    **{distribution: version(distribution) for distribution in distributions},
+                },
                 "splits": {},
             }
             write_json(self.path / METADATA, self.metadata)
@@ -218,16 +227,6 @@ def _is_complete(metadata: dict[str, Any]) -> bool:
     )
 
 
-def _describe_frames(front_end: FrontEnd) -> dict[str, Any]:
-    return {
-        "label_rate": front_end.frame_rate,
-        "sample_rate": SAMPLE_RATE,
-        "frame_window": front_end.grid.window,
-        "frame_hop": front_end.grid.hop,
-        "dimension": front_end.dimension,
-    }
-
-
 def _describe_fit(fit: KMeansState, num_frames: int, fitted_by: str) -> dict[str, Any]:
     # Six digits: a sum's last ones may depend on the number of threads.
     curve = [float(f"{inertia:.6g}") for inertia in fit.curve]
@@ -237,13 +236,4 @@ def _describe_fit(fit: KMeansState, num_frames: int, fitted_by: str) -> dict[str
         "train_inertia": curve[-1] if curve else None,
         "inertia_curve": curve,
         "coarse_inertia_curve": [float(f"{inertia:.6g}") for inertia in fit.coarse],
-    }
-
-
-def _versions() -> dict[str, str]:
-    distributions = ("music_ssl_fairseq", "numpy", "scipy", "soundfile", "av")
-    return {
-        "python": platform.python_version(),
-        "faiss": import_faiss().__version__,
-        **{distribution: version(distribution) for distribution in distributions},
     }

@@ -25,7 +25,10 @@ def write_report(
 ) -> str:
     """Write `report.html` about centroids `[k, dimension]`; return its name and size."""
     stores = {split: LabelStore(folder / f"{split}.km") for split in splits}
-    counts = {split: _count_units(store, metadata["k"]) for split, store in stores.items()}
+    counts = {split: np.zeros(metadata["k"], np.int64) for split in splits}  # labels of each unit
+    for split, store in stores.items():
+        for track in range(len(store)):
+            counts[split] += np.bincount(store.units(track), minlength=metadata["k"])
     rate, seed = metadata["label_rate"], metadata["seed"]
     train = splits["train"]
     hop = label_hop(rate)
@@ -43,14 +46,6 @@ def write_report(
     page.give("about", described)
     page.give_sounds(samples.sounds)
     return page.write(folder / "report.html")
-
-
-def _count_units(store: LabelStore, k: int) -> np.ndarray:
-    """Return `[k]` labels of each unit."""
-    counts = np.zeros(k, np.int64)
-    for track in range(len(store)):
-        counts += np.bincount(store.units(track), minlength=k)
-    return counts
 
 
 def _recipe(metadata: dict[str, Any]) -> str:

@@ -197,31 +197,22 @@ class Music2VecModel(AudioEncoder):
             `[B, frames, D]` float32.
         """
         execution = execution or self.execution
-        teacher = (self.teacher or self.make_teacher()).model
+        teacher: Any = (self.teacher or self.make_teacher()).model
         layers = target_layers(self.cfg, self.num_updates)
         inputs = source if self._whole_teacher else projected
 
         def teach(inputs: Tensor) -> Tensor:
-            return self._targets_of(teacher, inputs, layers, padding, execution)
+            encoder = teacher
+            if self._whole_teacher:
+                inputs = teacher.project(teacher.extract(inputs, execution))
+                encoder = teacher.encoder
+            _, _, feed_forwards = encoder(inputs, padding, execution)
+            outputs = [feed_forwards[layer - 1] for layer in layers]
+            return execution.run(_normalised_mean, outputs, _NORM_AXES[str(self.cfg.target_norm)])
 
         if padding is not None or not self.training:
             return teach(inputs)
         return execution.replay(teacher, teach, inputs, layers)
-
-    def _targets_of(
-        self,
-        model: Any,
-        inputs: Tensor,
-        layers: list[int],
-        padding: Tensor | None,
-        execution: Execution,
-    ) -> Tensor:
-        if self._whole_teacher:
-            inputs = model.project(model.extract(inputs, execution))
-            model = model.encoder
-        _, _, feed_forwards = model(inputs, padding, execution)
-        outputs = [feed_forwards[layer - 1] for layer in layers]
-        return execution.run(_normalised_mean, outputs, _NORM_AXES[str(self.cfg.target_norm)])
 
     def enter(self, features: Tensor, mask: Tensor, drop: Drop = drop) -> tuple[Tensor, Tensor]:
         """Map the extractor's features to the encoder's input, masked and unmasked."""

@@ -70,7 +70,10 @@ def markdown(
         *table(header, measured),
         "",
     ]
-    parts += _front_ends(probes, known)
+    hint = floors.hint(probes)
+    if known or hint:
+        lines = table(floors.HEADER, known) if known else []
+        parts += ["## Is the pipeline right?", "", *lines, *filter(None, [hint]), ""]
     others = published(tasks)
     if others:
         parts += ["## Published", "", PUBLISHED_NOTE, "", *table(others[0], others[1:]), ""]
@@ -78,13 +81,6 @@ def markdown(
     if notes:
         parts += ["## Notes", "", *dict.fromkeys(notes), ""]
     return "\n".join(parts)
-
-
-def _front_ends(probes: Sequence[Probe], known: Sequence[Sequence[str]]) -> list[str]:
-    """Format the comparison of front ends with what is known of them."""
-    hint = floors.hint(probes)
-    lines = [*(table(floors.HEADER, known) if known else []), *([hint] if hint else [])]
-    return ["## Is the pipeline right?", "", *lines, ""] if lines else []
 
 
 def remarks(probes: Sequence[Probe], split: str) -> list[str]:

@@ -64,7 +64,9 @@ def read_log(folder: Path) -> Curves:
             tag = "valid"
         update = int(stats["num_updates"])
         if update < last.get(tag, 0):  # resumed there, or begun anew
-            found = {kind: _up_to(update, points) for kind, points in found.items()}
+            for points in found.values():
+                for later in [known for known in points if known > update]:
+                    del points[later]
         if tag in last:
             last[tag] = update
         found[tag][update] = stats
@@ -90,10 +92,6 @@ def _logged(file: Path) -> Iterator[tuple[str, dict[str, float]]]:
                     stats[key.removeprefix(f"{tag}_")] = float(value)
             if "num_updates" in stats:
                 yield tag, stats
-
-
-def _up_to(update: int, points: Points) -> Points:
-    return {known: stats for known, stats in points.items() if known <= update}
 
 
 def series(points: Points, key: str) -> tuple[list[int], list[float]]:

@@ -72,16 +72,12 @@ def with_setting(*settings: str) -> str:
 
 def with_path(old: str | os.PathLike, new: str) -> str:
     """Return the command with a path in it replaced, however it was written; empty without one."""
-    given = re.compile(rf"(^|=){re.escape(as_typed(old))}$")
-    words = [given.sub(lambda found: found[1] + new, word) for word in typed()]
+    at, words = os.path.abspath(old), []
+    for word in typed():
+        option, equals, value = word.rpartition("=")
+        same = value and os.path.abspath(value) == at
+        words.append(f"{option}{equals}{new}" if same else word)
     return shlex.join(words) if words != typed() else ""
-
-
-def as_typed(path: str | os.PathLike) -> str:
-    """Return a path as the command has it; the path itself if it is not in the command."""
-    values = (value for word in typed() for value in (word, word.partition("=")[2]) if value)
-    at = os.path.abspath(path)
-    return next((value for value in values if os.path.abspath(value) == at), os.fspath(path))
 
 
 def similar(path: str | os.PathLike) -> str:

@@ -63,7 +63,13 @@ def one_line_refusals(path: Path) -> Iterator[None]:
     try:
         yield
     except pickle.UnpicklingError as error:
-        raise InputError(_refusal(path, str(error))) from None
+        reason = str(error)
+        asked = re.search(r"(?:GLOBAL|[Uu]nsupported class) (\S+)", reason)
+        what = f"it asks for {asked[1]}" if asked else "it holds more than tensors and settings"
+        raise InputError(
+            f"{path}: refused, because unpickling it could run code ({what}); if you trust where "
+            "it comes from, open it there and store its tensors and settings alone"
+        ) from None
     except InputError:
         raise
     except _DAMAGED as error:
@@ -105,12 +111,3 @@ def _describe_beginning(head: bytes) -> str:
         text = head.splitlines()[0][:40].decode("utf-8", "backslashreplace")
         return f"it is text that begins with {text!r}"
     return "torch did not write it"
-
-
-def _refusal(path: Path, error: str) -> str:
-    asked = re.search(r"GLOBAL (\S+)", error) or re.search(r"[Uu]nsupported class (\S+)", error)
-    what = f"it asks for {asked[1]}" if asked else "it holds more than tensors and settings"
-    return (
-        f"{path}: refused, because unpickling it could run code ({what}); if you trust where it "
-        "comes from, open it there and store its tensors and settings alone"
-    )

@@ -8,7 +8,7 @@ from typing import Any
 
 from fairseq.logging import metrics
 from fairseq.tasks import register_task
-from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
+from omegaconf import OmegaConf
 
 from music_ssl_fairseq.compat import check_unpickler, one_line_errors
 
@@ -41,13 +41,6 @@ _NEEDED = (
     ("model.upstream", "upstream", "FILE, what is to be probed (or random:FILE, mfcc, chroma)"),
 )
 """Settings without a default: their names, the task's fields, and what to give."""
-
-
-def _is_given(cfg: Any, key: str) -> bool:
-    try:
-        return bool(cfg[key])
-    except (MissingMandatoryValue, InterpolationToMissingValueError):
-        return False
 
 
 def _with_given(name: str, expected: str | None) -> str:
@@ -84,7 +77,7 @@ class MusicProbingTask(RunFolderTask):
             check_unpickler()
             prepare_training()
             for name, key, what in _NEEDED:
-                if not _is_given(cfg, key):
+                if not OmegaConf.select(cfg, key, throw_on_resolution_failure=False):
                     right = _with_given(name, cfg.get("expected"))
                     raise InputError(f"{name} is missing: give {name}={what}", right)
             whole = None if kwargs.get("from_checkpoint") else whole_configuration(cfg)
@@ -192,7 +185,12 @@ class MusicProbingTask(RunFolderTask):
         """Update with each mini-batch of a sample but the last, whose update fairseq makes."""
         if self.probe.batches_at_once > 1:
             with one_line_errors():
-                self._refuse_accumulation(update_num)
+                if update_num == self._last_update:
+                    raise InputError(
+                        "optimization.update_freq: heads on a CPU are updated with every batch; "
+                        "make dataset.batch_size as large as an update is to be"
+                    )
+            self._last_update = update_num
         self._tell_heads_in_training(optimizer)
         model.train()
         model.set_num_updates(update_num)
@@ -203,14 +201,6 @@ class MusicProbingTask(RunFolderTask):
         loss, size, final = criterion(model, last)
         optimizer.backward(loss * 0 if ignore_grad else loss)
         return loss, size, {key: sum(log[key] for log in [*logs, final]) for key in final}
-
-    def _refuse_accumulation(self, update_num: int) -> None:
-        if update_num == self._last_update:
-            raise InputError(
-                "optimization.update_freq: heads on a CPU are updated with every batch; make "
-                "dataset.batch_size as large as an update is to be"
-            )
-        self._last_update = update_num
 
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
         """Update the heads in training, each at its own rate."""

@@ -114,31 +114,10 @@ def data_splits(cfg: Any) -> list[str]:
     return [cfg.dataset.train_subset, *valid]
 
 
-def _span_growth(cfg: PretrainingConfig, mode: str) -> SpanGrowth | None:
-    if cfg.mask_length_start is None:
-        return None
-    if mode != "fixed":
-        raise InputError(
-            f"task.mask_length_start={cfg.mask_length_start} does not go with model.mask_mode="
-            f"{mode}: take model.mask_mode=fixed"
-        )
-    return SpanGrowth(cfg.mask_length_start, cfg.mask_length or 0, cfg.mask_growth_epochs)
-
-
 def _model_setting(cfg: PretrainingConfig, name: str, default: Any) -> Any:
     """Return a setting of the model, which early checkpoints may not have."""
     value = OmegaConf.select(cfg, name, throw_on_resolution_failure=False)
     return default if value is None else value
-
-
-def _check_masks(mode: str, visible: bool, masks: int) -> None:
-    """Refuse masks that a crop cannot have, or not have several of."""
-    for setting_, used in (("encode=visible", visible), (f"clone_batch={masks}", masks > 1)):
-        if used and mode != "fixed":
-            raise InputError(
-                f"model.{setting_} does not go with model.mask_mode={mode}, whose number of masked "
-                "frames depends on the batch: take model.mask_mode=fixed"
-            )
 
 
 class PretrainingTask(RunFolderTask):
@@ -214,8 +193,19 @@ class PretrainingTask(RunFolderTask):
         mode = _model_setting(cfg, "mask_mode", "fixed")
         visible = _model_setting(cfg, "encode", "all") == "visible"
         masks = _model_setting(cfg, "clone_batch", 1)
+        first = cfg.mask_length_start
+        of_fixed = {"model.encode=visible": visible, f"model.clone_batch={masks}": masks > 1}
+        of_fixed[f"task.mask_length_start={first}"] = first is not None
         with one_line_errors():
-            _check_masks(mode, visible, masks)
+            for given, used in of_fixed.items():
+                if used and mode != "fixed":
+                    raise InputError(
+                        f"{given} does not go with model.mask_mode={mode}, whose number of masked "
+                        "frames depends on the batch: take model.mask_mode=fixed"
+                    )
+            growth = None
+            if first is not None:
+                growth = SpanGrowth(first, cfg.mask_length or 0, cfg.mask_growth_epochs)
             manifest = Manifest(os.path.join(cfg.data, f"{split}.tsv"))
             manifest.require_root()
             self.datasets[split] = PretrainingDataset(
@@ -231,7 +221,7 @@ class PretrainingTask(RunFolderTask):
                 max_unreadable=cfg.max_unreadable,
                 mix_prob=cfg.mix_prob,
                 equaliser_db=cfg.equaliser_db,
-                span_growth=_span_growth(cfg, mode),
+                span_growth=growth,
                 masks_per_crop=masks,
                 count_visible=visible,
                 labels=self.labels(split, manifest),

@@ -93,7 +93,13 @@ class ResumableEpochs(iterators.EpochBatchIterator):
             super().load_state_dict(state_dict)
             return
         with one_line_errors():
-            self._check_length(state_dict)
+            if state_dict["items"] != len(self.dataset):
+                raise InputError(
+                    f"the checkpoint is from within an epoch of {state_dict['items']} crops, and "
+                    f"this one has {len(self.dataset)}: the data or the length of crops has "
+                    "changed; start a new run (hydra.run.dir=...), or take the weights alone "
+                    "(model.init_from=...)"
+                )
         if len(parts) == 1 and parts[0].gives_batches_of(self.batching):
             super().load_state_dict(state_dict)
             return
@@ -112,30 +118,18 @@ class ResumableEpochs(iterators.EpochBatchIterator):
             self.epoch, shuffle, offset=self._offset
         )
 
-    def _check_length(self, state: dict[str, Any]) -> None:
-        if state["items"] != len(self.dataset):
-            raise InputError(
-                f"the checkpoint is from within an epoch of {state['items']} crops, and this one "
-                f"has {len(self.dataset)}: the data or the length of crops has changed; start a "
-                "new run (hydra.run.dir=...), or take the weights alone (model.init_from=...)"
-            )
-
     def _remaining(self, epoch: int, shuffle: bool) -> list[Any]:
         """Return the batches that are left of an epoch, of all processes."""
         assert self.batching is not None
-        batches = self._shuffled(self._earlier_parts[0], epoch, shuffle)
-        following = [*self._earlier_parts[1:], self.batching]
+        first, *following = [*self._earlier_parts, self.batching]
+        self.dataset.set_epoch(epoch)
+        batches = first.batches(self.dataset, self.dataset.ordered_indices())
+        if shuffle:
+            batches = self._shuffle(batches, epoch, first.num_shards)
+        batches += [[]] * (-len(batches) % first.num_shards)
         for part, next_part in zip(self._earlier_parts, following, strict=True):
             batches = next_part.rebatch(part, self.dataset, batches)
         return batches
-
-    def _shuffled(self, batching: Batching, epoch: int, shuffle: bool) -> list[Any]:
-        """Return all batches of an epoch, in the order of all processes together."""
-        self.dataset.set_epoch(epoch)
-        batches = batching.batches(self.dataset, self.dataset.ordered_indices())
-        if shuffle:
-            batches = self._shuffle(batches, epoch, batching.num_shards)
-        return [*batches, *([[]] * (-len(batches) % batching.num_shards))]
 
     def ordered_batches(self, epoch: int, fix_batches_to_gpus: bool, shuffle: bool) -> list[Any]:
         """Return this process's batches; in a resumed epoch, empty ones up to its position."""

@@ -12,24 +12,15 @@ from torch import Tensor
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, parse_conv_layers
+from music_ssl_fairseq.modules.encoder_config import AudioEncoderConfig
 from music_ssl_fairseq.runtime import hub
 
-ARCHITECTURE = {
-    "extractor_mode": "default",
-    "conv_feature_layers": "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2",
-    "conv_bias": False,
-    "encoder_layers": 12,
-    "encoder_embed_dim": 768,
-    "encoder_ffn_embed_dim": 3072,
-    "encoder_attention_heads": 12,
-    "layer_norm_first": False,
-    "conv_pos": 128,
-    "conv_pos_groups": 16,
-    "pos_conv_depth": 1,
-    "pitch_bands": 0,
-    "pitch_taps": 4096,
-    "mel_bands": 0,
-}
+_FIELDS = (
+    "extractor_mode", "conv_feature_layers", "conv_bias", "encoder_layers", "encoder_embed_dim",
+    "encoder_ffn_embed_dim", "encoder_attention_heads", "layer_norm_first", "conv_pos",
+    "conv_pos_groups", "pos_conv_depth", "pitch_bands", "pitch_taps", "mel_bands",
+)  # fmt: skip
+ARCHITECTURE = {name: getattr(AudioEncoderConfig, name) for name in _FIELDS}
 """Fields of AudioEncoderConfig that decide what an encoder computes, with fairseq's defaults, which
 old checkpoints leave out."""
 

@@ -176,17 +176,13 @@ def _files(folder: Path) -> list[Path]:
             return [folder / name]
         index = folder / f"{name}.index.json"
         if index.is_file():
-            return _shards(index)
+            try:
+                names = set(read_object(index)["weight_map"].values())
+                # An index from the internet must not point out of its folder.
+                return [index.with_name(Path(name).name) for name in sorted(names)]
+            except (KeyError, TypeError, AttributeError):
+                raise InputError(f"{index}: not an index of weights") from None
     raise InputError(f"{folder}: neither {SAFETENSORS} nor {PICKLE} in it")
-
-
-def _shards(index: Path) -> list[Path]:
-    try:
-        names = set(read_object(index)["weight_map"].values())
-        # An index from the internet must not point out of its folder.
-        return [index.with_name(Path(name).name) for name in sorted(names)]
-    except (KeyError, TypeError, AttributeError):
-        raise InputError(f"{index}: not an index of weights") from None
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

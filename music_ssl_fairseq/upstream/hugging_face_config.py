@@ -67,7 +67,10 @@ def from_config(config: Mapping[str, Any], origin: str) -> tuple[str, dict[str, 
             )
     fields = {name: config.get(theirs, default) for name, (theirs, default) in _FIELDS.items()}
     try:
-        fields["conv_feature_layers"] = _conv_layers(config)
+        dims = config.get("conv_dim", [512] * 7)
+        kernels = config.get("conv_kernel", [10, 3, 3, 3, 3, 2, 2])
+        strides = config.get("conv_stride", [5, 2, 2, 2, 2, 2, 2])
+        fields["conv_feature_layers"] = str(list(zip(dims, kernels, strides, strict=True)))
         fields |= _stack(config) if model_type == "data2vec-audio" else _single(config)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{origin}: not understood: {error}") from None
@@ -131,15 +134,6 @@ def _model_type(contents: Contents) -> str:
 def _kernel(conv_pos: int, depth: int) -> int:
     """Return the kernel of one convolution of a stack (modules.positional_conv)."""
     return max(3, conv_pos // depth)
-
-
-def _conv_layers(config: Mapping[str, Any]) -> str:
-    columns = (
-        config.get("conv_dim", [512] * 7),
-        config.get("conv_kernel", [10, 3, 3, 3, 3, 2, 2]),
-        config.get("conv_stride", [5, 2, 2, 2, 2, 2, 2]),
-    )
-    return str(list(zip(*columns, strict=True)))
 
 
 def _stack(config: Mapping[str, Any]) -> dict[str, Any]:

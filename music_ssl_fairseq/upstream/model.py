@@ -313,12 +313,8 @@ class Upstream(nn.Module):
         for window, hidden in self._windows(waveform, name, windowing):
             for frames, layer in zip(output, layers, strict=True):
                 add_share(frames, 0, window, hidden[layer][0].float().cpu())
-        return Features(output, layers, self._times(output.size(1)))
-
-    def _times(self, frames: int) -> Tensor:
-        first = self.grid.window / 2
-        middles = torch.arange(frames, dtype=torch.float64) * self.grid.hop + first
-        return middles / self.sample_rate
+        starts = torch.arange(output.size(1), dtype=torch.float64) * self.grid.hop
+        return Features(output, layers, (starts + self.grid.window / 2) / self.sample_rate)
 
     def _windows(
         self, waveform: np.ndarray, name: str, windowing: Windowing | None
