@@ -275,8 +275,8 @@ def _groups(
     if len(set(found.values())) > 1:
         return found
     print(
-        f"warning: all files are in one group ({group_by}): splitting by file instead, so an "
-        "album may be in both splits",
+        f"warning: --group-by {group_by} puts all files into one group: splitting by file instead, "
+        "so an album may be in both splits",
         file=sys.stderr,
     )
     return {track.name: track.name for track in tracks}
@@ -291,14 +291,13 @@ def _summarise(
     report: Path,
 ) -> None:
     rates: Counter[int] = Counter()
+    by_folder = any(name != group for name, group in groups.items())
     for split, tracks in splits.items():
         rates.update(track.sample_rate for track in tracks)
         duration = amount(hours([track.num_samples for track in tracks]))
         count = len({groups[track.name] for track in tracks})
-        print(
-            f"{split}: {len(tracks)} track{'s' * (len(tracks) > 1)}, {duration}, "
-            f"{count} group{'s' * (count > 1)}"
-        )
+        folders = f", {count} folder{'s' * (count > 1)}" * by_folder
+        print(f"{split}: {len(tracks)} track{'s' * (len(tracks) > 1)}, {duration}{folders}")
     if at_other_speeds:
         duration = amount(hours([num_samples for _, num_samples in at_other_speeds]))
         print(f"also in train: {len(at_other_speeds)} copies at other speeds, {duration}")

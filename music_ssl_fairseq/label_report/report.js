@@ -111,7 +111,7 @@
   }
 
   const colours = {
-    pitch: () => map.colourByName(units.map((_, unit) => pitchName(unit)), "no pitch"),
+    pitch: () => map.colourByName(units.map((_, unit) => pitchName(unit)), "no pitch", about.pitchClasses),
     db: () => map.colourByNumber(units.map(({ db }) => db), "median loudness, dB"),
     share: () => map.colourByNumber(units.map((_, unit) => share(unit) > 0 ? Math.log10(share(unit)) : null), "log10 of the share of labels in %"),
     ms: () => map.colourByNumber(units.map(({ ms }) => ms), "mean run length, ms"),

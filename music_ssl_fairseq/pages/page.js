@@ -264,12 +264,12 @@ class PointMap {
     this.legend.replaceChildren(make("span", {}, `${label}:`), make("span", {}, ends[0], ramp, ends[1]));
   }
 
-  /** Colour by names: the most frequent ones have colours, others and those without are grey. */
-  colourByName(names, without) {
+  /** Colour by names: the most frequent ones have colours, others and those without are grey. The legend has the order of `order`, or the alphabet's. */
+  colourByName(names, without, order = []) {
     const counts = new Map();
     for (const name of names) if (name) counts.set(name, (counts.get(name) ?? 0) + 1);
     const shown = [...counts].sort((a, b) => b[1] - a[1]).slice(0, PALETTE.length).map(([name]) => name);
-    shown.sort((a, b) => a.localeCompare(b, undefined, { numeric: true }));
+    shown.sort((a, b) => order.indexOf(a) - order.indexOf(b) || a.localeCompare(b, undefined, { numeric: true }));
     const colour = (name) => shown.includes(name) ? PALETTE[shown.indexOf(name)] : "#888";
     this.dots.forEach((dot, i) => { dot.style.fill = colour(names[i]); });
     const chip = (name, fill) => make("span", {}, make("i", { style: `background: ${fill}` }), name);

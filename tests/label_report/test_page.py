@@ -129,6 +129,12 @@ def test_the_page_in_a_browser(labelled, browser):
     """It loads without a complaint, sorts, pages, finds, chooses and plays."""
     browser.open(labelled[0] / "report.html")
     first = "find('#units tbody tr').cells"
+    classes = browser.run("read('about').pitchClasses")
+    legend = browser.run(
+        "[...document.querySelectorAll('#map .legend > span')].map(s => s.textContent)"
+    )
+    shown = [name for name in legend if name in classes]
+    assert shown == sorted(shown, key=classes.index) != sorted(shown)  # C before A
     shares = browser.run("read('about').units.map(u => u.share.train)")
     assert browser.run("document.querySelectorAll('#units tbody tr').length") == 50
     assert float(browser.run(f"{first}[1].textContent")) == pytest.approx(max(shares), rel=5e-3)

@@ -158,15 +158,18 @@ def test_min_seconds(music, tmp_path):
 def test_one_folder_is_split_by_file_with_a_warning(music, tmp_path, capsys):
     run(str(music / "A" / "1"), str(tmp_path / "out"))
     assert len(names(tmp_path / "out", "train")) == len(names(tmp_path / "out", "valid")) == 1
-    assert "warning: all files are in one group (folder)" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "warning: --group-by folder puts all files into one group" in printed.err
+    assert printed.out.splitlines()[0].startswith("train: 1 track, ")
+    assert "1 folder" not in printed.out
 
 
 def test_the_summary_counts_and_tells_the_next_command(music, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run("music", valid_share=0.2)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "train: 6 tracks, 9.1 s, 3 groups"
-    assert lines[1] == "valid: 2 tracks, 3.3 s, 1 group"
+    assert lines[0] == "train: 6 tracks, 9.1 s, 3 folders"
+    assert lines[1] == "valid: 2 tracks, 3.3 s, 1 folder"
     assert lines[2] == (
         "sample rates: 8000 Hz 1, 16000 Hz 2, 22050 Hz 1, 44100 Hz 2, 48000 Hz 1, 96000 Hz 1"
     )
