@@ -1,6 +1,8 @@
-"""Count CPUs, and choose the device that models run on."""
+"""Count CPUs, choose the device that models run on, and set torch's defaults aside."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.typed import with_option
@@ -29,3 +31,17 @@ def choose_device(asked: str = "auto") -> str:
         again = with_option("--device", "cpu")
         raise InputError(f"--device {asked}: torch finds no GPU here", again)
     return "cpu"
+
+
+@contextmanager
+def own_defaults() -> Iterator[None]:
+    """Make new tensors in float32 on the CPU, whatever defaults a program has set in torch."""
+    import torch
+
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)

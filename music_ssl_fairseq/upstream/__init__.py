@@ -15,6 +15,8 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from music_ssl_fairseq.runtime.device import own_defaults
+
 if TYPE_CHECKING:
     import torch
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from music_ssl_fairseq.upstream.model import Upstream
 
 
+@own_defaults()
 def load(
     path: str | os.PathLike, device: str | torch.device = "cpu", precision: str = "auto"
 ) -> Upstream:
@@ -43,6 +46,7 @@ def load(
     return Upstream(read(path), device, precision)
 
 
+@own_defaults()
 def random(
     path: str | os.PathLike | Contents,
     seed: int = 0,
@@ -61,6 +65,7 @@ def random(
     return Upstream(random_contents(contents, seed), device, precision)
 
 
+@own_defaults()
 def read(path: str | os.PathLike) -> Contents:
     """Read a checkpoint, and recognise its format by its content."""
     from music_ssl_fairseq.runtime import hub

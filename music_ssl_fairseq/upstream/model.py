@@ -298,7 +298,7 @@ class Upstream(nn.Module):
         vectors = np.zeros((len(clips), self.dimension), np.float32)
         for vector, (clip, name) in zip(vectors, clips, strict=True):
             waveform = mono(clip, name, sample_rate, channels)
-            total = torch.zeros(self.dimension, dtype=torch.float64)
+            total = torch.zeros(self.dimension, dtype=torch.float64, device="cpu")
             for window, hidden in self._windows(waveform, name, windowing):
                 weights = torch.from_numpy(window.weights).to(self.device).unsqueeze(-1)
                 for layer in chosen:
@@ -309,11 +309,12 @@ class Upstream(nn.Module):
     def _features(
         self, waveform: np.ndarray, name: str, layers: list[int], windowing: Windowing | None
     ) -> Features:
-        output = torch.zeros(len(layers), self.grid.num_frames(len(waveform)), self.dimension)
+        shape = len(layers), self.grid.num_frames(len(waveform)), self.dimension
+        output = torch.zeros(shape, dtype=torch.float32, device="cpu")
         for window, hidden in self._windows(waveform, name, windowing):
             for frames, layer in zip(output, layers, strict=True):
                 add_share(frames, 0, window, hidden[layer][0].float().cpu())
-        starts = torch.arange(output.size(1), dtype=torch.float64) * self.grid.hop
+        starts = torch.arange(output.size(1), dtype=torch.float64, device="cpu") * self.grid.hop
         return Features(output, layers, (starts + self.grid.window / 2) / self.sample_rate)
 
     def _windows(

@@ -16,6 +16,7 @@ Clip = str | os.PathLike | Tensor | np.ndarray | Sequence[float]
 """One piece of audio: a file, or a waveform of one or more channels."""
 
 _MAX_CHANNELS = 64  # more are samples
+_MAX_PEAK = 100  # of floats; a larger one is that of integers which were converted, not scaled
 
 
 def clips_of(given: Any) -> tuple[list[tuple[Clip, str]], bool]:
@@ -76,6 +77,11 @@ def mono(clip: Clip, name: str, sample_rate: int | None, channels: str | None) -
         error.add_note(_right_call(array.shape, name, sample_rate))
         raise
     refuse_bad_samples(name, waveform)
+    if (peak := np.abs(waveform).max(initial=0)) > _MAX_PEAK:
+        raise InputError(
+            f"{name} holds samples up to {peak:.0f}; expected floats in [-1, 1]: divide integers "
+            "by full scale, such as 32768"
+        )
     return audio.resample(waveform, rate)
 
 

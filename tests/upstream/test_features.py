@@ -195,6 +195,7 @@ ONES = np.ones((16_000, 2))
         (ONES, {"channels": 2}, "channels=2: expected 'first'"),
         (np.zeros((1, 2, 16_000)), {}, r"expected \[T\], or \[C, T\] or"),
         (np.zeros(16_000, np.int16), {}, "divide them by full scale"),
+        (32_767 * ONES[:, 0], {}, r"samples up to \d+; expected floats in .*: divide integers"),
         (np.zeros(16_000, bool), {}, "waveform holds bool"),
         (torch.full((16_000,), torch.nan), {}, "waveform: holds NaN or infinite samples"),
         ([ONES[:, 0], -np.inf * ONES[:, 0]], {}, "clip 1: holds NaN"),

@@ -95,6 +95,25 @@ def test_a_list_of_clips_of_any_kind_and_length(tmp_path, model):
     assert model.features([]) == []
 
 
+def test_torchs_defaults_in_a_program_change_nothing(path, model):
+    waveform = tone(1.0)[:, 0]
+    expected = model.features(waveform, 16_000).layers, model.embed(waveform, 16_000)
+    drawn = music_ssl_fairseq.upstream.random(path, 3).fingerprint
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):  # as torch.set_default_device("cuda")
+            loaded = music_ssl_fairseq.load(path)
+            found = loaded.features(waveform, 16_000)
+            vector = loaded.embed(waveform, 16_000)
+            assert music_ssl_fairseq.upstream.random(path, 3).fingerprint == drawn
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.layers.dtype == torch.float32
+    assert torch.equal(found.layers, expected[0])
+    assert found.times.device.type == "cpu"
+    np.testing.assert_array_equal(vector, expected[1])
+
+
 def test_embeddings_are_means_of_songs(tmp_path, model):
     paths = [write_tone(tmp_path / f"{i}.wav", seconds) for i, seconds in enumerate((1.0, 20.0))]
     windowing = Windowing(seconds=8.0, whole=8.0)
