@@ -9,13 +9,9 @@ from fairseq.logging import metrics
 from music_ssl_fairseq.probing.heads.training import loss_and_logs
 
 
-class MusicProbeCriterionConfig(FairseqDataclass):
-    """No settings: the kind of the task decides."""
-
-
-@register_criterion("music_probe", dataclass=MusicProbeCriterionConfig)
+@register_criterion("music_probe", dataclass=FairseqDataclass)
 class MusicProbeCriterion(FairseqCriterion):
-    """The sum of all heads' losses; see `head_losses`."""
+    """The sum of all heads' losses; see `head_losses`. It has no settings."""
 
     def __init__(self, task: Any):
         super().__init__(task)

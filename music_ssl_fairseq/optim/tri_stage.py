@@ -1,7 +1,6 @@
 """fairseq's tri_stage learning rate, for runs of any length."""
 
 import copy
-from dataclasses import dataclass
 from typing import Any
 
 from fairseq.optim.lr_scheduler import register_lr_scheduler
@@ -11,12 +10,7 @@ from fairseq.optim.lr_scheduler.tri_stage_lr_scheduler import (
 )
 
 
-@dataclass
-class TriStageAnyLengthConfig(TriStageLRScheduleConfig):
-    """The fields of fairseq's tri_stage: warm-up, hold and decay, as phase_ratio or as steps."""
-
-
-@register_lr_scheduler("tri_stage_any_length", dataclass=TriStageAnyLengthConfig)
+@register_lr_scheduler("tri_stage_any_length", dataclass=TriStageLRScheduleConfig)
 class TriStageAnyLength(TriStageLRSchedule):
     """Learning rates equal to fairseq's wherever those are defined.
 

@@ -11,13 +11,13 @@ from music_ssl_fairseq.criterions.music_hubert import MusicHubertCriterionConfig
 from music_ssl_fairseq.models.music2vec import Music2VecConfig
 from music_ssl_fairseq.models.music_hubert import MusicHubertConfig
 from music_ssl_fairseq.probing.config import MusicProbeConfig, MusicProbingConfig
-from music_ssl_fairseq.tasks.music2vec_pretraining import Music2VecPretrainingConfig
 from music_ssl_fairseq.tasks.music_hubert_pretraining import MusicHubertPretrainingConfig
+from music_ssl_fairseq.tasks.pretraining import PretrainingConfig
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FAMILIES = {
     "music_hubert": (MusicHubertPretrainingConfig, MusicHubertConfig, MusicHubertCriterionConfig),
-    "music2vec": (Music2VecPretrainingConfig, Music2VecConfig, Music2VecCriterionConfig),
+    "music2vec": (PretrainingConfig, Music2VecConfig, Music2VecCriterionConfig),
     "probing": (MusicProbingConfig, MusicProbeConfig),
 }
 

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.optim.fused_adamw import FusedAdamW, FusedAdamWConfig
 from music_ssl_fairseq.optim.muon import Muon, MuonConfig, _MuonAndAdamW
-from music_ssl_fairseq.optim.tri_stage import TriStageAnyLength, TriStageAnyLengthConfig
+from music_ssl_fairseq.optim.tri_stage import TriStageAnyLength, TriStageLRScheduleConfig
 
 
 def _optimiser(cls, dataclass, parameters, **fields):
@@ -85,7 +85,7 @@ def _rates(cls, updates, ratio):
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimiser = _optimiser(FusedAdamW, FusedAdamWConfig, [parameter])
     cfg = OmegaConf.merge(
-        OmegaConf.structured(TriStageAnyLengthConfig()),
+        OmegaConf.structured(TriStageLRScheduleConfig()),
         {"phase_ratio": ratio, "max_update": updates, "lr": [0.01]},
     )
     schedule = cls(cfg, optimiser)

@@ -4,6 +4,7 @@ from dataclasses import fields
 
 import pytest
 from fairseq.optim.lr_scheduler.polynomial_decay_schedule import PolynomialDecayLRScheduleConfig
+from fairseq.optim.lr_scheduler.tri_stage_lr_scheduler import TriStageLRScheduleConfig
 from omegaconf import OmegaConf
 
 from hydra_plugins._music_ssl_fairseq_refusals import settings
@@ -13,7 +14,6 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.models.music2vec import Music2VecConfig
 from music_ssl_fairseq.models.music_hubert import MusicHubertConfig
 from music_ssl_fairseq.optim.muon import MuonConfig
-from music_ssl_fairseq.optim.tri_stage import TriStageAnyLengthConfig
 from music_ssl_fairseq.probing.config import MusicProbeConfig, MusicProbingConfig
 from music_ssl_fairseq.runtime.ranges import _LISTS, _RANGES, check_ranges
 from music_ssl_fairseq.tasks.music_hubert_pretraining import MusicHubertPretrainingConfig
@@ -24,7 +24,7 @@ GROUPS = {
     "model": (MusicHubertConfig, Music2VecConfig, MusicProbeConfig),
     "criterion": (MusicHubertCriterionConfig, Music2VecCriterionConfig),
     "optimizer": (MuonConfig,),
-    "lr_scheduler": (PolynomialDecayLRScheduleConfig, TriStageAnyLengthConfig),
+    "lr_scheduler": (PolynomialDecayLRScheduleConfig, TriStageLRScheduleConfig),
 }
 
 
