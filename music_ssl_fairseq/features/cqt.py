@@ -13,7 +13,7 @@ import numpy as np
 import scipy.fft
 
 from music_ssl_fairseq.features.framewise import Framewise
-from music_ssl_fairseq.features.kaldi import FRAME_RATE, GRID
+from music_ssl_fairseq.features.kaldi import GRID
 from music_ssl_fairseq.frames import SAMPLE_RATE
 
 BINS_PER_OCTAVE = 12
@@ -39,7 +39,6 @@ class Cqt(Framewise):
     """
 
     grid = GRID
-    frame_rate = FRAME_RATE
     dimension = NUM_BINS
     context = _REACH
 
@@ -131,7 +130,6 @@ class Chroma(Framewise):
     """
 
     grid = GRID
-    frame_rate = FRAME_RATE
     dimension = BINS_PER_OCTAVE
     context = _REACH
 

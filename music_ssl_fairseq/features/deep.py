@@ -64,11 +64,10 @@ class Deep:
         self.fingerprint = self.upstream.fingerprint
         self.upstream.drop_above(self.layer)
         self.grid = self.upstream.grid
-        self.frame_rate = self.upstream.frame_rate
         self.dimension = self.upstream.dimension
         self.windowing = windowing or Windowing()
         window = self.windowing.seconds - self.windowing.overlap
-        self.together = round(window * self.frame_rate)
+        self.together = round(window * self.grid.rate)
         self._batch = 1 if self.upstream.device.type == "cpu" else _WINDOWS_PER_GPU_BATCH
 
     def features(self, waveform: np.ndarray) -> np.ndarray:

@@ -25,8 +25,7 @@ class Framewise:
     Subclasses have these attributes, and compute `features` of a whole waveform.
 
     Attributes:
-        grid: which samples each frame covers.
-        frame_rate: frames per second; the `label_rate` of labels made from them.
+        grid: which samples each frame covers. Labels made from them have its rate.
         dimension: values per frame.
         context: frames on either side that a frame's values depend on.
         chunk_frames: frames of a long track to ask for at once, for memory.
@@ -35,7 +34,6 @@ class Framewise:
     """
 
     grid: FrameGrid
-    frame_rate: float
     dimension: int
     context: int
     chunk_frames = 6000  # a minute, 1 to 2 MB
@@ -83,13 +81,12 @@ class SideBySide(Framewise):
         self.parts = dict(parts)
         grids = {front.grid for front in parts.values()}
         if len(grids) > 1:
-            rates = ", ".join(f"{name} {front.frame_rate:g}" for name, front in parts.items())
+            rates = ", ".join(f"{name} {front.grid.rate:g}" for name, front in parts.items())
             raise InputError(
                 f"{'+'.join(parts)}: only features with the same frames can be joined, and these "
                 f"have, per second: {rates}"
             )
         self.grid = grids.pop()
-        self.frame_rate = next(iter(parts.values())).frame_rate
         self.dimension = sum(front.dimension for front in parts.values())
         self.context = max(front.context for front in parts.values())
 

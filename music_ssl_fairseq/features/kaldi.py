@@ -18,8 +18,6 @@ from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid
 GRID = FrameGrid(window=400, hop=160)
 """25 ms every 10 ms. All features of audio have it, so that they can be joined."""
 
-FRAME_RATE = GRID.rate
-
 FFT_SIZE = 512
 PREEMPHASIS = np.float32(0.97)
 _LOW_FREQUENCY = 20.0  # Hz; the highest band ends at the Nyquist frequency
@@ -102,7 +100,6 @@ class LogMel(Framewise):
     """
 
     grid = GRID
-    frame_rate = FRAME_RATE
     dimension = 80
     context = 0
 

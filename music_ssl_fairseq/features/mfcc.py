@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from music_ssl_fairseq.features.framewise import Framewise
-from music_ssl_fairseq.features.kaldi import FRAME_RATE, GRID, log_mel_blocks
+from music_ssl_fairseq.features.kaldi import GRID, log_mel_blocks
 
 _LIFTER = 22.0
 DELTA_REACH = 2  # frames on either side of the one whose slope is taken
@@ -23,7 +23,6 @@ class Mfcc(Framewise):
     """
 
     grid = GRID
-    frame_rate = FRAME_RATE
     context = 2 * DELTA_REACH
     num_mel_bins = 23
 

@@ -130,7 +130,7 @@ class LabelFolder:
             self.metadata = {
                 **self.recipe.settings,
                 **self._remarks,
-                "label_rate": front_end.frame_rate,
+                "label_rate": front_end.grid.rate,
                 "sample_rate": SAMPLE_RATE,
                 "frame_window": front_end.grid.window,
                 "frame_hop": front_end.grid.hop,

@@ -98,7 +98,7 @@ class Sample:
         self.num_frames = np.array(
             [front.grid.num_frames(n) for n in manifest.num_samples.tolist()]
         )
-        self._chunks = Chunks(front.together, round(_SPACING_SECONDS * front.frame_rate))
+        self._chunks = Chunks(front.together, round(_SPACING_SECONDS * front.grid.rate))
         self.quotas = quotas(self.num_frames, max_frames, seed)
         self.seed = seed
 

@@ -86,7 +86,7 @@ def table(waveforms: list[np.ndarray]) -> None:
     for name in [*FRONT_ENDS, "mfcc+chroma"]:
         front = front_end(name)
         print(
-            f"| {name} | {front.dimension} | {front.frame_rate:g} | {speed(name, joined):.0f} "
+            f"| {name} | {front.dimension} | {front.grid.rate:g} | {speed(name, joined):.0f} "
             f"| {scatter(name, waveforms):.4g} |"
         )
 

@@ -38,7 +38,7 @@ def test_is_that_layer_of_the_model(tmp_path, family, layer):
     np.testing.assert_allclose(frames, expected, atol=1e-5)
     assert frames.dtype == np.float32
     assert front.fingerprint == upstream.fingerprint
-    assert (front.frame_rate, front.dimension) == (50, 32)
+    assert (front.grid.rate, front.dimension) == (50, 32)
     assert (front.grid.window, front.grid.hop) == (400, 320)
 
 
