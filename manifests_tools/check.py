@@ -1,6 +1,5 @@
 """Check manifests, their audio and their labels: `python -m manifests_tools check`."""
 
-import argparse
 import os
 import shlex
 import sys
@@ -35,7 +34,7 @@ SPLITS = ("valid", "test", "train")
 """Smallest first: files of earlier splits are remembered, and looked for in later ones."""
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     parser = Parser(
         prog="python -m manifests_tools check",
         description="Check the manifests of a folder: every file exists, can be decoded, is as "
@@ -45,19 +44,19 @@ def get_parser() -> argparse.ArgumentParser:
         "is one.",
         epilog="example: python -m manifests_tools check manifests",
     )
-    add = parser.add_argument
-    add("manifests", metavar="DIR", help="folder with train.tsv and valid.tsv, perhaps test.tsv")
+    add = parser.option
+    add("manifests", "folder with train.tsv and valid.tsv, perhaps test.tsv", metavar="DIR")
     add(
         "--labels",
-        metavar="DIR",
-        help="folder with one .km per split and dict.km.txt (default: `labels` beside DIR, if "
+        "folder with one .km per split and dict.km.txt (default: `labels` beside DIR, if "
         "its metadata.json names these manifests)",
+        metavar="DIR",
     )
     add(
         "--label-rate",
+        "labels per second (default: from metadata.json in the labels' folder)",
         type=float,
         metavar="HZ",
-        help="labels per second (default: from metadata.json in the labels' folder)",
     )
     add_reading_options(parser)
     return parser
@@ -242,6 +241,7 @@ def _check_labels(
 ) -> dict[str, str]:
     """Check the labels of all splits; return the number of labels per split, in words."""
     totals: dict[str, str] = {}
+    rate = labels.rate
     with findings.catching("dict"):
         units = UnitDictionary(labels.folder / "dict.km.txt")
         for split, manifest in splits.items():
@@ -249,38 +249,27 @@ def _check_labels(
                 store = LabelStore(labels.folder / f"{split}.km")
                 totals[split] = f", {store.counts.sum()} labels"
                 with findings.catching("labels"):
-                    check_labels(manifest, store, units, labels.rate)
-                if len(store) == len(manifest):
-                    _check_lines(split, manifest, store, units, labels.rate, findings)
+                    check_labels(manifest, store, units, rate)
+                if len(store) != len(manifest):
+                    continue
+                # Each track: `check_labels` names one, and samples large files.
+                for i, num_samples in enumerate(tqdm(manifest.num_samples, f"labels of {split}")):
+                    count, track = int(store.counts[i]), f"{split}: {manifest.name(i)}"
+                    if not labels_fit(count, int(num_samples), label_hop(rate)):
+                        findings.add(
+                            f"{split}, labels of another length",
+                            f"{track}: {count} labels, {count / rate:.2f} s at {rate:g} Hz, but "
+                            f"{num_samples / SAMPLE_RATE:.2f} s of audio",
+                        )
+                    found = store.units(i)
+                    outside = units.outside(found)
+                    if outside.any():
+                        findings.add(
+                            f"{split}, units not in the dict",
+                            f"{track}: {outside.sum()} of its {count} labels are not in "
+                            f"{units.file}, the first is {found[outside.argmax()]}",
+                        )
     return totals
-
-
-def _check_lines(
-    split: str,
-    manifest: Manifest,
-    store: LabelStore,
-    units: UnitDictionary,
-    rate: float,
-    findings: Findings,
-) -> None:
-    """Check each track's labels; `check_labels` names one track and samples large files."""
-    hop = label_hop(rate)
-    for i, num_samples in enumerate(tqdm(manifest.num_samples, f"labels of {split}")):
-        count = int(store.counts[i])
-        if not labels_fit(count, int(num_samples), hop):
-            findings.add(
-                f"{split}, labels of another length",
-                f"{split}: {manifest.name(i)}: {count} labels, {count / rate:.2f} s at "
-                f"{rate:g} Hz, but {num_samples / SAMPLE_RATE:.2f} s of audio",
-            )
-        labels = store.units(i)
-        outside = units.outside(labels)
-        if outside.any():
-            findings.add(
-                f"{split}, units not in the dict",
-                f"{split}: {manifest.name(i)}: {outside.sum()} of its {count} labels are not in "
-                f"{units.file}, the first is {labels[outside.argmax()]}",
-            )
 
 
 def _check_probing(folder: Path, splits: list[str], findings: Findings) -> None:

@@ -18,7 +18,7 @@ from manifests_tools.keys import KEYS, normalise_key
 from manifests_tools.labelled import DataSet, Labelled, as_it_is
 from manifests_tools.probing import add_common_options, build
 from manifests_tools.tables import read_lines, read_named
-from music_ssl_fairseq.cli import new_parser
+from music_ssl_fairseq.cli import Parser, new_parser
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.spec import (
     METRICS,
@@ -61,38 +61,38 @@ example: python -m manifests_tools custom --csv genres.csv --kind multi-class --
 """
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     parser = new_parser("manifests_tools custom", _DESCRIPTION, _EXAMPLE)
-    add = parser.add_argument
-    add("--csv", required=True, metavar="FILE", help="UTF-8; cells separated by , or ; or tabs")
+    add = parser.option
+    add("--csv", "UTF-8; cells separated by , or ; or tabs", required=True, metavar="FILE")
     add(
         "--kind",
-        required=True,
-        choices=tuple(METRICS),
-        help="what a label is. multi-class: one class; multi-label: classes; key: such as "
+        "what a label is. multi-class: one class; multi-label: classes; key: such as "
         "`C# minor`; regression: numbers; beats: times in seconds, or the name of a file with "
         "one beat per line (or a .jams file), relative to the CSV",
+        required=True,
+        choices=tuple(METRICS),
     )
-    add("--root", metavar="DIR", help="what the paths are relative to (default: the CSV's folder)")
-    add("--name", help="name of the task in reports (default: that of the folder --out)")
+    add("--root", "what the paths are relative to (default: the CSV's folder)", metavar="DIR")
+    add("--name", "name of the task in reports (default: that of the folder --out)")
     add(
         "--separator",
+        "character between the labels of one cell",
         default=";",
         type=_separator,
         metavar="C",
-        help="character between the labels of one cell (default: ;)",
     )
     add(
         "--classes",
+        "class list, one per line: other labels are errors (default: the labels of the CSV)",
         metavar="FILE",
-        help="class list, one per line: other labels are errors (default: the labels of the CSV)",
     )
     add(
         "--targets",
+        "names of the numbers of a regression (default: value, or value 1, value 2, ...)",
         metavar="A,B",
-        help="names of the numbers of a regression (default: value, or value 1, value 2, ...)",
     )
-    add("--metric", help="what chooses on validation (default: the usual one of the kind)")
+    add("--metric", "what chooses on validation (default: the usual one of the kind)")
     add_common_options(parser, "probing/custom")
     return parser
 
@@ -224,8 +224,10 @@ class _CsvReader:
         width = 0
         for number, cells in lines:
             row = dict(zip(header, cells, strict=False))
-            path = self._path(row.get("path", ""))
-            row = {name: cell.strip() for name, cell in row.items()} | {"path": path}
+            path = row.get("path", "")
+            row = {name: cell.strip() for name, cell in row.items()}
+            if path != row.get("path", "") and os.path.exists(os.path.join(self.root, path)):
+                row["path"] = path  # a file is named so, with blanks at its ends
             item = self._item(row, number)
             place = os.path.normpath(item.name), item.segment
             if places.setdefault(place, number) != number:
@@ -287,11 +289,6 @@ class _CsvReader:
         if len(missing) == len(unknown) == 1 and re.fullmatch(r"\w+", unknown[0]):
             return InputError(message, f"sed -i '1s/{unknown[0]}/{missing[0]}/' {file}")
         return InputError(message, f"head -n 3 {file}")
-
-    def _path(self, cell: str) -> str:
-        """Return the path with the blanks at its ends only where a file is named so."""
-        named = cell != cell.strip() and os.path.exists(os.path.join(self.root, cell))
-        return cell if named else cell.strip()
 
     def _item(self, row: dict[str, str], number: int) -> Labelled:
         if not row.get("path"):

@@ -1,6 +1,5 @@
 """Examine audio files in worker processes, without decoding all of them."""
 
-import argparse
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from tqdm import tqdm
 
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.audio import AudioInfo
-from music_ssl_fairseq.cli import add_workers
+from music_ssl_fairseq.cli import Parser, add_workers
 from music_ssl_fairseq.data.left_out import LeftOut
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.jobs.pool import WorkerPool, ordered
@@ -74,13 +73,13 @@ class ExaminedTrack:
     silent: bool = False
 
 
-def add_reading_options(parser: argparse.ArgumentParser) -> None:
+def add_reading_options(parser: Parser) -> None:
     """Add the options of commands that examine files: `--thorough` and `--workers`."""
-    parser.add_argument(
+    parser.option(
         "--thorough",
-        action="store_true",
-        help="decode every file whole, which finds damage and NaN in the middle; without it the "
+        "decode every file whole, which finds damage and NaN in the middle; without it the "
         "header, the start and the end are read",
+        action="store_true",
     )
     add_workers(parser, "processes")
 

@@ -4,7 +4,6 @@ mirdata knows where GTZAN and a part of GiantSteps are, with checksums of archiv
 others, and of what mirdata lacks, instructions are printed.
 """
 
-import argparse
 import errno
 import hashlib
 import http.client
@@ -21,7 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from hydra_plugins._music_ssl_fairseq_folder import shell_line
-from music_ssl_fairseq.cli import new_parser
+from music_ssl_fairseq.cli import Parser, new_parser
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.optional import optional
 
@@ -101,10 +100,10 @@ SETS = {
 """Name of a builder -> where its data set comes from."""
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     parser = new_parser("manifests_tools fetch", DESCRIPTION, EXAMPLE)
-    parser.add_argument("name", choices=SETS, metavar="NAME", help=", ".join(SETS))
-    parser.add_argument("--to", metavar="DIR", help="folder to download to (default: data/NAME)")
+    parser.option("name", ", ".join(SETS), choices=SETS, metavar="NAME")
+    parser.option("--to", "folder to download to (default: data/NAME)", metavar="DIR")
     return parser
 
 

@@ -83,7 +83,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--excerpt-seconds": {
         **{"type": real_number(0), "default": 30.0, "metavar": "S"},
-        "help": "use the middle S seconds of each track, 0 for all of it (default: 30)",
+        "help": "use the middle S seconds of each track, 0 for all of it",
     },
 }
 

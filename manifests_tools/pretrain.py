@@ -16,7 +16,7 @@ from manifests_tools.examine import COPY, SILENT, ExaminedTrack, add_reading_opt
 from manifests_tools.find import KINDS, find_audio, is_within, require_folder
 from manifests_tools.shards import SHARD_HOURS, write_shards
 from manifests_tools.split import GroupBy, choose_valid, group_of
-from music_ssl_fairseq.cli import new_parser, real_number
+from music_ssl_fairseq.cli import Parser, new_parser, real_number
 from music_ssl_fairseq.data.label_metadata import labels_beside
 from music_ssl_fairseq.data.left_out import REPORT, LeftOut, by_name, count_kinds, write_left_out
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
@@ -40,71 +40,71 @@ Splits = dict[str, list[ExaminedTrack]]
 _FRAMES_PER_SECOND, _FRAMES_PER_CLUSTER = 100, 40  # of MFCC, and what the labeler needs
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     parser = new_parser("manifests_tools pretrain", DESCRIPTION, EXAMPLE)
-    add = parser.add_argument
-    add("--root", required=True, metavar="DIR", help="folder with audio, searched to any depth")
-    add("--out", default="manifests", metavar="DIR", help="where to write (default: manifests)")
+    add = parser.option
+    add("--root", "folder with audio, searched to any depth", required=True, metavar="DIR")
+    add("--out", "where to write", default="manifests", metavar="DIR")
     add(
         "--valid-share",
-        type=_share,
+        "share of the total duration for validation, between 0 and 1",
         default=0.05,
+        type=_share,
         metavar="X",
-        help="share of the total duration for validation, between 0 and 1 (default: 0.05)",
     )
     add(
         "--group-by",
-        type=_group_by,
-        default="folder",
-        metavar="WHAT",
-        help="what is kept in one split: `folder`, the folder a file is in (default); "
+        "what is kept in one split: `folder`, the folder a file is in (default); "
         "a number n, the first n folders below the root (1: the artist in artist/album/track); "
         "or `file`, nothing",
+        default="folder",
+        type=_group_by,
+        metavar="WHAT",
     )
     add(
         "--min-seconds",
-        type=real_number(0),
+        "leave out files shorter than this",
         default=1.0,
+        type=real_number(0),
         metavar="S",
-        help="leave out files shorter than this (default: 1)",
     )
-    add("--seed", type=int, default=0, help="chooses the groups that validate (default: 0)")
+    add("--seed", "chooses the groups that validate", default=0, type=int)
     add(
         "--convert",
-        metavar="DIR",
-        help="also write 16 kHz mono 16-bit FLAC copies below DIR, and list those: smaller, and "
+        "also write 16 kHz mono 16-bit FLAC copies below DIR, and list those: smaller, and "
         "quicker to train from; an interrupted run resumes",
+        metavar="DIR",
     )
     add(
         "--speeds",
-        type=_speeds,
-        default=(),
-        metavar="S,S",
-        help="with --convert: also write copies of the training tracks at these speeds, and list "
+        "with --convert: also write copies of the training tracks at these speeds, and list "
         "them in train.tsv. Pitch and tempo change together: 0.89 and 1.12 are two semitones down "
         "and up. The same music then teaches more keys and tempi",
+        default=(),
+        type=_speeds,
+        metavar="S,S",
     )
     add(
         "--shards",
-        metavar="DIR",
-        help="write those copies to tar files in DIR instead, in webdataset's layout, and list "
+        "write those copies to tar files in DIR instead, in webdataset's layout, and list "
         "their places; for storage that is slow with many files",
+        metavar="DIR",
     )
     add(
         "--shard-hours",
-        type=real_number(0),
+        "of music per shard (default: %(default)g, some 1 GB)",
         default=SHARD_HOURS,
+        type=real_number(0),
         metavar="H",
-        help="of music per shard (default: %(default)g, some 1 GB)",
     )
     add(
         "--labels",
-        metavar="DIR",
-        help="with --shards: also put the labels in this folder beside the copies; they must be of "
+        "with --shards: also put the labels in this folder beside the copies; they must be of "
         "manifests of the same --root and options",
+        metavar="DIR",
     )
     add_reading_options(parser)
-    add("--force", action="store_true", help="replace existing manifests")
+    add("--force", "replace existing manifests", action="store_true")
     return parser
 
 

@@ -1,6 +1,5 @@
 """Build the folder of a probing task: options, audio, missing files and the summary."""
 
-import argparse
 import os
 import shlex
 import sys
@@ -42,10 +41,10 @@ class ProbingBuilder:
     root_help: str  # help of `--root`
     # Takes root and the builder's own options; returns labels or raises InputError
     read: Callable[..., DataSet]
-    # The builder's own: name -> arguments of `add_argument`
+    # The builder's own: name -> arguments of `Parser.option`
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    def get_parser(self) -> argparse.ArgumentParser:
+    def get_parser(self) -> Parser:
         parser = Parser(
             prog=f"python -m manifests_tools {self.name}",
             description=f"{self.description} Writes {{train,valid,test}}.tsv and .labels and "
@@ -53,9 +52,9 @@ class ProbingBuilder:
             f"OUT/{REPORT}.",
             epilog=f"example: python -m manifests_tools {self.name} --root ~/data",
         )
-        parser.add_argument("--root", required=True, metavar="DIR", help=self.root_help)
+        parser.option("--root", self.root_help, required=True, metavar="DIR")
         for name, arguments in self.options.items():
-            parser.add_argument(name, **arguments)
+            parser.option(name, **arguments)
         add_common_options(parser, f"probing/{self.name}")
         return parser
 
@@ -71,20 +70,20 @@ class ProbingBuilder:
         build(partial(self.read, root=root), root, out, **options)
 
 
-def add_common_options(parser: argparse.ArgumentParser, out: str) -> None:
+def add_common_options(parser: Parser, out: str) -> None:
     """Add the options of every builder of a probing task, except `--root`."""
-    add = parser.add_argument
-    add("--out", default=out, metavar="DIR", help=f"where to write (default: {out})")
+    add = parser.option
+    add("--out", f"where to write (default: {out})", default=out, metavar="DIR")
     add(
         "--max-missing",
-        type=real_number(0, 1),
+        "share of a split's labelled files that may be missing or damaged, from 0 to 1; more "
+        "is an error",
         default=0.01,
+        type=real_number(0, 1),
         metavar="X",
-        help="share of a split's labelled files that may be missing or damaged, from 0 to 1; more "
-        "is an error (default: 0.01)",
     )
     add_reading_options(parser)
-    add("--force", action="store_true", help=f"replace an existing {FILE} and what belongs to it")
+    add("--force", f"replace an existing {FILE} and what belongs to it", action="store_true")
 
 
 def build(
@@ -113,7 +112,16 @@ def build(
     unusable = {item.name: item for item in left_out}
     write_left_out(folder / REPORT, by_name(left_out))
     for split in data.splits:
-        _refuse_missing(data.names(split), unusable, max_missing, split, folder, root)
+        labelled = data.names(split)
+        missing = [unusable[name] for name in labelled if name in unusable]
+        if missing and len(missing) > max_missing * len(labelled):
+            raise InputError(
+                f"{split}: {len(missing)} of {len(labelled)} labelled files cannot be used "
+                f"({100 * len(missing) / len(labelled):.1f} %), first {one_line(missing[0].name)}: "
+                f"{missing[0].reason}. Names are relative to --root, which is {root}. "
+                f"--max-missing allows a larger share than {max_missing:g}. To list all, run",
+                f"cat {shlex.quote(str(folder / REPORT))}",
+            )
     examples, empty = _examples(data, {track.name: track for track in tracks})
     write_left_out(folder / REPORT, by_name([*left_out, *empty]))
     counts = {split: len(lines) for split, lines in examples.items()}
@@ -143,26 +151,6 @@ def _warn_of_silence_and_copies(root: str, data: DataSet, tracks: list[ExaminedT
                 f"{first}: {shorten(names)}",
                 file=sys.stderr,
             )
-
-
-def _refuse_missing(
-    names: list[str],
-    unusable: dict[str, LeftOut],
-    allowed: float,
-    split: str,
-    folder: Path,
-    root: str | os.PathLike,
-) -> None:
-    missing = [unusable[name] for name in names if name in unusable]
-    if missing and len(missing) > allowed * len(names):
-        first = missing[0]
-        raise InputError(
-            f"{split}: {len(missing)} of {len(names)} labelled files cannot be used "
-            f"({100 * len(missing) / len(names):.1f} %), first {one_line(first.name)}: "
-            f"{first.reason}. Names are relative to --root, which is {root}. --max-missing allows "
-            f"a larger share than {allowed:g}. To list all, run",
-            f"cat {shlex.quote(str(folder / REPORT))}",
-        )
 
 
 def _examples(data: DataSet, tracks: dict[str, ExaminedTrack]) -> tuple[Splits, list[LeftOut]]:

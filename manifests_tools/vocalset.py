@@ -64,15 +64,22 @@ def read(root: str, label: str, split: str = "marble") -> DataSet:
     """Read the labels of `vocalset-LABEL`; see `ProbingBuilder`."""
     recordings, skipped = _find_recordings(root)
     if label == "singer":
-        sides = _split_singer(recordings, split)
+        by = "exercise" if split == "disjoint" else "name"
+        rest, test = _shuffle(recordings, by, 0.2)
+        train, valid = _shuffle(rest, by, 0.4)
         classes = SINGERS
     else:
         recordings = [item for item in recordings if item.technique in TECHNIQUES]
-        sides = _split_technique(recordings, split)
+        test = [item for item in recordings if item.singer in TEST_SINGERS]
+        rest = [item for item in recordings if item.singer not in TEST_SINGERS]
+        train, valid = _shuffle(rest, "name", 0.4)
+        if split == "disjoint":
+            train = [item for item in rest if item.singer not in VALID_SINGERS]
+            valid = [item for item in rest if item.singer in VALID_SINGERS]
         classes = TECHNIQUES
     splits = {
         side: [Labelled(item.name, (getattr(item, label),)) for item in items]
-        for side, items in sides.items()
+        for side, items in (("train", train), ("valid", valid), ("test", test))
     }
     task = ProbingSpec(
         f"vocalset-{label}",
@@ -102,24 +109,6 @@ def _find_recordings(root: str) -> tuple[list[Recording], list[str]]:
             f"that holds FULL/, of {_SOURCE}"
         )
     return recordings, skipped
-
-
-def _split_singer(recordings: list[Recording], split: str) -> dict[str, list[Recording]]:
-    by = "exercise" if split == "disjoint" else "name"
-    rest, test = _shuffle(recordings, by, 0.2)
-    train, valid = _shuffle(rest, by, 0.4)
-    return {"train": train, "valid": valid, "test": test}
-
-
-def _split_technique(recordings: list[Recording], split: str) -> dict[str, list[Recording]]:
-    test = [item for item in recordings if item.singer in TEST_SINGERS]
-    rest = [item for item in recordings if item.singer not in TEST_SINGERS]
-    if split == "disjoint":
-        train = [item for item in rest if item.singer not in VALID_SINGERS]
-        valid = [item for item in rest if item.singer in VALID_SINGERS]
-    else:
-        train, valid = _shuffle(rest, "name", 0.4)
-    return {"train": train, "valid": valid, "test": test}
 
 
 def _shuffle(
@@ -154,7 +143,7 @@ def _builder(label: str, what: str, disjoint: str) -> ProbingBuilder:
         f"Source: {_SOURCE}.",
         "folder that holds FULL/, or female1/ to male11/ with context/technique/*.wav",
         partial(read, label=label),
-        {"--split": {**choices, "help": f"{about} (default: marble)"}},
+        {"--split": {**choices, "help": about}},
     )
 
 

@@ -40,6 +40,21 @@ class Parser(argparse.ArgumentParser):
     _given: Sequence[str] = ()
     _trying = False
 
+    def option(self, name: str, help: str, default: Any = None, **arguments: Any) -> None:
+        """Add an option or argument, as `add_argument` does; the help ends with a plain default.
+
+        Args:
+            help: says itself what happens without the option, if it has no plain default.
+            default: a path makes it a folder.
+        """
+        if isinstance(default, Path):
+            arguments = {"type": Path, "metavar": "DIR", **arguments}
+        if isinstance(default, Path | str | int | float) and "default" not in help:
+            help += f" (default: %(default){'g' if isinstance(default, float) else 's'})"
+        if default is not None:
+            arguments["default"] = default
+        self.add_argument(name, help=help, **arguments)
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, and remember what was given."""
         self._given = list(sys.argv[1:] if args is None else args)
@@ -152,7 +167,7 @@ def dispatch(
     return 2
 
 
-def new_parser(command: str, description: str, examples: str) -> argparse.ArgumentParser:
+def new_parser(command: str, description: str, examples: str) -> Parser:
     """Return a parser for `python -m COMMAND` that prints description and examples unwrapped."""
     slow_bars_in_logs()  # of `python -m music_ssl_fairseq.label`, which nothing dispatches
     return Parser(
@@ -163,15 +178,11 @@ def new_parser(command: str, description: str, examples: str) -> argparse.Argume
     )
 
 
-def add_workers(parser: argparse.ArgumentParser, what: str, least: int = 1) -> None:
+def add_workers(parser: Parser, what: str, least: int = 1) -> None:
     """Add the option `--workers`, by default a process per CPU."""
-    parser.add_argument(
-        "--workers",
-        type=whole_number(least),
-        default=available_cpus(),
-        metavar="N",
-        help=f"{what} (default: the CPUs this process may use, here %(default)s)",
-    )
+    text = f"{what} (default: the CPUs this process may use, here %(default)s)"
+    number = whole_number(least)
+    parser.option("--workers", text, default=available_cpus(), type=number, metavar="N")
 
 
 def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:

@@ -1,6 +1,5 @@
 """Command line that trains, tests and reports probes of encoders on any number of tasks."""
 
-import argparse
 import shlex
 import sys
 import time
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra_plugins._music_ssl_fairseq_folder import shell_line
-from music_ssl_fairseq.cli import CHECKPOINT, exit_status, new_parser
+from music_ssl_fairseq.cli import CHECKPOINT, Parser, exit_status, new_parser
 from music_ssl_fairseq.errors import InputError
 
 DESCRIPTION = """\
@@ -43,42 +42,35 @@ _OWN_OPTIONS = {
 _RESAMPLES = 1000
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     parser = new_parser("music_ssl_fairseq probe", DESCRIPTION, EXAMPLES)
-    add = parser.add_argument
+    add = parser.option
     add(
         "--upstream",
+        f"encoders: {CHECKPOINT}; random:CHECKPOINT for the same model with random weights; "
+        "or a front end without training: mfcc, chroma, logmel, cqt",
         nargs="+",
         required=True,
         metavar="X",
-        help=f"encoders: {CHECKPOINT}; random:CHECKPOINT for the same model with random weights; "
-        "or a front end without training: mfcc, chroma, logmel, cqt",
     )
-    add("--task", nargs="+", required=True, type=Path, metavar="DIR", help="folders of tasks")
+    add("--task", "folders of tasks", type=Path, nargs="+", required=True, metavar="DIR")
     add(
         "--out",
-        type=Path,
+        "results go to DIR/TASK/UPSTREAM, the table to DIR/report",
         default=Path("runs/probing"),
-        metavar="DIR",
-        help="results go to DIR/TASK/UPSTREAM, the table to DIR/report (default: %(default)s)",
     )
-    add("--split", default="test", help="split to score: test or valid (default: test)")
+    add("--split", "split to score: test or valid", default="test")
     add(
         "--set",
+        "settings of examples/probing/config.yaml, such as task.window_seconds=30",
+        default=[],
         nargs="+",
         action="extend",
-        default=[],
         metavar="NAME=VALUE",
-        help="settings of examples/probing/config.yaml, such as task.window_seconds=30",
     )
-    add(
-        "--cache",
-        default="feature_cache",
-        metavar="DIR",
-        help="keeps features (default: %(default)s)",
-    )
-    add("--cpu", action="store_true", help="compute on the CPU, even beside a GPU")
-    add("--force", action="store_true", help="replace results of other data or settings")
+    add("--cache", "keeps features", default="feature_cache", metavar="DIR")
+    add("--cpu", "compute on the CPU, even beside a GPU", action="store_true")
+    add("--force", "replace results of other data or settings", action="store_true")
     return parser
 
 

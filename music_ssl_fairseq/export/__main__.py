@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from music_ssl_fairseq.cli import CHECKPOINT, exit_status, new_parser
+from music_ssl_fairseq.cli import CHECKPOINT, Parser, exit_status, new_parser
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.hub import RESULTS, UNITS, describe, push
 from music_ssl_fairseq.runtime.typed import beside, with_option
@@ -66,38 +66,38 @@ GRAPHS = ("onnx", "torch")
 """Formats of graphs; the others name a class of other software."""
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     parser = new_parser("music_ssl_fairseq export", DESCRIPTION, EXAMPLES)
-    add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, metavar="FILE", help=f"the model: {CHECKPOINT}")
-    add("--to", type=Path, metavar="DIR", help="folder to write to; not needed with --push")
-    add("--format", choices=FORMATS, default="huggingface", help="see above (default: %(default)s)")
+    add = parser.option
+    add("--checkpoint", f"the model: {CHECKPOINT}", type=Path, required=True, metavar="FILE")
+    add("--to", "folder to write to; not needed with --push", type=Path, metavar="DIR")
+    add("--format", "see above", default="huggingface", choices=FORMATS)
     add(
         "--name",
+        "title of the model card (default: the name of the folder to write to, or on the hub)",
         metavar="NAME",
-        help="title of the model card (default: the name of the folder to write to, or on the hub)",
     )
     add(
         "--report",
+        "folder of a report: its rows of this model go into the card, as a table with the "
+        "layer to take for each task, and into results.json",
         type=Path,
         metavar="DIR",
-        help="folder of a report: its rows of this model go into the card, as a table with the "
-        "layer to take for each task, and into results.json",
     )
     add(
         "--units",
+        "folder of labels: its centroids go into units/, to label other music with",
         type=Path,
         metavar="DIR",
-        help="folder of labels: its centroids go into units/, to label other music with",
     )
     add(
         "--push",
-        metavar="USER/NAME",
-        help="put the folder on the Hugging Face hub, as a new commit; a new model has your "
+        "put the folder on the Hugging Face hub, as a new commit; a new model has your "
         "account's default visibility",
+        metavar="USER/NAME",
     )
-    add("--dry-run", action="store_true", help="list what --push would send, and send nothing")
-    add("--force", action="store_true", help="overwrite files of an earlier export")
+    add("--dry-run", "list what --push would send, and send nothing", action="store_true")
+    add("--force", "overwrite files of an earlier export", action="store_true")
     return parser
 
 
@@ -172,7 +172,9 @@ def _export(a: argparse.Namespace, to: Path, name: str) -> str:
             f"extractor, and no model class of {a.format} has them; use "
             f"--format {' or '.join(GRAPHS)}, or music_ssl_fairseq.load"
         )
-    temporary = _beside(to)
+    # On the target's file system, and within it if it exists.
+    there, name_there = to.resolve(), f".{to.resolve().name[:100]}.{os.getpid()}.tmp"
+    temporary = (there if there.is_dir() else there.parent) / name_there
     temporary.mkdir(parents=True)
     try:
         checked = write(source, temporary, name)
@@ -193,13 +195,6 @@ def _add(a: argparse.Namespace, contents: "Contents", folder: Path, name: str) -
     sections = [additions.add_results(contents, folder, a.report)] if a.report else []
     sections += [additions.add_units(contents, folder, a.units, name)] if a.units else []
     additions.into_card(folder / "README.md", sections, bool(a.report))
-
-
-def _beside(target: Path) -> Path:
-    """Return a temporary folder on the target's file system, which may begin with the target."""
-    target = target.resolve()
-    name = f".{target.name[:100]}.{os.getpid()}.tmp"
-    return target / name if target.is_dir() else target.with_name(name)
 
 
 def _relative_paths(folder: Path) -> Iterator[str]:

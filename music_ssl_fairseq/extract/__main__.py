@@ -4,15 +4,18 @@ import argparse
 import contextlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from music_ssl_fairseq.cli import CHECKPOINT, exit_status, new_parser, real_number, whole_number
+from music_ssl_fairseq.cli import (
+    CHECKPOINT,
+    Parser,
+    exit_status,
+    new_parser,
+    real_number,
+    whole_number,
+)
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.device import available_cpus
 from music_ssl_fairseq.runtime.typed import newest_run, with_option
-
-if TYPE_CHECKING:
-    from music_ssl_fairseq.data.manifest import Manifest
 
 DESCRIPTION = """\
 Compute a frozen model's hidden states for every track of a manifest, and write them as NumPy files.
@@ -45,68 +48,66 @@ then, in Python:
 _COMPILE_SECONDS = 100 * 3600  # of audio from which compiling kernels, about a minute, pays
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     parser = new_parser("music_ssl_fairseq extract", DESCRIPTION, EXAMPLES)
-    add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, metavar="FILE", help=f"the model: {CHECKPOINT}")
-    add("--manifest", type=Path, required=True, metavar="TSV", help="list of the tracks")
-    add("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    add = parser.option
+    add("--checkpoint", f"the model: {CHECKPOINT}", type=Path, required=True, metavar="FILE")
+    add("--manifest", "list of the tracks", type=Path, required=True, metavar="TSV")
+    add("--out", "folder to write to", type=Path, required=True, metavar="DIR")
     add(
         "--layer",
+        "which ones, in this order: 6, or 0-12, or 0,4,8-12 (default: all)",
         type=_layers,
-        default=None,
         metavar="LAYERS",
-        help="which ones, in this order: 6, or 0-12, or 0,4,8-12 (default: all)",
     )
     add(
         "--pool",
-        choices=["mean", "frames"],
+        "mean over each track's frames, or every frame: 12 layers of 768 values are 55 MB per "
+        "minute of audio in float16",
         default="mean",
-        help="mean over each track's frames, or every frame: 12 layers of 768 values are 55 MB per "
-        "minute of audio in float16 (default: %(default)s)",
+        choices=["mean", "frames"],
     )
     add(
         "--dtype",
-        choices=["float16", "float32"],
+        "of --pool frames; means are float32",
         default="float16",
-        help="of --pool frames; means are float32 (default: %(default)s)",
+        choices=["float16", "float32"],
     )
     add(
         "--window",
-        type=real_number(6),
+        "length of the windows of long tracks, 6 or more, because they overlap; tracks up to "
+        "1.5 windows stay whole",
         default=30.0,
+        type=real_number(6),
         metavar="SECONDS",
-        help="length of the windows of long tracks, 6 or more, because they overlap; tracks up to "
-        "1.5 windows stay whole (default: %(default)g)",
     )
     add(
         "--batch-seconds",
+        "audio that goes through the model together (default: 480 on a GPU, which takes about "
+        "10 GB with a base model; 30 on a CPU)",
         type=real_number(0),
         metavar="SECONDS",
-        help="audio that goes through the model together (default: 480 on a GPU, which takes about "
-        "10 GB with a base model; 30 on a CPU)",
     )
-    add("--device", help="cpu, cuda or cuda:N (default: cuda if there is a GPU)")
+    add("--device", "cpu, cuda or cuda:N (default: cuda if there is a GPU)")
     add(
         "--precision",
-        choices=["auto", "bf16", "fp32"],
+        "of the model's arithmetic; auto is bf16 on GPUs that have it",
         default="auto",
-        help="of the model's arithmetic; auto is bf16 on GPUs that have it (default: %(default)s)",
+        choices=["auto", "bf16", "fp32"],
     )
     add(
         "--compile",
-        choices=["auto", "on", "off"],
+        "compile kernels for the GPU, which takes about a minute; auto: from 100 hours of audio on",
         default="auto",
-        help="compile kernels for the GPU, which takes about a minute; auto: from 100 hours of "
-        "audio on (default: %(default)s)",
+        choices=["auto", "on", "off"],
     )
     add(
         "--workers",
+        "processes that read audio (default: on a GPU all CPUs but one, at most 16; else 1)",
         type=whole_number(0),
         metavar="N",
-        help="processes that read audio (default: on a GPU all CPUs but one, at most 16; else 1)",
     )
-    add("--force", action="store_true", help="overwrite features of other settings in --out")
+    add("--force", "overwrite features of other settings in --out", action="store_true")
     return parser
 
 
@@ -133,7 +134,9 @@ def run(a: argparse.Namespace) -> bool:
     from music_ssl_fairseq.extract.batches import Cut
     from music_ssl_fairseq.extract.run import Extraction, report, settings_of
     from music_ssl_fairseq.extract.store import FrameStore, MeanStore, open_folder, write_index
+    from music_ssl_fairseq.fast.dispatch import can_compile
     from music_ssl_fairseq.features import FRONT_ENDS
+    from music_ssl_fairseq.frames import SAMPLE_RATE
     from music_ssl_fairseq.runtime.device import choose_device
     from music_ssl_fairseq.runtime.files import hold, let_go
     from music_ssl_fairseq.upstream import load
@@ -164,7 +167,9 @@ def run(a: argparse.Namespace) -> bool:
         upstream.drop_above(max(layers))
         frames = a.dtype if a.pool == "frames" else None
         batch_seconds = a.batch_seconds or (480 if on_gpu else 30)
-        compiles = _compiles(a.compile, on_gpu, tracks)
+        long = int(tracks.num_samples.sum()) > _COMPILE_SECONDS * SAMPLE_RATE
+        asked = a.compile == "on" or (a.compile == "auto" and long)
+        compiles = on_gpu and asked and can_compile()
         extraction = Extraction(upstream, layers, frames, windowing, batch_seconds, compiles)
         to = a.out, Cut(tracks, upstream.grid, windowing), (len(layers), upstream.dimension)
         store: MeanStore | FrameStore = (
@@ -186,16 +191,6 @@ def run(a: argparse.Namespace) -> bool:
         store.finish()
         report(a.out, tracks, outcome)
     return not outcome.left_out
-
-
-def _compiles(wanted: str, on_gpu: bool, tracks: "Manifest") -> bool:
-    from music_ssl_fairseq.fast.dispatch import can_compile
-    from music_ssl_fairseq.frames import SAMPLE_RATE
-
-    if not on_gpu or wanted == "off":
-        return False
-    long = int(tracks.num_samples.sum()) > _COMPILE_SECONDS * SAMPLE_RATE
-    return (wanted == "on" or long) and can_compile()
 
 
 def main(argv: list[str] | None = None) -> int:

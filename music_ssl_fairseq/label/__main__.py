@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hydra_plugins._music_ssl_fairseq_folder import shell_line
 from music_ssl_fairseq.cli import (
     CHECKPOINT,
+    Parser,
     add_workers,
     example,
     exit_status,
@@ -61,155 +62,137 @@ The manifests come from `python -m manifests_tools pretrain --root MUSIC_DIR`, a
 """
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     parser = new_parser("music_ssl_fairseq label", DESCRIPTION, EXAMPLES)
-    add = parser.add_argument
+    add = parser.option
     number: dict[str, Any] = {"type": whole_number(1), "metavar": "N"}
     add(
         "--k",
-        type=whole_number(1),
-        default=500,
-        metavar="K",
-        help="number of clusters, and so of units; each needs 40 frames of the sample, better 250 "
+        "number of clusters, and so of units; each needs 40 frames of the sample, better 250 "
         "or more (default: %(default)s, as in the paper's base model)",
+        default=500,
+        type=whole_number(1),
+        metavar="K",
     )
     add(
         "--features",
-        default="mfcc",
-        metavar="NAME",
-        help="features to cluster: mfcc (Kaldi's 13 MFCC with deltas, as in HuBERT), mfcc60 (20 "
+        "features to cluster: mfcc (Kaldi's 13 MFCC with deltas, as in HuBERT), mfcc60 (20 "
         "with deltas), logmel (80 bands), chroma (12 pitch classes) or cqt (84 semitones), all at "
         "100 frames per second; or deep, a layer of a model, mostly at 50. mfcc+chroma joins "
         "features, each scaled to the same spread. mfcc,chroma makes several sets of labels in one "
-        "pass, each in LABELS/NAME (default: %(default)s)",
+        "pass, each in LABELS/NAME",
+        default="mfcc",
+        metavar="NAME",
     )
-    add("--checkpoint", metavar="FILE", help=f"the model of --features deep: {CHECKPOINT}")
+    add("--checkpoint", f"the model of --features deep: {CHECKPOINT}", metavar="FILE")
     add(
         "--layer",
+        "for --features deep: 0 for the projected output of the convolutions, 1 for the first "
+        "Transformer layer and so on; HuBERT's second iteration takes 6 of 12",
         type=whole_number(0),
         metavar="L",
-        help="for --features deep: 0 for the projected output of the convolutions, 1 for the first "
-        "Transformer layer and so on; HuBERT's second iteration takes 6 of 12",
     )
     add(
         "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="auto: models of --features deep, and K-means with them, run on all GPUs there are, "
+        "auto: models of --features deep, and K-means with them, run on all GPUs there are, "
         "one process each; of other features all is done on the CPU. cuda: K-means on a GPU for "
-        "these as well (default: %(default)s)",
+        "these as well",
+        default="auto",
+        choices=("auto", "cpu", "cuda"),
     )
-    add(
-        "--manifests",
-        type=Path,
-        default=Path("manifests"),
-        metavar="DIR",
-        help="folder with train.tsv and valid.tsv (default: %(default)s)",
-    )
-    add(
-        "--labels",
-        type=Path,
-        default=Path("labels"),
-        metavar="DIR",
-        help="folder to write to (default: %(default)s)",
-    )
+    add("--manifests", "folder with train.tsv and valid.tsv", default=Path("manifests"))
+    add("--labels", "folder to write to", default=Path("labels"))
     add(
         "--stage",
-        choices=STAGES,
-        help="do this alone; fit: sample frames and cluster them; assign: label all tracks with "
+        "do this alone; fit: sample frames and cluster them; assign: label all tracks with "
         "the centroids of fit; report: see --report (default: fit, then assign)",
+        choices=STAGES,
     )
     add(
         "--centroids",
+        "use these centroids instead of fitting them: a .npy file, [k, dimension], or those "
+        "beside a model on the Hugging Face hub (hf:USER/NAME); their number replaces --k",
         type=Path,
         metavar="FILE",
-        help="use these centroids instead of fitting them: a .npy file, [k, dimension], or those "
-        "beside a model on the Hugging Face hub (hf:USER/NAME); their number replaces --k",
     )
     add(
         "--memory",
-        type=parse_size,
-        metavar="SIZE",
-        help="memory of all processes together, such as 512M or 16G; limits the frames that "
+        "memory of all processes together, such as 512M or 16G; limits the frames that "
         "K-means is fitted on, and the number of workers (default: 4G; with --checkpoint as much "
         "more as its model takes twice)",
+        type=parse_size,
+        metavar="SIZE",
     )
     add(
         "--max-frames",
-        **number,
-        help="frames to fit K-means on, sampled from all train tracks in proportion to their "
+        "frames to fit K-means on, sampled from all train tracks in proportion to their "
         "length; more than the default lower the inertia on other frames by less than 1 %% at "
         f"k = 2000 (default: {MAX_FRAMES}, or as many as --memory holds)",
+        **number,
     )
     add(
         "--minibatch",
-        **number,
-        help="hold only N frames at a time: fit K-means on a sample of N frames, then pass once "
+        "hold only N frames at a time: fit K-means on a sample of N frames, then pass once "
         "through --max-frames frames in batches (default: hold all frames)",
+        **number,
     )
     add(
         "--algorithm",
-        choices=ALGORITHMS,
-        default="lloyd",
-        help="lloyd: K-means in faiss, or in torch on a GPU; minibatch: scikit-learn's "
+        "lloyd: K-means in faiss, or in torch on a GPU; minibatch: scikit-learn's "
         "MiniBatchKMeans with the settings of fairseq's scripts, for reproductions: some ten times "
-        "slower (default: %(default)s)",
+        "slower",
+        default="lloyd",
+        choices=ALGORITHMS,
     )
     add(
         "--iterations",
-        **number,
+        "most iterations of K-means over all sampled frames, after those over a part of "
+        "them; it stops earlier when one lowers the inertia by less than 0.6 %%",
         default=30,
-        help="most iterations of K-means over all sampled frames, after those over a part of "
-        "them; it stops earlier when one lowers the inertia by less than 0.6 %% (default: "
-        "%(default)s)",
+        **number,
     )
     add(
         "--init",
-        choices=("kmeans++", "random"),
+        "how the first centroids are chosen: by faiss's AFK-MC2, which approximates "
+        "k-means++, or at random",
         default="kmeans++",
-        help="how the first centroids are chosen: by faiss's AFK-MC2, which approximates "
-        "k-means++, or at random (default: %(default)s)",
+        choices=("kmeans++", "random"),
     )
-    add(
-        "--restarts",
-        **number,
-        default=1,
-        help="complete fits, of which the best counts (default: %(default)s)",
-    )
+    add("--restarts", "complete fits, of which the best counts", default=1, **number)
     add(
         "--seed",
-        type=whole_number(0, 2**31 - 1),
+        "seed of the sample and of K-means",
         default=0,
+        type=whole_number(0, 2**31 - 1),
         metavar="N",
-        help="seed of the sample and of K-means (default: %(default)s)",
     )
     what = "processes that decode, compute features and assign units, and threads of K-means"
     add_workers(parser, what)
     add(
         "--num-shards",
-        **number,
-        help="divide the tracks into N parts, and label one of them in this process; the last "
+        "divide the tracks into N parts, and label one of them in this process; the last "
         "process to finish joins the parts (default: in a Slurm array its size, else 1)",
+        **number,
     )
     add(
         "--shard",
+        "which of these parts, from 0 (default: this task's place in the Slurm array)",
         type=int,
         metavar="I",
-        help="which of these parts, from 0 (default: this task's place in the Slurm array)",
     )
     add(
         "--skip-unreadable",
-        action="store_true",
-        help="give a track that cannot be read an empty line, so that labels stay aligned with the "
+        "give a track that cannot be read an empty line, so that labels stay aligned with the "
         "manifest; training leaves it out (default: label all others, then stop with its name)",
+        action="store_true",
     )
     add(
         "--report",
-        action="store_true",
-        help="also write LABELS/report.html, a page for the browser with each unit's use, pitch "
+        "also write LABELS/report.html, a page for the browser with each unit's use, pitch "
         "classes, loudness, neighbours and clips to play, and a map of all units",
+        action="store_true",
     )
-    add("--force", action="store_true", help="start over, and overwrite other labels")
+    add("--force", "start over, and overwrite other labels", action="store_true")
     return parser
 
 

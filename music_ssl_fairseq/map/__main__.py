@@ -7,6 +7,7 @@ from pathlib import Path
 
 from music_ssl_fairseq.cli import (
     CHECKPOINT,
+    Parser,
     add_workers,
     exit_status,
     new_parser,
@@ -36,63 +37,51 @@ examples:
 _MAX_CLIP_SECONDS = 30.0
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     parser = new_parser("music_ssl_fairseq map", DESCRIPTION, EXAMPLES)
-    add = parser.add_argument
-    add("folder", type=Path, metavar="FOLDER", help="folder with audio, searched to any depth")
+    add = parser.option
+    add("folder", "folder with audio, searched to any depth", type=Path, metavar="FOLDER")
     add(
         "--checkpoint",
+        f"the model: {CHECKPOINT}; random:X for the same model with random weights; or a "
+        "front end without training: mfcc, chroma, logmel, cqt, or several as mfcc+chroma",
         required=True,
         metavar="X",
-        help=f"the model: {CHECKPOINT}; random:X for the same model with random weights; or a "
-        "front end without training: mfcc, chroma, logmel, cqt, or several as mfcc+chroma",
     )
     add(
         "--layer",
+        "layer of the model (default: the mean of its Transformer layers)",
         type=int,
         metavar="L",
-        help="layer of the model (default: the mean of its Transformer layers)",
     )
-    add(
-        "--out",
-        type=Path,
-        default=Path("song_map.html"),
-        metavar="FILE",
-        help="the page (default: %(default)s)",
-    )
+    add("--out", "the page", default=Path("song_map.html"), metavar="FILE")
     add(
         "--seconds",
-        type=real_number(0),
+        "embed the middle S seconds of each song: quicker on a CPU (default: the whole song)",
         default=0.0,
+        type=real_number(0),
         metavar="S",
-        help="embed the middle S seconds of each song: quicker on a CPU (default: the whole song)",
     )
     add(
         "--clip-seconds",
+        "seconds to play of each song, from its middle; 0 for none (default: 8, fewer "
+        "for more than 500 songs; 8 s take 40 kB)",
         type=real_number(0, _MAX_CLIP_SECONDS),
         metavar="S",
-        help="seconds to play of each song, from its middle; 0 for none (default: 8, fewer "
-        "for more than 500 songs; 8 s take 40 kB)",
     )
     add(
         "--neighbours",
-        type=whole_number(1),
+        "number of nearest songs to list",
         default=10,
+        type=whole_number(1),
         metavar="N",
-        help="number of nearest songs to list (default: %(default)s)",
     )
-    add(
-        "--cache",
-        type=Path,
-        default=Path("feature_cache"),
-        metavar="DIR",
-        help="folder that keeps vectors (default: %(default)s)",
-    )
+    add("--cache", "folder that keeps vectors", default=Path("feature_cache"))
     add(
         "--device",
-        choices=("auto", "cpu", "cuda"),
+        "where the model runs; auto: on a GPU if there is one",
         default="auto",
-        help="where the model runs; auto: on a GPU if there is one (default: %(default)s)",
+        choices=("auto", "cpu", "cuda"),
     )
     add_workers(parser, "processes that cut clips", least=0)
     return parser

@@ -1,11 +1,10 @@
 """Command line of the report."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from music_ssl_fairseq.cli import exit_status, new_parser, whole_number
+from music_ssl_fairseq.cli import Parser, exit_status, new_parser, whole_number
 from music_ssl_fairseq.errors import InputError
 
 DESCRIPTION = """\
@@ -21,34 +20,22 @@ PAGE, STUDY_PAGE = "report.html", "study.html"
 EXAMPLES = "example: python -m music_ssl_fairseq report runs/probing --out report"
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     parser = new_parser("music_ssl_fairseq report", DESCRIPTION, EXAMPLES)
-    add = parser.add_argument
-    add("folders", nargs="+", type=Path, metavar="DIR", help="folders with runs, at any depth")
-    add(
-        "--out",
-        type=Path,
-        default=Path("report"),
-        metavar="DIR",
-        help="folder to write to (default: report)",
-    )
-    add("--split", default="test", help="split that was scored: test or valid (default: test)")
+    add = parser.option
+    add("folders", "folders with runs, at any depth", type=Path, nargs="+", metavar="DIR")
+    add("--out", "folder to write to (default: report)", default=Path("report"))
+    add("--split", "split that was scored: test or valid", default="test")
     add(
         "--resamples",
-        type=whole_number(2),
+        "resamples of the bootstrap behind the intervals",
         default=1000,
+        type=whole_number(2),
         metavar="N",
-        help="resamples of the bootstrap behind the intervals (default: 1000)",
     )
-    add(
-        "--seed",
-        type=whole_number(0),
-        default=0,
-        metavar="N",
-        help="seed of the bootstrap (default: 0)",
-    )
-    add("--no-plot", action="store_true", help="leave out figures, for which matplotlib is needed")
-    add("--study", action="store_true", help="DIR is the results folder of examples/study")
+    add("--seed", "seed of the bootstrap", default=0, type=whole_number(0), metavar="N")
+    add("--no-plot", "leave out figures, for which matplotlib is needed", action="store_true")
+    add("--study", "DIR is the results folder of examples/study", action="store_true")
     return parser
 
 
