@@ -137,7 +137,10 @@ class _Walk:
         is_audio = os.path.splitext(name)[1].lower() in EXTENSIONS
         if entry.name.startswith("."):
             if is_audio and not entry.is_dir():
-                self.left_out.append(LeftOut(name, _reason_to_pass_over(entry.name)))
+                reason = "hidden: its name begins with a dot"
+                if entry.name.startswith("._"):
+                    reason = "what macOS keeps beside a file, no audio: its name begins with ._"
+                self.left_out.append(LeftOut(name, reason))
             return
         try:
             status = entry.stat()
@@ -154,12 +157,6 @@ class _Walk:
             self.files.append(key)
         elif is_audio:
             self.left_out.append(LeftOut(name, "not a regular file"))
-
-
-def _reason_to_pass_over(name: str) -> str:
-    if name.startswith("._"):
-        return "what macOS keeps beside a file, no audio: its name begins with ._"
-    return "hidden: its name begins with a dot"
 
 
 def identify(status: os.stat_result) -> FileId:

@@ -34,7 +34,10 @@ def read(root: str, metadata: str | None = None) -> DataSet:
     where = metadata or root
     training = _folder(where, "giantsteps-mtg-key", _TRAIN)
     keys = training_keys(training)
-    artists = read_artists(training)
+    places = [Path(training, "annotations"), Path(training)]
+    file = find_file(places, "beatport_metadata.txt", _TRAIN)
+    songs = by_id(file, read_table(file, ["ID", "ARTIST"])).items()
+    artists = {song: [name.strip() for name in names.split(",")] for song, (names,) in songs}
     validating = validating_artists(artists.values())
     splits: dict[str, list[Labelled]] = {"train": [], "valid": [], "test": []}
     folder = os.path.basename(_folder(root, "giantsteps-mtg-key", _TRAIN))
@@ -83,14 +86,6 @@ def training_keys(folder: str) -> dict[str, str]:
             except ValueError:
                 continue  # several keys, or none
     return keys
-
-
-def read_artists(folder: str) -> dict[str, list[str]]:
-    """Return song -> artists, for all songs of the MTG set."""
-    file = find_file([Path(folder, "annotations"), folder], "beatport_metadata.txt", _TRAIN)
-    rows = read_table(file, ["ID", "ARTIST"])
-    songs = by_id(file, rows).items()
-    return {song: [name.strip() for name in artists.split(",")] for song, (artists,) in songs}
 
 
 def validating_artists(songs: Iterable[list[str]]) -> set[str]:

@@ -52,7 +52,10 @@ def read_genre(root: str) -> DataSet:
 def read_beats(root: str, annotations: str | None = None) -> DataSet:
     """Read the labels of `gtzan-beat`; see `ProbingBuilder`."""
     folder = _genre_folder(root)
-    beats = _index_beats([Path(annotations)] if annotations else _annotation_folders(Path(root)))
+    names = ("jams", "beats", "rev1.0/jams", "rhythm/jams", "gtzan_tempo_beat/beats")
+    named = [Path(root, name) for name in names] + sorted(Path(root).glob("*/beats"))
+    places = [*named, *Path(root).glob("*/jams"), Path(root)]
+    beats = _index_beats([Path(annotations)] if annotations else places)
 
     def cells(name: str) -> tuple[str, ...]:
         excerpt = Path(name).stem
@@ -88,12 +91,6 @@ def _audio(root: str, folder: str, name: str) -> str:
     # The original archive holds .au files.
     stem = os.path.join(folder, os.path.splitext(name)[0])
     return locate(root, f"{stem}.wav", f"{stem}.au")
-
-
-def _annotation_folders(root: Path) -> list[Path]:
-    names = ("jams", "beats", "rev1.0/jams", "rhythm/jams", "gtzan_tempo_beat/beats")
-    named = [root / name for name in names] + sorted(root.glob("*/beats")) + [*root.glob("*/jams")]
-    return [*named, root]
 
 
 def _index_beats(folders: Iterable[Path]) -> dict[str, Path]:

@@ -48,12 +48,8 @@ class _Shard:
     labels: Path | None
 
 
-@dataclass(frozen=True)
-class _Written:
-    """A shard's lines of the manifest, by name of the source, and tracks that cannot be read."""
-
-    lines: dict[str, tuple[str, int]]
-    left_out: list[LeftOut]
+Lines = dict[str, tuple[str, int]]
+"""Of a manifest, by name of the source: name of the copy, and its samples."""
 
 
 def write_shards(
@@ -63,7 +59,7 @@ def write_shards(
     labels: str | None,
     shard_hours: float,
     workers: int,
-) -> tuple[dict[str, tuple[str, int]], list[LeftOut]]:
+) -> tuple[Lines, list[LeftOut]]:
     """Write the tracks of each split, in their order, to shards; keep finished ones.
 
     The folder `labels`, if given, has the labels of these tracks.
@@ -86,11 +82,12 @@ def write_shards(
             name = f"{split}-{number:06d}.tar"
             own = tracks[part.start : part.stop]
             jobs.append(_Shard(Path(folder, name), part.start, own, file))
-    lines: dict[str, tuple[str, int]] = {}
+    lines: Lines = {}
     left_out: list[LeftOut] = []
-    for written in parallel_map(partial(_write, root=root), jobs, workers, "writing shards", 1):
-        lines |= written.lines
-        left_out += written.left_out
+    write = partial(_write, root=root)
+    for of_shard, unreadable in parallel_map(write, jobs, workers, "writing shards", 1):
+        lines |= of_shard
+        left_out += unreadable
     remove_temporary(Path(folder), ABANDONED_SECONDS)
     if labels is not None and left_out:
         raise InputError(
@@ -122,14 +119,15 @@ def _check_labels(file: Path, tracks: list[ExaminedTrack]) -> None:
         )
 
 
-def _write(job: _Shard, root: str) -> _Written:
+def _write(job: _Shard, root: str) -> tuple[Lines, list[LeftOut]]:
+    """Write a shard; return its lines, and the tracks that cannot be read."""
     store = LabelStore(job.labels) if job.labels is not None else None
     units = [store.units(job.first + i) if store else None for i in range(len(job.tracks))]
     texts = [None if u is None else (" ".join(map(str, u.tolist())) + "\n").encode() for u in units]
     finished = _finished(job, root, texts)
     if finished is not None:
-        return finished
-    left_out = []
+        return finished, []
+    left_out: list[LeftOut] = []
     try:
         with (
             atomic_path(job.file) as temporary,
@@ -149,7 +147,7 @@ def _write(job: _Shard, root: str) -> _Written:
                     _add(tar, f"{key}.km", text)
     except OSError as error:
         raise InputError(f"{job.file}: cannot be written ({error.strerror or error})") from None
-    return _Written(_read_back(job.file)[0], left_out)
+    return _read_back(job.file)[0], left_out
 
 
 def _encode(path: str, num_samples: int) -> tuple[bytes, int]:
@@ -175,8 +173,8 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(member, io.BytesIO(data))
 
 
-def _finished(job: _Shard, root: str, texts: list[bytes | None]) -> _Written | None:
-    """Return a shard that an earlier run wrote of the same tracks, unchanged since; or None."""
+def _finished(job: _Shard, root: str, texts: list[bytes | None]) -> Lines | None:
+    """Return the lines of a shard that an earlier run wrote of the same tracks; or None."""
     try:
         lines, found = _read_back(job.file)
         written = job.file.stat().st_mtime_ns
@@ -187,12 +185,12 @@ def _finished(job: _Shard, root: str, texts: list[bytes | None]) -> _Written | N
         )
     except (OSError, tarfile.TarError, ValueError, KeyError, TypeError, AudioError):
         return None
-    return _Written(lines, []) if unchanged else None
+    return lines if unchanged else None
 
 
-def _read_back(file: Path) -> tuple[dict[str, tuple[str, int]], list[bytes | None]]:
+def _read_back(file: Path) -> tuple[Lines, list[bytes | None]]:
     """Return a shard's lines of the manifest, by name of the source, and the text of its labels."""
-    lines: dict[str, tuple[str, int]] = {}
+    lines: Lines = {}
     texts: list[bytes | None] = []
     place = ""
     with tarfile.open(file) as tar:

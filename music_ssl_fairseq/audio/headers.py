@@ -65,7 +65,9 @@ def read_header(name: str) -> AudioHeader:
         size = os.fstat(file.fileno()).st_size
         head = file.read(_HEAD_BYTES)
         while head[:3] == b"ID3" and len(head) >= 10:
-            file.seek(file.tell() - len(head) + _tag_size(head))
+            a, b, c, d = head[6:10]  # seven bits each
+            footer = 10 if head[5] & 0x10 else 0
+            file.seek(file.tell() - len(head) + 10 + (a << 21 | b << 14 | c << 7 | d) + footer)
             head = file.read(_HEAD_BYTES)
         magic = head[:4]
         if magic in _CHUNKED and head[8:12] in (b"WAVE", b"AIFF", b"AIFC"):
@@ -83,13 +85,6 @@ def read_header(name: str) -> AudioHeader:
     if magic in _SOUNDFILE:
         return AudioHeader(soundfile=True)
     return AudioHeader(False, None, *_xing_samples(head))
-
-
-def _tag_size(head: bytes) -> int:
-    """Return the bytes of the ID3v2 tag that `head` begins with."""
-    a, b, c, d = head[6:10]
-    footer = 10 if head[5] & 0x10 else 0
-    return 10 + footer + (a << 21 | b << 14 | c << 7 | d)
 
 
 # Container -> struct of a chunk's head (letters, size), letters of the samples.

@@ -72,8 +72,13 @@ class PyAVDecoder:
         self._start_over()
         self._preroll = self._find_preroll()
         self.seeks = self._preroll is not None and self._origin().denominator == 1
-        if not self.seeks:
-            self._see_rate()
+        if not self.seeks:  # AAC may have twice the rate that its container states
+            for packet in self._packets():
+                with suppress(av.FFmpegError, ValueError):
+                    if frames := packet.decode():
+                        self.sample_rate = frames[0].sample_rate
+                        break
+            self._start_over()
 
     def close(self) -> None:
         if self._container is not None:
@@ -142,15 +147,6 @@ class PyAVDecoder:
         self._position = 0
         self._kept = _NOTHING
         self._blocks = self._decode()
-
-    def _see_rate(self) -> None:
-        """Take the first frame's rate: AAC may have twice the rate that its container states."""
-        for packet in self._packets():
-            with suppress(av.FFmpegError, ValueError):
-                if frames := packet.decode():
-                    self.sample_rate = frames[0].sample_rate
-                    break
-        self._start_over()
 
     def _find_preroll(self) -> int | None:
         """Return the samples to decode and drop after a seek; None if no number is enough."""
@@ -313,8 +309,7 @@ def reason(error: Exception) -> str:
 class _Held(threading.local):
     """The decoder that this thread used last, for the next part of the file."""
 
-    key: tuple | None = None
-    decoder: PyAVDecoder | None = None
+    last: tuple[tuple, PyAVDecoder] | None = None  # its key in `opened`, and itself
 
 
 _held = _Held()
@@ -328,11 +323,13 @@ def opened(name: str, header: AudioHeader, identity: tuple) -> Iterator[PyAVDeco
     """
     # Per process: after a fork, both would share one place in the file.
     key = (os.getpid(), name, *identity)
-    held, held_key = _held.decoder, _held.key
-    _held.key = _held.decoder = None
-    if held is not None and held_key is not None and key[0] == held_key[0] and key != held_key:
-        held.close()
-    decoder = held if held is not None and key == held_key else PyAVDecoder(name, header)
+    before, _held.last = _held.last, None
+    if before is not None and before[0] == key:
+        decoder = before[1]
+    else:
+        if before is not None and before[0][0] == os.getpid():
+            before[1].close()
+        decoder = PyAVDecoder(name, header)
     try:
         yield decoder
     except BaseException:
@@ -341,4 +338,4 @@ def opened(name: str, header: AudioHeader, identity: tuple) -> Iterator[PyAVDeco
     if decoder.seeks:
         decoder.close()
     else:
-        _held.key, _held.decoder = key, decoder
+        _held.last = key, decoder

@@ -64,7 +64,14 @@ def opened(member: Member) -> Iterator[io.RawIOBase]:
 def _source(member: Member) -> Iterator[Callable[[int, int], bytes]]:
     """Give a function that reads the bytes `[start, stop)` of a member."""
     if "://" in member.shard:
-        yield _Blocks(member).read
+        block = lru_cache(maxsize=None)(partial(_fetch_block, member))  # while it is open
+
+        def read(start: int, stop: int) -> bytes:
+            first, last = start // _BLOCK_BYTES, (stop - 1) // _BLOCK_BYTES
+            parts = (block(n) if n else _first_block(member) for n in range(first, last + 1))
+            return b"".join(parts)[start - first * _BLOCK_BYTES : stop - first * _BLOCK_BYTES]
+
+        yield read
         return
     try:
         handle = os.open(member.shard, os.O_RDONLY)
@@ -107,26 +114,6 @@ class _MemberFile(io.RawIOBase):
         buffer[: len(data)] = data
         self._position = stop
         return len(data)
-
-
-class _Blocks:
-    """Read a member of a remote shard in blocks, which are kept while it is open."""
-
-    def __init__(self, member: Member):
-        self._member = member
-        self._blocks: dict[int, bytes] = {}
-
-    def read(self, start: int, stop: int) -> bytes:
-        first, last = start // _BLOCK_BYTES, (stop - 1) // _BLOCK_BYTES
-        data = b"".join(self._block(number) for number in range(first, last + 1))
-        return data[start - first * _BLOCK_BYTES : stop - first * _BLOCK_BYTES]
-
-    def _block(self, number: int) -> bytes:
-        if number == 0:
-            return _first_block(self._member)
-        if number not in self._blocks:
-            self._blocks[number] = _fetch_block(self._member, number)
-        return self._blocks[number]
 
 
 def _fetch_block(member: Member, number: int) -> bytes:

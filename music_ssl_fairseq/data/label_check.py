@@ -111,9 +111,13 @@ def _check_units(
             f"k={stated}: they are from different runs; label again with their own options",
             label_again(store.file.parent, manifest.file.parent),
         )
+    tracks, size = np.arange(len(store)), store.file.stat().st_size
+    if size > MAX_CHECKED_BYTES:  # a fixed sample of them
+        number = max(1, len(tracks) * MAX_CHECKED_BYTES // size)
+        tracks = np.sort(np.random.default_rng(0).choice(tracks, number, replace=False))
     num_labels = num_outside = largest = 0
     example = ""
-    for track in _tracks_to_check(store):
+    for track in tracks.tolist():
         labels = store.units(track)
         outside = units.outside(labels)
         num_labels += len(labels)
@@ -132,15 +136,6 @@ def _check_units(
             "same run, or label again with their own options",
             label_again(store.file.parent, manifest.file.parent),
         )
-
-
-def _tracks_to_check(store: LabelStore) -> np.ndarray:
-    """Return all tracks, or for a large file a fixed sample of them."""
-    tracks = np.arange(len(store))
-    if store.num_bytes <= MAX_CHECKED_BYTES:
-        return tracks
-    number = max(1, len(store) * MAX_CHECKED_BYTES // store.num_bytes)
-    return np.sort(np.random.default_rng(0).choice(tracks, number, replace=False))
 
 
 def _name(manifest: Manifest, track: int) -> str:

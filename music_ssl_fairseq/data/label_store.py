@@ -56,11 +56,6 @@ class LabelStore:
         """Return the number of tracks."""
         return len(self.counts)
 
-    @property
-    def num_bytes(self) -> int:
-        """Size of the file."""
-        return self.file.stat().st_size
-
     def units(self, track: int, first: int = 0, stop: int | None = None) -> np.ndarray:
         """Return the labels `[first, stop)` of a track, int64; to its end for None or beyond."""
         count = int(self.counts[track])

@@ -41,6 +41,7 @@ def model_card(source: ExportSource, name: str, model: str) -> str:
     layers, dim, rate = config["encoder_layers"], config["encoder_embed_dim"], contents.sample_rate
     grid = conv_grid(parse_conv_layers(config["conv_feature_layers"]))
     stack = model.startswith("Data2Vec")
+    embeddings = source.heads.get("label_embs_concat")
     return _CARD.format(
         tag=_TAGS[model],
         name=name,
@@ -56,7 +57,8 @@ def model_card(source: ExportSource, name: str, model: str) -> str:
         parameters=sum(tensor.numel() for tensor in contents.state.values()) / 1e6,
         updates=f"{source.num_updates} updates" if source.num_updates else "not recorded",
         audio=_audio_per_update(source),
-        units=_units(source),
+        # fairseq's dictionaries begin with four symbols that are no units.
+        units=str(embeddings.size(0) - 4) if embeddings is not None else "none",
         batches=_batches(contents),
         count=layers + 1,
         frames=grid.num_frames(5 * rate),
@@ -93,12 +95,6 @@ def _batches(contents: Contents) -> str:
         if group_norm
         else "its positional convolutions see the padding"
     )
-
-
-def _units(source: ExportSource) -> str:
-    units = source.heads.get("label_embs_concat")
-    # fairseq's dictionaries begin with four symbols that are no units.
-    return str(units.size(0) - 4) if units is not None else "none"
 
 
 def _audio_per_update(source: ExportSource) -> str:

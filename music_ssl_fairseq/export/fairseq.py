@@ -64,16 +64,31 @@ def write(source: ExportSource, folder: Path, name: str) -> str:
         raise InputError(
             f"fairseq's HubertModel has no pos_conv_depth={contents.config['pos_conv_depth']}"
         )
-    state = _hubert_state(source) if model == "hubert" else _data2vec_state(source)
+    task = {
+        "_name": _TASKS[model],
+        "data": "",
+        "sample_rate": contents.sample_rate,
+        "normalize": contents.normalise,
+    }
+    task_state: dict[str, Any] = {}
+    if model == "hubert":
+        state = _hubert_state(source)
+        task |= {"labels": ["km"], "label_rate": _label_rate(source)}
+        task_state["dictionaries"] = [None]
+        if "label_embs_concat" in state:  # the model needs the dictionary's length
+            units = len(state["label_embs_concat"]) - len(_SPECIAL_SYMBOLS)
+            task_state["dictionaries"] = [[*_SPECIAL_SYMBOLS, *map(str, range(units))]]
+    else:
+        state = _data2vec_state(source)
     checkpoint = {
         "args": None,
         "cfg": {
             "common": {"seed": source.setting("common", "seed", 1)},
-            "task": _task(source, model),
+            "task": task,
             "model": _model(source, model, state),
         },
         "model": state,
-        "task_state": {"dictionaries": [_symbols(state)]} if model == "hubert" else {},
+        "task_state": task_state,
         "optimizer_history": [
             {"optimizer_name": "none", "lr_scheduler_state": {}}
             | {"num_updates": source.num_updates or 0}
@@ -122,27 +137,6 @@ def _data2vec_state(source: ExportSource) -> dict[str, Any]:
             teacher.setdefault(name, state[name].clone())
     state["_ema"] = teacher
     return state
-
-
-def _symbols(state: dict[str, Any]) -> list[str] | None:
-    """Return the dictionary, whose length the model needs; None without a head for units."""
-    if "label_embs_concat" not in state:
-        return None
-    units = len(state["label_embs_concat"]) - len(_SPECIAL_SYMBOLS)
-    return [*_SPECIAL_SYMBOLS, *map(str, range(units))]
-
-
-def _task(source: ExportSource, model: str) -> dict[str, Any]:
-    contents = source.contents
-    task = {
-        "_name": _TASKS[model],
-        "data": "",
-        "sample_rate": contents.sample_rate,
-        "normalize": contents.normalise,
-    }
-    if model == "hubert":
-        task |= {"labels": ["km"], "label_rate": _label_rate(source)}
-    return task
 
 
 def _label_rate(source: ExportSource) -> float:

@@ -1,6 +1,5 @@
 """Read a checkpoint for export: the encoder, and a fairseq checkpoint's record of training."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,27 +41,22 @@ def read(name: str | Path) -> ExportSource:
     if not checkpoint.is_checkpoint(loaded):
         return ExportSource(upstream.read(name))
     with checkpoint.damaged_settings(path):
-        return _source(loaded, path)
-
-
-def _source(loaded: Mapping[str, Any], path: Path) -> ExportSource:
-    tensors = loaded["model"]
-    history = loaded.get("optimizer_history") or [{}]
-    settings = checkpoint.settings_of(loaded, path)
-    heads = {
-        name: tensor
-        for name, tensor in tensors.items()
-        if isinstance(tensor, Tensor) and name != "mask_emb" and not name.startswith(PREFIXES)
-    }
-    teacher = dict(tensors.get("_ema") or {})
-    if settings.get("model", {}).get("encode") == "visible":
-        # Heads read the decoder, which no other software has.
-        teacher = {name: teacher[name] for name in teacher if name not in heads}
-        heads = {}
-    return ExportSource(
-        contents=checkpoint.from_checkpoint(loaded, path),
-        settings=settings,
-        heads=heads,
-        teacher=teacher,
-        num_updates=int(history[-1].get("num_updates") or 0) or None,
-    )
+        history = loaded.get("optimizer_history") or [{}]
+        settings = checkpoint.settings_of(loaded, path)
+        heads = {
+            name: tensor
+            for name, tensor in loaded["model"].items()
+            if isinstance(tensor, Tensor) and name != "mask_emb" and not name.startswith(PREFIXES)
+        }
+        teacher = dict(loaded["model"].get("_ema") or {})
+        if settings.get("model", {}).get("encode") == "visible":
+            # Heads read the decoder, which no other software has.
+            teacher = {name: teacher[name] for name in teacher if name not in heads}
+            heads = {}
+        return ExportSource(
+            contents=checkpoint.from_checkpoint(loaded, path),
+            settings=settings,
+            heads=heads,
+            teacher=teacher,
+            num_updates=int(history[-1].get("num_updates") or 0) or None,
+        )

@@ -46,13 +46,12 @@ class RowFile:
         self._file.write(values.tobytes())
         self._file.flush()
 
-    def is_empty(self, row: int) -> bool:
-        """Return whether a row has only the fill value."""
-        return self[row] == self._empty.tobytes()
-
-    def clear(self, row: int) -> None:
-        """Write the fill value to a row."""
-        self[row] = self._empty
+    def clear(self, row: int) -> bool:
+        """Write the fill value to a row; return whether it had another."""
+        there = self[row] != self._empty.tobytes()
+        if there:
+            self[row] = self._empty
+        return there
 
     def close(self) -> None:
         self._file.close()

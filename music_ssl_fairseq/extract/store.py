@@ -71,9 +71,8 @@ class _Store:
             self._there[track] = self._is_complete(track)
             if self._there[track]:
                 continue
-            if self._checksums.noted(track)[0] or self._exists(track):
+            if self._remove(track) or self._checksums.noted(track)[0]:
                 self._checksums.clear(track)
-                self._remove(track)
                 damaged.append(track)
         return damaged
 
@@ -81,10 +80,8 @@ class _Store:
         """Compare a track's features with their checksum."""
         raise NotImplementedError
 
-    def _exists(self, track: int) -> bool:
-        raise NotImplementedError
-
-    def _remove(self, track: int) -> None:
+    def _remove(self, track: int) -> bool:
+        """Remove what there is of a track; return whether there was anything."""
         raise NotImplementedError
 
 
@@ -108,11 +105,8 @@ class MeanStore(_Store):
         noted, _ = self._checksums.noted(track)
         return noted != 0 and noted == self._checksums.of([self._rows[track]])
 
-    def _exists(self, track: int) -> bool:
-        return not self._rows.is_empty(track)
-
-    def _remove(self, track: int) -> None:
-        self._rows.clear(track)
+    def _remove(self, track: int) -> bool:
+        return self._rows.clear(track)
 
     def add(self, track: int, window: Window, values: Tensor) -> None:
         """Add the track's next window, `[layers, D]`: its weighted sum over frames."""
@@ -176,11 +170,10 @@ class FrameStore(_Store):
         self._settle(track, noted)
         return True
 
-    def _exists(self, track: int) -> bool:
-        return self._file(track).exists()
-
-    def _remove(self, track: int) -> None:
+    def _remove(self, track: int) -> bool:
+        there = self._file(track).exists()
         self._file(track).unlink(missing_ok=True)
+        return there
 
     def _settle(self, track: int, checksum: int) -> None:
         """Record the time of a file's last change, once the disk has all of it."""

@@ -71,11 +71,6 @@ class FeatureSpec:
             set(self.sets)
         ) < len(self.sets):
             raise InputError(f"{self.name}: names the same features twice")
-        self._check_model()
-        if self.checkpoint is not None:
-            object.__setattr__(self, "checkpoint", str(locate(self.checkpoint)))
-
-    def _check_model(self) -> None:
         given = {"--checkpoint": self.checkpoint, "--layer": self.layer}
         for option, value in given.items():
             if self.name == DEEP and value is None:
@@ -87,6 +82,8 @@ class FeatureSpec:
                 )
         if self.layer is not None and self.layer < 0:
             raise InputError(f"--layer {self.layer}: layers are counted from 0")
+        if self.checkpoint is not None:
+            object.__setattr__(self, "checkpoint", str(locate(self.checkpoint)))
 
     def _with_model(self) -> str:
         """Return the command with a model and its middle layer, or without a model if none is."""

@@ -5,13 +5,12 @@ Training takes the memory map (`data.label_store`) instead of the text, as long 
 
 import os
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from music_ssl_fairseq.data.label_store import memmap_files
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.jobs.checkpoint_dir import Block, CheckpointDir
+from music_ssl_fairseq.jobs.checkpoint_dir import CheckpointDir
 from music_ssl_fairseq.label.assign import unit_type
 from music_ssl_fairseq.runtime.files import atomic_path
 from music_ssl_fairseq.runtime.npy import write_header
@@ -88,7 +87,13 @@ def join(work: CheckpointDir, stage: str, num_blocks: int, target: Path, k: int)
         with text_file.open("wb") as text, units_file.open("wb") as array:
             write_header(array, np.dtype(unit_type(k)), (int(offsets[-1]),))
             for number in range(num_blocks):
-                _join_block(work.load_block(stage, number), text, array, joined, words)
+                block = work.load_block(stage, number)
+                joined.unreadable += (joined.tracks + block.unreadable).tolist()
+                array.write(block.values.tobytes())
+                for units in np.split(block.values, np.cumsum(block.lengths)[:-1]):
+                    line = " ".join(map(words.__getitem__, units.tolist()))
+                    text.write(line.encode() + b"\n")
+                    joined.add(units)
         # Not older than the text, however long the system takes to write them.
         os.utime(units_file)
         os.utime(offsets_file)
@@ -98,13 +103,3 @@ def join(work: CheckpointDir, stage: str, num_blocks: int, target: Path, k: int)
                 "can be read; is the folder that the manifest names there?"
             )
     return joined
-
-
-def _join_block(
-    block: Block, text: BinaryIO, array: BinaryIO, joined: Joined, words: list[str]
-) -> None:
-    joined.unreadable += (joined.tracks + block.unreadable).tolist()
-    array.write(block.values.tobytes())
-    for units in np.split(block.values, np.cumsum(block.lengths)[:-1]):
-        text.write(" ".join(map(words.__getitem__, units.tolist())).encode() + b"\n")
-        joined.add(units)

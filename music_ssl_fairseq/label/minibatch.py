@@ -96,10 +96,8 @@ def fit_batches(
         state: what `begin` returned, or `watch` was called with last.
     """
     for frames in batches:
-        if len(frames):
-            state = _moved(frames, state, device)
-        else:
-            state = state._replace(batches=state.batches + 1)
+        moved = _moved(frames, state, device) if len(frames) else state
+        state = moved._replace(batches=state.batches + 1)
         watch(state)
     return state
 
@@ -108,23 +106,16 @@ def _moved(frames: np.ndarray, state: Progress, device: str) -> Progress:
     centroids = state.centroids
     units = make_nearest(centroids, device)(frames)
     inertia = np.square(frames - centroids[units]).mean(axis=0, dtype=np.float64).sum()
-    sums, counts = sums_of_units(frames, units, len(centroids))
-    total = state.counts + counts
+    order = np.argsort(units, kind="stable")
+    used, firsts = np.unique(units[order], return_index=True)
+    sums = np.zeros(centroids.shape)  # of each unit's frames
+    sums[used] = np.add.reduceat(frames[order], firsts, axis=0, dtype=np.float64)
+    total = state.counts + np.bincount(units, minlength=len(centroids))
     moved = (centroids * state.counts[:, None] + sums) / np.maximum(1, total)[:, None]
     moved[total == 0] = centroids[total == 0]
     return state._replace(
         centroids=moved.astype(np.float32),
         curve=np.append(state.curve, inertia),
         counts=total,
-        batches=state.batches + 1,
         frames=state.frames + len(frames),
     )
-
-
-def sums_of_units(frames: np.ndarray, units: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return sums `[k, D]` float64 and counts `[k]` of each unit's frames."""
-    order = np.argsort(units, kind="stable")
-    used, firsts = np.unique(units[order], return_index=True)
-    sums = np.zeros((k, frames.shape[1]))
-    sums[used] = np.add.reduceat(frames[order], firsts, axis=0, dtype=np.float64)
-    return sums, np.bincount(units, minlength=k)

@@ -1,7 +1,6 @@
 """Excerpts of the music with their units, from which the report is made."""
 
 from collections.abc import Iterable, Sequence
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +9,8 @@ from music_ssl_fairseq import audio
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import AudioError
-from music_ssl_fairseq.features import FrontEnd, front_end
+from music_ssl_fairseq.features.cqt import Chroma
+from music_ssl_fairseq.features.kaldi import GRID, LogMel
 from music_ssl_fairseq.frames import SAMPLE_RATE, first_from, samples_in
 from music_ssl_fairseq.jobs.pool import WorkerPool, ordered
 
@@ -43,32 +43,24 @@ class UnitExcerpt(NamedTuple):
     sound: bytes  # an MP3 file
 
 
-@cache
-def _fronts() -> tuple[FrontEnd, FrontEnd]:
-    # `front_end` remembers one front end, and these are two.
-    return front_end("chroma"), front_end("logmel")
-
-
 def read_excerpt(place: ExcerptPlace) -> UnitExcerpt | AudioError:
     """Read an excerpt and compute its values; a job of workers."""
-    chroma, log_mel = _fronts()
-    grid = log_mel.grid
-    num_samples = grid.num_samples(place.last - place.first)
+    num_samples = GRID.num_samples(place.last - place.first)
     try:
-        waveform = audio.read(place.path, place.first * grid.hop, num_samples)
+        waveform = audio.read(place.path, place.first * GRID.hop, num_samples)
     except AudioError as error:
         return error
     waveform = np.pad(waveform, (0, num_samples - len(waveform)))
-    classes = chroma.features(waveform)
+    classes = Chroma().features(waveform)
     # A frame whose strongest class is not scaled to 1 is too quiet to have a pitch.
     pitched = classes.max(axis=1) >= 0.999
     squares = np.square(waveform, dtype=np.float64)
-    windows = np.lib.stride_tricks.sliding_window_view(squares, grid.window)[:: grid.hop]
+    windows = np.lib.stride_tricks.sliding_window_view(squares, GRID.window)[:: GRID.hop]
     rms = np.sqrt(windows.mean(axis=1))
     return UnitExcerpt(
         np.where(pitched, classes.argmax(axis=1), _NO_PITCH).astype(np.int8),
         (20 * np.log10(np.maximum(rms, _MIN_RMS))).astype(np.float32),
-        log_mel.features(waveform).astype(np.float16),
+        LogMel().features(waveform).astype(np.float16),
         audio.mp3(waveform, SAMPLE_RATE),
     )
 
@@ -102,7 +94,7 @@ def draw_samples(
     Raises:
         AudioError: if none of them can be read.
     """
-    drawn = _choose(manifest, labels.counts * hop // _step(), seed)
+    drawn = _choose(manifest, labels.counts * hop // GRID.hop, seed)
     missing = np.where(counts > 0, CLIPS, 0)
     for place in drawn:
         units = _units(place, labels, hop)
@@ -134,22 +126,17 @@ def _at_labels(
     place: ExcerptPlace, excerpt: UnitExcerpt, labels: LabelStore, hop: int
 ) -> tuple[np.ndarray, ...]:
     """Return the units of an excerpt, their seconds, and the values of the frames there."""
-    step = _step()
     units = _units(place, labels, hop)
     # Of the frames of 10 ms, the one that begins where a label does.
-    first = first_from(place.first * step, hop)
-    frames = (first + np.arange(len(units))) * hop // step - place.first
+    first = first_from(place.first * GRID.hop, hop)
+    frames = (first + np.arange(len(units))) * hop // GRID.hop - place.first
     values = (excerpt.pitch_class[frames], excerpt.loudness[frames], excerpt.log_mel[frames])
-    return units, frames * step / SAMPLE_RATE, *values
-
-
-def _step() -> int:
-    return front_end("logmel").grid.hop
+    return units, frames * GRID.hop / SAMPLE_RATE, *values
 
 
 def _units(place: ExcerptPlace, labels: LabelStore, hop: int) -> np.ndarray:
     """Return the labels that begin within an excerpt."""
-    first, last = place.first * _step(), place.last * _step()
+    first, last = place.first * GRID.hop, place.last * GRID.hop
     return labels.units(place.track, first_from(first, hop), last // hop)
 
 
@@ -161,11 +148,10 @@ def _find(
     while np.minimum(missing, most).sum() > _RARE_EXCERPTS:
         most -= 1
     reach = samples_in(_REACH_SECONDS)
-    step = _step()
     places = []
     for track, label in _places(labels, np.minimum(missing, most), seed):
-        first = max(0, label * hop - reach) // step
-        last = min(int(labels.counts[track]) * hop, label * hop + reach) // step
+        first = max(0, label * hop - reach) // GRID.hop
+        last = min(int(labels.counts[track]) * hop, label * hop + reach) // GRID.hop
         places.append(ExcerptPlace(track, manifest.path(track), first, max(first + 1, last)))
     return places
 
@@ -173,7 +159,7 @@ def _find(
 def _choose(manifest: Manifest, num_frames: np.ndarray, seed: int) -> list[ExcerptPlace]:
     """Return excerpts, of long tracks more often, in the manifest's order."""
     rng = np.random.default_rng((seed, 2))
-    size = _EXCERPT_SECONDS * SAMPLE_RATE // _step()
+    size = _EXCERPT_SECONDS * SAMPLE_RATE // GRID.hop
     longest = np.maximum(0, num_frames)
     usable = np.flatnonzero(longest > 0)
     share = longest[usable] / longest[usable].sum()

@@ -73,7 +73,9 @@ class Embedder:
         try:
             for name in tqdm(names, desc="embedding", unit=" songs"):
                 try:
-                    song = self._middle(folder / name)
+                    path = folder / name
+                    part = middle_of(path, self._seconds or math.inf)
+                    song = clip_at(str(path), part.start, part.stop)
                     if song.key in cache:
                         found[name] = cache.vectors(song.key)[0, 0]
                         continue
@@ -88,10 +90,6 @@ class Embedder:
         finally:
             cache.flush()
         return found, left_out
-
-    def _middle(self, path: Path) -> Clip:
-        part = middle_of(path, self._seconds or math.inf)
-        return clip_at(str(path), part.start, part.stop)
 
     def _vector(self, song: Clip) -> np.ndarray:
         waveform = audio.read(song.path, song.start, song.stop - song.start)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -110,7 +110,7 @@ def write_page(
         [
             {
                 "name": name,
-                "group": _group(name),
+                "group": name.partition("/")[0] if "/" in name else "",  # its first folder
                 "seconds": round(excerpt.seconds, 1),
                 "start": round(excerpt.start, 1),
                 "x": plane[i][0],
@@ -136,9 +136,3 @@ def standardised(vectors: np.ndarray) -> np.ndarray:
     scaled = centred / np.where(deviation > 0, deviation, 1)
     lengths = np.linalg.norm(scaled, axis=1, keepdims=True)
     return scaled / np.where(lengths > 0, lengths, 1)
-
-
-def _group(name: str) -> str:
-    """Return the first folder of a name, or ""."""
-    parts = PurePosixPath(name).parts
-    return parts[0] if len(parts) > 1 else ""

@@ -224,7 +224,7 @@ class Music2VecModel(AudioEncoder):
         state = super().state_dict(*args, **kwargs)
         if self.teacher is not None:
             prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
-            state[f"{prefix}_ema"] = self.teacher.state_dict()
+            state[f"{prefix}_ema"] = dict(self.teacher.model.state_dict())
         return state
 
     def _load_from_state_dict(self, state_dict, prefix, *args: Any) -> None:
@@ -233,7 +233,7 @@ class Music2VecModel(AudioEncoder):
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.teacher = None
         if teacher_state is not None:
-            self.make_teacher().load_state_dict(teacher_state)
+            self.make_teacher().model.load_state_dict(teacher_state)
 
     def _apply(self, fn, *args: Any, **kwargs: Any):
         # For .cuda() and .to(), because the teacher is no submodule. It stays fp32 under .half(),

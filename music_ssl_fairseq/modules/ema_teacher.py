@@ -41,11 +41,3 @@ class EMATeacher:
                 averaged.append(ours[name])
                 targets.append(theirs.float())
         torch._foreach_lerp_(averaged, targets, 1.0 - decay)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the weights under the student's names, as fairseq stores them in `_ema`."""
-        return dict(self.model.state_dict())
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Load weights from `state_dict` or from fairseq's EMA module."""
-        self.model.load_state_dict(state)

@@ -208,17 +208,14 @@ def draw(runs: Sequence[Curves]) -> "Figure":
             panel(axes, curves)
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.grid(alpha=0.3)
-            if panel is not draw_learning_rate and axes.lines:
-                _add_legend(axes)
+            if panel is draw_learning_rate or not axes.lines:
+                continue
+            if len(axes.lines) > _MAX_LINES_WITHIN:  # above the axes: it would hide lines
+                place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2}
+                axes.legend(frameon=False, fontsize=7, **place)
+            else:
+                axes.legend(frameon=False, fontsize=8)
     return figure
-
-
-def _add_legend(axes: "Axes") -> None:
-    """Add a legend, above the axes where it would hide lines."""
-    if len(axes.lines) > _MAX_LINES_WITHIN:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=7)
-    else:
-        axes.legend(frameon=False, fontsize=8)
 
 
 def find_runs(folders: Iterable[Path]) -> list[Curves]:

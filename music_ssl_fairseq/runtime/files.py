@@ -163,11 +163,6 @@ def _is_there(file: Path, handle: IO[bytes]) -> bool:
         return False
 
 
-def _let_go_in_child() -> None:
-    """Close locks in a forked worker, which may outlive its killed parent."""
-    for handle in list(_HELD):
-        handle.close()
-
-
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go_in_child)
+    # A forked worker closes locks, because it may outlive its killed parent.
+    os.register_at_fork(after_in_child=lambda: [handle.close() for handle in list(_HELD)])

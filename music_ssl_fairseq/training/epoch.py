@@ -100,7 +100,7 @@ class ResumableEpochs(iterators.EpochBatchIterator):
                     "changed; start a new run (hydra.run.dir=...), or take the weights alone "
                     "(model.init_from=...)"
                 )
-        if len(parts) == 1 and parts[0].gives_batches_of(self.batching):
+        if len(parts) == 1 and replace(parts[0], iterations=0) == self.batching:
             super().load_state_dict(state_dict)
             return
         self.epoch = self._resumed_epoch = state_dict["epoch"]

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from fairseq import checkpoint_utils
@@ -48,15 +49,6 @@ class _Files(PathManager):
         writer.submit(os.remove, path)
 
 
-class _Os:
-    """The module `os`, with which fairseq removes old checkpoints: after the new one is written."""
-
-    remove = staticmethod(_Files.rm)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(os, name)
-
-
 def patch_saving() -> None:
     """Let fairseq write checkpoints atomically, and resume from one that is whole."""
     save, load = checkpoint_utils.save_checkpoint, checkpoint_utils.load_checkpoint
@@ -85,7 +77,8 @@ def patch_saving() -> None:
     Trainer.save_checkpoint = functools.partialmethod(_save_state, Trainer.save_checkpoint)
     checkpoint_utils.torch_persistent_save = write
     checkpoint_utils.PathManager = _Files
-    checkpoint_utils.os = _Os()
+    # With which fairseq removes old checkpoints: here after the new one is written.
+    checkpoint_utils.os = SimpleNamespace(**{**vars(os), "remove": _Files.rm})
     checkpoint_utils.save_checkpoint = save_checkpoint
     checkpoint_utils.load_checkpoint = load_checkpoint
 

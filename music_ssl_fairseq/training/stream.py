@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from fairseq.data.iterators import BufferedIterator
+from fairseq.data.iterators import BufferedIterator, CountingIterator
 
 Plan = list[Any]
 """Batches of indices of an epoch, of this process; an empty one where it has run out."""
@@ -54,19 +54,6 @@ def _places(plans: Plans, epoch: int, first: int) -> Iterator[list[tuple[int, in
         for batch in plans[epoch][first:]:
             yield [(epoch, int(index)) for index in batch]
         epoch, first = epoch + 1, 0
-
-
-class _Endless:
-    """Batches of unknown number, for `BufferedIterator`."""
-
-    def __init__(self, batches: Iterator[Any]):
-        self._batches = batches
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._batches
-
-    def __len__(self) -> int:
-        return sys.maxsize
 
 
 class Stream:
@@ -111,7 +98,8 @@ class Stream:
         if self._source is None:
             self._source = iter(self.loader)
             if self._buffer_size:
-                self._source = BufferedIterator(self._buffer_size, _Endless(self._source))
+                endless = CountingIterator(self._source, 0, sys.maxsize)
+                self._source = BufferedIterator(self._buffer_size, endless)
                 self._source._create_consumer()
 
     def take(self, count: int) -> Iterator[Any]:
@@ -148,14 +136,6 @@ class Batching:
     num_shards: int = 1  # processes, which take turns at the batches
     iterations: int = 0  # batches that each process has trained on
 
-    def gives_batches_of(self, other: "Batching") -> bool:
-        """Return whether the batches of each process are the same."""
-        return self._has_sizes_of(other) and self.num_shards == other.num_shards
-
-    def _has_sizes_of(self, other: "Batching") -> bool:
-        now = replace(self, iterations=0, num_shards=1)
-        return now == replace(other, iterations=0, num_shards=1)
-
     def batches(self, dataset: Any, indices: np.ndarray) -> list[Any]:
         """Batch these items, in this order."""
         sizes = self.max_tokens, self.max_sentences, self.required_batch_size_multiple
@@ -164,7 +144,8 @@ class Batching:
     def rebatch(self, other: "Batching", dataset: Any, batches: list[Any]) -> list[Any]:
         """Batch the items of `batches` that `other` has not trained on, in the same order."""
         left = [batch for batch in batches[other.iterations * other.num_shards :] if len(batch)]
-        if not left or self._has_sizes_of(other):
+        alike = replace(other, iterations=0, num_shards=self.num_shards)
+        if not left or replace(self, iterations=0) == alike:
             return left
         return self.batches(
             dataset, np.concatenate([np.asarray(batch, np.int64) for batch in left])

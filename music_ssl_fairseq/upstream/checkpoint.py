@@ -38,7 +38,24 @@ def from_checkpoint(loaded: Any, path: Path) -> Contents:
     if not is_checkpoint(loaded):
         raise InputError(f"{path}: not a fairseq checkpoint: it has no `model`")
     with damaged_settings(path):
-        return _contents(loaded, path)
+        settings = settings_of(loaded, path)
+        model, task = settings.get("model", {}), settings.get("task", {})
+        family = _family(model, path)
+        for name, (known, reason) in _REQUIRED.items():
+            value = model.get(name)
+            if value is not None and value != known:
+                raise InputError(
+                    f"{path}: another architecture than music_hubert's and music2vec's: "
+                    f"{reason.format(value)}"
+                )
+        return Contents(
+            family=family,
+            config=architecture(model, str(path)),
+            state=encoder_state(loaded["model"]),
+            normalise=bool(task.get("normalize") or False),
+            sample_rate=int(task.get("sample_rate") or SAMPLE_RATE),
+            origin=str(path),
+        )
 
 
 @contextlib.contextmanager
@@ -51,27 +68,6 @@ def damaged_settings(path: Path) -> Iterator[None]:
     except (ValueError, TypeError, RuntimeError, LookupError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: its settings are damaged ({reason:.120})") from None
-
-
-def _contents(loaded: Mapping[str, Any], path: Path) -> Contents:
-    settings = settings_of(loaded, path)
-    model, task = settings.get("model", {}), settings.get("task", {})
-    family = _family(model, path)
-    for name, (known, reason) in _REQUIRED.items():
-        value = model.get(name)
-        if value is not None and value != known:
-            raise InputError(
-                f"{path}: another architecture than music_hubert's and music2vec's: "
-                f"{reason.format(value)}"
-            )
-    return Contents(
-        family=family,
-        config=architecture(model, str(path)),
-        state=encoder_state(loaded["model"]),
-        normalise=bool(task.get("normalize") or False),
-        sample_rate=int(task.get("sample_rate") or SAMPLE_RATE),
-        origin=str(path),
-    )
 
 
 def settings_of(loaded: Mapping[str, Any], path: Path) -> dict[str, dict[str, Any]]:

@@ -127,9 +127,17 @@ def _input_format(folder: Path, layer_norms: bool) -> tuple[bool, int]:
     Raises:
         InputError: if the settings are damaged, or those of another kind of model.
     """
-    file, settings = _extractor_settings(folder)
+    # transformers 5 nests them in processor_config.json, which precedes the older file.
+    file = folder / PROCESSOR
+    whole = read_object(file) if file.is_file() else {}
+    settings = whole.get("feature_extractor", whole.get("audio_processor"))
     if settings is None:
-        return layer_norms, SAMPLE_RATE
+        file = folder / PREPROCESSOR
+        if not file.is_file():
+            return layer_norms, SAMPLE_RATE
+        settings = read_object(file)
+    if not isinstance(settings, dict):
+        raise InputError(f"{file}: feature_extractor is not an object of settings")
     kind = settings.get("feature_extractor_type", _EXTRACTOR)
     normalise = settings.get("do_normalize", True)
     sample_rate = settings.get("sampling_rate", SAMPLE_RATE)
@@ -142,22 +150,6 @@ def _input_format(folder: Path, layer_norms: bool) -> tuple[bool, int]:
     return normalise, sample_rate
 
 
-def _extractor_settings(folder: Path) -> tuple[Path, dict[str, Any] | None]:
-    """Return the feature extractor's file and settings, or None for no settings.
-
-    transformers 5 nests them in processor_config.json, which precedes the older file.
-    """
-    file = folder / PROCESSOR
-    whole = read_object(file) if file.is_file() else {}
-    nested = whole.get("feature_extractor", whole.get("audio_processor"))
-    if nested is not None:
-        if not isinstance(nested, dict):
-            raise InputError(f"{file}: feature_extractor is not an object of settings")
-        return file, nested
-    file = folder / PREPROCESSOR
-    return file, read_object(file) if file.is_file() else None
-
-
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """Read every tensor of a model, under transformers' names; safetensors are preferred.
 
@@ -166,7 +158,10 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """
     weights: dict[str, Tensor] = {}
     for path in _files(folder):
-        weights |= _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+        loaded = _read_safetensors(path) if path.suffix == ".safetensors" else safe_load(path)
+        if not isinstance(loaded, dict):
+            raise InputError(f"{path}: holds no tensors by name")
+        weights |= {name: tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
     return weights
 
 
@@ -200,13 +195,6 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise InputError(
             f"{path}: truncated, damaged or no safetensors ({error}): copy or download it again"
         ) from None
-
-
-def _read_pickle(path: Path) -> dict[str, Tensor]:
-    loaded = safe_load(path)
-    if not isinstance(loaded, dict):
-        raise InputError(f"{path}: holds no tensors by name")
-    return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
 
 
 def encoder_state(tensors: Mapping[str, Tensor], layer_norms: bool) -> dict[str, Tensor]:

@@ -190,7 +190,7 @@ class Upstream(nn.Module):
         def encode(waveform: Tensor) -> list[Tensor]:
             folded = None
             if statistics is not None:
-                waveform = statistics.normalise(waveform)
+                waveform = (waveform - statistics.mean) * statistics.scale
                 folded = statistics.folded
             elif self.normalise:
                 waveform = F.layer_norm(waveform, waveform.shape[-1:])

@@ -7,7 +7,8 @@ convolutions. torchaudio has transformers' names under two more prefixes.
 import re
 
 # fairseq's, transformers'. "#" is a number, "*" the last part of the name. Of two lines with the
-# same right side the first belongs to a group norm, the second to layer norms in the extractor.
+# same right side the first belongs to a group norm, the second to layer norms in the extractor; of
+# two with the same left side, the first is written.
 _PAIRS = (
     ("feature_extractor.conv_layers.#.0.*", "feature_extractor.conv_layers.#.conv.*"),
     ("feature_extractor.conv_layers.#.2.*", "feature_extractor.conv_layers.#.layer_norm.*"),
@@ -24,6 +25,9 @@ _PAIRS = (
         "encoder.pos_conv.0.weight_v",
         "encoder.pos_conv_embed.conv.parametrizations.weight.original1",
     ),
+    # From before torch had parametrizations; much of the hub still has them.
+    ("encoder.pos_conv.0.weight_g", "encoder.pos_conv_embed.conv.weight_g"),
+    ("encoder.pos_conv.0.weight_v", "encoder.pos_conv_embed.conv.weight_v"),
     ("encoder.pos_conv.#.0.*", "encoder.pos_conv_embed.layers.#.conv.*"),
     ("encoder.layer_norm.*", "encoder.layer_norm.*"),
     ("encoder.layers.#.self_attn.q_proj.*", "encoder.layers.#.attention.q_proj.*"),
@@ -35,12 +39,6 @@ _PAIRS = (
     ("encoder.layers.#.fc2.*", "encoder.layers.#.feed_forward.output_dense.*"),
     ("encoder.layers.#.final_layer_norm.*", "encoder.layers.#.final_layer_norm.*"),
 )
-
-# Names from before torch had parametrizations; much of the hub still has them.
-_OLD_WEIGHT_NORM = {
-    "conv.weight_g": "conv.parametrizations.weight.original0",
-    "conv.weight_v": "conv.parametrizations.weight.original1",
-}
 
 
 def _pattern(template: str) -> re.Pattern[str]:
@@ -70,8 +68,6 @@ def from_transformers(name: str, layer_norms: bool) -> str | None:
     The name is without the prefix of models with a head, such as `hubert.`. With `layer_norms`, the
     extractor's norms are layer norms (extractor_mode layer_norm).
     """
-    for old, new in _OLD_WEIGHT_NORM.items():
-        name = name.removesuffix(old) + new if name.endswith(old) else name
     for _, template, theirs, _ in _RULES:
         if match := theirs.fullmatch(name):
             if layer_norms and template.endswith(".2.*"):

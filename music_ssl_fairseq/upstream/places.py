@@ -27,7 +27,13 @@ def locate(path: str | os.PathLike) -> Path:
         InputError: if a folder has neither, or several runs, or the hub no safetensors.
     """
     if hub.is_name(path):
-        return _fetched(path)
+        folder = hub.snapshot(path)
+        if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
+            raise InputError(
+                f"{os.fspath(path)}: no {CONFIG} and safetensors in it; nothing else is loaded "
+                "from the hub"
+            )
+        return folder
     path = Path(path)
     if not path.is_dir() or (path / CONFIG).is_file():
         return path
@@ -51,16 +57,6 @@ def locate(path: str | os.PathLike) -> Path:
             look_around(path / "any"),
         )
     return _checkpoint_in(runs[0] / _FOLDER) or path
-
-
-def _fetched(name: str | os.PathLike) -> Path:
-    folder = hub.snapshot(name)
-    if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
-        raise InputError(
-            f"{os.fspath(name)}: no {CONFIG} and safetensors in it; nothing else is loaded from "
-            "the hub"
-        )
-    return folder
 
 
 def _checkpoint_in(folder: Path) -> Path | None:

@@ -188,10 +188,6 @@ class Statistics:
     # None for an extractor with layer norms
     folded: tuple[Tensor, Tensor] | None
 
-    def normalise(self, waveform: Tensor) -> Tensor:
-        """Return the extractor's input for `[B, T]`."""
-        return (waveform - self.mean) * self.scale
-
 
 def joined(statistics: Sequence[Statistics]) -> Statistics:
     """Concatenate the statistics of several batches."""

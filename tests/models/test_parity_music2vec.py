@@ -98,8 +98,8 @@ def test_teacher_follows_as_fairseqs_does(layers_only, transformer_only):
         theirs.set_num_updates(update)
         assert ours.teacher_decay == pytest.approx(theirs.ema.get_decay())
     expected = theirs.ema.model.state_dict()
-    assert set(expected) == set(ours.teacher.state_dict())
-    for name, tensor in ours.teacher.state_dict().items():
+    assert set(expected) == set(ours.teacher.model.state_dict())
+    for name, tensor in ours.teacher.model.state_dict().items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
 
 
@@ -107,18 +107,18 @@ def test_teacher_moves_once_an_update_whatever_update_freq():
     model, _ = _pair()
     model.encoder.layers[0].fc1.weight.data += 1.0
     model.set_num_updates(1)
-    once = model.teacher.state_dict()["layers.0.fc1.weight"].clone()
+    once = model.teacher.model.state_dict()["layers.0.fc1.weight"].clone()
     model.set_num_updates(1)
-    assert torch.equal(model.teacher.state_dict()["layers.0.fc1.weight"], once)
+    assert torch.equal(model.teacher.model.state_dict()["layers.0.fc1.weight"], once)
     model.set_num_updates(2)
-    assert not torch.equal(model.teacher.state_dict()["layers.0.fc1.weight"], once)
+    assert not torch.equal(model.teacher.model.state_dict()["layers.0.fc1.weight"], once)
 
 
 def test_teacher_rests_in_evaluation():
     model, _ = _pair()
-    before = model.teacher.state_dict()["layers.0.fc1.weight"].clone()
+    before = model.teacher.model.state_dict()["layers.0.fc1.weight"].clone()
     model.eval().set_num_updates(10)
-    assert torch.equal(model.teacher.state_dict()["layers.0.fc1.weight"], before)
+    assert torch.equal(model.teacher.model.state_dict()["layers.0.fc1.weight"], before)
 
 
 def test_state_dict_goes_both_ways():

@@ -198,9 +198,9 @@ def test_schedule_is_torch_s_reduce_on_plateau_head_by_head():
 def test_a_head_stops_after_patience_and_one_that_is_no_number_counts_as_no_better():
     schedule = HeadSchedule([1.0, 1.0], patience=2, lr_patience=9, lr_factor=0.5)
     both = torch.arange(2)
-    assert schedule.update(both, torch.tensor([0.1, float("nan")]), 1).stopped.tolist() == [0, 0]
-    assert schedule.update(both, torch.tensor([0.1, float("nan")]), 2).stopped.tolist() == [0, 1]
-    assert schedule.update(both[:1], torch.tensor([0.2]), 3).stopped.tolist() == [0]
-    assert schedule.update(both[:1], torch.tensor([0.0]), 4).stopped.tolist() == [0]
-    assert schedule.update(both[:1], torch.tensor([0.2]), 5).stopped.tolist() == [1]
+    assert schedule.update(both, torch.tensor([0.1, float("nan")]), 1)[1].tolist() == [0, 0]
+    assert schedule.update(both, torch.tensor([0.1, float("nan")]), 2)[1].tolist() == [0, 1]
+    assert schedule.update(both[:1], torch.tensor([0.2]), 3)[1].tolist() == [0]
+    assert schedule.update(both[:1], torch.tensor([0.0]), 4)[1].tolist() == [0]
+    assert schedule.update(both[:1], torch.tensor([0.2]), 5)[1].tolist() == [1]
     assert schedule.epochs.tolist() == [5, 2]

@@ -97,7 +97,8 @@ class FrontEndSource:
         self.fingerprint = hashlib.sha256(settings.encode()).hexdigest()
 
     def clip_features(self, waveforms: np.ndarray) -> np.ndarray:
-        return np.stack([_statistics(frames) for frames in self._frames(waveforms)])[:, None]
+        parts = [np.concatenate([f.mean(axis=0), f.std(axis=0)]) for f in self._frames(waveforms)]
+        return np.stack(parts).astype(np.float32)[:, None]
 
     def frame_features(self, waveforms: np.ndarray, num_frames: int) -> np.ndarray:
         frames = map(torch.from_numpy, self._frames(waveforms))
@@ -112,10 +113,6 @@ class FrontEndSource:
 
 
 FeatureSource = EncoderSource | FrontEndSource
-
-
-def _statistics(frames: np.ndarray) -> np.ndarray:
-    return np.concatenate([frames.mean(axis=0), frames.std(axis=0)]).astype(np.float32)
 
 
 def _halves(frames: Tensor) -> np.ndarray:

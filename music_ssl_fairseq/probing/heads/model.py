@@ -143,14 +143,14 @@ class HeadGrid(BaseFairseqModel):
         `scores` are `[heads in training]`, higher is better. The `last` epoch stops all heads.
         """
         best_before = self.best_score()
-        verdict = self.schedule.update(self.active, scores, epoch)
-        improved = torch.where(verdict.improved, scores.to(self.schedule.best_score), -torch.inf)
-        best = int(improved.argmax())
-        if improved[best] > best_before:
+        improved, stopped = self.schedule.update(self.active, scores, epoch)
+        gained = torch.where(improved, scores.to(self.schedule.best_score), -torch.inf)
+        best = int(gained.argmax())
+        if gained[best] > best_before:
             self.chosen.fill_(self.active[best])
             for name, value in self.heads.state(best).items():
                 getattr(self, f"chosen_{name}").copy_(value)
-        stopped = torch.ones_like(verdict.stopped) if last else verdict.stopped
+        stopped |= last
         if stopped.any():
             kept = (~stopped).nonzero().squeeze(1)
             self.heads.keep(kept.tolist())

@@ -1,16 +1,7 @@
 """Reduce-on-plateau and early stopping, separately for each head of the grid."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
-
-
-class Verdict(NamedTuple):
-    """Outcome of a validation for the heads it judged, each `[heads judged]` bool."""
-
-    improved: Tensor
-    stopped: Tensor
 
 
 class HeadSchedule(nn.Module):
@@ -44,12 +35,15 @@ class HeadSchedule(nn.Module):
         for name in ("best_epoch", "epochs", "since_best", "since_reduction"):
             self.register_buffer(name, torch.zeros(count, dtype=torch.int64))
 
-    def update(self, heads: Tensor, scores: Tensor, epoch: int) -> Verdict:
-        """Note the scores of a validation.
+    def update(self, heads: Tensor, scores: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """Note the scores of a validation; return which heads improved, and which have stopped.
 
         Args:
             heads: `[n]` int64, their numbers in the grid.
             scores: `[n]` float64, higher is better. NaN counts as no better.
+
+        Returns:
+            `[n]` bool each.
         """
         heads = heads.to(self.best_score.device)
         scores = scores.to(self.best_score)
@@ -63,4 +57,4 @@ class HeadSchedule(nn.Module):
         rate = self.learning_rate[heads]
         self.learning_rate[heads] = torch.where(reduced, rate * self.lr_factor, rate)
         self.since_reduction[heads] = torch.where(reduced, 0, self.since_reduction[heads])
-        return Verdict(improved, self.since_best[heads] >= self.patience)
+        return improved, self.since_best[heads] >= self.patience
