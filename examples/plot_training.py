@@ -86,17 +86,16 @@ def get_parser() -> argparse.ArgumentParser:
         default=Path("curves.png"),
         help="picture to write (default: %(default)s)",
     )
-    parser.add_argument("--table", action="store_true", help="also print a Markdown table")
+    parser.add_argument("--table", action="store_true", help="print a Markdown table")
     return parser
 
 
 def run(runs: Sequence[Path], out: Path, table: bool) -> None:
-    """Draw the runs in these folders, and print their table if asked."""
+    """Draw the runs in these folders; print their table if asked, else where the picture is."""
     curves = [read_log(folder) for folder in runs]
     with atomic_path(out) as temporary:
         draw(curves).savefig(temporary, dpi=130)
-    if table:
-        print(markdown(curves))
+    print(markdown(curves) if table else f"curves: {out}")
 
 
 def main() -> int:

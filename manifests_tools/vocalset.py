@@ -135,7 +135,7 @@ def chunks(item: Labelled, track: ExaminedTrack) -> list[Example]:
 
 
 def _builder(label: str, what: str, disjoint: str) -> ProbingBuilder:
-    about = f"marble: as the benchmark, a recording is on one side; disjoint: {disjoint}"
+    about = f"marble: as in the benchmark, a recording is in one split; disjoint: {disjoint}"
     choices = {"choices": ("marble", "disjoint"), "default": "marble"}
     return ProbingBuilder(
         f"vocalset-{label}",
@@ -148,7 +148,7 @@ def _builder(label: str, what: str, disjoint: str) -> ProbingBuilder:
 
 
 singer = _builder(
-    "singer", "Which of 20 singers sings", "an exercise (context and technique) is too"
+    "singer", "Which of 20 singers sings", "an exercise (context and technique) is, too"
 )
 technique = _builder(
     "technique", "Which of ten vocal techniques is used", "so is a singer, in all three splits"

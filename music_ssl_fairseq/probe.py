@@ -133,7 +133,7 @@ def _report(out: Path, folders: Sequence[Path], split: str) -> None:
         )
     no_plot = find_spec("matplotlib") is None
     report([out], out / "report", split, _RESAMPLES, no_plot=no_plot)
-    print(f"written: {out / 'report' / 'report.html'}, report.md and report.csv")
+    print(f"report: {out / 'report' / 'report.html'}")
 
 
 def _say_what_next(upstream: Sequence[str], task: Sequence[Path], out: Path) -> None:

@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         print(run(**vars(arguments)))
-        print(f"page: {page}")
+        print(f"report: {page}")
 
     return exit_status(work, arguments.out, "interrupted")
 

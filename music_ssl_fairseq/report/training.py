@@ -171,10 +171,10 @@ def draw_content(axes: "Axes", curves: Curves) -> None:
         line(axes, curves.valid, f"perplexity_target{name}", f"{of}labels (valid)", other, ":")
     if not sets:
         axes.set_ylabel("share of the squared error")
-        line(axes, curves.train, "pred_music", "saved by knowing the crop", BLUE)
-        line(axes, curves.valid, "pred_music", "the same (valid)", VERMILION, "--")
-        line(axes, curves.train, "target_position", "of targets, due to position", GREY, ":")
-        line(axes, curves.valid, "target_position", "the same (valid)", GREY, "-.")
+        line(axes, curves.train, "pred_music", "pred_music: saved by knowing the crop", BLUE)
+        line(axes, curves.valid, "pred_music", "pred_music (valid)", VERMILION, "--")
+        line(axes, curves.train, "target_position", "target_position: due to position", GREY, ":")
+        line(axes, curves.valid, "target_position", "target_position (valid)", GREY, "-.")
     axes.set_ylim(bottom=0)
 
 

@@ -146,6 +146,15 @@ def test_command_line_draws(command, write_log, tmp_path, capsys):
     command(run, "--table", "--out", tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "/run | 3 | 5.000 → 3.000 |" in capsys.readouterr().out
+    command(run, "--out", tmp_path / "curves.png")
+    assert capsys.readouterr().out == f"curves: {tmp_path / 'curves.png'}\n"
+
+
+def test_legends_have_the_names_of_the_logged_numbers(plot, write_log, tmp_path):
+    stats = {"num_updates": 1, "target_var": 0.7, "pred_music": 0.1, "target_position": 0.2}
+    run = plot.read_log(write_log(tmp_path, [("train_inner", stats)]))
+    shown = {text for axes in draw([run]).axes for text in axes.get_legend_handles_labels()[1]}
+    assert {"pred_music: saved by knowing the crop", "target_position: due to position"} <= shown
 
 
 def test_runs_that_log_the_same_have_the_same_axes(plot, write_log, tmp_path):

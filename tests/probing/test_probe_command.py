@@ -60,7 +60,7 @@ def test_what_is_finished_is_kept(inside):
     assert status == 0
     assert err.count("done already") == 2
     assert "pitch  logmel, 1 s  accuracy" in out
-    assert "written: runs/probing/report" in out
+    assert "report: runs/probing/report/report.html" in out
 
 
 def test_a_result_belongs_to_its_settings(inside, folder):
