@@ -65,10 +65,10 @@ def fairseq_hubert(*k: int, **fields: Any):
     return model
 
 
-def music2vec(**fields: Any) -> Music2VecModel:
-    return Music2VecModel(
-        config(Music2VecConfig, **{**SIZES, **NO_DROPOUT, "average_top_k_layers": 2, **fields})
-    )
+def music2vec(*k: int, **fields: Any) -> Music2VecModel:
+    """`k`: units of each label set, of which there are none by default."""
+    sizes = {**SIZES, **NO_DROPOUT, "average_top_k_layers": 2, "final_dim": 16}
+    return Music2VecModel(config(Music2VecConfig, **{**sizes, **fields}), [n + 4 for n in k])
 
 
 def fairseq_data2vec(**fields: Any):

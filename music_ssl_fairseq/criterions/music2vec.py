@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, List, Optional
 
 import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from music_ssl_fairseq.criterions.collapse import SpreadWatch, schedule_of
 from music_ssl_fairseq.criterions.totals import totals
+from music_ssl_fairseq.criterions.units import log_units, score_units
 from music_ssl_fairseq.runtime.settings import setting
 
 
@@ -22,6 +23,14 @@ class Music2VecCriterionConfig(FairseqDataclass):
     )
     loss_scale: Optional[float] = setting(
         None, "factor on the loss; by default 1 / sqrt(width). In fairseq: model.*"
+    )
+    unit_weight: float = setting(
+        1.0, "weight of the loss over units, with label sets (task.label_dir). Not in fairseq"
+    )
+    label_weights: Optional[List[float]] = setting(
+        None,
+        "weight of each label set's loss, in the order of task.label_dir; 1 each by default. Not "
+        "in fairseq",
     )
     min_target_var: float = setting(
         0.1,
@@ -50,6 +59,9 @@ class Music2VecCriterion(FairseqCriterion):
             explains. Towards 1 it is collapse: the targets encode position alone.
         pred_music: see `music_gain`. Learning shows as a rise from 0.
         ema_decay: times 1000.
+
+    With label sets, the loss per frame is that of the regression and `unit_weight` times the
+    cross-entropy of units, in nats. What musicHuBERT logs of masked frames is logged as well.
     """
 
     def __init__(self, cfg: Music2VecCriterionConfig, task: Any):
@@ -60,7 +72,12 @@ class Music2VecCriterion(FairseqCriterion):
 
     def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True):
         """Return the summed loss, the number of masked frames, and what to log."""
-        output = model(**sample["net_input"])
+        inputs = dict(sample["net_input"])
+        labelled = "target" in sample
+        if labelled:
+            inputs["target"] = sample["target"]
+            inputs.pop("unmasked_indices", None)  # musicHuBERT alone scores these frames
+        output = model(**inputs)
         prediction, target = output["prediction"], output["target"]
         frames, width = prediction.shape
         scale = 1 / math.sqrt(width) if self.cfg.loss_scale is None else self.cfg.loss_scale
@@ -69,7 +86,13 @@ class Music2VecCriterion(FairseqCriterion):
         else:
             loss = F.mse_loss(prediction, target, reduction="sum")
         loss = loss * scale
+        units: dict[str, Any] = {}
+        if labelled:
+            loss = loss + self.cfg.unit_weight * score_units(
+                output, "m", self.cfg.label_weights, units
+            )
         logs: dict[str, Any] = {
+            **units,
             "loss": loss.detach(),
             "ntokens": sample["ntokens"],
             "nsentences": sample["nsentences"],
@@ -101,6 +124,7 @@ class Music2VecCriterion(FairseqCriterion):
             metrics.log_scalar(f"{name}_var", value, round=4)
         for name in ("target_position", "pred_music"):
             metrics.log_scalar(name, sums[name] / sums["workers"], round=4)
+        log_units(sums)
         metrics.log_scalar("ema_decay", 1000 * sums["ema_decay"] / sums["workers"], round=3)
 
     @staticmethod

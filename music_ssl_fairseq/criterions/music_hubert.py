@@ -4,16 +4,13 @@ import math
 from dataclasses import dataclass
 from typing import Any, List, Optional
 
-import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
-from torch import Tensor
-from torch.nn import functional as F
 
-from music_ssl_fairseq.criterions.collapse import UnitWatch, entropy, schedule_of
+from music_ssl_fairseq.criterions.collapse import UnitWatch, schedule_of
 from music_ssl_fairseq.criterions.totals import totals
-from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.criterions.units import log_units, score_units
 from music_ssl_fairseq.runtime.settings import setting
 
 
@@ -71,11 +68,11 @@ class MusicHubertCriterion(FairseqCriterion):
             target=sample["target"], score_unmasked=score_unmasked, **sample["net_input"]
         )
         logs: dict[str, Any] = {"ntokens": sample["ntokens"], "nsentences": sample["nsentences"]}
-        loss_m = self._score(output, "m", logs)
+        loss_m = score_units(output, "m", self.cfg.label_weights, logs)
         loss = self.cfg.pred_masked_weight * loss_m
         sample_size = logs["count_m"] if self.cfg.pred_masked_weight > 0 else 0
         if output["logits_u"] is not None:
-            loss_u = self._score(output, "u", logs)
+            loss_u = score_units(output, "u", self.cfg.label_weights, logs)
             if self.cfg.pred_nomask_weight > 0:
                 loss = loss + self.cfg.pred_nomask_weight * loss_u
                 sample_size += logs["count_u"]
@@ -97,25 +94,6 @@ class MusicHubertCriterion(FairseqCriterion):
         correct, pred, target = found.values()
         return self.watch.update(update, sum(correct), sums["count_m"], pred, target)
 
-    def _score(self, output: dict[str, Any], kind: str, logs: dict[str, Any]) -> Tensor:
-        """Sum the loss over masked ("m") or unmasked ("u") frames; add statistics to `logs`."""
-        sets = output[f"logits_{kind}"]
-        targets = output[f"target_{kind}"].unbind(-1)
-        weights = self.cfg.label_weights or [1.0] * len(sets)
-        if len(weights) != len(sets):
-            raise InputError(
-                f"criterion.label_weights has {len(weights)} numbers for {len(sets)} label sets"
-            )
-        total = torch.zeros((), device=targets[0].device)
-        for number, (logits, target, weight) in enumerate(zip(sets, targets, weights, strict=True)):
-            name = f"{kind}_{number}" if len(sets) > 1 else kind
-            loss = F.cross_entropy(logits, target, reduction="sum")
-            total = total + weight * loss
-            logs |= {f"loss_{name}": loss.detach(), **_statistics(logits.detach(), target, name)}
-        logs[f"loss_{kind}"] = total.detach()
-        logs[f"count_{kind}"] = targets[0].numel()
-        return total
-
     @staticmethod
     def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:
         """Log the means over all frames of all workers."""
@@ -128,56 +106,9 @@ class MusicHubertCriterion(FairseqCriterion):
         if "loss_features_pen" in sums:
             penalty = sums["loss_features_pen"] * bits / size
             metrics.log_scalar("loss_features_pen", penalty, size, round=5)
-        for key in sums:
-            kind, _, name = key.partition("_")
-            count = sums.get(f"count_{name[:1]}")
-            if kind == "loss" and count is not None:
-                metrics.log_scalar(key, sums[key] * bits / count, count, round=4)
-            elif kind == "correct":
-                metrics.log_scalar(f"accuracy_{name}", sums[key] / count, count, round=5)
-            elif kind == "units":
-                _log_units(key, sums[key])
+        log_units(sums)
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
         """Return True: everything logged is a sum, so workers exchange one small tensor."""
         return True
-
-
-def _statistics(logits: Tensor, target: Tensor, name: str) -> dict[str, Tensor]:
-    """Count the frames predicted correctly and, at masked frames, each unit."""
-    predicted = logits.argmax(-1)
-    classes = logits.size(-1)
-    found = {f"correct_{name}": (predicted == target).sum()}
-    if name.startswith("m"):
-        number = name[1:]
-        found[f"units_target{number}"] = _histogram(target, classes)
-        found[f"units_pred{number}"] = _histogram(predicted, classes)
-    return found
-
-
-def _log_units(key: str, counts: Tensor) -> None:
-    """Log perplexity and majority from counts such as `units_target` or `units_pred_1`.
-
-    Counts are summed over the logging interval, because one batch is too small a sample. fairseq
-    hides keys with a leading underscore.
-    """
-    metrics.log_scalar_sum(f"_{key}", counts)
-    name = key.removeprefix("units_")
-
-    def perplexity(meters: Any) -> float:
-        return round(math.exp(entropy(meters[f"_{key}"].sum)), 2)
-
-    def majority(meters: Any) -> float:
-        counts = meters[f"_{key}"].sum
-        return round((counts.max() / counts.sum()).item(), 5)
-
-    metrics.log_derived(f"perplexity_{name}", perplexity)
-    if name.startswith("target"):
-        metrics.log_derived(name.replace("target", "majority_m"), majority)
-
-
-def _histogram(units: Tensor, classes: int) -> Tensor:
-    # bincount finds the largest unit, which synchronises with the GPU.
-    counts = torch.zeros(classes, dtype=torch.float64, device=units.device)
-    return counts.index_add_(0, units, torch.ones_like(units, dtype=torch.float64))

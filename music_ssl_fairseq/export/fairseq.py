@@ -37,7 +37,9 @@ _TRAINING = (
 )  # fmt: skip
 _HUBERT = ("logit_temp", "skip_nomask")
 _DATA2VEC = ("average_top_k_layers", "ema_decay", "ema_end_decay", "ema_anneal_end_step")
-_HUBERT_HEAD = ("final_proj.weight", "final_proj.bias", "label_embs_concat")
+_PROJECTION = ("final_proj.weight", "final_proj.bias")
+_UNIT_HEADS = ("unit_proj.", "label_embs_concat")  # music2vec's, which fairseq's has not
+_HUBERT_HEAD = (*_PROJECTION, "label_embs_concat")
 _FINAL_DIM = 256
 _SPECIAL_SYMBOLS = ["<s>", "<pad>", "</s>", "<unk>"]
 
@@ -122,7 +124,8 @@ def _hubert_state(source: ExportSource) -> dict[str, Any]:
 
 def _data2vec_state(source: ExportSource) -> dict[str, Any]:
     encoder = _encoder(source)
-    state: dict[str, Any] = encoder | source.heads
+    heads = {name: source.heads[name] for name in _PROJECTION if name in source.heads}
+    state: dict[str, Any] = encoder | heads
     dim = source.contents.config["encoder_embed_dim"]
     state.setdefault("final_proj.weight", torch.zeros(dim, dim))
     state.setdefault("final_proj.bias", torch.zeros(dim))
@@ -133,7 +136,8 @@ def _data2vec_state(source: ExportSource) -> dict[str, Any]:
         if name.startswith("encoder.")
     }
     if any(name.startswith("encoder.") for name in teacher):  # a whole model, with a head
-        for name in ("final_proj.weight", "final_proj.bias"):
+        teacher = {name: teacher[name] for name in teacher if not name.startswith(_UNIT_HEADS)}
+        for name in _PROJECTION:
             teacher.setdefault(name, state[name].clone())
     state["_ema"] = teacher
     return state

@@ -1,6 +1,7 @@
 """music2vec: data2vec 1.0 on music (Baevski et al. 2022; Ma et al., arXiv 2307.05161)."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, List, Optional
 
@@ -10,12 +11,8 @@ from fairseq.models import register_model
 from torch import Tensor, nn
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.modules.audio_encoder import (
-    AudioEncoder,
-    AudioEncoderConfig,
-    Execution,
-    repeat_crops,
-)
+from music_ssl_fairseq.models.unit_prediction import UnitPrediction, UnitPredictionConfig
+from music_ssl_fairseq.modules.audio_encoder import Execution, repeat_crops
 from music_ssl_fairseq.modules.dropout import Drop, drop
 from music_ssl_fairseq.modules.ema_teacher import EMATeacher, annealed_decay
 from music_ssl_fairseq.runtime.settings import setting
@@ -24,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Music2VecConfig(AudioEncoderConfig):
+class Music2VecConfig(UnitPredictionConfig):
     extractor_mode: str = setting(
         "layer_norm", "default or layer_norm; data2vec's base model has layer_norm"
     )
@@ -70,16 +67,27 @@ class Music2VecConfig(AudioEncoderConfig):
 
 
 @register_model("music2vec", dataclass=Music2VecConfig)
-class Music2VecModel(AudioEncoder):
+class Music2VecModel(UnitPrediction):
     """Predicts, at masked frames, the representation by a slowly moving copy of the whole crop.
 
-    Tensors have the names of fairseq's Data2VecAudioModel, the teacher's under `_ema`.
+    Tensors have the names of fairseq's Data2VecAudioModel, the teacher's under `_ema`. With label
+    sets (not in fairseq) it predicts their units as well, with heads as musicHuBERT's.
     """
 
-    def __init__(self, cfg: Music2VecConfig):
+    projection_name = "unit_proj"
+
+    def __init__(self, cfg: Music2VecConfig, num_classes: Sequence[int] = ()):
+        """Build the encoder, and one head per label set.
+
+        `num_classes` are the lengths of their dictionaries, with fairseq's four special symbols.
+
+        Raises:
+            InputError: if settings do not fit together.
+        """
         super().__init__(cfg)
         check_targets(cfg)
         self.final_proj = nn.Linear(self.head_width, cfg.encoder_embed_dim)
+        self.make_unit_heads(num_classes)
         self.teacher: EMATeacher | None = None
         # As in fairseq: ema_layers_only implies ema_transformer_only.
         self._whole_teacher = not (cfg.ema_transformer_only or cfg.ema_layers_only)
@@ -94,7 +102,7 @@ class Music2VecModel(AudioEncoder):
 
     @classmethod
     def build_model(cls, cfg: Music2VecConfig, task: Any = None) -> "Music2VecModel":
-        return cls(cfg)
+        return cls(cfg, task.num_classes if task is not None else ())
 
     def set_num_updates(self, num_updates: int) -> None:
         """Move the teacher, once per update.
@@ -132,8 +140,9 @@ class Music2VecModel(AudioEncoder):
         masked_indices: Tensor | None = None,
         padding_mask: Tensor | None = None,
         num_visible: int | None = None,
-    ) -> dict[str, Tensor]:
-        """Predict the teacher's representation of the masked frames.
+        target: Tensor | None = None,
+    ) -> dict[str, Any]:
+        """Predict the teacher's representation of the masked frames, and their units.
 
         Args:
             source: `[B, T]` waveforms.
@@ -143,10 +152,12 @@ class Music2VecModel(AudioEncoder):
                 default found here, which synchronises with the GPU.
             padding_mask: `[B, T]` bool, True for padding, or None.
             num_visible: see `contextualise`.
+            target: `[B, frames, sets]` class of each frame in each label set, if there are any.
 
         Returns:
             `prediction` and `target`, both `[N, D]` float32, the target without gradient;
-            `target_position`, see `position_share`; and `pred_music`, see `music_gain`.
+            `target_position`, see `position_share`; and `pred_music`, see `music_gain`. With label
+            sets, `logits_m`: a list with `[N, classes]` per set; and `target_m`: `[N, sets]`.
         """
         execution = self.execution.for_batch(source, padding_mask, self.training)
         if masked_indices is None:
@@ -156,9 +167,11 @@ class Music2VecModel(AudioEncoder):
             padding = self.frame_padding(padding_mask, features.size(1))
             x, projected = execution.enter(self, features, mask)
             views = None if padding is None else repeat_crops(padding, len(mask))
-            x, _ = self.contextualise(x, mask, views, execution, masked_indices, num_visible)
+            x, hidden_states = self.contextualise(
+                x, mask, views, execution, masked_indices, num_visible
+            )
             prediction = self.final_proj(x)
-            target = self.targets(source, projected.detach(), padding, execution)
+            taught = self.targets(source, projected.detach(), padding, execution)
         # The same frames as indices into `B * frames`, without the other views of a crop.
         frames = mask.size(1)
         of_crop = mask.numel() // len(source)
@@ -166,13 +179,18 @@ class Music2VecModel(AudioEncoder):
         if of_crop > frames:
             in_crops = masked_indices // of_crop * frames + masked_indices % frames
         prediction = prediction.float()
-        own = target.flatten(0, 1)[in_crops]
-        return {
+        own = taught.flatten(0, 1)[in_crops]
+        output = {
             "prediction": prediction,
             "target": own,
-            "target_position": position_share(target),
-            "pred_music": music_gain(prediction.detach(), own, target, in_crops),
+            "target_position": position_share(taught),
+            "pred_music": music_gain(prediction.detach(), own, taught, in_crops),
         }
+        if target is not None:
+            chosen = self.prediction_frames(x, hidden_states, masked_indices)
+            output["logits_m"] = self.logits(chosen, execution)
+            output["target_m"] = target.flatten(0, 1)[in_crops]
+        return output
 
     @torch.no_grad()
     def targets(

@@ -2,27 +2,25 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, List, Optional
+from typing import Any
 
 import torch
 from fairseq.dataclass import ChoiceEnum
 from fairseq.models import register_model
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from music_ssl_fairseq.bands.mel_bands import MelBands
 from music_ssl_fairseq.bands.pitch_filters import ConstantQ
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import FrameGrid
 from music_ssl_fairseq.models.random_projection import RandomProjection
-from music_ssl_fairseq.modules.audio_encoder import (
-    AudioEncoder,
-    AudioEncoderConfig,
-    Execution,
-    repeat_crops,
+from music_ssl_fairseq.models.unit_prediction import (
+    UnitPrediction,
+    UnitPredictionConfig,
+    select,
 )
+from music_ssl_fairseq.modules.audio_encoder import repeat_crops
 from music_ssl_fairseq.modules.dropout import Drop, drop
-from music_ssl_fairseq.modules.unit_head import UnitHead
 from music_ssl_fairseq.runtime.settings import setting
 
 _SEMITONES = 12  # bands per octave whose random projections are units
@@ -30,24 +28,11 @@ _MEL_BANDS = 64  # bands whose random projections are units
 
 
 @dataclass
-class MusicHubertConfig(AudioEncoderConfig):
+class MusicHubertConfig(UnitPredictionConfig):
     mask_prob: float = setting(
         0.80,
         "share of frames covered by mask spans if spans did not overlap; fairseq's field has "
         "0.65, its HuBERT recipe 0.80",
-    )
-    final_dim: int = setting(256, "dimension in which frames and units are compared")
-    logit_temp: float = setting(0.1, "temperature: cosine similarities are divided by it")
-    unit_init: ChoiceEnum(["uniform", "normal"]) = setting(  # type: ignore[valid-type]
-        "uniform",
-        "how unit embeddings are drawn. uniform, fairseq's: all in [0, 1), so that any two units "
-        "begin with a cosine similarity of 0.75; normal: nearly orthogonal, which learns faster "
-        "at the start",
-    )
-    label_layers: Optional[List[int]] = setting(
-        None,
-        "the Transformer layer, from 1, whose output predicts each label set, in the order of "
-        "task.label_dir and then projections; by default the last for all. Not in fairseq",
     )
     cqt_bands: int = setting(
         0,
@@ -72,7 +57,7 @@ class MusicHubertConfig(AudioEncoderConfig):
 
 
 @register_model("music_hubert", dataclass=MusicHubertConfig)
-class MusicHubertModel(AudioEncoder):
+class MusicHubertModel(UnitPrediction):
     """Predicts the unit of each masked frame. Tensors have the names of fairseq's HubertModel.
 
     With several label sets, each has its own projection and unit embeddings, like fairseq's
@@ -91,19 +76,13 @@ class MusicHubertModel(AudioEncoder):
         """
         super().__init__(cfg)
         self.random_units = _random_units(cfg, self.grid)
-        self.num_classes = list(num_classes)
         if self.random_units is not None:
-            self.num_classes += [cfg.projection_size] * cfg.projection_sets
-        if not self.num_classes:
+            num_classes = [*num_classes, *[cfg.projection_size] * cfg.projection_sets]
+        if not num_classes:
             raise InputError(
                 "nothing to predict: task.label_dir is empty and model.projection_targets is none"
             )
-        self._check_label_layers()
-        self.final_proj = nn.Linear(self.head_width, cfg.final_dim * len(self.num_classes))
-        embeddings = torch.empty(sum(self.num_classes), cfg.final_dim)
-        draw = nn.init.normal_ if str(cfg.unit_init) == "normal" else nn.init.uniform_
-        self.label_embs_concat = nn.Parameter(draw(embeddings))
-        self.head = UnitHead(cfg.logit_temp)
+        self.make_unit_heads(num_classes)
         self.cqt: ConstantQ | None = None
         self.cqt_proj: nn.Linear | None = None
         if cfg.cqt_bands:
@@ -113,21 +92,6 @@ class MusicHubertModel(AudioEncoder):
     @classmethod
     def build_model(cls, cfg: MusicHubertConfig, task: Any) -> "MusicHubertModel":
         return cls(cfg, task.num_classes)
-
-    def _check_label_layers(self) -> None:
-        layers, number = self.cfg.label_layers, self.cfg.encoder_layers
-        if layers is None:
-            return
-        if self.decoder is not None:
-            raise InputError(
-                f"model.label_layers={list(layers)} does not go with model.encode=visible, whose "
-                "decoder reads the last layer: take model.label_layers=null or model.encode=all"
-            )
-        if len(layers) != len(self.num_classes) or not all(1 <= n <= number for n in layers):
-            raise InputError(
-                f"model.label_layers is {list(layers)}: give a layer from 1 to {number} for each "
-                f"of the {len(self.num_classes)} label sets"
-            )
 
     def _projection(self, channels: int, dim: int) -> nn.Linear | None:
         return nn.Linear(channels, dim) if channels != dim else None
@@ -182,7 +146,7 @@ class MusicHubertModel(AudioEncoder):
             x, penalty = execution.enter(self, features, mask)
             x, hidden_states = self.contextualise(x, mask, padding, execution, scored, num_visible)
         target = target.flatten(0, 1)
-        masked = self._prediction_frames(x, hidden_states, masked_indices)
+        masked = self.prediction_frames(x, hidden_states, masked_indices)
         output: dict[str, Any] = {
             "logits_m": self.logits(masked, execution),
             "target_m": target[masked_indices],
@@ -194,10 +158,10 @@ class MusicHubertModel(AudioEncoder):
             with self.autocast(source.device):
                 levels = repeat_crops(self.cqt(source), len(mask))
                 levels = levels.flatten(0, 1)[masked_indices]
-                error = (self.cqt_proj(_select(x, masked_indices)).float() - levels).square()
+                error = (self.cqt_proj(select(x, masked_indices)).float() - levels).square()
             output["cqt_error"] = error.mean(-1).sum()
         if score_unmasked:
-            unmasked = self._prediction_frames(x, hidden_states, unmasked_indices)
+            unmasked = self.prediction_frames(x, hidden_states, unmasked_indices)
             output["logits_u"] = self.logits(unmasked, execution)
             output["target_u"] = target[unmasked_indices]
         return output
@@ -206,41 +170,6 @@ class MusicHubertModel(AudioEncoder):
         """Map the extractor's features to the encoder's input and the features' mean square."""
         x = self.mask_views(self.project(features), mask, drop)
         return x, self.feature_penalty(features)
-
-    def _prediction_frames(
-        self, x: Tensor, hidden_states: list[Tensor], indices: Any
-    ) -> list[Tensor]:
-        """Return the frames `[N, D]` that predict units: one tensor for all sets, or one per set.
-
-        Args:
-            x: the output of `contextualise`, `[views, frames, D]`, or `[N, D]` of these frames.
-            hidden_states: each layer's output, from which come those of `label_layers`.
-            indices: `[N]` ascending indices into `views * frames`.
-        """
-        layers = self.cfg.label_layers or [0]
-        last = self.cfg.encoder_layers
-        states = [x if layer in (0, last) else hidden_states[layer - 1] for layer in layers]
-        return [_select(state, indices) for state in states]
-
-    def logits(self, frames: list[Tensor], execution: Execution | None = None) -> list[Tensor]:
-        """Map `_prediction_frames` to each set's scores `[N, classes]`, float32."""
-        with self.autocast(frames[0].device):
-            return (execution or self.execution).run(_score, self, frames)
-
-
-def _score(model: MusicHubertModel, frames: list[Tensor]) -> list[Tensor]:
-    project, dim = model.final_proj, model.cfg.final_dim
-    if model.cfg.label_layers is None:
-        projected = project(frames[0]).split(dim, dim=-1)
-    else:
-        parameters = zip(frames, project.weight.split(dim), project.bias.split(dim), strict=True)
-        projected = tuple(F.linear(*of_set) for of_set in parameters)
-    embeddings = model.label_embs_concat.split(model.num_classes)
-    return [model.head(*pair) for pair in zip(projected, embeddings, strict=True)]
-
-
-def _select(x: Tensor, indices: Tensor) -> Tensor:
-    return x if x.dim() == 2 else x.flatten(0, 1)[indices]
 
 
 def _random_units(cfg: MusicHubertConfig, grid: FrameGrid) -> RandomProjection | None:

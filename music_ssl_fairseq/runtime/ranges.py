@@ -39,8 +39,8 @@ _ZERO_OR_MORE = """
     model.feature_grad_mult model.lr_patience model.residual_init model.ema_anneal_end_step
     model.top_k_updates model.frozen_updates criterion.pred_masked_weight
     criterion.pred_nomask_weight criterion.label_weights criterion.cqt_weight
-    criterion.features_pen_weight criterion.loss_beta model.cqt_bands model.mel_bands
-    model.pitch_bands
+    criterion.unit_weight criterion.features_pen_weight criterion.loss_beta model.cqt_bands
+    model.mel_bands model.pitch_bands
 """
 _UP_TO_ONE = "task.mix_prob task.max_unreadable model.ema_decay model.ema_end_decay"
 _BELOW_ONE = """

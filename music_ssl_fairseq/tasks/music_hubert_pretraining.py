@@ -71,7 +71,7 @@ class MusicHubertPretrainingTask(PretrainingTask):
         units = [f"labels: {shown(d)}, {k:,} units, {rate:g} per second" for d, k, rate in sets]
         return super().start_lines(cfg, model) + units
 
-    def labels(self, split: str, manifest: Manifest) -> list[LabelSet]:
+    def labels(self, split: str, manifest: Manifest) -> list[LabelSet] | None:
         """Open and check the split's labels of each set."""
         sets = []
         for folder, units, rate in zip(self.label_dirs, self.units, self.label_rates, strict=True):
@@ -82,8 +82,8 @@ class MusicHubertPretrainingTask(PretrainingTask):
 
 
 def _folders(label_dir: Any) -> list[str]:
-    if isinstance(label_dir, str):
-        return [label_dir]
+    if label_dir is None or isinstance(label_dir, str):
+        return [label_dir] if label_dir else []
     folders = list(label_dir) if isinstance(label_dir, Sequence) else [label_dir]
     if not all(isinstance(folder, str) for folder in folders):
         raise InputError(f"task.label_dir is {label_dir!r}: give a folder, or a list of folders")

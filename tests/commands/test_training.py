@@ -14,7 +14,7 @@ from tests import EXAMPLES
 from tests.fairseq_commands import PACE, TINY, logged, train, validate
 
 FAMILIES = ["music2vec", "music_hubert"]
-NOT_MODELS = ("config", "run_folder", "tiny")
+NOT_MODELS = ("config", "run_folder", "tiny", "units")
 # music_hubert's want labels of their own: test_music_hubert_configs.py
 MODELS = sorted(
     path.stem for path in (EXAMPLES / "music2vec").glob("*.yaml") if path.stem not in NOT_MODELS
@@ -23,7 +23,11 @@ MODELS = sorted(
 
 @pytest.mark.parametrize(
     ("family", "settings"),
-    [("music2vec", ["model.encode=visible", "model.clone_batch=2"]), ("music_hubert", [])],
+    [
+        ("music2vec", ["model.encode=visible", "model.clone_batch=2"]),
+        ("music2vec", ["task.label_dir=labels", "task.label_rate=100"]),
+        ("music_hubert", []),
+    ],
 )
 def test_resumed_training_has_the_losses_of_an_uninterrupted_one(here, family, settings):
     # 7 updates over epochs of 6 batches; interrupted in the middle of the first. Dropout and
@@ -41,6 +45,17 @@ def test_resumed_training_has_the_losses_of_an_uninterrupted_one(here, family, s
     assert [step["num_updates"] for step in resumed] == [4, 5, 6, 7]
     for key in whole[0].keys() - PACE:
         assert [step[key] for step in resumed] == [step[key] for step in whole[3:]], key
+
+
+def test_units_beside_the_teacher_s_view_are_learned_from_labels(here):
+    shutil.move("labels", "labels_of_header")
+    Path("labels").mkdir()
+    shutil.move("labels_of_header", "labels/chroma")
+    small = ["model.pitch_bands=12", "model.pitch_taps=1024"]
+    train("music2vec", *TINY, *small, "optimization.max_update=2", config_name="units")
+    (step, _) = logged(Path("runs/music2vec/units"), "train_inner")
+    assert step["loss_m"] > 0
+    assert {"pred_music", "accuracy_m", "perplexity_pred"} <= step.keys()
 
 
 def test_crops_and_losses_do_not_depend_on_workers(here):

@@ -1,0 +1,121 @@
+"""Heads that predict units of one or several label sets: all of musicHuBERT, beside music2vec."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, List, Optional
+
+import torch
+from fairseq.dataclass import ChoiceEnum
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.modules.audio_encoder import AudioEncoder, AudioEncoderConfig, Execution
+from music_ssl_fairseq.modules.unit_head import UnitHead
+from music_ssl_fairseq.runtime.settings import setting
+
+
+@dataclass
+class UnitPredictionConfig(AudioEncoderConfig):
+    final_dim: int = setting(256, "dimension in which frames and units are compared")
+    logit_temp: float = setting(0.1, "temperature: cosine similarities are divided by it")
+    unit_init: ChoiceEnum(["uniform", "normal"]) = setting(  # type: ignore[valid-type]
+        "uniform",
+        "how unit embeddings are drawn. uniform, fairseq's: all in [0, 1), so that any two units "
+        "begin with a cosine similarity of 0.75; normal: nearly orthogonal, which learns faster "
+        "at the start",
+    )
+    label_layers: Optional[List[int]] = setting(
+        None,
+        "the Transformer layer, from 1, whose output predicts each label set, in the order of "
+        "task.label_dir and then projections; by default the last for all. Not in fairseq",
+    )
+
+
+class UnitPrediction(AudioEncoder):
+    """An encoder with a projection and unit embeddings per label set.
+
+    Attributes:
+        num_classes: units per label set, with those that no frame has.
+        label_embs_concat: the embeddings of all sets, one after the other:
+            `[sum(num_classes), final_dim]`. There are none without label sets.
+    """
+
+    projection_name = "final_proj"
+    """The tensor that holds the projections of all sets, likewise."""
+
+    num_classes: list[int]
+    label_embs_concat: nn.Parameter
+
+    def make_unit_heads(self, num_classes: Sequence[int]) -> None:
+        """Make the projections and the unit embeddings.
+
+        Args:
+            num_classes: lengths of the label sets' dictionaries, with fairseq's special symbols.
+
+        Raises:
+            InputError: if `label_layers` does not fit the label sets.
+        """
+        cfg = self.cfg
+        self.num_classes = list(num_classes)
+        self._check_label_layers()
+        if not self.num_classes:
+            return
+        width = cfg.final_dim * len(self.num_classes)
+        self.add_module(self.projection_name, nn.Linear(self.head_width, width))
+        embeddings = torch.empty(sum(self.num_classes), cfg.final_dim)
+        draw = nn.init.normal_ if str(cfg.unit_init) == "normal" else nn.init.uniform_
+        self.label_embs_concat = nn.Parameter(draw(embeddings))
+        self.head = UnitHead(cfg.logit_temp)
+
+    def _check_label_layers(self) -> None:
+        layers, number = self.cfg.label_layers, self.cfg.encoder_layers
+        if layers is None:
+            return
+        if self.decoder is not None:
+            raise InputError(
+                f"model.label_layers={list(layers)} does not go with model.encode=visible, whose "
+                "decoder reads the last layer: take model.label_layers=null or model.encode=all"
+            )
+        if len(layers) != len(self.num_classes) or not all(1 <= n <= number for n in layers):
+            raise InputError(
+                f"model.label_layers is {list(layers)}: give a layer from 1 to {number} for each "
+                f"of the {len(self.num_classes)} label sets"
+            )
+
+    def prediction_frames(
+        self, x: Tensor, hidden_states: list[Tensor], indices: Any
+    ) -> list[Tensor]:
+        """Return the frames `[N, D]` that predict units: one tensor for all sets, or one per set.
+
+        Args:
+            x: the output of `contextualise`, `[views, frames, D]`, or `[N, D]` of these frames.
+            hidden_states: each layer's output, from which come those of `label_layers`.
+            indices: `[N]` ascending indices into `views * frames`.
+        """
+        layers = self.cfg.label_layers or [0]
+        last = self.cfg.encoder_layers
+        states = [x if layer in (0, last) else hidden_states[layer - 1] for layer in layers]
+        return [select(state, indices) for state in states]
+
+    def logits(self, frames: list[Tensor], execution: Execution | None = None) -> list[Tensor]:
+        """Map `prediction_frames` to each set's scores `[N, classes]`, float32."""
+        with self.autocast(frames[0].device):
+            return (execution or self.execution).run(_score, self, frames)
+
+
+def _score(model: UnitPrediction, frames: list[Tensor]) -> list[Tensor]:
+    project, dim = model.get_submodule(model.projection_name), model.cfg.final_dim
+    assert isinstance(project, nn.Linear)
+    if model.cfg.label_layers is None:
+        projected = project(frames[0]).split(dim, dim=-1)
+    else:
+        parameters = zip(frames, project.weight.split(dim), project.bias.split(dim), strict=True)
+        projected = tuple(F.linear(*of_set) for of_set in parameters)
+    embeddings = model.label_embs_concat.split(model.num_classes)
+    return [model.head(*pair) for pair in zip(projected, embeddings, strict=True)]
+
+
+def select(x: Tensor, indices: Tensor) -> Tensor:
+    """Return the frames `[N, D]` at indices of `[views, frames, D]`; `[N, D]` as it is."""
+    return x if x.dim() == 2 else x.flatten(0, 1)[indices]
