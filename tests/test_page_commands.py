@@ -1,4 +1,4 @@
-"""Every command on the pages parses: its options, settings, files and extras exist."""
+"""Every command on the pages and in configurations parses: its options, files and extras exist."""
 
 import importlib
 import re
@@ -49,6 +49,14 @@ def commands(page: Path) -> Iterator[tuple[str, ...]]:
                 yield from split(line)
 
 
+def commands_of_header(config: Path) -> Iterator[tuple[str, ...]]:
+    """Words of each command in the comments of a configuration, which are indented there."""
+    comments = re.findall(r"^#   (.*)$", config.read_text(encoding="utf-8"), re.MULTILINE)
+    for line in "\n".join(comments).replace("\\\n", " ").splitlines():
+        if line.startswith(PROGRAMS):
+            yield from split(line)
+
+
 def split(line: str) -> Iterator[tuple[str, ...]]:
     """Cut a line of the shell at `&&`, `;` and `|`; leave out comments and assignments."""
     while (shorter := re.sub(r"\$\([^()]*\)", "VALUE", line)) != line:
@@ -68,12 +76,15 @@ def split(line: str) -> Iterator[tuple[str, ...]]:
 
 
 FOUND = sorted({(command, page) for page in PAGES for command in commands(page)})
+IN_HEADERS = sorted(
+    {(words, f) for f in (ROOT / "examples").glob("*/*.yaml") for words in commands_of_header(f)}
+)
 SPANS = sorted(
     {" ".join(text.split()) for page in PAGES for text in INLINE.findall(page.read_text("utf-8"))}
 )
 
 
-@pytest.mark.parametrize(("words", "page"), FOUND, ids=lambda v: str(v)[:40])
+@pytest.mark.parametrize(("words", "page"), FOUND + IN_HEADERS, ids=lambda v: str(v)[:40])
 def test_a_command_parses(words, page, monkeypatch):
     monkeypatch.chdir(ROOT)
     check(list(words), page)
@@ -189,4 +200,5 @@ def extras_of_package() -> frozenset[str]:
 
 def test_the_pages_have_commands():
     assert len(FOUND) > 50
+    assert len(IN_HEADERS) > 40
     assert len(SPANS) > 10
