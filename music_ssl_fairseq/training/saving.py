@@ -105,6 +105,16 @@ def _write(state: Any, copied: Any, path: str) -> None:
     logger.info("%s is on the disk after %.1f s", path, time.monotonic() - begin)
 
 
+def prepare_saving(trainer: Any) -> None:
+    """Make the writer's buffers while the first updates are computed, and kernels compiled."""
+    saves = trainer.should_save_checkpoint_on_current_rank and not trainer.cfg.checkpoint.no_save
+    sharded = trainer.is_fsdp or trainer.cfg.distributed_training.zero_sharding != "none"
+    if writer.on and saves and not (writer.prepared or sharded):
+        writer.prepared = True
+        trainer.consolidate_optimizer()  # as before each save; if not sharded, by itself
+        writer.submit(writer.copies.prepare, writer.copies.layouts(trainer.state_dict()))
+
+
 def finish_saving() -> None:
     """Wait for checkpoints that are being written; an error ends the run in one line."""
     with one_line_errors():

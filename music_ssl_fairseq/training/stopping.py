@@ -24,7 +24,7 @@ from music_ssl_fairseq.training.background import writer
 from music_ssl_fairseq.training.interruption import RESUBMIT, interruption
 from music_ssl_fairseq.training.narration import narration, say, shown
 from music_ssl_fairseq.training.processes import is_distributed
-from music_ssl_fairseq.training.saving import finish_saving, resume_file
+from music_ssl_fairseq.training.saving import finish_saving, prepare_saving, resume_file
 
 _PENDING = "after_update"
 """Key in a checkpoint for what is still due after its update: saving and validation."""
@@ -149,6 +149,7 @@ def _validate_and_save(
     """Run fairseq's function, which it calls after every update, and stop if a signal came."""
     with one_line_errors():
         writer.check()
+    prepare_saving(trainer)
     narration.update()
     last = 0 < (cfg.optimization.max_update or 0) <= trainer.get_num_updates()
     trainer.at_last_update = last  # then a signal only makes the state be saved first

@@ -57,11 +57,22 @@ def test_buffers_are_used_again_and_hold_what_a_gpu_s_tensors_would_give(tmp_pat
     first, _ = copies(state(1.0))
     second, _ = copies(state(2.0))
     assert second["model"]["weight"].data_ptr() == first["model"]["weight"].data_ptr()
-    assert second["optimizer"]["state"][0]["exp_avg"].stride() == (1, 60, 15, 3)
     checkpoints.write_state(second, tmp_path / "found.pt")
     assert (tmp_path / "found.pt").read_bytes() == (tmp_path / "expected.pt").read_bytes()
     third, _ = copies({"model": {"weight": torch.ones(7)}})  # another layout
     assert third["model"]["weight"].tolist() == [1.0] * 7
+
+
+def test_buffers_made_ahead_are_those_that_are_used():
+    copies = OfDevice()
+    layouts = copies.layouts(state())
+    assert [t.dtype for t in layouts] == [torch.float32] * 5
+    copies.prepare(layouts)
+    made = [buffer.data_ptr() for buffer in copies._buffers]
+    copied, _ = copies(state())
+    assert [buffer.data_ptr() for buffer in copies._buffers] == made
+    assert copied["optimizer"]["state"][0]["exp_avg"].stride() == (1, 60, 15, 3)
+    assert not HostCopies().layouts(state())
 
 
 def test_work_is_done_in_order_and_its_files_are_known_before(tmp_path):
