@@ -3,7 +3,6 @@
 import os
 import shlex
 import sys
-from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -62,14 +61,6 @@ def get_parser() -> Parser:
     return parser
 
 
-@dataclass(frozen=True)
-class Labels:
-    """The folder of the labels, and their rate per second."""
-
-    folder: Path
-    rate: float
-
-
 def run(
     manifests: str,
     labels: str | None = None,
@@ -94,7 +85,7 @@ def run(
         _check_copies(splits, findings, is_task)
     totals = dict.fromkeys(splits, "")
     if its_labels is not None:
-        totals = _check_labels(splits, its_labels, findings)
+        totals = _check_labels(splits, *its_labels, findings)
     if is_task:
         _check_probing(folder, list(splits), findings)
     if "valid" in splits and not is_task:
@@ -109,7 +100,8 @@ def run(
     return 0
 
 
-def _find_labels(folder: Path, labels: str | None, rate: float | None) -> Labels | None:
+def _find_labels(folder: Path, labels: str | None, rate: float | None) -> tuple[Path, float] | None:
+    """Return the folder of the labels, and their rate per second; None for no labels."""
     if labels is None:
         beside = [labels_beside(folder), Path(os.path.normpath(folder / ".." / "labels"))]
         there = [where for where in beside if where.is_dir()]
@@ -136,7 +128,7 @@ def _find_labels(folder: Path, labels: str | None, rate: float | None) -> Labels
             "give it: --label-rate 100 for MFCC labels, 50 for those of deep features"
         )
     label_hop(rate)
-    return Labels(where, rate)
+    return where, rate
 
 
 def _made_from(labels: Path, manifests: Path) -> bool:
@@ -237,16 +229,15 @@ def _check_track(
 
 
 def _check_labels(
-    splits: dict[str, Manifest], labels: Labels, findings: Findings
+    splits: dict[str, Manifest], folder: Path, rate: float, findings: Findings
 ) -> dict[str, str]:
     """Check the labels of all splits; return the number of labels per split, in words."""
     totals: dict[str, str] = {}
-    rate = labels.rate
     with findings.catching("dict"):
-        units = UnitDictionary(labels.folder / "dict.km.txt")
+        units = UnitDictionary(folder / "dict.km.txt")
         for split, manifest in splits.items():
             with findings.catching("labels"):
-                store = LabelStore(labels.folder / f"{split}.km")
+                store = LabelStore(folder / f"{split}.km")
                 totals[split] = f", {store.counts.sum()} labels"
                 with findings.catching("labels"):
                     check_labels(manifest, store, units, rate)
