@@ -45,8 +45,13 @@ def read(root: str, metadata: str | None = None) -> DataSet:
         split = "valid" if validating & set(artists[song]) else "train"
         splits[split].append(Labelled(_audio(root, folder, song), (key,)))
     folder = os.path.basename(_folder(root, "giantsteps-key", _TEST))
-    for song, key in test_keys(_folder(where, "giantsteps-key", _TEST)).items():
-        splits["test"].append(Labelled(_audio(root, folder, song), (key,)))
+    testing = Path(_folder(where, "giantsteps-key", _TEST), "annotations", "key")
+    files = sorted(testing.glob("*.key"))
+    if not files:
+        raise InputError(f"{testing}: no .key file in it; they are part of {_TEST}")
+    for file in files:
+        song = file.name.partition(".")[0]
+        splits["test"].append(Labelled(_audio(root, folder, song), (_read_key(file),)))
     task = ProbingSpec(
         "giantsteps-key",
         "key",
@@ -106,14 +111,6 @@ def validating_artists(songs: Iterable[list[str]]) -> set[str]:
 
 def _part(artist: str) -> int:
     return int(hashlib.sha1(artist.lower().encode("utf-8")).hexdigest(), 16) % _PARTS
-
-
-def test_keys(folder: str) -> dict[str, str]:
-    """Return song -> key, for all songs of the test set."""
-    files = sorted(Path(folder, "annotations", "key").glob("*.key"))
-    if not files:
-        raise InputError(f"{folder}: no .key file in annotations/key; they are part of {_TEST}")
-    return {file.name.partition(".")[0]: _read_key(file) for file in files}
 
 
 def _read_key(file: Path) -> str:

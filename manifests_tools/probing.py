@@ -20,7 +20,7 @@ from music_ssl_fairseq.cli import Parser, real_number
 from music_ssl_fairseq.data.left_out import REPORT, LeftOut, by_name, count_kinds, write_left_out
 from music_ssl_fairseq.data.music_checks import find_copies
 from music_ssl_fairseq.errors import InputError, one_line
-from music_ssl_fairseq.frames import SAMPLE_RATE, amount, hours
+from music_ssl_fairseq.frames import SAMPLE_RATE, amount
 from music_ssl_fairseq.probing.spec import FILE, SPLITS, ProbingSpec, parse_number, write_spec
 from music_ssl_fairseq.probing.writer import Example, remove_split, write_split
 from music_ssl_fairseq.runtime.files import require_writable
@@ -194,7 +194,8 @@ def _summarise(
         if (published := task.published.get(split)) is not None:
             off = f": {len(lines) - published:+d}" if len(lines) != published else ""
             beside = f" (published {published}{off})"
-        duration = amount(hours([_samples(line) for line in lines]))
+        parts = (line.segment or (0, line.num_samples / SAMPLE_RATE) for line in lines)
+        duration = amount(sum(stop - start for start, stop in parts) / 3600)
         print(f"{split}: {len(lines)} {task.counted}{beside}, {duration}")
     if "test" not in examples:
         print("warning: no test split, so there will be no test figure", file=sys.stderr)
@@ -226,12 +227,6 @@ def _comparable_name(name: str) -> object:
         return parse_number(name)
     except ValueError:
         return unicodedata.normalize("NFKC", name).casefold()
-
-
-def _samples(example: Example) -> float:
-    if example.segment is None:
-        return example.num_samples
-    return (example.segment[1] - example.segment[0]) * SAMPLE_RATE
 
 
 def _name_absent(task: ProbingSpec, examples: Splits) -> None:

@@ -194,7 +194,13 @@ def _add(a: argparse.Namespace, contents: "Contents", folder: Path, name: str) -
 
     sections = [additions.add_results(contents, folder, a.report)] if a.report else []
     sections += [additions.add_units(contents, folder, a.units, name)] if a.units else []
-    additions.into_card(folder / "README.md", sections, bool(a.report))
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8")
+    if a.report:
+        text = text.replace("- **Evaluation**: none was made in writing this card.\n", "")
+    before, heading, after = text.partition("## Training\n")
+    added = "".join(f"{section}\n" for section in sections)
+    card.write_text(f"{before}{added}{heading}{after}", encoding="utf-8")
 
 
 def _relative_paths(folder: Path) -> Iterator[str]:

@@ -3,7 +3,6 @@
 import csv
 import io
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -109,13 +108,3 @@ python -m music_ssl_fairseq label {options} \\
   --centroids {name} --labels labels
 ```
 """
-
-
-def into_card(card: Path, sections: Iterable[str], evaluated: bool) -> None:
-    """Put sections into a model card, before that about the training."""
-    text = card.read_text(encoding="utf-8")
-    if evaluated:
-        text = text.replace("- **Evaluation**: none was made in writing this card.\n", "")
-    before, heading, after = text.partition("## Training\n")
-    parts = [before, *(f"{section}\n" for section in sections), heading, after]
-    card.write_text("".join(parts), encoding="utf-8")

@@ -124,6 +124,8 @@ class LabelFolder:
             if unfinished != self.checkpoints.path:
                 CheckpointDir(unfinished).remove()
         remove_temporary(self.path)  # the caller holds the lock of this folder
+        # Six digits: a sum's last ones may depend on the number of threads.
+        curve, coarse = ([float(f"{x:.6g}") for x in part] for part in (fit.curve, fit.coarse))
         distributions = ("music_ssl_fairseq", "numpy", "scipy", "soundfile", "av")
         with atomic_path(self.path / "centroids.npy") as centroids:
             np.save(centroids, fit.centroids)
@@ -135,7 +137,11 @@ class LabelFolder:
                 "frame_window": front_end.grid.window,
                 "frame_hop": front_end.grid.hop,
                 "dimension": front_end.dimension,
-                **_describe_fit(fit, num_frames, fitted_by),
+                "frames_fitted": num_frames,
+                "fitted_by": fitted_by,
+                "train_inertia": curve[-1] if curve else None,
+                "inertia_curve": curve,
+                "coarse_inertia_curve": coarse,
                 "audio": audio,
                 "centroids_sha256": checksum(centroids),
                 "versions": {
@@ -225,15 +231,3 @@ def _is_complete(metadata: dict[str, Any]) -> bool:
             for split in splits.values()
         )
     )
-
-
-def _describe_fit(fit: KMeansState, num_frames: int, fitted_by: str) -> dict[str, Any]:
-    # Six digits: a sum's last ones may depend on the number of threads.
-    curve = [float(f"{inertia:.6g}") for inertia in fit.curve]
-    return {
-        "frames_fitted": num_frames,
-        "fitted_by": fitted_by,
-        "train_inertia": curve[-1] if curve else None,
-        "inertia_curve": curve,
-        "coarse_inertia_curve": [float(f"{inertia:.6g}") for inertia in fit.coarse],
-    }

@@ -98,25 +98,20 @@ def make_job(arguments: Namespace, parser: ArgumentParser, train: Manifest) -> J
     if workers < a.workers:
         enough = f"--memory {memory.show_size(bound)} is enough for {workers} workers"
         print(enough, file=sys.stderr)
+    gpus: tuple[str, ...] = ()  # a process each, instead of workers on the CPU
+    if computed_on != "cpu":
+        import torch
+
+        gpus = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
     return Job(
         folder=LabelFolder(a.labels, recipe, a.force, _remarks(a, parser)),
         features=replace(features, device=computed_on),
-        pool=choose_pool(workers, computed_on),
+        pool=WorkerPool(len(gpus) or workers, gpus),
         device=device,
         threads=a.workers,
         shard=shard,
         skip_unreadable=a.skip_unreadable,
     )
-
-
-def choose_pool(workers: int, device: str) -> WorkerPool:
-    """Return so many processes on the CPU, or one per GPU."""
-    if device == "cpu":
-        return WorkerPool(workers)
-    import torch
-
-    devices = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
-    return WorkerPool(len(devices), devices)
 
 
 def _remarks(a: Namespace, parser: ArgumentParser) -> dict[str, str]:

@@ -79,6 +79,12 @@ class Page:
             f'<section id="{name}">\n<h2>{heading}</h2>\n{contents}\n</section>'
             for name, heading, (_, contents) in zip(names, headings, self._sections, strict=True)
         ]
+        data = []
+        for name, value in self._data.items():
+            text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+            # In a script element, "</script" and "<!--" alone have a meaning.
+            text = text.replace("<", "\\u003c")
+            data.append(f'<script type="application/json" id="{name}">{text}</script>')
         return Template(ours.joinpath("page.html").read_text("utf-8")).substitute(
             title=escape(self._title),
             lead=escape(self._lead),
@@ -86,15 +92,8 @@ class Page:
             main="\n".join(sections),
             style=ours.joinpath("page.css").read_text("utf-8"),
             script=ours.joinpath("page.js").read_text("utf-8") + self._script,
-            data="\n".join(_json(name, value) for name, value in self._data.items()),
+            data="\n".join(data),
         )
-
-
-def _json(name: str, value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    # In a script element, "</script" and "<!--" alone have a meaning.
-    text = text.replace("<", "\\u003c")
-    return f'<script type="application/json" id="{name}">{text}</script>'
 
 
 def paragraph(text: str, kind: str = "") -> str:
