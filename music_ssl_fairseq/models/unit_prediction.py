@@ -100,20 +100,23 @@ class UnitPrediction(AudioEncoder):
 
     def logits(self, frames: list[Tensor], execution: Execution | None = None) -> list[Tensor]:
         """Map `prediction_frames` to each set's scores `[N, classes]`, float32."""
+        projection: nn.Linear = getattr(self, self.projection_name)
+        heads = projection, self.label_embs_concat, self.num_classes, self.head
         with self.autocast(frames[0].device):
-            return (execution or self.execution).run(_score, self, frames)
+            return (execution or self.execution).run(_score, frames, *heads)
 
 
-def _score(model: UnitPrediction, frames: list[Tensor]) -> list[Tensor]:
-    project, dim = model.get_submodule(model.projection_name), model.cfg.final_dim
-    assert isinstance(project, nn.Linear)
-    if model.cfg.label_layers is None:
+def _score(
+    frames: list[Tensor], project: nn.Linear, units: Tensor, classes: list[int], head: UnitHead
+) -> list[Tensor]:
+    # No configuration is read here, because OmegaConf cannot be compiled.
+    dim = project.out_features // len(classes)
+    if len(frames) == 1:
         projected = project(frames[0]).split(dim, dim=-1)
     else:
         parameters = zip(frames, project.weight.split(dim), project.bias.split(dim), strict=True)
         projected = tuple(F.linear(*of_set) for of_set in parameters)
-    embeddings = model.label_embs_concat.split(model.num_classes)
-    return [model.head(*pair) for pair in zip(projected, embeddings, strict=True)]
+    return [head(*pair) for pair in zip(projected, units.split(classes), strict=True)]
 
 
 def select(x: Tensor, indices: Tensor) -> Tensor:
