@@ -7,6 +7,7 @@ imports nothing of the package.
 
 import functools
 import importlib.util
+import math
 import os
 import shlex
 import signal
@@ -29,6 +30,8 @@ from hydra_plugins._music_ssl_fairseq_refusals import (
 )
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_MAX_NARROW_WIDTH = 128
+"""Values per frame of `tiny` models (96), and of those that a second thread slows down as well."""
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
 
 
@@ -55,7 +58,9 @@ class Launch(Callback):
         _refuse_without_iopath(config)
         if not torch.cuda.is_available():
             refuse_gpu_settings(config)
-        if torch.cuda.is_available() and not OmegaConf.select(config, "common.cpu"):
+        on_gpu = torch.cuda.is_available() and not OmegaConf.select(config, "common.cpu")
+        width = OmegaConf.select(config, "model.encoder_embed_dim")
+        if on_gpu or (width or math.inf) <= _MAX_NARROW_WIDTH:
             _one_thread()
         if not isinstance(utils.distributed_init, functools.partial):
             spawn = torch.multiprocessing.spawn
@@ -70,7 +75,8 @@ def _one_thread() -> None:
     """Compute with one CPU thread per process, in this one and in those that it starts.
 
     Training on GPUs leaves little to the CPU. With as many threads as there are CPUs, the threads
-    of eight processes hold each other up (fairseq issue 3342). Settings of the user stay.
+    of eight processes hold each other up (fairseq issue 3342). So do those of a narrow model on a
+    CPU and its loading processes. Settings of the user stay.
     """
     import torch
 

@@ -138,7 +138,7 @@ class Narration:
         name = f"checkpoint_best{self._trainer.checkpoint_suffix}.pt"
         file = Path(cfg.checkpoint.save_dir, name)
         # A run that continues another's file may never be better than that one.
-        return f"; best {best}, {shown(file)}" if file.exists() else f"; {best}"
+        return f"; best saved {best}, {shown(file)}" if file.exists() else f"; {best}"
 
 
 def _device_line(cfg: Any) -> str:

@@ -79,7 +79,9 @@ def test_validation_gives_the_same_loss_each_time(here, family, capsys):
     assert told[0].startswith(f"{family}: ")
     assert any(line.startswith("train: 6 tracks, 18.8 s, ") for line in told)
     assert f"writes to {run}" in told
-    assert re.match(rf"trained: 2 updates in [\d.]+ s; best valid loss [\d.]+, {run}/", told[-2])
+    assert re.match(
+        rf"trained: 2 updates in [\d.]+ s; best saved valid loss [\d.]+, {run}/", told[-2]
+    )
     assert told[-1].startswith("next: python -m music_ssl_fairseq map ")
     in_training = logged(run, "valid")[-1]["valid_loss"]
     losses = []

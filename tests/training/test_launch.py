@@ -159,9 +159,13 @@ def test_fairseq_is_patched_once():
 
 
 @pytest.mark.usefixtures("patches_undone")
-@pytest.mark.parametrize(("cpu", "threads"), [(False, 1), (True, 3)])
+@pytest.mark.parametrize(
+    ("cpu", "width", "threads"), [(False, 768, 1), (True, 768, 3), (True, 96, 1)]
+)
 @pytest.mark.parametrize("set_by_user", [False, True])
-def test_processes_of_gpus_compute_with_one_thread(monkeypatch, cpu, threads, set_by_user):
+def test_gpus_and_tiny_models_compute_with_one_thread(
+    monkeypatch, cpu, width, threads, set_by_user
+):
     for name in launch._THREADS:
         monkeypatch.setenv(name, "3")  # so that what is set here is undone
         monkeypatch.delenv(name)
@@ -170,7 +174,8 @@ def test_processes_of_gpus_compute_with_one_thread(monkeypatch, cpu, threads, se
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     torch.set_num_threads(3)
     try:
-        launch.Launch().on_job_start(OmegaConf.create({"common": {"cpu": cpu}}))
+        settings = {"common": {"cpu": cpu}, "model": {"encoder_embed_dim": width}}
+        launch.Launch().on_job_start(OmegaConf.create(settings))
         assert torch.get_num_threads() == (3 if set_by_user else threads)
     finally:
         torch.set_num_threads(1)
