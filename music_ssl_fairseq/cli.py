@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from hydra_plugins._music_ssl_fairseq_folder import FULL_DISK, hydra_text, shell_line, typed
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.device import available_cpus
+from music_ssl_fairseq.runtime.optional import SOURCE
 from music_ssl_fairseq.runtime.signal_stack import give_signals_a_stack
 from music_ssl_fairseq.runtime.typed import look_around, newest_run, with_command
 
@@ -159,7 +160,15 @@ def dispatch(
         return 0 if name else 2
     if name in known:
         slow_bars_in_logs()
-        return run(known[name][0], rest)
+        try:
+            return run(known[name][0], rest)
+        except ModuleNotFoundError as error:  # of what pyproject.toml requires: extras are caught
+            package = (error.name or "").partition(".")[0]
+            if package in ("", "manifests_tools", "music_ssl_fairseq"):
+                raise
+            print(f"error: {sys.executable} has no package {package}; run", file=sys.stderr)
+            print(f"pip install -e {shell_line(shlex.quote(SOURCE))}", file=sys.stderr)
+            return 1
     near = get_close_matches(name, known, 1)
     command = [*near, *rest] if near and rest else [*near, "--help"]
     print(f"error: no command {name!r}; there are: {', '.join(known)}", file=sys.stderr)

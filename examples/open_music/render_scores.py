@@ -196,7 +196,7 @@ def render_all(tracks: Sequence[Track], seconds: float, workers: int) -> None:
     missing = [track for track in tracks if not track.path.exists()]
     with ProcessPoolExecutor(workers) as pool:
         done = pool.map(render, missing, [seconds] * len(missing))
-        for _ in tqdm(done, "render", len(missing), unit="track", disable=not missing):
+        for _ in tqdm(done, "render", len(missing), unit=" tracks", disable=not missing):
             pass
 
 

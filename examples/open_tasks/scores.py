@@ -87,7 +87,7 @@ def _parse_all(collection: str, workers: int) -> list[Piece]:
     files = _files(collection)
     with ProcessPoolExecutor(workers) as pool:
         parsed = pool.map(_parse, [collection] * len(files), files)
-        progress = tqdm(parsed, f"scores of {collection}", len(files), unit="file")
+        progress = tqdm(parsed, f"scores of {collection}", len(files), unit=" files")
         return [piece for pieces in progress for piece in pieces]
 
 

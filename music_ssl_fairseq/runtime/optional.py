@@ -7,7 +7,8 @@ from types import ModuleType
 from music_ssl_fairseq.errors import InputError
 
 _HERE = Path(__file__).parents[2]
-_SOURCE = _HERE if (_HERE / "pyproject.toml").exists() and Path.cwd() != _HERE else "."
+SOURCE = str(_HERE) if (_HERE / "pyproject.toml").exists() and Path.cwd() != _HERE else "."
+"""Folder of the repository, for `pip install -e`."""
 
 
 def optional(module: str, extra: str) -> ModuleType:
@@ -22,5 +23,5 @@ def optional(module: str, extra: str) -> ModuleType:
         package = module.partition(".")[0]
         raise InputError(
             f"the package {package} is not installed; what needs it is installed by",
-            f"pip install -e '{_SOURCE}[{extra}]'",
+            f"pip install -e '{SOURCE}[{extra}]'",
         ) from None

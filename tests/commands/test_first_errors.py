@@ -25,6 +25,7 @@ from hydra_plugins import _music_ssl_fairseq_folder as folder
 from hydra_plugins import _music_ssl_fairseq_refusals as refusals
 from manifests_tools.__main__ import main as manifests_tools
 from music_ssl_fairseq import compat, upstream
+from music_ssl_fairseq.__main__ import COMMANDS
 from music_ssl_fairseq.__main__ import main as music_ssl_fairseq
 from music_ssl_fairseq.cli import exit_status
 from music_ssl_fairseq.data.manifest import Manifest
@@ -74,6 +75,17 @@ def last(capsys) -> str:
     elif words[0] not in ("find", "ffmpeg") and words[2] != "zipfile":
         check(words, Path("this error"))
     return lines[-1]
+
+
+def test_a_python_without_the_packages_requirements(capsys, monkeypatch):
+    monkeypatch.setitem(COMMANDS, "map", ("not_installed.anything", "a map"))
+    assert music_ssl_fairseq(["map", "songs"]) == 1
+    error, command = capsys.readouterr().err.splitlines()
+    assert error == f"error: {sys.executable} has no package not_installed; run"
+    assert command.startswith("pip install -e ")
+    monkeypatch.setitem(COMMANDS, "map", ("music_ssl_fairseq.no_such_module", "a mistake of ours"))
+    with pytest.raises(ModuleNotFoundError):
+        music_ssl_fairseq(["map", "songs"])
 
 
 def test_a_misspelt_music_folder(capsys):

@@ -78,7 +78,7 @@ def fill(
         return clip, read_part(source.grid, clip, clip.start, clip.stop)
 
     reader = ReadAhead(read, missing, workers, _CLIPS_AHEAD * workers)
-    progress = tqdm(total=len(missing), desc=f"features of {source.name}", unit="clip")
+    progress = tqdm(total=len(missing), desc=f"features of {source.name}", unit=" clips")
     try:
         with progress, reader:
             clips_read = iter(reader)
