@@ -17,7 +17,7 @@ from fairseq.data import iterators
 from music_ssl_fairseq.compat import one_line_errors
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.typed import with_setting
-from music_ssl_fairseq.training.stream import Batching, Plan, Plans, Stream
+from music_ssl_fairseq.training.stream import Batching, Plan, Plans, Stream, stop_buffer
 
 _BATCHINGS = "cuts"
 """Key of the batchings in a checkpoint, beside fairseq's position."""
@@ -48,6 +48,7 @@ class ResumableEpochs(iterators.EpochBatchIterator):
         self.batching: Batching | None = None
         self.batches_of: Callable[[int], list[Any]] | None = None
         self._stream: Stream | None = None
+        self._buffer: Any = None  # of the present epoch, without a stream
         self._order: tuple[bool, bool] | None = None  # of the stream: shuffled, fixed to GPUs
         self._first_batch: Any = None
         self._earlier_parts: list[Batching] = []  # of the resumed epoch
@@ -143,7 +144,9 @@ class ResumableEpochs(iterators.EpochBatchIterator):
         self, epoch: int, shuffle: bool, fix_batches_to_gpus: bool = False, offset: int = 0
     ) -> Any:
         if self.batches_of is None:
+            stop_buffer(self._buffer)  # of a validation cut short by dataset.max_valid_steps
             iterator = super()._get_iterator_for_epoch(epoch, shuffle, fix_batches_to_gpus, offset)
+            self._buffer = getattr(iterator, "_itr", None)
         else:
             iterator = self._from_stream(epoch, (shuffle, fix_batches_to_gpus), offset)
         if iterator is not None:
@@ -183,6 +186,7 @@ class ResumableEpochs(iterators.EpochBatchIterator):
         self._stream.begin()
 
     def stop(self) -> None:
+        stop_buffer(self._buffer)
         if self._stream is not None:
             self._stream.stop()
             self._stream = None

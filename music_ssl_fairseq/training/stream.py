@@ -114,16 +114,25 @@ class Stream:
 
     def stop(self) -> None:
         """Stop reading, and the loader's workers."""
-        consumer = getattr(self._source, "_consumer", None)
-        if consumer is not None:
-            consumer._max_len = 0  # one more batch at most
-        while consumer is not None and consumer.is_alive():
-            while not self._source._queue.empty():
-                self._source._queue.get_nowait()
-            consumer.join(0.01)
+        stop_buffer(self._source)
         stop = getattr(self.loader._iterator, "_shutdown_workers", None)
         if stop is not None:
             stop()
+
+
+def stop_buffer(buffer: Any) -> None:
+    """Stop the thread of a `BufferedIterator`, if it has one, and wait for it.
+
+    A thread that is left waits for ever with its batches, or reads until Python ends: then it may
+    end the process by SIGABRT.
+    """
+    consumer = getattr(buffer, "_consumer", None)
+    if consumer is not None:
+        consumer._max_len = 0  # one more batch at most
+    while consumer is not None and consumer.is_alive():
+        while not buffer._queue.empty():
+            buffer._queue.get_nowait()
+        consumer.join(0.01)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """An epoch continues where its crops ended, whatever the batches are then."""
 
+import threading
 import time
 from pathlib import Path
 
@@ -199,6 +200,17 @@ def test_reading_begins_before_training_with_the_same_batches(steps):
     assert begun + the_rest([process]) == expected
     assert process._stream is stream
     process.stop()
+
+
+def test_an_epoch_cut_short_leaves_no_thread():
+    """dataset.max_valid_steps cuts validations short: each would keep its batches for ever."""
+    (iterator,) = iterators_of(({"max_sentences": 3}, 1), ahead=False, buffer_size=2)
+    before = threading.active_count()
+    for _ in range(3):
+        next(iterator.next_epoch_itr(shuffle=False))
+        assert threading.active_count() == before + 1
+    iterator.stop()
+    assert threading.active_count() == before
 
 
 def test_workers_are_forked_in_the_thread_that_begins():
