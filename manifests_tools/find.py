@@ -21,6 +21,9 @@ _ARCHIVES = {".zip": "zipfile", ".tar": "tarfile", ".tgz": "tarfile", ".tar.gz":
 
 _VIDEOS = (".mp4", ".mkv", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv")
 
+SAME = "the same file as another"
+"""The reason to leave out further names of a file."""
+
 FileId = tuple[int, int]
 """Device and inode: equal for two names of one file."""
 
@@ -46,7 +49,7 @@ def find_audio(root: str | os.PathLike, option: str = "--root") -> tuple[list[st
     names: dict[FileId, str] = {}
     for _, _, name, identity in sorted(walk.files):
         if identity in names:
-            left_out.append(LeftOut(name, f"the same file as another: {names[identity]}"))
+            left_out.append(LeftOut(name, f"{SAME}: {names[identity]}"))
         elif any(character in name for character in "\t\n\r"):
             left_out.append(LeftOut(name, "a tab or line break in its name: rename it"))
         else:

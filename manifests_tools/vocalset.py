@@ -14,10 +14,10 @@ from math import ceil
 from operator import attrgetter
 
 from manifests_tools.examine import ExaminedTrack
-from manifests_tools.find import find_audio
+from manifests_tools.find import SAME, find_audio
 from manifests_tools.labelled import DataSet, Labelled
 from manifests_tools.probing import ProbingBuilder
-from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.errors import InputError, one_line
 from music_ssl_fairseq.frames import SAMPLE_RATE
 from music_ssl_fairseq.probing.spec import ProbingSpec
 from music_ssl_fairseq.probing.writer import Example
@@ -95,7 +95,15 @@ def read(root: str, label: str, split: str = "marble") -> DataSet:
 
 def _find_recordings(root: str) -> tuple[list[Recording], list[str]]:
     recordings, skipped = [], []
-    for name in find_audio(root)[0]:
+    names, left_out = find_audio(root)
+    for item in left_out:
+        hidden = os.path.basename(item.name).startswith(".")
+        if not hidden and not item.reason.startswith(SAME):
+            raise InputError(
+                f"{os.path.join(root, one_line(item.name))}: {item.reason}; the splits are drawn "
+                "from all recordings"
+            )
+    for name in names:
         # Names of files are not reliable: some lack the singer, or state another.
         singer, context, technique, file = ["", "", "", *name.split(os.sep)][-4:]
         if singer in SINGERS and context in CONTEXTS:

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -316,6 +318,16 @@ def test_vocalset_is_the_same_each_time(voices, tmp_path):
         build_voices(voices, tmp_path / out, "singer", "marble")
     for split in SPLITS:
         assert names(tmp_path / "a", split) == names(tmp_path / "b", split)
+
+
+def test_vocalset_recordings_that_cannot_be_read_are_named(voices, tmp_path):
+    root = tmp_path / "v"
+    shutil.copytree(voices, root, copy_function=os.link)
+    singer = root / "FULL" / "male4" / "scales" / "belt"
+    (singer / "._belt_a.wav").write_bytes(b"")
+    (singer / "gone.wav").symlink_to("nothing.wav")
+    with pytest.raises(InputError, match=r"belt/gone\.wav: cannot be opened: .*; the splits are"):
+        vocalset.singer.run(str(root), str(tmp_path / "out"))
 
 
 def test_vocalset_wrong_folder(tmp_path):
