@@ -52,7 +52,7 @@ def refuse_run_folder(folder: str) -> None:
 
 def refuse_gpu_settings(config: Any) -> None:
     """Refuse settings of fairseq that work on a GPU alone."""
-    names = ("fp16", "bf16", "memory_efficient_fp16", "amp", "profile")
+    names = ("fp16", "bf16", "memory_efficient_fp16", "memory_efficient_bf16", "amp", "profile")
     for key in (f"common.{name}" for name in names):
         if OmegaConf.select(config, key):
             _refuse(f"{key}=true: there is no GPU, which it needs", with_settings(f"{key}="))

@@ -66,6 +66,13 @@ def refuse_impossible(cfg: Any) -> None:
     check_ranges(cfg)
     _refuse_unknown(cfg)
     _refuse_others(cfg, _FIXED, "")
+    for kind in ("fp16", "bf16"):
+        efficient = f"common.memory_efficient_{kind}"
+        if OmegaConf.select(cfg, efficient) and not OmegaConf.select(cfg, f"common.{kind}"):
+            wanted = f"common.{kind}=true"
+            raise InputError(
+                f"{efficient}=true: without {wanted} it has no effect", with_setting(wanted)
+            )
     for name in ("finetune_from_model", "continue_once", "restore_file"):
         _require_file(f"checkpoint.{name}", cfg.checkpoint.get(name) or "")
     start = cfg.checkpoint.finetune_from_model

@@ -1,6 +1,7 @@
 """Checks of a run's folder: one run and one process train in it."""
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -32,7 +33,8 @@ logger = logging.getLogger(__name__)
 
 IDENTITY = "identity"
 EARLY_STOPPING = "early_stopping"
-"""Key in a checkpoint's `task_state`, beside `IDENTITY`: see `RunFolder.state`."""
+BEGAN_WITH = "began_with"
+"""Keys in a checkpoint's `task_state`, beside `IDENTITY`: see `RunFolder.state`."""
 
 _lock: IO[bytes] | None = None
 
@@ -43,11 +45,13 @@ class RunFolder:
     Attributes:
         identity: of this run, kept in its checkpoints.
         finished: why nothing is left to train, or empty.
+        began_with: the checkpoint.restore_file that the run started from, or empty.
     """
 
     def __init__(self) -> None:
         self.identity: Identity = {}
         self.finished = ""
+        self.began_with = ""
 
     def enter(
         self, task_cfg: Any, data: Callable[[Any], Identity], own_restore_file: bool = False
@@ -76,6 +80,9 @@ class RunFolder:
         if cfg.checkpoint.write_checkpoints_asynchronously:  # makes no checkpoint_last.pt
             cfg.checkpoint.write_checkpoints_asynchronously = False
             logger.info("task.background_saves is what writes checkpoints asynchronously here")
+        if cfg.checkpoint.restore_file != LAST and not own_restore_file:
+            self.began_with = os.path.realpath(cfg.checkpoint.restore_file)
+            _continue_own(cfg.checkpoint, self.began_with)
         problem = None
         if not is_distributed() or torch.distributed.get_rank() == 0:
             try:
@@ -107,6 +114,7 @@ class RunFolder:
         if file is None:
             return
         on_purpose = cfg.checkpoint.restore_file != LAST and not own_restore_file
+        self.began_with = self.began_with or _began_with(state)
         self._compare(file, state, on_purpose)
         take_early_stopping((state.get("task_state") or {}).get(EARLY_STOPPING))
         self.finished = _finished(cfg, state, file)
@@ -151,7 +159,33 @@ class RunFolder:
         """Return the plain values that a checkpoint keeps."""
         if not self.identity:
             return {}
-        return {IDENTITY: dict(self.identity), EARLY_STOPPING: early_stopping()}
+        return {
+            IDENTITY: dict(self.identity),
+            EARLY_STOPPING: early_stopping(),
+            BEGAN_WITH: self.began_with,
+        }
+
+
+def _began_with(state: dict[str, Any]) -> str:
+    return (state.get("task_state") or {}).get(BEGAN_WITH) or ""
+
+
+def _continue_own(cfg: Any, began_with: str) -> None:
+    """Let a run that began with `checkpoint.restore_file` continue with its own checkpoint.
+
+    fairseq begins with that file whenever the command runs, so that an interrupted and resubmitted
+    run would lose what it has trained. The settings `checkpoint.reset_*` were for that file too.
+    """
+    file, state = _checkpoint_to_continue(OmegaConf.merge(cfg, {"restore_file": LAST}))
+    if file is None or _began_with(state) != began_with:
+        return
+    cfg.restore_file = LAST
+    for part in ("optimizer", "lr_scheduler", "meters", "dataloader"):
+        cfg[f"reset_{part}"] = False
+    say(
+        f"{file}: continues this run, which began with {began_with}; to begin with it again, give "
+        "another hydra.run.dir"
+    )
 
 
 def _checkpoint_to_continue(cfg: Any) -> tuple[Path | None, dict[str, Any]]:

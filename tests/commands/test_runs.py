@@ -136,6 +136,10 @@ def test_a_checkpoint_is_continued_on_purpose_and_validated_on_other_data(here, 
     assert "is of another run (train.km is k=12 logmel" in text
     assert Path("own/checkpoints/checkpoint_best.pt").exists() == ("_best.pt" in text)
     assert [step["num_updates"] for step in logged(Path("own"), "train_inner")] == [2]
+    # The same command continues that run, and does not begin again.
+    train("music_hubert", *RUN, "optimization.max_update=3", *own)
+    assert "continues this run, which began with" in Path("own/hydra_train.log").read_text()
+    assert [step["num_updates"] for step in logged(Path("own"), "train_inner")] == [2, 3]
     validate(LAST, Path("manifests"), "music_hubert_pretraining", "--label-dir", "labels")
     assert '"valid_loss"' in "".join(capsys.readouterr())
     relabel("labels", 20)

@@ -308,6 +308,15 @@ def test_settings_of_fairseq_that_a_probe_cannot_have(name, value):
         refusals.refuse_in_probes(cfg)
 
 
+def test_memory_efficient_precision_without_that_precision_is_refused():
+    of_fairseq = {k: OmegaConf.structured(v) for k, v in vars(FairseqConfig()).items() if v}
+    cfg = OmegaConf.merge(of_fairseq, merged(EXAMPLES / "music_hubert", "config"))
+    refusals.refuse_impossible(cfg)
+    OmegaConf.update(cfg, "common.memory_efficient_bf16", True)
+    with pytest.raises(InputError, match=r"without common\.bf16=true it has no effect"):
+        refusals.refuse_impossible(cfg)
+
+
 @pytest.mark.parametrize("name", refusals._FIXED)
 def test_settings_of_fairseq_that_no_run_can_have(name):
     cfg = OmegaConf.create()
