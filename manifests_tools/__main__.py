@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from music_ssl_fairseq.cli import dispatch, exit_status
 
 BUILDERS = {
-    "pretrain": ("manifests_tools.pretrain:", "train.tsv and valid.tsv from a folder of music"),
-    "check": ("manifests_tools.check:", "re-read manifests, their audio and their labels"),
+    "pretrain": ("manifests_tools.pretrain:", "write train.tsv and valid.tsv of a music folder"),
+    "check": ("manifests_tools.check:", "check manifests, their audio and their labels"),
     "fetch": ("manifests_tools.fetch:", "download the data set of one of the tasks below"),
     "mtt": ("manifests_tools.magnatagatune:tagging", "MagnaTagATune, 50 tags"),
     "giantsteps-key": ("manifests_tools.giantsteps:key", "GiantSteps, 24 keys"),

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from music_ssl_fairseq.cli import dispatch
 
 COMMANDS = {
-    "label": ("music_ssl_fairseq.label.__main__", "pseudo-labels (units) of a manifest"),
-    "probe": ("music_ssl_fairseq.probe", "train, test and report probes on any number of tasks"),
-    "report": ("music_ssl_fairseq.report.__main__", "page and tables of scored probes"),
-    "map": ("music_ssl_fairseq.map.__main__", "a page with a map of a folder's songs, to play"),
-    "extract": ("music_ssl_fairseq.extract.__main__", "features of a manifest, on disk"),
-    "export": ("music_ssl_fairseq.export.__main__", "a model for other software, or the hub"),
+    "label": ("music_ssl_fairseq.label.__main__", "make K-means labels (units) of a manifest"),
+    "probe": ("music_ssl_fairseq.probe", "score frozen models on tasks, and report"),
+    "report": ("music_ssl_fairseq.report.__main__", "write a page and tables of scored probes"),
+    "map": (
+        "music_ssl_fairseq.map.__main__",
+        "write a page with a map of a folder's songs, to play",
+    ),
+    "extract": ("music_ssl_fairseq.extract.__main__", "write features of a manifest to disk"),
+    "export": ("music_ssl_fairseq.export.__main__", "write a model for other software or the hub"),
 }
 """Name -> (module with `main(argv)`, its purpose)."""
 
@@ -24,8 +27,8 @@ usage: python -m music_ssl_fairseq COMMAND [options]
 `python -m music_ssl_fairseq COMMAND --help` lists the options of one.
 
 Two more programs belong to it:
-  python -m manifests_tools        manifests of a music folder, and the data of probing tasks
-  fairseq-hydra-train              training: --config-dir examples/music_hubert --config-name short
+  python -m manifests_tools        make manifests of a music folder, and the data of probing tasks
+  fairseq-hydra-train              train: --config-dir examples/music_hubert --config-name short
 
 From music to scores:
   python -m manifests_tools pretrain --root ~/music

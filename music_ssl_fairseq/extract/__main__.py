@@ -52,11 +52,11 @@ def get_parser() -> Parser:
     parser = new_parser("music_ssl_fairseq extract", DESCRIPTION, EXAMPLES)
     add = parser.option
     add("--checkpoint", f"the model: {CHECKPOINT}", type=Path, required=True, metavar="FILE")
-    add("--manifest", "list of the tracks", type=Path, required=True, metavar="TSV")
+    add("--manifest", "manifest of the tracks", type=Path, required=True, metavar="TSV")
     add("--out", "folder to write to", type=Path, required=True, metavar="DIR")
     add(
         "--layer",
-        "which ones, in this order: 6, or 0-12, or 0,4,8-12 (default: all)",
+        "layers, in this order: 6, or 0-12, or 0,4,8-12 (default: all)",
         type=_layers,
         metavar="LAYERS",
     )
@@ -69,7 +69,7 @@ def get_parser() -> Parser:
     )
     add(
         "--dtype",
-        "of --pool frames; means are float32",
+        "type of --pool frames; means are float32",
         default="float16",
         choices=["float16", "float32"],
     )
@@ -91,7 +91,7 @@ def get_parser() -> Parser:
     add("--device", "cpu, cuda or cuda:N (default: cuda if there is a GPU)")
     add(
         "--precision",
-        "of the model's arithmetic; auto is bf16 on GPUs that have it",
+        "arithmetic of the model; auto: bf16 on GPUs that have it, else fp32",
         default="auto",
         choices=["auto", "bf16", "fp32"],
     )

@@ -94,9 +94,8 @@ def get_parser() -> Parser:
     )
     add(
         "--device",
-        "auto: models of --features deep, and K-means with them, run on all GPUs there are, "
-        "one process each; of other features all is done on the CPU. cuda: K-means on a GPU for "
-        "these as well",
+        "auto: models of --features deep, and their K-means, run on all GPUs, one process each; "
+        "all else runs on the CPU. cuda: K-means of other features runs on a GPU, too",
         default="auto",
         choices=("auto", "cpu", "cuda"),
     )
@@ -118,8 +117,8 @@ def get_parser() -> Parser:
     add(
         "--memory",
         "memory of all processes together, such as 512M or 16G; limits the frames that "
-        "K-means is fitted on, and the number of workers (default: 4G; with --checkpoint as much "
-        "more as its model takes twice)",
+        "K-means is fitted on, and the number of workers (default: 4G; with --checkpoint, twice "
+        "the memory of its model is added)",
         type=parse_size,
         metavar="SIZE",
     )
@@ -139,8 +138,8 @@ def get_parser() -> Parser:
     add(
         "--algorithm",
         "lloyd: K-means in faiss, or in torch on a GPU; minibatch: scikit-learn's "
-        "MiniBatchKMeans with the settings of fairseq's scripts, for reproductions: some ten times "
-        "slower",
+        "MiniBatchKMeans with the settings of fairseq's scripts, for reproductions: about ten "
+        "times slower",
         default="lloyd",
         choices=ALGORITHMS,
     )
