@@ -44,7 +44,7 @@ ALLOWED = {
     "training": FOUNDATION | {"compat"},
     "__main__": {"cli"},  # names the modules of the commands, and imports the one that is asked for
     "tasks": FOUNDATION
-    | {"compat", "criterions", "data", "models", "optim", "probing", "training"}
+    | {"compat", "criterions", "data", "features", "models", "optim", "probing", "training"}
     | {"upstream"},
 }
 

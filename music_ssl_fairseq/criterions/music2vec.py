@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from music_ssl_fairseq.criterions.collapse import SpreadWatch, schedule_of
 from music_ssl_fairseq.criterions.totals import totals
 from music_ssl_fairseq.criterions.units import log_units, score_units
+from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.settings import setting
 
 
@@ -67,6 +68,11 @@ class Music2VecCriterion(FairseqCriterion):
     def __init__(self, cfg: Music2VecCriterionConfig, task: Any):
         super().__init__(task)
         self.cfg = cfg
+        if cfg.label_weights and not getattr(task, "num_classes", True):
+            raise InputError(
+                f"criterion.label_weights={list(cfg.label_weights)} is for label sets, and "
+                "task.label_dir names none"
+            )
         minimum = {"target": cfg.min_target_var, "pred": cfg.min_pred_var}
         self.watch = SpreadWatch(*schedule_of(task), minimum)
 

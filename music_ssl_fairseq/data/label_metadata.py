@@ -53,16 +53,18 @@ def label_command(
     label_dir: str | os.PathLike,
     manifests: str | os.PathLike | None = None,
     into: str | os.PathLike = "",
+    options: str = "--k 500",
 ) -> str:
     """Return the command that makes labels, with paths and options in use, for a message.
 
     Args:
-        label_dir: its --labels. Options of existing labels are repeated; else k is 500.
+        label_dir: its --labels.
         into: another folder to write to.
         manifests: its --manifests; None for those that the labels were made from.
+        options: of labels that do not exist; those of existing labels are repeated.
     """
     metadata = _known_metadata(label_dir)
-    command = f"python -m music_ssl_fairseq label {metadata.get('options', '--k 500')}"
+    command = f"python -m music_ssl_fairseq label {metadata.get('options', options)}"
     manifests = manifests or metadata.get("manifests", "manifests")
     for option, folder in (("manifests", manifests), ("labels", into or label_dir)):
         if Path(folder).absolute() != Path(option).absolute():

@@ -25,8 +25,11 @@ class UnitDictionary:
         dictionary: fairseq's `Dictionary`, of 4 more symbols than units.
     """
 
-    def __init__(self, dict_file: str | os.PathLike):
+    def __init__(self, dict_file: str | os.PathLike, command: str = ""):
         """Read a dictionary.
+
+        Args:
+            command: makes the labels; for the message if there are none.
 
         Raises:
             InputError: if it is missing, lists nothing, or its symbols are not cluster numbers.
@@ -41,7 +44,7 @@ class UnitDictionary:
         if not self.file.is_file():
             raise InputError(
                 f"{self.file}: no such dictionary of units; make it together with the labels",
-                label_command(self.file.parent),
+                command or label_command(self.file.parent),
             )
         self.dictionary = Dictionary()
         try:

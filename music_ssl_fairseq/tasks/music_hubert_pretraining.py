@@ -12,12 +12,13 @@ from omegaconf import MISSING
 from music_ssl_fairseq.criterions import music_hubert as _criterion  # noqa: F401
 from music_ssl_fairseq.data.identity import Identity, label_identity
 from music_ssl_fairseq.data.label_check import check_labels
-from music_ssl_fairseq.data.label_metadata import choose_label_rate
+from music_ssl_fairseq.data.label_metadata import choose_label_rate, label_command
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.targets import LabelSet
 from music_ssl_fairseq.data.units import UnitDictionary
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.features import FRONT_ENDS
 from music_ssl_fairseq.models import music_hubert as _model  # noqa: F401
 from music_ssl_fairseq.runtime.settings import setting
 from music_ssl_fairseq.tasks.pretraining import PretrainingConfig, PretrainingTask, data_splits
@@ -50,7 +51,10 @@ class MusicHubertPretrainingTask(PretrainingTask):
     def __init__(self, cfg: MusicHubertPretrainingConfig):
         super().__init__(cfg)
         self.label_dirs = _folders(cfg.label_dir)
-        self.units = [UnitDictionary(os.path.join(d, "dict.km.txt")) for d in self.label_dirs]
+        self.units = [
+            UnitDictionary(os.path.join(d, "dict.km.txt"), _label_command(d, cfg.data))
+            for d in self.label_dirs
+        ]
         self.num_classes = [len(units.dictionary) for units in self.units]
         self.label_rates = [choose_label_rate(d, cfg.label_rate) for d in self.label_dirs]
 
@@ -79,6 +83,14 @@ class MusicHubertPretrainingTask(PretrainingTask):
             check_labels(manifest, store, units, rate)
             sets.append(LabelSet(store, units, rate))
         return sets
+
+
+def _label_command(folder: str, manifests: str) -> str:
+    """Return the command that makes missing labels: of the features that the folder is named by."""
+    name = os.path.basename(os.path.abspath(folder))
+    named = name != "mfcc" and all(part in FRONT_ENDS for part in name.split("+"))
+    options = f"--k 500 --features {name}" if named else "--k 500"
+    return label_command(folder, manifests, options=options)
 
 
 def _folders(label_dir: Any) -> list[str]:

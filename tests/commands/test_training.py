@@ -58,6 +58,20 @@ def test_units_beside_the_teacher_s_view_are_learned_from_labels(here):
     assert {"pred_music", "accuracy_m", "perplexity_pred"} <= step.keys()
 
 
+@pytest.mark.parametrize("name", ["chroma", "mfcc+chroma", "mfcc", "mine"])
+def test_missing_labels_are_made_of_the_features_that_name_their_folder(here, name):
+    with pytest.raises(SystemExit) as failure:
+        train("music2vec", *TINY, f"task.label_dir=labels/{name}", config_name="short")
+    command = str(failure.value).splitlines()[-1]
+    features = f" --features {name}" if "chroma" in name else ""
+    assert command == f"python -m music_ssl_fairseq label --k 500{features} --labels labels/{name}"
+
+
+def test_weights_of_label_sets_need_label_sets(here):
+    with pytest.raises(SystemExit, match=r"label_weights=.* is for label sets, and task"):
+        train("music2vec", *TINY, "criterion.label_weights=[2]", config_name="short")
+
+
 def test_crops_and_losses_do_not_depend_on_workers(here):
     for workers in (0, 2):
         train(
