@@ -116,6 +116,12 @@ class RunFolder:
         on_purpose = cfg.checkpoint.restore_file != LAST and not own_restore_file
         self.began_with = self.began_with or _began_with(state)
         self._compare(file, state, on_purpose)
+        if state.get("last_optimizer_state") is None and not cfg.checkpoint.reset_optimizer:
+            logger.warning(
+                "%s: has no optimizer state (checkpoint.no_save_optimizer_state), so updates, "
+                "optimizer and learning rate start anew, from its weights",
+                file,
+            )
         take_early_stopping((state.get("task_state") or {}).get(EARLY_STOPPING))
         self.finished = _finished(cfg, state, file)
 

@@ -147,6 +147,14 @@ def test_a_checkpoint_is_continued_on_purpose_and_validated_on_other_data(here, 
     assert "checkpoint_last.pt: does not fit the model of these settings: size mismatch" in message
 
 
+def test_a_checkpoint_without_optimizer_state_says_what_starts_anew(here):
+    state = torch.load(LAST, weights_only=False)
+    del state["last_optimizer_state"]
+    torch.save(state, LAST)
+    train("music_hubert", *RUN, "optimization.max_update=2")
+    assert "has no optimizer state" in Path("run/hydra_train.log").read_text()
+
+
 def test_validation_with_other_numbers_of_units_is_one_line(here, capsys):
     relabel("labels", 20)
     with pytest.raises(SystemExit, match=r"does not fit the labels and settings .* label_embs"):
