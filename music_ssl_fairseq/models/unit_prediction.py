@@ -36,13 +36,13 @@ class UnitPrediction(AudioEncoder):
     """An encoder with a projection and unit embeddings per label set.
 
     Attributes:
-        num_classes: units per label set, with those that no frame has.
+        num_classes: classes per label set: units, and symbols of the dictionary.
         label_embs_concat: the embeddings of all sets, one after the other:
             `[sum(num_classes), final_dim]`. There are none without label sets.
     """
 
     projection_name = "final_proj"
-    """The tensor that holds the projections of all sets, likewise."""
+    """Attribute with the projections of all sets, one after the other."""
 
     num_classes: list[int]
     label_embs_concat: nn.Parameter
