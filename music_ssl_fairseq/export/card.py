@@ -41,7 +41,6 @@ def model_card(source: ExportSource, name: str, model: str) -> str:
     layers, dim, rate = config["encoder_layers"], config["encoder_embed_dim"], contents.sample_rate
     grid = conv_grid(parse_conv_layers(config["conv_feature_layers"]))
     stack = model.startswith("Data2Vec")
-    embeddings = source.heads.get("label_embs_concat")
     return _CARD.format(
         tag=_TAGS[model],
         name=name,
@@ -57,8 +56,7 @@ def model_card(source: ExportSource, name: str, model: str) -> str:
         parameters=sum(tensor.numel() for tensor in contents.state.values()) / 1e6,
         updates=f"{source.num_updates} updates" if source.num_updates else "not recorded",
         audio=_audio_per_update(source),
-        # fairseq's dictionaries begin with four symbols that are no units.
-        units=str(embeddings.size(0) - 4) if embeddings is not None else "none",
+        units=_units(source),
         batches=_batches(contents),
         count=layers + 1,
         frames=grid.num_frames(5 * rate),
@@ -95,6 +93,22 @@ def _batches(contents: Contents) -> str:
         if group_norm
         else "its positional convolutions see the padding"
     )
+
+
+def _units(source: ExportSource) -> str:
+    """Return the number of units that heads predict, of all sets."""
+    heads = source.heads
+    embeddings = heads.get("label_embs_concat")
+    projection = heads.get("unit_proj.weight", heads.get("final_proj.weight"))
+    if embeddings is None or projection is None:
+        return "none"
+    sets = len(projection) // embeddings.size(1)
+    drawn = 0  # sets of random projections
+    if any(name.startswith("random_units.") for name in heads):
+        drawn = int(source.setting("model", "projection_sets", 1))
+    # fairseq's dictionaries begin with four symbols that are no units.
+    units = len(embeddings) - 4 * (sets - drawn)
+    return f"{units} in {sets} sets" if sets > 1 else f"{units}"
 
 
 def _audio_per_update(source: ExportSource) -> str:

@@ -94,6 +94,35 @@ def test_fairseq_gets_the_encoder_and_a_head_that_it_has(tmp_path, units, fields
     assert load(folder / "checkpoint.pt").fingerprint == load(source).fingerprint
 
 
+@pytest.mark.parametrize(
+    ("units", "fields", "says"),
+    [
+        ((20,), {}, "20"),
+        ((20, 7), {}, "27 in 2 sets"),
+        (
+            (20,),
+            {"projection_targets": "logmel", "projection_size": 9, "projection_sets": 2},
+            "38 in 3 sets",
+        ),
+    ],
+)
+def test_the_card_counts_the_units_of_all_sets(tmp_path, units, fields, says):
+    model = tiny.music_hubert_of(units, **fields)
+    source = checkpoints.write(tmp_path / "x.pt", "music_hubert", model)
+    folder = exported.export(source, tmp_path / "out")
+    assert f"| units predicted | {says} |" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("units", "says"), [((), "none"), ((20,), "20"), ((20, 7), "27 in 2 sets")]
+)
+def test_the_card_of_music2vec_counts_units_as_well(tmp_path, units, says):
+    model = tiny.music2vec(*units)
+    source = checkpoints.write(tmp_path / "x.pt", "music2vec", model, normalize=True)
+    folder = exported.export(source, tmp_path / "out")
+    assert f"| units predicted | {says} |" in (folder / "README.md").read_text()
+
+
 @pytest.mark.parametrize("family", ["music_hubert", "music2vec"])
 def test_ours_to_fairseq_and_back(tmp_path, family):
     source = exported.checkpoint(tmp_path / "x.pt", family)
