@@ -2,23 +2,22 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, List, Optional
+from typing import Any, Optional
 
 import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
-from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from torch.nn import functional as F
 
 from music_ssl_fairseq.criterions.collapse import SpreadWatch, schedule_of
 from music_ssl_fairseq.criterions.totals import totals
-from music_ssl_fairseq.criterions.units import log_units, score_units
+from music_ssl_fairseq.criterions.units import UnitLossConfig, log_units, score_units
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.settings import setting
 
 
 @dataclass
-class Music2VecCriterionConfig(FairseqDataclass):
+class Music2VecCriterionConfig(UnitLossConfig):
     loss_beta: float = setting(
         0.0, "beta of the smooth L1 loss; 0 for the L2 loss. In fairseq: model.*"
     )
@@ -27,11 +26,6 @@ class Music2VecCriterionConfig(FairseqDataclass):
     )
     unit_weight: float = setting(
         1.0, "weight of the loss over units, with label sets (task.label_dir). Not in fairseq"
-    )
-    label_weights: Optional[List[float]] = setting(
-        None,
-        "weight of each label set's loss, in the order of task.label_dir; 1 each by default. Not "
-        "in fairseq",
     )
     min_target_var: float = setting(
         0.1,

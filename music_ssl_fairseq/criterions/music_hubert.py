@@ -2,29 +2,23 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, List, Optional
+from typing import Any
 
 from fairseq.criterions import FairseqCriterion, register_criterion
-from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 
 from music_ssl_fairseq.criterions.collapse import UnitWatch, schedule_of
 from music_ssl_fairseq.criterions.totals import totals
-from music_ssl_fairseq.criterions.units import log_units, score_units
+from music_ssl_fairseq.criterions.units import UnitLossConfig, log_units, score_units
 from music_ssl_fairseq.runtime.settings import setting
 
 
 @dataclass
-class MusicHubertCriterionConfig(FairseqDataclass):
+class MusicHubertCriterionConfig(UnitLossConfig):
     pred_masked_weight: float = setting(
         1.0, "weight of the loss over masked frames (HuBERT's alpha)"
     )
     pred_nomask_weight: float = setting(0.0, "weight of the loss over unmasked frames")
-    label_weights: Optional[List[float]] = setting(
-        None,
-        "weight of each label set's loss, in the order of task.label_dir; 1 each by default. Not "
-        "in fairseq",
-    )
     cqt_weight: float = setting(1.0, "weight of the error of the constant-Q head (model.cqt_bands)")
     features_pen_weight: float = setting(
         10.0,

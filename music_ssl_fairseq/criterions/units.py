@@ -2,15 +2,27 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, List, Optional
 
 import torch
+from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from torch import Tensor
 from torch.nn import functional as F
 
 from music_ssl_fairseq.criterions.collapse import entropy
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.runtime.settings import setting
+
+
+@dataclass
+class UnitLossConfig(FairseqDataclass):
+    label_weights: Optional[List[float]] = setting(
+        None,
+        "weight of each label set's loss, in the order of task.label_dir; 1 each by default. Not "
+        "in fairseq",
+    )
 
 
 def score_units(

@@ -17,7 +17,7 @@ from music_ssl_fairseq.models.random_projection import RandomProjection
 from music_ssl_fairseq.models.unit_prediction import (
     UnitPrediction,
     UnitPredictionConfig,
-    select,
+    frames_at,
 )
 from music_ssl_fairseq.modules.audio_encoder import repeat_crops
 from music_ssl_fairseq.modules.dropout import Drop, drop
@@ -158,7 +158,7 @@ class MusicHubertModel(UnitPrediction):
             with self.autocast(source.device):
                 levels = repeat_crops(self.cqt(source), len(mask))
                 levels = levels.flatten(0, 1)[masked_indices]
-                error = (self.cqt_proj(select(x, masked_indices)).float() - levels).square()
+                error = (self.cqt_proj(frames_at(x, masked_indices)).float() - levels).square()
             output["cqt_error"] = error.mean(-1).sum()
         if score_unmasked:
             unmasked = self.prediction_frames(x, hidden_states, unmasked_indices)

@@ -96,7 +96,7 @@ class UnitPrediction(AudioEncoder):
         layers = self.cfg.label_layers or [0]
         last = self.cfg.encoder_layers
         states = [x if layer in (0, last) else hidden_states[layer - 1] for layer in layers]
-        return [select(state, indices) for state in states]
+        return [frames_at(state, indices) for state in states]
 
     def logits(self, frames: list[Tensor], execution: Execution | None = None) -> list[Tensor]:
         """Map `prediction_frames` to each set's scores `[N, classes]`, float32."""
@@ -119,6 +119,6 @@ def _score(
     return [head(*pair) for pair in zip(projected, units.split(classes), strict=True)]
 
 
-def select(x: Tensor, indices: Tensor) -> Tensor:
+def frames_at(x: Tensor, indices: Tensor) -> Tensor:
     """Return the frames `[N, D]` at indices of `[views, frames, D]`; `[N, D]` as it is."""
     return x if x.dim() == 2 else x.flatten(0, 1)[indices]
