@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from music_ssl_fairseq.cli import exit_status
+from music_ssl_fairseq.cli import Parser, exit_status
 from music_ssl_fairseq.frames import SAMPLE_RATE
 from music_ssl_fairseq.report.training import Curves, Points, draw, loss_key, read_log, series
 from music_ssl_fairseq.runtime.files import atomic_path
@@ -73,20 +73,16 @@ def checkpoint(folder: Path) -> str:
     return "none"
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def get_parser() -> Parser:
+    parser = Parser(
+        prog=f"python {sys.argv[0]}",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="folder with hydra_train.log"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("curves.png"),
-        help="picture to write (default: %(default)s)",
-    )
-    parser.add_argument("--table", action="store_true", help="print a Markdown table")
+    add = parser.option
+    add("runs", "folders with hydra_train.log", nargs="+", type=Path, metavar="RUN")
+    add("--out", "picture to write", default=Path("curves.png"), metavar="FILE")
+    add("--table", "print a Markdown table", action="store_true")
     return parser
 
 

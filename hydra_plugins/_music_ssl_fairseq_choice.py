@@ -19,6 +19,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from hydra_plugins._music_ssl_fairseq_folder import (
+    LISTS_OF_ONE,
     PACKAGE,
     config_dirs,
     examples_dir,
@@ -88,7 +89,7 @@ def _refuse_options(arguments: list[str], folder: str, name: str) -> None:
             has_value = after < len(arguments) and not re.match(r"-|[\w.]+=", arguments[after])
             value = arguments[after] if has_value else "true"
             after += has_value
-        value = f"[{value}]" if key in ("optimization.lr", "optimization.update_freq") else value
+        value = f"[{value}]" if key in LISTS_OF_ONE else value
         words = [*arguments[1:i], f"{key}={value}", *arguments[after:]]
         _end_process([f"{option}: a setting here, {key}"], ["fairseq-hydra-train", *words])
 
@@ -123,6 +124,16 @@ def _setting(key: str, folder: str, name: str) -> str:
                 elif found and found[2] == key and len(found[1]) == 2 and group != "hydra":
                     return f"{group}.{key}"
     return ""
+
+
+def check_task(arguments: list[str]) -> None:
+    """Refuse a `fairseq-train` with a task of this package alone."""
+    task = (values(arguments, "--task") or [""])[-1]
+    if task.startswith("music") and not values(arguments, "--user-dir"):
+        family = next((family for family in _FAMILIES if family in task), _FAMILIES[0])
+        name = "config" if family == "probing" else "short"
+        command = _command(os.path.join(examples_dir(), family), name)
+        _end_process([f"--task {task}: its models are trained by fairseq-hydra-train"], command)
 
 
 def check_validation(arguments: list[str]) -> None:
@@ -185,11 +196,11 @@ def _command(folder: str, name: str) -> list[str]:
 def _refuse(message: str, arguments: list[str], folder: str, names: list[str]) -> None:
     """End in three lines: the mistake, the configurations of a folder, and a command with one."""
     others = _other_arguments(arguments)
-    for path in (folder, *names):
+    for path in (folder, *names, *others):
         stem = path.removesuffix(".yaml")
         if os.path.isfile(f"{stem}.yaml"):
             chosen = _command(os.path.dirname(path) or ".", os.path.basename(stem))
-            _end_process([message], [*chosen, *others])
+            _end_process([message], [*chosen, *(other for other in others if other != path)])
     examples = examples_dir()
     there = {
         f: _configurations(at) for f in _FAMILIES if os.path.isdir(at := os.path.join(examples, f))

@@ -21,6 +21,8 @@ from types import TracebackType
 
 PACKAGE = "music_ssl_fairseq"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LISTS_OF_ONE = ("optimization.lr", "optimization.update_freq")
+"""Settings that are lists, of which one value is usual."""
 _WITH_VALUES = (
     "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp",
     "--package", "-p", "--cfg", "-c",
@@ -139,13 +141,15 @@ def put_settings_last(arguments: list[str]) -> None:
 
 
 def begin_quietly(arguments: list[str]) -> None:
-    """Prepare a `fairseq-hydra-train` or `fairseq-validate`, before fairseq is imported.
+    """Prepare a training or validation of fairseq's, before fairseq is imported.
 
     Its imports take seconds, in which Ctrl-C would end in a traceback, and print warnings that
     concern no user.
     """
-    from hydra_plugins._music_ssl_fairseq_choice import check_choice, check_validation
+    from hydra_plugins._music_ssl_fairseq_choice import check_choice, check_task, check_validation
 
+    if os.path.basename(arguments[0]) == "fairseq-train":
+        return check_task(arguments)
     if os.path.basename(arguments[0]) == "fairseq-validate":
         return check_validation(arguments)
     check_choice(arguments)

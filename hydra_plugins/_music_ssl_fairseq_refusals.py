@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hydra_plugins._music_ssl_fairseq_folder import (
     FULL_DISK,
+    LISTS_OF_ONE,
     hydra_text,
     hydra_word,
     is_ours,
@@ -122,6 +123,7 @@ def _compose(hydra: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
         _refuse_a_number_for_a_list(error)
         found = re.match(r"Could not override '([^']+)'", str(error))
         if found is None:
+            _refuse_a_setting(error, given.overrides)
             raise
         key, known = found[1], settings(folder, name)
         near = get_close_matches(key, known, 1, 0.8)
@@ -157,6 +159,23 @@ def _refuse_a_word(reason: str) -> None:
                 _refuse(f"{path}: a name with spaces needs quotes", words)
             _refuse(f"{word}: {reason}; expected key=value", words[:at] + words[at + 1 :])
         before = word
+
+
+def _refuse_a_setting(error: Exception, overrides: Sequence[str]) -> None:
+    """Refuse the setting that hydra's message names: several values, or one of a wrong type."""
+    wrong = next((word for word in overrides if word.removeprefix("~") in str(error)), "")
+    if not wrong:
+        return
+    words = [word for word in typed() if word != wrong]
+    if not str(error).startswith("Ambiguous value"):
+        reason = str(error.__cause__ or error).splitlines()[0]
+        _refuse(f"{wrong}: {reason.rstrip('.')}; without it the command runs", words)
+    key, _, value = wrong.partition("=")
+    values = ",".join(f"[{one}]" for one in value.split(",")) if key in LISTS_OF_ONE else value
+    at = next(i for i, word in enumerate(typed()) if word in overrides)
+    swept = [f"{key}={values}" if word == wrong else word for word in typed()]
+    swept.insert(at, "-m")
+    _refuse(f"{wrong}: a sweep over values needs -m, and a list brackets", swept)
 
 
 def _quoted(setting: str) -> str:

@@ -44,7 +44,13 @@ def get_parser() -> Parser:
         epilog="example: python -m manifests_tools check manifests",
     )
     add = parser.option
-    add("manifests", "folder with train.tsv and valid.tsv, perhaps test.tsv", metavar="DIR")
+    add(
+        "manifests",
+        "folder with train.tsv and valid.tsv, perhaps test.tsv",
+        default="manifests",
+        nargs="?",
+        metavar="DIR",
+    )
     add(
         "--labels",
         "folder with one .km per split and dict.km.txt (default: `labels` beside DIR, if "
@@ -244,7 +250,8 @@ def _check_labels(
                 if len(store) != len(manifest):
                     continue
                 # Each track: `check_labels` names one, and samples large files.
-                for i, num_samples in enumerate(tqdm(manifest.num_samples, f"labels of {split}")):
+                bar = tqdm(manifest.num_samples, f"labels of {split}", unit=" tracks")
+                for i, num_samples in enumerate(bar):
                     count, track = int(store.counts[i]), f"{split}: {manifest.name(i)}"
                     if not labels_fit(count, int(num_samples), label_hop(rate)):
                         findings.add(

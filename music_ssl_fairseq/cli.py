@@ -82,7 +82,7 @@ class Parser(argparse.ArgumentParser):
         yield from self._with_known_options(words)
         yield from _with_quoted_paths(words)
         if choice := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
-            for near in get_close_matches(choice[1], re.findall(r"[^\s,']+", choice[2])):
+            for near in get_close_matches(choice[1].lower(), re.findall(r"[^\s,']+", choice[2])):
                 yield [word.replace(choice[1], near) for word in words]
         if wrong := re.match(r"argument (-\S+): ", message):
             yield from _without_option(words, wrong[1])
@@ -96,7 +96,7 @@ class Parser(argparse.ArgumentParser):
         for i, word in enumerate(words):
             option, *value = word.split("=", 1)
             if option.startswith("-") and option not in self._option_string_actions:
-                for near in get_close_matches(option, self._option_string_actions):
+                for near in get_close_matches(option, self._option_string_actions, cutoff=0.75):
                     yield [*words[:i], "=".join([near, *value]), *words[i + 1 :]]
 
 

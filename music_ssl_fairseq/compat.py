@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from music_ssl_fairseq.errors import InputError, one_line
-from music_ssl_fairseq.runtime.typed import look_around, with_command, with_option, with_setting
+from music_ssl_fairseq.runtime.typed import corrected, with_command, with_option, with_setting
 from music_ssl_fairseq.runtime.unpickling import check_form, one_line_refusals
 
 
@@ -109,7 +109,7 @@ def refuse_bad_checkpoints_in_one_line() -> None:
         missing = [file for file in files if not (kwargs.get("suffix") or os.path.exists(file))]
         with one_line_errors():
             for file in missing[:1]:
-                raise InputError(f"{file}: no such file", look_around(file))
+                raise InputError(f"{file}: no such file", corrected(file))
             try:
                 return load_all(files, *args, **kwargs)
             except RuntimeError as error:

@@ -119,20 +119,11 @@ def _report(out: Path, folders: Sequence[Path], split: str) -> None:
 
     from music_ssl_fairseq.report.__main__ import run as report
     from music_ssl_fairseq.report.gather import find
-    from music_ssl_fairseq.report.tables import layer_of, percent
+    from music_ssl_fairseq.report.tables import aligned
 
-    rows = [("task", "upstream", "metric", "score in percent [95 % interval]", "layer")]
-    for probe in find(folders, split, _RESAMPLES, 0):
-        for metric, figure in probe.figures.items():
-            layer = layer_of(probe).removeprefix("layer ") or "-"
-            rows.append((probe.task, probe.model, metric, percent(figure), layer))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
+    print(aligned(find(folders, split, _RESAMPLES, 0)))
     no_plot = find_spec("matplotlib") is None
-    report([out], out / "report", split, _RESAMPLES, no_plot=no_plot)
+    report([out], out / "report", split, _RESAMPLES, no_plot=no_plot, shown=False)
     print(f"report: {out / 'report' / 'report.html'}")
 
 

@@ -72,8 +72,7 @@ def concerns(valid: Manifest) -> list[str]:
     if minutes < MIN_MINUTES:
         found.append(
             f"{valid.file}: holds {minutes:.1f} minutes of music; with less than {MIN_MINUTES}, "
-            "validation figures vary by chance: add music, or make the manifests with a larger "
-            "--valid-share"
+            "validation figures vary by chance: add music, or give pretrain a larger --valid-share"
         )
     folder = os.path.dirname(valid.name(0))
     in_shards = parse_member(valid.name(0)) is not None  # which tell nothing of folders
@@ -81,8 +80,7 @@ def concerns(valid: Manifest) -> list[str]:
         os.path.dirname(valid.name(i)) == folder for i in range(1, len(valid))
     ):
         found.append(
-            f"{valid.file}: holds a single folder ({one_line(folder) or 'the root'}), and "
-            "validation figures describe no other music: make the manifests with a larger "
-            "--valid-share, or another --group-by"
+            f"{valid.file}: holds a single folder ({one_line(folder) or 'the root'}): for music "
+            "of more, give pretrain a larger --valid-share or another --group-by"
         )
     return found

@@ -74,6 +74,7 @@ class BlockJob:
             initial=round(sum(map(self._seconds, exist)), 1),
             unit=" audio-s",
             unit_scale=True,
+            disable=len(exist) == len(numbers),
         )
 
     def _seconds(self, number: int) -> float:

@@ -294,21 +294,18 @@ def _summarise(folder: "LabelFolder", splits: dict[str, "Manifest"]) -> None:
     fitted = "of given centroids"
     if metadata["train_inertia"] is not None:
         inertia = metadata["train_inertia"]
-        fitted = f"fitted on {metadata['frames_fitted']} frames, inertia {inertia:.4g}"
-    print(
-        f"{folder.path}: k = {metadata['k']} units of {metadata['features']}, {rate:g} per second, "
-        f"{fitted}"
-    )
+        fitted = f"fitted on {metadata['frames_fitted']:,} frames, inertia {inertia:.4g}"
+    what = f"{metadata['k']} units of {metadata['features']}, {rate:g} per second"
+    print(f"{folder.path}: {what}, {fitted}")
     for split in splits:
         record = metadata["splits"].get(split)
         if record is None:
             raise InputError(f"{folder.target(split)}: not finished; run --stage assign first")
-        run = record["mean_run_length"]
+        length = 1000 * record["mean_run_length"] / rate
         print(
             f"  {split}: {record['tracks']} tracks, {amount(record['labels'] / rate / 3600)}; "
             f"{record['used_clusters']} units used, perplexity {record['perplexity']:.0f}; "
-            f"guessing the most frequent unit is right in {100 * record['majority_share']:.2f} %; "
-            f"a unit lasts {run:.1f} frames ({1000 * run / rate:.0f} ms)"
+            f"most frequent {100 * record['majority_share']:.2f} %; mean length {length:.0f} ms"
         )
         if record["unreadable"]:
             print(

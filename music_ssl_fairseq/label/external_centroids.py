@@ -7,7 +7,7 @@ import numpy as np
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime import hub
 from music_ssl_fairseq.runtime.npy import read_array
-from music_ssl_fairseq.runtime.typed import look_around
+from music_ssl_fairseq.runtime.typed import corrected
 
 CENTROIDS = "centroids.npy"
 
@@ -39,7 +39,7 @@ def load_centroids(file: Path) -> np.ndarray:
         InputError: if it is missing, a pickle, or not an array of finite numbers of that form.
     """
     if not file.is_file():
-        raise InputError(f"{file}: no such file of centroids", look_around(file))
+        raise InputError(f"{file}: no such file of centroids", corrected(file))
     with file.open("rb") as handle:
         beginning = handle.read(8)
     if beginning.startswith((_PICKLE, *_COMPRESSED)):

@@ -14,6 +14,7 @@ from music_ssl_fairseq.jobs.pool import WorkerPool, start_server
 from music_ssl_fairseq.jobs.shards import Shard, choose_shard
 from music_ssl_fairseq.label.external_centroids import centroids_file, load_centroids
 from music_ssl_fairseq.label.folder import LabelFolder
+from music_ssl_fairseq.label.kmeans import check_enough
 from music_ssl_fairseq.label.recipe import MAX_FRAMES, Recipe
 from music_ssl_fairseq.runtime.device import choose_device
 from music_ssl_fairseq.runtime.files import checksum
@@ -131,6 +132,8 @@ def _remarks(a: Namespace, parser: ArgumentParser) -> dict[str, str]:
 def _recipe(a: Namespace, features: FeatureSpec, train: Manifest, bound: int, model: int) -> Recipe:
     front = front_end(features)
     k = a.k if a.centroids is None else len(load_centroids(centroids_file(a.centroids)))
+    if a.centroids is None:
+        check_enough(sum(map(front.grid.num_frames, train.num_samples.tolist())), k)
     held = a.minibatch or a.max_frames
     num_frames = memory.check_frames(held, MAX_FRAMES, bound, front.dimension, k, model)
     same = ("features", "seed", "iterations", "layer", "init", "restarts", "minibatch", "algorithm")

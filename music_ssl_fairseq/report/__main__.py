@@ -23,7 +23,8 @@ EXAMPLES = "example: python -m music_ssl_fairseq report runs/probing --out repor
 def get_parser() -> Parser:
     parser = new_parser("music_ssl_fairseq report", DESCRIPTION, EXAMPLES)
     add = parser.option
-    add("folders", "folders with runs, at any depth", type=Path, nargs="+", metavar="DIR")
+    help = "folders with runs, at any depth (default: runs)"
+    add("folders", help, [Path("runs")], type=Path, nargs="*", metavar="DIR")
     add("--out", "folder to write to (default: report)", default=Path("report"))
     add("--split", "split that was scored: test or valid", default="test")
     add(
@@ -47,8 +48,9 @@ def run(
     seed: int = 0,
     no_plot: bool = False,
     study: bool = False,
+    shown: bool = True,
 ) -> str:
-    """Write the report, or that of a `study`, and return its Markdown.
+    """Write the report, or that of a `study`, print its scores, and return its Markdown.
 
     Raises:
         InputError: if there is no scored probe, or a file of one is damaged.
@@ -66,6 +68,8 @@ def run(
     write_text(out / "report.csv", tables.comma_separated(probes))
     runs = [] if no_plot else training.find_runs(folders)
     page.write(probes, known, runs, split, out / PAGE, not no_plot)
+    if shown:
+        print(f"{tables.aligned(probes)}\nreport: {out / PAGE}")
     return text
 
 
@@ -84,18 +88,13 @@ def _report_study(folders: Sequence[Path], out: Path, no_plot: bool) -> str:
     for name, shown in drawn.items():
         page.add(f"Figure: {Path(name).stem}", figure(shown, f"{Path(name).stem} of all rows"))
     page.write(out / STUDY_PAGE)
+    print(f"{len(rows)} rows\nreport: {out / STUDY_PAGE}, {out / 'study.md'}")
     return text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = get_parser().parse_args(argv)
-    page = arguments.out / (STUDY_PAGE if arguments.study else PAGE)
-
-    def work() -> None:
-        print(run(**vars(arguments)))
-        print(f"report: {page}")
-
-    return exit_status(work, arguments.out, "interrupted")
+    return exit_status(lambda: bool(run(**vars(arguments))), arguments.out, "interrupted")
 
 
 if __name__ == "__main__":

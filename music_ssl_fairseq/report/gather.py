@@ -13,7 +13,7 @@ from music_ssl_fairseq.probing.scoring.predictions import Predictions
 from music_ssl_fairseq.probing.spec import SHOWN
 from music_ssl_fairseq.report.bootstrap import interval, resampled
 from music_ssl_fairseq.runtime.texts import read_object
-from music_ssl_fairseq.runtime.typed import look_around
+from music_ssl_fairseq.runtime.typed import corrected
 
 _OF_THE_HEAD = ("fingerprint", "layer", "learning_rate", "best_epoch")
 """What is equal in `SPLIT.json` and `probe.json`, unless heads were trained after the score."""
@@ -73,7 +73,7 @@ def find(
     unscored: list[Path] = []
     for folder in folders:
         if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder", look_around(folder))
+            raise InputError(f"{folder}: no such folder", corrected(folder))
         for file in sorted(folder.rglob("probe.json")):
             if (file.parent / f"{split}.json").exists():
                 found.append(_probe(file.parent, split, resamples, seed, unit))

@@ -45,6 +45,18 @@ def layer_of(probe: Probe) -> str:
     return f"layer {layer}" if layer.isdigit() or layer == "all" else ""
 
 
+def aligned(probes: Sequence[Probe]) -> str:
+    """Format all scores in columns, for a terminal."""
+    rows = [("task", "upstream", "metric", "score in percent [95 % interval]", "layer")]
+    for probe in probes:
+        for metric, figure in probe.figures.items():
+            layer = layer_of(probe).removeprefix("layer ") or "-"
+            rows.append((probe.task, probe.model, metric, percent(figure), layer))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (zip(row, widths, strict=True) for row in rows)
+    return "\n".join("  ".join(c.ljust(n) for c, n in line).rstrip() for line in lines)
+
+
 def markdown(
     probes: Sequence[Probe], split: str, resamples: int, known: Sequence[Sequence[str]]
 ) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from music_ssl_fairseq.errors import InputError, one_line
-from music_ssl_fairseq.runtime.typed import look_around
+from music_ssl_fairseq.runtime.typed import corrected
 
 MAX_BYTES = 64 << 20
 """Bytes of the largest text file that is read."""
@@ -38,7 +38,7 @@ def read_text(
             content = handle.read(largest + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        where = look_around(file) if isinstance(error, FileNotFoundError) and not hint else ""
+        where = corrected(file) if isinstance(error, FileNotFoundError) and not hint else ""
         raise InputError(f"{file}: cannot be read ({reason}){hint}", where) from None
     if len(content) > largest:
         raise InputError(f"{file}: larger than {largest >> 20} MB, so not what it should be{hint}")

@@ -70,7 +70,7 @@ def with_setting(*settings: str) -> str:
     return shlex.join(right) if right != words else ""
 
 
-def with_path(old: str | os.PathLike, new: str) -> str:
+def with_path(old: str | os.PathLike, new: str | os.PathLike) -> str:
     """Return the command with a path in it replaced, however it was written; empty without one."""
     at, words = os.path.abspath(old), []
     for word in typed():
@@ -81,14 +81,21 @@ def with_path(old: str | os.PathLike, new: str) -> str:
 
 
 def similar(path: str | os.PathLike) -> str:
-    """Return the path beside a missing one whose name is most like its name; empty if none is."""
+    """Return a missing path with the most similar names that are there; empty if none is."""
     path = Path(path)
-    try:
-        beside = os.listdir(path.parent)
-    except OSError:
-        return ""
-    found = get_close_matches(path.name, beside, 1)
-    return str(path.parent / found[0]) if found else ""
+    found = Path(path.anchor)
+    for name in path.relative_to(found).parts:
+        there = [name] if (found / name).exists() else os.listdir(found) if found.is_dir() else []
+        near = get_close_matches(name, there, 1)
+        if not near:
+            return ""
+        found = found / near[0]
+    return str(found)
+
+
+def corrected(path: str | os.PathLike) -> str:
+    """Return the command with the path most similar to a missing one, or one that looks around."""
+    return with_path(path, similar(path) or path) or look_around(path)
 
 
 def look_around(path: str | os.PathLike) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.typed import look_around, with_path
+from music_ssl_fairseq.runtime.typed import corrected, with_path
 
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
@@ -97,7 +97,7 @@ def _first_bytes(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(64)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such checkpoint", look_around(path)) from None
+        raise InputError(f"{path}: no such checkpoint", corrected(path)) from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
 

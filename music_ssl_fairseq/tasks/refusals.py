@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.ranges import check_ranges
-from music_ssl_fairseq.runtime.typed import look_around, with_setting
+from music_ssl_fairseq.runtime.typed import corrected, with_setting
 from music_ssl_fairseq.training.saving import LAST
 from music_ssl_fairseq.upstream.places import locate
 
@@ -109,7 +109,7 @@ def _require_file(name: str, path: str) -> None:
         raise InputError(f"{name}={path}: a folder; give a file of it", with_setting(*other))
     # The default of restore_file need not exist, and loading it reports others.
     if path and not (name.endswith("restore_file") or "://" in path or Path(path).exists()):
-        raise InputError(f"{name}={path}: no such checkpoint", look_around(path))
+        raise InputError(f"{name}={path}: no such checkpoint", corrected(path))
 
 
 def refuse_in_probes(cfg: Any) -> None:

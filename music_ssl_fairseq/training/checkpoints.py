@@ -17,7 +17,7 @@ import torch
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.files import atomic_path
-from music_ssl_fairseq.runtime.typed import look_around
+from music_ssl_fairseq.runtime.typed import corrected
 from music_ssl_fairseq.runtime.unpickling import utf8_name
 
 logger = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def checkpoint_to_resume(folder: Path, expected: Path, suffix: str) -> Path | No
         return expected
     if expected.parent.resolve() != folder.resolve():
         if not expected.exists():
-            raise InputError(f"{expected}: no such checkpoint", look_around(expected))
+            raise InputError(f"{expected}: no such checkpoint", corrected(expected))
         return expected  # possibly an old format of torch, which fairseq reads
     others = [f for f in folder.glob(f"checkpoint*{suffix}.pt") if f != expected]
     for updates, other in sorted(((_updates(f), f) for f in others), reverse=True):

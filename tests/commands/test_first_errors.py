@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import logging
 import shlex
 import shutil
@@ -14,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
+import hydra
 import numpy as np
 import pytest
 from hydra.errors import ConfigCompositionException
@@ -143,6 +145,10 @@ def test_an_empty_folder(capsys):
         (manifests_tools, "custom --csv x --kind multiclass", "custom --csv x --kind multi-class"),
         (music_ssl_fairseq, "lable --k 20", "label --k 20"),
         (music_ssl_fairseq, "map music", "map music --checkpoint mfcc"),
+        (music_ssl_fairseq, "map music --checkpoint mfc+chrome",
+         "map music --checkpoint mfcc+chroma"),
+        (manifests_tools, "fetch GTZAN-Genre", "fetch gtzan-genre"),
+        (music_ssl_fairseq, "export --checkpoint a.pt --out b", "export --help"),
         (music_ssl_fairseq, "export", "export --help"),
         (music_ssl_fairseq, "extract --checkpoint mfcc --manifest a --out b", "extract --help"),
         (music_ssl_fairseq, "extract --checkpoint a.pt",
@@ -301,6 +307,12 @@ def test_a_stereo_array(tmp_path):
         ),
         (["report", "run"], "ls ."),
         (["report", "music"], "python -m music_ssl_fairseq probe --help"),
+        (["report", "notez"], "python -m music_ssl_fairseq report notes"),
+        (["map", "music", "--checkpoint", "musik/x.pt"], "ls ."),
+        (
+            ["map", "music", "--checkpoint", "nots/b.txt"],
+            "python -m music_ssl_fairseq map music --checkpoint notes/a.txt",
+        ),
         (["train"], "python -m music_ssl_fairseq --help"),
     ],
 )
@@ -380,6 +392,19 @@ def test_validation_without_a_task(words, missing, end, capsys, monkeypatch):
     choice.check_validation(["fairseq-validate", "data-bin", "--task", "translation"])
 
 
+def test_training_with_the_command_of_fairseq(capsys, monkeypatch):
+    monkeypatch.setattr(choice.os, "_exit", sys.exit)
+    for task, family in (
+        ("music2vec_pretraining", "music2vec --config-name short"),
+        ("music_probing", "probing"),
+    ):
+        with pytest.raises(SystemExit, match="1"):
+            folder.begin_quietly(["/bin/fairseq-train", "data", "--task", task])
+        assert last(capsys).endswith(f"/examples/{family}")
+    folder.begin_quietly(["fairseq-train", "data", "--task", "translation"])
+    folder.begin_quietly(["fairseq-train", "data", "--task=music_probing", "--user-dir=x"])
+
+
 @pytest.mark.parametrize(
     ("message", "command"),
     [
@@ -432,6 +457,26 @@ class TestSettings:
         call = lambda: refusals._add_defaults(fail, None)  # noqa: E731
         found = self.refused(capsys, call, "short", "model.dropout=x", "task.crop_seconds=4")
         assert found.endswith("--config-name short task.crop_seconds=4")
+
+    @pytest.mark.parametrize(
+        ("given", "end"),
+        [
+            ("model.mask_prob=0.5,0.65", " -m model.mask_prob=0.5,0.65 common.seed=2"),
+            ("optimization.lr=0.1,0.2", " -m 'optimization.lr=[0.1],[0.2]' common.seed=2"),
+            ("~model.nothing", "--config-name short common.seed=2"),
+            ("+model.mask_prob=0.5", "--config-name short common.seed=2"),
+        ],
+    )
+    def test_a_setting_that_hydra_refuses(self, capsys, given, end):
+        config = {"model": {"mask_prob": 0.8}, "optimization": {"lr": [1]}}
+        Path("config.yaml").write_text(json.dumps(config))
+
+        def compose(*_):
+            with hydra.initialize_config_dir(str(Path().absolute()), version_base=None):
+                hydra.compose("config", [given])
+
+        call = lambda: refusals._compose(None, compose)  # noqa: E731
+        assert self.refused(capsys, call, "short", given, "common.seed=2").endswith(end)
 
     def test_a_new_setting_that_fairseq_lacks(self, capsys):
         config = OmegaConf.create({"optimization": {"max_updat": 1}, "mine": {"x": 1}})

@@ -1,7 +1,9 @@
 """Open the source of the probed features: an encoder, trained or random, or a front end."""
 
 import hashlib
+import os
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 import numpy as np
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 from music_ssl_fairseq import features, upstream
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.features.windows import to_frame_rate
+from music_ssl_fairseq.runtime.typed import with_path
 
 RANDOM = "random:"
 """Prefix of a checkpoint's name: its architecture with random weights."""
@@ -33,6 +36,10 @@ def open_source(name: str, device: str | torch.device = "cpu", seed: int = 0) ->
     if name.startswith(RANDOM):
         encoder = upstream.random(name.removeprefix(RANDOM), seed, device)
         return EncoderSource(encoder, f"{encoder.name} (seed {seed})", name)
+    near = [get_close_matches(part, features.FRONT_ENDS, 1) for part in name.split("+")]
+    if all(near) and os.sep not in name and not os.path.exists(name):
+        right = with_path(name, "+".join(part[0] for part in near))
+        raise InputError(f"{name}: neither a checkpoint nor a front end", right)
     encoder = upstream.load(name, device)
     return EncoderSource(encoder, encoder.name, encoder.path)
 
