@@ -305,7 +305,7 @@ def _summarise(folder: "LabelFolder", splits: dict[str, "Manifest"]) -> None:
         print(
             f"  {split}: {record['tracks']} tracks, {amount(record['labels'] / rate / 3600)}; "
             f"{record['used_clusters']} units used, perplexity {record['perplexity']:.0f}; "
-            f"most frequent {100 * record['majority_share']:.2f} %; mean length {length:.0f} ms"
+            f"most frequent {100 * record['majority_share']:.2f} %; a unit lasts {length:.0f} ms"
         )
         if record["unreadable"]:
             print(

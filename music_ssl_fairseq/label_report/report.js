@@ -52,7 +52,7 @@
       ...(units[unit].pitch.length ? [
         ...(strongest[unit] < 0 ? [] : [figure(`pitch class, % (${units[unit].pitched} % of frames have one)`, pitchBars(unit, { ...wide, names: about.pitchClasses }))]),
         figure("loudness, dB", loudBars(unit, { ...wide, names: about.loudness.map((edge, i) => i % 2 ? "" : `${edge}`) })),
-        figure("mean log-mel spectrum, low to high", spectrumBars(unit, wide)),
+        figure("mean log-mel spectrum, 20 Hz to 8 kHz", spectrumBars(unit, wide)),
       ] : []),
       make("p", {}, "nearest units, with the distance of centroids:"),
       make("ol", { class: "near" }, ...near.map((other, i) => make("li", {},

@@ -118,7 +118,7 @@ def run(a: argparse.Namespace) -> None:
         a.workers,
         left_out,
     )
-    print(f"map of {len(songs)} songs: {written}")
+    print(f"map of {len(songs)} songs: {written}; open it in a browser")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 
 from music_ssl_fairseq import audio
-from music_ssl_fairseq.data.left_out import LeftOut, count_kinds
+from music_ssl_fairseq.data.left_out import LeftOut
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.frames import SAMPLE_RATE, amount
 from music_ssl_fairseq.jobs.pool import WorkerPool, ordered
 from music_ssl_fairseq.pages.flat import flat_map, nearest
-from music_ssl_fairseq.pages.page import Page, facts, table
+from music_ssl_fairseq.pages.page import Page, table
 
 
 class Middle(NamedTuple):
@@ -95,16 +95,13 @@ def write_page(
     distances, others = nearest(comparable, neighbours)
     similarity = (1 - distances**2 / 2).round(3)  # of vectors of length 1
     plane = flat_map(comparable).round(4).tolist()
-    page = Page(f"Song map of {folder.resolve().name}", description, __package__, "map.js")
-    shown = {
-        "songs": f"{len(songs):,}",
-        "music": amount(sum(excerpt.seconds for excerpt in excerpts) / 3600),
-        "values per song": f"{comparable.shape[1]:,}",
-    }
-    page.add("Songs", facts(shown), page.part("map.html"))
+    music = amount(sum(excerpt.seconds for excerpt in excerpts) / 3600)
+    lead = f"{len(songs):,} songs, {music} of music; {description}"
+    page = Page(f"Song map of {folder.resolve().name}", lead, __package__, "map.js")
+    page.add("Songs", page.part("map.html"))
     if left_out:
         rows = [[item.name, item.reason] for item in left_out]
-        page.add(f"Left out: {count_kinds(left_out)}", table(["file", "reason"], rows))
+        page.add(f"Left out: {len(left_out)}", table(["file", "reason"], rows))
     page.give(
         "songs",
         [

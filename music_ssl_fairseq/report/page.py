@@ -91,9 +91,9 @@ def _scores(probes: Sequence[Probe]) -> str:
     return table(
         ["model", *(f"{task}: {tables.spoken(metric)}" for task, metric in columns)],
         rows,
-        "Below each score: its 95 % interval, of a bootstrap over files, and the chosen layer (0 "
-        "is the projected extractor output, all the learned weighted sum). Bold: the best of the "
-        "column. Names of models with other windows than 5 s end in the window.",
+        "Below each score: its 95 % interval, of a bootstrap over files, and the chosen layer (0: "
+        'projected extractor output; "all": learned weighted sum). Bold: the best of the column. '
+        "Names of models with other windows than 5 s end in the window.",
     )
 
 

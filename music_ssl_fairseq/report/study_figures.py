@@ -104,7 +104,8 @@ def _training_curves(rows: Rows):
             axis.plot(*_points(about.get("valid", []), each), "o", color=line.get_color(), ms=3)
         axis.set_title(f"{family}: loss (dots: held out), first seed", size=9)
         axis.set_xlabel("million audio-seconds", size=8)
-        axis.set_ylabel("loss per masked frame", size=8)
+        unit = ", bits" if family == "music_hubert" else ""
+        axis.set_ylabel(f"loss per masked frame{unit}", size=8)
         axis.legend(frameon=False, fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
     return panels.figure
 

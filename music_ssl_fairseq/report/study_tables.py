@@ -61,7 +61,13 @@ def _judges(rows: Rows) -> list[str]:
         for run in runs
         if unknown_judge(run.about)
     ]
-    others = [f"{name} ({', '.join(keys)})" for name, keys in other_judges(rows).items()]
+    alike: dict[str, list[str]] = {}
+    for name, keys in other_judges(rows).items():
+        sounds = [key.split(".")[1] for key in keys if key.endswith(".sound")]
+        rest = [key for key in keys if not key.endswith(".sound")]
+        what = [f"clips that sound otherwise: {', '.join(sounds)}"] * bool(sounds) + rest
+        alike.setdefault("; ".join(what), []).append(name)
+    others = [f"{', '.join(names)} ({keys})" for keys, names in alike.items()]
     parts = []
     if others:
         parts += [f"**Judged otherwise than most rows: {'; '.join(others)}.**", ""]

@@ -136,7 +136,7 @@ def test_rows_of_other_or_unknown_judges_are_named(results):
         about = json.loads(file.read_text()) | {"made_of": {"judge": judge}}
         file.write_text(json.dumps(about))
     text = study_tables.markdown(study.read(results), [])
-    assert "most rows: hubert-k100-s1 (tasks.key.sound).**" in text
+    assert "most rows: hubert-k100-s1 (clips that sound otherwise: key).**" in text
     (unknown,) = [line for line in text.splitlines() if "do not say what" in line]
     for name in ("mfcc-s1", "hubert-music-s2", "hubert-speech-s2", "hubert-k100-s2"):
         assert name in unknown
