@@ -36,6 +36,8 @@ EARLY_STOPPING = "early_stopping"
 BEGAN_WITH = "began_with"
 """Keys in a checkpoint's `task_state`, beside `IDENTITY`: see `RunFolder.state`."""
 
+_RESETS = ("reset_optimizer", "reset_lr_scheduler", "reset_meters", "reset_dataloader")
+
 _lock: IO[bytes] | None = None
 
 
@@ -45,7 +47,8 @@ class RunFolder:
     Attributes:
         identity: of this run, kept in its checkpoints.
         finished: why nothing is left to train, or empty.
-        began_with: the checkpoint.restore_file that the run started from, or empty.
+        began_with: the checkpoint.restore_file or checkpoint.reset_* that the run started with, or
+            empty.
     """
 
     def __init__(self) -> None:
@@ -80,9 +83,9 @@ class RunFolder:
         if cfg.checkpoint.write_checkpoints_asynchronously:  # makes no checkpoint_last.pt
             cfg.checkpoint.write_checkpoints_asynchronously = False
             logger.info("task.background_saves is what writes checkpoints asynchronously here")
-        if cfg.checkpoint.restore_file != LAST and not own_restore_file:
-            self.began_with = os.path.realpath(cfg.checkpoint.restore_file)
-            _continue_own(cfg.checkpoint, self.began_with)
+        self.began_with = _beginning(cfg.checkpoint, own_restore_file)
+        if self.began_with:
+            _continue_own(cfg.checkpoint, self.began_with, own_restore_file)
         problem = None
         if not is_distributed() or torch.distributed.get_rank() == 0:
             try:
@@ -176,18 +179,26 @@ def _began_with(state: dict[str, Any]) -> str:
     return (state.get("task_state") or {}).get(BEGAN_WITH) or ""
 
 
-def _continue_own(cfg: Any, began_with: str) -> None:
-    """Let a run that began with `checkpoint.restore_file` continue with its own checkpoint.
+def _beginning(cfg: Any, own_restore_file: bool) -> str:
+    """Return what a command gives a run to begin with: a checkpoint, or resets; or empty."""
+    if cfg.restore_file != LAST and not own_restore_file:
+        return os.path.realpath(cfg.restore_file)
+    return " ".join(f"checkpoint.{name}=true" for name in _RESETS if cfg[name])
 
-    fairseq begins with that file whenever the command runs, so that an interrupted and resubmitted
-    run would lose what it has trained. The settings `checkpoint.reset_*` were for that file too.
+
+def _continue_own(cfg: Any, began_with: str, own_restore_file: bool) -> None:
+    """Let a run that began with a file or resets continue with its own checkpoint, whole.
+
+    fairseq begins so whenever the command runs: an interrupted and resubmitted run would lose what
+    it has trained.
     """
-    file, state = _checkpoint_to_continue(OmegaConf.merge(cfg, {"restore_file": LAST}))
+    own = cfg.restore_file if own_restore_file else LAST
+    file, state = _checkpoint_to_continue(OmegaConf.merge(cfg, {"restore_file": own}))
     if file is None or _began_with(state) != began_with:
         return
-    cfg.restore_file = LAST
-    for part in ("optimizer", "lr_scheduler", "meters", "dataloader"):
-        cfg[f"reset_{part}"] = False
+    cfg.restore_file = own
+    for name in _RESETS:
+        cfg[name] = False
     say(
         f"{file}: continues this run, which began with {began_with}; to begin with it again, give "
         "another hydra.run.dir"

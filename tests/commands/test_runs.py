@@ -196,6 +196,21 @@ def test_epochs_are_trained_with_a_rate_that_needs_no_number(here):
     assert Path("new/checkpoints/checkpoint_last.pt").exists()
 
 
+def test_resets_act_once_and_the_same_command_continues(here):
+    reset = ["checkpoint.reset_optimizer=true", "checkpoint.reset_dataloader=true"]
+    train("music_hubert", *RUN, "optimization.max_update=2", *reset)
+    train("music_hubert", *RUN, "optimization.max_update=3", *reset)
+    train("music_hubert", *RUN, "optimization.max_update=3", *reset)
+    text = Path("run/hydra_train.log").read_text()
+    assert text.count("began with checkpoint.reset_optimizer=true checkpoint.reset_data") == 2
+    assert text.count("finished: ") == 1
+    numbers = [step["num_updates"] for step in logged(Path("run"), "train_inner")]
+    assert numbers == [1, 1, 2, 3]
+    # Another reset is another beginning.
+    train("music_hubert", *RUN, "optimization.max_update=1", reset[0])
+    assert updates() == 1
+
+
 def test_a_schedule_follows_another_one_and_weights_have_no_past(here):
     new = ["hydra.run.dir=new", "optimization.max_update=1", "lr_scheduler._name=fixed"]
     train("music_hubert", *RUN, *new)
