@@ -23,6 +23,8 @@ PACKAGE = "music_ssl_fairseq"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LISTS_OF_ONE = ("optimization.lr", "optimization.update_freq")
 """Settings that are lists, of which one value is usual."""
+LISTS = ("task.label_dir", "criterion.label_weights", "model.label_layers", "model.target_layers")
+"""Settings of which several values are usually a list, not a sweep."""
 _WITH_VALUES = (
     "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp",
     "--package", "-p", "--cfg", "-c",

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hydra_plugins._music_ssl_fairseq_folder import (
     FULL_DISK,
+    LISTS,
     LISTS_OF_ONE,
     hydra_text,
     hydra_word,
@@ -171,6 +172,8 @@ def _refuse_a_setting(error: Exception, overrides: Sequence[str]) -> None:
         reason = str(error.__cause__ or error).splitlines()[0]
         _refuse(f"{wrong}: {reason.rstrip('.')}; without it the command runs", words)
     key, _, value = wrong.partition("=")
+    if key in LISTS:
+        _refuse(f"{wrong}: a list needs brackets", [*words, f"{key}=[{value}]"])
     values = ",".join(f"[{one}]" for one in value.split(",")) if key in LISTS_OF_ONE else value
     at = next(i for i, word in enumerate(typed()) if word in overrides)
     swept = [f"{key}={values}" if word == wrong else word for word in typed()]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from music_ssl_fairseq.audio import EXTENSIONS
 from music_ssl_fairseq.data.file_parts import FileParts
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.files import atomic_path
@@ -147,6 +148,9 @@ def missing_manifest(file: str | os.PathLike) -> InputError:
             f"{given}: this task has no split {Path(file).stem}, only {there}; --split of `probe`, "
             "or --valid-subset of fairseq-validate, names the one to score"
         )
+    if any(path.suffix.lower() in EXTENSIONS for path in given.rglob("*")):
+        make = f"python -m manifests_tools pretrain --root {shlex.quote(str(given))}"
+        return InputError(f"{given}: music, not manifests, which this makes of it", make)
     root, out = shlex.quote(music_folder()), shlex.quote(str(Path(file).parent))
     where = "" if Path(file).parent.absolute() == Path("manifests").absolute() else f" --out {out}"
     return InputError(

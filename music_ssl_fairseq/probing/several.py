@@ -21,6 +21,7 @@ from music_ssl_fairseq.probing.identity import probing_identity
 from music_ssl_fairseq.probing.spec import read_spec
 from music_ssl_fairseq.runtime.files import require_writable, write_json
 from music_ssl_fairseq.runtime.texts import read_object
+from music_ssl_fairseq.runtime.typed import beside, with_option
 
 STAMP = "made_of.json"
 """Written beside the results at the end: the data and settings that they come from."""
@@ -110,6 +111,7 @@ def _is_done(out: Path, made_of: Identity, split: str, anew: bool) -> bool:
     if found and not anew:
         raise InputError(
             f"{out}: holds a probe of other data or settings: {found}. Give another --out, or "
-            "--force to replace it"
+            "--force to replace it",
+            with_option("--out", beside(out.parent.parent)),
         )
     return not (found or lacking) and (out / f"{split}.json").exists()

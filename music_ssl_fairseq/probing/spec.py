@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.files import write_json
 from music_ssl_fairseq.runtime.texts import quoted, read_json
-from music_ssl_fairseq.runtime.typed import with_path
+from music_ssl_fairseq.runtime.typed import similar, with_path
 
 SPLITS = ("train", "valid", "test")
 
@@ -137,6 +137,9 @@ def read_spec(folder: str | os.PathLike) -> ProbingSpec:
             f"{folder}: a file; give the folder that it is in", with_path(folder, above)
         )
     if not file.exists():
+        near = similar(folder)
+        if not Path(folder).exists() and Path(near, FILE).exists():
+            raise InputError(f"{folder}: no such task", with_path(folder, near))
         raise InputError(
             f"{file}: no such file; `python -m manifests_tools custom` writes it for your own "
             "labels, and other builders write it for data sets; to list all, run",

@@ -1,6 +1,7 @@
 """Find scored probes, and read their results."""
 
 import hashlib
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -83,10 +84,18 @@ def find(
         hint = f" ({len(unscored)} have no {split}.json)" if unscored else ""
         raise InputError(
             f"no scored probe found{hint}: score one with fairseq-validate, or with this command",
-            "python -m music_ssl_fairseq probe --help",
+            _probe_command(folders),
         )
     found = _tasks_apart(found)
     return list(_told_apart(sorted(found, key=lambda probe: (probe.task, probe.model))))
+
+
+def _probe_command(folders: Iterable[Path]) -> str:
+    """Return the command that scores the run in these folders on the tasks in probing/."""
+    runs = [str(folder) for folder in folders if (folder / "checkpoints").is_dir()]
+    tasks = sorted(str(file.parent) for file in Path("probing").glob("*/task.json"))
+    words = ["--upstream", *runs, "--task", *tasks] if runs and tasks else ["--help"]
+    return f"python -m music_ssl_fairseq probe {shlex.join(words)}"
 
 
 def predictions_of(folder: Path, split: str, unit: Unit | None = None) -> Predictions:

@@ -97,7 +97,10 @@ def _first_bytes(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(64)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such checkpoint", corrected(path)) from None
+        again = corrected(path)
+        if len(path.parts) == 2 and not path.parent.exists() and again.startswith("ls "):
+            again = with_path(path, f"hf:{path}") or again  # USER/NAME, as transformers takes
+        raise InputError(f"{path}: no such checkpoint", again) from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
 

@@ -308,7 +308,15 @@ def test_a_stereo_array(tmp_path):
         (["report", "run"], "ls ."),
         (["report", "music"], "python -m music_ssl_fairseq probe --help"),
         (["report", "notez"], "python -m music_ssl_fairseq report notes"),
-        (["map", "music", "--checkpoint", "musik/x.pt"], "ls ."),
+        (["map", "music", "--checkpoint", "a.pt"], "ls ."),
+        (
+            ["map", "music", "--checkpoint", "m-a-p/MERT-v1-95M"],
+            "python -m music_ssl_fairseq map music --checkpoint hf:m-a-p/MERT-v1-95M",
+        ),
+        (
+            ["extract", "--checkpoint", "a.pt", "--manifest", "music", "--out", "b"],
+            "python -m manifests_tools pretrain --root music",
+        ),
         (
             ["map", "music", "--checkpoint", "nots/b.txt"],
             "python -m music_ssl_fairseq map music --checkpoint notes/a.txt",
@@ -463,6 +471,7 @@ class TestSettings:
         [
             ("model.mask_prob=0.5,0.65", " -m model.mask_prob=0.5,0.65 common.seed=2"),
             ("optimization.lr=0.1,0.2", " -m 'optimization.lr=[0.1],[0.2]' common.seed=2"),
+            ("task.label_dir=a,b", "--config-name short common.seed=2 'task.label_dir=[a,b]'"),
             ("~model.nothing", "--config-name short common.seed=2"),
             ("+model.mask_prob=0.5", "--config-name short common.seed=2"),
         ],
@@ -472,7 +481,7 @@ class TestSettings:
         Path("config.yaml").write_text(json.dumps(config))
 
         def compose(*_):
-            with hydra.initialize_config_dir(str(Path().absolute()), version_base=None):
+            with hydra.initialize_config_dir(str(Path().absolute()), version_base="1.1"):
                 hydra.compose("config", [given])
 
         call = lambda: refusals._compose(None, compose)  # noqa: E731
