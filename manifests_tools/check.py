@@ -14,12 +14,12 @@ from manifests_tools.find import FileId, identify
 from manifests_tools.findings import Findings
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.cli import Parser
+from music_ssl_fairseq.data.copies import find_copies
 from music_ssl_fairseq.data.label_check import check_labels
 from music_ssl_fairseq.data.label_metadata import labels_beside, read_label_rate, read_metadata
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.left_out import kind_of
-from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.data.music_checks import concerns, find_copies
+from music_ssl_fairseq.data.manifest import Manifest, concerns
 from music_ssl_fairseq.data.units import UnitDictionary
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, amount, hours, label_hop, labels_fit

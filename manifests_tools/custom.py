@@ -28,7 +28,7 @@ from music_ssl_fairseq.probing.spec import (
     parse_position,
 )
 from music_ssl_fairseq.runtime.texts import quoted
-from music_ssl_fairseq.runtime.typed import with_options
+from music_ssl_fairseq.runtime.user_command import with_options
 
 COLUMNS = ("path", "label", "split")
 OPTIONAL = ("start", "stop", "group", "artist")

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from music_ssl_fairseq.audio import EXTENSIONS
 from music_ssl_fairseq.data.left_out import LeftOut
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.typed import look_around, similar, with_option, with_path
+from music_ssl_fairseq.runtime.user_command import look_around, similar, with_option, with_path
 
 KINDS = ", ".join(extension[1:] for extension in EXTENSIONS)
 """The suffixes that are looked for, in words."""

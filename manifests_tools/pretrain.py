@@ -14,17 +14,17 @@ from hydra_plugins._music_ssl_fairseq_folder import shell_line
 from manifests_tools.convert import change_speeds, convert_tracks, rate_at
 from manifests_tools.examine import COPY, SILENT, ExaminedTrack, add_reading_options, examine_tracks
 from manifests_tools.find import KINDS, find_audio, is_within, require_folder
-from manifests_tools.shards import SHARD_HOURS, write_shards
 from manifests_tools.split import GroupBy, choose_valid, group_of
+from manifests_tools.tar_shards import SHARD_HOURS, write_shards
 from music_ssl_fairseq.cli import Parser, new_parser, real_number
+from music_ssl_fairseq.data.copies import find_copies
 from music_ssl_fairseq.data.label_metadata import labels_beside
 from music_ssl_fairseq.data.left_out import REPORT, LeftOut, by_name, count_kinds, write_left_out
-from music_ssl_fairseq.data.manifest import Manifest, write_manifest
-from music_ssl_fairseq.data.music_checks import concerns, find_copies
+from music_ssl_fairseq.data.manifest import Manifest, concerns, write_manifest
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, amount, hours
 from music_ssl_fairseq.runtime.files import atomic_path, require_writable
-from music_ssl_fairseq.runtime.typed import beside, with_option
+from music_ssl_fairseq.runtime.user_command import beside, with_option
 
 DESCRIPTION = f"""\
 List the audio below a folder, of any sample rate and number of channels, in OUT/train.tsv and

@@ -17,14 +17,14 @@ from manifests_tools.examine import ExaminedTrack, add_reading_options, examine_
 from manifests_tools.find import require_folder
 from manifests_tools.labelled import DataSet, Labelled, shorten
 from music_ssl_fairseq.cli import Parser, real_number
+from music_ssl_fairseq.data.copies import find_copies
 from music_ssl_fairseq.data.left_out import REPORT, LeftOut, by_name, count_kinds, write_left_out
-from music_ssl_fairseq.data.music_checks import find_copies
 from music_ssl_fairseq.errors import InputError, one_line
 from music_ssl_fairseq.frames import SAMPLE_RATE, amount
 from music_ssl_fairseq.probing.spec import FILE, SPLITS, ProbingSpec, parse_number, write_spec
 from music_ssl_fairseq.probing.writer import Example, remove_split, write_split
 from music_ssl_fairseq.runtime.files import require_writable
-from music_ssl_fairseq.runtime.typed import beside, newest_run, with_option
+from music_ssl_fairseq.runtime.user_command import beside, newest_run, with_option
 
 MIN_SECONDS = 0.1
 """Shorter files have too few frames."""

@@ -21,7 +21,7 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.device import available_cpus
 from music_ssl_fairseq.runtime.optional import SOURCE
 from music_ssl_fairseq.runtime.signal_stack import give_signals_a_stack
-from music_ssl_fairseq.runtime.typed import look_around, newest_run, with_command
+from music_ssl_fairseq.runtime.user_command import look_around, newest_run, with_command
 
 _IMPORT_PAUSE_SECONDS = 0.1
 

@@ -23,8 +23,13 @@ from typing import Any
 import torch
 
 from music_ssl_fairseq.errors import InputError, one_line
-from music_ssl_fairseq.runtime.typed import corrected, with_command, with_option, with_setting
 from music_ssl_fairseq.runtime.unpickling import check_form, one_line_refusals
+from music_ssl_fairseq.runtime.user_command import (
+    corrected,
+    with_command,
+    with_option,
+    with_setting,
+)
 
 
 @contextlib.contextmanager

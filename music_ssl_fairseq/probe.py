@@ -89,7 +89,7 @@ def run(
     The folders of the results are returned, task by task for each upstream.
     """
     from music_ssl_fairseq.probing.features.source import open_source
-    from music_ssl_fairseq.probing.several import TaskProbe, folder_name, probe_all
+    from music_ssl_fairseq.probing.probe_tasks import TaskProbe, folder_name, probe_all
     from music_ssl_fairseq.runtime.device import choose_device
 
     names = _task_names(task)

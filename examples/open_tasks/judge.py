@@ -70,7 +70,7 @@ def run(
     form = "small" if small else "full"
     at_once = jobs or (1 if cpu or available_cpus() < 2 * _JOBS else _JOBS)
     if at_once > 1:  # it imports while the tasks' folders are made
-        start_server(["music_ssl_fairseq.probing.several"])
+        start_server(["music_ssl_fairseq.probing.probe_tasks"])
     chosen = tasks.chosen(tasks_named, data)
     for task in chosen:
         tasks.build(task, data, out / form / "tasks" / task.name, small)
@@ -113,7 +113,7 @@ def judge(
 ) -> list[Path]:
     """Probe an encoder on each of some tasks; one folder of probes per seed."""
     from music_ssl_fairseq.probing.features.source import open_source
-    from music_ssl_fairseq.probing.several import TaskProbe, folder_name, probe_all
+    from music_ssl_fairseq.probing.probe_tasks import TaskProbe, folder_name, probe_all
     from music_ssl_fairseq.runtime.device import choose_device
 
     upstream, chosen = item

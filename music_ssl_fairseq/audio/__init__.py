@@ -10,7 +10,7 @@ rounding, the same samples as that part of the whole file resampled.
 from music_ssl_fairseq.audio.libsndfile import mp3
 from music_ssl_fairseq.audio.reading import MAX_RATE, MIN_RATE, AudioInfo, probe, read
 from music_ssl_fairseq.audio.resampling import resample
-from music_ssl_fairseq.audio.shards import parse_member
+from music_ssl_fairseq.audio.tar_members import parse_member
 from music_ssl_fairseq.audio.waveforms import SILENCE, is_silent, normalise
 
 __all__ = [

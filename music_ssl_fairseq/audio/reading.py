@@ -10,12 +10,12 @@ from math import gcd
 
 import numpy as np
 
-from music_ssl_fairseq.audio import libsndfile, pyav, shards
+from music_ssl_fairseq.audio import libsndfile, pyav, tar_members
 from music_ssl_fairseq.audio.headers import AudioHeader, read_header
 from music_ssl_fairseq.audio.libsndfile import Libsndfile
 from music_ssl_fairseq.audio.pyav import PyAVDecoder
 from music_ssl_fairseq.audio.resampling import resampled_part
-from music_ssl_fairseq.audio.shards import Member, parse_member
+from music_ssl_fairseq.audio.tar_members import Member, parse_member
 from music_ssl_fairseq.audio.waveforms import refuse_bad_samples
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.frames import SAMPLE_RATE, resampled_length
@@ -151,7 +151,7 @@ def _choose(file: _File, stack: ExitStack) -> _Opened:
     if pcm is not None:
         member = Member(file.name, pcm.offset, pcm.size)
     if member is not None:
-        part = stack.enter_context(shards.opened(member))
+        part = stack.enter_context(tar_members.opened(member))
         return stack.enter_context(libsndfile.opened(file.name, part, pcm))
     ways = [lambda: libsndfile.opened(file.name), file.decoder]
     if not file.header.soundfile:

@@ -8,7 +8,7 @@ from typing import Any
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.metadata import METADATA
 from music_ssl_fairseq.runtime.texts import quoted, read_object
-from music_ssl_fairseq.runtime.typed import beside, with_setting
+from music_ssl_fairseq.runtime.user_command import beside, with_setting
 
 _MAX_LABEL_RATE = 16_000  # labels per second: one per sample
 

@@ -13,15 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
-from music_ssl_fairseq.audio import EXTENSIONS
+from music_ssl_fairseq.audio import EXTENSIONS, parse_member
 from music_ssl_fairseq.data.file_parts import FileParts
-from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.errors import InputError, one_line
+from music_ssl_fairseq.frames import hours
 from music_ssl_fairseq.runtime.files import atomic_path
-from music_ssl_fairseq.runtime.typed import music_folder, similar, with_path
+from music_ssl_fairseq.runtime.user_command import music_folder, similar, with_path
 
 MAX_SAMPLES = 2**40
 """Per track: two years at 16 kHz. A larger number in a header is damage."""
 
+_MIN_MINUTES = 10  # of music; with less, figures vary by chance
 _MAX_DIGITS = 15  # of a length; fits 64 bits
 _MAX_NAME_BYTES = 4096  # of a path on Linux; elsewhere fewer
 _MAX_LINE_BYTES = 1 << 16  # read at once; no line is as long
@@ -157,3 +159,24 @@ def missing_manifest(file: str | os.PathLike) -> InputError:
         f"{file}: no such manifest; name another folder, or make it from your music",
         f"python -m manifests_tools pretrain --root {root}{where}",
     )
+
+
+def concerns(valid: Manifest) -> list[str]:
+    """Return one sentence per reason to doubt a validation split's figures."""
+    found = []
+    minutes = 60 * hours(valid.num_samples)
+    if minutes < _MIN_MINUTES:
+        found.append(
+            f"{valid.file}: holds {minutes:.1f} minutes of music; with less than {_MIN_MINUTES}, "
+            "validation figures vary by chance: add music, or give pretrain a larger --valid-share"
+        )
+    folder = os.path.dirname(valid.name(0))
+    in_shards = parse_member(valid.name(0)) is not None  # which tell nothing of folders
+    if not in_shards and all(
+        os.path.dirname(valid.name(i)) == folder for i in range(1, len(valid))
+    ):
+        found.append(
+            f"{valid.file}: holds a single folder ({one_line(folder) or 'the root'}): for music "
+            "of more, give pretrain a larger --valid-share or another --group-by"
+        )
+    return found

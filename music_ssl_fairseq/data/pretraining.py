@@ -18,7 +18,7 @@ from music_ssl_fairseq.data.targets import FrameTargets, LabelSet
 from music_ssl_fairseq.data.unreadable import UnreadableTracks
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid, samples_in
-from music_ssl_fairseq.runtime.typed import with_setting
+from music_ssl_fairseq.runtime.user_command import with_setting
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import numpy as np
 from music_ssl_fairseq.data.label_metadata import label_again, label_command
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.texts import quoted, read_text
-from music_ssl_fairseq.runtime.typed import with_path
+from music_ssl_fairseq.runtime.user_command import with_path
 
 
 class UnitDictionary:

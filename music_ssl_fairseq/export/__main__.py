@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from music_ssl_fairseq.cli import CHECKPOINT, Parser, exit_status, new_parser
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.hub import RESULTS, UNITS, describe, push
-from music_ssl_fairseq.runtime.typed import beside, with_option
+from music_ssl_fairseq.runtime.user_command import beside, with_option
 
 if TYPE_CHECKING:
     from music_ssl_fairseq.upstream.contents import Contents

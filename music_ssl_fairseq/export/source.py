@@ -9,7 +9,7 @@ from torch import Tensor
 from music_ssl_fairseq import upstream
 from music_ssl_fairseq.upstream import checkpoint, hugging_face
 from music_ssl_fairseq.upstream.contents import PREFIXES, Contents
-from music_ssl_fairseq.upstream.places import locate
+from music_ssl_fairseq.upstream.find_checkpoint import locate
 from music_ssl_fairseq.upstream.safe_load import safe_load
 
 

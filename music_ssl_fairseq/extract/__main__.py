@@ -15,7 +15,7 @@ from music_ssl_fairseq.cli import (
 )
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.device import available_cpus
-from music_ssl_fairseq.runtime.typed import newest_run, with_option
+from music_ssl_fairseq.runtime.user_command import newest_run, with_option
 
 DESCRIPTION = """\
 Compute a frozen model's hidden states for every track of a manifest, and write them as NumPy files.

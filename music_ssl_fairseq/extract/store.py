@@ -38,7 +38,7 @@ from music_ssl_fairseq.runtime.files import (
 )
 from music_ssl_fairseq.runtime.metadata import METADATA, matching_metadata
 from music_ssl_fairseq.runtime.npy import whole_array, write_header
-from music_ssl_fairseq.runtime.typed import with_option
+from music_ssl_fairseq.runtime.user_command import with_option
 from music_ssl_fairseq.upstream.windows import Window, add_share
 
 INDEX = "index.tsv"

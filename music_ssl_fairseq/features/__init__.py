@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features.framewise import Concatenation, Framewise, SideBySide
-from music_ssl_fairseq.runtime.typed import newest_run, with_options, with_word
+from music_ssl_fairseq.runtime.user_command import newest_run, with_options, with_word
 from music_ssl_fairseq.upstream import read
-from music_ssl_fairseq.upstream.places import locate
+from music_ssl_fairseq.upstream.find_checkpoint import locate
 
 if TYPE_CHECKING:
     from music_ssl_fairseq.features.deep import Deep

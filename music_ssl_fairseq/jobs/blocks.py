@@ -15,7 +15,7 @@ from music_ssl_fairseq.frames import SAMPLE_RATE
 from music_ssl_fairseq.jobs.checkpoint_dir import Block, CheckpointDir
 from music_ssl_fairseq.jobs.pool import WorkerPool, ordered
 from music_ssl_fairseq.jobs.shards import cut_blocks
-from music_ssl_fairseq.runtime.typed import typed
+from music_ssl_fairseq.runtime.user_command import typed
 
 _MAX_UNREADABLE = 20  # tracks after which the job stops
 

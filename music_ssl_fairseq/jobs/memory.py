@@ -10,7 +10,7 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.typed import with_option
+from music_ssl_fairseq.runtime.user_command import with_option
 
 _DEFAULT_BYTES = 4 << 30
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}

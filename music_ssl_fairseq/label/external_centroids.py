@@ -7,7 +7,7 @@ import numpy as np
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime import hub
 from music_ssl_fairseq.runtime.npy import read_array
-from music_ssl_fairseq.runtime.typed import corrected
+from music_ssl_fairseq.runtime.user_command import corrected
 
 CENTROIDS = "centroids.npy"
 

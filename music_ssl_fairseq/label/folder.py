@@ -32,7 +32,7 @@ from music_ssl_fairseq.runtime.files import (
     write_json,
 )
 from music_ssl_fairseq.runtime.metadata import METADATA, matching_metadata
-from music_ssl_fairseq.runtime.typed import with_flag, with_option
+from music_ssl_fairseq.runtime.user_command import with_flag, with_option
 
 SPLITS = ("train", "valid")
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.typed import with_option
+from music_ssl_fairseq.runtime.user_command import with_option
 
 FRAMES_PER_CENTROID = 39
 """Below this many frames per centroid, units are more noise than structure (faiss's bound)."""

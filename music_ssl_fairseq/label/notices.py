@@ -5,8 +5,8 @@ from typing import Any
 
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.data.audio_identity import changed_audio
-from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.data.music_checks import concerns, find_copies
+from music_ssl_fairseq.data.copies import find_copies
+from music_ssl_fairseq.data.manifest import Manifest, concerns
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.frames import SAMPLE_RATE
 

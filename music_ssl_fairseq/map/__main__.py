@@ -16,7 +16,7 @@ from music_ssl_fairseq.cli import (
 )
 from music_ssl_fairseq.errors import InputError, one_line
 from music_ssl_fairseq.runtime.files import require_writable
-from music_ssl_fairseq.runtime.typed import with_option
+from music_ssl_fairseq.runtime.user_command import with_option
 
 DESCRIPTION = """\
 Embed every song below a folder with a frozen model, and write one HTML page: a map on which similar

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.files import write_json
 from music_ssl_fairseq.runtime.texts import quoted, read_json
-from music_ssl_fairseq.runtime.typed import similar, with_path
+from music_ssl_fairseq.runtime.user_command import similar, with_path
 
 SPLITS = ("train", "valid", "test")
 

@@ -14,7 +14,7 @@ from music_ssl_fairseq.probing.scoring.predictions import Predictions
 from music_ssl_fairseq.probing.spec import SHOWN
 from music_ssl_fairseq.report.bootstrap import interval, resampled
 from music_ssl_fairseq.runtime.texts import read_object
-from music_ssl_fairseq.runtime.typed import corrected
+from music_ssl_fairseq.runtime.user_command import corrected
 
 _OF_THE_HEAD = ("fingerprint", "layer", "learning_rate", "best_epoch")
 """What is equal in `SPLIT.json` and `probe.json`, unless heads were trained after the score."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.typed import with_option
+from music_ssl_fairseq.runtime.user_command import with_option
 
 
 def available_cpus() -> int:

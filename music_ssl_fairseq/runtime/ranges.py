@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.typed import typed, with_setting
+from music_ssl_fairseq.runtime.user_command import typed, with_setting
 
 _LARGEST_SEED = 2**32 - 1
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from music_ssl_fairseq.errors import InputError, one_line
-from music_ssl_fairseq.runtime.typed import corrected
+from music_ssl_fairseq.runtime.user_command import corrected
 
 MAX_BYTES = 64 << 20
 """Bytes of the largest text file that is read."""

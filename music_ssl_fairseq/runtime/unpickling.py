@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.typed import corrected, with_path
+from music_ssl_fairseq.runtime.user_command import corrected, with_path
 
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"

@@ -24,7 +24,7 @@ from music_ssl_fairseq.probing.heads.training import mini_batches, update
 from music_ssl_fairseq.probing.identity import probing_question
 from music_ssl_fairseq.probing.scoring.results import Collector, refuse_another
 from music_ssl_fairseq.runtime.texts import read_json
-from music_ssl_fairseq.runtime.typed import newest_run, with_setting
+from music_ssl_fairseq.runtime.user_command import newest_run, with_setting
 from music_ssl_fairseq.tasks.refusals import (
     refuse_impossible,
     refuse_in_probes,

@@ -14,7 +14,7 @@ from fairseq import checkpoint_utils
 from fairseq.dataclass import FairseqDataclass
 from omegaconf import II, MISSING, OmegaConf
 
-from music_ssl_fairseq.audio.shards import parse_member
+from music_ssl_fairseq.audio.tar_members import parse_member
 from music_ssl_fairseq.compat import check_unpickler, one_line_errors
 from music_ssl_fairseq.criterions.totals import DelayedTotals, log_pace
 from music_ssl_fairseq.data.augmentation import equalise

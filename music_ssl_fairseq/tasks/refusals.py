@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.ranges import check_ranges
-from music_ssl_fairseq.runtime.typed import corrected, with_setting
+from music_ssl_fairseq.runtime.user_command import corrected, with_setting
 from music_ssl_fairseq.training.saving import LAST
-from music_ssl_fairseq.upstream.places import locate
+from music_ssl_fairseq.upstream.find_checkpoint import locate
 
 _CHOICE = "validation on all of valid, after each epoch, chooses the head"
 _OWN = "heads have their own optimizer, schedule and loss"

@@ -14,7 +14,7 @@ from music_ssl_fairseq.compat import say_what_does_not_fit
 from music_ssl_fairseq.data.identity import Identity, differences, settings_identity
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.files import hold
-from music_ssl_fairseq.runtime.typed import beside, with_setting
+from music_ssl_fairseq.runtime.user_command import beside, with_setting
 from music_ssl_fairseq.tasks.refusals import whole_configuration
 from music_ssl_fairseq.tasks.schedule import check_schedule
 from music_ssl_fairseq.training.checkpoints import checkpoint_to_resume

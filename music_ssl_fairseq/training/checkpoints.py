@@ -17,8 +17,8 @@ import torch
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.files import atomic_path
-from music_ssl_fairseq.runtime.typed import corrected
 from music_ssl_fairseq.runtime.unpickling import utf8_name
+from music_ssl_fairseq.runtime.user_command import corrected
 
 logger = logging.getLogger(__name__)
 

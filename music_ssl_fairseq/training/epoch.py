@@ -16,7 +16,7 @@ from fairseq.data import iterators
 
 from music_ssl_fairseq.compat import one_line_errors
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.typed import with_setting
+from music_ssl_fairseq.runtime.user_command import with_setting
 from music_ssl_fairseq.training.stream import Batching, Plan, Plans, Stream, stop_buffer
 
 _BATCHINGS = "cuts"

@@ -19,7 +19,7 @@ from fairseq.trainer import Trainer
 
 from music_ssl_fairseq.compat import one_line_errors
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.typed import with_setting
+from music_ssl_fairseq.runtime.user_command import with_setting
 from music_ssl_fairseq.training.background import writer
 from music_ssl_fairseq.training.interruption import RESUBMIT, interruption
 from music_ssl_fairseq.training.narration import narration, say, shown

@@ -70,7 +70,7 @@ def read(path: str | os.PathLike) -> Contents:
     """Read a checkpoint, and recognise its format by its content."""
     from music_ssl_fairseq.runtime import hub
     from music_ssl_fairseq.upstream import checkpoint, hugging_face
-    from music_ssl_fairseq.upstream.places import locate
+    from music_ssl_fairseq.upstream.find_checkpoint import locate
     from music_ssl_fairseq.upstream.safe_load import safe_load
 
     found = locate(path)

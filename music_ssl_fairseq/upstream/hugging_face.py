@@ -23,10 +23,10 @@ from music_ssl_fairseq.frames import SAMPLE_RATE
 from music_ssl_fairseq.runtime.texts import read_object
 from music_ssl_fairseq.runtime.unpickling import GIT_LFS, utf8_name
 from music_ssl_fairseq.upstream.contents import Contents
+from music_ssl_fairseq.upstream.find_checkpoint import CONFIG
 from music_ssl_fairseq.upstream.hugging_face_config import TYPES, from_config
-from music_ssl_fairseq.upstream.names import from_transformers, to_transformers
-from music_ssl_fairseq.upstream.places import CONFIG
 from music_ssl_fairseq.upstream.safe_load import safe_load
+from music_ssl_fairseq.upstream.tensor_names import from_transformers, to_transformers
 
 SAFETENSORS = "model.safetensors"
 PICKLE = "pytorch_model.bin"

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.fast.dispatch import Execution
 from music_ssl_fairseq.frames import FrameGrid
-from music_ssl_fairseq.runtime.typed import with_other
+from music_ssl_fairseq.runtime.user_command import with_other
 from music_ssl_fairseq.upstream.build import build_encoder
 from music_ssl_fairseq.upstream.contents import Contents, check_sample_rate
 from music_ssl_fairseq.upstream.result import Features

@@ -34,7 +34,7 @@ from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.units import UnitDictionary
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.label.kmeans import check_enough
-from music_ssl_fairseq.runtime import typed
+from music_ssl_fairseq.runtime import user_command
 from tests import EXAMPLES, checkpoints, tiny
 from tests.audio_files import write_tone
 from tests.test_page_commands import check
@@ -426,7 +426,7 @@ def test_training_with_the_command_of_fairseq(capsys, monkeypatch):
     ],
 )
 def test_a_command_only_where_it_helps(message, command):
-    assert typed.with_command(message) == f"{message}\n{command}".rstrip()
+    assert user_command.with_command(message) == f"{message}\n{command}".rstrip()
 
 
 class TestSettings:

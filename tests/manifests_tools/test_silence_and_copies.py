@@ -9,8 +9,8 @@ import soundfile
 
 from manifests_tools.__main__ import main
 from music_ssl_fairseq import audio
-from music_ssl_fairseq.data.manifest import Manifest, write_manifest
-from music_ssl_fairseq.data.music_checks import concerns, find_copies
+from music_ssl_fairseq.data.copies import find_copies
+from music_ssl_fairseq.data.manifest import Manifest, concerns, write_manifest
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.label.__main__ import main as label
 from music_ssl_fairseq.label.kmeans import check_distinct

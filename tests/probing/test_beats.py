@@ -8,13 +8,13 @@ import pytest
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.dataset import ProbingDataset
-from music_ssl_fairseq.probing.direct import settings
 from music_ssl_fairseq.probing.experiment import ProbeExperiment
 from music_ssl_fairseq.probing.features.cache import Clip
 from music_ssl_fairseq.probing.features.fill import WindowPlan
 from music_ssl_fairseq.probing.labels import Beats
 from music_ssl_fairseq.probing.scoring.beats import DECODERS, are_peaks, dbn
 from music_ssl_fairseq.probing.spec import ProbingSpec, write_spec
+from music_ssl_fairseq.probing.train_and_score import settings
 
 
 def activation(seed: int, seconds: float = 20.0) -> tuple[np.ndarray, np.ndarray]:

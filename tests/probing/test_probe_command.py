@@ -9,7 +9,7 @@ import pytest
 
 from music_ssl_fairseq import probe
 from music_ssl_fairseq.__main__ import COMMANDS, main
-from music_ssl_fairseq.probing import direct
+from music_ssl_fairseq.probing import train_and_score
 from tests.probing.probing_data import write_audio, write_probing
 
 QUICK = [
@@ -93,7 +93,7 @@ def test_a_result_belongs_to_its_audio(inside, folder, tmp_path):
 
 
 def test_what_is_wrong_with_the_test_split_is_found_before_training(inside, folder, monkeypatch):
-    monkeypatch.setattr(direct, "update", lambda *_: 1 / 0)
+    monkeypatch.setattr(train_and_score, "update", lambda *_: 1 / 0)
     file = folder / "pitch" / "test.labels"
     before = file.read_text()
     file.write_text(before.replace("low", "lwo", 1))

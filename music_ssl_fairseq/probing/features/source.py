@@ -12,7 +12,7 @@ from torch import Tensor
 from music_ssl_fairseq import features, upstream
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.features.windows import to_frame_rate
-from music_ssl_fairseq.runtime.typed import with_path
+from music_ssl_fairseq.runtime.user_command import with_path
 
 RANDOM = "random:"
 """Prefix of a checkpoint's name: its architecture with random weights."""

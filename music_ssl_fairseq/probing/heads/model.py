@@ -13,7 +13,7 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.config import MusicProbeConfig
 from music_ssl_fairseq.probing.heads.grid import MIXED, PARAMETERS, Head, ProbeHeads, grid
 from music_ssl_fairseq.probing.heads.schedule import HeadSchedule
-from music_ssl_fairseq.runtime.typed import with_setting
+from music_ssl_fairseq.runtime.user_command import with_setting
 
 
 @dataclass(frozen=True)

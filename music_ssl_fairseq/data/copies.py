@@ -1,4 +1,4 @@
-"""Find music that makes figures mislead: files of equal bytes, and little validation."""
+"""Find files of equal bytes, which make figures mislead."""
 
 import os
 import stat
@@ -6,11 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
 from hashlib import blake2b, file_digest
-
-from music_ssl_fairseq.audio import parse_member
-from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.errors import one_line
-from music_ssl_fairseq.frames import hours
 
 _MIDDLE_BYTES = 1 << 16  # tell most files of equal size apart
 
@@ -60,27 +55,3 @@ def _middle(path: str) -> bytes:
 def _whole_file(path: str) -> bytes:
     with open(path, "rb") as file:
         return file_digest(file, "blake2b").digest()
-
-
-MIN_MINUTES = 10
-
-
-def concerns(valid: Manifest) -> list[str]:
-    """Return one sentence per reason to doubt a validation split's figures."""
-    found = []
-    minutes = 60 * hours(valid.num_samples)
-    if minutes < MIN_MINUTES:
-        found.append(
-            f"{valid.file}: holds {minutes:.1f} minutes of music; with less than {MIN_MINUTES}, "
-            "validation figures vary by chance: add music, or give pretrain a larger --valid-share"
-        )
-    folder = os.path.dirname(valid.name(0))
-    in_shards = parse_member(valid.name(0)) is not None  # which tell nothing of folders
-    if not in_shards and all(
-        os.path.dirname(valid.name(i)) == folder for i in range(1, len(valid))
-    ):
-        found.append(
-            f"{valid.file}: holds a single folder ({one_line(folder) or 'the root'}): for music "
-            "of more, give pretrain a larger --valid-share or another --group-by"
-        )
-    return found

@@ -15,13 +15,13 @@ from music_ssl_fairseq import compat as _compat  # noqa: F401 (before fairseq, w
 from music_ssl_fairseq.data.audio_identity import AUDIO
 from music_ssl_fairseq.data.identity import Identity, differences, settings_identity
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.probing import direct
+from music_ssl_fairseq.probing import train_and_score
 from music_ssl_fairseq.probing.features.source import FeatureSource
 from music_ssl_fairseq.probing.identity import probing_identity
 from music_ssl_fairseq.probing.spec import read_spec
 from music_ssl_fairseq.runtime.files import require_writable, write_json
 from music_ssl_fairseq.runtime.texts import read_object
-from music_ssl_fairseq.runtime.typed import beside, with_option
+from music_ssl_fairseq.runtime.user_command import beside, with_option
 
 STAMP = "made_of.json"
 """Written beside the results at the end: the data and settings that they come from."""
@@ -68,7 +68,7 @@ def probe_all(
     prepared = []
     for probe in probes:
         own = {"task.data": str(probe.data), "task.output_dir": str(probe.out)}
-        cfg = direct.settings({**shared, **probe.settings, **own})
+        cfg = train_and_score.settings({**shared, **probe.settings, **own})
         made_of = probe_identity(cfg, source, split)
         prepared.append((probe, cfg, made_of, _is_done(probe.out, made_of, split, anew)))
         if not prepared[-1][-1]:
@@ -76,7 +76,7 @@ def probe_all(
     for probe, cfg, made_of, done in prepared:
         if not done:
             (probe.out / STAMP).unlink(missing_ok=True)
-            direct.run(cfg, source, split)
+            train_and_score.run(cfg, source, split)
             write_json(probe.out / STAMP, made_of)
         yield probe, not done
 

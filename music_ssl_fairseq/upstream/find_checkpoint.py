@@ -5,7 +5,7 @@ from pathlib import Path
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime import hub
-from music_ssl_fairseq.runtime.typed import look_around, with_path
+from music_ssl_fairseq.runtime.user_command import look_around, with_path
 
 CONFIG = "config.json"
 """The file that makes a folder one of Hugging Face's."""

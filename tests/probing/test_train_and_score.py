@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from music_ssl_fairseq.probing import direct
+from music_ssl_fairseq.probing import train_and_score
 from music_ssl_fairseq.probing.features.source import open_source
 from music_ssl_fairseq.probing.scoring.predictions import Predictions
 from tests import EXAMPLES
@@ -15,7 +15,10 @@ from tests.probing.probing_data import train, validate, write_audio, write_probi
 
 
 def test_its_defaults_are_those_of_the_example():
-    example, ours = OmegaConf.load(EXAMPLES / "probing" / "config.yaml"), direct.settings({})
+    example, ours = (
+        OmegaConf.load(EXAMPLES / "probing" / "config.yaml"),
+        train_and_score.settings({}),
+    )
     shown = {
         (group, name): value
         for group in ours
@@ -59,8 +62,8 @@ def test_it_gives_what_fairseq_gives(tmp_path, monkeypatch, kind):
         "task.cache_dir": "feature_cache",
     }
     if kind == "beats":  # as features that are too large to be held
-        monkeypatch.setattr(direct, "_MAX_DEVICE_BYTES", 1)
-    direct.run(direct.settings(values), open_source("logmel"))
+        monkeypatch.setattr(train_and_score, "_MAX_DEVICE_BYTES", 1)
+    train_and_score.run(train_and_score.settings(values), open_source("logmel"))
     assert Path("direct/rows.csv").read_text() == Path("fairseq/rows.csv").read_text()
     abouts = [json.loads(Path(run, "test.json").read_text()) for run in ("direct", "fairseq")]
     assert abouts[0] == abouts[1]

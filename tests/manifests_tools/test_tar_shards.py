@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from manifests_tools import check
 from manifests_tools.pretrain import run
 from music_ssl_fairseq import audio
-from music_ssl_fairseq.audio import shards as reading
+from music_ssl_fairseq.audio import tar_members as reading
 from music_ssl_fairseq.data.audio_identity import note_names
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
