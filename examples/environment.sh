@@ -89,7 +89,7 @@ environment() {
   if [ "$(cat "$stamp" 2> /dev/null)" = "$state" ] && importable; then
     return
   fi
-  echo "installing music_ssl_fairseq[$1] into $VIRTUAL_ENV (with torch: minutes, and 6 GB of disk)"
+  echo "installing music_ssl_fairseq[$1] into $VIRTUAL_ENV (with torch: minutes, and 7 GB of disk)"
   log=$(mktemp)
   # An environment made by uv, or whose making was interrupted, has no pip.
   python -m pip --version > /dev/null 2>&1 || python -m ensurepip > "$log" 2>&1 || true

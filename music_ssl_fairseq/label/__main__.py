@@ -17,7 +17,7 @@ from music_ssl_fairseq.cli import (
     whole_number,
 )
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.frames import amount
+from music_ssl_fairseq.frames import amount, hours
 from music_ssl_fairseq.jobs.memory import parse_size
 from music_ssl_fairseq.label.recipe import ALGORITHMS, MAX_FRAMES
 from music_ssl_fairseq.runtime.device import choose_device
@@ -239,6 +239,8 @@ def _fit(job: "Job", manifest: "Manifest", centroids: Path | None, stage: str | 
             print(f"{job.folder.path}: fitted already, by the same recipe from the same manifest")
         return
     if centroids is None:
+        music = f"{len(manifest)} tracks, {amount(hours(manifest.num_samples))}"
+        print(f"{job.folder.path}: clusters of {job.features.name}, k = {job.recipe.k}; {music}")
         fit_centroids(job, manifest)
     else:
         take_centroids(job, centroids)
