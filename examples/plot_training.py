@@ -22,12 +22,12 @@ from music_ssl_fairseq.runtime.files import atomic_path
 
 
 def last(points: Points, key: str) -> float:
-    """The last value logged, or NaN."""
+    """Return the last value logged, or NaN."""
     return (series(points, key)[1] or [math.nan])[-1]
 
 
 def markdown(runs: Sequence[Curves]) -> str:
-    """A Markdown table, one row per run."""
+    """Format a Markdown table, one row per run."""
     rows = [
         "| run | updates | train loss | valid loss | health | audio s/s | checkpoint |",
         "|---|---|---|---|---|---|---|",
@@ -54,7 +54,7 @@ def row(curves: Curves) -> str:
 
 
 def health(train: Points) -> str:
-    """What tells a run that learns from one that collapsed."""
+    """Return what tells a run that learns from one that collapsed."""
     if series(train, "accuracy_m")[1]:
         accuracy, majority = last(train, "accuracy_m"), last(train, "majority_m")
         return f"masked accuracy {accuracy:.3f}, most frequent unit {majority:.3f}"

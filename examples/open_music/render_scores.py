@@ -75,7 +75,7 @@ class Track:
 
 
 def plan(out: Path, num_tracks: int, seed: int) -> list[Track]:
-    """The corpus of `num_tracks` tracks; a longer one begins with the same tracks."""
+    """Plan a corpus of `num_tracks` tracks; a longer one begins with the same tracks."""
     from music21 import corpus
 
     chorales = sorted(set(corpus.chorales.Iterator(returnType="filename")))
@@ -107,14 +107,14 @@ def plan_track(out: Path, chorale: str, index: int, seed: int) -> Track:
 
 @lru_cache(maxsize=1)
 def parse(score: str) -> "Score":
-    """music21's score of that name; the last one is kept, for it may come in several keys."""
+    """Return music21's score of that name; keep the last one, which may come in several keys."""
     from music21 import corpus
 
     return corpus.parse(score)
 
 
 def midi_of(track: Track, seconds: float) -> "PrettyMIDI":
-    """`seconds` of the score as MIDI, with a player's unevenness in time and loudness."""
+    """Return `seconds` of the score as MIDI, with a player's unevenness in time and loudness."""
     import pretty_midi
 
     rng = np.random.default_rng([*track.seed, 1])
@@ -142,14 +142,14 @@ def midi_of(track: Track, seconds: float) -> "PrettyMIDI":
 
 @lru_cache(maxsize=1)
 def soundfont() -> bytes:
-    """The General MIDI soundfont that pretty_midi carries (6 MB)."""
+    """Return the General MIDI soundfont that pretty_midi carries (6 MB)."""
     import pretty_midi
 
     return Path(pretty_midi.__file__).with_name("TimGM6mb.sf2").read_bytes()
 
 
 def synthesise(midi: "PrettyMIDI", sample_rate: int, channels: int) -> np.ndarray:
-    """What the soundfont makes of it: `[T, channels]` float64."""
+    """Synthesise MIDI with the soundfont: `[T, channels]` float64."""
     import midirenderer
     import scipy.signal
     import soundfile

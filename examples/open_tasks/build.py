@@ -47,7 +47,7 @@ Jobs = dict[str, Callable[[], None]]
 
 
 def fonts(packages: Path) -> dict[str, Path]:
-    """The soundfonts' files by name.
+    """Find the soundfonts' files, by name.
 
     Raises:
         InputError: if one is missing.
@@ -68,12 +68,12 @@ def fonts(packages: Path) -> dict[str, Path]:
 
 
 def font_of(song: songs.Song) -> str:
-    """One for testing, the others in turn."""
+    """Choose a soundfont: one for testing, the others in turn."""
     return TEST_FONT if song.split == "test" else TRAIN_FONTS[sum(song.seed) % 2]
 
 
 def song_rows(planned: Sequence[songs.Song]) -> Rows:
-    """The tasks on excerpts of scores."""
+    """Plan the tasks on excerpts of scores."""
     rows: Rows = {name: [] for name in ("key", "families", "tempo", "metre", "beat", "downbeat")}
     for song in planned:
         beats = songs.beats_of(song)
@@ -94,7 +94,7 @@ def song_rows(planned: Sequence[songs.Song]) -> Rows:
 
 
 def collection_rows(planned: Sequence[songs.Song]) -> list[tasks.Row]:
-    """As many excerpts of each collection."""
+    """Choose as many excerpts of each collection."""
     rows = []
     for collection in scores.COLLECTIONS:
         for split, count in EACH_COLLECTION.items():
@@ -108,7 +108,7 @@ def collection_rows(planned: Sequence[songs.Song]) -> list[tasks.Row]:
 
 
 def note_rows(listed: Sequence[notes.Note]) -> Rows:
-    """The tasks on single notes."""
+    """Plan the tasks on single notes."""
     return {
         "instrument": [(_path("notes", n.name), n.family, n.split) for n in listed],
         "pitch": [
@@ -124,7 +124,7 @@ def _path(kind: str, name: str) -> str:
 
 
 def plan(out: Path, packages: Path, workers: int) -> tuple[Rows, Jobs, dict[str, Any]]:
-    """Rows of each task, what makes each file, and by name all that decides the audio."""
+    """Plan rows of each task, what makes each file, and by name all that decides the audio."""
     found = scores.read(out / "scores", list(scores.COLLECTIONS), workers)
     files = fonts(packages)
     planned = songs.plan(found, songs.COLLECTION_SHARES, SONGS_WITH_A_KEY, SEED)
@@ -228,7 +228,7 @@ def check_sound(data: Path, names: Sequence[str], record: bool) -> None:
 
 
 def _rounded(value: Any) -> Any:
-    """Plain values that print alike on every machine."""
+    """Return plain values that print alike on every machine."""
     if isinstance(value, dict):
         return {str(key): _rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

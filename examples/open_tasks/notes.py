@@ -38,7 +38,7 @@ class Note:
 
 
 def new_programs(seed: int) -> set[int]:
-    """The programs whose pitches are only tested."""
+    """Return the programs whose pitches are only tested."""
     rng = np.random.default_rng([seed, 6])
     chosen: set[int] = set()
     for programs in FAMILIES.values():
@@ -49,7 +49,7 @@ def new_programs(seed: int) -> set[int]:
 def plan(
     fonts: Mapping[str, bool], many: int, few: int, seed: int
 ) -> dict[tuple[str, int], list[Note]]:
-    """Notes by soundfont and program.
+    """Plan notes by soundfont and program.
 
     Args:
         fonts: name, and whether it is the one that tests.

@@ -53,7 +53,7 @@ def _place(text: str) -> str:
 
 
 def _splits(names: Sequence[str]) -> dict[str, str]:
-    """Each of the names in a split, in an order of no meaning; with three of them, one each."""
+    """Put each name in a split, in an order of no meaning; of three names, one in each."""
     ordered = sorted(names, key=_place)
     places = (np.arange(len(ordered)) + 0.5) / max(1, len(ordered))
     return {
@@ -63,7 +63,7 @@ def _splits(names: Sequence[str]) -> dict[str, str]:
 
 
 def _length(file: Path) -> int:
-    """Samples at 16 kHz; 0 if it is no audio."""
+    """Return the number of samples at 16 kHz; 0 if it is no audio."""
     try:
         return audio.probe(file).length_at()
     except AudioError:
@@ -77,7 +77,7 @@ def _audio_files(folder: Path) -> list[Path]:
 
 
 def package_cuts(root: Path) -> list[Cut]:
-    """Clips of tracks; all clips of a track are in one split."""
+    """Cut clips of tracks; all clips of a track are in one split."""
     found = []
     for package in PACKAGES:
         tracks: dict[str, tuple[Path, int]] = {}
@@ -99,7 +99,7 @@ def package_cuts(root: Path) -> list[Cut]:
 def _spread(
     package: str, track: str, split: str, path: Path, length: int, at_most: int
 ) -> Iterator[Cut]:
-    """Clips that do not overlap, evenly over a track."""
+    """Spread clips that do not overlap evenly over a track."""
     clip = round(CLIP_SECONDS * SAMPLE_RATE)
     count = min(at_most, length // clip)
     safe = "".join(c if c.isalnum() else "-" for c in track)
@@ -110,7 +110,7 @@ def _spread(
 
 
 def speaker_cuts(root: Path) -> list[Cut]:
-    """Letters and syllables; the speaker is the folder's language, which has one each."""
+    """Cut letters and syllables; the speaker is the folder's language, which has one each."""
     found = []
     folders = sorted((root / SPEAKERS / "usr/share/klettres").iterdir())
     for folder in (path for path in folders if path.is_dir()):

@@ -30,7 +30,7 @@ def _font(path: Path) -> bytes:
 
 
 def synthesise(midi: "PrettyMIDI", font: Path) -> np.ndarray:
-    """`[T]` float64 at 16 kHz."""
+    """Synthesise `[T]` float64 at 16 kHz."""
     import midirenderer
     import scipy.signal
     import soundfile
@@ -44,7 +44,7 @@ def synthesise(midi: "PrettyMIDI", font: Path) -> np.ndarray:
 
 
 def song_waveform(song: Song, font: Path) -> np.ndarray:
-    """`[song.seconds * RATE]` float64, |x| <= 1."""
+    """Render a song: `[song.seconds * RATE]` float64, |x| <= 1."""
     import pretty_midi
 
     rng = np.random.default_rng([*song.seed, 1])
@@ -94,7 +94,7 @@ def _play(
 
 
 def note_waveforms(notes: Sequence[Note], font: Path) -> list[np.ndarray]:
-    """Notes of one program, each `[NOTE_SECONDS * RATE]`."""
+    """Render the notes of one program, each `[NOTE_SECONDS * RATE]`."""
     import pretty_midi
 
     midi = pretty_midi.PrettyMIDI(resolution=960)
@@ -118,7 +118,7 @@ def note_waveforms(notes: Sequence[Note], font: Path) -> list[np.ndarray]:
 
 
 def scaled(waveform: np.ndarray, peak: float) -> np.ndarray:
-    """With this as the largest absolute value."""
+    """Scale to this largest absolute value."""
     return waveform * (peak / max(1e-6, float(np.abs(waveform).max())))
 
 

@@ -59,7 +59,7 @@ class Piece:
 
 
 def read(folder: Path, collections: Sequence[str], workers: int) -> dict[str, list[Piece]]:
-    """The pieces of each collection, parsed if `folder` does not have them."""
+    """Return the pieces of each collection; parse those that `folder` does not have."""
     found = {}
     for collection in collections:
         path = folder / f"{collection}.json"
@@ -105,7 +105,7 @@ def _files(collection: str) -> list[str]:
 
 
 def _parse(collection: str, file: str) -> list[Piece]:
-    """The usable pieces of a file, which may hold many."""
+    """Parse the usable pieces of a file, which may hold many."""
     from music21 import corpus
     from music21.exceptions21 import Music21Exception
 
@@ -127,7 +127,7 @@ def _parse(collection: str, file: str) -> list[Piece]:
 
 
 def _convert(collection: str, name: str, score: "Score") -> Piece | None:
-    """None if it has several time signatures, no row of whole bars, or no notes."""
+    """Convert a score; None if it has several time signatures, no row of whole bars, no notes."""
     from music21 import key, meter
 
     metres = {
@@ -156,7 +156,7 @@ def _convert(collection: str, name: str, score: "Score") -> Piece | None:
 
 
 def _whole_bars(measures: Sequence["Measure"], length: float) -> list[float]:
-    """Edges of the longest row of bars that are neither upbeats nor cut by a repeat."""
+    """Return the edges of the longest row of bars that are neither upbeats nor cut by a repeat."""
     edges = [float(m.offset) for m in measures]
     edges += [edges[-1] + float(measures[-1].duration.quarterLength)] if edges else []
     best: list[float] = []

@@ -88,7 +88,7 @@ class Song:
 
 
 def metre_of(metre: tuple[int, int]) -> str | None:
-    """`duple` (2 or 4 beats), `triple`, `compound` (beats of three); None for others."""
+    """Return `duple` (2 or 4 beats), `triple`, `compound` (beats of three); None for others."""
     number, unit = metre
     if number in (6, 9, 12) and unit in (8, 4):
         return "compound"
@@ -98,12 +98,12 @@ def metre_of(metre: tuple[int, int]) -> str | None:
 
 
 def beat_of(metre: tuple[int, int]) -> float:
-    """Length of a beat in quarter notes."""
+    """Return the length of a beat in quarter notes."""
     return (3 if metre_of(metre) == "compound" else 1) * 4 / metre[1]
 
 
 def split_of(piece: Piece) -> str:
-    """Pieces whose melodies begin alike stay together, whatever collection they are in."""
+    """Choose a split; pieces whose melodies begin alike share it, whatever their collection."""
     place = int(hashlib.sha1(piece.melody.encode()).hexdigest(), 16) % 100
     return "train" if place < 48 else "valid" if place < 60 else "test"
 
@@ -115,7 +115,7 @@ def plan(
     seed: int,
     stream: int = 0,
 ) -> list[Song]:
-    """`counts` excerpts of each split; more of them begin with the same.
+    """Plan `counts` excerpts of each split; more of them begin with the same.
 
     Args:
         shares: of the excerpts, by collection.
@@ -177,7 +177,7 @@ def _tempo(rng: np.random.Generator) -> float:
 
 
 def _voices(rng: np.random.Generator, parts: int) -> list[tuple[int, int]]:
-    """A program per part, of one to four families; a melody alone gets one to four players."""
+    """Draw a program per part, of one to four families; a lone melody gets one to four players."""
     families = rng.choice(list(FAMILIES), rng.integers(1, 5), replace=False)
     number = max(parts, len(families)) if parts > 1 else len(families)
     order = rng.permutation(np.arange(number) % len(families))
@@ -187,7 +187,7 @@ def _voices(rng: np.random.Generator, parts: int) -> list[tuple[int, int]]:
 
 
 def key_of(song: Song) -> str | None:
-    """`Eb minor`; None if the score declares none."""
+    """Return the key, such as `Eb minor`; None if the score declares none."""
     if song.piece.key is None:
         return None
     tonic, mode = song.piece.key
@@ -195,7 +195,7 @@ def key_of(song: Song) -> str | None:
 
 
 def families_of(song: Song) -> list[str]:
-    """Families that can be heard, in alphabetical order."""
+    """Return the families that can be heard, in alphabetical order."""
     stop = song.start + song.seconds / song.quarter
     heard = set()
     for voice, (program, _) in enumerate(song.voices):
@@ -209,7 +209,7 @@ def families_of(song: Song) -> list[str]:
 
 
 def tempo_of(song: Song) -> str:
-    """The class of its tempo, `87-115`."""
+    """Return the class of its tempo, such as `87-115`."""
     for low, high in pairwise(TEMPI):
         if song.tempo < high:
             return f"{low:g}-{high:g}"
@@ -217,7 +217,7 @@ def tempo_of(song: Song) -> str:
 
 
 def beats_of(song: Song) -> list[tuple[float, int]]:
-    """Seconds and position in the bar (1: downbeat) of each beat."""
+    """Return seconds and position in the bar (1: downbeat) of each beat."""
     beats = []
     for bar, after in pairwise(song.piece.bars):
         for position in range(round((after - bar) / song.beat)):
@@ -230,7 +230,7 @@ def beats_of(song: Song) -> list[tuple[float, int]]:
 def plan_chords(
     chorales: Sequence[Piece], counts: Mapping[str, int], seed: int
 ) -> list[tuple[Song, str]]:
-    """`counts` chords of each split, as the chorales have them, and what they are.
+    """Plan `counts` chords of each split, as the chorales have them, and what they are.
 
     Only sets of notes that are a chord and nothing else count. Kinds are drawn with the shares of
     `CHORD_SHARES`, and keys evenly.
@@ -266,7 +266,7 @@ def _draw_chord(
 
 
 def _harmonies(piece: Piece) -> Iterator[tuple[float, float, int, str]]:
-    """Spans of one set of pitch classes that is a chord: onset, end, root, kind."""
+    """Find spans of one set of pitch classes that is a chord: onset, end, root, kind."""
     notes = [note for part in piece.parts for note in part]
     edges = sorted({round(time, 3) for on, length, _ in notes for time in (on, on + length)})
     span: tuple[float, frozenset[int], int] | None = None
@@ -282,7 +282,7 @@ def _harmonies(piece: Piece) -> Iterator[tuple[float, float, int, str]]:
 
 
 def _chord(pitches: frozenset[int], bass: int) -> tuple[int, str] | None:
-    """Root and kind; of several roots (an augmented triad) the bass, or none if it is no root."""
+    """Return root and kind; of several roots (augmented triad) the bass, None if it is no root."""
     roots = {
         root: CHORDS[above]
         for root in sorted(pitches)

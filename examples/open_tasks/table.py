@@ -89,7 +89,7 @@ Pair = tuple[Probes, Probes]
 def _comparisons(
     models: Table, names: Sequence[str], against: str | None
 ) -> list[tuple[str, list[tuple[str, list[Pair]]]]]:
-    """Title, and for each row its label and a pair of probes per task."""
+    """Return a title, and for each row its label and a pair of probes per task."""
     found = []
     floors = [against] if against else [name for name in FLOORS if name in models]
     rows = []
@@ -116,7 +116,7 @@ def _figure(probes: Probes, task: str) -> Figure:
 
 
 def _worth(probes: Probes) -> float:
-    """The figure that floors are compared by; one that is not defined is below all others."""
+    """Return the figure that floors are compared by; an undefined one is below all others."""
     value = _figure(probes, probes[0].task).value
     return value if math.isfinite(value) else -math.inf
 

@@ -75,12 +75,12 @@ def side_by_side(chosen: Sequence[OpenTask]) -> list[list[OpenTask]]:
 
 
 def unit(name: str) -> str:
-    """What a clip is a part of: a score, a program of a soundfont, a track."""
+    """Return what a clip is a part of: a score, a program of a soundfont, a track."""
     return Path(name).stem.rpartition("_")[0]
 
 
 def chosen(names: Sequence[str], data: Path) -> list[OpenTask]:
-    """The tasks of these names, or all whose CSV is there.
+    """Return the tasks of these names, or all whose CSV is there.
 
     Raises:
         InputError: if there is no such task, or no CSV of one that was named, or none at all.
@@ -99,7 +99,7 @@ def chosen(names: Sequence[str], data: Path) -> list[OpenTask]:
 
 
 def rows_of(task: OpenTask, data: Path, small: bool) -> list[Row]:
-    """The lines of its CSV that are used, evenly chosen: tasks on the same files keep the same."""
+    """Choose the lines of its CSV evenly: tasks on the same files keep the same."""
     with (data / f"{task.name}.csv").open(newline="", encoding="utf-8") as file:
         lines = [(row["path"], row["label"], row["split"]) for row in csv.DictReader(file)]
     limits = task.small if small else task.at_most

@@ -43,13 +43,13 @@ class Track:
 
 
 def packages_of(file: Path) -> list[str]:
-    """Names at the beginnings of a list's lines; `#` begins a comment."""
+    """Read the names at the beginnings of a list's lines; `#` begins a comment."""
     lines = [line.partition("#")[0].split() for line in file.read_text("utf-8").splitlines()]
     return [words[0] for words in lines if words]
 
 
 def found_in(package: Path, min_seconds: float, join: bool) -> Iterator[Track]:
-    """Tracks of a package in the order of their names; copies of a file count once."""
+    """Find tracks of a package in the order of their names; copies of a file count once."""
     seen: set[str] = set()
     folders: dict[Path, list[tuple[Path, float]]] = {}
     for file in sorted(package.rglob("*")):

@@ -46,7 +46,7 @@ class Places:
         return [task.name for task in results.open_tasks().TASKS]
 
     def made_of(self, row: Row) -> dict[str, Any]:
-        """What makes a result the same: settings, data and judge."""
+        """Return what makes a result the same: settings, data and judge."""
         weights = self.table.made_of(row, self.data)
         return {**weights, "judge": self.judge, "miniature": self.miniature}
 
@@ -71,7 +71,7 @@ class Places:
         return self.work / "labels" / f"{corpus}-{name}-{digest(made_of)[:6]}"
 
     def kept_labels(self, corpus: str, name: str) -> Path:
-        """Labels of a layer, among the results: another machine lacks the checkpoint."""
+        """Return where labels of a layer are kept: another machine lacks the checkpoint."""
         return self.results / "labels" / f"{self.labels(corpus, name).name}.zip"
 
     def manifests(self, corpus: str) -> Path:

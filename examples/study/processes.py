@@ -87,7 +87,7 @@ class Shares:
 
 
 def last_words(log: Path) -> str:
-    """The last error of a log's end, or its last line that says something, for a message."""
+    """Return the last error of a log's end, or its last line that says something."""
     try:
         lines = log.read_text("utf-8", "replace").split("\n")
     except OSError:

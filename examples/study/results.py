@@ -59,7 +59,7 @@ def has_sound_of(judge: Mapping[str, Any], results: Path, row_id: str) -> bool:
 
 
 def rates(results: Path, device: str) -> dict[str, float]:
-    """Audio-seconds per second of a GPU, by family, of the rows trained on this kind of device."""
+    """Return audio-seconds per second of a GPU, by family, of rows on this kind of device."""
     found: dict[str, list[float]] = {}
     for file in sorted(results.glob("*-s*.json")):
         about = read_object(file)
@@ -97,7 +97,7 @@ def write(
 
 
 def scores(probes: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Per task the judge's figure with its interval, layer and layer curve; and the draws.
+    """Return per task the judge's figure with its interval, layer and layer curve; and the draws.
 
     Draws are the metric of the split and of each resample, `[1 + RESAMPLES]` float32. Rows that
     were scored on the same clips have the same resamples, so draws may be subtracted.
@@ -122,7 +122,7 @@ def scores(probes: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def open_tasks() -> Any:
-    """The judge's module of tasks."""
+    """Import the judge's module of tasks."""
     sys.path.insert(0, str(EXAMPLES / "open_tasks"))
     try:
         return importlib.import_module("tasks")
@@ -135,7 +135,7 @@ def _number(value: float | None) -> float | None:
 
 
 def curves(run: Path) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-    """Points of training, at most POINTS evenly chosen, and all validations."""
+    """Read points of training, at most POINTS evenly chosen, and all validations."""
     log = read_log(run)
     updates = list(log.train)
     chosen = sorted({updates[round(i)] for i in np.linspace(0, len(updates) - 1, POINTS)})
@@ -150,7 +150,7 @@ def _kept(point: dict[str, float]) -> dict[str, float]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that matter, of those that are installed."""
+    """Return versions of the packages that matter, of those that are installed."""
     found = {"python": sys.version.split()[0]}
     for name in PACKAGES:
         try:

@@ -63,7 +63,7 @@ class Row:
         return bool(self.family) and not self.random
 
     def updates(self) -> int:
-        """Updates that take `audio_seconds` of crops."""
+        """Return the updates that take `audio_seconds` of crops."""
         if self.random:
             return 1
         values = settings(self.family, self.config)
@@ -82,22 +82,22 @@ class Table:
     labels: dict[str, dict[str, Any]]
 
     def row(self, name: str, seed: int) -> Row:
-        """The row of this name and seed, or of its first seed."""
+        """Return the row of this name and seed, or of its first seed."""
         found = [row for row in self.rows if row.name == name]
         return next((row for row in found if row.seed == seed), found[0])
 
     def source_of(self, labels: str) -> Row | None:
-        """The row whose features a label set is made of: its first seed, for all seeds."""
+        """Return the row whose features a label set is made of: its first seed, for all seeds."""
         name = self.labels[labels].get("checkpoint")
         return self.row(name, 0) if name else None
 
     def needs(self, row: Row) -> list[Row]:
-        """Rows whose checkpoints this one takes."""
+        """Return the rows whose checkpoints this one takes."""
         deep = [source for name in row.labels if (source := self.source_of(name))]
         return [*([self.row(row.init, row.seed)] if row.init else []), *deep]
 
     def ancestors(self, row: Row) -> list[Row]:
-        """Rows that it needs, and those that they need, which come first."""
+        """Return the rows that it needs, and those that they need, which come first."""
         direct = self.needs(row)
         return [*(x for other in direct for x in self.ancestors(other)), *direct]
 

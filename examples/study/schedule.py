@@ -50,7 +50,7 @@ class Study:
         self.rates = dict(AUDIO_PER_SECOND)
 
     def wanted(self, names: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[Row]:
-        """Rows of these names and seeds, or all; first seeds first.
+        """Choose rows of these names and seeds, or all; first seeds first.
 
         Raises:
             InputError: if there is no row of a name.
@@ -111,7 +111,7 @@ class Study:
             self.rates[family] = rate
 
     def _to_train_before(self, row: Row) -> Iterator[Row]:
-        """Rows that must be trained here for this one, whether they have been judged or not."""
+        """Return rows that must be trained here for this one, whether judged or not."""
         if self.steps.is_trained(row):
             return
         init = [self.table.row(row.init, row.seed)] if row.init else []
@@ -121,7 +121,7 @@ class Study:
             yield other
 
     def _label_source(self, corpus: str, name: str) -> Row | None:
-        """The row whose checkpoint a label set still takes."""
+        """Return the row whose checkpoint a label set still takes."""
         kept = self.places.kept_labels(corpus, name).exists()
         return None if kept else self.table.source_of(name)
 
@@ -165,7 +165,7 @@ class Study:
         self.stop()
 
     def _expected(self, row: Row) -> float:
-        """Seconds until the row is judged."""
+        """Estimate the seconds until the row is judged."""
         if not row.family or self.steps.is_trained(row):
             return JUDGE_SECONDS
         training = row.audio_seconds / (self.rates[row.family] / self.streams)
@@ -207,7 +207,7 @@ class Study:
         return all(job is not None and job.done() and job.result() for job in jobs)
 
     def _cannot(self, row: Row) -> bool:
-        """Whether something that it needs has failed, which is then its own failure."""
+        """Tell whether something that it needs has failed, which is then its own failure."""
         if self.steps.is_trained(row):
             return False
         for name in row.labels:

@@ -97,7 +97,7 @@ class Steps:
     # Training
 
     def train_command(self, row: Row) -> list[str]:
-        """The training's command, as a user would type it."""
+        """Return the training's command, as a user would type it."""
         labels = [str(self.places.labels(row.corpus, name).resolve()) for name in row.labels]
         updates, manifests = row.updates(), self.places.manifests(row.corpus).resolve()
         overrides: dict[str, Any] = {
@@ -128,7 +128,7 @@ class Steps:
         return self.places.run(row) / "trained.json"
 
     def spent(self, row: Row) -> dict[str, float]:
-        """Seconds of a training so far, and its share of the GPU's."""
+        """Return seconds of a training so far, and its share of the GPU's."""
         try:
             return read_object(self.places.run(row) / "spent.json")
         except InputError:

@@ -51,7 +51,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """List the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     from torch.cuda import device_count
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
