@@ -15,8 +15,7 @@ from music_ssl_fairseq.modules.conv_extractor import ConvExtractor
 from music_ssl_fairseq.modules.decoder import Decoder
 from music_ssl_fairseq.modules.dropout import Drop, drop
 from music_ssl_fairseq.modules.encoder_config import AudioEncoderConfig
-from music_ssl_fairseq.modules.positional_conv import PositionalConv
-from music_ssl_fairseq.modules.transformer import TransformerEncoder, TransformerLayer
+from music_ssl_fairseq.modules.transformer import TransformerEncoder
 
 
 class AudioEncoder(BaseFairseqModel):
@@ -49,35 +48,10 @@ class AudioEncoder(BaseFairseqModel):
             self.mel_proj = nn.Linear(cfg.mel_bands, dim)
         self.dropout_input = nn.Dropout(cfg.dropout_input)
         self.mask_emb = nn.Parameter(torch.empty(dim).uniform_())
-        sizes = dim, cfg.encoder_ffn_embed_dim, cfg.encoder_attention_heads
-        dropouts = cfg.dropout, cfg.attention_dropout, cfg.activation_dropout
-        self.encoder = TransformerEncoder(
-            [
-                TransformerLayer(*sizes, *dropouts, cfg.layer_norm_first)
-                for _ in range(cfg.encoder_layers)
-            ],
-            PositionalConv(
-                dim, cfg.conv_pos, cfg.conv_pos_groups, cfg.pos_conv_depth, self.execution
-            ),
-            dim,
-            cfg.dropout,
-            cfg.encoder_layerdrop,
-            cfg.layer_norm_first,
-            cfg.residual_init,
-        )
-        self.decoder: Decoder | None = None
-        self.head_width = dim
-        if str(cfg.encode) == "visible":
-            self.decoder = Decoder(
-                dim,
-                cfg.decoder_dim,
-                cfg.decoder_layers,
-                cfg.decoder_kernel,
-                cfg.decoder_groups,
-                cfg.decoder_input_dropout,
-                self.execution,
-            )
-            self.head_width = cfg.decoder_dim
+        self.encoder = TransformerEncoder(cfg, self.execution)
+        visible = str(cfg.encode) == "visible"
+        self.decoder = Decoder(cfg, self.execution) if visible else None
+        self.head_width = cfg.decoder_dim if visible else dim
 
     def _projection(self, channels: int, dim: int) -> nn.Linear | None:
         """Return the map from the extractor's width to the encoder's; musicHuBERT may need none."""

@@ -1,37 +1,30 @@
 """The decoder of `model.encode: visible`: masked frames from visible ones (data2vec 2.0)."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
 from music_ssl_fairseq.fast.dispatch import PLAIN, Execution, Packing, take, unpack
 from music_ssl_fairseq.modules.dropout import Drop, drop
+from music_ssl_fairseq.modules.encoder_config import AudioEncoderConfig
 from music_ssl_fairseq.modules.positional_conv import ConvBlock
 
 
 class Decoder(nn.Module):
     """Convolutions over all places of a crop (Baevski et al., arXiv 2212.07525, section 3.2).
 
-    Visible places hold the encoder's outputs, `dim` wide, masked ones a learned token (fairseq:
-    noise of deviation 0.01). It is fairseq's Decoder1d, whose last projection is the model's
-    `final_proj`: `layers` convolutions of `kernel` frames, `width` wide, all but the first with a
-    residual sum.
+    Visible places hold the encoder's outputs, masked ones a learned token (fairseq: noise of
+    deviation 0.01). It is fairseq's Decoder1d, whose last projection is the model's `final_proj`:
+    `decoder_layers` convolutions, all but the first with a residual sum.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        width: int,
-        layers: int,
-        kernel: int,
-        groups: int,
-        input_dropout: float,
-        execution: Execution = PLAIN,
-    ):
+    def __init__(self, cfg: AudioEncoderConfig, execution: Execution = PLAIN):
         super().__init__()
-        self.input_dropout = nn.Dropout(input_dropout)
-        self.blocks = nn.ModuleList(
-            ConvBlock(width if i else dim, width, kernel, groups, execution) for i in range(layers)
-        )
+        self.input_dropout = nn.Dropout(cfg.decoder_input_dropout)
+        widths = [cfg.encoder_embed_dim] + [cfg.decoder_dim] * cfg.decoder_layers
+        shape = cfg.decoder_kernel, cfg.decoder_groups, execution
+        self.blocks = nn.ModuleList(ConvBlock(*pair, *shape) for pair in pairwise(widths))
 
     def forward(
         self,
@@ -55,7 +48,7 @@ class Decoder(nn.Module):
                 None for all.
 
         Returns:
-            `[views, F, width]`, or `[N, width]`.
+            `[views, F, decoder_dim]`, or `[N, decoder_dim]`.
         """
         x = unpack(drop(self.input_dropout, x), packing)
         x = torch.where(mask.unsqueeze(-1), mask_token.to(x.dtype), x)

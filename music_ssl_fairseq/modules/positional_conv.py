@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from music_ssl_fairseq.fast.dispatch import PLAIN, Execution
+from music_ssl_fairseq.modules.encoder_config import AudioEncoderConfig
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor, groups: int, execution: Execution) -> Tensor:
@@ -59,21 +60,15 @@ class ConvBlock(nn.Module):
 class PositionalConv(nn.Sequential):
     """Encodes the order of frames, to be added to the encoder's input.
 
-    Args:
-        dim: channels.
-        kernel: frames that one convolution covers (HuBERT: 128), or, with `depth` > 1, that all
-            cover together (data2vec: 95 in 5 convolutions of 19).
-        groups: per convolution.
-        depth: 1 for wav2vec 2.0's and HuBERT's single weight-normed convolution, more for
-            data2vec's stack.
-        execution: the model's, which says how operations run.
+    With `pos_conv_depth` 1 it is the single weight-normed convolution of wav2vec 2.0 and HuBERT
+    (128 frames), with more data2vec's stack (5 convolutions of 19 frames, 95 together).
 
     Maps `[B, T, D]` to `[B, T, D]`.
     """
 
-    def __init__(
-        self, dim: int, kernel: int, groups: int, depth: int, execution: Execution = PLAIN
-    ):
+    def __init__(self, cfg: AudioEncoderConfig, execution: Execution = PLAIN):
+        dim, kernel, groups = cfg.encoder_embed_dim, cfg.conv_pos, cfg.conv_pos_groups
+        depth = cfg.pos_conv_depth
         if depth > 1:
             width = max(3, kernel // depth)
             super().__init__(*[ConvBlock(dim, dim, width, groups, execution) for _ in range(depth)])

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from music_ssl_fairseq.fast.dispatch import PLAIN, Execution, Packing, gelu, pack, working_dtype
 from music_ssl_fairseq.modules.dropout import Drop, drop
+from music_ssl_fairseq.modules.encoder_config import AudioEncoderConfig
 from music_ssl_fairseq.modules.positional_conv import PositionalConv
 
 
@@ -38,25 +39,17 @@ class SelfAttention(nn.Module):
 class TransformerLayer(nn.Module):
     """Self-attention and a feed-forward network, normalised before or after each."""
 
-    def __init__(
-        self,
-        dim: int,
-        ffn_dim: int,
-        heads: int,
-        dropout: float,
-        attention_dropout: float,
-        activation_dropout: float,
-        layer_norm_first: bool,
-    ):
+    def __init__(self, cfg: AudioEncoderConfig):
         super().__init__()
-        self.layer_norm_first = layer_norm_first
-        self.self_attn = SelfAttention(dim, heads, attention_dropout)
+        dim, heads = cfg.encoder_embed_dim, cfg.encoder_attention_heads
+        self.layer_norm_first = cfg.layer_norm_first
+        self.self_attn = SelfAttention(dim, heads, cfg.attention_dropout)
         self.self_attn_layer_norm = nn.LayerNorm(dim)
-        self.fc1 = nn.Linear(dim, ffn_dim)
-        self.fc2 = nn.Linear(ffn_dim, dim)
+        self.fc1 = nn.Linear(dim, cfg.encoder_ffn_embed_dim)
+        self.fc2 = nn.Linear(cfg.encoder_ffn_embed_dim, dim)
         self.final_layer_norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
-        self.activation_dropout = nn.Dropout(activation_dropout)
+        self.dropout = nn.Dropout(cfg.dropout)
+        self.activation_dropout = nn.Dropout(cfg.activation_dropout)
 
     def forward(self, x: Tensor, attend: Tensor | None, drop: Drop = drop) -> tuple[Tensor, Tensor]:
         """Run the layer.
@@ -101,30 +94,22 @@ class TransformerEncoder(nn.Module):
     from torch's generator, so that a resumed run repeats; fairseq never seeds or restores numpy's.
     """
 
-    def __init__(
-        self,
-        layers: list[TransformerLayer],
-        pos_conv: PositionalConv,
-        dim: int,
-        dropout: float,
-        layerdrop: float,
-        layer_norm_first: bool,
-        residual_init: float = 1.0,
-    ):
+    def __init__(self, cfg: AudioEncoderConfig, execution: Execution = PLAIN):
         super().__init__()
-        self.pos_conv = pos_conv
+        layers = [TransformerLayer(cfg) for _ in range(cfg.encoder_layers)]
+        self.pos_conv = PositionalConv(cfg, execution)
         self.layers = nn.ModuleList(layers)
-        self.layer_norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
-        self.layerdrop = layerdrop
-        self.layer_norm_first = layer_norm_first
+        self.layer_norm = nn.LayerNorm(cfg.encoder_embed_dim)
+        self.dropout = nn.Dropout(cfg.dropout)
+        self.layerdrop = cfg.encoder_layerdrop
+        self.layer_norm_first = cfg.layer_norm_first
         for module in self.layers.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
                 module.weight.layer_matrix = True  # type: ignore[attr-defined]  # see optim.muon
         for layer in layers:
-            layer.scale_residual(residual_init)
+            layer.scale_residual(cfg.residual_init)
 
     def forward(
         self,

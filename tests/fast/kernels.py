@@ -29,7 +29,7 @@ from music_ssl_fairseq.fast.kernels import norm as norm_kernels
 from music_ssl_fairseq.fast.kernels import sum as sum_kernels
 from music_ssl_fairseq.fast.packing import FrameSelection, packing_of, select
 from music_ssl_fairseq.fast.transformer_layer import CastWeights, fused_layer
-from music_ssl_fairseq.modules.positional_conv import PositionalConv
+from music_ssl_fairseq.modules.encoder_config import AudioEncoderConfig
 from music_ssl_fairseq.modules.transformer import TransformerEncoder, TransformerLayer
 
 GPU = torch.cuda.is_available()
@@ -347,9 +347,7 @@ def test_layer_with_products(fused, linear_gelu_kernels, monkeypatch):
 
 
 def compare_layers(training: bool) -> None:
-    layer = TransformerLayer(32, 64, 2, 0.2, 0.0, 0.0, False).to(DEVICE).train(training)
-    for p in layer.parameters():
-        torch.nn.init.normal_(p, std=0.2)
+    layer = _layers(1)[0].train(training)
     seeds = torch.tensor([3, 14, 15], dtype=torch.int32, device=DEVICE) if training else None
     x, grad = random(2, 11, 32), random(2, 11, 32)
 
@@ -440,8 +438,13 @@ def graphs(monkeypatch):
         monkeypatch.setattr(cuda_graphs, "_Capture", _Again)
 
 
+def _config(**fields: Any) -> AudioEncoderConfig:
+    sizes = {"encoder_embed_dim": 32, "encoder_ffn_embed_dim": 64, "encoder_attention_heads": 2}
+    return AudioEncoderConfig(**sizes, attention_dropout=0.0, **fields)
+
+
 def _layers(number: int) -> list[TransformerLayer]:
-    layers = [TransformerLayer(32, 64, 2, 0.2, 0.0, 0.0, False).to(DEVICE) for _ in range(number)]
+    layers = [TransformerLayer(_config(dropout=0.2)).to(DEVICE) for _ in range(number)]
     for layer in layers:
         for p in layer.parameters():
             torch.nn.init.normal_(p, std=0.2)
@@ -533,15 +536,17 @@ def test_graphed_layers_say_when_two_passes_mix(graphs):
         first.sum().backward()
 
 
-def _encoder_of(layers: list, monkeypatch) -> TransformerEncoder:
+def _encoder_of(layers: int, monkeypatch) -> TransformerEncoder:
     """Return an encoder whose fast path is the one of GPUs, also on a CPU."""
     if not GPU:
         monkeypatch.setattr(dispatch, "can_fuse_layer", lambda *_: True)
         monkeypatch.setattr(dispatch, "compiled", lambda function, _: function)
-    for layer in layers:
-        layer.dropout.p = 0.0
-    pos_conv = PositionalConv(32, 9, 4, 1, Execution("auto"))
-    return TransformerEncoder(layers, pos_conv, 32, 0.0, 0.0, False).to(DEVICE)
+    cfg = _config(encoder_layers=layers, dropout=0.0, conv_pos=9, conv_pos_groups=4)
+    encoder = TransformerEncoder(cfg, Execution("auto")).to(DEVICE)
+    for name, p in encoder.layers.named_parameters():
+        if "layer_norm" in name:
+            torch.nn.init.normal_(p, std=0.2)
+    return encoder
 
 
 def _check_encoder(encoder: TransformerEncoder, x, grad, *args, **options) -> None:
@@ -564,7 +569,7 @@ def test_encoder_of_packed_frames(monkeypatch):
     """On a GPU as graphs."""
     if not GPU:
         monkeypatch.setattr(dispatch, "graphed_layers", lambda *_: None)
-    encoder = _encoder_of(_layers(1), monkeypatch)
+    encoder = _encoder_of(1, monkeypatch)
     frames, number = (249, 108) if GPU else (11, 6)
     visible = torch.stack([torch.randperm(frames, device=DEVICE) < number for _ in range(2)])
     x, grad = random(2, frames, 32), random(2, number, 32)
@@ -574,7 +579,7 @@ def test_encoder_of_packed_frames(monkeypatch):
 @pytest.mark.parametrize("layerdrop", [0.0, 1.0])
 def test_encoder_of_masked_frames(layerdrop, graphs, monkeypatch):
     """Of as many masked frames as captured, and of others."""
-    encoder = _encoder_of(_layers(2), monkeypatch)
+    encoder = _encoder_of(2, monkeypatch)
     encoder.layerdrop = layerdrop
     frames = 70 if GPU else 6
     for count in (frames - 3, frames - 3, 5)[not GPU :]:

@@ -9,6 +9,7 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.export.__main__ import main as export
 from music_ssl_fairseq.fast.packing import pack, packing_of, take, unpack
 from music_ssl_fairseq.modules.decoder import Decoder
+from music_ssl_fairseq.modules.encoder_config import AudioEncoderConfig
 from tests import checkpoints, tiny
 
 FAMILIES = ["music_hubert", "music2vec"]
@@ -165,10 +166,10 @@ def padded(one, other):
 def test_the_decoder_is_fairseqs(kernel):
     from fairseq.examples.data2vec.models.modalities.modules import D2vDecoderConfig, Decoder1d
 
-    cfg = D2vDecoderConfig(
-        decoder_dim=24, decoder_groups=4, decoder_kernel=kernel, decoder_layers=3
-    )
-    theirs, ours = Decoder1d(cfg, 32), Decoder(32, 24, 3, kernel, 4, 0.0)
+    sizes = {"decoder_dim": 24, "decoder_groups": 4, "decoder_kernel": kernel}
+    sizes |= {"decoder_layers": 3}
+    ours = Decoder(AudioEncoderConfig(encoder_embed_dim=32, decoder_input_dropout=0.0, **sizes))
+    theirs = Decoder1d(D2vDecoderConfig(**sizes), 32)
     state = theirs.state_dict()
     projection = {name: state.pop(name) for name in list(state) if name.startswith("proj.")}
     ours.load_state_dict(state, strict=True)
