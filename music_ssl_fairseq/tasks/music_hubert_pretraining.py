@@ -85,11 +85,26 @@ class MusicHubertPretrainingTask(PretrainingTask):
         return sets
 
 
+_LAST = "checkpoints/checkpoint_last.pt"
+_LABELS_OF_EXAMPLES = {
+    "k100": "--k 100",
+    "k2000": "--k 2000",
+    "mfcc_chroma": "--k 500 --features mfcc+chroma",
+    "early_layer": "--k 500 --features deep --layer 3 "
+    f"--checkpoint runs/music_hubert/k2000/{_LAST}",
+    "k2000_iteration2": "--k 2000 --features deep --layer 6 "
+    f"--checkpoint runs/music_hubert/k2000/{_LAST}",
+    "deep": f"--k 500 --features deep --layer 10 --checkpoint runs/music2vec/harmonic/{_LAST}",
+}
+"""Name of a folder in `examples/music_hubert/*.yaml`: the options that make its labels."""
+
+
 def _label_command(folder: str, manifests: str) -> str:
-    """Return the command that makes missing labels: of the features that the folder is named by."""
+    """Return the command that makes missing labels: what the folder's name says, or MFCC units."""
     name = os.path.basename(os.path.abspath(folder))
-    named = name != "mfcc" and all(part in FRONT_ENDS for part in name.split("+"))
-    options = f"--k 500 --features {name}" if named else "--k 500"
+    options = _LABELS_OF_EXAMPLES.get(name, "--k 500")
+    if name != "mfcc" and all(part in FRONT_ENDS for part in name.split("+")):
+        options += f" --features {name}"
     return label_command(folder, manifests, options=options)
 
 

@@ -24,7 +24,8 @@ from tests.fairseq_commands import TINY, logged, make_corpus, train
 CONFIGS = EXAMPLES / "music_hubert"
 SCHEDULES = ("short", "day", "random_projection", "curriculum", "visible")
 SIZES_ALONE = ("long_crops", "long_filters")  # differ in what a tiny model replaces
-OTHERS = ("config", "run_folder", *SCHEDULES, *SIZES_ALONE, "harmonic", "tiny")
+HARMONIC = ("harmonic", "harmonic_deep")
+OTHERS = ("config", "run_folder", *SCHEDULES, *SIZES_ALONE, *HARMONIC, "tiny")
 VARIANTS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in OTHERS)
 PAPER = {"mfcc60", "k2000", "k2000_iteration2"}  # and config itself
 ASKED = {"k100", "chroma", "cqt", "early_layer"}
@@ -48,12 +49,18 @@ def make_labels(folder: Path, rate: int) -> None:
     (folder / "metadata.json").write_text(json.dumps({"label_rate": rate, "k": K}))
 
 
-def header_command(name: str) -> list[str]:
-    """The arguments of the `label` line in a configuration's header."""
+def header_commands(name: str) -> list[list[str]]:
+    """The arguments of each `label` line in a configuration's header."""
     comments = re.findall(r"^# ?(.*)$", (CONFIGS / f"{name}.yaml").read_text(), re.MULTILINE)
     text = "\n".join(comments).replace("\\\n", " ")
-    (command,) = re.findall(r"python -m music_ssl_fairseq label (.*)", text)
-    return shlex.split(command)
+    return [
+        shlex.split(line) for line in re.findall(r"python -m music_ssl_fairseq label (.*)", text)
+    ]
+
+
+def header_command(name: str) -> list[str]:
+    (command,) = header_commands(name)
+    return command
 
 
 def test_there_are_those_of_the_paper_and_its_questions():
@@ -91,14 +98,39 @@ def test_longer_crops_and_filters_keep_the_frame_rate_and_the_audio_per_update()
     assert (grid.hop, grid.window) == (320, 1024 + 160)
 
 
-def test_the_harmonic_recipe_trains_on_the_label_sets_of_its_header(here):
-    wanted = get_parser().parse_args(header_command("harmonic"))
-    for features in wanted.features.split(","):
-        make_labels(Path(wanted.labels) / features, 100)
-    small = ["model.pitch_bands=12", "model.pitch_taps=1024", "model.label_layers=[1,2]"]
-    train("music_hubert", *TINY, *small, "optimization.max_update=2", config_name="harmonic")
-    (step, _) = logged(Path("runs/music_hubert/harmonic"), "train_inner")
-    assert step["loss_m"] == pytest.approx(step["loss_m_0"] + step["loss_m_1"], abs=1e-3)
+@pytest.mark.parametrize("name", HARMONIC)
+def test_the_harmonic_recipes_train_on_the_label_sets_of_their_headers(here, name):
+    sets = 0
+    for command in header_commands(name):
+        wanted = get_parser().parse_args(command)
+        several = wanted.features.split(",")
+        for features in several:
+            folder = Path(wanted.labels) / features if len(several) > 1 else Path(wanted.labels)
+            make_labels(folder, 50 if features == "deep" else 100)
+        sets += len(several)
+    layers = [1] * (sets - 1) + [2]
+    small = ["model.pitch_bands=12", "model.pitch_taps=1024", f"model.label_layers={layers}"]
+    train("music_hubert", *TINY, *small, "optimization.max_update=2", config_name=name)
+    (step, _) = logged(Path(f"runs/music_hubert/{name}"), "train_inner")
+    assert step["loss_m"] == pytest.approx(
+        sum(step[f"loss_m_{number}"] for number in range(sets)), abs=1e-3
+    )
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, "harmonic_deep", "long_filters"])
+def test_missing_labels_get_the_command_of_the_header(here, name):
+    """Another command would make other labels in their folder, and training would take them."""
+    wanted = get_parser().parse_args(header_commands(name)[-1])
+    if name == "harmonic_deep":
+        for folder in ("mfcc", "chroma"):
+            make_labels(Path("labels") / folder, 100)
+    with pytest.raises(SystemExit) as failure:
+        train("music_hubert", *TINY, "optimization.max_update=1", config_name=name)
+    command = str(failure.value).splitlines()[-1]
+    assert f"labels/{Path(wanted.labels).name}" in command
+    given = get_parser().parse_args(shlex.split(command)[4:])
+    for option in ("k", "features", "layer", "checkpoint"):
+        assert getattr(given, option) == getattr(wanted, option)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
