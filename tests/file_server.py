@@ -35,9 +35,17 @@ class _Handler(BaseHTTPRequestHandler):
             return self._head(404, 0)
         size = file.stat().st_size
         start, stop = 0, size
+        if body and self._state.silent > 0:
+            self._state.silent -= 1
+            threading.Event().wait(1)  # tests replace time.sleep
         if asked and self._state.ranges:
             first, last = re.fullmatch(r"bytes=(\d+)-(\d*)", asked).groups()
             start, stop = int(first), min(size, int(last) + 1 if last else size)
+            if start >= size:
+                return self._head(416, 0)
+            if body and self._state.short > 0:  # a whole answer with less than was asked for
+                self._state.short -= 1
+                stop = (start + stop) // 2
             self._head(206, stop - start, f"bytes {start}-{stop - 1}/{size}")
         else:
             self._head(200, size)
@@ -80,8 +88,10 @@ def serve(folder: Path) -> Iterator[SimpleNamespace]:
 
     Yields:
         `url`; `requests`, the paths and ranges asked for; and what may be set: `failures`, how many
-        of the next requests fail; `cut`, bytes after which the next answer ends; `ranges`.
+        of the next requests fail; `cut`, bytes after which the next answer ends; `short` and
+        `silent`, how many of the next answers hold half of what was asked for, or come after a
+        second; `ranges`.
     """
-    state = SimpleNamespace(requests=[], failures=0, cut=0, ranges=True)
+    state = SimpleNamespace(requests=[], failures=0, cut=0, short=0, silent=0, ranges=True)
     with running(partial(_Handler, folder, state)) as state.url:
         yield state

@@ -4,6 +4,7 @@ The name is fairseq's for a file within an uncompressed archive. Access is rando
 file is read by its place, so that crops need no order, and no index but the manifest.
 """
 
+import http
 import io
 import os
 import re
@@ -20,6 +21,7 @@ _MEMBER = re.compile(r"(.+\.tar):(\d{1,15}):(\d{1,15})", re.DOTALL)
 _BLOCK_BYTES = 1 << 16  # of one request to a server: three seconds of FLAC
 _FIRST_BLOCKS = 2048  # kept, because each crop of a file begins with the file's header
 _WAIT_SECONDS = (1, 2, 4, 8)  # before a server is asked again
+_SILENT_SECONDS = 30  # of a server, until it is asked again
 
 
 @dataclass(frozen=True)
@@ -130,12 +132,15 @@ def _fetch(member: Member, start: int, stop: int) -> bytes:
     for wait in (*_WAIT_SECONDS, None):
         try:
             files = _connected(member.shard.partition("://")[0], os.getpid())
-            data = files.cat_file(files._strip_protocol(member.shard), start, stop)
+            place = files._strip_protocol(member.shard)
+            data = files.cat_file(place, start, stop)
             if len(data) > stop - start:
                 raise InputError(
                     f"{member.shard}: the server sends whole files instead of parts: it needs HTTP "
                     "range requests, which `python -m http.server` does not have"
                 )
+            if len(data) < stop - start and (files.size(place) or stop) >= stop:
+                raise ConnectionError("the answer ended early")  # else the shard ends here
             return data
         except InputError:
             raise
@@ -148,6 +153,8 @@ def _fetch(member: Member, start: int, stop: int) -> bytes:
                 f"pip install 'fsspec[{scheme}]'",
             ) from None
         except Exception as error:
+            if getattr(error, "status", None) == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                return b""  # the shard ends before
             if wait is None:
                 raise InputError(
                     f"{member.shard}: bytes {start} to {stop} could not be read in "
@@ -162,4 +169,10 @@ def _connected(protocol: str, process: int) -> Any:
     """Connect once per process: a forked worker must not use its parent's connections."""
     import fsspec
 
-    return fsspec.filesystem(protocol, skip_instance_cache=True)
+    options: dict[str, Any] = {}
+    if protocol in ("http", "https"):
+        import aiohttp  # whose own limit is 300 s for an answer, also one that is on its way
+
+        limits = {"sock_connect": _SILENT_SECONDS, "sock_read": _SILENT_SECONDS}
+        options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(total=None, **limits)}
+    return fsspec.filesystem(protocol, skip_instance_cache=True, **options)

@@ -30,7 +30,8 @@ original by running both.
 
 formats:
   huggingface  a folder for AutoModel.from_pretrained: config.json, model.safetensors,
-               preprocessor_config.json and a model card, README.md
+               preprocessor_config.json and a model card, README.md. Encoders that transformers does
+               not have, as those of `harmonic`, are for music_ssl_fairseq.load alone
   fairseq      checkpoint.pt for stock fairseq's HubertModel or Data2VecAudioModel, with the
                pre-training head and data2vec's teacher
   torchaudio   model.pt for torchaudio.models.hubert_base or wav2vec2_model
@@ -61,9 +62,6 @@ FORMATS = {
     "torch": ("graph", "write_torch", ("model.pt2",)),
 }
 """Name on the command line: module, imported when it is wanted; function; files that it writes."""
-
-GRAPHS = ("onnx", "torch")
-"""Formats of graphs; the others name a class of other software."""
 
 
 def get_parser() -> Parser:
@@ -166,11 +164,12 @@ def _export(a: argparse.Namespace, to: Path, name: str) -> str:
     write = getattr(import_module(f"music_ssl_fairseq.export.{module}"), function)
     source = read(a.checkpoint)
     beside = [name for name in ("pitch_bands", "mel_bands") if source.contents.config[name]]
-    if beside and a.format not in GRAPHS:
+    if beside and a.format in ("fairseq", "torchaudio"):
         raise InputError(
             f"{a.checkpoint}: has {' and '.join(f'model.{name}' for name in beside)} beside the "
-            f"extractor, and no model class of {a.format} has them; use "
-            f"--format {' or '.join(GRAPHS)}, or music_ssl_fairseq.load"
+            f"extractor, and no model of {a.format} has them; use --format "
+            "huggingface, for music_ssl_fairseq.load alone, or onnx or torch",
+            with_option("--format", "huggingface"),
         )
     # On the target's file system, and within it if it exists.
     there, name_there = to.resolve(), f".{to.resolve().name[:100]}.{os.getpid()}.tmp"

@@ -26,26 +26,42 @@ _TAGS |= {"Data2VecAudioModel": "data2vec-audio"}
 _SECTIONS = ("task", "dataset", "model", "criterion", "optimization", "optimizer", "lr_scheduler")
 _DATASET = ("batch_size", "max_tokens")
 
-_CARD = files(__package__).joinpath("card.md").read_text("utf-8")
+
+def _text(file: str) -> str:
+    return files(__package__).joinpath(file).read_text("utf-8")
 
 
-def model_card(source: ExportSource, name: str, model: str) -> str:
+def model_card(source: ExportSource, name: str, model: str | None) -> str:
     """Return the README.md of a Hugging Face folder.
 
     Args:
         name: the title.
-        model: the class in transformers.
+        model: the class in transformers; None if this package alone loads the folder.
     """
     contents = source.contents
     config = contents.config
     layers, dim, rate = config["encoder_layers"], config["encoder_embed_dim"], contents.sample_rate
     grid = conv_grid(parse_conv_layers(config["conv_feature_layers"]))
-    stack = model.startswith("Data2Vec")
-    return _CARD.format(
-        tag=_TAGS[model],
+    stack = model == "Data2VecAudioModel"
+    use = _text("card_transformers.md" if model else "card_own.md").format(
+        rate=rate,
+        layers=layers,
+        dim=dim,
+        batches=_batches(contents),
+        count=layers + 1,
+        frames=grid.num_frames(5 * rate),
+        fairseq_layer=f"`extract_features(..., {'layer=n - 1' if stack else 'output_layer=n'})`",
+        last=_LAST.format(layers=layers) if config["layer_norm_first"] else "",
+        first_norm="" if config["layer_norm_first"] else " and normalised",
+    )
+    return _text("card.md").format(
+        library="transformers" if model else "music_ssl_fairseq",
+        tag=_TAGS.get(model or "", contents.family),
         name=name,
         objective=_OBJECTIVES[contents.family],
-        model=model,
+        needs=f"It is a `{model}` of transformers and needs no other code."
+        if model
+        else "No model of transformers is such an encoder: the package music_ssl_fairseq loads it.",
         rate=rate,
         normalised="at zero mean and unit variance (`do_normalize: true`)"
         if contents.normalise
@@ -57,12 +73,7 @@ def model_card(source: ExportSource, name: str, model: str) -> str:
         updates=f"{source.num_updates} updates" if source.num_updates else "not recorded",
         audio=_audio_per_update(source),
         units=_units(source),
-        batches=_batches(contents),
-        count=layers + 1,
-        frames=grid.num_frames(5 * rate),
-        fairseq_layer=f"`extract_features(..., {'layer=n - 1' if stack else 'output_layer=n'})`",
-        last=_LAST.format(layers=layers) if config["layer_norm_first"] else "",
-        first_norm="" if config["layer_norm_first"] else " and normalised",
+        use=use,
         labels="- **Labels**: from which features and which audio the units were made.\n"
         if contents.family == "music_hubert"
         else "",

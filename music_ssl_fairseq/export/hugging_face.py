@@ -1,4 +1,7 @@
-"""Write a folder for the Hugging Face hub, which transformers opens without this package."""
+"""Write a folder for the Hugging Face hub.
+
+transformers opens it without this package, unless it has no such model (`OWN`).
+"""
 
 import contextlib
 from importlib.util import find_spec
@@ -18,10 +21,11 @@ from music_ssl_fairseq.upstream.hugging_face import (
     CONFIG,
     PREPROCESSOR,
     SAFETENSORS,
+    read,
     to_preprocessor,
     to_state,
 )
-from music_ssl_fairseq.upstream.hugging_face_config import to_config
+from music_ssl_fairseq.upstream.hugging_face_config import OWN, to_config
 from music_ssl_fairseq.upstream.model import build_encoder
 
 CARD = "README.md"
@@ -32,16 +36,30 @@ def write(source: ExportSource, folder: Path, name: str) -> str:
 
     The weights are float32. Heads are left out, because AutoModel has no place for them.
     """
-    config = to_config(source.contents, source.settings.get("model", {}))
+    contents = source.contents
+    config = to_config(contents, source.settings.get("model", {}))
+    own = config["model_type"] == OWN
+    state = {n: t.contiguous() for n, t in contents.state.items()} if own else to_state(contents)
     write_json(folder / CONFIG, config)
-    write_json(folder / PREPROCESSOR, to_preprocessor(source.contents))
+    write_json(folder / PREPROCESSOR, to_preprocessor(contents))
     # safetensors' own writer makes files that only the owner can read.
-    (folder / SAFETENSORS).write_bytes(save(to_state(source.contents), {"format": "pt"}))
-    card = model_card(source, name, config["architectures"][0])
+    (folder / SAFETENSORS).write_bytes(save(state, {"format": "pt"}))
+    card = model_card(source, name, None if own else config["architectures"][0])
     (folder / CARD).write_text(card, encoding="utf-8")
+    if own:
+        return f"opened by music_ssl_fairseq.load alone; {_check_own(source, folder, name)}"
     if find_spec("transformers") is None:
         return "not checked, because transformers is not installed"
     return _check(source, folder, name)
+
+
+def _check_own(source: ExportSource, folder: Path, name: str) -> str:
+    ours, theirs = (
+        build_encoder(contents, "fp32", "off").eval()
+        for contents in (source.contents, read(folder))
+    )
+    difference = check.compare_on_waveforms(ours, ours.layers, theirs.layers, name)
+    return f"checked: {difference}"
 
 
 def _check(source: ExportSource, folder: Path, name: str) -> str:

@@ -87,7 +87,7 @@ def load_encoder(model: AudioEncoder, contents: Contents) -> None:
     """Copy a checkpoint's tensors into an encoder, or a model that is one; heads stay.
 
     Raises:
-        InputError: if tensors are missing, left over or of another shape.
+        InputError: if tensors are missing, left over, of another shape, or not finite.
     """
     state = contents.state
     own = {
@@ -109,6 +109,12 @@ def load_encoder(model: AudioEncoder, contents: Contents) -> None:
     ]
     if problems:
         raise InputError(f"{contents.origin}: another architecture: {'; '.join(problems)}")
+    for name in own:
+        if not state[name].isfinite().all():
+            raise InputError(
+                f"{contents.origin}: {name} has values that are NaN or infinite: take a checkpoint "
+                "from before its training diverged, or copy the file again"
+            )
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(state[name])

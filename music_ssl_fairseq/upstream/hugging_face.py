@@ -2,7 +2,8 @@
 
 transformers is not needed. A folder has `config.json`, `model.safetensors` (one file or several) or
 `pytorch_model.bin`, and the feature extractor's settings in `processor_config.json` (transformers
-5) or `preprocessor_config.json`. Heads and quantizers are ignored.
+5) or `preprocessor_config.json`. Heads and quantizers are ignored. Encoders that transformers has
+no model for are in the same files, for this package alone: `hugging_face_config.OWN`.
 
 Layers are counted alike: `layers()[i]` is `hidden_states[i]`, except that our layer 0 is the
 projected output of the extractor, and `hidden_states[0]` is that with the positional convolution
@@ -24,7 +25,7 @@ from music_ssl_fairseq.runtime.texts import read_object
 from music_ssl_fairseq.runtime.unpickling import GIT_LFS, utf8_name
 from music_ssl_fairseq.upstream.contents import Contents
 from music_ssl_fairseq.upstream.find_checkpoint import CONFIG
-from music_ssl_fairseq.upstream.hugging_face_config import TYPES, from_config
+from music_ssl_fairseq.upstream.hugging_face_config import OWN, TYPES, from_config
 from music_ssl_fairseq.upstream.safe_load import safe_load
 from music_ssl_fairseq.upstream.tensor_names import from_transformers, to_transformers
 
@@ -59,13 +60,13 @@ def read(folder: str | Path) -> Contents:
     config = read_object(path)
     family, fields = from_config(config, str(path))
     layer_norms = fields["extractor_mode"] == "layer_norm"
-    prefix = TYPES[config["model_type"]][1]
     weights = read_weights(folder)
-    if any(name.startswith(prefix) for name in weights):  # a model with a head
-        weights = {n.removeprefix(prefix): t for n, t in weights.items() if n.startswith(prefix)}
-    state = encoder_state(weights, layer_norms)
-    if family not in ("music2vec", "data2vec_audio"):
-        drop_identity(state)
+    if config["model_type"] == OWN:
+        state = {name: tensor.float() for name, tensor in weights.items()}
+    else:
+        state = _from_transformers(weights, TYPES[config["model_type"]][1], layer_norms)
+        if family not in ("music2vec", "data2vec_audio"):
+            drop_identity(state)
     normalise, sample_rate = _input_format(folder, layer_norms)
     return Contents(
         family=family,
@@ -75,6 +76,15 @@ def read(folder: str | Path) -> Contents:
         sample_rate=sample_rate,
         origin=str(folder),
     )
+
+
+def _from_transformers(
+    weights: dict[str, Tensor], prefix: str, layer_norms: bool
+) -> dict[str, Tensor]:
+    """Return `encoder_state` of a model, which may have a head."""
+    if any(name.startswith(prefix) for name in weights):
+        weights = {n.removeprefix(prefix): t for n, t in weights.items() if n.startswith(prefix)}
+    return encoder_state(weights, layer_norms)
 
 
 def to_state(contents: Contents) -> dict[str, Tensor]:
@@ -151,7 +161,7 @@ def _input_format(folder: Path, layer_norms: bool) -> tuple[bool, int]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Read every tensor of a model, under transformers' names; safetensors are preferred.
+    """Read every tensor of a model, under its names; safetensors are preferred.
 
     Raises:
         InputError: if there are none, or they are damaged or incomplete, or would run code.

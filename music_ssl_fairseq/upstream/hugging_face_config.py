@@ -8,7 +8,8 @@ from music_ssl_fairseq.frames import parse_conv_layers
 from music_ssl_fairseq.upstream.contents import FAMILIES, Contents, architecture
 
 OWN = "music_ssl_fairseq"
-"""Key of config.json for settings that transformers does not have; it keeps and ignores them."""
+"""Key of config.json for settings that transformers does not have; it keeps and ignores them. Also
+the model_type of encoders that no model of transformers is: their tensors have our names."""
 
 TYPES = {
     "hubert": ("hubert", "hubert.", "HubertModel"),
@@ -55,7 +56,11 @@ def from_config(config: Mapping[str, Any], origin: str) -> tuple[str, dict[str, 
     Raises:
         InputError: if it is another architecture; it names the file, `origin`.
     """
-    model_type = config.get("model_type")
+    model_type, own = config.get("model_type"), config.get(OWN) or {}
+    if model_type == OWN:
+        if not _is_noted(own):
+            raise InputError(f"{origin}: {OWN} is not an object with a family and a config")
+        return own["family"], architecture(own["config"], origin)
     if not isinstance(model_type, str) or model_type not in TYPES:
         raise InputError(
             f"{origin}: model_type {model_type!r} is another architecture than {', '.join(TYPES)}"
@@ -75,21 +80,21 @@ def from_config(config: Mapping[str, Any], origin: str) -> tuple[str, dict[str, 
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{origin}: not understood: {error}") from None
     family = TYPES[model_type][0]
-    return _as_exported(family, architecture(fields, origin), config.get(OWN), origin)
+    return _as_exported(family, architecture(fields, origin), own, origin)
 
 
 def to_config(contents: Contents, training: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config.json of an encoder.
 
     A stack of positional convolutions (data2vec's) makes it a Data2VecAudioModel. With a single one
-    it is a HubertModel, or a Wav2Vec2Model, which computes the same. Dropouts come from the model's
-    settings in `training`, if known.
-
-    Raises:
-        InputError: if transformers has no model of this shape.
+    it is a HubertModel, or a Wav2Vec2Model, which computes the same. An encoder that is none of
+    these has the model_type `OWN`. Dropouts come from the model's settings in `training`, if known.
     """
     ours = contents.config
     model_type = _model_type(contents)
+    noted = {OWN: {"family": contents.family, "config": ours}}
+    if model_type == OWN:
+        return {"model_type": OWN, **noted}
     channels, kernels, strides = zip(*parse_conv_layers(ours["conv_feature_layers"]), strict=True)
     config: dict[str, Any] = {
         "architectures": [TYPES[model_type][2]],
@@ -104,7 +109,7 @@ def to_config(contents: Contents, training: Mapping[str, Any]) -> dict[str, Any]
         # Masking in fine-tuning: transformers' default. At 0 its model would have no place for the
         # mask embedding.
         "mask_time_prob": 0.05,
-        OWN: {"family": contents.family, "config": ours},
+        **noted,
     }
     if model_type == "data2vec-audio":
         config["num_conv_pos_embeddings"] = ours["pos_conv_depth"]
@@ -118,17 +123,12 @@ def to_config(contents: Contents, training: Mapping[str, Any]) -> dict[str, Any]
 
 def _model_type(contents: Contents) -> str:
     ours = contents.config
+    if ours["pitch_bands"] or ours["mel_bands"]:
+        return OWN
     if ours["pos_conv_depth"] == 1:
         return "wav2vec2" if contents.family == "wav2vec2" else "hubert"
-    for field, wanted in (("layer_norm_first", False), ("extractor_mode", "layer_norm")):
-        if ours[field] != wanted:
-            raise InputError(
-                f"transformers has no model with {field}={ours[field]} and pos_conv_depth="
-                f"{ours['pos_conv_depth']} (its Data2VecAudioModel has {field}={wanted}): use "
-                "--format fairseq, onnx or torch, or train with model.pos_conv_depth=1 "
-                "model.conv_pos=128"
-            )
-    return "data2vec-audio"
+    fits = not ours["layer_norm_first"] and ours["extractor_mode"] == "layer_norm"
+    return "data2vec-audio" if fits else OWN
 
 
 def _kernel(conv_pos: int, depth: int) -> int:
@@ -167,12 +167,21 @@ def _as_exported(
     conv_feature_layers, and conv_pos in a stack, have many spellings. With the original one a model
     keeps its fingerprint.
     """
-    if not isinstance(own, Mapping) or not isinstance(own.get("config"), Mapping):
+    if not _is_noted(own):
         return family, fields
     exported = architecture(own["config"], origin)
-    if own.get("family") not in FAMILIES or _parsed_settings(exported) != _parsed_settings(fields):
+    if _parsed_settings(exported) != _parsed_settings(fields):
         return family, fields
     return own["family"], exported
+
+
+def _is_noted(own: Any) -> bool:
+    """Tell whether this is what `to_config` notes under `OWN`."""
+    return (
+        isinstance(own, Mapping)
+        and isinstance(own.get("config"), Mapping)
+        and own.get("family") in FAMILIES
+    )
 
 
 def _parsed_settings(config: dict[str, Any]) -> dict[str, Any]:

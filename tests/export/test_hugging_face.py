@@ -138,6 +138,37 @@ def test_the_model_card_is_filled_and_its_code_runs(pair, monkeypatch, capsys):
     assert f"# {shown}\n" in card
 
 
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [
+        ("music_hubert", {"pitch_bands": 24, "mel_bands": 64}),
+        ("music2vec", {"mel_bands": 8}),
+        ("music2vec", {"layer_norm_first": True}),
+    ],
+)
+def test_what_transformers_lacks_is_written_for_this_package(
+    tmp_path, family, fields, monkeypatch, capsys
+):
+    source = exported.checkpoint(tmp_path / "checkpoint.pt", family, **fields)
+    folder = exported.export(source, tmp_path / "model")
+    assert "opened by music_ssl_fairseq.load alone" in capsys.readouterr().out
+    ours, found = load(source), load(folder)
+    assert (found.fingerprint, found.family) == (ours.fingerprint, family)
+    assert (found.config, found.normalise) == (ours.config, ours.normalise)
+    assert exported.export(folder, tmp_path / "again")
+    assert load(tmp_path / "again").fingerprint == ours.fingerprint
+    with pytest.raises(ValueError, match="music_ssl_fairseq"):
+        AutoModel.from_pretrained(folder)
+    card = (folder / "README.md").read_text()
+    monkeypatch.chdir(folder)
+    capsys.readouterr()
+    exec(re.search(r"```python\n(.*?)```", card, re.S)[1], {})
+    assert f"# {capsys.readouterr().out.strip()}\n" in card
+    (folder / "config.json").write_text('{"model_type": "music_ssl_fairseq"}')
+    with pytest.raises(InputError, match="is not an object with a family and a config"):
+        load(folder)
+
+
 @pytest.mark.parametrize("name", ["music_hubert, layer_norm_first", "music2vec"])
 def test_transformers_fine_tunes_it(name, tmp_path):
     """Decaying notes against noise, twelve steps."""
@@ -409,9 +440,9 @@ def test_a_bert_is_refused(tmp_path):
         load(tmp_path)
 
 
-def test_what_transformers_has_no_model_for_is_refused(tmp_path, capsys):
-    source = exported.checkpoint(tmp_path / "x.pt", "music2vec", layer_norm_first=True)
-    to = str(tmp_path / "out")
-    assert exported.main(["--checkpoint", str(source), "--to", to]) == 1
-    assert "Data2VecAudioModel has layer_norm_first=False" in capsys.readouterr().err
+def test_what_fairseq_has_no_model_for_is_refused(tmp_path, capsys):
+    source = exported.checkpoint(tmp_path / "x.pt", "music2vec", mel_bands=8)
+    arguments = ["--checkpoint", str(source), "--to", str(tmp_path / "out")]
+    assert exported.main([*arguments, "--format", "fairseq"]) == 1
+    assert "has model.mel_bands beside the extractor" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.pt"]

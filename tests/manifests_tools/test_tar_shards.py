@@ -198,6 +198,31 @@ def test_a_server_that_fails_for_a_while_is_asked_again(served):
         audio.read(path)
 
 
+@pytest.mark.parametrize("fault", ["short", "silent"])
+def test_answers_that_end_early_or_stop_are_asked_for_again(served, monkeypatch, fault):
+    monkeypatch.setattr(reading, "_SILENT_SECONDS", 0.3)
+    reading._connected.cache_clear()
+    reading._first_block.cache_clear()
+    path = Manifest(served.manifests / "train.tsv").path(0)
+    setattr(served, fault, 2)
+    found = audio.read(path)
+    assert getattr(served, fault) == 0
+    np.testing.assert_array_equal(found, audio.read(Manifest("single/train.tsv").path(0)))
+    reading._connected.cache_clear()
+
+
+@pytest.mark.parametrize("kept", [600, 20_000])
+def test_a_truncated_shard_on_a_server_is_unreadable_at_once(served, tmp_path, monkeypatch, kept):
+    monkeypatch.setattr(reading.time, "sleep", lambda seconds: pytest.fail("asks again"))
+    path = Path(shard(Manifest("sharded/train.tsv").path(0)))
+    cut = path.with_name(f"cut-{kept}.tar")
+    cut.write_bytes(path.read_bytes()[:kept])
+    for place in ("512:30000", "25000:30000"):
+        with pytest.raises(AudioError, match="the shard ends before this file does"):
+            audio.read(f"{served.url}/{cut.name}:{place}")
+    cut.unlink()
+
+
 def test_what_is_not_there_is_unreadable(served, tmp_path):
     path = Manifest("sharded/train.tsv").path(0)
     for missing in (path.replace("train-0", "train-9"), f"{served.url}/none.tar:0:10"):

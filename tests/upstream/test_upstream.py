@@ -284,6 +284,15 @@ def test_a_truncated_old_file_is_named(tmp_path):
         load(damaged(path, "truncated"))
 
 
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    model = tiny.music_hubert()
+    with torch.no_grad():
+        model.encoder.layers[1].fc1.bias[3] = torch.nan
+    path = checkpoints.write(tmp_path / "x.pt", "music_hubert", model)
+    with pytest.raises(InputError, match=r"encoder\.layers\.1\.fc1\.bias has values that are NaN"):
+        load(path)
+
+
 def test_no_such_file(tmp_path):
     with pytest.raises(InputError, match="no such checkpoint"):
         load(tmp_path / "none.pt")
