@@ -76,7 +76,6 @@ class Music2VecCriterion(FairseqCriterion):
         labelled = "target" in sample
         if labelled:
             inputs["target"] = sample["target"]
-            inputs.pop("unmasked_indices", None)  # musicHuBERT alone scores these frames
         output = model(**inputs)
         prediction, target = output["prediction"], output["target"]
         frames, width = prediction.shape

@@ -59,6 +59,7 @@ class PretrainingDataset(FairseqDataset):
         span_growth: SpanGrowth | None = None,
         masks_per_crop: int = 1,
         count_visible: bool = False,
+        unmasked: bool = False,
     ):
         """Plan the crops.
 
@@ -73,6 +74,7 @@ class PretrainingDataset(FairseqDataset):
             span_growth: span lengths of each training epoch; None for those of `mask`.
             masks_per_crop: masks that are drawn for a crop; 1 for a mask that depends on the batch.
             count_visible: give batches `num_visible`.
+            unmasked: give batches `unmasked_indices`.
 
         Raises:
             InputError: if no track is long enough.
@@ -88,6 +90,7 @@ class PretrainingDataset(FairseqDataset):
         self._span_growth = span_growth if training else None
         self._masks_per_crop = masks_per_crop
         self._count_visible = count_visible
+        self._unmasked = unmasked
         self._has_targets = labels is not None
         self._targets = [FrameTargets(label_set, grid) for label_set in labels or ()]
         usable, start_hop = manifest.num_samples, _START_HOP
@@ -225,7 +228,7 @@ class PretrainingDataset(FairseqDataset):
             only, for `equalise`) and `net_input`: `source`
             (`[B, T]` float32), `padding_mask` (`[B, T]` bool, or None if there is no padding) and,
             with a mask, `mask` (`[views, F]` bool, a crop's masks in succession), `masked_indices`
-            and, with labels, `unmasked_indices`: the masked and the other frames that are not
+            and, if asked for, `unmasked_indices`: the masked and the other frames that are not
             padding, as ascending indices into `views * F`; and, if asked for, `num_visible`: the
             most unmasked frames of a view, and those of each if there is no padding. An empty dict
             for no samples: fairseq gives none to ranks that have run out of batches.
@@ -251,7 +254,7 @@ class PretrainingDataset(FairseqDataset):
                 net_input["num_visible"] = int(visible.sum(1).max())
             # On a GPU, nonzero() would synchronise.
             net_input["masked_indices"] = mask.flatten().nonzero().squeeze(1)
-            if self._has_targets:
+            if self._unmasked:
                 net_input["unmasked_indices"] = visible.flatten().nonzero().squeeze(1)
         batch = {
             "id": torch.tensor([sample["id"] for sample in samples]),

@@ -23,8 +23,10 @@ class Decoder(nn.Module):
         super().__init__()
         self.input_dropout = nn.Dropout(cfg.decoder_input_dropout)
         widths = [cfg.encoder_embed_dim] + [cfg.decoder_dim] * cfg.decoder_layers
-        shape = cfg.decoder_kernel, cfg.decoder_groups, execution
-        self.blocks = nn.ModuleList(ConvBlock(*pair, *shape) for pair in pairwise(widths))
+        self.blocks = nn.ModuleList(
+            ConvBlock(dim, width, cfg.decoder_kernel, cfg.decoder_groups, execution)
+            for dim, width in pairwise(widths)
+        )
 
     def forward(
         self,

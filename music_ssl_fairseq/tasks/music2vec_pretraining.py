@@ -33,6 +33,7 @@ class Music2VecPretrainingTask(MusicHubertPretrainingTask):
     """Pre-train music2vec on a manifest, and on its labels if there are any."""
 
     min_mask_spans = 1
+    scores_unmasked = False
 
     def labels(self, split: str, manifest: Manifest) -> list[LabelSet] | None:
         """Open and check the split's labels of each set; None if there are no sets."""

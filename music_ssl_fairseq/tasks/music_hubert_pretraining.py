@@ -47,6 +47,7 @@ class MusicHubertPretrainingTask(PretrainingTask):
     """Pre-train musicHuBERT on a manifest and its labels."""
 
     min_mask_spans = 2
+    scores_unmasked = True
 
     def __init__(self, cfg: MusicHubertPretrainingConfig):
         super().__init__(cfg)

@@ -124,6 +124,8 @@ class PretrainingTask(RunFolderTask):
     """Load splits as crops; subclasses provide labels, if any."""
 
     min_mask_spans = 1
+    scores_unmasked = False
+    """Whether the criterion scores unmasked frames as well."""
 
     def __init__(self, cfg: PretrainingConfig):
         super().__init__(cfg)
@@ -224,6 +226,7 @@ class PretrainingTask(RunFolderTask):
                 span_growth=growth,
                 masks_per_crop=masks,
                 count_visible=visible,
+                unmasked=self.scores_unmasked,
                 labels=self.labels(split, manifest),
             )
         self._split_sizes[split] = (

@@ -67,6 +67,7 @@ def batches(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         normalise=False,
         mask=SpanMask(HUBERT["mask_prob"], 10),
         training=True,
+        unmasked=True,
         labels=[
             LabelSet(
                 LabelStore(args.labels / "train.km"),
