@@ -9,9 +9,14 @@ from music_ssl_fairseq.errors import InputError
 
 
 def check_schedule(cfg: Any) -> None:
-    """Refuse a schedule over a number of updates that is not given."""
+    """Refuse a schedule over a number of updates that is not given, and fairseq's unusable one."""
     scheduler, limits = cfg.lr_scheduler, cfg.optimization
     name = scheduler._name
+    if name == "manual":
+        raise InputError(
+            "lr_scheduler=manual: its rates are options of fairseq-train alone, and no settings of "
+            "a configuration; take tri_stage, polynomial_decay, cosine or fixed"
+        )
     over = {
         "polynomial_decay": ("total_num_update",),
         "tri_stage": ("max_update",) if scheduler.get("phase_ratio") else (),

@@ -77,7 +77,13 @@ class Upstream(nn.Module):
         self.config = dict(contents.config)
         self.normalise = contents.normalise
         self.sample_rate = contents.sample_rate
-        self.model = build_encoder(contents, precision).requires_grad_(False).to(device)
+        self.model = build_encoder(contents, precision).requires_grad_(False)
+        try:
+            self.model.to(device)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, AssertionError, TypeError) as error:  # AssertionError: no CUDA in it
+            raise InputError(f"device={device!r}: {str(error).splitlines()[0]}") from None
         self.eval()
         self._whole = ""  # fingerprint before layers were removed
         self.grid: FrameGrid = self.model.grid
@@ -211,6 +217,8 @@ class Upstream(nn.Module):
             )
         if waveform.size(1) < self.grid.window:
             raise InputError(too_short(waveform.size(1), self.sample_rate, self.grid))
+        if self.device.type == "meta":
+            raise InputError(f"{self.path}: is on the meta device, which holds no weights")
         if self.model.mask_emb.dtype != torch.float32:
             raise InputError(
                 f"weights are {self.model.mask_emb.dtype}: keep them in float32, and load the "
@@ -219,6 +227,9 @@ class Upstream(nn.Module):
         waveform = waveform.to(self.device, torch.float32)
         if padding_mask is None:
             return encode(waveform)
+        if not isinstance(padding_mask, Tensor):
+            found = type(padding_mask).__name__
+            raise InputError(f"padding_mask is {found}; expected a tensor of bool, [B, T]")
         frames = self.grid.num_frames(waveform.size(1))
         outputs: list[Tensor] = []
         for length, indices in _by_length(waveform, padding_mask.to(self.device)):
@@ -338,8 +349,8 @@ class Upstream(nn.Module):
         return measure(self.model, waveform, self.normalise)
 
     def drop_above(self, layer: int) -> None:
-        """Remove the layers above this one: `layers` then ends with it."""
-        self._whole = self.fingerprint
+        """Remove the layers above this one, which is then the last; the fingerprint stays."""
+        self._whole, self.num_layers = self.fingerprint, layer
         encoder = self.model.encoder
         encoder.layers = encoder.layers[:layer]
 
@@ -375,6 +386,8 @@ def _refuse_bad_samples(waveform: Tensor) -> None:
             f"waveform is {found}; expected a tensor of floats in [-1, 1], [B, T]: `features` "
             "takes files and arrays"
         )
+    if waveform.is_meta:
+        raise InputError("waveform is on the meta device, which holds no samples")
     if not torch.isfinite(waveform).all():
         raise InputError("waveform holds NaN or infinite samples")
 

@@ -100,6 +100,8 @@ def _right_call(shape: tuple[int, ...], name: str, rate: Any) -> str:
 def _floats(clip: Any, name: str) -> np.ndarray:
     """Return an array of float32."""
     if isinstance(clip, Tensor):
+        if clip.is_meta:
+            raise InputError(f"{name}: on the meta device, which holds no samples")
         clip = clip.detach().cpu()
         clip = clip.float() if clip.is_floating_point() else clip
     try:

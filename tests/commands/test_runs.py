@@ -234,6 +234,10 @@ def test_a_schedule_follows_another_one_and_weights_have_no_past(here):
         ("checkpoint.continue_once=gone.pt", "=gone.pt: no such checkpoint"),
         ("task.data=manifests/train.tsv", "manifests/train.tsv: a file; give the folder"),
         ("lr_scheduler._name=fixd", "lr_scheduler._name=fixd: fairseq knows none"),
+        (
+            "lr_scheduler._name=manual",
+            "lr_scheduler=manual: its rates are options of fairseq-train",
+        ),
         ("task.label_dir=labels/train.km", "labels/train.km: a file; give the folder"),
     ],
 )

@@ -235,6 +235,16 @@ def test_batches_that_are_none_are_refused(tmp_path):
             method(torch.zeros(1, 16_000), torch.ones(1, 16_000, dtype=torch.bool))
         with pytest.raises(InputError, match=r"is torch\.int16; expected a tensor of floats"):
             method(torch.zeros(1, 16_000, dtype=torch.int16))
+        with pytest.raises(InputError, match="padding_mask is list; expected a tensor of bool"):
+            method(torch.zeros(1, 16_000), [[False] * 16_000])
+        with pytest.raises(InputError, match="meta device, which holds no samples"):
+            method(torch.zeros(1, 16_000, device="meta"))
+    with pytest.raises(InputError, match="meta device, which holds no samples"):
+        model.features(torch.zeros(16_000, device="meta"), 16_000)
+    with pytest.raises(InputError, match="meta device, which holds no weights"):
+        load(model.path, "meta").layers(torch.zeros(1, 16_000))
+    with pytest.raises(InputError, match="device='gpu': "):
+        load(model.path, "gpu")
     with pytest.raises(InputError, match=r"weights are torch\.float16: keep them in float32"):
         model.half()(torch.zeros(1, 16_000))
     with pytest.raises(InputError, match="precision='fp64': expected one of auto, fp32, bf16"):
@@ -259,5 +269,8 @@ def test_layers_above_can_be_dropped(tmp_path):
         model.model.layer_norm.weight -= 1
     model.drop_above(2)
     assert len(model.layers(torch.zeros(1, 16_000))) == 3
-    assert torch.equal(model.features(tone(1.0)[:, 0], 16_000, [0, 2]).layers, expected)
+    assert torch.equal(model.features(tone(1.0)[:, 0], 16_000, [0, -1]).layers, expected)
+    assert model.embed(tone(1.0)[:, 0], 16_000).shape == (1, model.dimension)
+    with pytest.raises(InputError, match=r"has no layer 3, only 0 .* to 2"):
+        model.features(tone(1.0)[:, 0], 16_000, 3)
     assert model.fingerprint == fingerprint
