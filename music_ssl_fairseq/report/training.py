@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.pages.figures import BLUE, COLOURS, GREY, VERMILION, new_figure
+from music_ssl_fairseq.runtime.user_command import corrected
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,7 +53,9 @@ def read_log(folder: Path) -> Curves:
     """
     file = folder / LOG
     if not file.is_file():
-        raise InputError(f"{file}: no such log; name the run's folder, its hydra.run.dir")
+        raise InputError(
+            f"{file}: no such log; name the run's folder, its hydra.run.dir", corrected(folder)
+        )
     found: dict[str, Points] = {"train_inner": {}, "train": {}, "valid": {}}
     last = {"train_inner": 0, "train": 0}
     first_subset = ""
