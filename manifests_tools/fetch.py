@@ -33,6 +33,7 @@ EXAMPLE = "example: python -m manifests_tools fetch gtzan-genre --to ~/data/gtza
 
 _WAIT_SECONDS = (1, 5, 15, 60)  # before a server is asked again
 _CHUNK_BYTES = 1 << 20
+_REFUSALS = {*range(400, 500)} - {408, 425, 429}  # which pass: too slow, too early, too many
 
 
 @dataclass(frozen=True)
@@ -183,12 +184,10 @@ def download(url: str, file: Path, md5: str) -> None:
         except (OSError, http.client.HTTPException) as error:
             if getattr(error, "errno", None) == errno.ENOSPC:
                 raise
-            refused = isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500
+            refused = isinstance(error, urllib.error.HTTPError) and error.code in _REFUSALS
             if wait is None or refused:
-                raise InputError(
-                    f"{url}: {error}; what was downloaded is in {part}, and the same command "
-                    "continues"
-                ) from None
+                kept = f"; {part} has what was downloaded, and the same command continues"
+                raise InputError(f"{url}: {error}{kept if part.exists() else ''}") from None
             time.sleep(wait)
     if _md5(part) != md5:
         part.unlink()

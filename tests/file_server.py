@@ -30,7 +30,7 @@ class _Handler(BaseHTTPRequestHandler):
         file = self._folder / unquote(self.path).lstrip("/")
         if self._state.failures > 0:
             self._state.failures -= 1
-            return self._head(503, 0)
+            return self._head(self._state.failure, 0)
         if not file.is_file():
             return self._head(404, 0)
         size = file.stat().st_size
@@ -88,10 +88,12 @@ def serve(folder: Path) -> Iterator[SimpleNamespace]:
 
     Yields:
         `url`; `requests`, the paths and ranges asked for; and what may be set: `failures`, how many
-        of the next requests fail; `cut`, bytes after which the next answer ends; `short` and
-        `silent`, how many of the next answers hold half of what was asked for, or come after a
-        second; `ranges`.
+        of the next requests fail, with the status `failure`; `cut`, bytes after which the next
+        answer ends; `short` and `silent`, how many of the next answers hold half of what was asked
+        for, or come after a second; `ranges`.
     """
-    state = SimpleNamespace(requests=[], failures=0, cut=0, short=0, silent=0, ranges=True)
+    state = SimpleNamespace(
+        requests=[], failures=0, failure=503, cut=0, short=0, silent=0, ranges=True
+    )
     with running(partial(_Handler, folder, state)) as state.url:
         yield state

@@ -53,13 +53,24 @@ def test_what_was_whole_is_not_asked_for_again(server, tmp_path):
 def test_a_server_that_fails_keeps_what_is_here(server, tmp_path):
     (tmp_path / "file.bin.part").write_bytes(CONTENT[:1000])
     server.failures = 5
-    with pytest.raises(InputError, match=r"503.*file\.bin\.part, and the same command continues"):
+    with pytest.raises(
+        InputError,
+        match=r"503.*file\.bin\.part has what was downloaded, and the same command continues",
+    ):
         fetch.download(f"{server.url}/file.bin", tmp_path / "file.bin", md5(CONTENT))
     assert (tmp_path / "file.bin.part").read_bytes() == CONTENT[:1000]
     server.requests.clear()
     with pytest.raises(InputError, match="404"):
         fetch.download(f"{server.url}/none", tmp_path / "none", md5(b""))
     assert len(server.requests) == 1
+
+
+def test_a_busy_server_is_asked_again(server, tmp_path):
+    server.failures, server.failure = 3, 429
+    fetch.download(f"{server.url}/file.bin", tmp_path / "file.bin", md5(CONTENT))
+    server.failures, server.failure = 1, 403
+    with pytest.raises(InputError, match=r"403: Forbidden$"):
+        fetch.download(f"{server.url}/file.bin", tmp_path / "other.bin", md5(CONTENT))
 
 
 def test_other_bytes_are_refused_and_removed(server, tmp_path):
