@@ -26,7 +26,7 @@ BUILDERS = {
     "mtg-top50": ("manifests_tools.mtg_jamendo:top50", "MTG-Jamendo, 50 tags"),
     "custom": ("manifests_tools.custom:", "a probing task of your own, from a CSV"),
 }
-"""Name -> (`module:` or `module:attribute`, with `get_parser()` and `run(...)`; its purpose)."""
+"""Name -> (`module:` or `module:attribute`, with `get_parser` and `run`; its purpose)."""
 
 
 _USAGE = """\
@@ -51,9 +51,8 @@ def _run(place: str, rest: list[str]) -> int:
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         builder = pkgutil.resolve_name(place)
-        options = vars(builder.get_parser().parse_args(rest))
-        out = options.get("out") or "."
-        return exit_status(lambda: not builder.run(**options), out, "interrupted")
+        a = builder.get_parser().parse_args(rest)
+        return exit_status(lambda: not builder.run(a), getattr(a, "out", "") or ".", "interrupted")
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -1,5 +1,6 @@
 """Check manifests, their audio and their labels: `python -m manifests_tools check`."""
 
+import argparse
 import os
 import shlex
 import sys
@@ -67,27 +68,21 @@ def get_parser() -> Parser:
     return parser
 
 
-def run(
-    manifests: str,
-    labels: str | None = None,
-    label_rate: float | None = None,
-    thorough: bool = False,
-    workers: int = 1,
-) -> int:
+def run(a: argparse.Namespace) -> int:
     """Print one line per problem and return 1, or that all is well and return 0.
 
     Raises:
         InputError: if there is no such folder, or the labels' rate is unknown.
     """
-    folder = Path(manifests)
+    folder = Path(a.manifests)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the one that holds train.tsv")
-    its_labels = _find_labels(folder, labels, label_rate)
+    its_labels = _find_labels(folder, a.labels, a.label_rate)
     findings = Findings()
     splits = _open_manifests(folder, findings)
     is_task = (folder / TASK_FILE).exists()
-    _check_audio(splits, thorough, workers, findings, is_task)
-    if thorough:
+    _check_audio(splits, a.thorough, a.workers, findings, is_task)
+    if a.thorough:
         _check_copies(splits, findings, is_task)
     totals = dict.fromkeys(splits, "")
     if its_labels is not None:

@@ -103,40 +103,30 @@ def _separator(text: str) -> str:
     return text
 
 
-def run(
-    csv: str,
-    kind: str,
-    root: str | None = None,
-    out: str = "probing/custom",
-    name: str | None = None,
-    separator: str = ";",
-    classes: str | None = None,
-    targets: str | None = None,
-    metric: str | None = None,
-    **common: Any,
-) -> None:
-    """Write the folder of the task, and a summary to stdout; see `get_parser`.
+def run(a: argparse.Namespace) -> None:
+    """Write the folder of the task, and a summary to stdout.
 
     Raises:
         InputError: naming the line of the CSV that is wrong, or as `probing.build`.
     """
-    file = Path(csv)
-    root = os.path.abspath(file.parent if root is None else root)
+    file = Path(a.csv)
+    root = os.path.abspath(file.parent if a.root is None else a.root)
     require_folder(root)
     for option, value, kinds in (
-        ("--targets", targets, ("regression",)),
-        ("--classes", classes, ("multi-class", "multi-label")),
+        ("--targets", a.targets, ("regression",)),
+        ("--classes", a.classes, ("multi-class", "multi-label")),
     ):
-        if value and kind not in kinds:
+        if value and a.kind not in kinds:
             raise InputError(
-                f"{option} goes with --kind {' or '.join(kinds)}, not with {kind}",
+                f"{option} goes with --kind {' or '.join(kinds)}, not with {a.kind}",
                 with_options({option: None}),
             )
-    known = _read_classes(Path(classes)) if classes else ()
-    reader = _CsvReader(file, kind, separator, known, root)
-    names = targets.split(",") if targets else None
-    metric, name = metric or METRICS[kind][0], name or os.path.basename(os.path.abspath(out))
-    build(partial(_read, reader, name, metric, names), root, out, **common)
+    known = _read_classes(Path(a.classes)) if a.classes else ()
+    reader = _CsvReader(file, a.kind, a.separator, known, root)
+    names = a.targets.split(",") if a.targets else None
+    metric = a.metric or METRICS[a.kind][0]
+    name = a.name or os.path.basename(os.path.abspath(a.out))
+    build(partial(_read, reader, name, metric, names), root, a)
 
 
 def _read_classes(file: Path) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ mirdata knows where GTZAN and a part of GiantSteps are, with checksums of archiv
 others, and of what mirdata lacks, instructions are printed.
 """
 
+import argparse
 import errno
 import hashlib
 import http.client
@@ -108,14 +109,14 @@ def get_parser() -> Parser:
     return parser
 
 
-def run(name: str, to: str | None = None) -> None:
+def run(a: argparse.Namespace) -> None:
     """Download what mirdata has of a set, and print what is to be done by hand.
 
     Raises:
         InputError: if a server does not answer, or a checksum is wrong.
     """
-    chosen = SETS[name]
-    folder = Path(to or os.path.join("data", name))
+    name, chosen = a.name, SETS[a.name]
+    folder = Path(a.to or os.path.join("data", name))
     if chosen.mirdata:
         print(f"{name}: {chosen.size}, to {folder}")
         _fetch_with_mirdata(chosen, folder / chosen.folder)

@@ -6,7 +6,6 @@ import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
 
@@ -108,63 +107,48 @@ def get_parser() -> Parser:
     return parser
 
 
-def run(
-    root: str,
-    out: str = "manifests",
-    valid_share: float = 0.05,
-    group_by: GroupBy = "folder",
-    min_seconds: float = 1.0,
-    seed: int = 0,
-    thorough: bool = False,
-    convert: str | None = None,
-    speeds: Sequence[float] = (),
-    shards: str | None = None,
-    shard_hours: float = SHARD_HOURS,
-    labels: str | None = None,
-    workers: int = 1,
-    force: bool = False,
-) -> None:
-    """Write the manifests, and a summary to stdout; see `get_parser` for the arguments.
+def run(a: argparse.Namespace) -> None:
+    """Write the manifests, and a summary to stdout.
 
     Raises:
         InputError: if the root holds no usable audio, too little to split, or the output exists.
     """
-    root = os.path.abspath(root)
+    root = os.path.abspath(a.root)
     require_folder(root)
-    _refuse_overwriting(Path(out), force)
-    folder = _check_copies(root, convert, shards, shard_hours, labels)
-    if speeds and not convert:
+    _refuse_overwriting(Path(a.out), a.force)
+    folder = _check_copies(root, a.convert, a.shards, a.shard_hours, a.labels)
+    if a.speeds and not a.convert:
         raise InputError("--speeds changes the speed of copies: give --convert DIR as well")
-    require_writable(out, "--out")
+    require_writable(a.out, "--out")
     names, unlisted = find_audio(root)
-    tracks, unusable = examine_tracks(root, names, min_seconds, thorough, workers)
+    tracks, unusable = examine_tracks(root, names, a.min_seconds, a.thorough, a.workers)
     tracks, of_no_use = _without_silence_and_copies(root, tracks)
     left_out = [*unlisted, *unusable, *of_no_use]
     lines = {track.name: (track.name, track.num_samples) for track in tracks}
-    if convert:
-        copies, damaged = convert_tracks(root, folder, tracks, workers)
+    if a.convert:
+        copies, damaged = convert_tracks(root, folder, tracks, a.workers)
         left_out += damaged
         tracks = [track for track in tracks if track.name in copies]
         lines = {track.name: (copies[track.name], track.num_samples) for track in tracks}
-    report = Path(out, REPORT)
+    report = Path(a.out, REPORT)
     write_left_out(report, by_name(left_out))
-    groups = _groups(tracks, group_by, left_out, report)
-    splits = _split(tracks, groups, valid_share, seed)
+    groups = _groups(tracks, a.group_by, left_out, report)
+    splits = _split(tracks, groups, a.valid_share, a.seed)
     for members in splits.values():  # so that manifests do not depend on the order of the folder
         members.sort(key=lambda track: os.fsencode(lines[track.name][0]))
-    if shards:
-        lines, damaged = write_shards(root, folder, splits, labels, shard_hours, workers)
+    if a.shards:
+        lines, damaged = write_shards(root, folder, splits, a.labels, a.shard_hours, a.workers)
         splits = {s: [t for t in members if t.name in lines] for s, members in splits.items()}
         left_out += damaged
         write_left_out(report, by_name(left_out))
     listed = {split: [lines[track.name] for track in members] for split, members in splits.items()}
-    others = change_speeds(folder, [name for name, _ in listed["train"]], speeds, workers)
+    others = change_speeds(folder, [name for name, _ in listed["train"]], a.speeds, a.workers)
     listed["train"] += others
     with contextlib.ExitStack() as stack:  # both or, on a full disk, neither
         for split, of_split in listed.items():
-            temporary = stack.enter_context(atomic_path(Path(out, f"{split}.tsv")))
+            temporary = stack.enter_context(atomic_path(Path(a.out, f"{split}.tsv")))
             write_manifest(temporary, folder or root, of_split)
-    _summarise(out, splits, others, groups, left_out, report)
+    _summarise(a.out, splits, others, groups, left_out, report)
 
 
 def _split(

@@ -1,5 +1,6 @@
 """Build the folder of a probing task: options, audio, missing files and the summary."""
 
+import argparse
 import os
 import shlex
 import sys
@@ -58,16 +59,17 @@ class ProbingBuilder:
         add_common_options(parser, f"probing/{self.name}")
         return parser
 
-    def run(self, root: str, out: str, **options: Any) -> None:
-        """Write the folder, and a summary to stdout; see `get_parser` for the arguments.
+    def run(self, a: argparse.Namespace) -> None:
+        """Write the folder, and a summary to stdout.
 
         Raises:
             InputError: if audio or metadata are not where they should be, too much is missing, a
                 file is in two splits, or the output exists.
         """
-        root = os.path.abspath(root)
+        root = os.path.abspath(a.root)
         require_folder(root)
-        build(partial(self.read, root=root), root, out, **options)
+        names = [option.removeprefix("--").replace("-", "_") for option in self.options]
+        build(partial(self.read, root, **{name: getattr(a, name) for name in names}), root, a)
 
 
 def add_common_options(parser: Parser, out: str) -> None:
@@ -86,40 +88,34 @@ def add_common_options(parser: Parser, out: str) -> None:
     add("--force", f"replace an existing {FILE} and what belongs to it", action="store_true")
 
 
-def build(
-    read: Callable[..., DataSet],
-    root: str,
-    out: str,
-    max_missing: float = 0.01,
-    thorough: bool = False,
-    workers: int = 1,
-    force: bool = False,
-    **own: Any,
-) -> None:
-    """Examine the audio of a data set, whose labels `read(**own)` returns; write its folder."""
-    folder = Path(out)
-    if (folder / FILE).exists() and not force:
+def build(read: Callable[[], DataSet], root: str, a: argparse.Namespace) -> None:
+    """Examine the audio of a data set, whose labels `read()` returns; write its folder.
+
+    `a` has the options of `add_common_options`.
+    """
+    folder = Path(a.out)
+    if (folder / FILE).exists() and not a.force:
         raise InputError(
             f"{folder}: {FILE} exists already; --force would replace it; to write beside it",
-            with_option("--out", beside(out)),
+            with_option("--out", beside(folder)),
         )
     require_writable(folder, "--out")
-    data = read(**own)
+    data = read()
     data.refuse_unusable(root)
     names = list(dict.fromkeys(name for split in data.splits for name in data.names(split)))
-    tracks, left_out = examine_tracks(root, names, MIN_SECONDS, thorough, workers)
+    tracks, left_out = examine_tracks(root, names, MIN_SECONDS, a.thorough, a.workers)
     _warn_of_silence_and_copies(root, data, tracks)
     unusable = {item.name: item for item in left_out}
     write_left_out(folder / REPORT, by_name(left_out))
     for split in data.splits:
         labelled = data.names(split)
         missing = [unusable[name] for name in labelled if name in unusable]
-        if missing and len(missing) > max_missing * len(labelled):
+        if missing and len(missing) > a.max_missing * len(labelled):
             raise InputError(
                 f"{split}: {len(missing)} of {len(labelled)} labelled files cannot be used "
                 f"({100 * len(missing) / len(labelled):.1f} %), first {one_line(missing[0].name)}: "
                 f"{missing[0].reason}. Names are relative to --root, which is {root}. "
-                f"--max-missing allows a larger share than {max_missing:g}. To list all, run",
+                f"--max-missing allows a larger share than {a.max_missing:g}. To list all, run",
                 f"cat {shlex.quote(str(folder / REPORT))}",
             )
     examples, empty = _examples(data, {track.name: track for track in tracks})

@@ -3,6 +3,7 @@
 import shlex
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,16 +75,7 @@ def get_parser() -> Parser:
     return parser
 
 
-def run(
-    upstream: Sequence[str],
-    task: Sequence[Path],
-    out: Path = Path("runs/probing"),
-    split: str = "test",
-    set: Sequence[str] = (),
-    cache: str = "feature_cache",
-    cpu: bool = False,
-    force: bool = False,
-) -> list[Path]:
+def run(a: Namespace) -> list[Path]:
     """Probe what has not been probed, print scores, and write the report.
 
     The folders of the results are returned, task by task for each upstream.
@@ -92,24 +84,23 @@ def run(
     from music_ssl_fairseq.probing.probe_tasks import TaskProbe, folder_name, probe_all
     from music_ssl_fairseq.runtime.device import choose_device
 
-    names = _task_names(task)
-    settings = {**_settings(set), "task.cache_dir": cache, "common.cpu": cpu}
+    names = _task_names(a.task)
+    settings = {**_settings(a.set), "task.cache_dir": a.cache, "common.cpu": a.cpu}
     done = []
-    for name in dict.fromkeys(upstream):
-        device = choose_device("cpu" if cpu else "auto")
+    for name in dict.fromkeys(a.upstream):
+        device = choose_device("cpu" if a.cpu else "auto")
         source = open_source(name, device, int(settings.get("model.upstream_seed", 0)))
         folder = folder_name(name, source)
-        probes = [TaskProbe(data, out / names[data] / folder) for data in names]
+        probes = [TaskProbe(data, a.out / names[data] / folder) for data in names]
+        shared = {**settings, "model.upstream": name}
         began = time.monotonic()
-        for probe, new in probe_all(
-            source, probes, {**settings, "model.upstream": name}, split, force
-        ):
+        for probe, new in probe_all(source, probes, shared, a.split, a.force):
             took = f"{time.monotonic() - began:.0f} s" if new else "done already"
             print(f"{name}: {names[probe.data]}: {took}", file=sys.stderr)
             done.append(probe.out)
             began = time.monotonic()
-    _report(out, done, split)
-    _say_what_next(upstream, task, out)
+    _report(a.out, done, a.split)
+    _say_what_next(a.upstream, a.task, a.out)
     return done
 
 
@@ -117,14 +108,14 @@ def _report(out: Path, folders: Sequence[Path], split: str) -> None:
     """Print the scores of these folders, and write the report of everything below `out`."""
     from importlib.util import find_spec
 
-    from music_ssl_fairseq.report.__main__ import run as report
+    from music_ssl_fairseq.report.__main__ import PAGE, write
     from music_ssl_fairseq.report.gather import find
     from music_ssl_fairseq.report.tables import aligned
 
     print(aligned(find(folders, split, _RESAMPLES, 0)))
-    no_plot = find_spec("matplotlib") is None
-    report([out], out / "report", split, _RESAMPLES, no_plot=no_plot, shown=False)
-    print(f"report: {out / 'report' / 'report.html'}")
+    options = {"out": out / "report", "split": split, "resamples": _RESAMPLES, "seed": 0}
+    write(Namespace(folders=[out], no_plot=find_spec("matplotlib") is None, **options))
+    print(f"report: {out / 'report' / PAGE}")
 
 
 def _say_what_next(upstream: Sequence[str], task: Sequence[Path], out: Path) -> None:
@@ -178,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     arguments = get_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
-    return exit_status(lambda: bool(run(**vars(arguments))), arguments.out)
+    return exit_status(lambda: bool(run(arguments)), arguments.out)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import music_ssl_fairseq
 from manifests_tools import pretrain
 from tests import EXAMPLES
 from tests.audio_files import write_tone
+from tests.options import with_defaults
 from tests.tiny import SIZES
 
 TINY = [
@@ -58,7 +59,7 @@ def make_corpus(folder: Path, k: int = 12, sample_rate: int | None = None) -> Pa
     for i in range(9):
         suffix, rate = (".flac", 16000) if i % 3 else (".ogg", sample_rate or 22050)
         write_tone(folder / "music" / f"album {i % 3}" / f"{i}{suffix}", 2 + i / 4, rate, seed=i)
-    pretrain.run(root=str(folder / "music"), out=str(folder / "manifests"), workers=1)
+    with_defaults(pretrain)(root=str(folder / "music"), out=str(folder / "manifests"), workers=1)
     rng = np.random.default_rng(0)
     labels = folder / "labels"
     labels.mkdir()

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.device import available_cpus
 from music_ssl_fairseq.runtime.files import atomic_path
 
 SPLITS = ("train", "valid", "test")
@@ -150,16 +149,9 @@ def build(task: OpenTask, data: Path, out: Path, small: bool) -> str:
     with atomic_path(out / "labels.csv") as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8")
     with redirect_stdout(io.StringIO()):
-        custom.run(
-            csv=str(out / "labels.csv"),
-            kind=task.kind,
-            root=str(data),
-            out=str(out),
-            name=task.name,
-            metric=task.metric,
-            force=True,
-            workers=available_cpus(),
-        )
+        words = ["--csv", str(out / "labels.csv"), "--kind", task.kind, "--metric", task.metric]
+        words += ["--root", str(data), "--out", str(out), "--name", task.name, "--force"]
+        custom.run(custom.get_parser().parse_args(words))
     with atomic_path(stamp) as temporary:
         temporary.write_text(made_of)
     return digest

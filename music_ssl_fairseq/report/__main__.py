@@ -1,5 +1,6 @@
 """Command line of the report."""
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,37 +41,33 @@ def get_parser() -> Parser:
     return parser
 
 
-def run(
-    folders: Sequence[Path],
-    out: Path,
-    split: str = "test",
-    resamples: int = 1000,
-    seed: int = 0,
-    no_plot: bool = False,
-    study: bool = False,
-    shown: bool = True,
-) -> str:
+def run(a: argparse.Namespace) -> str:
     """Write the report, or that of a `study`, print its scores, and return its Markdown.
 
     Raises:
         InputError: if there is no scored probe, or a file of one is damaged.
     """
+    if a.study:
+        return _report_study(a.folders, a.out, a.no_plot)
+    scores, text = write(a)
+    print(f"{scores}\nreport: {a.out / PAGE}")
+    return text
+
+
+def write(a: argparse.Namespace) -> tuple[str, str]:
+    """Write the report; return its scores in columns, and its Markdown."""
     from music_ssl_fairseq.report import floors, page, tables, training
     from music_ssl_fairseq.report.gather import find
     from music_ssl_fairseq.runtime.files import write_text
 
-    if study:
-        return _report_study(folders, out, no_plot)
-    probes = find(folders, split, resamples, seed)
-    known = floors.rows(probes, split)
-    text = tables.markdown(probes, split, resamples, known)
-    write_text(out / "report.md", text)
-    write_text(out / "report.csv", tables.comma_separated(probes))
-    runs = [] if no_plot else training.find_runs(folders)
-    page.write(probes, known, runs, split, out / PAGE, not no_plot)
-    if shown:
-        print(f"{tables.aligned(probes)}\nreport: {out / PAGE}")
-    return text
+    probes = find(a.folders, a.split, a.resamples, a.seed)
+    known = floors.rows(probes, a.split)
+    text = tables.markdown(probes, a.split, a.resamples, known)
+    write_text(a.out / "report.md", text)
+    write_text(a.out / "report.csv", tables.comma_separated(probes))
+    runs = [] if a.no_plot else training.find_runs(a.folders)
+    page.write(probes, known, runs, a.split, a.out / PAGE, not a.no_plot)
+    return tables.aligned(probes), text
 
 
 def _report_study(folders: Sequence[Path], out: Path, no_plot: bool) -> str:
@@ -94,7 +91,7 @@ def _report_study(folders: Sequence[Path], out: Path, no_plot: bool) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = get_parser().parse_args(argv)
-    return exit_status(lambda: bool(run(**vars(arguments))), arguments.out, "interrupted")
+    return exit_status(lambda: bool(run(arguments)), arguments.out, "interrupted")
 
 
 if __name__ == "__main__":

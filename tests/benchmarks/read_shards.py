@@ -33,10 +33,11 @@ def rate(manifest, seconds: float) -> float:
 
 
 def main() -> None:
-    from manifests_tools.pretrain import run
+    from manifests_tools import pretrain
     from music_ssl_fairseq.data.manifest import Manifest
     from tests.audio_files import write_tone
     from tests.file_server import serve
+    from tests.options import with_defaults
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -49,6 +50,7 @@ def main() -> None:
         music = args.music or str(folder / "music")
         for i in range(0 if args.music else 20):
             write_tone(folder / "music" / str(i % 2) / f"{i}.flac", 300, seed=i)
+        run = with_defaults(pretrain)
         options = {"min_seconds": 6.0, "valid_share": 0.1}
         run(music, str(folder / "single"), convert=str(folder / "copies"), **options)
         run(music, str(folder / "sharded"), shards=str(folder / "tars"), **options)

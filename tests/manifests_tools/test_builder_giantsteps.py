@@ -14,6 +14,7 @@ from music_ssl_fairseq.probing.labels import ProbingSplit
 from music_ssl_fairseq.probing.spec import SPLITS, read_spec
 from music_ssl_fairseq.probing.writer import check_leakage
 from tests.manifests_tools.golden import write_giantsteps
+from tests.options import with_defaults
 
 COUNTS = {"train": 923, "valid": 236, "test": 604}
 
@@ -22,7 +23,7 @@ COUNTS = {"train": 923, "valid": 236, "test": 604}
 def built(stubs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("giantsteps")
     stubs.lay(folder, write_giantsteps(folder))
-    giantsteps.key.run(str(folder), str(folder / "out"))
+    with_defaults(giantsteps.key)(str(folder), out=str(folder / "out"))
     return folder
 
 
@@ -91,8 +92,8 @@ def test_metadata_elsewhere_and_archive_names(stubs, tmp_path):
     for name in ("giantsteps-key-dataset", "giantsteps-mtg-key-dataset"):
         shutil.move(tmp_path / "metadata" / name, tmp_path / "metadata" / f"{name}-master")
     stubs.lay(tmp_path / "audio", [name.replace(".mp3", ".wav") for name in names])
-    giantsteps.key.run(
-        str(tmp_path / "audio"), str(tmp_path / "out"), metadata=str(tmp_path / "metadata")
+    with_defaults(giantsteps.key)(
+        str(tmp_path / "audio"), out=str(tmp_path / "out"), metadata=str(tmp_path / "metadata")
     )
     assert read_spec(tmp_path / "out").counts == COUNTS
 
@@ -100,19 +101,19 @@ def test_metadata_elsewhere_and_archive_names(stubs, tmp_path):
 def test_what_is_not_there_is_named_with_its_source(tmp_path):
     out = str(tmp_path / "out")
     with pytest.raises(InputError, match=r"no folder giantsteps-mtg-key-dataset .*https://github"):
-        giantsteps.key.run(str(tmp_path), out)
+        with_defaults(giantsteps.key)(str(tmp_path), out=out)
     write_giantsteps(tmp_path)
     annotations = tmp_path / "giantsteps-mtg-key-dataset" / "annotations"
     (annotations / "annotations.txt").rename(tmp_path / "moved")
     with pytest.raises(InputError, match=r"annotations\.txt is not in .*part of https://github"):
-        giantsteps.key.run(str(tmp_path), out)
+        with_defaults(giantsteps.key)(str(tmp_path), out=out)
     (tmp_path / "moved").rename(annotations / "annotations.txt")
     with pytest.raises(InputError, match="train: 923 of 923 labelled files cannot be used"):
-        giantsteps.key.run(str(tmp_path), out)
+        with_defaults(giantsteps.key)(str(tmp_path), out=out)
     key = sorted(tmp_path.glob("giantsteps-key-dataset/annotations/key/*"))[0]
     key.write_text("H minor")
     with pytest.raises(InputError, match=r"\.LOFI\.key: 'H minor' is not a key"):
-        giantsteps.key.run(str(tmp_path), out)
+        with_defaults(giantsteps.key)(str(tmp_path), out=out)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.labels import ProbingSplit
 from music_ssl_fairseq.probing.spec import SPLITS, read_spec
 from music_ssl_fairseq.probing.writer import check_leakage
+from tests.options import with_defaults
 
 COUNTS = {"train": 443, "valid": 197, "test": 290}
 ALL = [name for split in SPLITS for name in gtzan.listed(split)]
@@ -89,7 +90,7 @@ def test_the_corrupt_copy_of_jazz_54_is_named_and_left_out(stubs, tmp_path, caps
     corrupt = tmp_path / "genres" / "jazz" / "jazz.00054.au"
     corrupt.unlink()
     corrupt.write_bytes(b"RIFF but nothing else of a wav file" * 30)
-    gtzan.genre.run(str(tmp_path), str(tmp_path / "out"))
+    with_defaults(gtzan.genre)(str(tmp_path), out=str(tmp_path / "out"))
     assert names(tmp_path / "out", "test")[0] == "genres/blues/blues.00012.au"
     task = read_spec(tmp_path / "out")
     assert task.counts == {**COUNTS, "train": 442}
@@ -105,13 +106,13 @@ def test_missing_audio_is_an_error_past_a_share(stubs, tmp_path):
         (tmp_path / name).unlink()
     out = tmp_path / "out"
     with pytest.raises(InputError, match=r"valid: 3 of 197 .* \(1\.5 %\), first blues/.*no such"):
-        gtzan.genre.run(str(tmp_path), str(out))
+        with_defaults(gtzan.genre)(str(tmp_path), out=str(out))
     assert [file.name for file in out.iterdir()] == ["left_out.tsv"]
     assert len((out / "left_out.tsv").read_text().splitlines()) == 3
     (out / "task.json").touch()
     with pytest.raises(InputError, match=r"task\.json exists already; --force would"):
-        gtzan.genre.run(str(tmp_path), str(out), max_missing=0.02)
-    gtzan.genre.run(str(tmp_path), str(out), max_missing=0.02, force=True)
+        with_defaults(gtzan.genre)(str(tmp_path), out=str(out), max_missing=0.02)
+    with_defaults(gtzan.genre)(str(tmp_path), out=str(out), max_missing=0.02, force=True)
     assert read_spec(out).counts == {**COUNTS, "valid": 194}
     assert read_spec(out).missing == 3
 
@@ -131,7 +132,9 @@ def test_beats_from_jams(stubs, tmp_path):
     stubs.lay(tmp_path / "gtzan", ALL, long=True)
     write_jams(tmp_path / "annotations")
     out = tmp_path / "out"
-    gtzan.beat.run(str(tmp_path / "gtzan"), str(out), annotations=str(tmp_path / "annotations"))
+    with_defaults(gtzan.beat)(
+        str(tmp_path / "gtzan"), out=str(out), annotations=str(tmp_path / "annotations")
+    )
     task = read_spec(out)
     assert (task.kind, task.counts) == ("beats", COUNTS)
     data = ProbingSplit(out, "train", task)
@@ -148,7 +151,7 @@ def test_beats_are_found_beside_the_audio_and_cut_at_its_end(stubs, tmp_path):
     file.with_suffix(".BEATS").write_text("29.0\t1\n29.9\t2\n30.4\t3\n31.0\t4\n")
     song = tmp_path / "genres" / "rock" / "rock.00012.wav"
     song.rename(song.with_suffix(".WAV"))
-    gtzan.beat.run(str(tmp_path), str(tmp_path / "out"))
+    with_defaults(gtzan.beat)(str(tmp_path), out=str(tmp_path / "out"))
     task, found = read_spec(tmp_path / "out"), {}
     for split in SPLITS:
         beats = ProbingSplit(tmp_path / "out", split, task).beats
@@ -162,12 +165,12 @@ def test_beats_are_found_beside_the_audio_and_cut_at_its_end(stubs, tmp_path):
 def test_missing_or_broken_annotations(stubs, tmp_path):
     stubs.lay(tmp_path / "genres", ALL)
     with pytest.raises(InputError, match=r"no \.jams and no \.beats file.*GTZAN-Rhythm \(http"):
-        gtzan.beat.run(str(tmp_path), str(tmp_path / "out"))
+        with_defaults(gtzan.beat)(str(tmp_path), out=str(tmp_path / "out"))
     write_beats(tmp_path / "beats")
     file = tmp_path / "beats" / f"gtzan_{Path(ALL[0]).stem.replace('.', '_')}.beats"
     file.write_text("soon 1\n")
     with pytest.raises(InputError, match=rf"{file.name}: not a file of beats .*soon"):
-        gtzan.beat.run(str(tmp_path), str(tmp_path / "out"))
+        with_defaults(gtzan.beat)(str(tmp_path), out=str(tmp_path / "out"))
     file.unlink()
     with pytest.raises(InputError, match=rf"no beats of {Path(ALL[0]).stem} in"):
-        gtzan.beat.run(str(tmp_path), str(tmp_path / "out"))
+        with_defaults(gtzan.beat)(str(tmp_path), out=str(tmp_path / "out"))

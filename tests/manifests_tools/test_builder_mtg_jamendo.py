@@ -11,6 +11,7 @@ from music_ssl_fairseq.probing.labels import ProbingSplit
 from music_ssl_fairseq.probing.spec import SPLITS, read_spec
 from music_ssl_fairseq.probing.writer import check_leakage
 from tests.manifests_tools.golden import write_mtg_jamendo
+from tests.options import with_defaults
 
 COUNTS = {
     "instrument": (14_395, 5_466, 5_115, 40),
@@ -88,15 +89,15 @@ def test_lines_without_tags_and_missing_tables(tmp_path):
     table = splits / "autotagging_instrument-test.tsv"
     table.write_text(table.read_text() + "track_9\tartist_1\talbum_1\t09/9.mp3\t9.9\r\n")
     with pytest.raises(InputError, match=r"-test\.tsv, line 3: no tag; was the file cut off"):
-        mtg_jamendo.instrument.run(str(tmp_path), str(tmp_path / "out"))
+        with_defaults(mtg_jamendo.instrument)(str(tmp_path), out=str(tmp_path / "out"))
     header, line, _ = table.read_text().splitlines()
     for text, said in ((f"{header}\n{line}\n{line}", "2 times in test"), (line, "no column PATH")):
         table.write_text(text)
         with pytest.raises(InputError, match=said):
-            mtg_jamendo.instrument.run(str(tmp_path), str(tmp_path / "out"))
+            with_defaults(mtg_jamendo.instrument)(str(tmp_path), out=str(tmp_path / "out"))
     table.unlink()
     with pytest.raises(InputError, match=r"-test\.tsv is not in .*https://.*--metadata tells"):
-        mtg_jamendo.instrument.run(str(tmp_path), str(tmp_path / "out"))
+        with_defaults(mtg_jamendo.instrument)(str(tmp_path), out=str(tmp_path / "out"))
 
 
 def test_a_track_in_two_splits_is_leakage(tmp_path):
@@ -104,7 +105,7 @@ def test_a_track_in_two_splits_is_leakage(tmp_path):
     test = splits / "autotagging_instrument-test.tsv"
     test.write_text(test.read_text().replace("02/2.mp3", "00/0.mp3"))
     with pytest.raises(InputError, match=r"00/0\.mp3 is in train and in test: leakage"):
-        mtg_jamendo.instrument.run(str(tmp_path), str(tmp_path / "out"))
+        with_defaults(mtg_jamendo.instrument)(str(tmp_path), out=str(tmp_path / "out"))
 
 
 def test_every_task_is_registered_and_has_help(capsys):

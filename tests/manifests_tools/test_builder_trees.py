@@ -17,6 +17,7 @@ from music_ssl_fairseq.probing.labels import ProbingSplit
 from music_ssl_fairseq.probing.spec import SPLITS, read_spec
 from music_ssl_fairseq.probing.writer import check_leakage
 from tests.audio_files import write_tone
+from tests.options import with_defaults
 
 
 def names(folder, split: str) -> list[str]:
@@ -86,10 +87,10 @@ def test_mtt_from_audio_to_labels(stubs, tmp_path, capsys):
 
 def test_mtt_metadata_is_missing_or_another_file(tmp_path):
     with pytest.raises(InputError, match=r"annotations_final\.csv is not in .*https://mirg"):
-        magnatagatune.tagging.run(str(tmp_path), str(tmp_path / "out"))
+        with_defaults(magnatagatune.tagging)(str(tmp_path), out=str(tmp_path / "out"))
     (tmp_path / "annotations_final.csv").write_text("clip_id,track,mp3_path\n")
     with pytest.raises(InputError, match="does not run from clip_id to mp3_path"):
-        magnatagatune.tagging.run(str(tmp_path), str(tmp_path / "out"))
+        with_defaults(magnatagatune.tagging)(str(tmp_path), out=str(tmp_path / "out"))
 
 
 # emoMusic
@@ -141,10 +142,12 @@ def test_emomusic_golden_counts(stubs, tmp_path, where):
 
 def test_emomusic_metadata(tmp_path):
     with pytest.raises(InputError, match=r"static_annotations\.csv is not in .*https://cvml"):
-        emomusic.emotion.run(str(tmp_path), str(tmp_path / "out"))
+        with_defaults(emomusic.emotion)(str(tmp_path), out=str(tmp_path / "out"))
     write_emomusic(tmp_path / "m")
     with pytest.raises(InputError, match="train: 504 of 504 labelled files cannot be used"):
-        emomusic.emotion.run(str(tmp_path), str(tmp_path / "out"), metadata=str(tmp_path / "m"))
+        with_defaults(emomusic.emotion)(
+            str(tmp_path), out=str(tmp_path / "out"), metadata=str(tmp_path / "m")
+        )
     ratings = tmp_path / "m" / "static_annotations.csv"
     header, first, *rest = before = ratings.read_text().splitlines()
     for again, said in (
@@ -153,12 +156,16 @@ def test_emomusic_metadata(tmp_path):
     ):
         ratings.write_text("\n".join([header, first, *rest, again]))
         with pytest.raises(InputError, match=said):
-            emomusic.emotion.run(str(tmp_path), str(tmp_path / "o"), metadata=str(tmp_path / "m"))
+            with_defaults(emomusic.emotion)(
+                str(tmp_path), out=str(tmp_path / "o"), metadata=str(tmp_path / "m")
+            )
     ratings.write_text("\n".join(before))
     info = tmp_path / "m" / "songs_info.csv"
     info.write_text(info.read_text().replace("Mediaeval 2013 set", "set"))
     with pytest.raises(InputError, match="no column 'Mediaeval 2013 set' in its first line"):
-        emomusic.emotion.run(str(tmp_path), str(tmp_path / "out"), metadata=str(tmp_path / "m"))
+        with_defaults(emomusic.emotion)(
+            str(tmp_path), out=str(tmp_path / "out"), metadata=str(tmp_path / "m")
+        )
 
 
 # NSynth
@@ -212,13 +219,13 @@ def test_nsynth_metadata(stubs, tmp_path):
     file = tmp_path / "nsynth-valid" / "examples.json"
     file.write_text(file.read_text()[:-9])
     with pytest.raises(InputError, match=r"examples\.json: not JSON .*unpacked whole"):
-        nsynth.pitch.run(str(tmp_path), str(tmp_path / "out"))
+        with_defaults(nsynth.pitch)(str(tmp_path), out=str(tmp_path / "out"))
     file.write_text('{"note-1": {"velocity": 1}}')
     with pytest.raises(InputError, match=r"examples\.json: note-1 has no pitch"):
-        nsynth.pitch.run(str(tmp_path), str(tmp_path / "out"))
+        with_defaults(nsynth.pitch)(str(tmp_path), out=str(tmp_path / "out"))
     file.unlink()
     with pytest.raises(InputError, match=r"examples\.json is not in .*https://magenta"):
-        nsynth.pitch.run(str(tmp_path), str(tmp_path / "out"))
+        with_defaults(nsynth.pitch)(str(tmp_path), out=str(tmp_path / "out"))
 
 
 # VocalSet
@@ -327,7 +334,7 @@ def test_vocalset_recordings_that_cannot_be_read_are_named(voices, tmp_path):
     (singer / "._belt_a.wav").write_bytes(b"")
     (singer / "gone.wav").symlink_to("nothing.wav")
     with pytest.raises(InputError, match=r"belt/gone\.wav: cannot be opened: .*; the splits are"):
-        vocalset.singer.run(str(root), str(tmp_path / "out"))
+        with_defaults(vocalset.singer)(str(root), out=str(tmp_path / "out"))
 
 
 def test_vocalset_wrong_folder(tmp_path):
@@ -335,4 +342,4 @@ def test_vocalset_wrong_folder(tmp_path):
     with pytest.raises(
         InputError, match=r"no audio in folders such as female1/arpeggios/belt.*http"
     ):
-        vocalset.singer.run(str(tmp_path), str(tmp_path / "out"))
+        with_defaults(vocalset.singer)(str(tmp_path), out=str(tmp_path / "out"))

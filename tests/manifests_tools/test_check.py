@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import soundfile
 
+from manifests_tools import pretrain as pretrain_command
 from manifests_tools.__main__ import main
 from manifests_tools.findings import Findings
-from manifests_tools.pretrain import run as pretrain
 from music_ssl_fairseq.data.label_metadata import label_again
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.runtime.files import checksum
 from tests.audio_files import tone, write_tone
+from tests.options import with_defaults
+
+pretrain = with_defaults(pretrain_command)
 
 K = 10
 

@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import soundfile
 
-from manifests_tools import convert, examine
+from manifests_tools import convert, examine, pretrain
 from manifests_tools.convert import target_names, write_flac
 from manifests_tools.find import find_audio
-from manifests_tools.pretrain import get_parser, run
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import InputError
 from tests.audio_files import tone, write_tone
+from tests.options import with_defaults
+
+run = with_defaults(pretrain)
 
 
 @pytest.fixture
@@ -291,7 +293,7 @@ def test_a_faster_copy_is_higher_and_shorter(tmp_path):
 @pytest.mark.parametrize("speeds", ["1", "0.999", "0.9,0.9", "0.9,0.8995", "0.4", "nan", ""])
 def test_speeds_that_would_list_equal_tracks_are_refused(speeds, capsys):
     with pytest.raises(SystemExit):
-        get_parser().parse_args(["--root", "music", f"--speeds={speeds}"])
+        pretrain.get_parser().parse_args(["--root", "music", f"--speeds={speeds}"])
     assert "argument --speeds" in capsys.readouterr().err
 
 

@@ -11,6 +11,7 @@ from manifests_tools import fetch
 from manifests_tools.__main__ import BUILDERS
 from music_ssl_fairseq.errors import InputError
 from tests.file_server import serve
+from tests.options import with_defaults
 
 CONTENT = bytes(range(256)) * 20_000
 
@@ -120,7 +121,7 @@ def gtzan(server, tmp_path, monkeypatch):
 def test_mirdata_s_set_is_unpacked_and_compared(gtzan, server, tmp_path, capsys):
     server.cut = 100
     for _ in range(2):
-        fetch.run("gtzan-genre", str(tmp_path / "to"))
+        with_defaults(fetch)("gtzan-genre", str(tmp_path / "to"))
         for name, data in gtzan.items():
             assert (tmp_path / "to" / name).read_bytes() == data
     assert [path for path, _ in server.requests] == ["/index.json"] * 2 + ["/genres.tar.gz"]
@@ -131,19 +132,19 @@ def test_mirdata_s_set_is_unpacked_and_compared(gtzan, server, tmp_path, capsys)
 
 def test_a_file_that_is_not_as_in_the_index_is_named(gtzan, tmp_path, monkeypatch):
     name = next(iter(gtzan))
-    fetch.run("gtzan-genre", str(tmp_path / "to"))
+    with_defaults(fetch)("gtzan-genre", str(tmp_path / "to"))
     from mirdata.core import Dataset
 
     monkeypatch.setattr(Dataset, "download", lambda self, **_: None)  # would unpack it again
     (tmp_path / "to" / name).write_bytes(b"damaged")
     with pytest.raises(InputError, match=r"blues\.00000\.wav: not as in mirdata's index"):
-        fetch.run("gtzan-genre", str(tmp_path / "to"))
+        with_defaults(fetch)("gtzan-genre", str(tmp_path / "to"))
 
 
 @pytest.mark.parametrize("name", [name for name, which in fetch.SETS.items() if not which.mirdata])
 def test_other_sets_have_steps_with_sizes(name, capsys):
     assert name in BUILDERS
-    fetch.run(name, "some where")
+    with_defaults(fetch)(name, "some where")
     said = capsys.readouterr().out
     assert "GB). It is to be fetched by hand:" in said
     assert "mkdir -p 'some where'; cd 'some where'" in said

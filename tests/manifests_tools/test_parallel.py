@@ -88,7 +88,7 @@ def hold(name):
         temporary.touch()
         time.sleep(600)
 
-def run(**arguments):
+def run(arguments):
     list(parallel_map(hold, [f"{sys.argv[1]}/{i}" for i in range(9)], 2, "holding"))
 
 pretrain.run = run

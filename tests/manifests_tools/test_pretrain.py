@@ -13,11 +13,13 @@ import soundfile
 
 from manifests_tools import pretrain
 from manifests_tools.__main__ import main
-from manifests_tools.pretrain import get_parser, run
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import InputError
 from tests import ROOT
 from tests.audio_files import tone, write_tone
+from tests.options import with_defaults
+
+run = with_defaults(pretrain)
 
 
 @pytest.fixture
@@ -227,14 +229,7 @@ def test_too_few_usable_files_is_one_line_that_tells_why(tmp_path, usable):
 )
 def test_impossible_arguments_are_refused(arguments):
     with pytest.raises(SystemExit):
-        get_parser().parse_args(["--root", "x", *arguments])
-
-
-def test_command_line_defaults_are_those_of_run(music, tmp_path):
-    arguments = vars(get_parser().parse_args(["--root", str(music), "--out", str(tmp_path / "a")]))
-    run(**arguments)
-    run(str(music), str(tmp_path / "b"))
-    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+        pretrain.get_parser().parse_args(["--root", "x", *arguments])
 
 
 def test_errors_of_the_command_line_end_in_a_command(tmp_path, capsys):

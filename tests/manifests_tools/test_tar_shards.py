@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from manifests_tools import check
-from manifests_tools.pretrain import run
+from manifests_tools import check, pretrain
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.audio import tar_members as reading
 from music_ssl_fairseq.data.audio_identity import note_names
@@ -27,6 +26,9 @@ from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import FrameGrid
 from tests.audio_files import write_tone
 from tests.file_server import serve
+from tests.options import with_defaults
+
+run = with_defaults(pretrain)
 
 FILES = {"a/x.wav": 22050, "a/y.flac": 16000, "b/x.ogg": 44100, "b/z.wav": 8000, "c/x.wav": 16000}
 SHARD_HOURS = 0.0011  # 4 s: a track or two
@@ -122,7 +124,7 @@ def test_webdataset_reads_them():
 
 
 def test_check_accepts_them(capsys):
-    check.run("sharded", labels="labels")
+    with_defaults(check)("sharded", labels="labels")
     assert "all well" in capsys.readouterr().out
 
 
@@ -151,7 +153,7 @@ def test_a_second_run_keeps_finished_shards(capsys):
     assert len([name for name, stamp in stamps().items() if stamp != after[name]]) == 1
     source.write_bytes(content)
     again(shard_hours=SHARD_HOURS)
-    check.run("sharded", labels="labels")
+    with_defaults(check)("sharded", labels="labels")
     assert "removed" not in capsys.readouterr().err
 
 
@@ -168,7 +170,7 @@ def test_a_server_gives_the_same_and_is_asked_for_parts(served):
 
 
 def test_check_reads_them_from_a_server(served, capsys):
-    check.run(str(served.manifests), labels="labels", workers=1)
+    with_defaults(check)(str(served.manifests), labels="labels", workers=1)
     assert "all well" in capsys.readouterr().out
 
 

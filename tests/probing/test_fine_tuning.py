@@ -14,10 +14,13 @@ from music_ssl_fairseq.probing.heads.adam import SHARE, RowAdam, RowAdamConfig
 from music_ssl_fairseq.probing.heads.fine_tuning import FineTunedProbe, check_settings
 from music_ssl_fairseq.probing.heads.grid import Head, ProbeHeads
 from music_ssl_fairseq.probing.heads.training import loss_and_logs, update
-from music_ssl_fairseq.report.__main__ import run as make_report
+from music_ssl_fairseq.report import __main__ as report_command
 from music_ssl_fairseq.upstream import load
 from tests import checkpoints, tiny
+from tests.options import with_defaults
 from tests.probing.probing_data import train, validate, write_audio, write_probing
+
+make_report = with_defaults(report_command)
 
 SMALL = (
     *("task.window_seconds=1", "model.hidden_size=16", "optimization.max_epoch=2"),

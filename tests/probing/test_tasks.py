@@ -19,12 +19,15 @@ from hydra_plugins._music_ssl_fairseq_refusals import merged
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.scoring.predictions import Predictions
 from music_ssl_fairseq.probing.scoring.results import write_heads
+from music_ssl_fairseq.report import __main__ as report_command
 from music_ssl_fairseq.report.__main__ import main as report_main
-from music_ssl_fairseq.report.__main__ import run as make_report
 from music_ssl_fairseq.tasks import refusals
 from music_ssl_fairseq.tasks.music_probing import MusicProbingTask
 from tests import EXAMPLES, tiny
+from tests.options import with_defaults
 from tests.probing.probing_data import train, validate, write_audio, write_probing
+
+make_report = with_defaults(report_command)
 
 KINDS = {
     **{"mtt": "multi-label", "giantsteps_key": "key", "gtzan_genre": "multi-class"},

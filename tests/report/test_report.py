@@ -15,11 +15,14 @@ from music_ssl_fairseq.probing.scoring.metrics import Scores, evaluate
 from music_ssl_fairseq.probing.scoring.predictions import Predictions
 from music_ssl_fairseq.probing.scoring.results import write_heads, write_scores
 from music_ssl_fairseq.probing.spec import METRICS, ProbingSpec
+from music_ssl_fairseq.report import __main__ as report_command
 from music_ssl_fairseq.report import floors
-from music_ssl_fairseq.report.__main__ import run
 from music_ssl_fairseq.report.bootstrap import interval, resampled, statistic
 from music_ssl_fairseq.report.floors import COLUMNS, PUBLISHED
 from music_ssl_fairseq.report.gather import Figure, find
+from tests.options import with_defaults
+
+run = with_defaults(report_command)
 
 CLASSES = ("A minor", "C major", "G major")
 TARGETS = ("arousal", "valence")
