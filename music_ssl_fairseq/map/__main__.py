@@ -100,6 +100,8 @@ def run(a: argparse.Namespace) -> None:
 
     names, left_out = find_audio(a.folder, "FOLDER")
     embedder = Embedder(a.checkpoint, a.layer, a.seconds, a.device)
+    what = f"{len(names)} audio files with {embedder.description}"
+    print(f"embedding {what}; device {embedder.device}; writes {a.out}", file=sys.stderr)
     vectors, unread = embedder.embed(a.folder, names, a.cache)
     left_out += unread
     for item in left_out:

@@ -32,13 +32,15 @@ class Embedder:
 
     Attributes:
         description: one sentence for people.
+        device: where the model runs.
 
     Raises:
         InputError: if it cannot be opened or lacks the layer, or there is no GPU.
     """
 
     def __init__(self, checkpoint: str, layer: int | None, seconds: float, device: str):
-        self._source = open_source(checkpoint, choose_device(device))
+        self.device = choose_device(device)
+        self._source = open_source(checkpoint, self.device)
         self._layers = [layer] if layer is not None else None
         self._seconds = seconds
         what = ""

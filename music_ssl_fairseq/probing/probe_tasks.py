@@ -4,6 +4,7 @@
 """
 
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from music_ssl_fairseq.probing import train_and_score
 from music_ssl_fairseq.probing.features.source import FeatureSource
 from music_ssl_fairseq.probing.identity import probing_identity
 from music_ssl_fairseq.probing.spec import read_spec
+from music_ssl_fairseq.runtime.device import choose_device
 from music_ssl_fairseq.runtime.files import require_writable, write_json
 from music_ssl_fairseq.runtime.texts import read_object
 from music_ssl_fairseq.runtime.user_command import beside, with_option
@@ -73,6 +75,10 @@ def probe_all(
         prepared.append((probe, cfg, made_of, _is_done(probe.out, made_of, split, anew)))
         if not prepared[-1][-1]:
             require_writable(probe.out, "--out")
+    tasks = ", ".join(str(probe.data) for probe, *_, done in prepared if not done)
+    if tasks:
+        where = choose_device("cpu" if shared.get("common.cpu") else "auto")
+        print(f"probing {shared['model.upstream']} on {tasks}; device {where}", file=sys.stderr)
     for probe, cfg, made_of, done in prepared:
         if not done:
             (probe.out / STAMP).unlink(missing_ok=True)
