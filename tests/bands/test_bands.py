@@ -95,7 +95,9 @@ def test_exports_as_a_graph_and_says_what_cannot_hold_it(tmp_path, capsys):
         return export(["--checkpoint", str(path), *to])
 
     assert status("torch") == 0
-    for format in ("huggingface", "fairseq", "torchaudio"):
+    assert status("huggingface") == 0
+    assert "opened by music_ssl_fairseq.load alone" in capsys.readouterr().out
+    for format in ("fairseq", "torchaudio"):
         assert status(format) == 1
         assert "model.pitch_bands and model.mel_bands" in capsys.readouterr().err
         assert not (tmp_path / format).exists()
