@@ -72,7 +72,10 @@ def one_line(name: str) -> Iterator[None]:
     except errors.RepositoryNotFoundError:
         reason = f"no such model, or a private one: {_LOG_IN}"
     except errors.LocalEntryNotFoundError:
-        reason = "not in the local cache, and the hub cannot be reached"
+        reason = (
+            "not in the local cache, and the hub cannot be reached: fetch it on a machine that "
+            "reaches the hub (hf download USER/NAME --local-dir FOLDER), and give the folder"
+        )
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         reason = f"the hub refused ({_LOG_IN})" if status in (401, 403) else str(error)
