@@ -70,7 +70,7 @@ class Study:
         """Do what there is time for; return whether every one of the rows is done."""
         self._prepare(rows)
         if left := self._left(rows):
-            self._say(f"{len(left)} rows to do, {self._time_for(left)}")
+            self._say(f"rows to do: {len(left)}; {self._time_for(left)}")
         threading.Thread(target=self._watch, daemon=True).start()
         with ThreadPoolExecutor(4) as labeller, ThreadPoolExecutor(64) as judges:
             streams = [
@@ -144,8 +144,8 @@ class Study:
                 spent = self.steps.spent(row)["wall_seconds"]
                 state = "trained" if self.steps.is_trained(row) else f"trained for {spent:.0f} s"
                 print(f"{row.id}: {state if row.family and spent else 'not begun'}")
-        print(f"{len(rows) - len(left)} of {len(rows)} rows are done, {len(left)} are left", end="")
-        print(f": {self._time_for(left)}; the same command continues" if left else "")
+        print(f"rows done: {len(rows) - len(left)} of {len(rows)}, left: {len(left)}", end="")
+        print(f" ({self._time_for(left)}); the same command continues" if left else "")
         return not left
 
     def _say(self, text: str) -> None:

@@ -197,7 +197,7 @@ def test_what_a_failed_row_should_have_given_is_not_waited_for(made, capsys):
     assert not run()
     text = capsys.readouterr().out
     assert "second-s1: failed: no room (work/logs/labels-music-deep.log)" in text
-    assert "5 of 6 rows are done, 1 are left" in text
+    assert "rows done: 5 of 6, left: 1" in text
     assert "judge third-s1" in said
 
 
