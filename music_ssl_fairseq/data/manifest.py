@@ -9,6 +9,7 @@ import os
 import shlex
 from array import array
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ MAX_SAMPLES = 2**40
 """Per track: two years at 16 kHz. A larger number in a header is damage."""
 
 _MIN_MINUTES = 10  # of music; with less, figures vary by chance
+_LOOKED_AT = 10_000  # files and folders of a folder without manifests
 _MAX_DIGITS = 15  # of a length; fits 64 bits
 _MAX_NAME_BYTES = 4096  # of a path on Linux; elsewhere fewer
 _MAX_LINE_BYTES = 1 << 16  # read at once; no line is as long
@@ -150,7 +152,8 @@ def missing_manifest(file: str | os.PathLike) -> InputError:
             f"{given}: this task has no split {Path(file).stem}, only {there}; --split of `probe`, "
             "or --valid-subset of fairseq-validate, names the one to score"
         )
-    if any(path.suffix.lower() in EXTENSIONS for path in given.rglob("*")):
+    looked_at = islice(given.rglob("*"), _LOOKED_AT)
+    if any(path.suffix.lower() in EXTENSIONS for path in looked_at):
         make = f"python -m manifests_tools pretrain --root {shlex.quote(str(given))}"
         return InputError(f"{given}: music, not manifests, which this makes of it", make)
     root, out = shlex.quote(music_folder()), shlex.quote(str(Path(file).parent))

@@ -4,9 +4,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from music_ssl_fairseq.cli import Parser, exit_status, new_parser, whole_number
 from music_ssl_fairseq.errors import InputError
+
+if TYPE_CHECKING:
+    from music_ssl_fairseq.report.gather import Probe
 
 DESCRIPTION = """\
 Gather scored probes into report.html, one page for the browser: a table that sorts (models and
@@ -49,13 +53,15 @@ def run(a: argparse.Namespace) -> str:
     """
     if a.study:
         return _report_study(a.folders, a.out, a.no_plot)
-    scores, text = write(a)
-    print(f"{scores}\nreport: {a.out / PAGE}")
+    from music_ssl_fairseq.report.tables import aligned
+
+    probes, text = write(a)
+    print(f"{aligned(probes)}\nreport: {a.out / PAGE}")
     return text
 
 
-def write(a: argparse.Namespace) -> tuple[str, str]:
-    """Write the report; return its scores in columns, and its Markdown."""
+def write(a: argparse.Namespace) -> tuple[list["Probe"], str]:
+    """Write the report; return its probes, and its Markdown."""
     from music_ssl_fairseq.report import floors, page, tables, training
     from music_ssl_fairseq.report.gather import find
     from music_ssl_fairseq.runtime.files import write_text
@@ -67,7 +73,7 @@ def write(a: argparse.Namespace) -> tuple[str, str]:
     write_text(a.out / "report.csv", tables.comma_separated(probes))
     runs = [] if a.no_plot else training.find_runs(a.folders)
     page.write(probes, known, runs, a.split, a.out / PAGE, not a.no_plot)
-    return tables.aligned(probes), text
+    return probes, text
 
 
 def _report_study(folders: Sequence[Path], out: Path, no_plot: bool) -> str:

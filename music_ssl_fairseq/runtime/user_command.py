@@ -85,7 +85,10 @@ def similar(path: str | os.PathLike) -> str:
     path = Path(path)
     found = Path(path.anchor)
     for name in path.relative_to(found).parts:
-        there = [name] if (found / name).exists() else os.listdir(found) if found.is_dir() else []
+        try:
+            there = [name] if os.path.exists(found / name) else os.listdir(found)
+        except OSError:  # no folder, or one that cannot be read
+            return ""
         near = get_close_matches(name, there, 1)
         if not near:
             return ""
