@@ -154,6 +154,8 @@ def begin_quietly(arguments: list[str]) -> None:
         return check_task(arguments)
     if os.path.basename(arguments[0]) == "fairseq-validate":
         return check_validation(arguments)
+    names = values(arguments, "--config-name", "-cn")  # without their suffix, as runs are named
+    arguments[:] = [a.removesuffix(".yaml") if a.split("=")[-1] in names else a for a in arguments]
     check_choice(arguments)
     put_settings_last(arguments)
     if any(map(is_ours, config_dirs(arguments))) or "--help" in arguments:

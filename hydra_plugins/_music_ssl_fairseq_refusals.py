@@ -158,6 +158,9 @@ def _refuse_a_word(reason: str) -> None:
             if os.path.exists(path):
                 words[at - 1 : at + 1] = [hydra_word(f"{before} {word}")]
                 _refuse(f"{path}: a name with spaces needs quotes", words)
+            if not given.config_name and os.path.isfile(f"{given.config_dir}/{word}.yaml"):
+                words[at:at] = ["--config-name"]
+                _refuse(f"{word}: a configuration; its option is missing", words)
             _refuse(f"{word}: {reason}; expected key=value", words[:at] + words[at + 1 :])
         before = word
 

@@ -20,15 +20,16 @@ from music_ssl_fairseq.data.label_check import check_labels
 from music_ssl_fairseq.data.label_metadata import labels_beside, read_label_rate, read_metadata
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.left_out import kind_of
-from music_ssl_fairseq.data.manifest import Manifest, concerns
+from music_ssl_fairseq.data.manifest import Manifest, concerns, missing_manifest
 from music_ssl_fairseq.data.units import UnitDictionary
 from music_ssl_fairseq.errors import AudioError, InputError
-from music_ssl_fairseq.frames import SAMPLE_RATE, amount, hours, label_hop, labels_fit
+from music_ssl_fairseq.frames import SAMPLE_RATE, amount, counted, hours, label_hop, labels_fit
 from music_ssl_fairseq.probing.labels import ProbingSplit
 from music_ssl_fairseq.probing.spec import FILE as TASK_FILE
 from music_ssl_fairseq.probing.spec import read_spec
 from music_ssl_fairseq.probing.writer import check_leakage
 from music_ssl_fairseq.runtime.files import checksum
+from music_ssl_fairseq.runtime.user_command import with_path
 
 SPLITS = ("valid", "test", "train")
 """Smallest first: files of earlier splits are remembered, and looked for in later ones."""
@@ -76,7 +77,8 @@ def run(a: argparse.Namespace) -> int:
     """
     folder = Path(a.manifests)
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give the one that holds train.tsv")
+        right = with_path(folder, folder.parent) if folder.is_file() else ""
+        raise InputError(f"{folder}: no such folder; give the one that holds train.tsv", right)
     its_labels = _find_labels(folder, a.labels, a.label_rate)
     findings = Findings()
     splits = _open_manifests(folder, findings)
@@ -97,7 +99,7 @@ def run(a: argparse.Namespace) -> int:
         return 1
     for split, manifest in reversed(splits.items()):
         duration = amount(hours(manifest.num_samples))
-        print(f"{split}: {len(manifest)} tracks, {duration}{totals[split]}: all well")
+        print(f"{split}: {counted(len(manifest), 'track')}, {duration}{totals[split]}: all well")
     return 0
 
 
@@ -150,6 +152,8 @@ def _made_from(labels: Path, manifests: Path) -> bool:
 
 def _open_manifests(folder: Path, findings: Findings) -> dict[str, Manifest]:
     manifests = {}
+    if not any((folder / f"{split}.tsv").exists() for split in SPLITS):
+        raise missing_manifest(folder / "train.tsv")
     for split in SPLITS:
         file = folder / f"{split}.tsv"
         if split == "test" and not file.exists():

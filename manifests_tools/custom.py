@@ -342,7 +342,7 @@ class _CsvReader:
             if 0 <= start < stop:
                 return start, stop
         start_cell, stop_cell = map(quoted, cells)
-        self._refuse(number, f"start {start_cell} and stop {stop_cell} are no part in seconds")
+        self._refuse(number, f"start {start_cell} and stop {stop_cell} are no seconds, as 12.5 is")
 
     def _split(self, row: dict[str, str], number: int) -> str:
         name = row.get("split", "").lower()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from tqdm import tqdm
 
 from music_ssl_fairseq.errors import InputError, one_line
+from music_ssl_fairseq.frames import counted
 
 _MAX_LINES = 20
 
@@ -44,4 +45,4 @@ class Findings:
         for kind, count in self._kinds.items():
             if count > _MAX_LINES:
                 print(f"... and {count - _MAX_LINES} more: {kind}")
-        print(f"{len(self)} problem{'s' if len(self) > 1 else ''} found")
+        print(f"{counted(len(self), 'problem')} found")

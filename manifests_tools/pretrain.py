@@ -21,7 +21,7 @@ from music_ssl_fairseq.data.label_metadata import labels_beside
 from music_ssl_fairseq.data.left_out import REPORT, LeftOut, by_name, count_kinds, write_left_out
 from music_ssl_fairseq.data.manifest import Manifest, concerns, write_manifest
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.frames import SAMPLE_RATE, amount, hours
+from music_ssl_fairseq.frames import SAMPLE_RATE, amount, counted, hours
 from music_ssl_fairseq.runtime.files import atomic_path, require_writable
 from music_ssl_fairseq.runtime.user_command import beside, with_option
 
@@ -280,8 +280,8 @@ def _summarise(
         rates.update(track.sample_rate for track in tracks)
         duration = amount(hours([track.num_samples for track in tracks]))
         count = len({groups[track.name] for track in tracks})
-        folders = f", {count} folder{'s' * (count > 1)}" * by_folder
-        print(f"{split}: {len(tracks)} track{'s' * (len(tracks) > 1)}, {duration}{folders}")
+        folders = f", {counted(count, 'folder')}" * by_folder
+        print(f"{split}: {counted(len(tracks), 'track')}, {duration}{folders}")
     if at_other_speeds:
         duration = amount(hours([num_samples for _, num_samples in at_other_speeds]))
         print(f"also in train: {len(at_other_speeds)} copies at other speeds, {duration}")

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -107,6 +108,9 @@ def read_named(
     )
     lines = list(_lines(file, reader, blanks))
     header = [name.strip() for name in lines[0].cells] if lines else []
+    if header and header[0].startswith("sep="):
+        message = f"{file}, line 1: names a separator for Excel, not the columns; remove it"
+        raise InputError(message, shlex.join(["sed", "-i", "1d", str(file)]))
     for place, name in enumerate(header):
         if name and name in header[:place]:
             raise InputError(

@@ -21,9 +21,19 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.device import available_cpus
 from music_ssl_fairseq.runtime.optional import SOURCE
 from music_ssl_fairseq.runtime.signal_stack import give_signals_a_stack
-from music_ssl_fairseq.runtime.user_command import look_around, newest_run, with_command
+from music_ssl_fairseq.runtime.user_command import (
+    look_around,
+    made_tasks,
+    music_folder,
+    usual_model,
+    with_command,
+)
 
 _IMPORT_PAUSE_SECONDS = 0.1
+_PROGRAMS = dict.fromkeys(("pretrain", "check", "fetch", "custom"), "python -m manifests_tools")
+_PROGRAMS |= dict.fromkeys(("label", "probe", "report", "map"), "python -m music_ssl_fairseq")
+"""Command -> the program that has it, for those that are looked for in the other one."""
+_SYNONYMS = {"--out": ["--to"], "--to": ["--out"], "--model": ["--checkpoint", "--upstream"]}
 
 CHECKPOINT = (
     "a checkpoint of this package, fairseq or torchaudio, the folder of a run, a Hugging Face "
@@ -87,17 +97,18 @@ class Parser(argparse.ArgumentParser):
         if wrong := re.match(r"argument (-\S+): ", message):
             yield from _without_option(words, wrong[1])
         if missing := re.search(r"are required: (-.+)$", message):
-            takes_front_ends = self.prog.endswith((" map", " probe"))
-            model = newest_run() or ("mfcc" if takes_front_ends else "")
-            yield from _with_options(words, missing[1].split(", "), model)
+            yield from _with_options(words, missing[1].split(", "))
+        if message.endswith("are required: FOLDER"):
+            yield [music_folder(), *words]
 
     def _with_known_options(self, words: list[str]) -> Iterator[list[str]]:
         """Correct the spelling of an option."""
         for i, word in enumerate(words):
             option, *value = word.split("=", 1)
             if option.startswith("-") and option not in self._option_string_actions:
-                for near in get_close_matches(option, self._option_string_actions, cutoff=0.75):
-                    yield [*words[:i], "=".join([near, *value]), *words[i + 1 :]]
+                near = get_close_matches(option, self._option_string_actions, cutoff=0.75)
+                for right in [*_SYNONYMS.get(option, []), *near]:
+                    yield [*words[:i], "=".join([right, *value]), *words[i + 1 :]]
 
 
 def _with_quoted_paths(words: list[str]) -> Iterator[list[str]]:
@@ -121,14 +132,16 @@ def _without_option(words: list[str], option: str) -> Iterator[list[str]]:
             yield before + after
 
 
-def _with_options(words: list[str], options: list[str], model: str) -> Iterator[list[str]]:
+def _with_options(words: list[str], options: list[str]) -> Iterator[list[str]]:
     """Give the usual values, or put an option before the word that is its value."""
-    usual = {"--checkpoint": model, "--upstream": model}
+    usual = {"--checkpoint": usual_model(), "--upstream": usual_model()}
     usual |= {"--manifest": "manifests/train.tsv", "--out": "features/train"}
+    usual |= {"--task": next(iter(made_tasks()), "")}
+    for i, word in reversed(list(enumerate(words))):
+        if os.path.exists(word) or options[-1] in ("--checkpoint", "--upstream"):
+            yield [*words[:i], options[-1], *words[i:]]
     if all(usual.get(option) for option in options):
         yield [*words, *(word for option in options for word in (option, usual[option]))]
-    for i in range(len(words)):
-        yield [*words[:i], options[-1], *words[i:]]
 
 
 def slow_bars_in_logs() -> None:
@@ -169,10 +182,13 @@ def dispatch(
             print(f"error: {sys.executable} has no package {package}; run", file=sys.stderr)
             print(f"pip install -e {shell_line(shlex.quote(SOURCE))}", file=sys.stderr)
             return 1
-    near = get_close_matches(name, known, 1)
+    near = [name] if name in _PROGRAMS else get_close_matches(name, known, 1)
     command = [*near, *rest] if near and rest else [*near, "--help"]
+    right = f"{_PROGRAMS.get(name, program)} {shlex.join(command)}"
+    if name == "train":
+        right = f"fairseq-hydra-train --config-dir {example('music_hubert')} --config-name short"
     print(f"error: no command {name!r}; there are: {', '.join(known)}", file=sys.stderr)
-    print(f"{program} {shell_line(shlex.join(command))}", file=sys.stderr)
+    print(shell_line(right), file=sys.stderr)
     return 2
 
 

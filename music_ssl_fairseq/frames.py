@@ -154,6 +154,11 @@ def hours(num_samples: ArrayLike) -> float:
     return float(np.sum(num_samples)) / SAMPLE_RATE / 3600
 
 
+def counted(number: int, noun: str) -> str:
+    """Format a number of things: `1 track`, `2,500 tracks`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def amount(hours: float) -> str:
     """Format an amount of audio or time: `4.2 s`, `46.1 min`, `1,370 h`."""
     per_hour, unit = (1, "h") if hours >= 1 else (60, "min") if hours >= 1 / 60 else (3600, "s")

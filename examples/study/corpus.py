@@ -24,7 +24,7 @@ import numpy as np
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.cli import exit_status, whole_number
 from music_ssl_fairseq.errors import AudioError, InputError
-from music_ssl_fairseq.frames import SAMPLE_RATE, amount
+from music_ssl_fairseq.frames import SAMPLE_RATE, amount, counted
 from music_ssl_fairseq.runtime.device import available_cpus
 from music_ssl_fairseq.runtime.files import atomic_path, checksum
 
@@ -162,7 +162,7 @@ def run(
         with atomic_path(out / file) as temporary:
             temporary.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
     taken_hours = sum(track.seconds for track in taken) / 3600
-    print(f"{out}: {len(taken)} tracks, {amount(taken_hours)}")
+    print(f"{out}: {counted(len(taken), 'track')}, {amount(taken_hours)}")
     return taken_hours >= hours - 0.1
 
 

@@ -25,7 +25,7 @@ from music_ssl_fairseq.extract.batches import (
     stacked,
 )
 from music_ssl_fairseq.extract.store import FrameStore, MeanStore
-from music_ssl_fairseq.frames import SAMPLE_RATE, amount, samples_in
+from music_ssl_fairseq.frames import SAMPLE_RATE, amount, counted, samples_in
 from music_ssl_fairseq.runtime.delayed_fetch import Fetch, start_fetch
 from music_ssl_fairseq.runtime.files import checksum
 from music_ssl_fairseq.upstream.model import Upstream, too_short
@@ -204,10 +204,10 @@ def report(out: Path, tracks: Manifest, outcome: Outcome) -> None:
         print(f"{len(left_out)} of {len(tracks)} tracks were left out: {file}", file=sys.stderr)
     if not outcome.tracks:
         if not outcome.left_out:
-            print(f"{out}: finished already, {len(tracks)} tracks")
+            print(f"{out}: finished already, {counted(len(tracks), 'track')}")
         return
     rate = outcome.seconds / outcome.wall
     print(
-        f"{out}: {outcome.tracks} tracks, {amount(outcome.seconds / 3600)} of audio in "
+        f"{out}: {counted(outcome.tracks, 'track')}, {amount(outcome.seconds / 3600)} of audio in "
         f"{outcome.wall:.0f} s: {rate:.1f} audio-s/s"
     )

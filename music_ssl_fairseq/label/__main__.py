@@ -17,7 +17,7 @@ from music_ssl_fairseq.cli import (
     whole_number,
 )
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.frames import amount, hours
+from music_ssl_fairseq.frames import amount, counted, hours
 from music_ssl_fairseq.jobs.memory import parse_size
 from music_ssl_fairseq.label.recipe import ALGORITHMS, MAX_FRAMES
 from music_ssl_fairseq.runtime.device import choose_device
@@ -239,7 +239,7 @@ def _fit(job: "Job", manifest: "Manifest", centroids: Path | None, stage: str | 
             print(f"{job.folder.path}: fitted already, by the same recipe from the same manifest")
         return
     if centroids is None:
-        music = f"{len(manifest)} tracks, {amount(hours(manifest.num_samples))}"
+        music = f"{counted(len(manifest), 'track')}, {amount(hours(manifest.num_samples))}"
         print(f"{job.folder.path}: clusters of {job.features.name}, k = {job.recipe.k}; {music}")
         fit_centroids(job, manifest)
     else:
@@ -304,16 +304,15 @@ def _summarise(folder: "LabelFolder", splits: dict[str, "Manifest"]) -> None:
         if record is None:
             raise InputError(f"{folder.target(split)}: not finished; run --stage assign first")
         length = 1000 * record["mean_run_length"] / rate
+        music = f"{counted(record['tracks'], 'track')}, {amount(record['labels'] / rate / 3600)}"
         print(
-            f"  {split}: {record['tracks']} tracks, {amount(record['labels'] / rate / 3600)}; "
+            f"  {split}: {music}; "
             f"{record['used_clusters']} units used, perplexity {record['perplexity']:.0f}; "
             f"most frequent {100 * record['majority_share']:.2f} %; a unit lasts {length:.0f} ms"
         )
         if record["unreadable"]:
-            print(
-                f"  {split}: {len(record['unreadable'])} tracks cannot be read, and have no units",
-                file=sys.stderr,
-            )
+            lost = counted(len(record["unreadable"]), "track")
+            print(f"  {split}: {lost} cannot be read, and so without units", file=sys.stderr)
     for sentence in notices(splits, metadata["splits"]):
         print(f"warning: {sentence}", file=sys.stderr)
 

@@ -89,18 +89,19 @@ def get_parser() -> Parser:
 
 def run(a: argparse.Namespace) -> None:
     """Do what the command line says. Songs that cannot be read are named, here and on the page."""
-    if a.out.is_dir():
+    if a.out.suffix.lower() not in (".html", ".htm"):
         page = a.out / "song_map.html"
-        raise InputError(f"--out {a.out}: a folder; name the page", with_option("--out", page))
+        raise InputError(f"--out {a.out}: no page, FILE.html", with_option("--out", page))
     require_writable(a.out.parent, "--out")
 
     from manifests_tools.find import find_audio
+    from music_ssl_fairseq.frames import counted
     from music_ssl_fairseq.map.embedding import Embedder
     from music_ssl_fairseq.map.page import write_page
 
     names, left_out = find_audio(a.folder, "FOLDER")
     embedder = Embedder(a.checkpoint, a.layer, a.seconds, a.device)
-    what = f"{len(names)} audio files with {embedder.description}"
+    what = f"{counted(len(names), 'audio file')} with {embedder.description}"
     print(f"embedding {what}; device {embedder.device}; writes {a.out}", file=sys.stderr)
     vectors, unread = embedder.embed(a.folder, names, a.cache)
     left_out += unread
@@ -120,7 +121,7 @@ def run(a: argparse.Namespace) -> None:
         a.workers,
         left_out,
     )
-    print(f"map of {len(songs)} songs: {written}; open it in a browser")
+    print(f"map of {counted(len(songs), 'song')}: {written}; open it in a browser")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,6 +16,7 @@ from music_ssl_fairseq.map.page import middle_of
 from music_ssl_fairseq.probing.features.cache import Clip, FeatureCache, clip_at
 from music_ssl_fairseq.probing.features.source import EncoderSource, open_source
 from music_ssl_fairseq.runtime.device import choose_device
+from music_ssl_fairseq.runtime.user_command import with_options
 
 _SAVE_SECONDS = 20.0
 _CACHE_BYTES = 2**40
@@ -50,7 +51,8 @@ class Embedder:
                 encoder.check_layers(layer)
             what = f", layer {layer}" if layer is not None else ", mean of the Transformer layers"
         elif layer is not None:
-            raise InputError(f"--layer {layer}: {checkpoint} is a front end, which has no layers")
+            message = f"--layer {layer}: {checkpoint} is a front end, which has no layers"
+            raise InputError(message, with_options({"--layer": None}))
         part = f", middle {seconds:g} s of each song" if seconds else ""
         self.description = f"{self._source.name}{what}{part}"
 

@@ -14,7 +14,7 @@ from music_ssl_fairseq.probing.scoring.predictions import Predictions
 from music_ssl_fairseq.probing.spec import SHOWN
 from music_ssl_fairseq.report.bootstrap import interval, resampled
 from music_ssl_fairseq.runtime.texts import read_object
-from music_ssl_fairseq.runtime.user_command import corrected
+from music_ssl_fairseq.runtime.user_command import corrected, made_tasks
 
 _OF_THE_HEAD = ("fingerprint", "layer", "learning_rate", "best_epoch")
 """What is equal in `SPLIT.json` and `probe.json`, unless heads were trained after the score."""
@@ -83,7 +83,8 @@ def find(
     if not found:
         hint = f" ({len(unscored)} have no {split}.json)" if unscored else ""
         raise InputError(
-            f"no scored probe found{hint}: score one with fairseq-validate, or with this command",
+            f"{', '.join(map(str, folders))}: no scored probe below{hint}; score one with "
+            "fairseq-validate, or with this command",
             _probe_command(folders),
         )
     found = _tasks_apart(found)
@@ -93,7 +94,7 @@ def find(
 def _probe_command(folders: Iterable[Path]) -> str:
     """Return the command that scores the run in these folders on the tasks in probing/."""
     runs = [str(folder) for folder in folders if (folder / "checkpoints").is_dir()]
-    tasks = sorted(str(file.parent) for file in Path("probing").glob("*/task.json"))
+    tasks = made_tasks()
     words = ["--upstream", *runs, "--task", *tasks] if runs and tasks else ["--help"]
     return f"python -m music_ssl_fairseq probe {shlex.join(words)}"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.optional import optional
+from music_ssl_fairseq.runtime.user_command import usual_model, with_path
 
 PREFIX = "hf:"
 """What names on the hub begin with: `hf:USER/NAME`, or `hf:USER/NAME@REVISION`."""
@@ -21,6 +22,7 @@ RESULTS = "results.json"
 _NAME = re.compile(r"hf:(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 # Settings and safetensors: no pickle is ever fetched.
 _FILES = ("*.json", "*.safetensors", f"{UNITS}/*.npy")
+_REACH = "curl -I https://huggingface.co"
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
@@ -42,7 +44,7 @@ def snapshot(name: str | os.PathLike) -> Path:
     name = os.fspath(name)
     parts = _NAME.fullmatch(name)
     if parts is None:
-        raise InputError(f"{name}: expected hf:USER/NAME or hf:USER/NAME@REVISION")
+        raise _without(name, "expected hf:USER/NAME or hf:USER/NAME@REVISION")
     hub = optional("huggingface_hub", "hub")
     with one_line(name):
         folder = hub.snapshot_download(
@@ -60,6 +62,7 @@ def pinned(name: str | os.PathLike, folder: Path) -> str:
 def one_line(name: str) -> Iterator[None]:
     """Turn errors of huggingface_hub about the model `name` into one line."""
     errors = optional("huggingface_hub.errors", "hub")
+    repository = name.removeprefix(PREFIX).replace("@", " --revision ")
     try:
         yield
         return
@@ -73,8 +76,8 @@ def one_line(name: str) -> Iterator[None]:
         reason = f"no such model, or a private one: {_LOG_IN}"
     except errors.LocalEntryNotFoundError:
         reason = (
-            "not in the local cache, and the hub cannot be reached: fetch it on a machine that "
-            "reaches the hub (hf download USER/NAME --local-dir FOLDER), and give the folder"
+            "not in the local cache, and the hub cannot be reached: bring it from a machine that "
+            f"reaches the hub (hf download {repository} --local-dir FOLDER), and give FOLDER"
         )
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
@@ -85,7 +88,13 @@ def one_line(name: str) -> Iterator[None]:
         if not type(error).__module__.startswith("httpx"):
             raise
         reason = f"the hub cannot be reached ({error})"
-    raise InputError(f"{name}: {' '.join(reason.split())}")
+    raise _without(name, " ".join(reason.split()))
+
+
+def _without(name: str, reason: str) -> InputError:
+    """Return the error about a name, with the command that takes a model of this machine."""
+    reach = _REACH if "cannot be reached" in reason else ""
+    return InputError(f"{name}: {reason}", with_path(name, usual_model() or name) or reach)
 
 
 def push(folder: Path, files: list[str], repository: str, message: str) -> str:

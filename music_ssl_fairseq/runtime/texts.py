@@ -44,6 +44,9 @@ def read_text(
         raise InputError(f"{file}: larger than {largest >> 20} MB, so not what it should be{hint}")
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise InputError(f"{file}: UTF-16 text: save it as UTF-8{hint}", _to_utf8(file, "UTF-16"))
+    if content.startswith(b"PK\3\4"):
+        message = f"{file}: a workbook or archive, not text: save its table as CSV{hint}"
+        raise InputError(message, shlex.join(["ls", "-l", str(file)]))
     if b"\0" in content:
         raise InputError(f"{file}: holds NUL bytes, so it is damaged or not UTF-8 text{hint}")
     try:

@@ -98,7 +98,10 @@ def _first_bytes(path: Path) -> bytes:
             return file.read(64)
     except FileNotFoundError:
         again = corrected(path)
-        if len(path.parts) == 2 and not path.parent.exists() and again.startswith("ls "):
+        page = re.match(r"https?:/huggingface\.co/([\w.-]+/[\w.-]+)", str(path))
+        if page:
+            again = with_path(path, f"hf:{page[1]}")
+        elif len(path.parts) == 2 and not path.parent.exists() and again.startswith("ls "):
             again = with_path(path, f"hf:{path}") or again  # USER/NAME, as transformers takes
         raise InputError(f"{path}: no such checkpoint", again) from None
     except OSError as error:

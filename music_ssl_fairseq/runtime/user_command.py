@@ -147,6 +147,17 @@ def music_folder() -> str:
     return str(next((folder for folder in usual if folder.is_dir()), Path(".")))
 
 
+def usual_model() -> str:
+    """Return a model that this command can take here: the newest run, or a front end, or none."""
+    takes_front_ends = {"map", "probe"} & set(typed()) or "model.upstream=" in "".join(typed())
+    return newest_run() or ("mfcc" if takes_front_ends else "")
+
+
+def made_tasks() -> list[str]:
+    """Return the folders of probing tasks below probing/, to name in a command."""
+    return sorted(str(file.parent) for file in Path("probing").glob("*/task.json"))
+
+
 def newest_run() -> str:
     """Return the newest pre-training run below runs/, to name in a command; empty without one."""
     found = Path("runs").glob("music*/*/checkpoints/checkpoint_best.pt")

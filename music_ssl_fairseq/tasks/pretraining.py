@@ -24,7 +24,7 @@ from music_ssl_fairseq.data.masks import MASK_MODES, SpanGrowth
 from music_ssl_fairseq.data.pretraining import PretrainingDataset
 from music_ssl_fairseq.data.targets import LabelSet
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.frames import amount, conv_grid, hours, parse_conv_layers
+from music_ssl_fairseq.frames import amount, conv_grid, counted, hours, parse_conv_layers
 
 # fairseq imports tasks/ and models/ of a user_dir, and nothing else.
 from music_ssl_fairseq.optim import muon as _optimizer  # noqa: F401
@@ -230,8 +230,8 @@ class PretrainingTask(RunFolderTask):
                 labels=self.labels(split, manifest),
             )
         self._split_sizes[split] = (
-            f"{len(manifest):,} tracks, {amount(hours(manifest.num_samples))}, "
-            f"{len(self.datasets[split]):,} crops of {cfg.crop_seconds:g} s"
+            f"{counted(len(manifest), 'track')}, {amount(hours(manifest.num_samples))}, "
+            f"{counted(len(self.datasets[split]), 'crop')} of {cfg.crop_seconds:g} s"
         )
 
     def start_lines(self, cfg: Any, model: Any) -> list[str]:

@@ -19,7 +19,7 @@ import torch
 
 from hydra_plugins._music_ssl_fairseq_folder import config_dirs, shell_line
 from music_ssl_fairseq.compat import is_training_command
-from music_ssl_fairseq.frames import amount
+from music_ssl_fairseq.frames import amount, counted
 
 logger = logging.getLogger(__name__)
 
@@ -147,8 +147,7 @@ def _device_line(cfg: Any) -> str:
         name = torch.cuda.get_device_name()
         device = f"{processes} x {name}" if processes > 1 else name
     else:
-        threads = torch.get_num_threads()
-        device = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+        device = f"CPU, {counted(torch.get_num_threads(), 'thread')}"
     limits = cfg.optimization
     ends = [f"{limits.max_update} updates"] if limits.max_update else []
     ends += [f"{limits.max_epoch} epochs"] if limits.max_epoch else []

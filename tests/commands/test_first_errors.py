@@ -148,7 +148,11 @@ def test_an_empty_folder(capsys):
         (music_ssl_fairseq, "map music --checkpoint mfc+chrome",
          "map music --checkpoint mfcc+chroma"),
         (manifests_tools, "fetch GTZAN-Genre", "fetch gtzan-genre"),
-        (music_ssl_fairseq, "export --checkpoint a.pt --out b", "export --help"),
+        (music_ssl_fairseq, "map music mfcc", "map music --checkpoint mfcc"),
+        (music_ssl_fairseq, "map --checkpoint mfcc", "map music --checkpoint mfcc"),
+        (music_ssl_fairseq, "probe --upstream mfcc music", "probe --upstream mfcc --task music"),
+        (manifests_tools, "check music", "pretrain --root music"),
+        (music_ssl_fairseq, "export --checkpoint a.pt --out b", "export --checkpoint a.pt --to b"),
         (music_ssl_fairseq, "export", "export --help"),
         (music_ssl_fairseq, "extract --checkpoint mfcc --manifest a --out b", "extract --help"),
         (music_ssl_fairseq, "extract --checkpoint a.pt",
@@ -174,6 +178,9 @@ def test_a_misspelt_command(program, words, command, capsys):
         ("path,label,fold\na,b,1\n", "sed -i '1s/fold/split/' my.csv"),
         ("file,genre\na,b\n", "head -n 3 my.csv"),
         ("a.mp3,b\n", "sed -i '1i path,label' my.csv"),
+        ("sep=;\nPath;Label\na;b\n", "sed -i 1d my.csv"),
+        ("PK\3\4\0", "ls -l my.csv"),
+        ("path,label,start,stop\na,b,0:10,0:20\n", "sed -n 2p my.csv"),
         ("path,label,split\nä,b,train\n", "iconv -f CP1252 -t UTF-8 my.csv -o my.utf8.csv"),
     ],
 )
@@ -321,7 +328,28 @@ def test_a_stereo_array(tmp_path):
             ["map", "music", "--checkpoint", "nots/b.txt"],
             "python -m music_ssl_fairseq map music --checkpoint notes/a.txt",
         ),
-        (["train"], "python -m music_ssl_fairseq --help"),
+        (
+            ["map", "music", "--checkpoint", "https://huggingface.co/a/b/tree/main"],
+            "python -m music_ssl_fairseq map music --checkpoint hf:a/b",
+        ),
+        (
+            ["map", "music", "--checkpoint", "mfcc", "--layer", "3"],
+            "python -m music_ssl_fairseq map music --checkpoint mfcc",
+        ),
+        (
+            ["map", "music", "--checkpoint", "hf:a"],
+            "python -m music_ssl_fairseq map music --checkpoint mfcc",
+        ),
+        (
+            ["map", "music", "--checkpoint", "mfcc", "--out", "new/"],
+            "python -m music_ssl_fairseq map music --checkpoint mfcc --out new/song_map.html",
+        ),
+        (["probe", "--upstream", "a.pt", "mfcc"], "python -m music_ssl_fairseq probe --help"),
+        (["pretrain", "--root", "music"], "python -m manifests_tools pretrain --root music"),
+        (
+            ["train"],
+            f"fairseq-hydra-train --config-dir {EXAMPLES}/music_hubert --config-name short",
+        ),
     ],
 )
 def test_a_missing_step_or_word(words, command, capsys):

@@ -273,7 +273,7 @@ def test_a_corpus_is_coded_alike_with_its_licences(modules, tmp_path, capsys):
     arguments = ["--packages", str(tmp_path / "packages"), "--list", str(tmp_path / "list.txt")]
     arguments += ["--out", str(out), "--hours", "0.02", "--join", "--workers", "1"]
     assert modules["corpus"].main(arguments) == 0
-    assert "1 tracks, 1.2 min" in capsys.readouterr().out
+    assert "1 track, 1.2 min" in capsys.readouterr().out
     (track,) = (out / "talk").glob("*.ogg")
     assert (out / "licences/talk.txt").read_text() == "GPL"
     assert track.name in (out / "SHA256SUMS").read_text()

@@ -195,7 +195,7 @@ def test_what_is_damaged_is_computed_again_and_nothing_else(
     said = capsys.readouterr()
     if pool == "frames":
         assert "1 of 4 tracks are missing, damaged or incomplete" in said.err
-        assert f"{tmp_path}: 1 tracks, " in said.out
+        assert f"{tmp_path}: 1 track, " in said.out
     elif how != "something appended":
         assert re.search(r"[1-4] of 4 tracks are missing, damaged or incomplete", said.err)
     monkeypatch.setattr("music_ssl_fairseq.extract.run.Extraction._start", None)

@@ -350,7 +350,7 @@ def test_a_damaged_track_in_the_middle(corpus, here, capsys):
     assert error.startswith(f"{missing}: not readable as audio")
     assert "--skip-unreadable" in error
     assert main(["--k", str(K), "--skip-unreadable"]) == 0
-    assert "train: 1 tracks cannot be read" in capsys.readouterr().err
+    assert "train: 1 track cannot be read" in capsys.readouterr().err
     labels = here / "labels"
     first, middle, last = lines(labels / "train.km")
     assert (len(first), len(middle), len(last)) == (398, 0, 248)

@@ -175,7 +175,7 @@ def test_a_test_split_is_checked_if_there(corpus, check):
     write_tone(corpus / "music" / "C" / "e.wav", 1.5)
     (corpus / "manifests" / "test.tsv").write_text(f"{corpus / 'music'}\nC/e.wav\t24000\n")
     (corpus / "labels" / "test.km").write_text(" ".join(["1"] * 148) + "\n")
-    assert check()[1][1] == "test: 1 tracks, 1.5 s, 148 labels: all well"
+    assert check()[1][1] == "test: 1 track, 1.5 s, 148 labels: all well"
     (corpus / "music" / "C" / "e.wav").unlink()
     assert check()[1][0].startswith("test: C/e.wav: cannot be opened")
 
