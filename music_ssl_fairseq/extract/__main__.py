@@ -132,7 +132,7 @@ def run(a: argparse.Namespace) -> bool:
 
     from music_ssl_fairseq.data.manifest import Manifest
     from music_ssl_fairseq.extract.batches import Cut
-    from music_ssl_fairseq.extract.run import Extraction, report, settings_of
+    from music_ssl_fairseq.extract.run import Extraction, report
     from music_ssl_fairseq.extract.store import FrameStore, MeanStore, open_folder, write_index
     from music_ssl_fairseq.fast.dispatch import can_compile
     from music_ssl_fairseq.features import FRONT_ENDS
@@ -157,7 +157,13 @@ def run(a: argparse.Namespace) -> bool:
     on_gpu = where.type == "cuda"
     upstream = load(a.checkpoint, where, a.precision)
     layers = upstream.check_layers(range(upstream.num_layers + 1) if a.layer is None else a.layer)
-    settings = settings_of(upstream, tracks, layers, a.pool, a.dtype, windowing)
+    frames = a.dtype if a.pool == "frames" else None
+    long = int(tracks.num_samples.sum()) > _COMPILE_SECONDS * SAMPLE_RATE
+    asked = a.compile == "on" or (a.compile == "auto" and long)
+    batch_seconds = a.batch_seconds or (480 if on_gpu else 30)
+    compiles = on_gpu and asked and can_compile()
+    extraction = Extraction(upstream, layers, frames, windowing, batch_seconds, compiles)
+    settings = extraction.settings(tracks)
     with contextlib.ExitStack() as stack:
         lock = a.out / "extract.lock"
         way_out = "wait until it has ended, or give another folder with --out"
@@ -165,12 +171,6 @@ def run(a: argparse.Namespace) -> bool:
         remarks = {"checkpoint": upstream.path}
         checksums = open_folder(a.out, tracks, settings, remarks, a.force)
         upstream.drop_above(max(layers))
-        frames = a.dtype if a.pool == "frames" else None
-        batch_seconds = a.batch_seconds or (480 if on_gpu else 30)
-        long = int(tracks.num_samples.sum()) > _COMPILE_SECONDS * SAMPLE_RATE
-        asked = a.compile == "on" or (a.compile == "auto" and long)
-        compiles = on_gpu and asked and can_compile()
-        extraction = Extraction(upstream, layers, frames, windowing, batch_seconds, compiles)
         to = a.out, Cut(tracks, upstream.grid, windowing), (len(layers), upstream.dimension)
         store: MeanStore | FrameStore = (
             FrameStore(*to, checksums, frames) if frames else MeanStore(*to, checksums)

@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ from music_ssl_fairseq.runtime.files import checksum
 from music_ssl_fairseq.upstream.model import Upstream, too_short
 from music_ssl_fairseq.upstream.windows import Windowing
 
+# Attributes of a model that decide its features.
+_OF_THE_MODEL = (
+    "family", "fingerprint", "dimension", "sample_rate", "frame_rate", "normalise", "precision",
+)  # fmt: skip
 _BATCHES_IN_FLIGHT = 2  # whose results are copied while the next is computed
 
 
@@ -44,36 +49,35 @@ class Outcome:
     left_out: dict[int, str] = field(default_factory=dict)
 
 
+@dataclass
 class Extraction:
-    """Compute features of some layers of one model.
+    """Compute features of some layers of one model."""
 
-    Args:
-        layers: which ones; those above the last are not computed.
-        frames: numpy's name of the type in which every frame is kept, or None for the mean over
-            each track's frames.
-        windowing: how long tracks are cut.
-        batch_seconds: audio that goes through the model together.
-        compile: run batches of whole windows as compiled kernels.
-    """
+    upstream: Upstream
+    layers: list[int]  # from 0; those above the last are not computed
+    # numpy's name of the type in which every frame is kept; None for the mean over a track's frames
+    frames: str | None
+    windowing: Windowing  # how long tracks are cut
+    batch_seconds: float  # of audio that goes through the model together
+    compile: bool = False  # run batches of whole windows as compiled kernels
 
-    def __init__(
-        self,
-        upstream: Upstream,
-        layers: list[int],
-        frames: str | None,
-        windowing: Windowing,
-        batch_seconds: float,
-        compile: bool = False,
-    ):
-        self.upstream = upstream
-        self.layers = upstream.check_layers(layers)
-        self.frames = frames
-        self.windowing = windowing
-        self.batch_seconds = batch_seconds
-        window = upstream.grid.num_frames(samples_in(windowing.seconds))
-        length = upstream.grid.num_samples(window)
-        full = max(1, int(batch_seconds * SAMPLE_RATE // length))
-        self._compiled_shape = (full, length) if compile else None
+    @cached_property
+    def _compiled_shape(self) -> tuple[int, int] | None:
+        grid = self.upstream.grid
+        length = grid.num_samples(grid.num_frames(samples_in(self.windowing.seconds)))
+        full = max(1, int(self.batch_seconds * SAMPLE_RATE // length))
+        return (full, length) if self.compile else None
+
+    def settings(self, tracks: Manifest) -> dict[str, Any]:
+        """Return the settings that decide the features, and must be equal for a run to resume."""
+        return {
+            **{name: getattr(self.upstream, name) for name in _OF_THE_MODEL},
+            "layers": self.layers,
+            "pool": "frames" if self.frames else "mean",
+            "dtype": self.frames or "float32",
+            "windows": asdict(self.windowing),
+            "manifest": checksum(tracks.file),
+        }
 
     def run(
         self, manifest: Manifest, store: MeanStore | FrameStore, workers: int, bar: tqdm
@@ -163,31 +167,6 @@ class Extraction:
                 f"{self.batch_seconds:g} s of audio in a batch is more than the GPU's memory "
                 "holds: give a smaller --batch-seconds"
             ) from None
-
-
-def settings_of(
-    upstream: Upstream,
-    tracks: Manifest,
-    layers: list[int],
-    pool: str,
-    dtype: str,
-    windowing: Windowing,
-) -> dict[str, Any]:
-    """Return the settings that decide the features, and must be equal for a run to resume."""
-    return {
-        "family": upstream.family,
-        "fingerprint": upstream.fingerprint,
-        "layers": layers,
-        "pool": pool,
-        "dtype": "float32" if pool == "mean" else dtype,
-        "dimension": upstream.dimension,
-        "sample_rate": upstream.sample_rate,
-        "frame_rate": upstream.frame_rate,
-        "normalise": upstream.normalise,
-        "precision": upstream.precision,
-        "windows": asdict(windowing),
-        "manifest": checksum(tracks.file),
-    }
 
 
 def report(out: Path, tracks: Manifest, outcome: Outcome) -> None:
