@@ -110,17 +110,7 @@ def run(a: argparse.Namespace) -> None:
     songs = [name for name in names if name in vectors]
     if not songs:
         raise InputError(f"{a.folder}: none of {len(names)} audio files can be used, see above")
-    written = write_page(
-        a.out,
-        a.folder,
-        songs,
-        vectors,
-        embedder.description,
-        a.clip_seconds,
-        a.neighbours,
-        a.workers,
-        left_out,
-    )
+    written = write_page(a, songs, vectors, embedder.description, left_out)
     print(f"map of {counted(len(songs), 'song')}: {written}; open it in a browser")
 
 

@@ -1,8 +1,8 @@
 """Write the page of a map of songs."""
 
 import os
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -61,38 +61,32 @@ class _Cutter(NamedTuple):
 
 
 def write_page(
-    file: Path,
-    folder: Path,
+    a: Namespace,
     songs: Sequence[str],
     vectors: Mapping[str, np.ndarray],
     description: str,
-    clip_seconds: float | None,
-    neighbours: int,
-    workers: int,
     left_out: Sequence[LeftOut],
 ) -> str:
-    """Write the page; return its name and size.
+    """Write the page that the command line asks for; return its name and size.
 
     Args:
-        songs: names below `folder`.
+        songs: names below the folder; `left_out` are those without a vector.
         description: of the model.
-        clip_seconds: of each song; None to fit the number of songs.
-        workers: processes that cut clips.
-        left_out: songs without a vector.
 
     Raises:
         AudioError: if a song has gone since its vector was computed.
     """
+    folder, clip_seconds = a.folder, a.clip_seconds
     if clip_seconds is None:
         clip_seconds = max(_MIN_CLIP_SECONDS, min(_CLIP_SECONDS, _MAX_PAGE_SECONDS / len(songs)))
     paths = [str(folder / name) for name in songs]
     excerpts = []
-    for found in ordered(_Cutter(clip_seconds), paths, WorkerPool(workers)):
+    for found in ordered(_Cutter(clip_seconds), paths, WorkerPool(a.workers)):
         if isinstance(found, AudioError):
             raise found
         excerpts.append(found)
     comparable = standardised(np.stack([vectors[name] for name in songs]))
-    distances, others = nearest(comparable, neighbours)
+    distances, others = nearest(comparable, a.neighbours)
     similarity = (1 - distances**2 / 2).round(3)  # of vectors of length 1
     plane = flat_map(comparable).round(4).tolist()
     music = amount(sum(excerpt.seconds for excerpt in excerpts) / 3600)
@@ -120,7 +114,7 @@ def write_page(
     )
     if clip_seconds:
         page.give_sounds([excerpt.sound for excerpt in excerpts])
-    return page.write(file)
+    return page.write(a.out)
 
 
 def standardised(vectors: np.ndarray) -> np.ndarray:
