@@ -14,19 +14,9 @@ from music_ssl_fairseq.audio.tar_members import parse_member
 from music_ssl_fairseq.audio.waveforms import SILENCE, is_silent, normalise
 
 __all__ = [
-    "EXTENSIONS",
-    "MAX_RATE",
-    "MIN_RATE",
-    "SILENCE",
-    "AudioInfo",
-    "is_silent",
-    "mp3",
-    "normalise",
-    "parse_member",
-    "probe",
-    "read",
-    "resample",
-]
+    "EXTENSIONS", "MAX_RATE", "MIN_RATE", "SILENCE", "AudioInfo", "is_silent", "mp3", "normalise",
+    "parse_member", "probe", "read", "resample",
+]  # fmt: skip
 
 EXTENSIONS = (
     ".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".wma", ".ape",

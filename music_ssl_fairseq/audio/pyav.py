@@ -50,17 +50,12 @@ av.logging.set_level(None)
 
 
 class PyAVDecoder:
-    """An open file, decoded to mono from any sample on.
+    """An open file, decoded to mono from any sample on."""
 
-    Attributes:
-        sample_rate: Hz, of the decoded samples.
-        channels: of the file.
-        num_samples: None until the end was reached.
-        seeks: whether a seek goes to the packet; otherwise reading in order is faster.
-    """
-
-    num_samples: int | None = None
-    sample_rate: int = 0
+    num_samples: int | None = None  # known once the end was reached
+    sample_rate: int = 0  # Hz, of the decoded samples
+    channels: int  # of the file
+    seeks: bool  # whether a seek goes to the packet; otherwise reading in order is faster
     _kept: np.ndarray  # the last decoded samples, up to `_position`
     _blocks: Iterator[np.ndarray]  # the next samples
 
@@ -142,7 +137,7 @@ class PyAVDecoder:
         if codec.name == "flac":
             codec.options = {"err_detect": "crccheck+explode"}
         self.sample_rate = self.sample_rate or codec.sample_rate
-        self.channels: int = codec.layout.nb_channels
+        self.channels = codec.layout.nb_channels
         self._first_time = 0
         self._position = 0
         self._kept = _NOTHING

@@ -37,13 +37,9 @@ def centred_windows(waveform: Tensor, size: int, grid: FrameGrid) -> Tensor:
 
 
 class ConstantQ(nn.Module):
-    """Log power of each band at each of the extractor's frames, with fixed filters.
+    """Log power of each band at each of the extractor's frames, with fixed filters."""
 
-    Attributes:
-        filters: `[2 * bands, taps]`, cosines and then sines, with a peak of PEAK.
-    """
-
-    filters: Tensor
+    filters: Tensor  # `[2 * bands, taps]`, cosines and then sines, with a peak of PEAK
     scale: Tensor
 
     def __init__(self, bands_per_octave: int, taps: int, grid: FrameGrid):

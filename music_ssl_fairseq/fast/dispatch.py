@@ -33,20 +33,9 @@ from music_ssl_fairseq.fast.transformer_layer import CastWeights, can_fuse_layer
 from music_ssl_fairseq.frames import frames_within
 
 __all__ = [
-    "PLAIN",
-    "Execution",
-    "Packing",
-    "can_compile",
-    "fold_moments",
-    "gelu",
-    "pack",
-    "packing_of",
-    "repeat_crops",
-    "take",
-    "unpack",
-    "window_moments",
-    "working_dtype",
-]
+    "PLAIN", "Execution", "Packing", "can_compile", "fold_moments", "gelu", "pack", "packing_of",
+    "repeat_crops", "take", "unpack", "window_moments", "working_dtype",
+]  # fmt: skip
 
 RunLayer = Callable[[Any, Tensor], tuple[Tensor, Tensor | None]]
 

@@ -23,22 +23,14 @@ class Framewise:
     """Features of which a frame depends on a fixed number of frames around it.
 
     Subclasses have these attributes, and compute `features` of a whole waveform.
-
-    Attributes:
-        grid: which samples each frame covers. Labels made from them have its rate.
-        dimension: values per frame.
-        context: frames on either side that a frame's values depend on.
-        chunk_frames: frames of a long track to ask for at once, for memory.
-        together: frames to ask for at least; fewer would hardly take less time.
-        fingerprint: of the checkpoint whose layer this is, None for all other features.
     """
 
-    grid: FrameGrid
-    dimension: int
-    context: int
-    chunk_frames = 6000  # a minute, 1 to 2 MB
-    together = 1000  # ten seconds; for fewer, seeking would take as long
-    fingerprint: str | None = None
+    grid: FrameGrid  # which samples each frame covers. Labels made from them have its rate
+    dimension: int  # values per frame
+    context: int  # frames on either side that a frame's values depend on
+    chunk_frames = 6000  # of a long track to ask for at once: a minute, 1 to 2 MB
+    together = 1000  # to ask for at least, ten seconds; for fewer, seeking would take as long
+    fingerprint: str | None = None  # of the checkpoint whose layer this is; None for others
 
     def features(self, waveform: np.ndarray) -> np.ndarray:
         """Map `[T]` float32, nominally in [-1, 1], 16 kHz, to `[frames, dimension]` float32."""

@@ -33,18 +33,14 @@ class UnitPredictionConfig(AudioEncoderConfig):
 
 
 class UnitPrediction(AudioEncoder):
-    """An encoder with a projection and unit embeddings per label set.
-
-    Attributes:
-        num_classes: classes per label set: units, and symbols of the dictionary.
-        label_embs_concat: the embeddings of all sets, one after the other:
-            `[sum(num_classes), final_dim]`. There are none without label sets.
-    """
+    """An encoder with a projection and unit embeddings per label set."""
 
     projection_name = "final_proj"
     """Attribute with the projections of all sets, one after the other."""
 
-    num_classes: list[int]
+    num_classes: list[int]  # per label set: units, and symbols of the dictionary
+    # The embeddings of all sets, one after the other, `[sum(num_classes), final_dim]`; there are
+    # none without label sets
     label_embs_concat: nn.Parameter
 
     def make_unit_heads(self, num_classes: Sequence[int]) -> None:

@@ -8,17 +8,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Features:
-    """Features of one clip.
+    """Features of one clip."""
 
-    Attributes:
-        layers: `[layers, frames, D]` float32 on the CPU, in the order asked for.
-        numbers: which layer each of them is, from 0.
-        times: `[frames]` float64: the middle of each frame, in seconds from the clip's start.
-    """
-
-    layers: Tensor
-    numbers: list[int]
-    times: Tensor
+    layers: Tensor  # `[layers, frames, D]` float32 on the CPU, in the order asked for
+    numbers: list[int]  # which layer each of them is, from 0
+    times: Tensor  # `[frames]` float64, the middle of each frame in seconds from the clip's start
 
     def mean(self) -> Tensor:
         """Return the mean over time, `[layers, D]` float32."""

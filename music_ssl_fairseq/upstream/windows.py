@@ -33,20 +33,14 @@ FADE_SECONDS = 0.4
 
 @dataclass(frozen=True)
 class Windowing:
-    """The cutting of tracks.
+    """The cutting of tracks, in seconds."""
 
-    Attributes:
-        seconds: length of a window.
-        overlap: the least overlap of neighbours, in seconds. 3 s leave 1.3 s at each window's end
-            unused, the reach of the positional convolutions of all these models.
-        whole: tracks up to this many seconds are one window: 1.5 windows cost less than two.
-        section: seconds of audio that share their statistics; they must fit into memory.
-    """
-
-    seconds: float = 30.0
+    seconds: float = 30.0  # length of a window
+    # The least overlap of neighbours: 3 s leave 1.3 s at each window's end unused, the reach of the
+    # positional convolutions of all these models
     overlap: float = 3.0
-    whole: float = 45.0
-    section: float = 600.0
+    whole: float = 45.0  # tracks up to this length are one window: 1.5 windows cost less than two
+    section: float = 600.0  # of audio that shares its statistics; it must fit into memory
 
     def __post_init__(self) -> None:
         if not 3.0 <= self.overlap <= self.seconds / 2:

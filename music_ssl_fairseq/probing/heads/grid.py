@@ -41,10 +41,9 @@ def grid(layers: Sequence[str], learning_rates: Sequence[float]) -> list[Head]:
 
 
 class ProbeHeads(nn.Module):
-    """The heads in training. The first dimension of each parameter is the head: `[heads, ...]`.
+    """The heads in training: `heads` are those left of the grid, in its order.
 
-    Attributes:
-        heads: those left of the grid, in its order.
+    The first dimension of each parameter is the head: `[heads, ...]`.
     """
 
     mix: nn.Parameter

@@ -18,20 +18,15 @@ from music_ssl_fairseq.runtime.user_command import with_setting
 
 @dataclass(frozen=True)
 class HeadInputs:
-    """The features and outputs of all heads.
-
-    Attributes:
-        feature_mean, feature_deviation: `[layers, dimension]`; features are standardised by them.
-        target_mean, target_deviation: `[outputs]`; a regression's targets are normalised by them.
-    """
+    """The features and outputs of all heads."""
 
     layers: Sequence[str]  # names of the layers in the features
     dimension: int  # values of each layer
     num_outputs: int  # logits, or numbers of a regression
     fingerprint: str  # of the upstream, hex
-    feature_mean: Tensor
+    feature_mean: Tensor  # `[layers, dimension]`; features are standardised by these two
     feature_deviation: Tensor
-    target_mean: Tensor
+    target_mean: Tensor  # `[outputs]`; a regression's targets are normalised by these two
     target_deviation: Tensor
 
 

@@ -5,23 +5,14 @@ from torch import Tensor, nn
 
 
 class HeadSchedule(nn.Module):
-    """Best scores and learning rates; each tensor is `[heads of the grid]`.
+    """Best scores and learning rates; each tensor is `[heads of the grid]`."""
 
-    Attributes:
-        learning_rate: the present one.
-        best_score: highest validation score so far; minus infinity before the first.
-        best_epoch: epoch of the best score.
-        epochs: epochs trained.
-        since_best: validations since the best score.
-        since_reduction: validations since the best score or the last reduction of the rate.
-    """
-
-    learning_rate: Tensor
-    best_score: Tensor
+    learning_rate: Tensor  # the present one
+    best_score: Tensor  # highest validation score so far; minus infinity before the first
     best_epoch: Tensor
-    epochs: Tensor
-    since_best: Tensor
-    since_reduction: Tensor
+    epochs: Tensor  # trained
+    since_best: Tensor  # validations since the best score
+    since_reduction: Tensor  # validations since the best score or the last reduction of the rate
 
     def __init__(self, rates: list[float], patience: int, lr_patience: int, lr_factor: float):
         """Begin with the heads' initial rates; the other arguments are `MusicProbeConfig`'s."""
