@@ -101,17 +101,13 @@ def require_folder(root: str, option: str = "--root") -> None:
 
 
 class _Walk:
-    """A walk over a tree of any depth, each folder once.
-
-    Attributes:
-        files: audio files as (is a link, name as bytes, name, identity), in any order.
-        left_out: files and folders that cannot be opened.
-    """
+    """A walk over a tree of any depth, each folder once."""
 
     def __init__(self, root: str):
         self.root = root
+        # Audio files as (is a link, name as bytes, name, identity), in any order
         self.files: list[tuple[bool, bytes, str, FileId]] = []
-        self.left_out: list[LeftOut] = []
+        self.left_out: list[LeftOut] = []  # files and folders that cannot be opened
         self._visited: set[FileId] = set()
         self._folders = [""]
         self._links: list[tuple[bytes, str]] = []

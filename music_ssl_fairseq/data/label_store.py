@@ -65,20 +65,15 @@ class LabelStore:
 
 
 class _Units:
-    """The units of all tracks in a file of numbers, one track after the other.
-
-    Attributes:
-        offsets: `[tracks + 1]` int64 places where tracks begin, counted in units.
-        counts: `[tracks]` int64 labels per track.
-    """
+    """The units of all tracks in a file of numbers, one track after the other."""
 
     def __init__(self, file: Path, dtype: np.dtype, begin: int, offsets: np.ndarray):
         """Open the file, whose units begin at byte `begin`."""
         self._contents = FileParts(file)
         self._dtype = dtype
         self._begin = begin
-        self.offsets = offsets
-        self.counts = np.diff(offsets)
+        self.offsets = offsets  # `[tracks + 1]` int64 places where tracks begin, counted in units
+        self.counts = np.diff(offsets)  # `[tracks]` int64 labels per track
 
     def part(self, first: int, stop: int) -> np.ndarray:
         """Return the units `[first, stop)` of all, int64."""

@@ -18,12 +18,7 @@ from music_ssl_fairseq.runtime.user_command import with_path
 
 
 class UnitDictionary:
-    """fairseq's `dict.km.txt` (one line `unit count` per unit), with fast encoding.
-
-    Attributes:
-        file: the dictionary file.
-        dictionary: fairseq's `Dictionary`, of 4 more symbols than units.
-    """
+    """fairseq's `dict.km.txt` (one line `unit count` per unit), with fast encoding."""
 
     def __init__(self, dict_file: str | os.PathLike, command: str = ""):
         """Read a dictionary.
@@ -36,7 +31,7 @@ class UnitDictionary:
         """
         from music_ssl_fairseq.compat import Dictionary  # slow to import
 
-        self.file = Path(dict_file)
+        self.file = Path(dict_file)  # the dictionary file
         given = self.file.parent
         if given.is_file():
             right = with_path(given, str(given.parent))
@@ -46,7 +41,7 @@ class UnitDictionary:
                 f"{self.file}: no such dictionary of units; make it together with the labels",
                 command or label_command(self.file.parent),
             )
-        self.dictionary = Dictionary()
+        self.dictionary = Dictionary()  # fairseq's `Dictionary`, of 4 more symbols than units
         try:
             self.dictionary.add_from_file(io.StringIO(read_text(self.file, "label again")))
         except InputError:

@@ -19,21 +19,14 @@ _MONOTONOUS_SHARE = 0.8  # of a track's labels
 
 
 class Joined:
-    """Counts of a split's labels, track by track.
-
-    Attributes:
-        counts: `[k]` labels of each unit.
-        runs: stretches of equal labels, none longer than a track.
-        tracks: lines counted, empty ones included.
-        unreadable: tracks without labels because they could not be read.
-        monotonous: tracks of which one unit has nearly all labels: they may be silent.
-    """
+    """Counts of a split's labels, track by track."""
 
     def __init__(self, k: int):
-        self.counts = np.zeros(k, np.int64)
-        self.runs = self.tracks = 0
-        self.unreadable: list[int] = []
-        self.monotonous: list[int] = []
+        self.counts = np.zeros(k, np.int64)  # `[k]` labels of each unit
+        self.runs = 0  # stretches of equal labels, none longer than a track
+        self.tracks = 0  # lines counted, empty ones included
+        self.unreadable: list[int] = []  # tracks without labels because they could not be read
+        self.monotonous: list[int] = []  # of which one unit has nearly all labels: silent, perhaps
 
     def add(self, units: np.ndarray) -> None:
         """Count one track: `[frames]` integers in [0, k)."""

@@ -31,16 +31,12 @@ class Embedder:
         seconds: from the middle of a song; 0 for all of it.
         device: `cpu`, `cuda`, or `auto` for a GPU if there is one.
 
-    Attributes:
-        description: one sentence for people.
-        device: where the model runs.
-
     Raises:
         InputError: if it cannot be opened or lacks the layer, or there is no GPU.
     """
 
     def __init__(self, checkpoint: str, layer: int | None, seconds: float, device: str):
-        self.device = choose_device(device)
+        self.device = choose_device(device)  # where the model runs
         self._source = open_source(checkpoint, self.device)
         self._layers = [layer] if layer is not None else None
         self._seconds = seconds
@@ -54,7 +50,7 @@ class Embedder:
             message = f"--layer {layer}: {checkpoint} is a front end, which has no layers"
             raise InputError(message, with_options({"--layer": None}))
         part = f", middle {seconds:g} s of each song" if seconds else ""
-        self.description = f"{self._source.name}{what}{part}"
+        self.description = f"{self._source.name}{what}{part}"  # one sentence for people
 
     def embed(
         self, folder: Path, names: Sequence[str], cache_dir: Path

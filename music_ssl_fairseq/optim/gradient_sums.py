@@ -29,14 +29,11 @@ class GradientSums:
     Args:
         ddp: the wrapped model. Its extractor, if it has one, is `feature_extractor`.
         divisor: gradients are divided by it before they are summed.
-
-    Attributes:
-        to_average: factor that turns the sums into averages.
     """
 
     def __init__(self, ddp: LegacyDistributedDataParallel, divisor: int):
         self._ddp = ddp
-        self.to_average = divisor / ddp.world_size
+        self.to_average = divisor / ddp.world_size  # factor that turns the sums into averages
         trained = _trained(ddp.module)
         self._extractor = getattr(ddp.module, "feature_extractor", None)
         last = [] if self._extractor is None else _trained(self._extractor)

@@ -42,19 +42,10 @@ _BATCHES_AT_ONCE = 8
 
 
 class ProbeExperiment:
-    """Everything about a probe but the updates.
+    """Everything about a probe but the updates; who builds the model sets the first two."""
 
-    Attributes:
-        spec: contents of `task.json`.
-        plan: windows that the encoder is given.
-        output_dir: folder of the result files.
-        model: the heads; set by who builds them.
-        unfreeze: `model.unfreeze` if the encoder is trained along, else empty; set by who builds
-            the model.
-    """
-
-    model: HeadGrid
-    unfreeze: str = ""
+    model: HeadGrid  # the heads
+    unfreeze: str = ""  # `model.unfreeze` if the encoder is trained along
 
     def __init__(self, cfg: Any):
         """Read the task's folder; `cfg` is as `MusicProbingConfig`.
@@ -63,7 +54,7 @@ class ProbeExperiment:
             InputError: if a setting is wrong, or `task.json`, or it is not the expected task.
         """
         self.cfg = cfg
-        self.spec = read_spec(cfg.data)
+        self.spec = read_spec(cfg.data)  # contents of `task.json`
         if cfg.decoder not in DECODERS:
             raise InputError(f"task.decoder {cfg.decoder!r}: one of {', '.join(DECODERS)}")
         if cfg.expected and cfg.expected != self.spec.name:
@@ -80,7 +71,7 @@ class ProbeExperiment:
                 f"task.window_seconds={cfg.window_seconds:g}: windows of beats consist of frames "
                 f"of 0.02 s; give a multiple of that, such as {round(cfg.window_seconds * 50) / 50}"
             )
-        self.output_dir = Path(cfg.output_dir)
+        self.output_dir = Path(cfg.output_dir)  # folder of the result files
         self._datasets: dict[str, ProbingDataset] = {}
 
     @property

@@ -42,18 +42,12 @@ _lock: IO[bytes] | None = None
 
 
 class RunFolder:
-    """The folder of a run that is about to train.
-
-    Attributes:
-        identity: of this run, kept in its checkpoints.
-        finished: why nothing is left to train, or empty.
-        began_with: the checkpoint.restore_file or checkpoint.reset_* that the run started with, or
-            empty.
-    """
+    """The folder of a run that is about to train."""
 
     def __init__(self) -> None:
-        self.identity: Identity = {}
-        self.finished = ""
+        self.identity: Identity = {}  # of this run, kept in its checkpoints
+        self.finished = ""  # why nothing is left to train, or empty
+        # The checkpoint.restore_file or checkpoint.reset_* that the run started with, or empty
         self.began_with = ""
 
     def enter(

@@ -100,18 +100,12 @@ def _pinned_like(tensor: Tensor) -> Tensor:
 
 
 class Writer:
-    """Work on the disk, done in order by one thread; or at once, if `on` is False.
-
-    Attributes:
-        on: whether to work in the background.
-        copies: what is being written.
-        prepared: whether its buffers have been made.
-    """
+    """Work on the disk, done in order by one thread; or at once, if `on` is False."""
 
     def __init__(self) -> None:
-        self.on = False
-        self.copies = HostCopies()
-        self.prepared = False
+        self.on = False  # whether to work in the background
+        self.copies = HostCopies()  # what is being written
+        self.prepared = False  # whether its buffers have been made
         self._begin()
         os.register_at_fork(after_in_child=self._begin)  # where the thread does not exist
 

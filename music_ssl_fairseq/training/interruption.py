@@ -25,20 +25,13 @@ _REPEAT_SECONDS, _NEXT_SECONDS = 2.0, 0.2
 
 
 class Interruption:
-    """State of signals in this process.
-
-    Attributes:
-        received: the first signal, or None.
-        agreed: whether any process of the training has received a signal, known to all of them.
-        training: whether there is an update to finish. If not, a signal ends the process at once.
-        saved: whether all is saved, so that the process may exit with RESUBMIT.
-    """
+    """State of signals in this process."""
 
     def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-        self.agreed = False
-        self.training = False
-        self.saved = False
+        self.received: signal.Signals | None = None  # the first signal, or None
+        self.agreed = False  # whether all processes of a training know that one has received any
+        self.training = False  # whether there is an update to finish; else a signal ends at once
+        self.saved = False  # whether all is saved, so that the process may exit with RESUBMIT
         self._handlers: dict[Any, Any] = {}
         self._pipe: tuple[int, int] | None = None
 

@@ -57,13 +57,7 @@ def _places(plans: Plans, epoch: int, first: int) -> Iterator[list[tuple[int, in
 
 
 class Stream:
-    """Batches from a position on, in the order of their epochs.
-
-    Attributes:
-        loader: reads the items; its workers stay for all epochs.
-        plans: the epochs' batches.
-        position: epoch and batch that comes next.
-    """
+    """Batches from a position on, in the order of their epochs."""
 
     def __init__(
         self,
@@ -80,8 +74,9 @@ class Stream:
             buffer_size: batches that are kept ready, beside those of the loader's workers.
             loading: arguments of torch's DataLoader.
         """
-        self.position = position
-        self.plans = plans
+        self.position = position  # epoch and batch that comes next
+        self.plans = plans  # the epochs' batches
+        # Its workers stay for all epochs
         self.loader = torch.utils.data.DataLoader(
             _Items(dataset), batch_sampler=_places(plans, *position), **loading
         )

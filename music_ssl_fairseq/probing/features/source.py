@@ -45,32 +45,23 @@ def open_source(name: str, device: str | torch.device = "cpu", seed: int = 0) ->
 
 
 class EncoderSource:
-    """All layers of a frozen encoder; a window's vector is its mean over time.
+    """All layers of a frozen encoder; a window's vector is its mean over time."""
 
-    Attributes:
-        name: for tables.
-        encoder: the encoder itself.
-        path: the file, for records; of a model on the hub, its name with the commit.
-        fingerprint: hex digest of settings and tensors that decide the features.
-        precision: the encoder's arithmetic, "fp32" or "bf16".
-        layers: names, in order. A weighted sum leaves out the first.
-        dimension: values per layer of a window; `frame_dimension` of a frame.
-        grid: samples that each frame covers.
-        standardise: whether values differ in scale, so that heads need zero mean and unit variance
-            over the training split.
-    """
-
+    # Whether values differ in scale, so that heads need zero mean and unit variance over the
+    # training split
     standardise = False
 
     def __init__(self, encoder: "upstream.Upstream", name: str, path: str):
         self.encoder = encoder
-        self.name = name
-        self.path = path
-        self.fingerprint = encoder.fingerprint
-        self.precision = encoder.precision
+        self.name = name  # for tables
+        self.path = path  # the file, for records; of a model on the hub, its name with the commit
+        self.fingerprint = encoder.fingerprint  # of what decides the features, hex
+        self.precision = encoder.precision  # the encoder's arithmetic, "fp32" or "bf16"
+        # Names, in order. A weighted sum leaves out the first
         self.layers = tuple(str(i) for i in range(encoder.num_layers + 1))
+        # Values per layer of a window, and of a frame
         self.dimension = self.frame_dimension = encoder.dimension
-        self.grid = encoder.grid
+        self.grid = encoder.grid  # samples that each frame covers
 
     def clip_features(self, waveforms: np.ndarray) -> np.ndarray:
         """Encode `[B, T]` float32 at 16 kHz to `[B, layers, dimension]` float32."""

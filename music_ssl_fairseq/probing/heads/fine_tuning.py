@@ -22,9 +22,6 @@ class FineTunedProbe(HeadGrid):
 
     Both have their best state so far: the head in `chosen_*`, the encoder's trained tensors in
     `best_*`.
-
-    Attributes:
-        encoder: the encoder; tensors that are not trained have no gradient.
     """
 
     def __init__(self, cfg: MusicProbeConfig, inputs: HeadInputs, encoder: Upstream, frames: bool):
@@ -49,7 +46,7 @@ class FineTunedProbe(HeadGrid):
         (head,) = self.grid
         self._frames = frames
         self._frozen_updates = cfg.frozen_updates
-        self.encoder = encoder
+        self.encoder = encoder  # tensors that are not trained have no gradient
         encoder.model.cfg.precision = cfg.precision
         lowest = _lowest_layer(cfg.unfreeze, encoder.num_layers)
         top = encoder.num_layers if head.layer == MIXED else int(head.layer)

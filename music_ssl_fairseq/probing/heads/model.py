@@ -44,10 +44,6 @@ class HeadGrid(BaseFairseqModel):
 
     Only the best state of the best head is kept, in `chosen_*`. Another head can be chosen later
     only by a new best score of its own. A head that stops leaves the batched module.
-
-    Attributes:
-        grid: all heads.
-        scoring: whether `forward` runs the chosen head alone.
     """
 
     active: Tensor
@@ -56,7 +52,7 @@ class HeadGrid(BaseFairseqModel):
 
     def __init__(self, cfg: MusicProbeConfig, inputs: HeadInputs):
         super().__init__()
-        self.grid = grid(_layers(cfg, inputs.layers), cfg.learning_rates)
+        self.grid = grid(_layers(cfg, inputs.layers), cfg.learning_rates)  # all heads
         sizes = inputs.dimension, cfg.hidden_size, inputs.num_outputs
         self.heads = ProbeHeads(self.grid, inputs.layers, *sizes, cfg.dropout, cfg.seed)
         rates = [head.learning_rate for head in self.grid]
@@ -69,7 +65,7 @@ class HeadGrid(BaseFairseqModel):
             self.register_buffer(name, getattr(inputs, name))
         for name, value in self.heads.state(0).items():
             self.register_buffer(f"chosen_{name}", value)
-        self.scoring = False
+        self.scoring = False  # whether `forward` runs the chosen head alone
         self._holds_chosen = False
         self._standardises: bool | None = None
         self._fingerprint = inputs.fingerprint
