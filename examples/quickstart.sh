@@ -85,7 +85,7 @@ step() { # name title pattern-of-lines-to-show command...
     echo "  took $((SECONDS - began)) s"
   fi
   tr '\r' '\n' < "$log" | grep -E "$pattern" | tail -n 8 |
-    sed 's/^/  /' | cut -c 1-160 || true
+    sed 's/^/  /' | cut -c 1-240 || true
 }
 
 heading "Python environment"
@@ -129,7 +129,7 @@ done
 train() { # name title model config override...
   local name=$1 title=$2 model=$3 config=$4
   shift 4
-  step "$name-$config" "$title" '^\{"log": "valid"|^(writes to|trained|finished|next|warning)' \
+  step "$name-$config" "$title" '^(writes to|trained|finished|next|warning)' \
     fairseq-hydra-train --config-dir "examples/$model" --config-name "$config" \
     "task.data=$(quoted "$out/manifests")" "hydra.run.dir=$(quoted "$runs/$model")" "$@"
 }
@@ -168,7 +168,7 @@ cat << EOF
 
 Done in $((SECONDS / 60)) min $((SECONDS % 60)) s. In $out:
   song_map.html           your songs by similarity: open it in a browser, hover and play
-  labels/FEATURES/report.html    the units: a map, and what each sounds like
+  labels/FEATURES/report.html  the units: a map, and what each sounds like
   curves.png              loss, accuracy or spread, learning rate of both models
   table.md                the table above
   manifests/, labels/     which audio, and its units
@@ -176,5 +176,5 @@ Done in $((SECONDS / 60)) min $((SECONDS % 60)) s. In $out:
   logs/                   all that each step said
 
 On your own music:        bash examples/quickstart.sh ~/music   (with QUICKSTART_DIR=another folder)
-For longer:               the commands above with a larger optimization.max_update, see README.md
+What is what:             docs/quickstart.md
 EOF

@@ -15,7 +15,7 @@ PAGES = [
 TOPS = "music_ssl_fairseq|manifests_tools|hydra_plugins|tests|examples|docs|\\.ci"
 # Not tests, which are in FILE; nor placeholders, nor fairseq's own examples.
 PATH = re.compile(rf"`(?!examples/data2vec|[\w./]*(?:test_|NAME))((?:{TOPS})/[\w./-]*)`")
-LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+LINK = re.compile(r"(?:\]\(|<img src=\")([^)#:\"]+)(?:#[^)]*)?[)\"]")
 # A file of the repository, of the package, or a test.
 FILE = re.compile(r"`((?:[a-z_]+/)+[a-z0-9_]+\.py|test_[a-z0-9_]+\.py)`")
 

@@ -56,7 +56,7 @@
       ] : []),
       make("p", {}, "nearest units, with the distance of centroids:"),
       make("ol", { class: "near" }, ...near.map((other, i) => make("li", {},
-        make("button", { type: "button", class: "name", onclick: () => choose(other) }, `unit ${other}`), ` ${distance[i]} `, ...clipsOf(other).slice(0, 2)))));
+        make("button", { type: "button", class: "name", onclick: () => choose(other) }, `unit ${other}`), ` ${distance[i].toPrecision(4)} `, ...clipsOf(other).slice(0, 2)))));
     if (clips.length) draw(canvas, note, clips[0]);
     else canvas.remove();
     table?.draw();

@@ -35,6 +35,7 @@ examples:
 """
 
 _MAX_CLIP_SECONDS = 30.0
+_MAX_LINES = 20
 
 
 def get_parser() -> Parser:
@@ -105,8 +106,10 @@ def run(a: argparse.Namespace) -> None:
     print(f"embedding {what}; device {embedder.device}; writes {a.out}", file=sys.stderr)
     vectors, unread = embedder.embed(a.folder, names, a.cache)
     left_out += unread
-    for item in left_out:
+    for item in left_out[:_MAX_LINES]:
         print(f"left out: {a.folder / one_line(item.name)}: {item.reason}", file=sys.stderr)
+    if len(left_out) > _MAX_LINES:
+        print(f"left out: {len(left_out)} in all; the page lists them", file=sys.stderr)
     songs = [name for name in names if name in vectors]
     if not songs:
         raise InputError(f"{a.folder}: none of {len(names)} audio files can be used, see above")

@@ -162,7 +162,8 @@ class PointMap {
     this.svg = make("svg", { role: "application", "aria-label": `${label}. Arrow keys go to the next point, Enter plays.`, tabindex: 0 });
     this.dots = points.map(({ x, y }, index) => make("circle", { cx: 1000 * x, cy: 1000 - 1000 * y, "data-index": index }));
     this.svg.append(...this.dots);
-    this.tip = make("div", { class: "tip", hidden: "" });
+    this.svg.classList.toggle("many", points.length > 2000);
+    this.tip = make("div", { class: "tip", role: "status", hidden: "" });
     const zoom = (text, name, by) => make("button", { type: "button", "aria-label": name, onclick: () => this.zoom(by) }, text);
     this.legend = make("div", { class: "legend" });
     const whole = make("button", { type: "button", onclick: () => { this.view = [-40, -40, 1080, 1080]; this.draw(); } }, "whole map");
@@ -175,6 +176,8 @@ class PointMap {
   listen() {
     const index = (event) => event.target.dataset?.index;
     this.svg.addEventListener("pointerover", (event) => index(event) === undefined ? (this.tip.hidden = true) : this.show(+index(event)));
+    this.svg.addEventListener("focus", () => this.svg.matches(":focus-visible") && this.show(this.at ?? 0));
+    this.svg.addEventListener("blur", () => { this.tip.hidden = true; });
     this.svg.addEventListener("pointerleave", () => { this.tip.hidden = true; });
     this.svg.addEventListener("click", (event) => index(event) !== undefined && this.choose(+index(event)));
     this.svg.addEventListener("wheel", (event) => {
@@ -230,7 +233,7 @@ class PointMap {
   draw() {
     this.svg.setAttribute("viewBox", this.view.join(" "));
     const width = this.svg.clientWidth || 600;
-    const pixels = (this.points.length > 600 ? 4.5 : 6) * Math.sqrt(1080 / this.view[2] * Math.min(1, width / 600));
+    const pixels = (this.points.length > 2000 ? 3 : this.points.length > 600 ? 4.5 : 6) * Math.sqrt(1080 / this.view[2] * Math.min(1, width / 600));
     const radius = pixels * this.view[2] / width;
     for (const dot of this.dots) dot.setAttribute("r", radius);
   }
