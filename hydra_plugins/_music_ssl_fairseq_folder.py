@@ -15,6 +15,7 @@ import errno
 import importlib.util
 import os
 import re
+import shlex
 import sys
 from itertools import pairwise
 from types import TracebackType
@@ -153,7 +154,10 @@ def begin_quietly(arguments: list[str]) -> None:
     if os.path.basename(arguments[0]) == "fairseq-train":
         return check_task(arguments)
     if os.path.basename(arguments[0]) == "fairseq-validate":
-        return check_validation(arguments)
+        check_validation(arguments)
+        if any(PACKAGE in folder for folder in values(arguments, "--user-dir")):
+            sys.excepthook = _end_quietly
+        return
     names = values(arguments, "--config-name", "-cn")  # without their suffix, as runs are named
     arguments[:] = [a.removesuffix(".yaml") if a.split("=")[-1] in names else a for a in arguments]
     check_choice(arguments)
@@ -169,6 +173,8 @@ def _end_quietly(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     if issubclass(kind, KeyboardInterrupt):
-        print("stopped by SIGINT: nothing was trained", file=sys.stderr)
+        done = "scored" if "fairseq-validate" in sys.argv[0] else "trained"
+        print(f"stopped by SIGINT: nothing was {done}; to begin again, run", file=sys.stderr)
+        print(shell_line(shlex.join(typed())), file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)

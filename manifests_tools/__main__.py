@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from music_ssl_fairseq.cli import dispatch, exit_status
+from music_ssl_fairseq.cli import BEGINS, dispatch, exit_status
 
 BUILDERS = {
     "pretrain": ("manifests_tools.pretrain:", "write train.tsv and valid.tsv of a music folder"),
@@ -52,7 +52,7 @@ def _run(place: str, rest: list[str]) -> int:
     try:
         builder = pkgutil.resolve_name(place)
         a = builder.get_parser().parse_args(rest)
-        return exit_status(lambda: not builder.run(a), getattr(a, "out", "") or ".", "interrupted")
+        return exit_status(lambda: not builder.run(a), getattr(a, "out", "") or ".", BEGINS)
     finally:
         signal.signal(signal.SIGTERM, before)
 

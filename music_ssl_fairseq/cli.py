@@ -44,6 +44,9 @@ CHECKPOINT = (
 CONTINUES = "interrupted; to continue, run"
 """Message of a stopped command that can be continued; the command follows, without --force."""
 
+BEGINS = "interrupted; to begin again, run"
+"""Message of one that cannot; the command follows as it was."""
+
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are two lines: what is wrong, and a command that is right."""
@@ -265,7 +268,7 @@ def exit_status(
     Args:
         work: returns False if it left out something that it has named.
         output: what it writes, named in the message about a full disk.
-        interrupted: message after Ctrl-C; by default with the command that continues.
+        interrupted: message after Ctrl-C; the command follows.
 
     Returns:
         0; 1 after an error; 130 after an interruption.
@@ -293,7 +296,6 @@ def exit_status(
         return 1
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
-        if interrupted == CONTINUES:
-            again = shlex.join(word for word in typed() if word != "--force")
-            print(shell_line(again), file=sys.stderr)
+        again = (word for word in typed() if word != "--force" or interrupted == BEGINS)
+        print(shell_line(shlex.join(again)), file=sys.stderr)
         return 130

@@ -24,7 +24,7 @@ from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 
 import music_ssl_fairseq
-from music_ssl_fairseq.cli import exit_status
+from music_ssl_fairseq.cli import BEGINS, exit_status
 from music_ssl_fairseq.compat import torchaudio_models
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.upstream.model import too_short
@@ -99,4 +99,4 @@ def run(checkpoint: str, tasks: list[str], layer: int | None, device: str | None
 
 if __name__ == "__main__":
     arguments = get_parser().parse_args()
-    sys.exit(exit_status(lambda: run(**vars(arguments)), arguments.out, "interrupted"))
+    sys.exit(exit_status(lambda: run(**vars(arguments)), arguments.out, BEGINS))

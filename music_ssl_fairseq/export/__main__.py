@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from music_ssl_fairseq.cli import CHECKPOINT, Parser, exit_status, new_parser
+from music_ssl_fairseq.cli import BEGINS, CHECKPOINT, Parser, exit_status, new_parser
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.hub import RESULTS, UNITS, describe, push
 from music_ssl_fairseq.runtime.user_command import beside, with_option
@@ -220,7 +220,7 @@ def _move(folder: Path, to: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     arguments = get_parser().parse_args(argv)
     where = arguments.to or "the temporary folder"
-    return exit_status(lambda: run(arguments), where, "interrupted; nothing was written")
+    return exit_status(lambda: run(arguments), where, BEGINS)
 
 
 if __name__ == "__main__":

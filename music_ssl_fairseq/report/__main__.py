@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from music_ssl_fairseq.cli import Parser, exit_status, new_parser, whole_number
+from music_ssl_fairseq.cli import BEGINS, Parser, exit_status, new_parser, whole_number
 from music_ssl_fairseq.errors import InputError
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _report_study(folders: Sequence[Path], out: Path, no_plot: bool) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = get_parser().parse_args(argv)
-    return exit_status(lambda: bool(run(arguments)), arguments.out, "interrupted")
+    return exit_status(lambda: bool(run(arguments)), arguments.out, BEGINS)
 
 
 if __name__ == "__main__":

@@ -273,7 +273,7 @@ def run(args: argparse.Namespace) -> bool:
 def main() -> int:
     args = parse()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    again = "interrupted; with --record, the same command goes on"
+    again = "interrupted; with --record, this continues:"
     return exit_status(lambda: run(args), args.record or "", again)
 
 

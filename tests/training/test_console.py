@@ -92,7 +92,9 @@ def test_what_comes_before_the_log_is_logged_later(tmp_path, monkeypatch):
 
 def test_an_interrupt_during_imports_is_one_line(capsys):
     _end_quietly(KeyboardInterrupt, KeyboardInterrupt(), None)
-    assert capsys.readouterr().err == "stopped by SIGINT: nothing was trained\n"
+    assert capsys.readouterr().err.startswith(
+        "stopped by SIGINT: nothing was trained; to begin again, run\n"
+    )
 
 
 def test_the_command_that_fits_keeps_the_data(monkeypatch):
