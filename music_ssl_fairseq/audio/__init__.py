@@ -9,9 +9,8 @@ rounding, the same samples as that part of the whole file resampled.
 
 from music_ssl_fairseq.audio.libsndfile import mp3
 from music_ssl_fairseq.audio.reading import MAX_RATE, MIN_RATE, AudioInfo, probe, read
-from music_ssl_fairseq.audio.resampling import resample
 from music_ssl_fairseq.audio.tar_members import parse_member
-from music_ssl_fairseq.audio.waveforms import SILENCE, is_silent, normalise
+from music_ssl_fairseq.audio.waveforms import SILENCE, is_silent, normalise, resample
 
 __all__ = [
     "EXTENSIONS", "MAX_RATE", "MIN_RATE", "SILENCE", "AudioInfo", "is_silent", "mp3", "normalise",

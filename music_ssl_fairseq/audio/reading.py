@@ -14,9 +14,8 @@ from music_ssl_fairseq.audio import libsndfile, pyav, tar_members
 from music_ssl_fairseq.audio.headers import AudioHeader, read_header
 from music_ssl_fairseq.audio.libsndfile import Libsndfile
 from music_ssl_fairseq.audio.pyav import PyAVDecoder
-from music_ssl_fairseq.audio.resampling import resampled_part
 from music_ssl_fairseq.audio.tar_members import Member, parse_member
-from music_ssl_fairseq.audio.waveforms import refuse_bad_samples
+from music_ssl_fairseq.audio.waveforms import refuse_bad_samples, resampled_part
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.frames import SAMPLE_RATE, resampled_length
 

@@ -1,8 +1,18 @@
-"""Judge and normalise waveforms, `[T]` float32."""
+"""Judge, normalise and resample waveforms, and parts of files with the same polyphase filter."""
+
+from functools import lru_cache
+from math import ceil, gcd
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from music_ssl_fairseq.errors import AudioError
+from music_ssl_fairseq.frames import SAMPLE_RATE, resampled_length
+
+if TYPE_CHECKING:
+    from music_ssl_fairseq.audio.libsndfile import Libsndfile
+    from music_ssl_fairseq.audio.pyav import PyAVDecoder
+
 
 SILENCE = 1e-4
 """A waveform that stays within this much of one value is silent: -80 dB of full scale."""
@@ -37,3 +47,74 @@ def normalise(waveform: np.ndarray) -> np.ndarray:
     centred = waveform - waveform.mean(dtype=np.float64).astype(np.float32)
     variance = np.square(centred).mean(dtype=np.float64)
     return centred * np.float32(1.0 / np.sqrt(variance + 1e-5))
+
+
+_ZERO_CROSSINGS = 16  # of the sinc, each side: 90 dB stop band with the window below
+_KAISER_BETA = 9.0
+_ROLLOFF = 0.945  # cut-off as a share of the lower Nyquist frequency
+
+
+def resample(waveform: np.ndarray, rate: int, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """Resample `[..., T]` float32 from `rate` to `sample_rate`, as `audio.read` resamples files."""
+    import scipy.signal
+
+    if rate == sample_rate:
+        return waveform
+    up, down = _ratio(rate, sample_rate)
+    taps, half = _filter(up, down)
+    length = resampled_length(waveform.shape[-1], rate, sample_rate)
+    # Zeros let the filter run out after the last wanted sample.
+    padded = np.pad(waveform, [(0, 0)] * (waveform.ndim - 1) + [(0, half // up + 1)])
+    output = scipy.signal.upfirdn(taps, padded, up, down, axis=-1)
+    return np.ascontiguousarray(output[..., half // down :][..., :length], np.float32)
+
+
+def resampled_part(
+    source: "Libsndfile | PyAVDecoder", start: int, stop: int | None, sample_rate: int
+) -> np.ndarray:
+    """Read the samples `[start, stop)` at `sample_rate`, and beside them what the filter needs.
+
+    The result, `[T]` float32, is shorter only where the file ends.
+    """
+    import scipy.signal
+
+    up, down = _ratio(source.sample_rate, sample_rate)
+    taps, half = _filter(up, down)
+
+    def end_of_input(stop: int) -> int:
+        return ceil(stop * down / up) + half // up + 1
+
+    # Every `up` output samples meet an input sample. Start on such a meeting point, so that the
+    # filter's phase is that of the whole file, and early enough for its full length.
+    block = start // up - ceil(half / up / down)
+    first = block * down
+    known = source.read(max(0, first), None if stop is None else end_of_input(stop))
+    if source.num_samples is not None:
+        length = resampled_length(source.num_samples, source.sample_rate, sample_rate)
+        stop = length if stop is None else min(stop, length)
+    assert stop is not None  # without one, all was read, and the length is known
+    if stop <= start:
+        return np.zeros(0, np.float32)
+    before = max(0, -first)
+    after = end_of_input(stop) - max(0, first) - len(known)
+    padded = np.pad(known, (before, max(0, after)))
+    output = scipy.signal.upfirdn(taps, padded, up, down)
+    offset = half // down + start - block * up
+    return np.ascontiguousarray(output[offset : offset + stop - start])
+
+
+def _ratio(rate: int, sample_rate: int) -> tuple[int, int]:
+    common = gcd(sample_rate, rate)
+    return sample_rate // common, rate // common
+
+
+@lru_cache(maxsize=32)
+def _filter(up: int, down: int) -> tuple[np.ndarray, int]:
+    """Return a windowed sinc at `up` times the rate, and half its length, a multiple of `down`."""
+    import scipy.signal
+
+    half = ceil(_ZERO_CROSSINGS * max(up, down) / down) * down
+    taps = scipy.signal.firwin(
+        2 * half + 1, _ROLLOFF / max(up, down), window=("kaiser", _KAISER_BETA)
+    )
+    return (taps * up).astype(np.float32), half

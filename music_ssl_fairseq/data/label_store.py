@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from music_ssl_fairseq.data.file_parts import FileParts
 from music_ssl_fairseq.data.label_metadata import label_command
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.runtime.files import FileParts
 from music_ssl_fairseq.runtime.npy import read_array
 
 _COMPARED_BYTES = 1 << 16

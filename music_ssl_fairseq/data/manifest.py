@@ -15,10 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from music_ssl_fairseq.audio import EXTENSIONS, parse_member
-from music_ssl_fairseq.data.file_parts import FileParts
 from music_ssl_fairseq.errors import InputError, one_line
 from music_ssl_fairseq.frames import hours
-from music_ssl_fairseq.runtime.files import atomic_path
+from music_ssl_fairseq.runtime.files import FileParts, atomic_path
 from music_ssl_fairseq.runtime.user_command import music_folder, similar, with_path
 
 MAX_SAMPLES = 2**40

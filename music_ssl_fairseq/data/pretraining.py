@@ -14,7 +14,7 @@ from music_ssl_fairseq.data.augmentation import draw_gain, draw_levels, mix
 from music_ssl_fairseq.data.crops import EQUALISER, MASKS, MIXING, REPLACEMENT, CropPlan, generator
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.masks import FairseqMask, SpanGrowth, SpanMask
-from music_ssl_fairseq.data.targets import FrameTargets, LabelSet
+from music_ssl_fairseq.data.units import FrameTargets, LabelSet
 from music_ssl_fairseq.data.unreadable import UnreadableTracks
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid, samples_in

@@ -19,7 +19,7 @@ from music_ssl_fairseq.fast.first_conv import (
     window_moments,
 )
 from music_ssl_fairseq.fast.gelu import gelu
-from music_ssl_fairseq.fast.hashed_dropout import draw_seeds, hashed
+from music_ssl_fairseq.fast.hashed_dropout import Drop, draw_seeds, drop, hashed
 from music_ssl_fairseq.fast.packing import (
     Packing,
     pack,
@@ -33,8 +33,8 @@ from music_ssl_fairseq.fast.transformer_layer import CastWeights, can_fuse_layer
 from music_ssl_fairseq.frames import frames_within
 
 __all__ = [
-    "PLAIN", "Execution", "Packing", "can_compile", "fold_moments", "gelu", "pack", "packing_of",
-    "repeat_crops", "take", "unpack", "window_moments", "working_dtype",
+    "PLAIN", "Drop", "Execution", "Packing", "can_compile", "drop", "fold_moments", "gelu", "pack",
+    "packing_of", "repeat_crops", "take", "unpack", "window_moments", "working_dtype",
 ]  # fmt: skip
 
 RunLayer = Callable[[Any, Tensor], tuple[Tensor, Tensor | None]]

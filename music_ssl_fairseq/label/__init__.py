@@ -12,9 +12,8 @@
     fitting              the stage that these make up
     assign               the nearest centroid of each frame
     join                 units as a split's files, and how the units are used
-    labelling            the stage that these make up
+    labelling            the stage that these make up, and warnings about the music
     together             both stages for several features in one pass
-    notices              warnings about the music
 
 `music_ssl_fairseq.jobs` shares the work, saves and resumes it.
 """

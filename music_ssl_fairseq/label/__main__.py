@@ -287,7 +287,7 @@ def _manifests(where: Path) -> dict[str, "Manifest"]:
 
 
 def _summarise(folder: "LabelFolder", splits: dict[str, "Manifest"]) -> None:
-    from music_ssl_fairseq.label.notices import notices
+    from music_ssl_fairseq.label.labelling import notices
 
     metadata = folder.metadata
     if not metadata:

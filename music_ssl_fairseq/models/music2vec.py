@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.models.unit_prediction import UnitPrediction, UnitPredictionConfig
-from music_ssl_fairseq.modules.audio_encoder import Execution, repeat_crops
-from music_ssl_fairseq.modules.dropout import Drop, drop
+from music_ssl_fairseq.modules.audio_encoder import Drop, Execution, drop, repeat_crops
 from music_ssl_fairseq.modules.ema_teacher import EMATeacher, annealed_decay
 from music_ssl_fairseq.runtime.settings import setting
 

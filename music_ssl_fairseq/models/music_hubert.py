@@ -19,8 +19,7 @@ from music_ssl_fairseq.models.unit_prediction import (
     UnitPredictionConfig,
     frames_at,
 )
-from music_ssl_fairseq.modules.audio_encoder import repeat_crops
-from music_ssl_fairseq.modules.dropout import Drop, drop
+from music_ssl_fairseq.modules.audio_encoder import Drop, drop, repeat_crops
 from music_ssl_fairseq.runtime.settings import setting
 
 _SEMITONES = 12  # bands per octave whose random projections are units

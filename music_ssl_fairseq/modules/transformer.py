@@ -4,8 +4,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from music_ssl_fairseq.fast.dispatch import PLAIN, Execution, Packing, gelu, pack, working_dtype
-from music_ssl_fairseq.modules.dropout import Drop, drop
+from music_ssl_fairseq.fast.dispatch import (
+    PLAIN,
+    Drop,
+    Execution,
+    Packing,
+    drop,
+    gelu,
+    pack,
+    working_dtype,
+)
 from music_ssl_fairseq.modules.encoder_config import AudioEncoderConfig
 from music_ssl_fairseq.modules.positional_conv import PositionalConv
 

@@ -28,7 +28,7 @@ from music_ssl_fairseq.probing.heads.fine_tuning import check_settings
 from music_ssl_fairseq.probing.heads.model import HeadGrid
 from music_ssl_fairseq.probing.heads.training import loss_and_logs, mini_batches, update
 from music_ssl_fairseq.probing.scoring.results import Collector
-from music_ssl_fairseq.runtime.ranges import check_ranges
+from music_ssl_fairseq.runtime.settings import check_ranges
 
 _MAX_DEVICE_BYTES = 4 << 30
 """Features of a split that are held whole; of larger ones each batch is read from the cache."""

@@ -8,7 +8,7 @@ from fairseq.tasks import register_task
 # fairseq imports tasks/ and models/ of a user_dir, but not criterions/.
 from music_ssl_fairseq.criterions import music2vec as _criterion  # noqa: F401
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.data.targets import LabelSet
+from music_ssl_fairseq.data.units import LabelSet
 from music_ssl_fairseq.models import music2vec as _model  # noqa: F401
 from music_ssl_fairseq.runtime.settings import setting
 from music_ssl_fairseq.tasks.music_hubert_pretraining import (

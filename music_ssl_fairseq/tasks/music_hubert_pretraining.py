@@ -15,8 +15,7 @@ from music_ssl_fairseq.data.label_check import check_labels
 from music_ssl_fairseq.data.label_metadata import choose_label_rate, label_command
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.data.targets import LabelSet
-from music_ssl_fairseq.data.units import UnitDictionary
+from music_ssl_fairseq.data.units import LabelSet, UnitDictionary
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features import FRONT_ENDS
 from music_ssl_fairseq.models import music_hubert as _model  # noqa: F401

@@ -22,7 +22,7 @@ from music_ssl_fairseq.data.identity import Identity, manifest_identity
 from music_ssl_fairseq.data.manifest import Manifest, missing_manifest
 from music_ssl_fairseq.data.masks import MASK_MODES, SpanGrowth
 from music_ssl_fairseq.data.pretraining import PretrainingDataset
-from music_ssl_fairseq.data.targets import LabelSet
+from music_ssl_fairseq.data.units import LabelSet
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import amount, conv_grid, counted, hours, parse_conv_layers
 

@@ -10,7 +10,7 @@ from fairseq.registry import REGISTRIES
 from omegaconf import OmegaConf
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.ranges import check_ranges
+from music_ssl_fairseq.runtime.settings import check_ranges
 from music_ssl_fairseq.runtime.user_command import corrected, with_setting
 from music_ssl_fairseq.training.saving import LAST
 from music_ssl_fairseq.upstream.find_checkpoint import locate

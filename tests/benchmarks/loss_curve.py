@@ -26,8 +26,7 @@ from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.masks import SpanMask
 from music_ssl_fairseq.data.pretraining import PretrainingDataset
-from music_ssl_fairseq.data.targets import LabelSet
-from music_ssl_fairseq.data.units import UnitDictionary
+from music_ssl_fairseq.data.units import LabelSet, UnitDictionary
 from music_ssl_fairseq.frames import conv_grid, parse_conv_layers
 from tests import tiny
 from tests.benchmarks.models import (

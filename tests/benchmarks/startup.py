@@ -63,8 +63,7 @@ def measure(folder: Path) -> dict[str, float]:
     from music_ssl_fairseq.data.manifest import Manifest
     from music_ssl_fairseq.data.masks import SpanMask
     from music_ssl_fairseq.data.pretraining import PretrainingDataset
-    from music_ssl_fairseq.data.targets import LabelSet
-    from music_ssl_fairseq.data.units import UnitDictionary
+    from music_ssl_fairseq.data.units import LabelSet, UnitDictionary
     from music_ssl_fairseq.frames import FrameGrid
 
     found: dict[str, float] = {}

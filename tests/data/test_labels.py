@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from music_ssl_fairseq.data import file_parts, label_check
+from music_ssl_fairseq.data import label_check
 from music_ssl_fairseq.data.audio_identity import note_names
 from music_ssl_fairseq.data.label_check import check_labels
 from music_ssl_fairseq.data.label_metadata import labels_beside, read_label_rate
@@ -16,6 +16,7 @@ from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.data.units import UnitDictionary
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.runtime import files
 
 
 def write_km(path, lines):
@@ -53,9 +54,9 @@ def test_store_against_plain_parsing(tmp_path):
 def test_only_the_units_needed_are_read(tmp_path, monkeypatch):
     lines = random_lines(np.random.default_rng(0), [100_000, 100_000])
     store = LabelStore(write_km(tmp_path / "train.km", lines))
-    read_part, read = file_parts.FileParts.read, []
+    read_part, read = files.FileParts.read, []
     monkeypatch.setattr(
-        file_parts.FileParts,
+        files.FileParts,
         "read",
         lambda self, begin, count: read.append(count) or read_part(self, begin, count),
     )

@@ -14,8 +14,7 @@ from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.data.masks import FairseqMask, SpanGrowth, SpanMask
 from music_ssl_fairseq.data.pretraining import PretrainingDataset
-from music_ssl_fairseq.data.targets import LabelSet
-from music_ssl_fairseq.data.units import UnitDictionary
+from music_ssl_fairseq.data.units import LabelSet, UnitDictionary
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import DEFAULT_CONV_LAYERS, FrameGrid
 from music_ssl_fairseq.tasks.music2vec_pretraining import (

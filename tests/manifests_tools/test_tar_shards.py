@@ -20,8 +20,7 @@ from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.masks import SpanMask
 from music_ssl_fairseq.data.pretraining import PretrainingDataset
-from music_ssl_fairseq.data.targets import LabelSet
-from music_ssl_fairseq.data.units import UnitDictionary
+from music_ssl_fairseq.data.units import LabelSet, UnitDictionary
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import FrameGrid
 from tests.audio_files import write_tone

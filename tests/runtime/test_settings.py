@@ -15,7 +15,7 @@ from music_ssl_fairseq.models.music2vec import Music2VecConfig
 from music_ssl_fairseq.models.music_hubert import MusicHubertConfig
 from music_ssl_fairseq.optim.muon import MuonConfig
 from music_ssl_fairseq.probing.config import MusicProbeConfig, MusicProbingConfig
-from music_ssl_fairseq.runtime.ranges import _LISTS, _RANGES, check_ranges
+from music_ssl_fairseq.runtime.settings import _LISTS, _RANGES, check_ranges
 from music_ssl_fairseq.tasks.music_hubert_pretraining import MusicHubertPretrainingConfig
 from tests import EXAMPLES
 
