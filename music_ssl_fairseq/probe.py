@@ -80,12 +80,13 @@ def run(a: Namespace) -> list[Path]:
 
     The folders of the results are returned, task by task for each upstream.
     """
-    from music_ssl_fairseq.probing.features.source import open_source
+    from music_ssl_fairseq.probing.features.source import open_source, require_sources
     from music_ssl_fairseq.probing.probe_tasks import TaskProbe, folder_name, probe_all
     from music_ssl_fairseq.runtime.device import choose_device
 
     names = _task_names(a.task)
     settings = {**_settings(a.set), "task.cache_dir": a.cache, "common.cpu": a.cpu}
+    require_sources(a.upstream)
     done = []
     for name in dict.fromkeys(a.upstream):
         device = choose_device("cpu" if a.cpu else "auto")

@@ -11,6 +11,7 @@ import argparse
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -24,6 +25,7 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.jobs.pool import WorkerPool, ordered, start_server
 from music_ssl_fairseq.runtime.device import available_cpus
 
+_WARNINGS = "warning: %(message)s"
 _JOBS, _JOBS_BYTES = 3, 24e9  # processes on a GPU, and the memory that they may need there
 
 
@@ -60,6 +62,8 @@ def run(
     jobs: int | None = None,
 ) -> None:
     """Probe what has not been probed, write and print the table."""
+    from music_ssl_fairseq.probing.features.source import require_sources
+
     if against is not None and against not in upstreams:
         raise InputError(f"--against {against}: name it among the encoders as well")
     if seeds < 1:
@@ -76,6 +80,7 @@ def run(
         tasks.build(task, data, out / form / "tasks" / task.name, small)
     if jobs is None and at_once > 1 and not _is_roomy_gpu():  # which imports torch
         at_once = 1
+    require_sources(upstreams)
     groups = [chosen] if at_once == 1 else tasks.side_by_side(chosen)
     items = [(name, group) for name in upstreams for group in groups]
     workers = 0 if at_once == 1 else min(at_once, len(items))
@@ -112,10 +117,16 @@ def judge(
     item: tuple[str, Sequence[tasks.OpenTask]], out: Path, form: str, cpu: bool, seeds: int
 ) -> list[Path]:
     """Probe an encoder on each of some tasks; one folder of probes per seed."""
+    from tqdm import tqdm
+
     from music_ssl_fairseq.probing.features.source import open_source
     from music_ssl_fairseq.probing.probe_tasks import TaskProbe, folder_name, probe_all
     from music_ssl_fairseq.runtime.device import choose_device
 
+    logging.basicConfig(level=logging.WARNING, format=_WARNINGS)
+    # tqdm's own lock is a semaphore of processes, which a worker that is killed leaves behind: torch
+    # ends its compilers first, for longer than the pool waits.
+    tqdm.set_lock(threading.RLock())
     upstream, chosen = item
     start = time.monotonic()
     device = choose_device("cpu" if cpu else "auto")
@@ -151,7 +162,7 @@ def _suffix(seed: int) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format=_WARNINGS)
     arguments = vars(get_parser().parse_args(argv))
     arguments["tasks_named"] = [name for name in arguments.pop("tasks").split(",") if name]
     return exit_status(lambda: run(**arguments), arguments["out"])

@@ -270,13 +270,15 @@ def test_a_floor_that_is_not_defined_is_no_floor(modules):
         (["mfcc", "--jobs", "0"], "--jobs 0: give the number of processes"),
         (["mfcc", "--tasks", "kee"], "no task 'kee'"),
         (["mfcc", "--tasks", "beat"], "no beat.csv"),
-        (["nowhere.pt", "--tasks", "pitch"], "nowhere.pt"),
+        (["logmel", "nowhere.pt", "--tasks", "pitch"], "nowhere.pt"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(modules, data, tmp_path, capsys, arguments, said):
     assert modules["judge"].main([*arguments, "--data", str(data), "--out", str(tmp_path)]) == 1
-    (error,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    lines = capsys.readouterr().err.splitlines()
+    (error,) = [x for x in lines if x.startswith("error: ")]
     assert said in error
+    assert not any(x.startswith("probing ") for x in lines)
 
 
 def test_other_labels_than_recorded_are_an_error(modules, tmp_path, monkeypatch):

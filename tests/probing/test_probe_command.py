@@ -131,6 +131,14 @@ def test_a_missing_checkpoint_is_named(inside):
     assert "nowhere.pt" in err
 
 
+def test_a_wrong_encoder_is_named_before_another_is_probed(inside):
+    others = ("--upstream", "mfcc", "random:nowhere.pt")
+    status, _, err = inside("--task", "pitch", "--out", "later", *others)
+    assert status == 1
+    assert "error: nowhere.pt: no such checkpoint" in err
+    assert not Path("later").exists()
+
+
 def test_the_package_lists_its_commands(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out

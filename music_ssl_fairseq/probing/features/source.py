@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 import numpy as np
@@ -31,17 +31,34 @@ def open_source(name: str, device: str | torch.device = "cpu", seed: int = 0) ->
     Raises:
         InputError: if it is none of these, or takes another sample rate.
     """
-    if all(part in features.FRONT_ENDS for part in name.split("+")):
+    if _is_front_end(name):
         return FrontEndSource(name)
     if name.startswith(RANDOM):
         encoder = upstream.random(name.removeprefix(RANDOM), seed, device)
         return EncoderSource(encoder, f"{encoder.name} (seed {seed})", name)
+    encoder = upstream.load(name, device)
+    return EncoderSource(encoder, encoder.name, encoder.path)
+
+
+def require_sources(names: Iterable[str]) -> None:
+    """Read each of several upstreams, so that an error in one comes before the first is probed.
+
+    Raises:
+        InputError: as `open_source`.
+    """
+    for name in names:
+        if not _is_front_end(name):
+            upstream.read(name.removeprefix(RANDOM))
+
+
+def _is_front_end(name: str) -> bool:
+    if all(part in features.FRONT_ENDS for part in name.split("+")):
+        return True
     near = [get_close_matches(part, features.FRONT_ENDS, 1) for part in name.split("+")]
     if all(near) and os.sep not in name and not os.path.exists(name):
         right = with_path(name, "+".join(part[0] for part in near))
         raise InputError(f"{name}: neither a checkpoint nor a front end", right)
-    encoder = upstream.load(name, device)
-    return EncoderSource(encoder, encoder.name, encoder.path)
+    return False
 
 
 class EncoderSource:
