@@ -53,17 +53,21 @@ class Study:
         """Choose rows of these names and seeds, or all; first seeds first.
 
         Raises:
-            InputError: if there is no row of a name.
+            InputError: if there is no row of a name, or none of the seeds.
         """
+        known = dict.fromkeys(row.name for row in self.table.rows)
         for name in names:
-            if name not in {row.name for row in self.table.rows}:
-                raise InputError(f"--rows {name}: no such row in the table")
+            if name not in known:
+                raise InputError(f"--rows {name}: no such row in the table; it has {', '.join(known)}")
         chosen = [
             row
             for row in self.table.rows
             if (not names or row.name in names)
             and (not seeds or not row.trained or row.seed in seeds)
         ]
+        if not chosen:
+            given = ",".join(map(str, seeds))
+            raise InputError(f"--seeds {given}: the table gives none of these rows such a seed")
         return sorted(chosen, key=lambda row: row.seed)
 
     def run(self, rows: Sequence[Row]) -> bool:

@@ -61,11 +61,13 @@ def make_corpus(
 
 
 def _cut_labels(labels: Path, folder: Path, places: list[tuple[int, int]], length: int) -> None:
+    metadata = json.loads((labels / "metadata.json").read_text())
+    metadata.get("splits", {}).pop("valid", None)  # it names the tracks, and crops have other names
+    (folder / "metadata.json").write_text(json.dumps(metadata))
     for file in labels.iterdir():
-        if not file.name.startswith("valid.") and file.is_file():
+        if not file.name.startswith("valid.") and file.is_file() and file.suffix != ".json":
             (folder / file.name).symlink_to(file.resolve())
-    rate = json.loads((labels / "metadata.json").read_text())["label_rate"]
-    hop = label_hop(rate)
+    hop = label_hop(metadata["label_rate"])
     lines = (labels / "valid.km").read_text().splitlines()
     with (folder / "valid.km").open("w") as out:
         for track, start in places:

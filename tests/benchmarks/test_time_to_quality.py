@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from datetime import datetime
 from types import SimpleNamespace
 
@@ -9,8 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from music_ssl_fairseq.data.audio_identity import note_names
 from music_ssl_fairseq.data.crops import MASKS, generator
+from music_ssl_fairseq.data.label_check import check_labels
+from music_ssl_fairseq.data.label_store import LabelStore
+from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.masks import SpanMask
+from music_ssl_fairseq.data.units import UnitDictionary
 from music_ssl_fairseq.errors import InputError
 from tests.benchmarks import held_out
 from tests.benchmarks.time_to_quality import Run, _has_begun, earlier
@@ -80,8 +86,12 @@ def test_a_record_goes_on_only_as_it_began(tmp_path):
 
 @pytest.fixture
 def held(corpus, tmp_path):
-    folder = tmp_path / "held"
-    held_out.make_corpus(corpus / "manifests", corpus / "labels", folder, seconds=1.0, crops=4)
+    """The held-out set of labels whose metadata name as many tracks as there are crops."""
+    manifests, labels, folder = corpus / "manifests", tmp_path / "labels", tmp_path / "held"
+    shutil.copytree(corpus / "labels", labels)
+    splits = {"valid": {"names": note_names("song {}".format, 4)}}
+    (labels / "metadata.json").write_text(json.dumps({"label_rate": 100, "splits": splits}))
+    held_out.make_corpus(manifests, labels, folder, seconds=1.0, crops=4)
     return folder
 
 
@@ -95,7 +105,8 @@ def test_held_out_crops_have_their_labels(corpus, held):
     assert all(any(line in track for track in whole) for line in lines)
     assert re.fullmatch(r"4 \[\w{16}\]", held_out.digest(held))
     assert (held / "train.km").read_text() == (corpus / "labels" / "train.km").read_text()
-    assert json.loads((held / "metadata.json").read_text())["label_rate"] == 100
+    units = UnitDictionary(held / "dict.km.txt")
+    check_labels(Manifest(held / "valid.tsv"), LabelStore(held / "valid.km"), units, 100)
 
 
 def test_the_reference_is_scored_on_our_masks(held):
