@@ -130,7 +130,7 @@ def _compose(hydra: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
         near = get_close_matches(key, known, 1, 0.8)
         listing = ["fairseq-hydra-train", "--config-dir", folder, "--config-name", name]
         _refuse(
-            f"{key}: no such setting" + (f"; {near[0]} is one" if near else "; there are"),
+            f"{key}: no such setting" + (f"; {near[0]} is one" if near else "; to list all, run"),
             [word.replace(key, near[0]) for word in typed()]
             if near
             else [*listing, "--cfg", "job"],

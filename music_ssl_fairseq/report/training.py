@@ -6,7 +6,7 @@ Needs `common.log_format: json`, which the configs of this repository set.
 import contextlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -142,42 +142,48 @@ def label_sets(curves: Curves) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def draw_health(axes: "Axes", curves: Curves) -> None:
-    """Draw what shows a collapse: accuracy with its baseline, or spread with zero."""
-    sets = label_sets(curves)
-    for name, of, colour, other in sets:
-        axes.set_ylabel("accuracy on masked frames")
+def draw_accuracy(axes: "Axes", curves: Curves) -> None:
+    """Draw the accuracy on each label set, with its baseline."""
+    axes.set_ylabel("accuracy on masked frames")
+    for name, of, colour, other in label_sets(curves):
         line(axes, curves.train, f"accuracy_m{name}", f"{of}train", colour)
         line(axes, curves.valid, f"accuracy_m{name}", f"{of}valid", other, "--")
         # Guessing the most frequent unit; its share differs between the splits.
         majority = f"majority_m{name}"
         line(axes, curves.train, majority, f"{of}most frequent unit (train)", colour, ":")
         line(axes, curves.valid, majority, f"{of}most frequent unit (valid)", other, ":")
-    if not sets:
-        axes.set_ylabel("standard deviation over frames")
-        line(axes, curves.train, "target_var", "targets", BLUE)
-        line(axes, curves.train, "pred_var", "predictions", VERMILION, "--")
-        line(axes, curves.valid, "target_var", "targets (valid)", GREY)
-        # Without dropout's noise: what the model itself tells apart.
-        line(axes, curves.valid, "pred_var", "predictions (valid)", GREY, ":")
     axes.set_ylim(bottom=0)
 
 
-def draw_content(axes: "Axes", curves: Curves) -> None:
-    """Draw how many units the predictions name, or how much they know of the music."""
-    sets = label_sets(curves)
-    for name, of, colour, other in sets:
-        axes.set_ylabel("units in use (perplexity)")
+def draw_units(axes: "Axes", curves: Curves) -> None:
+    """Draw how many units of each label set the predictions name."""
+    axes.set_ylabel("units in use (perplexity)")
+    for name, of, colour, other in label_sets(curves):
         line(axes, curves.train, f"perplexity_pred{name}", f"{of}predictions", colour)
         line(axes, curves.valid, f"perplexity_pred{name}", f"{of}predictions (valid)", other, "--")
         line(axes, curves.train, f"perplexity_target{name}", f"{of}labels", colour, ":")
         line(axes, curves.valid, f"perplexity_target{name}", f"{of}labels (valid)", other, ":")
-    if not sets:
-        axes.set_ylabel("share of the squared error")
-        line(axes, curves.train, "pred_music", "pred_music: saved by knowing the crop", BLUE)
-        line(axes, curves.valid, "pred_music", "pred_music (valid)", VERMILION, "--")
-        line(axes, curves.train, "target_position", "target_position: due to position", GREY, ":")
-        line(axes, curves.valid, "target_position", "target_position (valid)", GREY, "-.")
+    axes.set_ylim(bottom=0)
+
+
+def draw_spread(axes: "Axes", curves: Curves) -> None:
+    """Draw the spread of music2vec's targets and predictions, which is 0 after a collapse."""
+    axes.set_ylabel("standard deviation over frames")
+    line(axes, curves.train, "target_var", "targets", BLUE)
+    line(axes, curves.train, "pred_var", "predictions", VERMILION, "--")
+    line(axes, curves.valid, "target_var", "targets (valid)", GREY)
+    # Without dropout's noise: what the model itself tells apart.
+    line(axes, curves.valid, "pred_var", "predictions (valid)", GREY, ":")
+    axes.set_ylim(bottom=0)
+
+
+def draw_music(axes: "Axes", curves: Curves) -> None:
+    """Draw how much music2vec's predictions and targets know of the music."""
+    axes.set_ylabel("share of the squared error")
+    line(axes, curves.train, "pred_music", "pred_music: saved by knowing the crop", BLUE)
+    line(axes, curves.valid, "pred_music", "pred_music (valid)", VERMILION, "--")
+    line(axes, curves.train, "target_position", "target_position: due to position", GREY, ":")
+    line(axes, curves.valid, "target_position", "target_position (valid)", GREY, "-.")
     axes.set_ylim(bottom=0)
 
 
@@ -188,36 +194,45 @@ def draw_learning_rate(axes: "Axes", curves: Curves) -> None:
     axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
 
 
+def panels_of(curves: Curves) -> list[Callable[["Axes", Curves], None]]:
+    """Choose what to draw of a run: it may predict units, the teacher, or both."""
+    of_units = [draw_accuracy, draw_units] if label_sets(curves) else []
+    of_teacher = [draw_spread, draw_music] if series(curves.train, "target_var")[1] else []
+    return [draw_loss, *of_units, *of_teacher]
+
+
 def draw(runs: Sequence[Curves]) -> "Figure":
-    """Draw runs side by side: loss, health, content and learning rate against updates.
+    """Draw runs side by side: loss, what they have learned, and learning rate against updates.
 
     Runs that log the same, such as a sweep over rates, have the same axes.
     """
-    figure = new_figure(1 + 4.5 * len(runs), 9.5)
-    rows = {draw_loss: 3, draw_health: 3, draw_content: 3, draw_learning_rate: 1.5}
+    columns = [panels_of(run) for run in runs]
+    rows = max(map(len, columns))
+    figure = new_figure(1 + 4.5 * len(runs), 2 + 2.5 * rows)
     alike = len({(loss_key(run), *label_sets(run)) for run in runs}) == 1
-    panels = figure.subplots(
-        len(rows),
+    grid = figure.subplots(
+        rows + 1,
         len(runs),
         sharex="col",
         sharey="row" if alike else False,
         squeeze=False,
-        height_ratios=[*rows.values()],
+        height_ratios=[*[3] * rows, 1.5],
     )
-    for column, curves in enumerate(runs):
-        panels[0, column].set_title(curves.name, size=10)
-        for row, panel in enumerate(rows):
-            axes = panels[row, column]
+    for column, (curves, panels) in enumerate(zip(runs, columns, strict=True)):
+        grid[0, column].set_title(curves.name, size=10)
+        for axes in grid[len(panels) : rows, column]:
+            axes.set_axis_off()
+        for axes, panel in zip(grid[:, column], panels, strict=False):
             panel(axes, curves)
-            axes.xaxis.get_major_locator().set_params(integer=True)
-            axes.grid(alpha=0.3)
-            if panel is draw_learning_rate or not axes.lines:
-                continue
             if len(axes.lines) > _MAX_LINES_WITHIN:  # above the axes: it would hide lines
                 place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2}
                 axes.legend(frameon=False, fontsize=7, **place)
-            else:
+            elif axes.lines:
                 axes.legend(frameon=False, fontsize=8)
+        draw_learning_rate(grid[rows, column], curves)
+        for axes in grid[:, column]:
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.grid(alpha=0.3)
     return figure
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fairseq.logging.progress_bar import JsonProgressBar
 
-from music_ssl_fairseq.report.training import draw, draw_health
+from music_ssl_fairseq.report.training import draw, panels_of
 from tests import EXAMPLES
 
 pytest.importorskip("matplotlib")
@@ -197,8 +197,20 @@ def test_each_health_curve_has_the_baseline_of_its_split(plot, write_log, tmp_pa
 
     curves = plot.read_log(write_log(tmp_path, [("train_inner", stats), ("valid", stats)]))
     axes = matplotlib.figure.Figure().subplots()
-    draw_health(axes, curves)
+    panels_of(curves)[1](axes, curves)
     assert [line.get_label() for line in axes.lines] == labels
+
+
+def test_a_run_with_units_beside_the_teacher_shows_both(plot, write_log, tmp_path):
+    """Its units may be learned while the teacher has collapsed."""
+    teacher = {"target_var": 0.7, "pred_var": 0.2, "pred_music": 0.3, "target_position": 0.1}
+    log = [("train_inner", {**hubert(update, 5), **teacher}) for update in (1, 2)]
+    curves = plot.read_log(write_log(tmp_path / "units", log))
+    alone = plot.read_log(write_log(tmp_path / "alone", [("train_inner", hubert(1, 5))]))
+    figure = draw([curves, alone])
+    drawn = {axes.get_ylabel() for axes in figure.axes if axes.lines}
+    assert {"accuracy on masked frames", "share of the squared error"} < drawn
+    assert len([axes for axes in figure.axes if not axes.lines and not axes.axison]) == 2
 
 
 @pytest.mark.parametrize("text", [None, "no statistics\n"])
