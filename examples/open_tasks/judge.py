@@ -124,8 +124,8 @@ def judge(
     from music_ssl_fairseq.runtime.device import choose_device
 
     logging.basicConfig(level=logging.WARNING, format=_WARNINGS)
-    # tqdm's own lock is a semaphore of processes, which a worker that is killed leaves behind: torch
-    # ends its compilers first, for longer than the pool waits.
+    # tqdm's own lock is a semaphore, which a worker that is killed leaves behind. torch ends its
+    # compilers first, for longer than the pool waits.
     tqdm.set_lock(threading.RLock())
     upstream, chosen = item
     start = time.monotonic()

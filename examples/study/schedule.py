@@ -58,7 +58,9 @@ class Study:
         known = dict.fromkeys(row.name for row in self.table.rows)
         for name in names:
             if name not in known:
-                raise InputError(f"--rows {name}: no such row in the table; it has {', '.join(known)}")
+                raise InputError(
+                    f"--rows {name}: no such row in the table; it has {', '.join(known)}"
+                )
         chosen = [
             row
             for row in self.table.rows

@@ -62,7 +62,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=5.0, help="of one (%(default)s)")
     parser.add_argument("--limit", type=float, default=3600, help="seconds of a run (%(default)s)")
     parser.add_argument("--no-cold", action="store_true", help="use the usual cache of kernels")
-    parser.add_argument("--reference", action="store_true", help="stock fairseq, too: needs 16 kHz mono files")
+    parser.add_argument(
+        "--reference", action="store_true", help="stock fairseq, too: needs 16 kHz mono files"
+    )
     parser.add_argument("--reference-updates", type=int, default=3000, help="(%(default)s)")
     parser.add_argument("--reference-override", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--record", type=Path, help="folder to write: logs, config, figures, page")

@@ -208,6 +208,18 @@ def test_nothing_starts_that_would_not_end_in_time(made, capsys):
     assert "first-s1: not begun" in capsys.readouterr().out
 
 
+def test_rows_and_seeds_that_the_table_lacks_are_an_error(modules, made):
+    with pytest.raises(
+        InputError, match=r"--rows frist: no such row in the table; it has second, "
+    ):
+        made(names=["frist"])[0]()
+    table = modules["rows"].read(Path("rows.yaml"))
+    study = modules["schedule"].Study(SimpleNamespace(steps=None, places=None, table=table))
+    assert [row.id for row in study.wanted([], [2])] == ["floor-s1", "still-s1", "first-s2"]
+    with pytest.raises(InputError, match="--seeds 3: the table gives none of these rows"):
+        study.wanted(["first"], [3])
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
 def test_commands_end_with_a_killed_study(tmp_path):
     """A training that went on alone would keep the next one out of its folder."""
