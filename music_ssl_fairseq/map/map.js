@@ -31,7 +31,7 @@
     find("#detail").replaceChildren(
       make("h3", {}, button, " ", short(name)),
       make("p", { class: "note" }, `${group ? `${name.slice(0, -short(name).length - 1)}, ` : ""}${minutes(seconds)} long${button ? `; the clip is from ${minutes(start)}` : ""}`),
-      make("p", {}, "nearest songs, with similarity:"),
+      make("p", {}, near.length ? "nearest songs, with similarity:" : "no other song to compare with"),
       make("ol", { class: "near" }, ...near.map((other, i) => make("li", {}, make("span", {}, playButton(other), make("span", {}, link(other), ofFolder(other)), make("span", { class: "number" }, similarity[i].toFixed(2)))))));
     if (plays && button) button.click();
     table?.draw();
@@ -43,7 +43,7 @@
     closeness: () => map.colourByNumber(songs.map(({ similarity }) => similarity[0] ?? null), "similarity to the nearest song"),
   };
   find("#colour").addEventListener("change", (event) => colours[event.target.value]());
-  const first = songs.some(({ group }) => group) ? "group" : "closeness"; // a folder without folders
+  const first = songs.some(({ group }) => group) ? "group" : songs.length > 1 ? "closeness" : "seconds";
   find("#colour").value = first;
   colours[first]();
 

@@ -10,7 +10,7 @@ import numpy as np
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.data.left_out import LeftOut
 from music_ssl_fairseq.errors import AudioError
-from music_ssl_fairseq.frames import SAMPLE_RATE, amount
+from music_ssl_fairseq.frames import SAMPLE_RATE, amount, counted
 from music_ssl_fairseq.jobs.pool import WorkerPool, ordered
 from music_ssl_fairseq.pages.flat import flat_map, nearest
 from music_ssl_fairseq.pages.page import Page, table
@@ -90,7 +90,7 @@ def write_page(
     similarity = (1 - distances**2 / 2).round(3)  # of vectors of length 1
     plane = flat_map(comparable).round(4).tolist()
     music = amount(sum(excerpt.seconds for excerpt in excerpts) / 3600)
-    lead = f"{len(songs):,} songs, {music} of music; {description}"
+    lead = f"{counted(len(songs), 'song')}, {music} of music; {description}"
     page = Page(f"Song map of {folder.resolve().name}", lead, __package__, "map.js")
     page.add("Songs", page.part("map.html"))
     if left_out:
