@@ -7,6 +7,7 @@ yet is not judged before the learning rate has reached its peak.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,35 +36,31 @@ def schedule_of(task: Any) -> tuple[int, str]:
     return getattr(task, "warmup", 0), getattr(task, "advice", "Lower the learning rate")
 
 
+@dataclass
 class Patience:
-    """Decides when a state that may pass has lasted too long.
+    """Decides when a state that may pass has lasted too long."""
 
-    The state counts from update `start` on, and may last `patience` updates.
-    """
-
-    def __init__(self, start: int, patience: int):
-        self._start = start
-        self._patience = patience
-        self._since: int | None = None
-        self._reported = False
+    start: int  # the update from which on the state counts
+    patience: int  # updates that it may last
+    _since: int | None = None
+    _reported: bool = False
 
     def exhausted(self, update: int, bad: bool, learned: bool = False) -> bool:
         """Return True once when the state has lasted too long, and again only after it has passed.
 
         Args:
-            update: number of this update.
             bad: whether the state holds at this update.
             learned: whether the model has done better, after which the state counts at once.
         """
         if learned:
-            self._start = 0
+            self.start = 0
         if not bad:
             self._since, self._reported = None, False
-        if not bad or update < self._start or self._reported:
+        if not bad or update < self.start or self._reported:
             return False
         if self._since is None:
             self._since = update
-        self._reported = update - self._since >= self._patience
+        self._reported = update - self._since >= self.patience
         return self._reported
 
 
@@ -71,11 +68,8 @@ class UnitWatch:
     """Watches musicHuBERT: predictions of nearly one unit, no more accurate than always that unit.
 
     This follows from too high a learning rate (fairseq issue 5534): the loss stays at the entropy
-    of the labels. Features need not shrink, and do not without their penalty.
-
-    Args:
-        warmup: updates until the learning rate has its peak.
-        advice: which settings to change after a collapse.
+    of the labels. Features need not shrink, and do not without their penalty. `warmup` and `advice`
+    are those of `schedule_of`.
     """
 
     def __init__(self, warmup: int, advice: str):
@@ -102,7 +96,6 @@ class UnitWatch:
         Several label sets are judged together: one that is learned is enough.
 
         Args:
-            update: its number.
             correct: masked frames whose unit was predicted, summed over the label sets.
             frames: masked frames.
             pred: per label set, `[classes]` how often each unit was predicted; on the CPU.
@@ -144,10 +137,8 @@ class UnitWatch:
 class SpreadWatch:
     """Watches music2vec: targets or predictions without spread, or targets of position alone.
 
-    Args:
-        warmup: updates until the learning rate has its peak.
-        advice: which settings to change after a collapse.
-        minimum: the smallest healthy standard deviation of `target` and of `pred`.
+    `warmup` and `advice` are those of `schedule_of`; `minimum` is the smallest healthy standard
+    deviation of `target` and of `pred`.
     """
 
     def __init__(self, warmup: int, advice: str, minimum: dict[str, float]):
@@ -166,7 +157,6 @@ class SpreadWatch:
         """Judge an update; return one line, once per collapse, or else None.
 
         Args:
-            update: its number.
             deviation: the standard deviation over frames of `target` and of `pred`.
             position: the share of the targets' variance that a frame's position explains.
         """

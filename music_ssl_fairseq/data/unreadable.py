@@ -2,6 +2,7 @@
 
 import logging
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,21 +12,17 @@ from music_ssl_fairseq.errors import AudioError, InputError
 logger = logging.getLogger(__name__)
 
 
+@dataclass
 class UnreadableTracks:
-    """Flags per track in shared memory, for all data-loading workers.
+    """Flags per track in shared memory, for all data-loading workers."""
 
-    Args:
-        num_tracks: tracks of the manifest.
-        num_used: tracks that crops are taken from.
-        max_share: unreadable share of those, in [0, 1], beyond which training ends.
-        manifests: the manifest's folder, for the error message.
-    """
+    num_tracks: int  # of the manifest
+    num_used: int  # that crops are taken from
+    max_share: float  # unreadable share of those, in [0, 1], beyond which training ends
+    manifests: Path  # the manifest's folder, for the error message
 
-    def __init__(self, num_tracks: int, num_used: int, max_share: float, manifests: Path):
-        self._flags = torch.zeros(num_tracks, dtype=torch.bool).share_memory_()
-        self._num_used = num_used
-        self._max_share = max_share
-        self._manifests = manifests
+    def __post_init__(self) -> None:
+        self._flags = torch.zeros(self.num_tracks, dtype=torch.bool).share_memory_()
 
     def __contains__(self, track: int) -> bool:
         return bool(self._flags[track])
@@ -42,11 +39,11 @@ class UnreadableTracks:
         if track in self:
             return
         self._flags[track] = True
-        so_far = f"{len(self)} of {self._num_used} tracks"
-        if len(self) > self._max_share * self._num_used:
+        so_far = f"{len(self)} of {self.num_used} tracks"
+        if len(self) > self.max_share * self.num_used:
             raise InputError(
-                f"{so_far} cannot be read, more than max_unreadable={self._max_share:g} allows; "
+                f"{so_far} cannot be read, more than max_unreadable={self.max_share:g} allows; "
                 f"the last one is {error}. All are listed by",
-                f"python -m manifests_tools check {shlex.quote(str(self._manifests))}",
+                f"python -m manifests_tools check {shlex.quote(str(self.manifests))}",
             )
         logger.warning("%s; using other crops instead (%s so far)", error, so_far)

@@ -37,13 +37,15 @@ class Part(NamedTuple):
     num_samples: int
 
 
+@dataclass
 class Cut:
     """A manifest's tracks in sections and windows."""
 
-    def __init__(self, manifest: Manifest, grid: FrameGrid, windowing: Windowing):
-        self.manifest = manifest
-        self.grid = grid
-        self.windowing = windowing
+    manifest: Manifest
+    grid: FrameGrid
+    windowing: Windowing
+
+    def __post_init__(self) -> None:
         self._sections = lru_cache(maxsize=64)(sections)
 
     def sections(self, track: int) -> list[Section]:

@@ -23,7 +23,7 @@ _CACHE_BYTES = 2**40
 
 
 class Embedder:
-    """A frozen model, and which of its layers and how much of a song it is given.
+    """A frozen model, one of its layers, and how much of a song it is given.
 
     Args:
         checkpoint: what `open_source` takes.

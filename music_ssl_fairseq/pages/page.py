@@ -31,11 +31,8 @@ class Cell(NamedTuple):
 class Page:
     """A page in the making; sections appear in the order in which they are added.
 
-    Args:
-        title: of the page, plain text.
-        lead: sentences below the title, plain text.
-        package: package that has the page's own parts.
-        script: of these, the file that runs after `page.js`, if there is one.
+    `title` and `lead`, sentences below it, are plain text. `package` has the page's own parts, and
+    `script` is the one of them that runs after `page.js`, if there is one.
     """
 
     def __init__(self, title: str, lead: str, package: str = __package__, script: str = ""):
