@@ -11,6 +11,9 @@ from music_ssl_fairseq.report.study import QUESTIONS, Rows, Run, tasks_of
 LEVEL = 0.05
 """Largest corrected p value of a clear difference."""
 
+MOST_SEEDS = 100
+"""Seeds per row that are tried before a difference is said to need more clips."""
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -58,23 +61,35 @@ def differences(rows: Rows, pairs: Sequence[tuple[str, str, str]] = QUESTIONS) -
             freedom = known * (error**2 / of_seeds) ** 2 if of_seeds else math.inf
             p = float(2 * student.sf(abs(drawn[0]) / error, freedom)) if error else 1.0
             found.append(Difference(question, one, other, task, float(drawn[0]), error, p))
-            parts.append((freedom, clips, seeds * len(counts)))
-    corrected = holm([d.p for d in found])
-    strictest = [float(student.isf(LEVEL / 2 / len(found), freedom)) for freedom, *_ in parts]
+            parts.append((freedom, clips, seeds, known))
+    level = LEVEL / 2 / max(1, len(found))  # Holm's strictest, on one side
     return [
         replace(
             d,
             corrected=p,
-            detectable=least * d.error,
-            seeds=_seeds_needed(abs(d.value) / least, *variances),
+            detectable=float(student.isf(level, freedom)) * d.error,
+            seeds=_seeds_needed(abs(d.value), level, *variances),
         )
-        for d, p, least, (_, *variances) in zip(found, corrected, strictest, parts, strict=True)
+        for d, p, (freedom, *variances) in zip(found, holm([d.p for d in found]), parts, strict=True)
     ]
 
 
-def _seeds_needed(error: float, clips: float, seeds: float) -> float:
-    """Return the seeds of each row that bring the standard error down to `error`."""
-    return math.ceil(max(1.0, seeds / (error**2 - clips))) if error**2 > clips else math.inf
+def _seeds_needed(value: float, level: float, clips: float, seeds: float, known: int) -> float:
+    """Return the seeds of each row with which a difference would be clear, or infinity.
+
+    Each more seed also adds a degree of freedom per row to those by which `seeds`, their variance,
+    is known.
+    """
+    from scipy.stats import t as student
+
+    for count in range(1, MOST_SEEDS + 1):
+        of_seeds = 2 * seeds / count
+        error = math.sqrt(clips + of_seeds)
+        freedom = max(known, 2 * (count - 1))
+        freedom *= (error**2 / of_seeds) ** 2 if of_seeds else math.inf
+        if freedom and value > student.isf(level, freedom) * error:
+            return count
+    return math.inf
 
 
 def unequal_audio(rows: Rows, one: str, other: str) -> bool:

@@ -118,8 +118,9 @@ def _verdict(found: Sequence[Difference]) -> str:
     below = [d.task for d in found if d.clear and d.value < 0]
     small = []
     for d in [d for d in found if not d.clear]:
-        needed = "more clips" if d.seeds > 100 else f"{d.seeds:.0f} seeds"
-        small.append(f"{d.task} ({100 * d.detectable:.1f}; {needed})")
+        least = f"{100 * d.detectable:.1f}" if d.detectable < 1 else "over 100"
+        needed = f"{d.seeds:.0f} seeds" if math.isfinite(d.seeds) else "more clips"
+        small.append(f"{d.task} ({least}; {needed})")
     named = (("above", above), ("below", below), ("too small to tell", small))
     text = "; ".join(f"{word} on {', '.join(tasks)}" for word, tasks in named if tasks) + "."
     return text + _beside_the_paper(found)

@@ -48,6 +48,22 @@ def test_clear_differences_are_told_from_chance(results):
     assert close.seeds > 100 or np.isinf(close.seeds)
 
 
+@pytest.mark.parametrize("value", [0.5, 0.1, 0.03])
+def test_seeds_needed_are_those_of_a_t_test(value):
+    """Without the clips' scatter, a difference is a t-test of two groups of seeds."""
+    from scipy.stats import ttest_ind_from_stats
+
+    def p(count):
+        return ttest_ind_from_stats(value, 0.02, count, 0, 0.02, count).pvalue
+
+    needed = study_pairs._seeds_needed(value, 0.01 / 2, 0.0, 0.02**2, known=0)
+    assert p(needed) < 0.01 <= (p(needed - 1) if needed > 2 else 1)
+
+
+def test_more_seeds_do_not_help_where_clips_are_too_few():
+    assert np.isinf(study_pairs._seeds_needed(0.02, 0.005, 0.01**2, 0.02**2, known=5))
+
+
 def test_unequal_audio_is_not_compared(results):
     file = results / "hubert-k100-s2.json"
     file.write_text(file.read_text().replace('"audio_seconds": 1500', '"audio_seconds": 900'))
