@@ -70,7 +70,9 @@ def differences(rows: Rows, pairs: Sequence[tuple[str, str, str]] = QUESTIONS) -
             detectable=float(student.isf(level, freedom)) * d.error,
             seeds=_seeds_needed(abs(d.value), level, *variances),
         )
-        for d, p, (freedom, *variances) in zip(found, holm([d.p for d in found]), parts, strict=True)
+        for d, p, (freedom, *variances) in zip(
+            found, holm([d.p for d in found]), parts, strict=True
+        )
     ]
 
 
