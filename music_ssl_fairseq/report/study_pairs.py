@@ -68,15 +68,13 @@ def differences(rows: Rows, pairs: Sequence[tuple[str, str, str]] = QUESTIONS) -
             d,
             corrected=p,
             detectable=float(student.isf(level, freedom)) * d.error,
-            seeds=_seeds_needed(abs(d.value), level, *variances),
+            seeds=_seeds_needed(abs(d.value), level, *scatter),
         )
-        for d, p, (freedom, *variances) in zip(
-            found, holm([d.p for d in found]), parts, strict=True
-        )
+        for d, p, (freedom, *scatter) in zip(found, holm([d.p for d in found]), parts, strict=True)
     ]
 
 
-def _seeds_needed(value: float, level: float, clips: float, seeds: float, known: int) -> float:
+def _seeds_needed(value: float, level: float, clips: float, seeds: float, known: float) -> float:
     """Return the seeds of each row with which a difference would be clear, or infinity.
 
     Each more seed also adds a degree of freedom per row to those by which `seeds`, their variance,
@@ -87,7 +85,7 @@ def _seeds_needed(value: float, level: float, clips: float, seeds: float, known:
     for count in range(1, MOST_SEEDS + 1):
         of_seeds = 2 * seeds / count
         error = math.sqrt(clips + of_seeds)
-        freedom = max(known, 2 * (count - 1))
+        freedom = max(known, 2.0 * (count - 1))
         freedom *= (error**2 / of_seeds) ** 2 if of_seeds else math.inf
         if freedom and value > student.isf(level, freedom) * error:
             return count
