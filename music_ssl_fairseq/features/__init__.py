@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features.framewise import Concatenation, Framewise, SideBySide
-from music_ssl_fairseq.runtime.user_command import newest_run, with_options, with_word
+from music_ssl_fairseq.runtime.user_command import (
+    newest_run,
+    with_options,
+    with_other,
+    with_word,
+)
 from music_ssl_fairseq.upstream import read
 from music_ssl_fairseq.upstream.find_checkpoint import locate
 
@@ -60,12 +65,13 @@ class FeatureSpec:
             raise InputError(
                 f"no features called {unknown[0]!r}; there are: {', '.join(FRONT_ENDS)}, "
                 f"several of these joined by +, and {DEEP}",
-                with_word(unknown[0], FRONT_ENDS),
+                with_word(unknown[0], FRONT_ENDS) or with_other("--features", "mfcc"),
             )
         if DEEP in parts and len(parts) > 1:
             raise InputError(
                 f"{self.name}: {DEEP} cannot be joined with others, because the frame rate is its "
-                "model's (50 per second in HuBERT, the others 100), and so is the scale"
+                "model's (50 per second in HuBERT, the others 100), and so is the scale",
+                with_other("--features", "+".join(part for part in parts if part != DEEP)),
             )
         if any(len(set(names.split("+"))) < names.count("+") + 1 for names in self.sets) or len(
             set(self.sets)
@@ -81,7 +87,8 @@ class FeatureSpec:
                     with_options({option: None}),
                 )
         if self.layer is not None and self.layer < 0:
-            raise InputError(f"--layer {self.layer}: layers are counted from 0")
+            right = with_other("--layer", 0)
+            raise InputError(f"--layer {self.layer}: layers are counted from 0", right)
         if self.checkpoint is not None:
             object.__setattr__(self, "checkpoint", str(locate(self.checkpoint)))
 

@@ -18,6 +18,7 @@ from music_ssl_fairseq.label.kmeans import check_enough
 from music_ssl_fairseq.label.recipe import MAX_FRAMES, Recipe
 from music_ssl_fairseq.runtime.device import choose_device
 from music_ssl_fairseq.runtime.files import checksum
+from music_ssl_fairseq.runtime.user_command import with_options
 
 _OPTIONS_OF_THE_RUN = {"manifests", "labels", "stage", "workers", "num_shards", "shard", "report"}
 """Options that are not repeated when the same labels are asked for again."""
@@ -54,7 +55,8 @@ def make_jobs(arguments: Namespace, parser: ArgumentParser, train: Manifest) -> 
     if arguments.centroids is not None or DEEP in sets:
         raise InputError(
             f"--features {arguments.features}: several at once take no --centroids, and {DEEP} is "
-            "not one of them"
+            "not one of them",
+            with_options({"--features": next(name for name in sets if name != DEEP)}),
         )
     FeatureSpec(arguments.features, arguments.checkpoint, arguments.layer)
     return [
@@ -85,7 +87,8 @@ def make_job(arguments: Namespace, parser: ArgumentParser, train: Manifest) -> J
             if getattr(a, name) != parser.get_default(name):
                 raise InputError(
                     f"--algorithm minibatch has the settings of fairseq's scripts: leave out "
-                    f"--{name}, or --algorithm"
+                    f"--{name}, or --algorithm",
+                    with_options({f"--{name}": None}),
                 )
     features = FeatureSpec(a.features, a.checkpoint, a.layer)
     start_server([f"{__package__}.sample", f"{__package__}.assign", *features.modules])

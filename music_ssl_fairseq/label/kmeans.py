@@ -61,7 +61,7 @@ def check_enough(num_frames: int, k: int) -> str | None:
         InputError: if there are fewer frames than clusters.
     """
     if num_frames < k:
-        fewer = num_frames // FRAMES_PER_CENTROID
+        fewer = max(num_frames // FRAMES_PER_CENTROID, min(num_frames, 2))
         raise InputError(
             f"{num_frames} frames cannot make {k} clusters: "
             "give more audio, a smaller --k or a larger --max-frames",

@@ -18,6 +18,7 @@ from music_ssl_fairseq.label.assign import Labeller
 from music_ssl_fairseq.label.fitting import FIT_LOCK
 from music_ssl_fairseq.label.job import Job
 from music_ssl_fairseq.label.join import join
+from music_ssl_fairseq.runtime.user_command import with_option
 
 
 def label_split(job: Job, split: str, manifest: Manifest) -> bool:
@@ -32,7 +33,8 @@ def label_split(job: Job, split: str, manifest: Manifest) -> bool:
     centroids = folder.centroids()
     if centroids is None:
         raise InputError(
-            f"{folder.path}: no centroids of this recipe to assign; run --stage fit first"
+            f"{folder.path}: no centroids of this recipe to assign; run --stage fit first",
+            with_option("--stage", "fit"),
         )
     name = folder.block_name(split, manifest)
     labeller = Labeller(job.features, centroids)

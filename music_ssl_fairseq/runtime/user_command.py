@@ -43,7 +43,7 @@ def with_flag(option: str) -> str:
 
 def with_word(wrong: str, right: Iterable[str]) -> str:
     """Return the command with the most similar of the right words; empty if none is similar."""
-    near = get_close_matches(wrong, list(right), 1)
+    near = get_close_matches(wrong.lower(), list(right), 1)
     pattern = rf"(?<![\w-]){re.escape(wrong)}(?![\w-])"
     words = [re.sub(pattern, near[0], word) for word in typed()] if near else []
     return shlex.join(words) if words != typed() else ""

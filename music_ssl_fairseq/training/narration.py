@@ -118,7 +118,7 @@ class Narration:
         _remove_bar()
         trainer, cfg = self._trainer, self._trainer.cfg
         spent = amount(trainer.cumulative_training_time() / 3600)
-        say(f"trained: {trainer.get_num_updates()} updates in {spent}{self._best()}")
+        say(f"trained: {counted(trainer.get_num_updates(), 'update')} in {spent}{self._best()}")
         if not cfg.checkpoint.no_save:
             say(f"next: {shell_line(trainer.task.next_command(cfg))}")
         self._trainer = None
@@ -149,8 +149,8 @@ def _device_line(cfg: Any) -> str:
     else:
         device = f"CPU, {counted(torch.get_num_threads(), 'thread')}"
     limits = cfg.optimization
-    ends = [f"{limits.max_update} updates"] if limits.max_update else []
-    ends += [f"{limits.max_epoch} epochs"] if limits.max_epoch else []
+    ends = [counted(limits.max_update, "update")] if limits.max_update else []
+    ends += [counted(limits.max_epoch, "epoch")] if limits.max_epoch else []
     return f"on {device}, for {' or '.join(ends) or 'ever, until it is stopped'}"
 
 

@@ -33,6 +33,7 @@ from music_ssl_fairseq.cli import exit_status
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.units import UnitDictionary
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.features import FeatureSpec
 from music_ssl_fairseq.label.kmeans import check_enough
 from music_ssl_fairseq.runtime import user_command
 from tests import EXAMPLES, checkpoints, tiny
@@ -261,6 +262,18 @@ def test_music_that_moved(capsys):
 def test_labels_before_manifests(capsys):
     run(music_ssl_fairseq, "label", "--k", "500")
     assert last(capsys) == "python -m manifests_tools pretrain --root music"
+
+
+@pytest.mark.parametrize(
+    ("given", "right"),
+    [("MFCC", "mfcc"), ("mfcc+cqr", "mfcc+cqt"), ("wav2vec", "mfcc"), ("cqt+deep", "cqt")],
+)
+def test_misspelt_features(given, right, monkeypatch):
+    command = ["python", "-m", "music_ssl_fairseq", "label", "--features"]
+    monkeypatch.setattr(sys, "orig_argv", [*command, given])
+    with pytest.raises(InputError) as error:
+        FeatureSpec(given)
+    assert error.value.lines.splitlines()[1] == " ".join([*command, right])
 
 
 def test_training_before_labels():
