@@ -23,7 +23,7 @@ from music_ssl_fairseq.data.manifest import Manifest, concerns, write_manifest
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, amount, counted, hours
 from music_ssl_fairseq.runtime.files import atomic_path, require_writable
-from music_ssl_fairseq.runtime.user_command import beside, with_option
+from music_ssl_fairseq.runtime.user_command import beside, with_option, with_options
 
 DESCRIPTION = f"""\
 List the audio below a folder, of any sample rate and number of channels, in OUT/train.tsv and
@@ -118,7 +118,8 @@ def run(a: argparse.Namespace) -> None:
     _refuse_overwriting(Path(a.out), a.force)
     folder = _check_copies(root, a.convert, a.shards, a.shard_hours, a.labels)
     if a.speeds and not a.convert:
-        raise InputError("--speeds changes the speed of copies: give --convert DIR as well")
+        message = "--speeds changes the speed of copies: give --convert DIR as well"
+        raise InputError(message, with_option("--convert", beside(f"{root}_copies")))
     require_writable(a.out, "--out")
     names, unlisted = find_audio(root)
     tracks, unusable = examine_tracks(root, names, a.min_seconds, a.thorough, a.workers)
@@ -225,9 +226,11 @@ def _check_copies(
 ) -> str:
     """Check the options of copies; return their folder, or "" without copies."""
     if convert is not None and shards is not None:
-        raise InputError("--convert and --shards both write copies: give one of them")
+        message = "--convert and --shards both write copies: give one of them"
+        raise InputError(message, with_options({"--shards": None}))
     if labels is not None and shards is None:
-        raise InputError("--labels puts labels into shards: give --shards DIR as well")
+        message = "--labels puts labels into shards: give --shards DIR as well"
+        raise InputError(message, with_option("--shards", beside("shards")))
     if not shard_hours > 0:
         raise InputError(f"--shard-hours {shard_hours:g}: a shard holds more than nothing")
     if not (convert or shards):
@@ -238,7 +241,8 @@ def _check_copies(
         # The next run would list or replace copies among their sources.
         raise InputError(
             f"{option} {folder} and --root {root} lie within each other: "
-            "choose a folder for the copies beside the root"
+            "choose a folder for the copies beside the root",
+            with_option(option, beside(f"{root}_copies")),
         )
     if not os.path.isdir(folder):  # copies that exist may be reused where nothing is written
         require_writable(folder, option)

@@ -29,6 +29,7 @@ from music_ssl_fairseq.extract.store import FrameStore, MeanStore
 from music_ssl_fairseq.frames import SAMPLE_RATE, amount, counted, samples_in
 from music_ssl_fairseq.runtime.delayed_fetch import Fetch, start_fetch
 from music_ssl_fairseq.runtime.files import checksum
+from music_ssl_fairseq.runtime.user_command import with_option
 from music_ssl_fairseq.upstream.model import Upstream, too_short
 from music_ssl_fairseq.upstream.windows import Windowing
 
@@ -165,7 +166,8 @@ class Extraction:
         except torch.OutOfMemoryError:
             raise InputError(
                 f"{self.batch_seconds:g} s of audio in a batch is more than the GPU's memory "
-                "holds: give a smaller --batch-seconds"
+                "holds: give a smaller --batch-seconds",
+                with_option("--batch-seconds", f"{self.batch_seconds / 2:g}"),
             ) from None
 
 

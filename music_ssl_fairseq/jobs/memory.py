@@ -93,13 +93,14 @@ def check_frames(
     fixed = _MAIN_BYTES + model + 4 * k * dimension * _ARRAYS_PER_CENTROID
     per_frame = 4 * dimension + _BYTES_PER_FRAME
     fit = max(0, memory - fixed) // per_frame
-    if asked is not None and asked > fit:
+    needed = -(-(fixed + max(k, asked or 0) * per_frame) // _UNITS["G"])
+    if asked is not None and asked > fit >= k:
         raise InputError(
             f"{asked} frames of {dimension} values do not fit --memory {show_size(memory)}, which "
-            f"holds {fit}: give more memory, fewer --max-frames, or --minibatch {fit}"
+            f"holds {fit}: give more memory, fewer --max-frames, or --minibatch {fit}",
+            with_option("--memory", f"{needed}G"),
         )
     if fit < k:
-        needed = -(-(fixed + k * per_frame) // _UNITS["G"])
         raise InputError(
             f"--memory {show_size(memory)} holds {fit} frames of {dimension} values, fewer than "
             f"k = {k} clusters: choose a smaller --k, or give {needed} GB",

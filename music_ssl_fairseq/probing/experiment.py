@@ -30,6 +30,7 @@ from music_ssl_fairseq.probing.scoring.metrics import Scores, evaluate
 from music_ssl_fairseq.probing.scoring.results import Collector
 from music_ssl_fairseq.probing.spec import read_spec
 from music_ssl_fairseq.runtime.device import choose_device
+from music_ssl_fairseq.runtime.user_command import with_options
 from music_ssl_fairseq.upstream.model import Upstream
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,8 @@ class ProbeExperiment:
             raise InputError(
                 f"{cfg.data}: holds the task {self.spec.name}, but this configuration is for "
                 f"{cfg.expected}: give the --config-name of the task, another task.data, or "
-                "task.expected=null for these settings all the same"
+                "task.expected=null for these settings all the same",
+                with_options({"--config-name": None}),
             )
         batch_seconds = 40.0 if self.device == "cpu" else 640.0
         self.plan = WindowPlan(cfg.window_seconds, self.spec.kind == "beats", batch_seconds)

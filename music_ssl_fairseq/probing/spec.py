@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.files import write_json
 from music_ssl_fairseq.runtime.texts import quoted, read_json
-from music_ssl_fairseq.runtime.user_command import similar, with_path
+from music_ssl_fairseq.runtime.user_command import similar, with_other, with_path
 
 SPLITS = ("train", "valid", "test")
 
@@ -84,7 +84,8 @@ class ProbingSpec:
         if self.metric not in METRICS[self.kind]:
             raise InputError(
                 f"metric {self.metric!r} does not fit the kind {self.kind}: "
-                f"one of {', '.join(METRICS[self.kind])}"
+                f"one of {', '.join(METRICS[self.kind])}",
+                with_other("--metric", next(iter(METRICS[self.kind]))),
             )
         wanted = {"regression": "targets", "beats": None}.get(self.kind, "classes")
         for name in ("classes", "targets"):

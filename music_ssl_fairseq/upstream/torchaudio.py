@@ -14,6 +14,7 @@ from torch import Tensor
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import parse_conv_layers
 from music_ssl_fairseq.runtime.texts import read_object
+from music_ssl_fairseq.runtime.user_command import with_option
 from music_ssl_fairseq.upstream import hugging_face
 from music_ssl_fairseq.upstream.contents import Contents, architecture
 from music_ssl_fairseq.upstream.safe_load import safe_load
@@ -103,7 +104,8 @@ def to_arguments(contents: Contents, training: Mapping[str, Any]) -> dict[str, A
     if config["pos_conv_depth"] != 1:
         raise InputError(
             f"torchaudio has no model with pos_conv_depth={config['pos_conv_depth']}, which "
-            "data2vec and music2vec have: choose another --format"
+            "data2vec and music2vec have: choose another --format",
+            with_option("--format", "huggingface"),
         )
     return {
         "extractor_mode": _MODES[config["extractor_mode"]],
