@@ -20,8 +20,7 @@ def read_beat_file(file: Path) -> tuple[str, ...]:
     A position is the beat's number in its bar, or `bar.beat`. Each result is a cell of a line
     of labels: `seconds`, or `seconds/position in the bar`.
 
-    Raises:
-        InputError: if the file holds no beats, or they are not ascending from 0 on.
+    Raises InputError if the file holds no beats, or they are not ascending from 0 on.
     """
     if file.suffix.lower() == ".jams":
         return _from_jams(file)

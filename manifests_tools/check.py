@@ -72,8 +72,7 @@ def get_parser() -> Parser:
 def run(a: argparse.Namespace) -> int:
     """Print one line per problem and return 1, or that all is well and return 0.
 
-    Raises:
-        InputError: if there is no such folder, or the labels' rate is unknown.
+    Raises InputError if there is no such folder, or the labels' rate is unknown.
     """
     folder = Path(a.manifests)
     if not folder.is_dir():

@@ -80,8 +80,7 @@ def change_speeds(
     in hidden folders, so that commands that search `folder` find each song once. A speed is kept
     to 0.4 %, so that the filters are short.
 
-    Raises:
-        InputError: if one cannot be written.
+    Raises InputError if one cannot be written.
     """
     jobs = [(name, f".speed-{speed:g}/{name}", speed) for speed in speeds for name in names]
     function = partial(_change_speed, folder=folder)
@@ -175,8 +174,7 @@ def write_flac(path: str, waveforms: Iterator[np.ndarray]) -> None:
 def encode_flac(file: bytes | BytesIO, waveforms: Iterator[np.ndarray]) -> None:
     """Write as `write_flac` does to a path, not atomically, or to memory.
 
-    Raises:
-        OSError: if it cannot be written.
+    Raises OSError if it cannot be written.
     """
     try:
         with soundfile.SoundFile(file, "w", SAMPLE_RATE, 1, "PCM_16", format="FLAC") as flac:

@@ -106,8 +106,7 @@ def _separator(text: str) -> str:
 def run(a: argparse.Namespace) -> None:
     """Write the folder of the task, and a summary to stdout.
 
-    Raises:
-        InputError: naming the line of the CSV that is wrong, or as `probing.build`.
+    Raises InputError naming the line of the CSV that is wrong, or as `probing.build`.
     """
     file = Path(a.csv)
     root = os.path.abspath(file.parent if a.root is None else a.root)

@@ -34,8 +34,7 @@ def parallel_map(
     libsndfile keeps the reason of a failed open in one variable for all threads, hence processes;
     one worker means this process. `function` and its results must be picklable.
 
-    Raises:
-        InputError: if a worker is killed, by the system or by a crash in a decoder.
+    Raises InputError if a worker is killed, by the system or by a crash in a decoder.
     """
     workers = min(workers, len(items))
     size = max(1, min(chunk, len(items) // (_GROUPS_PER_WORKER * workers))) if workers > 1 else 1
@@ -90,8 +89,7 @@ def examine(path: str, thorough: bool = False) -> tuple[AudioInfo, bool]:
     Both ends are decoded, or with `thorough` the whole file. Only that finds damage and NaN in the
     middle. A file with silent ends is decoded whole to tell whether it is silent.
 
-    Raises:
-        AudioError: if the file is not audio, or damaged where it was decoded.
+    Raises AudioError if the file is not audio, or damaged where it was decoded.
     """
     info = audio.probe(path)
     everything = list(chunks(info.num_samples, info.sample_rate))

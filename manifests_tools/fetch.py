@@ -112,8 +112,7 @@ def get_parser() -> Parser:
 def run(a: argparse.Namespace) -> None:
     """Download what mirdata has of a set, and print what is to be done by hand.
 
-    Raises:
-        InputError: if a server does not answer, or a checksum is wrong.
+    Raises InputError if a server does not answer, or a checksum is wrong.
     """
     name, chosen = a.name, SETS[a.name]
     folder = Path(a.to or os.path.join("data", name))
@@ -169,8 +168,7 @@ def _check(dataset: Any, chosen: _Set) -> None:
 def download(url: str, file: Path, md5: str) -> None:
     """Download a file that has this MD5; continue what an interrupted download left.
 
-    Raises:
-        InputError: if the server does not answer, asked five times, or the file has another MD5.
+    Raises InputError if the server does not answer, asked five times, or the file has another MD5.
     """
     if file.exists():
         if _md5(file) != md5:

@@ -15,8 +15,7 @@ KEYS = tuple(sorted(f"{tonic} {mode}" for tonic in _TONICS for mode in ("major",
 def normalise_key(text: str) -> str:
     """Return one of `KEYS`; accept sharps, any case, `maj` and `min` (`C# minor` -> `Db minor`).
 
-    Raises:
-        ValueError: if `text` is not one major or minor key.
+    Raises ValueError if `text` is not one major or minor key.
     """
     match = _KEY.fullmatch(text.strip())
     if match is None:

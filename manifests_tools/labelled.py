@@ -29,8 +29,7 @@ class Labelled:
 def as_it_is(item: Labelled, track: ExaminedTrack) -> list[Example]:
     """Return the one example of a labelled file or segment.
 
-    Raises:
-        InputError: if the segment is not within the file, or too short.
+    Raises InputError if the segment is not within the file, or too short.
     """
     seconds = track.num_samples / SAMPLE_RATE
     start, stop = item.segment or (0.0, seconds)
@@ -60,10 +59,9 @@ class DataSet:
     def refuse_unusable(self, root: str) -> None:
         """Refuse labels that cannot be used, before any audio is read.
 
-        Raises:
-            InputError: if a split has no file or no label, a label is not in the class list or
-                cannot be written in one line, a group has two classes, a file or group is in two
-                splits, or a file or segment is listed twice.
+        Raises InputError if a split has no file or no label, a label is not in the class list or
+        cannot be written in one line, a group has two classes, a file or group is in two splits, or
+        a file or segment is listed twice.
         """
         classes = set(self.task.classes)
         files: dict[str, str] = {}

@@ -110,8 +110,7 @@ def get_parser() -> Parser:
 def run(a: argparse.Namespace) -> None:
     """Write the manifests, and a summary to stdout.
 
-    Raises:
-        InputError: if the root holds no usable audio, too little to split, or the output exists.
+    Raises InputError if the root holds no usable audio, too little to split, or the output exists.
     """
     root = os.path.abspath(a.root)
     require_folder(root)

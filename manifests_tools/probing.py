@@ -62,9 +62,8 @@ class ProbingBuilder:
     def run(self, a: argparse.Namespace) -> None:
         """Write the folder, and a summary to stdout.
 
-        Raises:
-            InputError: if audio or metadata are not where they should be, too much is missing, a
-                file is in two splits, or the output exists.
+        Raises InputError if audio or metadata are not where they should be, too much is missing, a
+        file is in two splits, or the output exists.
         """
         root = os.path.abspath(a.root)
         require_folder(root)

@@ -32,8 +32,7 @@ class Table(NamedTuple):
 def find_file(folders: Iterable[str | os.PathLike], name: str, source: str) -> Path:
     """Return the file `name` in the first of `folders` that has one.
 
-    Raises:
-        InputError: if there is none; it names the `source` of the file.
+    Raises InputError if there is none; it names the `source` of the file.
     """
     places = [Path(folder) for folder in folders]
     for place in places:
@@ -48,8 +47,7 @@ def find_file(folders: Iterable[str | os.PathLike], name: str, source: str) -> P
 def read_lines(file: Path) -> list[Line]:
     """Read the cells of each line, separated by tabs; the file is UTF-8 with any line ends.
 
-    Raises:
-        InputError: if the file is no such table.
+    Raises InputError if the file is no such table.
     """
     return list(
         _lines(file, csv.reader(_text(file), delimiter="\t", quoting=csv.QUOTE_NONE), False)
@@ -132,8 +130,7 @@ def read_named(
 def by_id(file: Path, rows: Iterable[Sequence[str]]) -> dict[str, Sequence[str]]:
     """Return the first cell of each row -> its other cells.
 
-    Raises:
-        InputError: if two rows of one first cell differ.
+    Raises InputError if two rows of one first cell differ.
     """
     found: dict[str, Sequence[str]] = {}
     for name, *cells in rows:
@@ -147,8 +144,7 @@ def read_table(
 ) -> list[list[str]]:
     """Read some columns of a table whose first line names them; skip empty lines.
 
-    Raises:
-        InputError: as `read_named`, or if a column is missing, or a line is too short.
+    Raises InputError as `read_named`, or if a column is missing, or a line is too short.
     """
     header, lines, _ = read_named(file, delimiter, quotes)
     missing = [column for column in columns if column not in header]

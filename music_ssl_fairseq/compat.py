@@ -71,8 +71,7 @@ def torchaudio_models() -> ModuleType:
     torchaudio refuses a torch that was built for another minor version of CUDA, as all from 2.15 on
     are. That concerns its kernels, which no model uses.
 
-    Raises:
-        InputError: if it cannot be imported, with the command that repairs it.
+    Raises InputError if it cannot be imported, with the command that repairs it.
     """
     cuda, torch.version.cuda = torch.version.cuda, None  # the check passes over torch without CUDA
     try:

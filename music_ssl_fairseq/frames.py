@@ -78,8 +78,7 @@ def parse_conv_layers(text: str) -> list[tuple[int, int, int]]:
 
     fairseq evaluates the string as Python. Checkpoints contain it, so here it is only read.
 
-    Raises:
-        InputError: if it is anything else.
+    Raises InputError if it is anything else.
     """
     layers: list[tuple[int, int, int]] = []
     try:
@@ -111,8 +110,7 @@ def conv_grid(conv_layers: Sequence[tuple[int, int, int]]) -> FrameGrid:
 def label_hop(label_rate: float) -> int:
     """Return the number of samples from one label to the next.
 
-    Raises:
-        InputError: if `label_rate` (labels per second) does not divide the sample rate.
+    Raises InputError if `label_rate` (labels per second) does not divide the sample rate.
     """
     hop = SAMPLE_RATE / label_rate if label_rate > 0 else 0.0
     if hop < 1 or hop != int(hop):

@@ -122,8 +122,7 @@ def opened(
 ) -> Iterator[Libsndfile]:
     """Open a file, or a `source` in its place, of the form `pcm` if it has no header.
 
-    Raises:
-        AudioError: if libsndfile does not know its format or its length.
+    Raises AudioError if libsndfile does not know its format or its length.
     """
     raw: tuple = (pcm.sample_rate, pcm.channels, pcm.subtype, "LITTLE", "RAW") if pcm else ()
     try:

@@ -82,8 +82,7 @@ class PyAVDecoder:
     def read(self, start: int, stop: int | None) -> np.ndarray:
         """Return the samples `[start, stop)`, or to the end: `[T]` float32, fewer only there.
 
-        Raises:
-            AudioError: if the file is damaged there, or ends before its header says.
+        Raises AudioError if the file is damaged there, or ends before its header says.
         """
         distance = start - self._position
         saves_time = self.seeks and distance > (self._preroll or 0) + self.sample_rate

@@ -41,8 +41,7 @@ class AudioInfo:
 def probe(path: str | os.PathLike) -> AudioInfo:
     """Return how much audio can be decoded: from a reliable header, or else measured.
 
-    Raises:
-        AudioError: if the file is missing, empty or not audio, or its header is wrong.
+    Raises AudioError if the file is missing, empty or not audio, or its header is wrong.
     """
     file = _existing(path)
     with _open(file) as source:
@@ -62,9 +61,8 @@ def read(
     Only the part asked for is decoded, where the format allows it. The result, `[T]` float32, is
     shorter only where the file ends.
 
-    Raises:
-        AudioError: if the file is missing, not audio, over 20 ms shorter than its header says,
-            or holds samples that no recording has: see `refuse_bad_samples`.
+    Raises AudioError if the file is missing, not audio, over 20 ms shorter than its header says, or
+    holds samples that no recording has: see `refuse_bad_samples`.
     """
     file = _existing(path)
     stop = None if num_samples is None else start + num_samples

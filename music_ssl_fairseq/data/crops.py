@@ -90,8 +90,7 @@ class CropPlan:
     def crop(self, index: int, epoch: int) -> tuple[int, int, int]:
         """Return a crop's track (as numbered by `num_samples`), first sample, and samples.
 
-        Raises:
-            IndexError: if `index` is not in [0, len).
+        Raises IndexError if `index` is not in [0, len).
         """
         if not 0 <= index < len(self):
             raise IndexError(f"crop {index} of {len(self)}")

@@ -32,9 +32,8 @@ def check_labels(
 ) -> None:
     """Refuse labels that do not fit, and name the likely mistake.
 
-    Raises:
-        InputError: if the tracks are others or in another order, labels end more than 0.1 s before
-            or after their audio, or the dictionary lacks units in use.
+    Raises InputError if the tracks are others or in another order, labels end more than 0.1 s
+    before or after their audio, or the dictionary lacks units in use.
     """
     _check_tracks(manifest, store)
     folder, split = store.file.parent, store.file.stem

@@ -22,8 +22,7 @@ def read_metadata(label_dir: str | os.PathLike) -> dict:
 def split_record(metadata: dict, label_dir: str | os.PathLike, split: str) -> dict[str, Any]:
     """Return what a folder's `read_metadata` says of a split; `unreadable` lists tracks.
 
-    Raises:
-        InputError: if the metadata are damaged.
+    Raises InputError if the metadata are damaged.
     """
     splits = metadata.get("splits", {})
     record = splits.get(split, {}) if isinstance(splits, dict) else None
@@ -96,8 +95,7 @@ def _known_metadata(label_dir: str | os.PathLike) -> dict:
 def read_label_rate(label_dir: str | os.PathLike) -> float | None:
     """Read the labels' rate, in labels per second, from the metadata; None if they have none.
 
-    Raises:
-        InputError: if the metadata cannot be read, or its rate is not a positive number.
+    Raises InputError if the metadata cannot be read, or its rate is not a positive number.
     """
     rate = read_metadata(label_dir).get("label_rate")
     if rate is None:
@@ -113,8 +111,7 @@ def read_label_rate(label_dir: str | os.PathLike) -> float | None:
 def choose_label_rate(label_dir: str | os.PathLike, given: float | None) -> float:
     """Return the labels' rate: the labeler's, or the one `given` for labels from elsewhere.
 
-    Raises:
-        InputError: if neither states a rate, or the two differ.
+    Raises InputError if neither states a rate, or the two differ.
     """
     stated = read_label_rate(label_dir)
     file = Path(label_dir) / METADATA

@@ -35,8 +35,7 @@ class LabelStore:
     def __init__(self, km_file: str | os.PathLike):
         """Open a label file. A text without a memory map is parsed whole, into a temporary file.
 
-        Raises:
-            InputError: if it is missing, or holds something other than numbers.
+        Raises InputError if it is missing, or holds something other than numbers.
         """
         self.file = Path(km_file)
         if not self.file.is_file():

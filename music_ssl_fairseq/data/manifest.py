@@ -46,9 +46,8 @@ class Manifest:
     def __init__(self, file: str | os.PathLike):
         """Index a manifest.
 
-        Raises:
-            InputError: if it is missing or empty, or a line is not `name<TAB>samples` with a
-                possible name and length.
+        Raises InputError if it is missing or empty, or a line is not `name<TAB>samples` with a
+        possible name and length.
         """
         self.file = Path(file)
         if self.file.is_dir():

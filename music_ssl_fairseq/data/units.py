@@ -81,8 +81,7 @@ class UnitDictionary:
     def encode(self, units: np.ndarray) -> np.ndarray:
         """Map units to classes: int64, of the same shape.
 
-        Raises:
-            InputError: if a unit is not in the dictionary.
+        Raises InputError if a unit is not in the dictionary.
         """
         outside = self.outside(units)
         if outside.any():

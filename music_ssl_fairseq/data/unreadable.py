@@ -33,8 +33,7 @@ class UnreadableTracks:
     def add(self, track: int, error: AudioError) -> None:
         """Flag a track, and warn if it was not flagged already.
 
-        Raises:
-            InputError: if there are too many.
+        Raises InputError if there are too many.
         """
         if track in self:
             return

@@ -102,9 +102,8 @@ def get_parser() -> Parser:
 def run(a: argparse.Namespace) -> None:
     """Export a checkpoint, and push it; see `get_parser` for the arguments.
 
-    Raises:
-        InputError: if the checkpoint cannot be used or exported, files are in the way, or the hub
-            refuses.
+    Raises InputError if the checkpoint cannot be used or exported, files are in the way, or the hub
+    refuses.
     """
     _check(a)
     with ExitStack() as stack:

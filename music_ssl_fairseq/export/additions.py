@@ -23,8 +23,7 @@ def add_results(contents: Contents, folder: Path, report: Path) -> str:
 
     `report` is the folder of the report, or its report.csv.
 
-    Raises:
-        InputError: if there is no such report, or no row of this model.
+    Raises InputError if there is no such report, or no row of this model.
     """
     file = report / "report.csv" if report.is_dir() else report
     fingerprint = Upstream(contents, precision="fp32").fingerprint
@@ -72,8 +71,7 @@ def add_units(contents: Contents, folder: Path, labels: Path, name: str) -> str:
 
     `name` is the model's on the hub or on disk, for the card's command.
 
-    Raises:
-        InputError: if it holds no finished labels.
+    Raises InputError if it holds no finished labels.
     """
     file = labels / "centroids.npy"
     if not file.is_file():

@@ -78,8 +78,7 @@ def compare(
 def save(what: Any, path: Path, by: Callable[[Any, Any], None] = torch.save) -> None:
     """Save through memory: on a full disk, torch's own writer ends the process.
 
-    Raises:
-        OSError: if the file cannot be written.
+    Raises OSError if the file cannot be written.
     """
     buffer = BytesIO()
     by(what, buffer)

@@ -52,9 +52,8 @@ def write(source: ExportSource, folder: Path, name: str) -> str:
     one whose head stock fairseq has not: of random projections, of a layer other than the last, or
     after a decoder (`model.encode=visible`).
 
-    Raises:
-        InputError: if stock fairseq has no such model, the source is stock fairseq's already, or
-            the result differs from the original.
+    Raises InputError if stock fairseq has no such model, the source is stock fairseq's already, or
+    the result differs from the original.
     """
     contents = source.contents
     if contents.family not in _STOCK:

@@ -135,8 +135,7 @@ def read_loads(
     With 0 `workers`, this process reads. For a GPU as `device`, loads are in page-locked memory,
     from which it copies while it computes.
 
-    Raises:
-        InputError: if a process was killed, as happens where there is little shared memory.
+    Raises InputError if a process was killed, as happens where there is little shared memory.
     """
     advice = "give fewer --workers, or 0 (containers have little shared memory, /dev/shm)"
     pool = WorkerPool(workers, fork=True, advice=advice)

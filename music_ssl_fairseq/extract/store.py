@@ -248,8 +248,7 @@ class _OpenTrack:
 def frame_file(folder: Path, manifest: Manifest, track: int) -> Path:
     """Return the file of a track with `--pool frames`.
 
-    Raises:
-        InputError: if its name in the manifest leads out of the folder, or is too long.
+    Raises InputError if its name in the manifest leads out of the folder, or is too long.
     """
     name = manifest.name(track)
     if len(os.fsencode(PurePosixPath(name).name)) > _MAX_NAME_BYTES:

@@ -44,8 +44,7 @@ FrontEnd: TypeAlias = "Framewise | Deep"
 class FeatureSpec:
     """Which features: all that a process needs to make their front end.
 
-    Raises:
-        InputError: if there are no such features, or `deep` lacks what it needs.
+    Raises InputError if there are no such features, or `deep` lacks what it needs.
     """
 
     # Of `FRONT_ENDS`, several joined by `+`, or `deep`. Several of these but `deep`, separated by
@@ -123,8 +122,7 @@ def front_end(features: FeatureSpec | str) -> FrontEnd:
 
     A name alone is enough for all features but `deep`.
 
-    Raises:
-        InputError: if there are no such features, or the checkpoint or its layer is none.
+    Raises InputError if there are no such features, or the checkpoint or its layer is none.
     """
     if isinstance(features, str):
         features = FeatureSpec(features)

@@ -161,8 +161,7 @@ class FeatureJob:
 def check_length(track: Track) -> None:
     """Compare a file's length with the manifest's.
 
-    Raises:
-        AudioError: if the file is missing, not audio, or differs by more than `LENGTH_TOLERANCE`.
+    Raises AudioError if the file is missing, not audio, or differs by more than `LENGTH_TOLERANCE`.
     """
     length = audio.probe(track.path).length_at()
     if abs(length - track.num_samples) > samples_in(LENGTH_TOLERANCE):

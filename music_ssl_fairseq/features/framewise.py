@@ -65,8 +65,7 @@ has the same features wherever it is, and nothing has to be computed before the 
 class SideBySide(Framewise):
     """Values of several front ends, given by name, side by side.
 
-    Raises:
-        InputError: if they have not the same frames.
+    Raises InputError if they have not the same frames.
     """
 
     def __init__(self, parts: Mapping[str, Framewise]):

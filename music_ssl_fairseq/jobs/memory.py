@@ -25,8 +25,7 @@ _BYTES_PER_FRAME = 32  # that K-means needs besides the frame's values
 def parse_size(text: str) -> int:
     """Parse `4G`, `512M`, `2.5GiB` or a number of bytes, into bytes. Units are powers of 1024.
 
-    Raises:
-        ArgumentTypeError: if it is none of these, or zero.
+    Raises ArgumentTypeError if it is none of these, or zero.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if match is None or float(match[1]) == 0:
@@ -61,8 +60,7 @@ def workers_that_fit(memory: int, workers: int, model: int = 0) -> int:
 
     The parent process has a `model`, too, of `model_size` bytes.
 
-    Raises:
-        InputError: if not even one may.
+    Raises InputError if not even one may.
     """
     each = _WORKER_BYTES + model
     fit = min(workers, (memory - _MAIN_BYTES - model) // each)

@@ -18,8 +18,7 @@ _COMPRESSED = (b"\x78", b"\x1f\x8b", b"BZ", b"\xfd7zXZ", b"\x5d\x00", b"\x04\x22
 def centroids_file(given: Path) -> Path:
     """Return the file that `--centroids` names: itself, or that of a model on the hub (`hf:`).
 
-    Raises:
-        InputError: if the model cannot be fetched, or has no centroids.
+    Raises InputError if the model cannot be fetched, or has no centroids.
     """
     if not hub.is_name(given):
         return given
@@ -35,8 +34,7 @@ def load_centroids(file: Path) -> np.ndarray:
     What fairseq's `learn_kmeans.py` writes is a pickle of a scikit-learn model. Opening it runs
     whatever code it holds, so it is not opened here: the message says how its owner converts it.
 
-    Raises:
-        InputError: if it is missing, a pickle, or not an array of finite numbers of that form.
+    Raises InputError if it is missing, a pickle, or not an array of finite numbers of that form.
     """
     if not file.is_file():
         raise InputError(f"{file}: no such file of centroids", corrected(file))

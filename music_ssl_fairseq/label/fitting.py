@@ -35,8 +35,7 @@ def fit_centroids(job: Job, manifest: Manifest) -> None:
 
     Processes that share a run share the sampling; one of them clusters, and the others wait.
 
-    Raises:
-        InputError: if there are fewer frames than clusters, or a track cannot be read.
+    Raises InputError if there are fewer frames than clusters, or a track cannot be read.
     """
     folder, recipe, front = job.folder, job.recipe, job.front
     sample, whole = choose_sample(job, manifest)
@@ -81,8 +80,7 @@ def choose_sample(job: Job, manifest: Manifest) -> tuple[Sample, Sample]:
 def take_centroids(job: Job, file: Path) -> None:
     """Save external centroids as if they had been fitted here.
 
-    Raises:
-        InputError: if they are not of the job's features.
+    Raises InputError if they are not of the job's features.
     """
     centroids = load_centroids(centroids_file(file))
     k, dimension = centroids.shape

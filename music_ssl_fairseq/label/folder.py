@@ -46,8 +46,7 @@ class LabelFolder:
     With `force`, what exists is disregarded, and removed only when there are new centroids.
     `remarks` are recorded in the metadata. `checkpoints` has the blocks of what is not finished.
 
-    Raises:
-        InputError: if labels exist that this recipe did not make, unless `force`.
+    Raises InputError if labels exist that this recipe did not make, unless `force`.
     """
 
     def __init__(
@@ -175,8 +174,7 @@ class LabelFolder:
     def is_finished(self, split: str, manifest: Manifest) -> bool:
         """Return whether a split is labelled, and its files are as they were written.
 
-        Raises:
-            InputError: if it is, but its manifest has changed since.
+        Raises InputError if it is, but its manifest has changed since.
         """
         record = self.metadata.get("splits", {}).get(split)
         if record is None or not self.target(split).exists():

@@ -72,8 +72,7 @@ def make_jobs(arguments: Namespace, parser: ArgumentParser, train: Manifest) -> 
 def make_job(arguments: Namespace, parser: ArgumentParser, train: Manifest) -> Job:
     """Check what can be checked before any work is done.
 
-    Raises:
-        InputError: if options contradict each other, the manifest or existing labels.
+    Raises InputError if options contradict each other, the manifest or existing labels.
     """
     a = arguments
     shard = choose_shard(a.shard, a.num_shards, os.environ)

@@ -62,8 +62,7 @@ def join(work: CheckpointDir, stage: str, num_blocks: int, target: Path, k: int)
     `target` is the `.km`; the others are written beside it. One block of the job `stage` is held at
     a time.
 
-    Raises:
-        InputError: if not a single track could be read.
+    Raises InputError if not a single track could be read.
     """
     lengths = [work.load_lengths(stage, number) for number in range(num_blocks)]
     offsets = np.cumsum(np.concatenate([[0], *lengths])).astype(np.int64)

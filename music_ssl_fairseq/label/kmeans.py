@@ -57,8 +57,7 @@ class KMeansState(NamedTuple):
 def check_enough(num_frames: int, k: int) -> str | None:
     """Check that there are enough frames for `k` clusters; return a warning if there hardly are.
 
-    Raises:
-        InputError: if there are fewer frames than clusters.
+    Raises InputError if there are fewer frames than clusters.
     """
     if num_frames < k:
         fewer = max(num_frames // FRAMES_PER_CENTROID, min(num_frames, 2))
@@ -79,8 +78,7 @@ def check_enough(num_frames: int, k: int) -> str | None:
 def check_distinct(frames: np.ndarray, k: int) -> str | None:
     """Check that `[n, D]` float32 frames differ enough for `k` clusters; return a warning if not.
 
-    Raises:
-        InputError: if all frames are equal, as they are of silence.
+    Raises InputError if all frames are equal, as they are of silence.
     """
     number = 0
     size = 4 * k

@@ -26,8 +26,7 @@ def label_split(job: Job, split: str, manifest: Manifest) -> bool:
 
     The process that finds all parts done joins them.
 
-    Raises:
-        InputError: if a track cannot be read; what is done is kept.
+    Raises InputError if a track cannot be read; what is done is kept.
     """
     folder, checkpoints = job.folder, job.folder.checkpoints
     centroids = folder.centroids()

@@ -80,8 +80,7 @@ class Music2VecModel(UnitPrediction):
 
         `num_classes` are the lengths of their dictionaries, with fairseq's four special symbols.
 
-        Raises:
-            InputError: if settings do not fit together.
+        Raises InputError if settings do not fit together.
         """
         super().__init__(cfg)
         check_targets(cfg)
@@ -263,8 +262,7 @@ class Music2VecModel(UnitPrediction):
 def check_targets(cfg: Music2VecConfig) -> None:
     """Check which layers are targets.
 
-    Raises:
-        InputError: if there are no such layers, or two settings contradict each other.
+    Raises InputError if there are no such layers, or two settings contradict each other.
     """
     layers, top_k, start = cfg.encoder_layers, cfg.average_top_k_layers, cfg.top_k_start
     if not 1 <= top_k <= layers:

@@ -69,9 +69,8 @@ class MusicHubertModel(UnitPrediction):
 
         `num_classes` are the lengths of their dictionaries, with fairseq's four special symbols.
 
-        Raises:
-            InputError: if there are neither label sets nor random projections, or
-                `label_layers` does not fit them.
+        Raises InputError if there are neither label sets nor random projections, or `label_layers`
+        does not fit them.
         """
         super().__init__(cfg)
         self.random_units = _random_units(cfg, self.grid)

@@ -36,8 +36,7 @@ class Muon(FusedAdamW):
     Matrices are the weights of the Transformer layers' linear maps: parameters whose attribute
     `layer_matrix` is true. Scaling, clipping and sums over processes are `FusedAdamW`'s.
 
-    Raises:
-        InputError: no parameter is such a matrix, as with fairseq's fp16 copies.
+    Raises InputError if no parameter is such a matrix, as with fairseq's fp16 copies.
     """
 
     def _build(self, tensors: list[Tensor], fused: bool) -> torch.optim.AdamW:

@@ -51,8 +51,7 @@ class ProbeExperiment:
     def __init__(self, cfg: Any):
         """Read the task's folder; `cfg` is as `MusicProbingConfig`.
 
-        Raises:
-            InputError: if a setting is wrong, or `task.json`, or it is not the expected task.
+        Raises InputError if a setting is wrong, or `task.json`, or it is not the expected task.
         """
         self.cfg = cfg
         self.spec = read_spec(cfg.data)  # contents of `task.json`
@@ -165,8 +164,7 @@ class ProbeExperiment:
     def judge(self, collector: Collector, epoch: int, last: bool) -> None:
         """Judge each head in training by its predictions of the split `CHOOSE_ON`.
 
-        Raises:
-            InputError: if no head has ever had a score.
+        Raises InputError if no head has ever had a score.
         """
         scores = results.head_scores(collector)
         self.model.take_scores(torch.from_numpy(scores), epoch, last)

@@ -58,10 +58,9 @@ class ProbingSplit:
     def __init__(self, folder: str | os.PathLike, split: str, spec: ProbingSpec):
         """Read a split.
 
-        Raises:
-            InputError: naming file and line, if labels are missing, too many, unknown or no
-                numbers; if a segment or a beat is not within its file; if the split cannot be
-                scored, because a song has two classes, a target one value, or no segment a beat.
+        Raises InputError naming file and line, if labels are missing, too many, unknown or no
+        numbers; if a segment or a beat is not within its file; if the split cannot be scored,
+        because a song has two classes, a target one value, or no segment a beat.
         """
         self.spec = spec
         self.manifest = Manifest(Path(folder, f"{split}.tsv"))
@@ -196,8 +195,7 @@ class ProbingSplit:
 def read_cells(file: Path, manifest: Manifest) -> list[list[str]]:
     """Read the cells of each line; an empty line has none.
 
-    Raises:
-        InputError: if the file is missing, or its number of lines is not the manifest's.
+    Raises InputError if the file is missing, or its number of lines is not the manifest's.
     """
     again = f"make the folder again with {builder_command(manifest.file.parent)}"
     if not file.exists():

@@ -105,8 +105,7 @@ def probe_identity(cfg: DictConfig, source: FeatureSource, split: str) -> Identi
 def _is_done(out: Path, made_of: Identity, split: str, anew: bool) -> bool:
     """Return whether a folder has these results.
 
-    Raises:
-        InputError: if it has others, unless they are to be made `anew`.
+    Raises InputError if it has others, unless they are to be made `anew`.
     """
     try:
         there = read_object(out / STAMP)

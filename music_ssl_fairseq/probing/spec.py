@@ -122,8 +122,7 @@ def builder_command(folder: str | os.PathLike) -> str:
 def read_spec(folder: str | os.PathLike) -> ProbingSpec:
     """Read `task.json` of a folder.
 
-    Raises:
-        InputError: if it is missing, not JSON, or describes no task that can be probed.
+    Raises InputError if it is missing, not JSON, or describes no task that can be probed.
     """
     file = Path(folder, FILE)
     if Path(folder).suffix in (".csv", ".tsv"):
@@ -190,8 +189,7 @@ def _is_count(value: Any) -> bool:
 def parse_number(text: str) -> float:
     """Parse a finite number.
 
-    Raises:
-        ValueError: if `text` is not one; Python's `1_000` is not.
+    Raises ValueError if `text` is not one; Python's `1_000` is not.
     """
     try:
         number = float(text)
@@ -205,8 +203,7 @@ def parse_number(text: str) -> float:
 def parse_position(text: str) -> int:
     """Parse a position in the bar, from 1; 0 stands for none.
 
-    Raises:
-        ValueError: if `text` is not one.
+    Raises ValueError if `text` is not one.
     """
     if not (text.isascii() and text.isdigit() and len(text) < 6):
         raise ValueError(f"{quoted(text)} is not a position in the bar")

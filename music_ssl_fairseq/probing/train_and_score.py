@@ -41,8 +41,7 @@ def settings(overrides: dict[str, Any]) -> DictConfig:
 
     `model.upstream` and the folders of `task` must be among them.
 
-    Raises:
-        InputError: if there is no such setting, or it takes no such value.
+    Raises InputError if there is no such setting, or it takes no such value.
     """
     found = OmegaConf.create(
         {

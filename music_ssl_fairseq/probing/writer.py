@@ -65,8 +65,7 @@ def _write_cells(file: Path, lines: Iterable[Sequence[str]]) -> None:
 def check_leakage(folder: str | os.PathLike) -> None:
     """Refuse a folder with a file, or a song of `.groups`, in two splits.
 
-    Raises:
-        InputError: naming the first one; or if a manifest cannot be read.
+    Raises InputError naming the first one; or if a manifest cannot be read.
     """
     files: dict[str, str] = {}
     songs: dict[str, str] = {}
@@ -86,8 +85,7 @@ def check_leakage(folder: str | os.PathLike) -> None:
 def refuse_shared(seen: dict[str, str], split: str, names: Iterable[str], where: str) -> None:
     """Note the split of each name in `seen`.
 
-    Raises:
-        InputError: if a name is in another split already; the message begins with `where`.
+    Raises InputError if a name is in another split already; the message begins with `where`.
     """
     shared = sorted(name for name in names if seen.setdefault(name, split) != split)
     if shared:

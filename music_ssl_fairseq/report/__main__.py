@@ -48,8 +48,7 @@ def get_parser() -> Parser:
 def run(a: argparse.Namespace) -> str:
     """Write the report, or that of a `study`, print its scores, and return its Markdown.
 
-    Raises:
-        InputError: if there is no scored probe, or a file of one is damaged.
+    Raises InputError if there is no scored probe, or a file of one is damaged.
     """
     if a.study:
         return _report_study(a.folders, a.out, a.no_plot)

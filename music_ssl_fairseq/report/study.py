@@ -54,8 +54,7 @@ CLAIMS = {question: about["paper"] for question, about in _ASKED.items() if "pap
 def read(folder: Path) -> Rows:
     """Read a study's results, seeds ascending.
 
-    Raises:
-        InputError: if there are none, a file is damaged, or rows were scored on other clips.
+    Raises InputError if there are none, a file is damaged, or rows were scored on other clips.
     """
     found: Rows = {}
     for file in sorted(folder.glob("*-s*.json")):

@@ -48,8 +48,7 @@ class Curves:
 def read_log(folder: Path) -> Curves:
     """Read `hydra_train.log` of a run's folder.
 
-    Raises:
-        InputError: if there is none, or it holds no training statistics in JSON.
+    Raises InputError if there is none, or it holds no training statistics in JSON.
     """
     file = folder / LOG
     if not file.is_file():

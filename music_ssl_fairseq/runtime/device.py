@@ -18,8 +18,7 @@ def available_cpus() -> int:
 def choose_device(asked: str = "auto") -> str:
     """Return the device that is asked for, as torch names it; `auto` is a GPU if there is one.
 
-    Raises:
-        InputError: if a GPU is asked for and there is none.
+    Raises InputError if a GPU is asked for and there is none.
     """
     if asked == "cpu":
         return "cpu"

@@ -66,8 +66,7 @@ def checksum(file: str | os.PathLike) -> str:
 def require_writable(folder: str | os.PathLike, option: str) -> None:
     """Refuse a folder, named by a command's `option`, that cannot be written or made.
 
-    Raises:
-        InputError: if it, or the folder that it would be made in, is no folder or not writable.
+    Raises InputError if it, or the folder that it would be made in, is no folder or not writable.
     """
     there = os.path.abspath(folder)
     while not os.path.exists(there):
@@ -186,8 +185,7 @@ class FileParts:
 
         Through a memory map instead, a file that has been cut would kill the process.
 
-        Raises:
-            InputError: if they are no longer there, or cannot be read.
+        Raises InputError if they are no longer there, or cannot be read.
         """
         try:
             part = os.pread(self._handle.fileno(), count, begin)

@@ -37,9 +37,8 @@ def snapshot(name: str | os.PathLike) -> Path:
     A branch, the default one if none is named, stands for its newest commit, or without a network
     for the one in the cache.
 
-    Raises:
-        InputError: if the name is none, or there is no such model or revision, no network, or no
-            huggingface_hub.
+    Raises InputError if the name is none, or there is no such model or revision, no network, or no
+    huggingface_hub.
     """
     name = os.fspath(name)
     parts = _NAME.fullmatch(name)

@@ -30,8 +30,7 @@ def write_header(file: BinaryIO, dtype: np.dtype, shape: tuple[int, ...]) -> int
 def read_array(file: str | os.PathLike, way_out: str = "") -> np.memmap:
     """Map a .npy file for reading; `way_out` says what to do about one that cannot be used.
 
-    Raises:
-        InputError: if it is no whole .npy file of numbers or text.
+    Raises InputError if it is no whole .npy file of numbers or text.
     """
     reason = "damaged, cut, or more than one array of numbers"
     try:

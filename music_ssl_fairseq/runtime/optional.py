@@ -14,8 +14,7 @@ SOURCE = str(_HERE) if (_HERE / "pyproject.toml").exists() and Path.cwd() != _HE
 def optional(module: str, extra: str) -> ModuleType:
     """Import `module`, which the extra called `extra` in pyproject.toml installs.
 
-    Raises:
-        InputError: if it is not installed, with the command that installs it.
+    Raises InputError if it is not installed, with the command that installs it.
     """
     try:
         return import_module(module)

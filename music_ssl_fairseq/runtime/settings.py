@@ -74,8 +74,7 @@ _LISTS = ("optimization.lr", "optimization.update_freq", "model.learning_rates")
 def check_ranges(cfg: Any) -> None:
     """Check the numbers of a configuration: a tree with the groups `model`, `task` and so on.
 
-    Raises:
-        InputError: about the first that is not finite, or outside of its range.
+    Raises InputError about the first that is not finite, or outside of its range.
     """
     for name, value in _numbers(OmegaConf.to_container(cfg)):
         if isinstance(value, float) and not math.isfinite(value):

@@ -69,9 +69,8 @@ def read_json(
 ) -> Any:
     """Read a JSON file; see `read_text` and `json.loads` for the arguments.
 
-    Raises:
-        InputError: as `read_text`, or if it is not JSON, is nested too deeply, or names characters
-            that no file can hold.
+    Raises InputError as `read_text`, or if it is not JSON, is nested too deeply, or names
+    characters that no file can hold.
     """
     text = read_text(file, way_out, largest)
     hint = f"; {way_out}" if way_out else ""
@@ -91,8 +90,7 @@ def read_json(
 def read_object(file: str | os.PathLike, way_out: str = "") -> dict[str, Any]:
     """Read a JSON file that holds an object.
 
-    Raises:
-        InputError: as `read_json`, or if it holds something else.
+    Raises InputError as `read_json`, or if it holds something else.
     """
     contents = read_json(file, way_out)
     if not isinstance(contents, dict):

@@ -26,8 +26,7 @@ AGAIN = ": copy or download it again"
 def check_form(path: Path) -> bool:
     """Check a file's beginning; return whether it has torch's newer (zip) format.
 
-    Raises:
-        InputError: if there is no such file, or torch did not write it.
+    Raises InputError if there is no such file, or torch did not write it.
     """
     head = _first_bytes(path)
     zipped = head.startswith(_ZIP)
@@ -57,8 +56,7 @@ def one_line_refusals(path: Path) -> Iterator[None]:
 
     torch's own text has twenty lines and recommends to turn `weights_only` off.
 
-    Raises:
-        InputError: if the file is damaged, or asks for anything that could run code.
+    Raises InputError if the file is damaged, or asks for anything that could run code.
     """
     try:
         yield

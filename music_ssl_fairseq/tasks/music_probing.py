@@ -127,9 +127,8 @@ class MusicProbingTask(RunFolderTask):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuse, under fairseq-validate, the heads of another task; other clips are allowed.
 
-        Raises:
-            InputError: if they answer another question than `task.data` asks, or were trained on
-                windows of another length.
+        Raises InputError if they answer another question than `task.data` asks, or were trained on
+        windows of another length.
         """
         with one_line_errors():
             then = state_dict.get(IDENTITY, {})

@@ -29,8 +29,7 @@ _RETRY_SECONDS = 2.5  # a full or slow disk may recover (fairseq's numbers)
 def write_state(state: Any, path: str | os.PathLike) -> None:
     """Write a state to a path, atomically; each attempt begins with an empty file.
 
-    Raises:
-        InputError: if writing fails, for instance on a full disk. A previous file stays.
+    Raises InputError if writing fails, for instance on a full disk. A previous file stays.
     """
     path = Path(path)
     for attempt in range(1, _MAX_ATTEMPTS + 1):
@@ -79,8 +78,7 @@ def _to_disk(folder: Path) -> None:
 def link(source: str | os.PathLike, path: str | os.PathLike) -> None:
     """Give a checkpoint a second name, atomically; copy it where there are no hard links.
 
-    Raises:
-        InputError: if writing fails, for instance on a full disk. A previous file stays.
+    Raises InputError if writing fails, for instance on a full disk. A previous file stays.
     """
     try:
         with atomic_path(path) as temporary:

@@ -111,8 +111,7 @@ def choose_tracker(cfg: Any) -> None:
     fairseq names runs by WANDB_NAME, or else all alike by the last part of `checkpoint.save_dir`.
     Here the name is that of the run's folder and the one above.
 
-    Raises:
-        InputError: if it asks for both trackers, or for one that is not installed.
+    Raises InputError if it asks for both trackers, or for one that is not installed.
     """
     wandb, trackio = cfg.common.wandb_project, cfg.task.get("trackio_project")
     progress_bar.wandb = _WANDB

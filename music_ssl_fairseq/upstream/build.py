@@ -16,8 +16,7 @@ from music_ssl_fairseq.upstream.contents import ARCHITECTURE, PREFIXES, Contents
 def build_encoder(contents: Contents, precision: str = "auto", fast: str = "on") -> AudioEncoder:
     """Build the encoder with the checkpoint's weights, on the CPU.
 
-    Raises:
-        InputError: if tensors are missing, left over or of another shape.
+    Raises InputError if tensors are missing, left over or of another shape.
     """
     with torch.random.fork_rng(devices=[]):
         model = _new_encoder(contents, precision=precision, fast=fast)
@@ -32,9 +31,8 @@ def build_encoder(contents: Contents, precision: str = "auto", fast: str = "on")
 def _new_encoder(contents: Contents, **options: Any) -> AudioEncoder:
     """Build an encoder of the checkpoint's architecture, with initial weights.
 
-    Raises:
-        InputError: if no encoder can have these settings, or they imply another size than the
-            checkpoint's: a file from the internet must not fill the memory.
+    Raises InputError if no encoder can have these settings, or they imply another size than the
+    checkpoint's: a file from the internet must not fill the memory.
     """
     config: dict[str, Any] = {name: contents.config[name] for name in ARCHITECTURE}
     held = sum(tensor.numel() for tensor in contents.state.values())
@@ -86,8 +84,7 @@ def random_contents(contents: Contents, seed: int) -> Contents:
 def load_encoder(model: AudioEncoder, contents: Contents) -> None:
     """Copy a checkpoint's tensors into an encoder, or a model that is one; heads stay.
 
-    Raises:
-        InputError: if tensors are missing, left over, of another shape, or not finite.
+    Raises InputError if tensors are missing, left over, of another shape, or not finite.
     """
     state = contents.state
     own = {

@@ -32,8 +32,7 @@ def from_checkpoint(loaded: Any, path: Path) -> Contents:
     music_hubert and music2vec; stock HubertModel, Data2VecAudioModel and Wav2Vec2Model, with
     settings in `cfg` (a dict or OmegaConf) or, in old files, in `args` (argparse.Namespace).
 
-    Raises:
-        InputError: if it is no such checkpoint, or holds another architecture.
+    Raises InputError if it is no such checkpoint, or holds another architecture.
     """
     if not is_checkpoint(loaded):
         raise InputError(f"{path}: not a fairseq checkpoint: it has no `model`")
@@ -73,8 +72,7 @@ def damaged_settings(path: Path) -> Iterator[None]:
 def settings_of(loaded: Mapping[str, Any], path: Path) -> dict[str, dict[str, Any]]:
     """Return fairseq's configuration by sections; old files have one (`args`) for all sections.
 
-    Raises:
-        InputError: if the checkpoint has none.
+    Raises InputError if the checkpoint has none.
     """
     if loaded.get("cfg") is not None:
         return {name: _plain(section) for name, section in _plain(loaded["cfg"]).items()}

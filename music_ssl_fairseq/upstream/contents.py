@@ -75,8 +75,7 @@ def check_sample_rate(contents: Contents) -> None:
 def architecture(fields: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """Pick ARCHITECTURE out of a model's settings, as plain values of the right type.
 
-    Raises:
-        InputError: if a setting has no sensible value.
+    Raises InputError if a setting has no sensible value.
     """
     config: dict[str, Any] = {}
     for name, default in ARCHITECTURE.items():

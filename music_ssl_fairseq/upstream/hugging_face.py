@@ -50,8 +50,7 @@ def read(folder: str | Path) -> Contents:
     A folder without settings of a feature extractor, which transformers refuses, is taken as in
     fairseq's recipes: waveforms are normalised with layer norms, not with a group norm.
 
-    Raises:
-        InputError: if it is no such folder, of another architecture, damaged, or would run code.
+    Raises InputError if it is no such folder, of another architecture, damaged, or would run code.
     """
     folder = Path(folder)
     path = folder / CONFIG
@@ -134,8 +133,7 @@ def to_preprocessor(contents: Contents) -> dict[str, Any]:
 def _input_format(folder: Path, layer_norms: bool) -> tuple[bool, int]:
     """Return whether waveforms are normalised, and their sample rate, as transformers reads them.
 
-    Raises:
-        InputError: if the settings are damaged, or those of another kind of model.
+    Raises InputError if the settings are damaged, or those of another kind of model.
     """
     # transformers 5 nests them in processor_config.json, which precedes the older file.
     file = folder / PROCESSOR
@@ -163,8 +161,7 @@ def _input_format(folder: Path, layer_norms: bool) -> tuple[bool, int]:
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """Read every tensor of a model, under its names; safetensors are preferred.
 
-    Raises:
-        InputError: if there are none, or they are damaged or incomplete, or would run code.
+    Raises InputError if there are none, or they are damaged or incomplete, or would run code.
     """
     weights: dict[str, Tensor] = {}
     for path in _files(folder):

@@ -53,8 +53,7 @@ _EXTRACTORS = {"default": "group", "layer_norm": "layer"}
 def from_config(config: Mapping[str, Any], origin: str) -> tuple[str, dict[str, Any]]:
     """Return family and architecture (a value per field of ARCHITECTURE) of a config.json.
 
-    Raises:
-        InputError: if it is another architecture; it names the file, `origin`.
+    Raises InputError if it is another architecture; it names the file, `origin`.
     """
     model_type, own = config.get("model_type"), config.get(OWN) or {}
     if model_type == OWN:

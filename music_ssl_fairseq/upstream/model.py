@@ -63,9 +63,8 @@ class Upstream(nn.Module):
     ):
         """Build the encoder and move it to `device`; `precision` as of `upstream.load`.
 
-        Raises:
-            InputError: if tensors are missing, left over or of another shape, the model is of
-                another sample rate, or the precision is none.
+        Raises InputError if tensors are missing, left over or of another shape, the model is of
+        another sample rate, or the precision is none.
         """
         check_sample_rate(contents)
         if precision not in PRECISIONS:
@@ -357,8 +356,7 @@ class Upstream(nn.Module):
     def check_layers(self, layers: Iterable[int] | int | None) -> list[int]:
         """Return the layers as numbers from 0: all for None; -1 is the last.
 
-        Raises:
-            InputError: if there is none, or the model lacks one.
+        Raises InputError if there is none, or the model lacks one.
         """
         count = self.num_layers + 1
         if layers is None:
@@ -395,8 +393,7 @@ def _refuse_bad_samples(waveform: Tensor) -> None:
 def _by_length(waveform: Tensor, padding_mask: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Iterate over the lengths without padding, each with the indices of its waveforms.
 
-    Raises:
-        InputError: if the mask does not fit the waveforms, or marks other samples than the last.
+    Raises InputError if the mask does not fit the waveforms, or marks other samples than the last.
     """
     if padding_mask.shape != waveform.shape or padding_mask.dtype != torch.bool:
         raise InputError(

@@ -26,9 +26,8 @@ def safe_load(path: Path) -> Any:
     Tensors of newer files are memory-mapped, so that an optimizer's state costs nothing. All else
     is compared with the checksums in the file, which torch does not look at.
 
-    Raises:
-        InputError: if there is no such file, it is no checkpoint, it is damaged, or it asks for
-            anything that could run code.
+    Raises InputError if there is no such file, it is no checkpoint, it is damaged, or it asks for
+    anything that could run code.
     """
     compat.check_unpickler()
     zipped = check_form(path)

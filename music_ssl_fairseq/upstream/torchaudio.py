@@ -57,8 +57,7 @@ def read(path: str | Path) -> Contents:
     Normalisation is not stored: as in torchaudio's bundles, waveforms are normalised for layer
     norms in the extractor, not for a group norm.
 
-    Raises:
-        InputError: if it is no such file, damaged, or a model whose settings are not known.
+    Raises InputError if it is no such file, damaged, or a model whose settings are not known.
     """
     path = Path(path)
     loaded = safe_load(path)
@@ -97,8 +96,7 @@ def to_arguments(contents: Contents, training: Mapping[str, Any]) -> dict[str, A
 
     Dropouts come from the model's settings in `training`, if known.
 
-    Raises:
-        InputError: if torchaudio has no model of this shape.
+    Raises InputError if torchaudio has no model of this shape.
     """
     config = contents.config
     if config["pos_conv_depth"] != 1:

@@ -25,8 +25,7 @@ def clips_of(given: Any) -> tuple[list[tuple[Clip, str]], bool]:
     Several clips are a list, tuple or iterator of anything but numbers alone, or an array or Series
     of names or clips. A nested list is a list of clips; another array never is.
 
-    Raises:
-        InputError: if one is a number, as in `(waveform, sample_rate)`, an open file or None.
+    Raises InputError if one is a number, as in `(waveform, sample_rate)`, an open file or None.
     """
     one = isinstance(given, (str, bytes, os.PathLike, Tensor)) or hasattr(given, "read")
     numbers = getattr(getattr(given, "dtype", None), "kind", "O") not in "OUST"
@@ -161,8 +160,7 @@ def is_file(clip: Any) -> TypeGuard[str | os.PathLike]:
 def refuse_unreadable(clips: Iterable[Clip]) -> None:
     """Refuse files that are missing or no audio, before work that would be lost.
 
-    Raises:
-        AudioError: about the first of them, with the names of the others.
+    Raises AudioError about the first of them, with the names of the others.
     """
     bad = []
     for clip in clips:

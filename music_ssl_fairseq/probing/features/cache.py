@@ -59,8 +59,7 @@ def clip_at(path: str, start: int, stop: int) -> Clip:
     Its key follows from the file's path and size, from the times of its last changes, and from the
     samples. The system notes one of these times itself: unpacking or copying cannot set it.
 
-    Raises:
-        AudioError: if the file does not exist.
+    Raises AudioError if the file does not exist.
     """
     try:
         status = os.stat(path)
@@ -181,8 +180,7 @@ class FeatureCache:
     def make_room(self, needed: int) -> None:
         """Delete the least recently used files until `needed` bytes fit; never those in use.
 
-        Raises:
-            InputError: if `needed` and the files in use are more than the cache may hold.
+        Raises InputError if `needed` and the files in use are more than the cache may hold.
         """
         own = {self._places[key].file for key in self._in_use if key in self}
         used = {file: file.stat() for file in self.root.glob("*/*.npy") if file.exists()}
@@ -205,8 +203,7 @@ class FeatureCache:
 
         A file is written while the next features are computed, so an error may come with those.
 
-        Raises:
-            InputError: if the folder cannot be written: for the first clip, not after hours.
+        Raises InputError if the folder cannot be written: for the first clip, not after hours.
         """
         if not self._waiting:
             require_writable(self.folder, "--cache (task.cache_dir)")
@@ -218,8 +215,7 @@ class FeatureCache:
     def flush(self) -> None:
         """Write all features that are not on disk.
 
-        Raises:
-            InputError: if they cannot be written, as on a full disk. Earlier files are kept.
+        Raises InputError if they cannot be written, as on a full disk. Earlier files are kept.
         """
         self._start_writing()
         self._finish_writing()

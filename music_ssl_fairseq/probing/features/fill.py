@@ -92,8 +92,7 @@ def fill(
 def read_part(grid: FrameGrid, clip: Clip, start: int, stop: int) -> np.ndarray:
     """Read the samples `[start, stop)` of a clip's file.
 
-    Raises:
-        AudioError: if it cannot be read, ends over 0.1 s earlier, or the clip is too short.
+    Raises AudioError if it cannot be read, ends over 0.1 s earlier, or the clip is too short.
     """
     waveform = audio.read(clip.path, start, stop - start)
     if len(waveform) < stop - start - samples_in(LENGTH_TOLERANCE):

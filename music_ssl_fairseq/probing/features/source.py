@@ -43,8 +43,7 @@ def open_source(name: str, device: str | torch.device = "cpu", seed: int = 0) ->
 def require_sources(names: Iterable[str]) -> None:
     """Read each of several upstreams, so that an error in one comes before the first is probed.
 
-    Raises:
-        InputError: as `open_source`.
+    Raises InputError as `open_source`.
     """
     for name in names:
         if not _is_front_end(name):

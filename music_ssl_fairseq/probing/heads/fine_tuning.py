@@ -29,8 +29,7 @@ class FineTunedProbe(HeadGrid):
 
         With `frames`, a window has one vector per frame, 50 per second.
 
-        Raises:
-            InputError: if the settings are not those of one head, or unfreeze nothing below it.
+        Raises InputError if the settings are not those of one head, or unfreeze nothing below it.
         """
         super().__init__(cfg, inputs)
         if len(self.grid) != 1:
@@ -127,8 +126,7 @@ class FineTunedProbe(HeadGrid):
 def check_settings(cfg: MusicProbeConfig) -> bool:
     """Tell whether the encoder is trained along.
 
-    Raises:
-        InputError: if a setting is of no use because nothing is unfrozen.
+    Raises InputError if a setting is of no use because nothing is unfrozen.
     """
     default = MusicProbeConfig()
     if cfg.unfreeze != "none":

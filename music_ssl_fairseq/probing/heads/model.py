@@ -179,8 +179,7 @@ class HeadGrid(BaseFairseqModel):
     def load_state_dict(self, state_dict: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Load a probe, in training or finished.
 
-        Raises:
-            InputError: if it was trained on another upstream or another grid.
+        Raises InputError if it was trained on another upstream or another grid.
         """
         with one_line_errors():
             self._check(state_dict)

@@ -126,8 +126,7 @@ def group_outputs(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
 def key_scores(classes: tuple[str, ...]) -> np.ndarray:
     """Tabulate mir_eval's weighted score: `[true key, claimed key]`.
 
-    Raises:
-        InputError: if a class is no key.
+    Raises InputError if a class is no key.
     """
     key = optional("mir_eval.key", EXTRA)
     try:

@@ -59,8 +59,7 @@ class Collector:
     def sums(self) -> tuple[np.ndarray, np.ndarray]:
         """Return outputs summed over windows `[heads, clips, outputs]`, and windows `[clips]`.
 
-        Raises:
-            InputError: if a clip has no window, because the split was not evaluated whole.
+        Raises InputError if a clip has no window, because the split was not evaluated whole.
         """
         if self._sums is None or not self._counts.all():
             raise InputError(
@@ -144,8 +143,7 @@ def _peak_counts(collector: Collector) -> np.ndarray:
 def refuse_another(folder: Path, task: str) -> None:
     """Keep the scores of one task from being overwritten by another's.
 
-    Raises:
-        InputError: if the folder holds results of another task than `task`.
+    Raises InputError if the folder holds results of another task than `task`.
     """
     file = folder / "probe.json"
     try:
