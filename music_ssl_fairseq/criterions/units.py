@@ -43,7 +43,8 @@ def score_units(
     weights = weights or [1.0] * len(sets)
     if len(weights) != len(sets):
         raise InputError(
-            f"criterion.label_weights has {len(weights)} numbers for {len(sets)} label sets"
+            f"criterion.label_weights is {list(weights)}: give a number for each of the "
+            f"{len(sets)} label sets"
         )
     total = torch.zeros((), device=targets[0].device)
     for number, (logits, target, weight) in enumerate(zip(sets, targets, weights, strict=True)):

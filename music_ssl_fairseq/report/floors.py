@@ -88,7 +88,7 @@ def hint(probes: Sequence[Probe]) -> str:
         return ""
     return (
         f"Not probed: {' and '.join(lacking)}. They need no training, and their scores say "
-        f"whether data and pipeline are right: probe them with model.upstream={lacking[0]}."
+        f"whether data and pipeline are right: probe --upstream {' '.join(lacking)} as well."
     )
 
 

@@ -70,7 +70,7 @@ def test_wrong_numbers_of_layers_or_weights_are_one_line():
     with pytest.raises(InputError, match="give a layer from 1 to 3 for each of the 1 label sets"):
         tiny.music2vec(20, label_layers=[1, 3])
     criterion = Music2VecCriterion(Music2VecCriterionConfig(label_weights=[1.0]), None)
-    with pytest.raises(InputError, match="label_weights has 1 numbers for 2 label sets"):
+    with pytest.raises(InputError, match="a number for each of the 2 label sets"):
         criterion(tiny.music2vec(20, 30), _sample(2))
 
 

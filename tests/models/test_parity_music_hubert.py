@@ -102,7 +102,7 @@ def test_label_weights_scale_each_sets_loss():
     _, _, logs = _our_loss(model, batch, label_weights=[2.0, 0.5])
     expected = 2.0 * logs["loss_m_0"] + 0.5 * logs["loss_m_1"]
     torch.testing.assert_close(logs["loss_m"], expected)
-    with pytest.raises(InputError, match="3 numbers for 2 label sets"):
+    with pytest.raises(InputError, match="a number for each of the 2 label sets"):
         _our_loss(model, batch, label_weights=[1.0, 1.0, 1.0])
 
 
