@@ -15,8 +15,7 @@ def find_copies(paths: Iterable[str], others: Iterable[str] | None = None) -> di
 
     Files that cannot be read have no copies. With `others`, originals are looked for among these.
 
-    Returns:
-        Path -> the first of `others`, or of the paths before it, that it is a copy of.
+    Returns path -> the first of `others`, or of the paths before it, that it is a copy of.
     """
     originals = list(others or ())
     among = set(originals)

@@ -19,9 +19,8 @@ TOLERANCE = 1e-4
 def waveforms(grid: FrameGrid) -> tuple[Tensor, Tensor]:
     """Return three waveforms of noise of different lengths, padded to the longest.
 
-    Returns:
-        `[3, T]` float32, 0 where padded, and `[3, T]` bool, True for padding. No length is a whole
-        number of frames.
+    Returns `[3, T]` float32, 0 where padded, and `[3, T]` bool, True for padding. No length is a
+    whole number of frames.
     """
     generator = torch.Generator().manual_seed(0)
     lengths = torch.tensor([grid.num_samples(frames) + grid.hop - 1 for frames in (40, 29, 17)])

@@ -116,10 +116,9 @@ class FusedAdamW(FairseqOptimizer):
     ) -> Tensor:
         """Scale gradients to a joint norm of at most `max_norm` (0: leave them).
 
-        Returns:
-            The norm before clipping. With `delayed_norm` on a GPU it is the previous update's, on
-            the CPU (`DelayedFetch`): fairseq logs it, and stops if it is not finite, one update
-            later. `step` leaves weights alone if gradients are not finite, so none are lost.
+        Returns the norm before clipping. With `delayed_norm` on a GPU it is the previous update's,
+        on the CPU (`DelayedFetch`): fairseq logs it, and stops if it is not finite, one update
+        later. `step` leaves weights alone if gradients are not finite, so none are lost.
         """
         gradients = self._gradients()
         if aggregate_norm_fn is not None or not gradients:

@@ -129,9 +129,8 @@ def draw_loss(axes: "Axes", curves: Curves) -> None:
 def label_sets(curves: Curves) -> list[tuple[str, str, str, str]]:
     """List musicHuBERT's label sets, and how each is drawn.
 
-    Returns:
-        The suffix of its statistics ("" for one set, else "_0", "_1", ...), what stands before
-        names in the legend, and the colours of train and valid.
+    Returns the suffix of its statistics ("" for one set, else "_0", "_1", ...), what stands before
+    names in the legend, and the colours of train and valid.
     """
     names = (name for stats in curves.train.values() for name in stats)
     found = dict.fromkeys(n.removeprefix("accuracy_m") for n in names if n.startswith("accuracy_m"))

@@ -44,9 +44,8 @@ class DelayedFetch:
     def __call__(self, values: Tensor) -> Tensor:
         """Take a tensor of any shape.
 
-        Returns:
-            The tensor of the previous call, on the CPU; at the first call, and for a tensor that is
-            on the CPU already, the tensor itself.
+        Returns the tensor of the previous call, on the CPU; at the first call, and for a tensor
+        that is on the CPU already, the tensor itself.
         """
         if not values.is_cuda:
             return values

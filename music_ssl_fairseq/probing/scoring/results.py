@@ -107,8 +107,7 @@ def head_scores(collector: Collector) -> np.ndarray:
     Beats are decoded by `peaks`: `dbn` takes half a minute for all heads and a hundred files, which
     is too slow for every epoch.
 
-    Returns:
-        `[heads]` float64; NaN for a head with an output that is not finite.
+    Returns `[heads]` float64; NaN for a head with an output that is not finite.
     """
     split = collector.dataset.split
     if split.spec.kind == "beats":
