@@ -87,11 +87,11 @@ class Shares:
 
 
 def last_words(log: Path) -> str:
-    """Return the last error of a log's end, or its last line that says something."""
+    """Return the last error of a log's end, or its last line that says something, and the log."""
     try:
         lines = log.read_text("utf-8", "replace").split("\n")
     except OSError:
         lines = []
     said = [line.strip() for line in lines if line.strip()][-20:]
     errors = [line for line in said if line.startswith("error: ")]
-    return (errors or said or ["it said nothing"])[-1][-300:]
+    return f"{(errors or said or ['it said nothing'])[-1][-300:]} ({log})"

@@ -4,14 +4,13 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import results
 from processes import Processes, last_words
 from rows import Row
 from steps import Steps, device
 
-from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.errors import InputError, one_line
 
 AUDIO_PER_SECOND = {"music_hubert": 9000.0, "music2vec": 4000.0}
 """Audio-seconds per second of one GPU, as long as no row has been measured (docs/study.md)."""
@@ -45,7 +44,7 @@ class Study:
         self.stopping = threading.Event()
         self.slots = threading.Semaphore(judges)
         self.queue: list[Row] = []
-        self.failed: dict[str, Path] = {}
+        self.failed: dict[str, str] = {}  # why, by row
         self.label_jobs: dict[tuple[str, str], Future[bool]] = {}
         self.rates = dict(AUDIO_PER_SECOND)
 
@@ -144,8 +143,7 @@ class Study:
         left = self._left(rows)
         for row in left:
             if row.id in self.failed:
-                log = self.failed[row.id]
-                print(f"{row.id}: failed: {last_words(log)} ({log})")
+                print(f"{row.id}: failed: {self.failed[row.id]}")
             else:
                 spent = self.steps.spent(row)["wall_seconds"]
                 state = "trained" if self.steps.is_trained(row) else f"trained for {spent:.0f} s"
@@ -219,7 +217,7 @@ class Study:
         for name in row.labels:
             job = self.label_jobs.get((row.corpus, name))
             if job is not None and job.done() and not job.result():
-                self.failed[row.id] = self.places.log(f"labels-{row.corpus}-{name}")
+                self.failed[row.id] = last_words(self.places.log(f"labels-{row.corpus}-{name}"))
         for other in self._to_train_before(row):
             if other.id in self.failed:
                 self.failed[row.id] = self.failed[other.id]
@@ -251,22 +249,22 @@ class Study:
                     seconds = self.steps.spent(row)["wall_seconds"]
                     self.rates[row.family] = row.audio_seconds / seconds * self.streams
                 elif not ended and not self._over():
-                    self.failed[row.id] = self.places.log(row.id)
+                    self.failed[row.id] = last_words(self.places.log(row.id))
                 self.condition.notify_all()
             if ended and not self._over() and not self.places.is_done(row):
                 judges.submit(self._judge, row, gpu)
 
     def _judge(self, row: Row, gpu: str) -> None:
-        log = self.places.log(f"judge-{row.id}")
         with self.slots:
             if self._over():
                 return
             try:
-                done = self.steps.judge(row, gpu)
+                done, why = self.steps.judge(row, gpu), ""
             except (InputError, OSError) as error:
-                self._say(f"error: {row.id}: {error}")
-                done = False
+                done, why = False, one_line(str(error))
+            except Exception as error:  # the pool of threads would keep it to itself
+                done, why = False, one_line(repr(error))
         if done or not self._over():
             self._say(f"{row.id}: {'done' if done else 'not judged'}")
         if not done and not self._over():
-            self.failed[row.id] = log
+            self.failed[row.id] = why or last_words(self.places.log(f"judge-{row.id}"))

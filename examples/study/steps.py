@@ -64,7 +64,7 @@ class Steps:
                 command += ["--group-by", "file", "--valid-share", "0.2"]
             log = self.places.log(f"manifests-{corpus}")
             if self.call(command, log, {}):
-                raise InputError(f"{root}: no manifests: {last_words(log)} ({log})")
+                raise InputError(f"{root}: no manifests: {last_words(log)}")
         self.places.data[corpus] = manifest_digest(out)
 
     def label(self, corpus: str, name: str, workers: int) -> bool:

@@ -201,6 +201,22 @@ def test_what_a_failed_row_should_have_given_is_not_waited_for(made, capsys):
     assert "judge third-s1" in said
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device", "x.json"), "No space left on device: 'x.json'"),
+        (KeyError("valid_score"), "KeyError('valid_score')"),
+    ],
+)
+def test_a_result_that_cannot_be_written_is_named(modules, made, monkeypatch, capsys, error, said):
+    def judge(*_):
+        raise error
+
+    monkeypatch.setattr(modules["steps"].Steps, "judge", judge)
+    assert not made(names=["floor"])[0]()
+    assert f"floor-s1: failed: {said}" in capsys.readouterr().out.replace("[Errno 28] ", "")
+
+
 def test_nothing_starts_that_would_not_end_in_time(made, capsys):
     run, said = made(time_limit=20, names=["first"])
     assert not run()
@@ -239,11 +255,11 @@ def test_commands_end_with_a_killed_study(tmp_path):
 
 def test_the_last_error_of_a_log_is_its_last_words(modules, tmp_path):
     last_words, log = modules["processes"].last_words, tmp_path / "log"
-    assert last_words(log) == "it said nothing"
+    assert last_words(log) == f"it said nothing ({log})"
     log.write_text("one\ntwo\n\n")
-    assert last_words(log) == "two"
+    assert last_words(log) == f"two ({log})"
     log.write_text("error: no room\ndf -h\n")
-    assert last_words(log) == "error: no room"
+    assert last_words(log) == f"error: no room ({log})"
 
 
 def test_side_by_side_trainings_share_a_gpu(modules, monkeypatch):
