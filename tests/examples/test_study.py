@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from music_ssl_fairseq.__main__ import main
 from music_ssl_fairseq.errors import InputError
 from tests import EXAMPLES
 from tests.audio_files import write_tone
@@ -314,21 +315,56 @@ def test_a_corpus_is_coded_alike_with_its_licences(modules, tmp_path, capsys):
     assert "warzone2100-music: no such package" in capsys.readouterr().err
 
 
-def test_results_of_a_row_hold_scores_layers_and_draws(modules, tmp_path, monkeypatch):
-    """A floor, judged by the real judge on tones in this process."""
+def write_clips(folder: Path, *tasks: str) -> None:
+    """Write 24 tones, loud or soft in their overtones, and a CSV of them for each task."""
     import soundfile
-
-    from tests.examples.test_open_tasks import FOLDER as JUDGE
 
     time = np.arange(8_000) / 16_000
     lines = ["path,label,split"]
     for i in range(24):
         tone = np.sin(2 * np.pi * (220 + 3 * i) * time)
         path, split = f"audio/notes/p{i % 6}_{i}.flac", ("train", "test", "valid")[i // 2 % 3]
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(tmp_path / path, 0.5 * (tone if i % 2 else np.sign(tone)), 16_000)
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / path, 0.5 * (tone if i % 2 else np.sign(tone)), 16_000)
         lines.append(f"{path},{('square', 'sine')[i % 2]},{split}")
-    (tmp_path / "instrument.csv").write_text("\n".join(lines) + "\n")
+    for task in tasks:
+        (folder / f"{task}.csv").write_text("\n".join(lines) + "\n")
+
+
+def test_a_miniature_goes_from_music_to_the_report(tmp_path):
+    """With processes as a user has them, and their training killed once."""
+    for i in range(6):
+        write_tone(tmp_path / f"music/{i}.flac", 3.0, 16_000, seed=i)
+    write_clips(tmp_path / "judge", "pitch", "instrument")
+    command = [
+        sys.executable,
+        str(FOLDER / "study.py"),
+        "--miniature",
+        "--rows",
+        "mfcc,hubert-music",
+    ]
+    for name in ("music", "judge", "work", "results"):
+        command += [f"--{name}", str(tmp_path / name)]
+    log = tmp_path / "work/logs/hubert-music-s1.log"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as study:
+        deadline = time.monotonic() + 300
+        while not (log.exists() and "train_inner" in log.read_text()) and study.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        study.kill()
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.stdout.endswith("rows done: 2 of 2, left: 0\n"), ended.stdout + ended.stderr
+    assert main(["report", "--study", str(tmp_path / "results"), "--out", str(tmp_path)]) == 0
+    text = (tmp_path / "study.md").read_text()
+    assert "A miniature: the program runs" in text
+    assert "\n| hubert-music | 1 | " in text
+
+
+def test_results_of_a_row_hold_scores_layers_and_draws(modules, tmp_path, monkeypatch):
+    """A floor, judged by the real judge on tones in this process."""
+    from tests.examples.test_open_tasks import FOLDER as JUDGE
+
+    write_clips(tmp_path, "instrument")
     monkeypatch.syspath_prepend(str(JUDGE))
     judge = importlib.import_module("judge")
     arguments = ["mfcc", "--data", str(tmp_path), "--out", str(tmp_path / "judge"), "--cpu"]
