@@ -338,7 +338,7 @@ def test_the_next_command_scores_a_split_that_is_there(tmp_path, split):
 
 def test_a_folder_without_scores_is_one_line(tmp_path, capsys):
     assert report_main([str(tmp_path)]) == 1
-    assert "error: no scored probe found" in capsys.readouterr().err
+    assert "no scored probe below" in capsys.readouterr().err
 
 
 def test_two_tasks_do_not_share_a_folder(here, capsys, tmp_path):
