@@ -1,7 +1,8 @@
 """Front ends: a waveform becomes `[frames, dimension]` float32 at a stated frame rate.
 
 `FeatureSpec` names the features, and for a model's layer its checkpoint. `front_end` makes the
-front end, and imports its module only then. `features.track` applies it to a file of any length.
+front end, and imports its module only then. `features.chunk_features` applies it to a file of any
+length.
 """
 
 from dataclasses import dataclass

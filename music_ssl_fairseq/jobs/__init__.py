@@ -5,5 +5,4 @@ read_ahead       threads that do the same within one process
 blocks           a job over blocks of tracks, each saved as soon as it is complete
 checkpoint_dir   the folder of these blocks until all are there
 shards           which blocks belong to which process of a shared run
-memory           how many workers fit a stated memory
 """

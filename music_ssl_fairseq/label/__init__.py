@@ -4,6 +4,7 @@
 
     job                  the settings of one run, checked before any work
     recipe               the settings that decide the centroids
+    memory               how many workers and frames fit a stated memory
     folder               the folder of labels: metadata.json, and whether it is finished
     sample               frames of tracks to fit K-means on
     kmeans               fitting in faiss; `torch_kmeans` on a GPU

@@ -18,7 +18,7 @@ from music_ssl_fairseq.cli import (
 )
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import amount, counted, hours
-from music_ssl_fairseq.jobs.memory import parse_size
+from music_ssl_fairseq.label.memory import parse_size
 from music_ssl_fairseq.label.recipe import ALGORITHMS, MAX_FRAMES
 from music_ssl_fairseq.runtime.device import choose_device
 from music_ssl_fairseq.runtime.optional import optional

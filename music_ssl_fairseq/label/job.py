@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features import DEEP, FeatureSpec, FrontEnd, front_end
-from music_ssl_fairseq.jobs import memory
 from music_ssl_fairseq.jobs.pool import WorkerPool, start_server
 from music_ssl_fairseq.jobs.shards import Shard, choose_shard
+from music_ssl_fairseq.label import memory
 from music_ssl_fairseq.label.external_centroids import centroids_file, load_centroids
 from music_ssl_fairseq.label.folder import LabelFolder
 from music_ssl_fairseq.label.kmeans import check_enough

@@ -14,28 +14,28 @@ from music_ssl_fairseq.label.assign import make_nearest
 from music_ssl_fairseq.label.kmeans import KMeansState
 from music_ssl_fairseq.label.sample import Sample, SampledTrack
 
-SECTION_FRAMES = 1000
+SLICE_FRAMES = 1000
 """Frames of a track that stay together, ten seconds and more. A batch of whole tracks would hold a
 few dozen tracks, and single frames would have to be read one by one, in every batch again."""
 
 
 class Batches:
-    """Sections of tracks, in random order, in batches of at most `size` frames.
+    """Slices of tracks, in random order, in batches of at most `size` frames.
 
-    Held in memory are the places of the sections, and their frames only of the batch asked for.
+    Held in memory are the places of the slices, and their frames only of the batch asked for.
     `sizes` are the `[batches]` frames of each.
     """
 
     def __init__(self, sample: Sample, size: int):
         self._sample = sample
-        self._section = min(SECTION_FRAMES, size)
-        counts = -(-sample.quotas // self._section)
+        self._slice = min(SLICE_FRAMES, size)
+        counts = -(-sample.quotas // self._slice)
         tracks = np.repeat(np.arange(len(counts)), counts)
         numbers = np.arange(len(tracks)) - np.repeat(np.cumsum(counts) - counts, counts)
         order = np.random.default_rng(sample.seed).permutation(len(tracks))
         self._tracks, self._numbers = tracks[order], numbers[order]
-        left = sample.quotas[self._tracks] - self._numbers * self._section
-        ends = np.cumsum(np.minimum(left, self._section))
+        left = sample.quotas[self._tracks] - self._numbers * self._slice
+        ends = np.cumsum(np.minimum(left, self._slice))
         edges, frames = [0], [0]
         while edges[-1] < len(ends):
             edges.append(int(np.searchsorted(ends, frames[-1] + size, "right")))
@@ -55,11 +55,11 @@ class Batches:
         inside = slice(self._edges[batch], self._edges[batch + 1])
         tracks, numbers = self._tracks[inside], self._numbers[inside]
         order = np.lexsort((numbers, tracks))
-        tracks, firsts = tracks[order], numbers[order] * self._section
+        tracks, firsts = tracks[order], numbers[order] * self._slice
         edges = np.flatnonzero(np.diff(tracks, prepend=-1))
         for track, own in zip(tracks[edges].tolist(), np.split(firsts, edges[1:]), strict=True):
             whole = self._sample.part(track)
-            frames = [whole.frames[first : first + self._section] for first in own.tolist()]
+            frames = [whole.frames[first : first + self._slice] for first in own.tolist()]
             yield whole._replace(frames=np.concatenate(frames))
 
 

@@ -80,16 +80,16 @@ def write_page(
     if clip_seconds is None:
         clip_seconds = max(_MIN_CLIP_SECONDS, min(_CLIP_SECONDS, _MAX_PAGE_SECONDS / len(songs)))
     paths = [str(folder / name) for name in songs]
-    excerpts = []
+    clips = []
     for found in ordered(_Cutter(clip_seconds), paths, WorkerPool(a.workers)):
         if isinstance(found, AudioError):
             raise found
-        excerpts.append(found)
+        clips.append(found)
     comparable = standardised(np.stack([vectors[name] for name in songs]))
     distances, others = nearest(comparable, a.neighbours)
     similarity = (1 - distances**2 / 2).round(3)  # of vectors of length 1
     plane = flat_map(comparable).round(4).tolist()
-    music = amount(sum(excerpt.seconds for excerpt in excerpts) / 3600)
+    music = amount(sum(clip.seconds for clip in clips) / 3600)
     lead = f"{counted(len(songs), 'song')}, {music} of music; {description}"
     page = Page(f"Song map of {folder.resolve().name}", lead, __package__, "map.js")
     page.add("Songs", page.part("map.html"))
@@ -102,18 +102,18 @@ def write_page(
             {
                 "name": name,
                 "group": name.partition("/")[0] if "/" in name else "",  # its first folder
-                "seconds": round(excerpt.seconds, 1),
-                "start": round(excerpt.start, 1),
+                "seconds": round(clip.seconds, 1),
+                "start": round(clip.start, 1),
                 "x": plane[i][0],
                 "y": plane[i][1],
                 "near": others[i].tolist(),
                 "similarity": similarity[i].tolist(),
             }
-            for i, (name, excerpt) in enumerate(zip(songs, excerpts, strict=True))
+            for i, (name, clip) in enumerate(zip(songs, clips, strict=True))
         ],
     )
     if clip_seconds:
-        page.give_sounds([excerpt.sound for excerpt in excerpts])
+        page.give_sounds([clip.sound for clip in clips])
     return page.write(a.out)
 
 

@@ -1,7 +1,7 @@
 """One probe: a task's folder, an encoder's features, the grid of heads, and the result files.
 
-fairseq's task and `direct` both train what is prepared here, and differ only in who makes the
-updates.
+fairseq's task and `train_and_score` both train what is prepared here, and differ only in who makes
+the updates.
 """
 
 import logging

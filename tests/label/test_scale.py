@@ -15,10 +15,11 @@ import pytest
 
 from music_ssl_fairseq.data.manifest import write_manifest
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.jobs import memory, shards
+from music_ssl_fairseq.jobs import shards
 from music_ssl_fairseq.jobs.blocks import Claims
 from music_ssl_fairseq.jobs.checkpoint_dir import CheckpointDir
 from music_ssl_fairseq.jobs.shards import Shard, choose_shard, cut_blocks
+from music_ssl_fairseq.label import memory
 from music_ssl_fairseq.label.__main__ import main
 from tests.audio_files import write_tone
 

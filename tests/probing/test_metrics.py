@@ -41,6 +41,13 @@ def test_accuracy_per_clip_and_per_song(rng):
     )
 
 
+@pytest.mark.parametrize("name", ["macro_f1", "r2_valence", "f_measure_5ms", "group_accurcy"])
+def test_an_unknown_metric_is_refused(name):
+    task = ProbingSpec("t", "multi-class", "accuracy", CLASSES)
+    with pytest.raises(ValueError, match=name):
+        score(name, task, predictions(np.eye(4), np.arange(4)))
+
+
 def test_a_class_that_is_not_in_the_split_is_named():
     task = ProbingSpec("t", "multi-class", "accuracy", CLASSES)
     assert evaluate(task, predictions(np.eye(4)[:3], [0, 1, 3])).absent == ["c"]

@@ -25,6 +25,7 @@ TOLERANCES = (0.07, 0.02)
 EXTRA = "probing"
 """Extra of the package that installs mir_eval."""
 
+_NAMES = frozenset(name for names in REPORTED.values() for name in names)
 _CONSTANT_VARIANCE = 1e-28  # relative to the squared largest deviation: rounding of a constant
 
 
@@ -89,7 +90,12 @@ def statistic(
 
     Returns:
         `[weightings]`; NaN where the metric is not defined, or an output is not finite.
+
+    Raises:
+        ValueError: if there is no such metric.
     """
+    if metric not in _NAMES and metric not in {f"r2_{target}" for target in targets}:
+        raise ValueError(f"no metric {metric!r}")
     if not np.isfinite(predictions.outputs).all():
         return np.full(len(counts), np.nan)
     weights = counts[:, predictions.group_index].astype(np.float64)
