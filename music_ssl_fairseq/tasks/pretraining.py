@@ -22,7 +22,6 @@ from music_ssl_fairseq.data.identity import Identity, manifest_identity
 from music_ssl_fairseq.data.manifest import Manifest, missing_manifest
 from music_ssl_fairseq.data.masks import MASK_MODES, SpanGrowth
 from music_ssl_fairseq.data.pretraining import PretrainingDataset
-from music_ssl_fairseq.data.units import LabelSet
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import amount, conv_grid, counted, hours, parse_conv_layers
 
@@ -31,6 +30,7 @@ from music_ssl_fairseq.optim import muon as _optimizer  # noqa: F401
 from music_ssl_fairseq.optim import tri_stage as _lr_scheduler  # noqa: F401
 from music_ssl_fairseq.optim.fused_adamw import FusedAdamW
 from music_ssl_fairseq.runtime.settings import setting
+from music_ssl_fairseq.tasks.label_sets import LabelSets
 from music_ssl_fairseq.tasks.refusals import refuse_impossible, whole_configuration
 from music_ssl_fairseq.tasks.run_folder import RunFolderTask
 from music_ssl_fairseq.tasks.schedule import collapse_advice, warmup_updates
@@ -106,6 +106,17 @@ class PretrainingConfig(FairseqDataclass):
     conv_feature_layers: Optional[str] = setting(
         II("model.conv_feature_layers"), "the model's; set it there"
     )
+    # Any, because omegaconf knows no type for "a string or a list of strings".
+    label_dir: Any = setting(
+        None,
+        "a folder of units (music_ssl_fairseq label), or a list of such folders, that masked "
+        "frames predict beside the teacher's view; none by default. Not in fairseq",
+    )
+    label_rate: Optional[float] = setting(
+        None,
+        "labels per second: 100 for MFCC, 50 for deep features. Only for labels without the "
+        "labeler's metadata.json, which states it; fairseq has it in the model too",
+    )
 
 
 def data_splits(cfg: Any) -> list[str]:
@@ -121,9 +132,11 @@ def _model_setting(cfg: PretrainingConfig, name: str, default: Any) -> Any:
 
 
 class PretrainingTask(RunFolderTask):
-    """Load splits as crops; subclasses provide labels, if any."""
+    """Load splits as crops, with the units of their frames if there are label sets."""
 
     min_mask_spans = 1
+    has_targets = False
+    """Whether crops have targets without label sets, too: random projections."""
     scores_unmasked = False
     """Whether the criterion scores unmasked frames as well."""
 
@@ -131,6 +144,8 @@ class PretrainingTask(RunFolderTask):
         super().__init__(cfg)
         if not os.path.isdir(cfg.data):
             raise missing_manifest(os.path.join(cfg.data, "train.tsv"))
+        self.labels = LabelSets(cfg.label_dir, cfg.data, cfg.label_rate)
+        self.num_classes = self.labels.num_classes
         self._stops_at_exit: set[str] = set()
         self._training = False
         self._train_subset = "train"
@@ -174,7 +189,7 @@ class PretrainingTask(RunFolderTask):
             file = os.path.join(self.cfg.data, f"{split}.tsv")
             if os.path.exists(file):
                 found |= manifest_identity(Manifest(file))
-        return found
+        return found | self.labels.identity(data_splits(cfg))
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Build the model; settings that do not fit together are a one-line error."""
@@ -184,10 +199,6 @@ class PretrainingTask(RunFolderTask):
             if not from_checkpoint and cfg.init_from:
                 initialise(model, read(cfg.init_from), self.cfg.normalize)
             return model
-
-    def labels(self, split: str, manifest: Manifest) -> list[LabelSet] | None:
-        """Return the split's label sets, checked against the manifest; None if there are none."""
-        return None
 
     def load_dataset(self, split: str, **kwargs: Any) -> None:
         """Load `<data>/<split>.tsv`; fairseq's other arguments are ignored."""
@@ -210,6 +221,7 @@ class PretrainingTask(RunFolderTask):
                 growth = SpanGrowth(first, cfg.mask_length or 0, cfg.mask_growth_epochs)
             manifest = Manifest(os.path.join(cfg.data, f"{split}.tsv"))
             manifest.require_root()
+            labels = self.labels.of_split(split, manifest)
             self.datasets[split] = PretrainingDataset(
                 manifest,
                 crop_seconds=cfg.crop_seconds,
@@ -227,7 +239,7 @@ class PretrainingTask(RunFolderTask):
                 masks_per_crop=masks,
                 count_visible=visible,
                 unmasked=self.scores_unmasked,
-                labels=self.labels(split, manifest),
+                labels=labels if labels or self.has_targets else None,
             )
         self._split_sizes[split] = (
             f"{counted(len(manifest), 'track')}, {amount(hours(manifest.num_samples))}, "
@@ -244,6 +256,7 @@ class PretrainingTask(RunFolderTask):
         return [
             f"{name}: {weights / 1e6:.1f} million weights, {batch}{times} per update",
             *(f"{split}: {size}" for split, size in sorted(self._split_sizes.items())),
+            *self.labels.start_lines(),
         ]
 
     def best_line(self, cfg: Any) -> str:
