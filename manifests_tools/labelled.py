@@ -59,9 +59,9 @@ class DataSet:
     def refuse_unusable(self, root: str) -> None:
         """Refuse labels that cannot be used, before any audio is read.
 
-        Raises InputError if a split has no file or no label, a label is not in the class list or
-        cannot be written in one line, a group has two classes, a file or group is in two splits, or
-        a file or segment is listed twice.
+        Raises InputError if a split has no file or no label, if a label is not in the class
+        list or cannot be written in one line, or if a group has two classes. Files and groups may
+        be in one split alone, and files and segments be listed once.
         """
         classes = set(self.task.classes)
         files: dict[str, str] = {}

@@ -137,7 +137,7 @@ def _without_option(words: list[str], option: str) -> Iterator[list[str]]:
 
 def _with_options(words: list[str], options: list[str]) -> Iterator[list[str]]:
     """Give the usual values, or put an option before the word that is its value."""
-    usual = {"--checkpoint": usual_model(), "--upstream": usual_model()}
+    usual = dict.fromkeys(("--checkpoint", "--upstream"), usual_model())
     usual |= {"--manifest": "manifests/train.tsv", "--out": "features/train"}
     usual |= {"--task": next(iter(made_tasks()), "")}
     for i, word in reversed(list(enumerate(words))):

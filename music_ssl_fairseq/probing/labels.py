@@ -58,9 +58,9 @@ class ProbingSplit:
     def __init__(self, folder: str | os.PathLike, split: str, spec: ProbingSpec):
         """Read a split.
 
-        Raises InputError naming file and line, if labels are missing, too many, unknown or no
-        numbers; if a segment or a beat is not within its file; if the split cannot be scored,
-        because a song has two classes, a target one value, or no segment a beat.
+        Raises InputError, which names file and line, if labels are missing, too many, unknown or no
+        numbers, or if a segment or a beat is not within its file. It is raised as well for a split
+        that cannot be scored: a song has two classes, a target one value, or no segment a beat.
         """
         self.spec = spec
         self.manifest = Manifest(Path(folder, f"{split}.tsv"))

@@ -82,14 +82,14 @@ def _seeds_needed(value: float, level: float, clips: float, seeds: float, known:
     """
     from scipy.stats import t as student
 
-    for count in range(1, MOST_SEEDS + 1):
-        of_seeds = 2 * seeds / count
-        error = math.sqrt(clips + of_seeds)
-        freedom = max(known, 2.0 * (count - 1))
-        freedom *= (error**2 / of_seeds) ** 2 if of_seeds else math.inf
-        if freedom and value > student.isf(level, freedom) * error:
-            return count
-    return math.inf
+    counts = np.arange(1, MOST_SEEDS + 1)
+    variance = clips + 2 * seeds / counts
+    freedom = np.full(MOST_SEEDS, math.inf)
+    if seeds:
+        freedom = np.maximum(known, 2 * (counts - 1)) * (variance * counts / (2 * seeds)) ** 2
+    # NaN without a degree of freedom, where nothing is clear
+    clear = value > student.isf(level, freedom) * np.sqrt(variance)
+    return float(counts[clear][0]) if clear.any() else math.inf
 
 
 def unequal_audio(rows: Rows, one: str, other: str) -> bool:

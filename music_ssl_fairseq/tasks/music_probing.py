@@ -23,8 +23,9 @@ from music_ssl_fairseq.probing.heads.fine_tuning import check_settings
 from music_ssl_fairseq.probing.heads.training import mini_batches, update
 from music_ssl_fairseq.probing.identity import probing_question
 from music_ssl_fairseq.probing.scoring.results import Collector, refuse_another
+from music_ssl_fairseq.probing.spec import FILE
 from music_ssl_fairseq.runtime.texts import read_json
-from music_ssl_fairseq.runtime.user_command import newest_run, with_setting
+from music_ssl_fairseq.runtime.user_command import made_tasks, newest_run, with_setting
 from music_ssl_fairseq.tasks.refusals import (
     refuse_impossible,
     refuse_in_probes,
@@ -47,9 +48,10 @@ def _with_given(name: str, expected: str | None) -> str:
     """Return the command with a setting that is missing: a task of probing/, or the newest run."""
     if name == "model.upstream":
         return with_setting(f"{name}={newest_run() or 'mfcc'}")
-    tasks = sorted(Path("probing").glob("*/task.json"))
-    fit = [file for file in tasks if expected in (None, read_json(file).get("name"))]
-    return with_setting(f"{name}={fit[0].parent}") if fit else "python -m manifests_tools --help"
+    for folder in made_tasks():
+        if expected in (None, read_json(Path(folder, FILE)).get("name")):
+            return with_setting(f"{name}={folder}")
+    return "python -m manifests_tools --help"
 
 
 @register_task("music_probing", dataclass=MusicProbingConfig)

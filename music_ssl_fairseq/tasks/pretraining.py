@@ -7,7 +7,6 @@ import shlex
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Optional
 
 from fairseq import checkpoint_utils
@@ -30,6 +29,7 @@ from music_ssl_fairseq.optim import muon as _optimizer  # noqa: F401
 from music_ssl_fairseq.optim import tri_stage as _lr_scheduler  # noqa: F401
 from music_ssl_fairseq.optim.fused_adamw import FusedAdamW
 from music_ssl_fairseq.runtime.settings import setting
+from music_ssl_fairseq.runtime.user_command import made_tasks
 from music_ssl_fairseq.tasks.label_sets import LabelSets
 from music_ssl_fairseq.tasks.refusals import refuse_impossible, whole_configuration
 from music_ssl_fairseq.tasks.run_folder import RunFolderTask
@@ -267,7 +267,7 @@ class PretrainingTask(RunFolderTask):
     def next_command(self, cfg: Any) -> str:
         """Probe the run on the tasks of probing/, or else draw a map of the music."""
         run = shlex.quote(shown(os.path.dirname(os.path.abspath(cfg.checkpoint.save_dir))))
-        tasks = sorted(str(file.parent) for file in Path("probing").glob("*/task.json"))
+        tasks = made_tasks()
         if tasks:
             return f"python -m music_ssl_fairseq probe --upstream {run} --task {shlex.join(tasks)}"
         tracks = Manifest(os.path.join(self.cfg.data, "train.tsv"))
