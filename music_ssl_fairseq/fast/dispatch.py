@@ -149,8 +149,8 @@ class Execution:
         return self.run(_enter, model, features, mask, self._seed(model, features))
 
     def decode(self, decoder: Any, x: Tensor, *args: Any) -> Tensor:
-        """Call `decoder(x, *args)`, whose dropout is hashed if it is compiled."""
-        return self.run(_decode, decoder, x, args, self._seed(decoder, x))
+        """Call `decoder(x, *args, self)`, whose dropout is hashed if it is compiled."""
+        return self.run(_decode, decoder, x, (*args, self), self._seed(decoder, x))
 
     def _seed(self, module: nn.Module, x: Tensor) -> Tensor | None:
         return draw_seeds(1, x.device)[0] if self.compiled and module.training else None
@@ -166,7 +166,7 @@ class Execution:
         """Begin a pass of a Transformer encoder.
 
         Args:
-            encoder: has `embed(x, drop, packing)` and `layers`, each called as
+            encoder: has `embed(x, packing, execution, drop)` and `layers`, each called as
                 `layer(x, attend, drop)`.
             x: `[B, T, D]`.
             attend: `[B, 1, 1, T]` bool, True where a key is real, or None for all (of K packed
@@ -180,11 +180,11 @@ class Execution:
             to its output and its feed-forward output (None for fused layers with gradients).
         """
         if not self.compiled:
-            return encoder.embed(x, packing=packing), lambda layer, x: layer(x, attend)
+            return encoder.embed(x, packing, self), lambda layer, x: layer(x, attend)
         seeds = None
         if encoder.training:  # a row per layer, and one for the input
             seeds = draw_seeds(3 * (len(encoder.layers) + 1), x.device).view(-1, 3)
-        x = compiled(_embed, True)(encoder, x, None if seeds is None else seeds[-1], packing)
+        x = self.run(_embed, encoder, x, packing, self, None if seeds is None else seeds[-1])
         return x, _layer_runner(encoder, x, attend, seeds, masked_indices)
 
 
@@ -238,10 +238,16 @@ def _decode(decoder: Any, x: Tensor, args: tuple[Any, ...], seed: Tensor | None)
     return decoder(x, *args) if seed is None else decoder(x, *args, drop=hashed([seed]))
 
 
-def _embed(encoder: Any, x: Tensor, seeds: Tensor | None, packing: Packing | None) -> Tensor:
+def _embed(
+    encoder: Any,
+    x: Tensor,
+    packing: Packing | None,
+    execution: Execution,
+    seeds: Tensor | None,
+) -> Tensor:
     if seeds is None:
-        return encoder.embed(x, packing=packing)
-    return encoder.embed(x, hashed([seeds[0]]), packing)
+        return encoder.embed(x, packing, execution)
+    return encoder.embed(x, packing, execution, hashed([seeds[0]]))
 
 
 def _run_layer(

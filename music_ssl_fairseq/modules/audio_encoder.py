@@ -47,9 +47,9 @@ class AudioEncoder(BaseFairseqModel):
             self.mel_proj = nn.Linear(cfg.mel_bands, dim)
         self.dropout_input = nn.Dropout(cfg.dropout_input)
         self.mask_emb = nn.Parameter(torch.empty(dim).uniform_())
-        self.encoder = TransformerEncoder(cfg, self.execution)
+        self.encoder = TransformerEncoder(cfg)
         visible = str(cfg.encode) == "visible"
-        self.decoder = Decoder(cfg, self.execution) if visible else None
+        self.decoder = Decoder(cfg) if visible else None
         self.head_width = cfg.decoder_dim if visible else dim
 
     def _projection(self, channels: int, dim: int) -> nn.Linear | None:

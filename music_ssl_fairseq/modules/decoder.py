@@ -18,12 +18,12 @@ class Decoder(nn.Module):
     `decoder_layers` convolutions, all but the first with a residual sum.
     """
 
-    def __init__(self, cfg: AudioEncoderConfig, execution: Execution = PLAIN):
+    def __init__(self, cfg: AudioEncoderConfig):
         super().__init__()
         self.input_dropout = nn.Dropout(cfg.decoder_input_dropout)
         widths = [cfg.encoder_embed_dim] + [cfg.decoder_dim] * cfg.decoder_layers
         self.blocks = nn.ModuleList(
-            ConvBlock(dim, width, cfg.decoder_kernel, cfg.decoder_groups, execution)
+            ConvBlock(dim, width, cfg.decoder_kernel, cfg.decoder_groups)
             for dim, width in pairwise(widths)
         )
 
@@ -35,6 +35,7 @@ class Decoder(nn.Module):
         mask_token: Tensor,
         padding: Tensor | None = None,
         masked_indices: Tensor | None = None,
+        execution: Execution = PLAIN,
         drop: Drop = drop,
     ) -> Tensor:
         """Fill the places of a mask.
@@ -47,6 +48,8 @@ class Decoder(nn.Module):
             padding: `[views, F]` bool, True for padding, which stays zero; or None.
             masked_indices: `[N]` ascending indices into `views * F`: return these frames alone.
                 None for all.
+            execution: how operations run.
+            drop: applies dropout.
 
         Returns:
             `[views, F, decoder_dim]`, or `[N, decoder_dim]`.
@@ -54,7 +57,7 @@ class Decoder(nn.Module):
         x = unpack(drop(self.input_dropout, x), packing)
         x = torch.where(mask.unsqueeze(-1), mask_token.to(x.dtype), x)
         for block in self.blocks:
-            y = block(x)
+            y = block(x, execution)
             x = x + y if y.shape == x.shape else y
             if padding is not None:
                 x = x.masked_fill(padding.unsqueeze(-1), 0)

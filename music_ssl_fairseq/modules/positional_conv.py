@@ -24,53 +24,55 @@ class _WeightNormConv(nn.Module):
     fairseq's `weight_norm(dim=2)` calls the weights `weight_g` and `weight_v` in checkpoints.
     """
 
-    def __init__(self, dim: int, kernel: int, groups: int, execution: Execution):
+    def __init__(self, dim: int, kernel: int, groups: int):
         super().__init__()
         self.groups = groups
-        self.execution = execution
         weight = torch.empty(dim, dim // groups, kernel)
         nn.init.normal_(weight, std=math.sqrt(4.0 / (kernel * dim)))
         self.weight_g = nn.Parameter(weight.norm(dim=(0, 1), keepdim=True))
         self.weight_v = nn.Parameter(weight)
         self.bias = nn.Parameter(torch.zeros(dim))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, execution: Execution = PLAIN) -> Tensor:
         """Map `[B, T, D]` to `[B, T, D]`."""
         norm = self.weight_v.norm(dim=(0, 1), keepdim=True)
         weight = self.weight_v * (self.weight_g / norm)
-        return F.gelu(_convolve(x, weight, self.bias, self.groups, self.execution))
+        return F.gelu(_convolve(x, weight, self.bias, self.groups, execution))
 
 
 class ConvBlock(nn.Module):
     """One of data2vec's stacked convolutions: convolve, normalise without parameters, GELU."""
 
-    def __init__(self, dim: int, width: int, kernel: int, groups: int, execution: Execution):
+    def __init__(self, dim: int, width: int, kernel: int, groups: int):
         super().__init__()
-        self.execution = execution
         # "0": the convolution's position in fairseq's nn.Sequential.
         self.add_module("0", nn.Conv1d(dim, width, kernel, groups=groups))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, execution: Execution = PLAIN) -> Tensor:
         """Map `[B, T, dim]` to `[B, T, width]`."""
         conv = self.get_submodule("0")
-        y = _convolve(x, conv.weight, conv.bias, conv.groups, self.execution)  # type: ignore[arg-type]
+        y = _convolve(x, conv.weight, conv.bias, conv.groups, execution)  # type: ignore[arg-type]
         return F.gelu(F.layer_norm(y.float(), y.shape[-1:]).to(y.dtype))
 
 
-class PositionalConv(nn.Sequential):
+class PositionalConv(nn.ModuleList):
     """Encodes the order of frames, to be added to the encoder's input.
 
     With `pos_conv_depth` 1 it is the single weight-normed convolution of wav2vec 2.0 and HuBERT
     (128 frames), with more data2vec's stack (5 convolutions of 19 frames, 95 together).
-
-    Maps `[B, T, D]` to `[B, T, D]`.
     """
 
-    def __init__(self, cfg: AudioEncoderConfig, execution: Execution = PLAIN):
+    def __init__(self, cfg: AudioEncoderConfig):
         dim, kernel, groups = cfg.encoder_embed_dim, cfg.conv_pos, cfg.conv_pos_groups
         depth = cfg.pos_conv_depth
         if depth > 1:
             width = max(3, kernel // depth)
-            super().__init__(*[ConvBlock(dim, dim, width, groups, execution) for _ in range(depth)])
+            super().__init__(ConvBlock(dim, dim, width, groups) for _ in range(depth))
         else:
-            super().__init__(_WeightNormConv(dim, kernel, groups, execution))
+            super().__init__([_WeightNormConv(dim, kernel, groups)])
+
+    def forward(self, x: Tensor, execution: Execution = PLAIN) -> Tensor:
+        """Map `[B, T, D]` to `[B, T, D]`."""
+        for conv in self:
+            x = conv(x, execution)
+        return x

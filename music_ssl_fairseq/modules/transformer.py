@@ -102,10 +102,10 @@ class TransformerEncoder(nn.Module):
     from torch's generator, so that a resumed run repeats; fairseq never seeds or restores numpy's.
     """
 
-    def __init__(self, cfg: AudioEncoderConfig, execution: Execution = PLAIN):
+    def __init__(self, cfg: AudioEncoderConfig):
         super().__init__()
         layers = [TransformerLayer(cfg) for _ in range(cfg.encoder_layers)]
-        self.pos_conv = PositionalConv(cfg, execution)
+        self.pos_conv = PositionalConv(cfg)
         self.layers = nn.ModuleList(layers)
         self.layer_norm = nn.LayerNorm(cfg.encoder_embed_dim)
         self.dropout = nn.Dropout(cfg.dropout)
@@ -166,9 +166,15 @@ class TransformerEncoder(nn.Module):
             x = self.layer_norm(x)
         return x, hidden_states, feed_forwards
 
-    def embed(self, x: Tensor, drop: Drop = drop, packing: Packing | None = None) -> Tensor:
+    def embed(
+        self,
+        x: Tensor,
+        packing: Packing | None = None,
+        execution: Execution = PLAIN,
+        drop: Drop = drop,
+    ) -> Tensor:
         """Add positions to `[B, T, D]`, and pack; normalise and drop."""
-        x = x + self.pos_conv(x)
+        x = x + self.pos_conv(x, execution)
         if packing is not None:
             x = pack(x, packing)
         if not self.layer_norm_first:

@@ -542,7 +542,7 @@ def _encoder_of(layers: int, monkeypatch) -> TransformerEncoder:
         monkeypatch.setattr(dispatch, "can_fuse_layer", lambda *_: True)
         monkeypatch.setattr(dispatch, "compiled", lambda function, _: function)
     cfg = _config(encoder_layers=layers, dropout=0.0, conv_pos=9, conv_pos_groups=4)
-    encoder = TransformerEncoder(cfg, Execution("auto")).to(DEVICE)
+    encoder = TransformerEncoder(cfg).to(DEVICE)
     for name, p in encoder.layers.named_parameters():
         if "layer_norm" in name:
             torch.nn.init.normal_(p, std=0.2)

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from music_ssl_fairseq.fast.block_conv import block_conv
 from music_ssl_fairseq.fast.compilation import ShapeGate
 from music_ssl_fairseq.fast.conv_stack import conv_channels_last
+from music_ssl_fairseq.fast.dispatch import Execution
 from music_ssl_fairseq.fast.first_conv import fold_moments, folded_first_conv, window_moments
 from tests import tiny
 
@@ -56,6 +57,20 @@ def test_state_dicts_do_not_depend_on_the_path():
     assert set(tiny.music_hubert(fast="on").state_dict()) == set(
         tiny.music_hubert(fast="off").state_dict()
     )
+
+
+@pytest.mark.parametrize(("setting", "convolutions"), [("on", 1 + 4), ("off", 0)])
+def test_the_execution_of_the_call_decides_for_every_convolution(
+    monkeypatch, setting, convolutions
+):
+    model = tiny.music_hubert(encode="visible", fast="off" if setting == "on" else "on")
+    model.execution = Execution(setting)
+    called = []
+    grouped = Execution.grouped_conv
+    monkeypatch.setattr(Execution, "grouped_conv", lambda *args: called.append(0) or grouped(*args))
+    batch = tiny.batch()
+    model(target=batch.pop("units") + 4, **batch)
+    assert len(called) == convolutions  # of positions and of the decoder
 
 
 def test_folded_moments_are_the_group_norm():
