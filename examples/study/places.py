@@ -87,6 +87,8 @@ def _judge(data: Path, names: Sequence[str], small: bool) -> dict[str, Any]:
     Raises:
         InputError: if the list of a task or a clip is not there.
     """
+    from music_ssl_fairseq.probing.config import PROBE_CONFIGS  # slow to import
+
     open_tasks, tasks = results.open_tasks(), {}
     for task in open_tasks.chosen(names, data):
         rows = open_tasks.rows_of(task, data, small)
@@ -100,7 +102,7 @@ def _judge(data: Path, names: Sequence[str], small: bool) -> dict[str, Any]:
         about = {"kind": task.kind, "metric": task.metric, "settings": task.settings}
         tasks[task.name] = {**about, "list": digest(rows), "sound": sound[:16]}
     probing: Any = OmegaConf.to_container(OmegaConf.load(EXAMPLES / "probing/config.yaml"))
-    settings = settings_identity({name: probing[name] for name in ("task", "model")})
+    settings = settings_identity({name: probing[name] for name in PROBE_CONFIGS}, PROBE_CONFIGS)
     others = {name: probing[name] for name in ("optimization", "optimizer")}
     others["dataset.batch_size"] = probing["dataset"]["batch_size"]
     return {"tasks": tasks, "probing": {**settings, **others}}

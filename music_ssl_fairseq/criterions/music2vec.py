@@ -13,32 +13,36 @@ from music_ssl_fairseq.criterions.collapse import SpreadWatch, schedule_of
 from music_ssl_fairseq.criterions.totals import totals
 from music_ssl_fairseq.criterions.units import UnitLossConfig, log_units, score_units
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.settings import setting
+from music_ssl_fairseq.runtime.settings import ABOVE_ZERO, ZERO_OR_MORE, setting
 
 
 @dataclass
 class Music2VecCriterionConfig(UnitLossConfig):
     loss_beta: float = setting(
-        0.0, "beta of the smooth L1 loss; 0 for the L2 loss. In fairseq: model.*"
+        0.0, "beta of the smooth L1 loss; 0 for the L2 loss. In fairseq: model.*", ZERO_OR_MORE
     )
     loss_scale: Optional[float] = setting(
-        None, "factor on the loss; by default 1 / sqrt(width). In fairseq: model.*"
+        None, "factor on the loss; by default 1 / sqrt(width). In fairseq: model.*", ABOVE_ZERO
     )
     unit_weight: float = setting(
-        1.0, "weight of the loss over units, with label sets (task.label_dir). Not in fairseq"
+        1.0,
+        "weight of the loss over units, with label sets (task.label_dir). Not in fairseq",
+        ZERO_OR_MORE,
     )
     min_target_var: float = setting(
         0.1,
         "smallest healthy target_var, 300 updates after the warm-up, but no later than fairseq's "
         "5000 updates: below is collapse",
+        may_change=True,
     )
     min_pred_var: float = setting(
-        0.01, "smallest healthy pred_var after 5000 updates: below is collapse"
+        0.01, "smallest healthy pred_var after 5000 updates: below is collapse", may_change=True
     )
     stop_if_collapsed: bool = setting(
         True,
         "end a run whose targets or predictions have no spread, or encode only where in the crop "
         "a frame lies; false warns",
+        may_change=True,
     )
 
 

@@ -10,25 +10,31 @@ from fairseq.logging import metrics
 from music_ssl_fairseq.criterions.collapse import UnitWatch, schedule_of
 from music_ssl_fairseq.criterions.totals import totals
 from music_ssl_fairseq.criterions.units import UnitLossConfig, log_units, score_units
-from music_ssl_fairseq.runtime.settings import setting
+from music_ssl_fairseq.runtime.settings import ZERO_OR_MORE, setting
 
 
 @dataclass
 class MusicHubertCriterionConfig(UnitLossConfig):
     pred_masked_weight: float = setting(
-        1.0, "weight of the loss over masked frames (HuBERT's alpha)"
+        1.0, "weight of the loss over masked frames (HuBERT's alpha)", ZERO_OR_MORE
     )
-    pred_nomask_weight: float = setting(0.0, "weight of the loss over unmasked frames")
-    cqt_weight: float = setting(1.0, "weight of the error of the constant-Q head (model.cqt_bands)")
+    pred_nomask_weight: float = setting(
+        0.0, "weight of the loss over unmasked frames", ZERO_OR_MORE
+    )
+    cqt_weight: float = setting(
+        1.0, "weight of the error of the constant-Q head (model.cqt_bands)", ZERO_OR_MORE
+    )
     features_pen_weight: float = setting(
         10.0,
         "weight of the mean square of the extractor's features, to keep them small; fairseq's "
         "loss_weights: [10]",
+        ZERO_OR_MORE,
     )
     stop_if_collapsed: bool = setting(
         True,
         "end a run that predicts the same unit everywhere, once the warm-up is over; false warns. "
         "Not in fairseq",
+        may_change=True,
     )
 
 

@@ -14,35 +14,26 @@ from typing import Any
 from music_ssl_fairseq.data.label_metadata import read_metadata
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.frames import hours
+from music_ssl_fairseq.runtime.settings import may_change
 
 Identity = dict[str, str]
-
-MAY_CHANGE = {
-    "model": {"init_from", "precision", "fast", "upstream", "upstream_seed"},
-    "task": {
-        "data", "label_dir", "label_rate", "max_unreadable", "rebuild_batches",
-        "background_saves", "trackio_project",
-        # copies of the model's
-        "mask_prob", "mask_length", "conv_feature_layers", "encode", "clone_batch",
-        "cache_dir", "cache_limit_gb", "output_dir", "decoder", "save_seconds", "cpu",
-        "upstream", "upstream_seed", "last_epoch", "expected",
-    },
-    "criterion": {"stop_if_collapsed", "min_target_var", "min_pred_var"},
-}  # fmt: skip
-"""Settings that a run may be continued with other values of. Files are compared by what they hold,
-and a probe's upstream by its fingerprint. Settings of other groups (optimization, dataset, common,
-...) may all change."""
 
 _MAX_SHOWN = 3
 
 
-def settings_identity(groups: Mapping[str, Mapping[str, Any]]) -> Identity:
-    """Return every setting that decides the result, from settings per group of `MAY_CHANGE`."""
+def settings_identity(
+    groups: Mapping[str, Mapping[str, Any]], configs: Mapping[str, type]
+) -> Identity:
+    """Return every setting that decides the result.
+
+    `groups` are the values of `model`, `task` and so on, and `configs` their dataclasses, which
+    declare what `may_change`. All of other groups (optimization, dataset, common, ...) may.
+    """
     return {
         f"{group}.{name}": str(value)
-        for group, settings in groups.items()
-        for name, value in settings.items()
-        if name not in MAY_CHANGE[group]
+        for group, values in groups.items()
+        for name, value in values.items()
+        if not may_change(configs.get(group, object), name)
     }
 
 

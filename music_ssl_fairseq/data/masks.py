@@ -143,6 +143,16 @@ MASK_MODES: dict[str, type[SpanMask | FairseqMask]] = {"fixed": SpanMask, "fairs
 """`model.mask_mode` -> the class that draws the masks."""
 
 
+@dataclass(frozen=True)
+class CropMasks:
+    """How the masks of each crop are drawn."""
+
+    spans: SpanMask | FairseqMask
+    growth: SpanGrowth | None  # span lengths of each training epoch; None for those of `spans`
+    number: int  # masks per crop; 1 for those that depend on the batch
+    count_visible: bool  # whether batches have `num_visible`
+
+
 def _span_length(num_frames: int, length: int) -> int:
     # Spans in a crop of less than two of them are shorter, so that their places can vary.
     return min(length, num_frames // 2)

@@ -4,6 +4,7 @@ import logging
 import math
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,13 +12,14 @@ from fairseq.data import FairseqDataset
 
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.data.augmentation import draw_gain, draw_levels, mix
+from music_ssl_fairseq.data.crop_config import crop_masks
 from music_ssl_fairseq.data.crops import EQUALISER, MASKS, MIXING, REPLACEMENT, CropPlan, generator
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.data.masks import FairseqMask, SpanGrowth, SpanMask
+from music_ssl_fairseq.data.masks import FairseqMask
 from music_ssl_fairseq.data.units import FrameTargets, LabelSet
 from music_ssl_fairseq.data.unreadable import UnreadableTracks
 from music_ssl_fairseq.errors import AudioError, InputError
-from music_ssl_fairseq.frames import SAMPLE_RATE, FrameGrid, samples_in
+from music_ssl_fairseq.frames import SAMPLE_RATE, conv_grid, parse_conv_layers, samples_in
 from music_ssl_fairseq.runtime.user_command import with_setting
 
 logger = logging.getLogger(__name__)
@@ -43,92 +45,80 @@ class PretrainingDataset(FairseqDataset):
     def __init__(
         self,
         manifest: Manifest,
+        cfg: Any,
         *,
-        crop_seconds: float,
-        min_seconds: float,
-        grid: FrameGrid,
-        normalise: bool,
-        mask: SpanMask | FairseqMask | None,
         training: bool,
         labels: Sequence[LabelSet] | None = None,
-        crops_per_track: int | None = None,
-        seed: int = 0,
-        max_unreadable: float = 0.1,
-        mix_prob: float = 0.0,
-        equaliser_db: float = 0.0,
-        span_growth: SpanGrowth | None = None,
-        masks_per_crop: int = 1,
-        count_visible: bool = False,
-        unmasked: bool = False,
+        min_mask_spans: int = 1,
+        list_unmasked: bool = False,
     ):
         """Plan the crops.
 
         Tracks shorter than `min_seconds` or two frames are left out; a track shorter than
-        `crop_seconds` gives one crop of its own length. `PretrainingConfig` describes the settings.
+        `crop_seconds` gives one crop of its own length.
 
         Args:
-            grid: frames of the model's extractor.
-            mask: draws the frames to mask; None for batches without masks.
+            cfg: a `CropConfig`, as an OmegaConf node.
             training: crops and masks differ from epoch to epoch, and come in random order.
             labels: label sets of the manifest's tracks; None for crops without targets.
-            span_growth: span lengths of each training epoch; None for those of `mask`.
-            masks_per_crop: masks that are drawn for a crop; 1 for a mask that depends on the batch.
-            count_visible: give batches `num_visible`.
-            unmasked: give batches `unmasked_indices`.
+            min_mask_spans: fewest spans of a mask.
+            list_unmasked: give batches `unmasked_indices`.
 
         Raises:
-            InputError: if no track is long enough.
+            InputError: if settings do not fit together, or no track is long enough.
         """
         self._manifest = manifest
-        self._grid = grid
-        self._normalise = normalise
-        self._mask = mask
+        self._grid = conv_grid(parse_conv_layers(cfg.conv_feature_layers))
+        self._normalise = cfg.normalize
+        self._masks = crop_masks(cfg, min_mask_spans)
         self.training = training
-        self._seed = seed
-        self._mix_prob = mix_prob if training else 0.0
-        self._equaliser_db = equaliser_db if training else 0.0
-        self._span_growth = span_growth if training else None
-        self._masks_per_crop = masks_per_crop
-        self._count_visible = count_visible
-        self._unmasked = unmasked
+        self._seed = cfg.seed
+        self._mix_prob = cfg.mix_prob if training else 0.0
+        self._equaliser_db = cfg.equaliser_db if training else 0.0
+        self._list_unmasked = list_unmasked
         self._has_targets = labels is not None
-        self._targets = [FrameTargets(label_set, grid) for label_set in labels or ()]
+        self._targets = [FrameTargets(label_set, self._grid) for label_set in labels or ()]
+        self._plan = self._crop_plan(cfg)
+        if isinstance(self._masks.spans, FairseqMask):
+            self._masks.spans.check(self._grid.num_frames(int(self._plan.lengths.min())))
+        self.unreadable = UnreadableTracks(
+            len(manifest), self._plan.num_tracks, cfg.max_unreadable, manifest.file.parent
+        )
+        # Shared with workers, which outlive an epoch and hold everything else as copies.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    def _crop_plan(self, cfg: Any) -> CropPlan:
+        manifest, least = self._manifest, self._grid.num_samples(2)
         usable, start_hop = manifest.num_samples, _START_HOP
         for targets in self._targets:
             usable = np.minimum(usable, targets.num_samples)
             start_hop = math.lcm(start_hop, targets.hop)  # on the grid of all labels
-        crop_samples = samples_in(crop_seconds)
-        min_samples = max(samples_in(min_seconds), grid.num_samples(2))
-        if crop_samples < grid.num_samples(2):
-            least = grid.num_samples(2) / SAMPLE_RATE
+        crop_samples = samples_in(cfg.crop_seconds)
+        if crop_samples < least:
             raise InputError(
-                f"crop_seconds is {crop_seconds:g}: too short for two frames, which take "
-                f"{least:.3g} s",
+                f"crop_seconds is {cfg.crop_seconds:g}: too short for two frames, which take "
+                f"{least / SAMPLE_RATE:.3g} s",
                 with_setting("task.crop_seconds=5"),
             )
-        self._plan = CropPlan(usable, crop_samples, start_hop, min_samples, crops_per_track, seed)
-        if not len(self._plan):
+        min_samples = max(samples_in(cfg.min_seconds), least)
+        each = cfg.crops_per_track
+        plan = CropPlan(usable, crop_samples, start_hop, min_samples, each, self._seed)
+        if not len(plan):
             raise InputError(
                 f"{manifest.file}: none of its {len(manifest)} tracks is as long as min_seconds "
-                f"({min_seconds:g} s)",
+                f"({cfg.min_seconds:g} s)",
                 with_setting("task.min_seconds=0"),
             )
-        if isinstance(mask, FairseqMask):
-            mask.check(grid.num_frames(int(self._plan.lengths.min())))
-        self.unreadable = UnreadableTracks(
-            len(manifest), self._plan.num_tracks, max_unreadable, manifest.file.parent
-        )
-        # Shared with workers, which outlive an epoch and hold everything else as copies.
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         logger.info(
             "%s: %d crops of %g s per epoch from %d tracks; %d shorter than %g s left out",
             manifest.file,
-            len(self._plan),
-            crop_seconds,
-            self._plan.num_tracks,
-            self._plan.num_too_short,
-            min_seconds,
+            len(plan),
+            cfg.crop_seconds,
+            plan.num_tracks,
+            plan.num_too_short,
+            cfg.min_seconds,
         )
+        return plan
 
     def __len__(self) -> int:
         return len(self._plan)
@@ -161,12 +151,13 @@ class PretrainingDataset(FairseqDataset):
         if self._mix_prob > 0:
             item["gain"] = draw_gain(self._mix_prob, generator(self._seed, epoch, index, MIXING))
         num_frames = self._grid.num_frames(len(waveform))
-        if isinstance(self._mask, FairseqMask):
+        spans, growth = self._masks.spans, self._masks.growth
+        if isinstance(spans, FairseqMask):
             item["epoch"] = epoch  # the mask depends on the rest of the batch
-        elif self._mask is not None:
-            span = self._span_growth.length(epoch) if self._span_growth else None
+        else:
+            of_span = growth.length(epoch) if growth and self.training else None
             rng = generator(self._seed, epoch, index, MASKS)
-            masks = [self._mask.mask(num_frames, rng, span) for _ in range(self._masks_per_crop)]
+            masks = [spans.mask(num_frames, rng, of_span) for _ in range(self._masks.number)]
             item["mask"] = torch.from_numpy(np.stack(masks))
         if self._has_targets:
             classes = np.empty((num_frames, len(self._targets)), np.int64)
@@ -226,9 +217,9 @@ class PretrainingDataset(FairseqDataset):
             `id` `[B]`, `nsentences`, `ntokens` (samples without padding), `target` (`[B, F, sets]`
             int64 classes, -1 beyond a crop's frames; with labels only), `levels` (with filters
             only, for `equalise`) and `net_input`: `source`
-            (`[B, T]` float32), `padding_mask` (`[B, T]` bool, or None if there is no padding) and,
-            with a mask, `mask` (`[views, F]` bool, a crop's masks in succession), `masked_indices`
-            and, if asked for, `unmasked_indices`: the masked and the other frames that are not
+            (`[B, T]` float32), `padding_mask` (`[B, T]` bool, or None if there is no padding),
+            `mask` (`[views, F]` bool, a crop's masks in succession), `masked_indices` and, if
+            asked for, `unmasked_indices`: the masked and the other frames that are not
             padding, as ascending indices into `views * F`; and, if asked for, `num_visible`: the
             most unmasked frames of a view, and those of each if there is no padding. An empty dict
             for no samples: fairseq gives none to ranks that have run out of batches.
@@ -243,19 +234,21 @@ class PretrainingDataset(FairseqDataset):
         padding_mask = None
         if int(lengths.min()) < longest:
             padding_mask = torch.arange(longest) >= lengths[:, None]
-        net_input: dict = {"source": _padded(sources, 0.0), "padding_mask": padding_mask}
-        if self._mask is not None:
-            frames = [self._grid.num_frames(len(source)) for source in sources]
-            mask = self._masks(samples, frames)
-            views = torch.tensor(frames).repeat_interleave(self._masks_per_crop)
-            visible = (torch.arange(max(frames)) < views[:, None]) & ~mask
-            net_input["mask"] = mask
-            if self._count_visible:
-                net_input["num_visible"] = int(visible.sum(1).max())
+        frames = [self._grid.num_frames(len(source)) for source in sources]
+        mask = self._batch_mask(samples, frames)
+        net_input: dict = {
+            "source": _padded(sources, 0.0),
+            "padding_mask": padding_mask,
+            "mask": mask,
             # On a GPU, nonzero() would synchronise.
-            net_input["masked_indices"] = mask.flatten().nonzero().squeeze(1)
-            if self._unmasked:
-                net_input["unmasked_indices"] = visible.flatten().nonzero().squeeze(1)
+            "masked_indices": mask.flatten().nonzero().squeeze(1),
+        }
+        views = torch.tensor(frames).repeat_interleave(self._masks.number)
+        visible = (torch.arange(max(frames)) < views[:, None]) & ~mask
+        if self._masks.count_visible:
+            net_input["num_visible"] = int(visible.sum(1).max())
+        if self._list_unmasked:
+            net_input["unmasked_indices"] = visible.flatten().nonzero().squeeze(1)
         batch = {
             "id": torch.tensor([sample["id"] for sample in samples]),
             "nsentences": len(samples),
@@ -268,12 +261,13 @@ class PretrainingDataset(FairseqDataset):
             batch["levels"] = torch.stack([sample["levels"] for sample in samples])
         return batch
 
-    def _masks(self, samples: list[dict], num_frames: list[int]) -> torch.Tensor:
+    def _batch_mask(self, samples: list[dict], num_frames: list[int]) -> torch.Tensor:
         """Return the masks of a batch, `[views, longest]` bool, False at padding."""
-        if not isinstance(self._mask, FairseqMask):
+        spans = self._masks.spans
+        if not isinstance(spans, FairseqMask):
             return _padded([mask for sample in samples for mask in sample["mask"]], False)
         indices = [sample["id"] for sample in samples]
-        drawn = self._mask.batch(num_frames, self._seed, samples[0]["epoch"], indices)
+        drawn = spans.batch(num_frames, self._seed, samples[0]["epoch"], indices)
         return torch.from_numpy(drawn)
 
     def size(self, index: int) -> int:

@@ -20,7 +20,13 @@ from music_ssl_fairseq.models.unit_prediction import (
     frames_at,
 )
 from music_ssl_fairseq.modules.audio_encoder import Drop, drop, repeat_crops
-from music_ssl_fairseq.runtime.settings import setting
+from music_ssl_fairseq.runtime.settings import (
+    ONE_OR_MORE,
+    SHARE,
+    TWO_OR_MORE,
+    ZERO_OR_MORE,
+    setting,
+)
 
 _SEMITONES = 12  # bands per octave whose random projections are units
 _MEL_BANDS = 64  # bands whose random projections are units
@@ -32,12 +38,14 @@ class MusicHubertConfig(UnitPredictionConfig):
         0.80,
         "share of frames covered by mask spans if spans did not overlap; fairseq's field has "
         "0.65, its HuBERT recipe 0.80",
+        SHARE,
     )
     cqt_bands: int = setting(
         0,
         "bands per octave of a constant-Q transform that a linear head predicts at masked frames, "
         "beside the units (MERT, arXiv 2306.00107, section 3.2): 12 for semitones; 0 for no such "
         "head. Its weight is criterion.cqt_weight. Not in fairseq",
+        ZERO_OR_MORE,
     )
     projection_targets: ChoiceEnum(["none", "logmel", "cqt"]) = setting(  # type: ignore[valid-type]
         "none",
@@ -45,8 +53,10 @@ class MusicHubertConfig(UnitPredictionConfig):
         "arXiv 2202.01855), of its log-mel bands or its constant-Q transform. Beside the sets of "
         "task.label_dir, or instead (task.label_dir=[]). Not in fairseq",
     )
-    projection_sets: int = setting(1, "random projections, each with a head of its own")
-    projection_size: int = setting(1024, "random codes per projection")
+    projection_sets: int = setting(
+        1, "random projections, each with a head of its own", ONE_OR_MORE
+    )
+    projection_size: int = setting(1024, "random codes per projection", TWO_OR_MORE)
     skip_nomask: bool = setting(
         False,
         "compute nothing for unmasked frames in validation either, so that their loss and "

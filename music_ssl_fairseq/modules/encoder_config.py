@@ -6,7 +6,7 @@ from typing import Optional
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 
 from music_ssl_fairseq.frames import DEFAULT_CONV_LAYERS
-from music_ssl_fairseq.runtime.settings import setting
+from music_ssl_fairseq.runtime.settings import BELOW_ONE, ONE_OR_MORE, SHARE, ZERO_OR_MORE, setting
 
 
 @dataclass
@@ -24,30 +24,37 @@ class AudioEncoderConfig(FairseqDataclass):
         "evaluated, because checkpoints carry it",
     )
     conv_bias: bool = setting(False, "biases in the extractor")
-    encoder_layers: int = setting(12, "Transformer layers")
-    encoder_embed_dim: int = setting(768, "width of the Transformer")
-    encoder_ffn_embed_dim: int = setting(3072, "inner width of the feed-forward networks")
-    encoder_attention_heads: int = setting(12, "attention heads")
+    encoder_layers: int = setting(12, "Transformer layers", ONE_OR_MORE)
+    encoder_embed_dim: int = setting(768, "width of the Transformer", ONE_OR_MORE)
+    encoder_ffn_embed_dim: int = setting(
+        3072, "inner width of the feed-forward networks", ONE_OR_MORE
+    )
+    encoder_attention_heads: int = setting(12, "attention heads", ONE_OR_MORE)
     layer_norm_first: bool = setting(
         False, "normalise before attention and feed-forward, not after"
     )
-    conv_pos: int = setting(128, "frames seen by the positional convolution")
-    conv_pos_groups: int = setting(16, "groups of the positional convolution")
+    conv_pos: int = setting(128, "frames seen by the positional convolution", ONE_OR_MORE)
+    conv_pos_groups: int = setting(16, "groups of the positional convolution", ONE_OR_MORE)
     pos_conv_depth: int = setting(
-        1, "positional convolutions; more than 1 share conv_pos frames (data2vec)"
+        1, "positional convolutions; more than 1 share conv_pos frames (data2vec)", ONE_OR_MORE
     )
-    dropout: float = setting(0.1, "dropout in the Transformer")
-    attention_dropout: float = setting(0.1, "dropout of attention weights")
-    activation_dropout: float = setting(0.0, "dropout after the feed-forward activation")
-    encoder_layerdrop: float = setting(0.0, "probability of leaving out a Transformer layer")
-    dropout_input: float = setting(0.0, "dropout of the projected extractor output")
-    feature_grad_mult: float = setting(1.0, "factor on the extractor's gradients; 0 freezes it")
+    dropout: float = setting(0.1, "dropout in the Transformer", BELOW_ONE)
+    attention_dropout: float = setting(0.1, "dropout of attention weights", BELOW_ONE)
+    activation_dropout: float = setting(0.0, "dropout after the feed-forward activation", BELOW_ONE)
+    encoder_layerdrop: float = setting(
+        0.0, "probability of leaving out a Transformer layer", BELOW_ONE
+    )
+    dropout_input: float = setting(0.0, "dropout of the projected extractor output", BELOW_ONE)
+    feature_grad_mult: float = setting(
+        1.0, "factor on the extractor's gradients; 0 freezes it", ZERO_OR_MORE
+    )
     mask_prob: float = setting(
         0.65,
         "share of frames covered by mask spans if spans did not overlap. Spans do, so fewer "
         "frames are masked: see mask_mode",
+        SHARE,
     )
-    mask_length: int = setting(10, "frames in a mask span")
+    mask_length: int = setting(10, "frames in a mask span", ONE_OR_MORE)
     mask_mode: ChoiceEnum(["fixed", "fairseq"]) = setting(  # type: ignore[valid-type]
         "fixed",
         "fixed: every crop has as many masked frames as spans cover on average, whatever its "
@@ -61,25 +68,29 @@ class AudioEncoderConfig(FairseqDataclass):
         "same tensors. Needs mask_mode=fixed",
     )
     clone_batch: int = setting(
-        1, "masks per crop, which share a pass of extractor and teacher (data2vec 2.0's field)"
+        1,
+        "masks per crop, which share a pass of extractor and teacher (data2vec 2.0's field)",
+        ONE_OR_MORE,
     )
-    decoder_dim: int = setting(384, "encode=visible: width of the decoder")
-    decoder_layers: int = setting(4, "encode=visible: convolutions of the decoder")
-    decoder_kernel: int = setting(7, "encode=visible: frames seen by each convolution")
-    decoder_groups: int = setting(16, "encode=visible: groups of each convolution")
-    decoder_input_dropout: float = setting(0.1, "dropout of the decoder's input")
+    decoder_dim: int = setting(384, "encode=visible: width of the decoder", ONE_OR_MORE)
+    decoder_layers: int = setting(4, "encode=visible: convolutions of the decoder", ONE_OR_MORE)
+    decoder_kernel: int = setting(7, "encode=visible: frames seen by each convolution", ONE_OR_MORE)
+    decoder_groups: int = setting(16, "encode=visible: groups of each convolution", ONE_OR_MORE)
+    decoder_input_dropout: float = setting(0.1, "dropout of the decoder's input", BELOW_ONE)
     residual_init: float = setting(
         1.0,
         "factor on the initial weights of what each Transformer layer adds to its input: value, "
         "output and feed-forward projections (as DeepNet, arXiv 2203.00555, equation 6). With 1, "
         "fairseq's, short schedules collapse at rates above 1e-4; with 0.1 they learn faster at "
         "up to 6e-4. Trained weights load anywhere either way",
+        ZERO_OR_MORE,
     )
     pitch_bands: int = setting(
         0,
         "bands per octave of a second first layer with long filters, beside the extractor "
         "(bands/pitch_filters.py): 24 for quarter tones; 0 for none. Not in fairseq: such a "
         "checkpoint loads in this package alone",
+        ZERO_OR_MORE,
     )
     pitch_taps: int = setting(4096, "samples of a pitch filter: 4096 are 256 ms")
     mel_bands: int = setting(
@@ -87,6 +98,7 @@ class AudioEncoderConfig(FairseqDataclass):
         "bands of a log-mel spectrum as a further input beside the extractor, whose group norm "
         "hides a steady tone's spectral envelope (bands/mel_bands.py): up to 64; 0 for none. Not "
         "in fairseq: such a checkpoint loads in this package alone",
+        ZERO_OR_MORE,
     )
     init_from: Optional[str] = setting(
         None,
@@ -94,14 +106,17 @@ class AudioEncoderConfig(FairseqDataclass):
         "fairseq's HuBERT, data2vec_audio or wav2vec 2.0, a Hugging Face folder of these, or "
         "torchaudio's HuBERT. Not in fairseq, whose checkpoint.finetune_from_model wants the same "
         "model",
+        may_change=True,
     )
     precision: ChoiceEnum(["auto", "fp32", "bf16"]) = setting(  # type: ignore[valid-type]
         "auto",
         "arithmetic of the forward and backward pass; weights stay fp32. auto: bf16 on GPUs that "
         "have it, else fp32. Not in fairseq, whose common.fp16 still works",
+        may_change=True,
     )
     fast: ChoiceEnum(["auto", "on", "off"]) = setting(  # type: ignore[valid-type]
         "auto",
         "layouts and algorithms for GPUs, and kernels compiled at the start (once, about a "
         "minute): the same results, several times faster. auto: on GPUs. Not in fairseq",
+        may_change=True,
     )

@@ -6,7 +6,14 @@ from typing import List, Optional
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from omegaconf import II, MISSING
 
-from music_ssl_fairseq.runtime.settings import setting
+from music_ssl_fairseq.runtime.settings import (
+    ABOVE_ZERO,
+    BELOW_ONE,
+    ONE_OR_MORE,
+    ZERO_OR_MORE,
+    copied,
+    setting,
+)
 
 LEARNING_RATES = [5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2]
 
@@ -16,44 +23,59 @@ LEARNING_RATES = [5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2]
 @dataclass
 class MusicProbingConfig(FairseqDataclass):
     data: str = setting(
-        MISSING, "folder with task.json, manifests and labels (python -m manifests_tools NAME)"
+        MISSING,
+        "folder with task.json, manifests and labels (python -m manifests_tools NAME)",
+        may_change=True,
     )
     expected: Optional[str] = setting(
         None,
         "name of the task that this configuration is for; a folder that holds another one is "
         "refused. null for any",
+        may_change=True,
     )
     window_seconds: float = setting(
         5.0,
         "seconds of the encoder's input windows; 0 for whole clips. Scores of a clip are means "
         "over its windows",
+        ZERO_OR_MORE,
     )
     cache_dir: str = setting(
-        "feature_cache", "folder of cached features; several tasks and runs may share it"
+        "feature_cache",
+        "folder of cached features; several tasks and runs may share it",
+        may_change=True,
     )
     cache_limit_gb: float = setting(
-        50.0, "largest size of the cache; the least recently used features go first"
+        50.0,
+        "largest size of the cache; the least recently used features go first",
+        ZERO_OR_MORE,
+        may_change=True,
     )
-    output_dir: str = setting("probe", "folder of probe.json, rows.csv, test.json and predictions")
+    output_dir: str = setting(
+        "probe", "folder of probe.json, rows.csv, test.json and predictions", may_change=True
+    )
     decoder: str = setting(
         "dbn",
         "from activations to beats: dbn (dynamic Bayesian network), librosa (dynamic programming) "
         "or peaks",
+        may_change=True,
     )
     trackio_project: Optional[str] = setting(
         None,
         "project of trackio to log to, here and without an account; common.wandb_project logs to "
         "Weights & Biases",
+        may_change=True,
     )
     save_seconds: float = setting(
         20.0,
         "least time between two checkpoints of heads in training: a hundred heads are 400 MB. The "
         "last checkpoint is always written",
+        ZERO_OR_MORE,
+        may_change=True,
     )
-    upstream: Optional[str] = setting(II("model.upstream"), "the model's; set it there")
-    upstream_seed: Optional[int] = setting(II("model.upstream_seed"), "the model's; set it there")
-    last_epoch: Optional[int] = setting(II("optimization.max_epoch"), "set it in optimization")
-    cpu: bool = setting(II("common.cpu"), "compute features without a GPU")
+    upstream: Optional[str] = copied("model.upstream")
+    upstream_seed: Optional[int] = copied("model.upstream_seed")
+    last_epoch: Optional[int] = copied("optimization.max_epoch")
+    cpu: bool = setting(II("common.cpu"), "compute features without a GPU", may_change=True)
     seed: int = setting(II("common.seed"), "seed of the order of windows in training")
 
 
@@ -64,33 +86,48 @@ class MusicProbeConfig(FairseqDataclass):
         "what is probed: a checkpoint of this package or of fairseq's HuBERT, data2vec or wav2vec "
         "2.0, a Hugging Face folder, `random:` and one of these for the same model with random "
         "weights, or a front end without training: mfcc, chroma, logmel, cqt",
+        may_change=True,
     )
-    upstream_seed: int = setting(0, "seed of random weights")
+    upstream_seed: int = setting(0, "seed of random weights", may_change=True)
     layers: Optional[str] = setting(
         None,
         "layers to probe, separated by commas: 0 is the projected extractor output, `all` the "
         "learned weighted sum of the Transformer's; by default every one, and all",
     )
-    learning_rates: List[float] = setting(LEARNING_RATES, "each layer is probed with each of these")
+    learning_rates: List[float] = setting(
+        LEARNING_RATES, "each layer is probed with each of these", ABOVE_ZERO
+    )
     unfreeze: str = setting(
         "none",
         "encoder layers that are trained with the head: none, all, or top-N for the last N "
         "Transformer layers. With all or top-N: one layer in `layers`, and one of `learning_rates`",
     )
-    encoder_learning_rate: float = setting(1e-5, "learning rate of the highest unfrozen layer")
+    encoder_learning_rate: float = setting(
+        1e-5, "learning rate of the highest unfrozen layer", ABOVE_ZERO
+    )
     layer_decay: float = setting(
-        1.0, "factor on the rate from each encoder layer to the one below it"
+        1.0, "factor on the rate from each encoder layer to the one below it", ABOVE_ZERO
     )
-    frozen_updates: int = setting(0, "updates at the start in which the head alone is trained")
+    frozen_updates: int = setting(
+        0, "updates at the start in which the head alone is trained", ZERO_OR_MORE
+    )
     precision: ChoiceEnum(["auto", "fp32", "bf16"]) = setting(  # type: ignore[valid-type]
-        "auto", "arithmetic of an unfrozen encoder; auto is bf16 on GPUs that have it"
+        "auto",
+        "arithmetic of an unfrozen encoder; auto is bf16 on GPUs that have it",
+        may_change=True,
     )
-    hidden_size: int = setting(512, "hidden values of a head")
-    dropout: float = setting(0.2, "dropout of the hidden values")
-    patience: int = setting(8, "epochs without a better validation that stop a head")
-    lr_patience: int = setting(3, "epochs without a better validation that reduce its rate")
-    lr_factor: float = setting(0.5, "factor of a reduction of the rate")
+    hidden_size: int = setting(512, "hidden values of a head", ONE_OR_MORE)
+    dropout: float = setting(0.2, "dropout of the hidden values", BELOW_ONE)
+    patience: int = setting(8, "epochs without a better validation that stop a head", ONE_OR_MORE)
+    lr_patience: int = setting(
+        3, "epochs without a better validation that reduce its rate", ZERO_OR_MORE
+    )
+    lr_factor: float = setting(0.5, "factor of a reduction of the rate", ABOVE_ZERO)
     seed: int = setting(
         II("common.seed"),
         "seed of parameters and dropout; each head draws from (seed, layer, rate)",
     )
+
+
+PROBE_CONFIGS = {"task": MusicProbingConfig, "model": MusicProbeConfig}
+"""Dataclass of each group of fairseq's configuration that is a probe's own."""

@@ -17,6 +17,7 @@ from music_ssl_fairseq.data.audio_identity import AUDIO
 from music_ssl_fairseq.data.identity import Identity, differences, settings_identity
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing import train_and_score
+from music_ssl_fairseq.probing.config import PROBE_CONFIGS
 from music_ssl_fairseq.probing.features.source import FeatureSource
 from music_ssl_fairseq.probing.identity import probing_identity
 from music_ssl_fairseq.probing.spec import read_spec
@@ -92,7 +93,7 @@ def probe_identity(cfg: DictConfig, source: FeatureSource, split: str) -> Identi
     spec = read_spec(cfg.task.data)
     splits = list(dict.fromkeys(("train", "valid", split)))
     plain: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
-    settings = settings_identity({name: plain[name] for name in ("task", "model")})
+    settings = settings_identity({name: plain[name] for name in PROBE_CONFIGS}, PROBE_CONFIGS)
     for group in _GROUPS:
         settings |= {f"{group}.{name}": str(value) for name, value in plain[group].items()}
     settings["common.seed"] = str(cfg.common.seed)

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.probing.config import MusicProbeConfig, MusicProbingConfig
+from music_ssl_fairseq.probing.config import PROBE_CONFIGS
 from music_ssl_fairseq.probing.dataset import ProbingDataset
 from music_ssl_fairseq.probing.experiment import CHOOSE_ON, ProbeExperiment
 from music_ssl_fairseq.probing.features.source import FeatureSource
@@ -46,8 +46,7 @@ def settings(overrides: dict[str, Any]) -> DictConfig:
     found = OmegaConf.create(
         {
             "common": {"cpu": False, "seed": 1},
-            "task": OmegaConf.structured(MusicProbingConfig),
-            "model": OmegaConf.structured(MusicProbeConfig),
+            **{group: OmegaConf.structured(config) for group, config in PROBE_CONFIGS.items()},
             "dataset": {"batch_size": 64, "batch_size_valid": 256},
             "optimization": {"max_epoch": 100},
             "optimizer": OmegaConf.structured(RowAdamConfig),
@@ -63,7 +62,7 @@ def settings(overrides: dict[str, Any]) -> DictConfig:
                 f"{name}={value}: {reason}; the settings are in",
                 f"cat {shlex.quote(str(_SETTINGS))}",
             ) from None
-    check_ranges(found)
+    check_ranges(found, {**PROBE_CONFIGS, "optimizer": RowAdamConfig})
     return found
 
 

@@ -6,9 +6,9 @@ limit that is NaN and so is never reached.
 
 import ast
 import math
-from collections.abc import Iterator
-from dataclasses import field
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import field, fields
+from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
@@ -16,63 +16,80 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.user_command import typed, with_setting
 
 
-def setting(default: Any, help: str) -> Any:
-    """Return a dataclass field with a help text; a list as default is copied per instance."""
+class Range(NamedTuple):
+    """The numbers that a setting may be."""
+
+    words: str
+    holds: Callable[[float], bool]
+
+
+ONE_OR_MORE = Range("a number from 1 on", lambda x: x >= 1)
+TWO_OR_MORE = Range("a number from 2 on", lambda x: x >= 2)
+ABOVE_ZERO = Range("a number above 0", lambda x: x > 0)
+ZERO_OR_MORE = Range("0 or a number above", lambda x: x >= 0)
+SHARE = Range("a number above 0, at most 1", lambda x: 0 < x <= 1)
+UP_TO_ONE = Range("a number from 0 to 1", lambda x: 0 <= x <= 1)
+BELOW_ONE = Range("a number from 0 to below 1", lambda x: 0 <= x < 1)
+_SEED = Range(f"a number from 0 to {2**32 - 1}", lambda x: 0 <= x < 2**32)
+
+
+def setting(
+    default: Any, help: str, within: Range | None = None, *, may_change: bool = False
+) -> Any:
+    """Return a dataclass field of fairseq's configuration.
+
+    Args:
+        default: a list is copied per instance.
+        help: for `--help` and docs/.
+        within: the numbers that it may be, if it is one or a list of them.
+        may_change: whether a run may be continued with another value, because it changes no
+            result, or because files are compared by what they hold.
+    """
+    metadata = {"help": help, "within": within, "may_change": may_change}
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
-_LARGEST_SEED = 2**32 - 1
+def copied(name: str) -> Any:
+    """Return a field with the value of another group's setting, such as `model.mask_prob`."""
+    group = name.partition(".")[0]
+    whose = "the model's; set it there" if group == "model" else f"set it in {group}"
+    return setting(f"${{{name}}}", whose, may_change=True)
 
-_ONE_OR_MORE = """
-    common.log_interval dataset.batch_size dataset.batch_size_valid dataset.max_tokens
-    dataset.max_tokens_valid dataset.validate_interval checkpoint.save_interval
-    optimization.update_freq task.crops_per_track model.encoder_layers model.encoder_embed_dim
-    model.encoder_ffn_embed_dim model.encoder_attention_heads model.conv_pos model.conv_pos_groups
-    model.pos_conv_depth model.final_dim model.average_top_k_layers model.hidden_size
-    model.patience model.mask_length model.clone_batch model.projection_sets model.decoder_dim
-    model.decoder_layers model.decoder_kernel model.decoder_groups optimizer.iterations
-"""
-_ABOVE_ZERO = """
-    task.crop_seconds model.logit_temp model.learning_rates model.lr_factor optimizer.adam_eps
-    optimizer.update_rms model.encoder_learning_rate model.layer_decay criterion.loss_scale
-"""
-_ZERO_OR_MORE = """
-    dataset.num_workers dataset.data_buffer_size dataset.validate_interval_updates
-    dataset.validate_after_updates checkpoint.save_interval_updates optimization.max_epoch
-    optimization.max_update optimization.stop_time_hours optimization.lr optimization.clip_norm
-    lr_scheduler.warmup_updates lr_scheduler.warmup_steps lr_scheduler.hold_steps
-    lr_scheduler.decay_steps lr_scheduler.phase_ratio optimizer.weight_decay task.min_seconds
-    task.equaliser_db task.window_seconds task.cache_limit_gb task.save_seconds
-    model.feature_grad_mult model.lr_patience model.residual_init model.ema_anneal_end_step
-    model.top_k_updates model.frozen_updates criterion.pred_masked_weight
-    criterion.pred_nomask_weight criterion.label_weights criterion.cqt_weight
-    criterion.unit_weight criterion.features_pen_weight criterion.loss_beta model.cqt_bands
-    model.mel_bands model.pitch_bands
-"""
-_UP_TO_ONE = "task.mix_prob task.max_unreadable model.ema_decay model.ema_end_decay"
-_BELOW_ONE = """
-    model.dropout model.attention_dropout model.activation_dropout model.dropout_input
-    model.decoder_input_dropout model.encoder_layerdrop optimizer.momentum
-"""
-_RANGES = {
-    "a number from 1 on": (_ONE_OR_MORE, lambda x: x >= 1),
-    "a number from 2 on": ("model.projection_size", lambda x: x >= 2),
-    "a number above 0": (_ABOVE_ZERO, lambda x: x > 0),
-    "0 or a number above": (_ZERO_OR_MORE, lambda x: x >= 0),
-    "a number above 0, at most 1": ("model.mask_prob", lambda x: 0 < x <= 1),
-    "a number from 0 to 1": (_UP_TO_ONE, lambda x: 0 <= x <= 1),
-    "a number from 0 to below 1": (_BELOW_ONE, lambda x: 0 <= x < 1),
-    f"a number from 0 to {_LARGEST_SEED}": ("common.seed", lambda x: 0 <= x <= _LARGEST_SEED),
+
+def may_change(config: type, name: str) -> bool:
+    """Return whether a run may be continued with another value of this field of a dataclass."""
+    declared = getattr(config, "__dataclass_fields__", {}).get(name)
+    return declared is not None and declared.metadata.get("may_change", False)
+
+
+_OF_FAIRSEQ = {
+    ONE_OR_MORE: """
+        common.log_interval dataset.batch_size dataset.batch_size_valid dataset.max_tokens
+        dataset.max_tokens_valid dataset.validate_interval checkpoint.save_interval
+        optimization.update_freq
+    """,
+    ZERO_OR_MORE: """
+        dataset.num_workers dataset.data_buffer_size dataset.validate_interval_updates
+        dataset.validate_after_updates checkpoint.save_interval_updates optimization.max_epoch
+        optimization.max_update optimization.stop_time_hours optimization.lr optimization.clip_norm
+        lr_scheduler.warmup_updates lr_scheduler.warmup_steps lr_scheduler.hold_steps
+        lr_scheduler.decay_steps lr_scheduler.phase_ratio
+    """,
+    _SEED: "common.seed",
 }
+"""Ranges of fairseq's own settings; ours declare theirs."""
+
 _WIDTH = "model.encoder_embed_dim"
 _LISTS = ("optimization.lr", "optimization.update_freq", "model.learning_rates")
 """Lists that need an item."""
 
 
-def check_ranges(cfg: Any) -> None:
+def check_ranges(cfg: Any, configs: Mapping[str, type]) -> None:
     """Check the numbers of a configuration: a tree with the groups `model`, `task` and so on.
+
+    `configs` are the dataclasses of groups, whose fields declare ranges.
 
     Raises InputError about the first that is not finite, or outside of its range.
     """
@@ -82,12 +99,15 @@ def check_ranges(cfg: Any) -> None:
     for name in _LISTS:
         if OmegaConf.select(cfg, name) == []:
             raise _refused(name, cfg, "at least one number")
-    for words, (names, fits) in _RANGES.items():
-        for name in names.split():
-            # A value may refer to one that is not given.
-            value = OmegaConf.select(cfg, name, throw_on_resolution_failure=False)
-            if not all(fits(number) for _, number in _numbers(value)):
-                raise _refused(name, cfg, words)
+    ranges: dict[str, Range | None]
+    ranges = {name: within for within, names in _OF_FAIRSEQ.items() for name in names.split()}
+    for group, config in configs.items():
+        ranges |= {f"{group}.{f.name}": f.metadata.get("within") for f in fields(config)}
+    for name, within in ranges.items():
+        # A value may refer to one that is not given.
+        value = OmegaConf.select(cfg, name, throw_on_resolution_failure=False)
+        if within and not all(within.holds(number) for _, number in _numbers(value)):
+            raise _refused(name, cfg, within.words)
     betas = OmegaConf.select(cfg, "optimizer.adam_betas")
     if betas is not None and not _are_betas(str(betas)):
         raise _refused("optimizer.adam_betas", cfg, "two numbers from 0 to below 1")

@@ -21,6 +21,7 @@ class MusicHubertPretrainingConfig(PretrainingConfig):
         "such folders: one label set and one head each; [] for random projections alone "
         "(model.projection_targets). fairseq has one folder and a list of file endings "
         "(task.labels)",
+        may_change=True,
     )
 
 

@@ -14,7 +14,7 @@ from music_ssl_fairseq.compat import check_unpickler, one_line_errors
 
 # fairseq may import nothing of a user_dir but tasks/. The optimizer comes with heads.training.
 from music_ssl_fairseq.criterions import music_probe as _criterion  # noqa: F401
-from music_ssl_fairseq.data.identity import Identity, differences, settings_identity
+from music_ssl_fairseq.data.identity import Identity, differences
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.models import music_probe as _model  # noqa: F401
 from music_ssl_fairseq.probing.config import MusicProbingConfig
@@ -139,7 +139,7 @@ class MusicProbingTask(RunFolderTask):
                     f"{self.cfg.data}: not the task that this probe was trained on: {found}. Give "
                     "the folder of that task, or the checkpoint of this one"
                 )
-            window = settings_identity({"task": {"window_seconds": self.cfg.window_seconds}})
+            window = {"task.window_seconds": str(self.cfg.window_seconds)}
             if found := differences(window, then):
                 raise InputError(f"{found}: leave it as it was, or train another probe")
         super().load_state_dict(state_dict)

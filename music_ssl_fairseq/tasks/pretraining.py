@@ -10,25 +10,26 @@ from functools import partial
 from typing import Any, Optional
 
 from fairseq import checkpoint_utils
-from fairseq.dataclass import FairseqDataclass
-from omegaconf import II, MISSING, OmegaConf
+from omegaconf import MISSING
 
 from music_ssl_fairseq.audio.tar_members import parse_member
 from music_ssl_fairseq.compat import check_unpickler, one_line_errors
 from music_ssl_fairseq.criterions.totals import DelayedTotals, log_pace
 from music_ssl_fairseq.data.augmentation import equalise
+from music_ssl_fairseq.data.crop_config import CropConfig
 from music_ssl_fairseq.data.identity import Identity, manifest_identity
 from music_ssl_fairseq.data.manifest import Manifest, missing_manifest
-from music_ssl_fairseq.data.masks import MASK_MODES, SpanGrowth
 from music_ssl_fairseq.data.pretraining import PretrainingDataset
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.frames import amount, conv_grid, counted, hours, parse_conv_layers
+from music_ssl_fairseq.frames import amount, counted, hours
 
 # fairseq imports tasks/ and models/ of a user_dir, and nothing else.
 from music_ssl_fairseq.optim import muon as _optimizer  # noqa: F401
 from music_ssl_fairseq.optim import tri_stage as _lr_scheduler  # noqa: F401
 from music_ssl_fairseq.optim.fused_adamw import FusedAdamW
-from music_ssl_fairseq.runtime.settings import setting
+from music_ssl_fairseq.runtime.settings import (
+    setting,
+)
 from music_ssl_fairseq.runtime.user_command import made_tasks
 from music_ssl_fairseq.tasks.label_sets import LabelSets
 from music_ssl_fairseq.tasks.refusals import refuse_impossible, whole_configuration
@@ -45,77 +46,37 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class PretrainingConfig(FairseqDataclass):
-    data: str = setting(MISSING, "folder with train.tsv and valid.tsv (manifests)")
-    crop_seconds: float = setting(
-        5.0, "seconds of a training crop; fairseq: max_sample_size, in samples"
-    )
-    min_seconds: float = setting(
-        2.0, "tracks of fewer seconds are left out; fairseq: min_sample_size"
-    )
-    crops_per_track: Optional[int] = setting(
-        None,
-        "crops of each track per epoch; by default as many as its length holds. fairseq takes "
-        "one, whatever the length",
-    )
-    normalize: bool = setting(False, "give each crop mean 0 and variance 1")
-    mix_prob: float = setting(
-        0.0,
-        "share of training crops to which a quieter other crop of the batch is added, 6 to 20 dB "
-        "below; labels stay. Which crop it is depends on the batch. Not in fairseq",
-    )
-    equaliser_db: float = setting(
-        0.0,
-        "largest gain, in dB, of a smooth random filter on each training crop; labels stay "
-        "those of the unfiltered music. 0 for none. Not in fairseq",
-    )
-    mask_length_start: Optional[int] = setting(
-        None,
-        "a curriculum: frames of a mask span in the first epoch. Spans grow evenly to "
-        "model.mask_length, as many frames are masked throughout. Validation has the final "
-        "length. Not in fairseq",
-    )
-    mask_growth_epochs: int = setting(10, "epochs over which spans grow from mask_length_start")
-    max_unreadable: float = setting(
-        0.1,
-        "share of tracks that may prove unreadable, and be replaced by crops of others, before "
-        "training stops",
-    )
-    seed: int = setting(
-        II("common.seed"), "crops and masks follow from this, the epoch and the crop's index alone"
-    )
+class PretrainingConfig(CropConfig):
+    data: str = setting(MISSING, "folder with train.tsv and valid.tsv (manifests)", may_change=True)
     rebuild_batches: bool = setting(
         True,
         "make new batches per epoch in the same data loader. false starts new workers "
         "each epoch, after the old ones have ended",
+        may_change=True,
     )
     trackio_project: Optional[str] = setting(
         None,
         "project of trackio to log to, here and without an account; common.wandb_project logs to "
         "Weights & Biases",
+        may_change=True,
     )
     background_saves: bool = setting(
-        True, "train on while a checkpoint is written. false waits for the disk, as fairseq does"
-    )
-    # Optional, because fairseq-validate passes null for what its command line does not name.
-    mask_prob: Optional[float] = setting(II("model.mask_prob"), "the model's; set it there")
-    mask_length: Optional[int] = setting(II("model.mask_length"), "the model's; set it there")
-    mask_mode: Optional[str] = setting(II("model.mask_mode"), "the model's; set it there")
-    encode: Optional[str] = setting(II("model.encode"), "the model's; set it there")
-    clone_batch: Optional[int] = setting(II("model.clone_batch"), "the model's; set it there")
-    conv_feature_layers: Optional[str] = setting(
-        II("model.conv_feature_layers"), "the model's; set it there"
+        True,
+        "train on while a checkpoint is written. false waits for the disk, as fairseq does",
+        may_change=True,
     )
     # Any, because omegaconf knows no type for "a string or a list of strings".
     label_dir: Any = setting(
         None,
         "a folder of units (music_ssl_fairseq label), or a list of such folders, that masked "
         "frames predict beside the teacher's view; none by default. Not in fairseq",
+        may_change=True,
     )
     label_rate: Optional[float] = setting(
         None,
         "labels per second: 100 for MFCC, 50 for deep features. Only for labels without the "
         "labeler's metadata.json, which states it; fairseq has it in the model too",
+        may_change=True,
     )
 
 
@@ -123,12 +84,6 @@ def data_splits(cfg: Any) -> list[str]:
     """Return the splits that a run of this whole configuration trains and validates on."""
     valid = [] if cfg.dataset.disable_validation else cfg.dataset.valid_subset.split(",")
     return [cfg.dataset.train_subset, *valid]
-
-
-def _model_setting(cfg: PretrainingConfig, name: str, default: Any) -> Any:
-    """Return a setting of the model, which early checkpoints may not have."""
-    value = OmegaConf.select(cfg, name, throw_on_resolution_failure=False)
-    return default if value is None else value
 
 
 class PretrainingTask(RunFolderTask):
@@ -203,43 +158,17 @@ class PretrainingTask(RunFolderTask):
     def load_dataset(self, split: str, **kwargs: Any) -> None:
         """Load `<data>/<split>.tsv`; fairseq's other arguments are ignored."""
         cfg = self.cfg
-        mode = _model_setting(cfg, "mask_mode", "fixed")
-        visible = _model_setting(cfg, "encode", "all") == "visible"
-        masks = _model_setting(cfg, "clone_batch", 1)
-        first = cfg.mask_length_start
-        of_fixed = {"model.encode=visible": visible, f"model.clone_batch={masks}": masks > 1}
-        of_fixed[f"task.mask_length_start={first}"] = first is not None
         with one_line_errors():
-            for given, used in of_fixed.items():
-                if used and mode != "fixed":
-                    raise InputError(
-                        f"{given} does not go with model.mask_mode={mode}, whose number of masked "
-                        "frames depends on the batch: take model.mask_mode=fixed"
-                    )
-            growth = None
-            if first is not None:
-                growth = SpanGrowth(first, cfg.mask_length or 0, cfg.mask_growth_epochs)
             manifest = Manifest(os.path.join(cfg.data, f"{split}.tsv"))
             manifest.require_root()
             labels = self.labels.of_split(split, manifest)
             self.datasets[split] = PretrainingDataset(
                 manifest,
-                crop_seconds=cfg.crop_seconds,
-                min_seconds=cfg.min_seconds,
-                grid=conv_grid(parse_conv_layers(cfg.conv_feature_layers)),
-                normalise=cfg.normalize,
-                mask=MASK_MODES[mode](cfg.mask_prob, cfg.mask_length, self.min_mask_spans),
-                crops_per_track=cfg.crops_per_track,
-                seed=cfg.seed,
+                cfg,
                 training=split == self._train_subset,
-                max_unreadable=cfg.max_unreadable,
-                mix_prob=cfg.mix_prob,
-                equaliser_db=cfg.equaliser_db,
-                span_growth=growth,
-                masks_per_crop=masks,
-                count_visible=visible,
-                unmasked=self.scores_unmasked,
                 labels=labels if labels or self.has_targets else None,
+                min_mask_spans=self.min_mask_spans,
+                list_unmasked=self.scores_unmasked,
             )
         self._split_sizes[split] = (
             f"{counted(len(manifest), 'track')}, {amount(hours(manifest.num_samples))}, "

@@ -5,8 +5,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from fairseq.models import MODEL_REGISTRY
+from fairseq.models import MODEL_DATACLASS_REGISTRY, MODEL_REGISTRY
 from fairseq.registry import REGISTRIES
+from fairseq.tasks import TASK_DATACLASS_REGISTRY
 from omegaconf import OmegaConf
 
 from music_ssl_fairseq.errors import InputError
@@ -14,6 +15,8 @@ from music_ssl_fairseq.runtime.settings import check_ranges
 from music_ssl_fairseq.runtime.user_command import corrected, with_setting
 from music_ssl_fairseq.training.saving import LAST
 from music_ssl_fairseq.upstream.find_checkpoint import locate
+
+_GROUPS = ("optimizer", "lr_scheduler", "criterion")
 
 _CHOICE = "validation on all of valid, after each epoch, chooses the head"
 _OWN = "heads have their own optimizer, schedule and loss"
@@ -61,9 +64,17 @@ def whole_configuration(task_cfg: Any) -> Any:
     return root if root is not None and "checkpoint" in root else None
 
 
+def configs_of(cfg: Any) -> dict[str, type]:
+    """Return the dataclass of each group of fairseq's whole configuration that has one."""
+    known = {group: REGISTRIES[group]["dataclass_registry"] for group in _GROUPS}
+    known |= {"model": MODEL_DATACLASS_REGISTRY, "task": TASK_DATACLASS_REGISTRY}
+    names = {group: OmegaConf.select(cfg, f"{group}._name") for group in known}
+    return {group: known[group][name] for group, name in names.items() if name in known[group]}
+
+
 def refuse_impossible(cfg: Any) -> None:
     """Refuse settings that fairseq would answer with a traceback, take for others, or ignore."""
-    check_ranges(cfg)
+    check_ranges(cfg, configs_of(cfg))
     _refuse_unknown(cfg)
     _refuse_others(cfg, _FIXED, "")
     for kind in ("fp16", "bf16"):
@@ -89,8 +100,7 @@ def refuse_impossible(cfg: Any) -> None:
 
 def _refuse_unknown(cfg: Any) -> None:
     """Refuse names that nothing is registered under, which fairseq answers with a KeyError."""
-    groups = ("optimizer", "lr_scheduler", "criterion")
-    known = {group: REGISTRIES[group]["registry"] for group in groups} | {"model": MODEL_REGISTRY}
+    known = {group: REGISTRIES[group]["registry"] for group in _GROUPS} | {"model": MODEL_REGISTRY}
     for group, names in known.items():
         name = OmegaConf.select(cfg, f"{group}._name")
         if name is not None and name not in names:

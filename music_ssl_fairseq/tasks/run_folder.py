@@ -15,7 +15,7 @@ from music_ssl_fairseq.data.identity import Identity, differences, settings_iden
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.files import hold
 from music_ssl_fairseq.runtime.user_command import beside, with_setting
-from music_ssl_fairseq.tasks.refusals import whole_configuration
+from music_ssl_fairseq.tasks.refusals import configs_of, whole_configuration
 from music_ssl_fairseq.tasks.schedule import check_schedule
 from music_ssl_fairseq.training.checkpoints import checkpoint_to_resume
 from music_ssl_fairseq.training.logs import choose_tracker
@@ -106,7 +106,7 @@ class RunFolder:
             for name in groups
             if cfg.get(name) is not None
         }
-        self.identity = settings_identity(settings) | data(cfg)
+        self.identity = settings_identity(settings, configs_of(cfg)) | data(cfg)
         file, state = _checkpoint_to_continue(cfg.checkpoint)
         if file is None:
             return

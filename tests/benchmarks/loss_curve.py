@@ -16,18 +16,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 
 from music_ssl_fairseq.criterions.music_hubert import (
     MusicHubertCriterion,
     MusicHubertCriterionConfig,
 )
+from music_ssl_fairseq.data.crop_config import CropConfig
 from music_ssl_fairseq.data.label_metadata import choose_label_rate
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.data.masks import SpanMask
 from music_ssl_fairseq.data.pretraining import PretrainingDataset
 from music_ssl_fairseq.data.units import LabelSet, UnitDictionary
-from music_ssl_fairseq.frames import conv_grid, parse_conv_layers
 from tests import tiny
 from tests.benchmarks.models import (
     DEVICE,
@@ -57,16 +57,14 @@ def parse() -> argparse.Namespace:
 def batches(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Batches of our dataset, on the device, epoch after epoch."""
     manifest = Manifest(args.manifests / "train.tsv")
-    grid = conv_grid(parse_conv_layers(SIZES["conv_feature_layers"]))
+    of_model = {"mask_prob": HUBERT["mask_prob"], "mask_length": 10}
+    of_model["conv_feature_layers"] = SIZES["conv_feature_layers"]
     data = PretrainingDataset(
         manifest,
-        crop_seconds=args.seconds,
-        min_seconds=args.seconds,
-        grid=grid,
-        normalise=False,
-        mask=SpanMask(HUBERT["mask_prob"], 10),
+        OmegaConf.structured(CropConfig(args.seconds, args.seconds, seed=0, **of_model)),
         training=True,
-        unmasked=True,
+        min_mask_spans=2,
+        list_unmasked=True,
         labels=[
             LabelSet(
                 LabelStore(args.labels / "train.km"),

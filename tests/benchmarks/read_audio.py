@@ -43,22 +43,22 @@ def make_corpus(folder: Path, suffix: str, seconds: float) -> None:
 
 def our_batches(folder: Path, with_labels: bool) -> Callable[[int], dict]:
     """The n-th batch of our dataset."""
+    from omegaconf import OmegaConf
+
+    from music_ssl_fairseq.data.crop_config import CropConfig
     from music_ssl_fairseq.data.label_store import LabelStore
     from music_ssl_fairseq.data.manifest import Manifest
     from music_ssl_fairseq.data.pretraining import PretrainingDataset
     from music_ssl_fairseq.data.units import LabelSet, UnitDictionary
-    from music_ssl_fairseq.frames import FrameGrid
+    from music_ssl_fairseq.frames import DEFAULT_CONV_LAYERS
 
     if with_labels:
         units = UnitDictionary(folder / "dict.km.txt")
         labels_of_set = LabelSet(LabelStore(folder / "train.km"), units, 100)
+    of_model = {"mask_prob": 0, "mask_length": 10, "conv_feature_layers": DEFAULT_CONV_LAYERS}
     data = PretrainingDataset(
         Manifest(folder / "train.tsv"),
-        crop_seconds=CROP_SECONDS,
-        min_seconds=1,
-        grid=FrameGrid(window=400, hop=320),
-        normalise=True,
-        mask=None,
+        OmegaConf.structured(CropConfig(CROP_SECONDS, 1, normalize=True, seed=0, **of_model)),
         training=True,
         labels=[labels_of_set] if with_labels else None,
     )

@@ -57,14 +57,16 @@ def available() -> float:
 
 def measure(folder: Path) -> dict[str, float]:
     """Start as a training does, and return what each part took."""
+    from omegaconf import OmegaConf
+
+    from music_ssl_fairseq.data.crop_config import CropConfig
     from music_ssl_fairseq.data.identity import digest_of, manifest_identity
     from music_ssl_fairseq.data.label_check import check_labels
     from music_ssl_fairseq.data.label_store import LabelStore
     from music_ssl_fairseq.data.manifest import Manifest
-    from music_ssl_fairseq.data.masks import SpanMask
     from music_ssl_fairseq.data.pretraining import PretrainingDataset
     from music_ssl_fairseq.data.units import LabelSet, UnitDictionary
-    from music_ssl_fairseq.frames import FrameGrid
+    from music_ssl_fairseq.frames import DEFAULT_CONV_LAYERS
 
     found: dict[str, float] = {}
     memory, began = resident(), time.perf_counter()
@@ -82,10 +84,9 @@ def measure(folder: Path) -> dict[str, float]:
     check_labels(manifest, store, units, 100.0)
     note("labels")
     labels = [LabelSet(store, units, 100.0)]
-    grid = FrameGrid(window=400, hop=320)
-    options = {"crop_seconds": 5, "min_seconds": 2, "grid": grid, "normalise": False}
-    mask = SpanMask(0.8, 10)
-    data = PretrainingDataset(manifest, mask=mask, training=True, labels=labels, **options)
+    of_model = {"mask_prob": 0.8, "mask_length": 10, "conv_feature_layers": DEFAULT_CONV_LAYERS}
+    cfg = OmegaConf.structured(CropConfig(seed=0, **of_model))
+    data = PretrainingDataset(manifest, cfg, training=True, labels=labels, min_mask_spans=2)
     note("plan")
     order = data.ordered_indices()
     note("order of an epoch")

@@ -10,9 +10,10 @@ import torch
 from omegaconf import OmegaConf
 
 from music_ssl_fairseq import audio
+from music_ssl_fairseq.data.crop_config import CropConfig
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
-from music_ssl_fairseq.data.masks import FairseqMask, SpanGrowth, SpanMask
+from music_ssl_fairseq.data.masks import FairseqMask, SpanMask
 from music_ssl_fairseq.data.pretraining import PretrainingDataset
 from music_ssl_fairseq.data.units import LabelSet, UnitDictionary
 from music_ssl_fairseq.errors import InputError
@@ -60,17 +61,16 @@ def dataset(folder, labels=True, **options):
         units = UnitDictionary(folder / "dict.km.txt")
         rates = options.pop("label_rates", (100.0,))
         options["labels"] = [LabelSet(LabelStore(folder / "train.km"), units, r) for r in rates]
-    defaults = {
-        "crop_seconds": 1.5,
-        "min_seconds": 0.5,
-        "grid": GRID,
-        "normalise": False,
-        "mask": SpanMask(0.65, 10),
-        "training": True,
-        "max_unreadable": 0.5,
-        "unmasked": True,
+    own = {
+        name: options.pop(name)
+        for name in ("training", "labels", "list_unmasked")
+        if name in options
     }
-    return PretrainingDataset(Manifest(folder / "train.tsv"), **{**defaults, **options})
+    cfg = {"crop_seconds": 1.5, "min_seconds": 0.5, "max_unreadable": 0.5, "seed": 0}
+    cfg |= {"mask_prob": 0.65, "mask_length": 10, "conv_feature_layers": DEFAULT_CONV_LAYERS}
+    cfg = OmegaConf.structured(CropConfig(**{**cfg, **options}))
+    own = {"training": True, "min_mask_spans": 2, "list_unmasked": True, **own}
+    return PretrainingDataset(Manifest(folder / "train.tsv"), cfg, **own)
 
 
 def where(data, index):
@@ -140,7 +140,7 @@ def test_each_label_set_has_targets_at_its_own_rate(folder):
 
 
 def test_normalised_over_the_crop(folder):
-    data, plain = dataset(folder, normalise=True), dataset(folder)
+    data, plain = dataset(folder, normalize=True), dataset(folder)
     for index in (0, len(data) - 1):
         source = plain[index]["source"]
         expected = torch.nn.functional.layer_norm(source, source.shape)
@@ -228,7 +228,7 @@ def test_pickles_and_copies(folder):
 
 
 def test_collated(folder):
-    data = dataset(folder, normalise=True)
+    data = dataset(folder, normalize=True)
     items = [data[index] for index in (0, 10, 11)]
     batch = data.collater(items)
     lengths = [24_000, 14_400, 11_360]
@@ -255,7 +255,7 @@ def test_collated(folder):
 
 def test_fairseqs_masks_are_drawn_for_a_batch(folder):
     mask = FairseqMask(0.65, 10)
-    data = dataset(folder, mask=mask, seed=3, min_seconds=0.8)
+    data = dataset(folder, mask_mode="fairseq", seed=3, min_seconds=0.8)
     data.set_epoch(2)
     batch = data.collater([data[index] for index in (0, 10, 4)])
     frames = [GRID.num_frames(24_000), GRID.num_frames(14_400), GRID.num_frames(24_000)]
@@ -267,13 +267,13 @@ def test_fairseqs_masks_are_drawn_for_a_batch(folder):
     assert len(batch["net_input"]["unmasked_indices"]) == sum(frames) - masked.sum()
     assert_equal(batches(data, 2), batches(data))
     with pytest.raises(InputError, match=r"raise task\.min_seconds"):
-        dataset(folder, mask=FairseqMask(0.8, 40))
+        dataset(folder, mask_mode="fairseq", mask_prob=0.8, mask_length=40)
 
 
 def test_several_masks_of_a_crop(folder):
     """The first is that of a single one; views of a crop follow each other in a batch."""
-    single = dataset(folder, unmasked=False)
-    data = dataset(folder, masks_per_crop=3, count_visible=True)
+    single = dataset(folder, list_unmasked=False)
+    data = dataset(folder, clone_batch=3, encode="visible")
     items = [data[index] for index in (0, 10)]  # the second crop is shorter
     for index, item in zip((0, 10), items, strict=True):
         masks = item["mask"]
@@ -322,7 +322,7 @@ def test_the_model_says_whose_masks(folder, mode, kind):
         cfg.model.mask_mode = mode
     task = Music2VecPretrainingTask.setup_task(cfg.task)
     task.load_dataset("train")
-    assert task.datasets["train"]._mask == kind(0.5, 8, 1)
+    assert task.datasets["train"]._masks.spans == kind(0.5, 8, 1)
 
 
 def test_new_workers_per_epoch_have_the_same_batches_also_when_resumed(folder):
@@ -357,11 +357,12 @@ def test_mixing_changes_training_crops_alone(folder):
 
 
 def test_crops_of_one_length_need_no_padding(folder):
-    data = dataset(folder, labels=False, mask=None)
+    data = dataset(folder, labels=False)
     batch = data.collater([data[0], data[1]])
     assert batch["net_input"]["padding_mask"] is None
     assert set(batch) == {"id", "nsentences", "ntokens", "net_input"}
-    assert set(batch["net_input"]) == {"source", "padding_mask"}
+    own = {"mask", "masked_indices", "unmasked_indices"}
+    assert set(batch["net_input"]) == {"source", "padding_mask", *own}
     assert data.collater([]) == {}
 
 
@@ -482,15 +483,15 @@ def test_crops_per_track(folder):
 
 
 def test_spans_grow_with_the_epoch_in_training_alone(folder):
-    growth = SpanGrowth(first=1, last=10, epochs=3)
-    data, plain = dataset(folder, span_growth=growth), dataset(folder)
+    growth = {"mask_length_start": 1, "mask_growth_epochs": 3}
+    data, plain = dataset(folder, **growth), dataset(folder)
     for epoch, same in ((1, False), (2, False), (3, True)):
         data.set_epoch(epoch)
         plain.set_epoch(epoch)
         grown, usual = data[0]["mask"], plain[0]["mask"]
         assert grown.sum() == usual.sum()
         assert torch.equal(grown, usual) == same
-    valid = dataset(folder, span_growth=growth, training=False)
+    valid = dataset(folder, **growth, training=False)
     assert torch.equal(valid[0]["mask"], dataset(folder, training=False)[0]["mask"])
 
 

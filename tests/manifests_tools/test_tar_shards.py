@@ -10,19 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
 from manifests_tools import check, pretrain
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.audio import tar_members as reading
 from music_ssl_fairseq.data.audio_identity import note_names
+from music_ssl_fairseq.data.crop_config import CropConfig
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.data.masks import SpanMask
 from music_ssl_fairseq.data.pretraining import PretrainingDataset
 from music_ssl_fairseq.data.units import LabelSet, UnitDictionary
 from music_ssl_fairseq.errors import AudioError, InputError
-from music_ssl_fairseq.frames import FrameGrid
+from music_ssl_fairseq.frames import DEFAULT_CONV_LAYERS
 from tests.audio_files import write_tone
 from tests.file_server import serve
 from tests.options import with_defaults
@@ -243,10 +244,13 @@ def test_crops_of_an_epoch_are_those_of_single_files(served):
     def items(folder):
         units = UnitDictionary("labels/dict.km.txt")
         labels = [LabelSet(LabelStore("labels/train.km"), units, 100.0)]
+        settings = {"crop_seconds": 0.7, "min_seconds": 0.5, "normalize": True}
+        settings["conv_feature_layers"] = DEFAULT_CONV_LAYERS
         data = PretrainingDataset(
             Manifest(f"{folder}/train.tsv"),
-            **{"crop_seconds": 0.7, "min_seconds": 0.5, "grid": FrameGrid(400, 320)},
-            **{"normalise": True, "mask": SpanMask(0.65, 10), "training": True, "labels": labels},
+            OmegaConf.structured(CropConfig(**settings, seed=0, mask_prob=0.65, mask_length=10)),
+            training=True,
+            labels=labels,
         )
         data.set_epoch(3)
         loader = DataLoader(data, None, sampler=data.ordered_indices(), num_workers=1)
