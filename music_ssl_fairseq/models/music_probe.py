@@ -4,17 +4,17 @@ from typing import Any
 
 from fairseq.models import register_model
 
-from music_ssl_fairseq.probing.config import MusicProbeConfig
+from music_ssl_fairseq.probing.config import HeadGridConfig
 from music_ssl_fairseq.probing.heads.fine_tuning import FineTunedProbe
 from music_ssl_fairseq.probing.heads.model import HeadGrid
 
 
-@register_model("music_probe", dataclass=MusicProbeConfig)
+@register_model("music_probe", dataclass=HeadGridConfig)
 class MusicProbeModel(HeadGrid):
     """The grid of heads in training, then the head chosen on validation."""
 
     @classmethod
-    def build_model(cls, cfg: MusicProbeConfig, task: Any) -> HeadGrid:
+    def build_model(cls, cfg: HeadGridConfig, task: Any) -> HeadGrid:
         """Build the heads for the task's features and outputs."""
         probe = task.probe
         if not probe.unfreeze:

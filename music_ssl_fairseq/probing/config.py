@@ -21,7 +21,7 @@ LEARNING_RATES = [5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2]
 # Optional[...] instead of `| None`: fairseq's parser needs it. fairseq-validate passes null for the
 # fields that its command line does not name.
 @dataclass
-class MusicProbingConfig(FairseqDataclass):
+class ProbingTaskConfig(FairseqDataclass):
     data: str = setting(
         MISSING,
         "folder with task.json, manifests and labels (python -m manifests_tools NAME)",
@@ -80,7 +80,7 @@ class MusicProbingConfig(FairseqDataclass):
 
 
 @dataclass
-class MusicProbeConfig(FairseqDataclass):
+class HeadGridConfig(FairseqDataclass):
     upstream: str = setting(
         MISSING,
         "what is probed: a checkpoint of this package or of fairseq's HuBERT, data2vec or wav2vec "
@@ -129,5 +129,5 @@ class MusicProbeConfig(FairseqDataclass):
     )
 
 
-PROBE_CONFIGS = {"task": MusicProbingConfig, "model": MusicProbeConfig}
+PROBE_CONFIGS = {"task": ProbingTaskConfig, "model": HeadGridConfig}
 """Dataclass of each group of fairseq's configuration that is a probe's own."""

@@ -49,7 +49,7 @@ class ProbeExperiment:
     unfreeze: str = ""  # `model.unfreeze` if the encoder is trained along
 
     def __init__(self, cfg: Any):
-        """Read the task's folder; `cfg` is as `MusicProbingConfig`.
+        """Read the task's folder; `cfg` is as `ProbingTaskConfig`.
 
         Raises InputError if a setting is wrong, or `task.json`, or it is not the expected task.
         """

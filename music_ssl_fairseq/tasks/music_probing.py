@@ -17,7 +17,7 @@ from music_ssl_fairseq.criterions import music_probe as _criterion  # noqa: F401
 from music_ssl_fairseq.data.identity import Identity, differences
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.models import music_probe as _model  # noqa: F401
-from music_ssl_fairseq.probing.config import MusicProbingConfig
+from music_ssl_fairseq.probing.config import ProbingTaskConfig
 from music_ssl_fairseq.probing.experiment import CHOOSE_ON, ProbeExperiment
 from music_ssl_fairseq.probing.heads.fine_tuning import check_settings
 from music_ssl_fairseq.probing.heads.training import mini_batches, update
@@ -54,13 +54,13 @@ def _with_given(name: str, expected: str | None) -> str:
     return "python -m manifests_tools --help"
 
 
-@register_task("music_probing", dataclass=MusicProbingConfig)
+@register_task("music_probing", dataclass=ProbingTaskConfig)
 class MusicProbingTask(RunFolderTask):
     """Train heads on cached features of a frozen upstream; choose on validation; score."""
 
-    cfg: MusicProbingConfig
+    cfg: ProbingTaskConfig
 
-    def __init__(self, cfg: MusicProbingConfig):
+    def __init__(self, cfg: ProbingTaskConfig):
         super().__init__(cfg)
         self.probe = ProbeExperiment(cfg)
         self.kind = self.probe.spec.kind

@@ -10,7 +10,7 @@ from music_ssl_fairseq.criterions.music2vec import Music2VecCriterionConfig
 from music_ssl_fairseq.criterions.music_hubert import MusicHubertCriterionConfig
 from music_ssl_fairseq.models.music2vec import Music2VecConfig
 from music_ssl_fairseq.models.music_hubert import MusicHubertConfig
-from music_ssl_fairseq.probing.config import MusicProbeConfig, MusicProbingConfig
+from music_ssl_fairseq.probing.config import HeadGridConfig, ProbingTaskConfig
 from music_ssl_fairseq.tasks.music_hubert_pretraining import MusicHubertPretrainingConfig
 from music_ssl_fairseq.tasks.pretraining import PretrainingConfig
 
@@ -18,7 +18,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 FAMILIES = {
     "music_hubert": (MusicHubertPretrainingConfig, MusicHubertConfig, MusicHubertCriterionConfig),
     "music2vec": (PretrainingConfig, Music2VecConfig, Music2VecCriterionConfig),
-    "probing": (MusicProbingConfig, MusicProbeConfig),
+    "probing": (ProbingTaskConfig, HeadGridConfig),
 }
 
 

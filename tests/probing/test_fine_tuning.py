@@ -8,7 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.probing.config import MusicProbeConfig
+from music_ssl_fairseq.probing.config import HeadGridConfig
 from music_ssl_fairseq.probing.experiment import ProbeExperiment
 from music_ssl_fairseq.probing.heads.adam import SHARE, RowAdam, RowAdamConfig
 from music_ssl_fairseq.probing.heads.fine_tuning import FineTunedProbe, check_settings
@@ -52,7 +52,7 @@ def probe_of(home: Path, kind: str = "multi-class", **settings) -> ProbeExperime
     task |= {"upstream": str(home / "encoder.pt"), "upstream_seed": 0, "output_dir": str(home)}
     probe = ProbeExperiment(OmegaConf.create({**task, "expected": None, "seed": 1}))
     given = {"unfreeze": "all", "layers": "all", "learning_rates": [0.01], "hidden_size": 16}
-    cfg = MusicProbeConfig(upstream="", seed=1, **{**given, **settings})
+    cfg = HeadGridConfig(upstream="", seed=1, **{**given, **settings})
     assert check_settings(cfg)
     probe.unfreeze = cfg.unfreeze
     probe.dataset("train")

@@ -15,14 +15,14 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.models.music2vec import Music2VecConfig
 from music_ssl_fairseq.models.music_hubert import MusicHubertConfig
 from music_ssl_fairseq.optim.muon import MuonConfig
-from music_ssl_fairseq.probing.config import MusicProbeConfig, MusicProbingConfig
+from music_ssl_fairseq.probing.config import HeadGridConfig, ProbingTaskConfig
 from music_ssl_fairseq.runtime.settings import _LISTS, _OF_FAIRSEQ, check_ranges
 from music_ssl_fairseq.tasks.music_hubert_pretraining import MusicHubertPretrainingConfig
 from tests import EXAMPLES
 
 GROUPS = {
-    "task": (MusicHubertPretrainingConfig, MusicProbingConfig),
-    "model": (MusicHubertConfig, Music2VecConfig, MusicProbeConfig),
+    "task": (MusicHubertPretrainingConfig, ProbingTaskConfig),
+    "model": (MusicHubertConfig, Music2VecConfig, HeadGridConfig),
     "criterion": (MusicHubertCriterionConfig, Music2VecCriterionConfig),
     "optimizer": (MuonConfig,),
     "lr_scheduler": (PolynomialDecayLRScheduleConfig, TriStageLRScheduleConfig),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.probing.config import MusicProbeConfig
+from music_ssl_fairseq.probing.config import HeadGridConfig
 from music_ssl_fairseq.probing.features.windows import FRAME_RATE
 from music_ssl_fairseq.probing.heads.adam import SHARE
 from music_ssl_fairseq.probing.heads.grid import MIXED
@@ -24,7 +24,7 @@ class FineTunedProbe(HeadGrid):
     `best_*`.
     """
 
-    def __init__(self, cfg: MusicProbeConfig, inputs: HeadInputs, encoder: Upstream, frames: bool):
+    def __init__(self, cfg: HeadGridConfig, inputs: HeadInputs, encoder: Upstream, frames: bool):
         """Unfreeze the layers, and note their learning rates for the optimizer.
 
         With `frames`, a window has one vector per frame, 50 per second.
@@ -123,12 +123,12 @@ class FineTunedProbe(HeadGrid):
         super()._hold_chosen()
 
 
-def check_settings(cfg: MusicProbeConfig) -> bool:
+def check_settings(cfg: HeadGridConfig) -> bool:
     """Tell whether the encoder is trained along.
 
     Raises InputError if a setting is of no use because nothing is unfrozen.
     """
-    default = MusicProbeConfig()
+    default = HeadGridConfig()
     if cfg.unfreeze != "none":
         return True
     for name in ("encoder_learning_rate", "layer_decay", "frozen_updates", "precision"):

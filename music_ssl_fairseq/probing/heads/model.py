@@ -10,7 +10,7 @@ from torch import Tensor
 
 from music_ssl_fairseq.compat import one_line_errors
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.probing.config import MusicProbeConfig
+from music_ssl_fairseq.probing.config import HeadGridConfig
 from music_ssl_fairseq.probing.heads.grid import MIXED, PARAMETERS, Head, ProbeHeads, grid
 from music_ssl_fairseq.probing.heads.schedule import HeadSchedule
 from music_ssl_fairseq.runtime.user_command import with_setting
@@ -50,7 +50,7 @@ class HeadGrid(BaseFairseqModel):
     chosen: Tensor
     fingerprint: Tensor
 
-    def __init__(self, cfg: MusicProbeConfig, inputs: HeadInputs):
+    def __init__(self, cfg: HeadGridConfig, inputs: HeadInputs):
         super().__init__()
         self.grid = grid(_layers(cfg, inputs.layers), cfg.learning_rates)  # all heads
         sizes = inputs.dimension, cfg.hidden_size, inputs.num_outputs
@@ -206,7 +206,7 @@ class HeadGrid(BaseFairseqModel):
             )
 
 
-def _layers(cfg: MusicProbeConfig, available: Sequence[str]) -> list[str]:
+def _layers(cfg: HeadGridConfig, available: Sequence[str]) -> list[str]:
     """Return the names of the layers to probe, in the order of `model.layers`."""
     mixed = [MIXED] if len(available) > 2 else []
     if cfg.layers is None:

@@ -15,7 +15,7 @@ class HeadSchedule(nn.Module):
     since_reduction: Tensor  # validations since the best score or the last reduction of the rate
 
     def __init__(self, rates: list[float], patience: int, lr_patience: int, lr_factor: float):
-        """Begin with the heads' initial rates; the other arguments are `MusicProbeConfig`'s."""
+        """Begin with the heads' initial rates; the other arguments are `HeadGridConfig`'s."""
         super().__init__()
         self.patience = patience
         self.lr_patience = lr_patience
