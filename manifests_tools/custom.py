@@ -21,7 +21,7 @@ from manifests_tools.tables import read_lines, read_named
 from music_ssl_fairseq.cli import Parser, new_parser
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.spec import (
-    METRICS,
+    KINDS,
     SPLITS,
     ProbingSpec,
     parse_number,
@@ -71,7 +71,7 @@ def get_parser() -> Parser:
         "`C# minor`; regression: numbers; beats: times in seconds, or the name of a file with "
         "one beat per line (or a .jams file), relative to the CSV",
         required=True,
-        choices=tuple(METRICS),
+        choices=tuple(KINDS),
     )
     add("--root", "what the paths are relative to (default: the CSV's folder)", metavar="DIR")
     add("--name", "name of the task in reports (default: that of the folder --out)")
@@ -123,7 +123,7 @@ def run(a: argparse.Namespace) -> None:
     known = _read_classes(Path(a.classes)) if a.classes else ()
     reader = _CsvReader(file, a.kind, a.separator, known, root)
     names = a.targets.split(",") if a.targets else None
-    metric = a.metric or METRICS[a.kind][0]
+    metric = a.metric or KINDS[a.kind].choosing[0]
     name = a.name or os.path.basename(os.path.abspath(a.out))
     build(partial(_read, reader, name, metric, names), root, a)
 
@@ -140,12 +140,13 @@ def _read(reader: "_CsvReader", name: str, metric: str, targets: Sequence[str] |
     splits = reader.read()
     labels = {label for items in splits.values() for item in items for label in item.label}
     classes = reader.classes
-    if reader.kind in ("multi-class", "multi-label") and not classes:
+    kind = KINDS[reader.kind]
+    if (kind.one_class or kind.many_classes) and not classes:
         classes = tuple(sorted(labels))
         if not classes:
             raise InputError(f"{reader.file}: no line has a label")
     alike = {frozenset(item.label) for items in splits.values() for item in items}
-    if reader.kind == "multi-label" and all(len(label) < 2 for label in alike):
+    if kind.many_classes and all(len(label) < 2 for label in alike):
         _warn_of_separators(reader.file, labels)
     if classes and labels and len(alike) == 1:
         raise InputError(
@@ -153,12 +154,12 @@ def _read(reader: "_CsvReader", name: str, metric: str, targets: Sequence[str] |
             "there is nothing to tell apart: add files with another"
         )
     numbers: tuple[str, ...] = ()
-    if reader.kind == "regression":
+    if kind.numbers:
         numbers = _targets(reader.file, splits["train"], targets)
     task = ProbingSpec(
         name, reader.kind, metric, classes, numbers, source=str(reader.file.absolute())
     )
-    return DataSet(task, splits, beats_within if reader.kind == "beats" else as_it_is)
+    return DataSet(task, splits, beats_within if kind.beats else as_it_is)
 
 
 def _warn_of_separators(file: Path, labels: set[str]) -> None:
@@ -190,7 +191,7 @@ class _CsvReader:
     def __init__(self, file: Path, kind: str, separator: str, classes: Sequence[str], root: str):
         self.file = file
         self.root = root
-        self.kind = kind
+        self.kind, self.of_kind = kind, KINDS[kind]
         self.separator = separator
         self.classes = KEYS if kind == "key" else tuple(classes)
 
@@ -222,7 +223,7 @@ class _CsvReader:
             if places.setdefault(place, number) != number:
                 self._refuse(number, f"{item.name} is in line {places[place]} already")
             width = width or len(item.label)
-            if self.kind == "regression" and len(item.label) != width:
+            if self.of_kind.numbers and len(item.label) != width:
                 self._refuse(number, f"{len(item.label)} numbers, but {width} in the lines above")
             if drawn:
                 song = row.get("artist") or row.get("group") or row["path"]
@@ -283,7 +284,7 @@ class _CsvReader:
         if not row.get("path"):
             self._refuse(number, "no path")
         label = self._label(row.get("label", ""), number)
-        if not label and self.kind != "multi-label":
+        if not label and not self.of_kind.many_classes:
             self._refuse(number, f"no label for {row['path']}; leave the line out")
         segment = self._segment(row, number)
         # As file names: in the locale C they are not text of the CSV's UTF-8.
@@ -295,7 +296,7 @@ class _CsvReader:
         return Labelled(name, label, segment, group)
 
     def _label(self, cell: str, number: int) -> tuple[str, ...]:
-        one = self.kind in ("multi-class", "key")
+        one = self.of_kind.one_class
         if not one and cell.startswith(("['", '["')):
             self._refuse(number, f"label {quoted(cell)} is a list of Python; write a;b")
         parts = [cell] if one else [part.strip() for part in cell.split(self.separator)]
@@ -303,9 +304,9 @@ class _CsvReader:
         try:
             if self.kind == "key":
                 labels = tuple(normalise_key(label) for label in labels)
-            elif self.kind == "regression":
+            elif self.of_kind.numbers:
                 labels = tuple(str(parse_number(label)) for label in labels)
-            elif self.kind == "beats":
+            elif self.of_kind.beats:
                 labels = self._beats(labels)
         except ValueError as error:
             self._refuse(number, str(error))

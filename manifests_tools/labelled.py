@@ -79,7 +79,7 @@ class DataSet:
                 )
             for item in items:
                 self._refuse_label(item, classes)
-                if item.group is not None and self.task.kind in ("multi-class", "key"):
+                if item.group is not None and self.task.of_kind.one_class:
                     known = labels.setdefault(item.group, item.label)
                     if known != item.label:
                         raise InputError(

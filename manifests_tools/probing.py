@@ -162,7 +162,7 @@ def _examples(data: DataSet, tracks: dict[str, ExaminedTrack]) -> tuple[Splits, 
                     empty.append(LeftOut(item.name, "too short: holds nothing that is labelled"))
         if not examples[split]:
             raise InputError(f"{split}: no file is long enough to be used")
-        if data.task.kind == "beats":
+        if data.task.of_kind.beats:
             _name_late_beats(split, [i for i in items if i.name in tracks], examples[split])
     return examples, empty
 

@@ -15,7 +15,7 @@ class MusicProbeCriterion(FairseqCriterion):
 
     def __init__(self, task: Any):
         super().__init__(task)
-        self.kind: str = task.kind
+        self.kind = task.kind
 
     def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True) -> Any:
         """Return the summed loss, the number of items, and values to log."""

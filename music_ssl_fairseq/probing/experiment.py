@@ -65,7 +65,7 @@ class ProbeExperiment:
                 with_options({"--config-name": None}),
             )
         batch_seconds = 40.0 if self.device == "cpu" else 640.0
-        self.plan = WindowPlan(cfg.window_seconds, self.spec.kind == "beats", batch_seconds)
+        self.plan = WindowPlan(cfg.window_seconds, self.spec.of_kind.beats, batch_seconds)
         if self.plan.frames and samples_in(cfg.window_seconds) % FRAME_HOP:
             # Frames of later windows would lag behind the beats, more from window to window.
             raise InputError(
@@ -154,7 +154,7 @@ class ProbeExperiment:
             vectors = np.concatenate([train.features(i) for i in range(len(train))])
             found["feature_mean"] = vectors.mean(axis=0, dtype=np.float64)
             found["feature_deviation"] = vectors.std(axis=0, dtype=np.float64) + 1e-6
-        if train is not None and self.spec.kind == "regression":
+        if train is not None and self.spec.of_kind.numbers:
             deviation = train.split.targets.std(axis=0)
             found["target_mean"] = train.split.targets.mean(axis=0)
             found["target_deviation"] = np.where(deviation > 0, deviation, 1.0)
@@ -184,7 +184,7 @@ class ProbeExperiment:
         predictions = results.final_predictions(collector, DECODERS[self.cfg.decoder])
         scores = evaluate(self.spec, predictions)
         about = self.about() | self._audio(split)
-        if self.spec.kind == "beats":
+        if self.spec.of_kind.beats:
             about["decoder"] = self.cfg.decoder
         file = results.write_scores(self.output_dir, split, about, scores, predictions)
         if scores.absent:

@@ -68,11 +68,11 @@ class ProbingSplit:
         lines = read_cells(self.labels_file, self.manifest)
         self.beats: list[Beats] = []
         self.targets = np.zeros((len(lines), 0), np.float64)
-        if spec.kind == "beats":
+        if spec.of_kind.beats:
             self.beats = [self._beats(i, cells) for i, cells in enumerate(lines)]
-        elif spec.kind == "regression":
+        elif spec.of_kind.numbers:
             self.targets = np.array([self._numbers(i, cells) for i, cells in enumerate(lines)])
-        elif spec.kind == "multi-label":
+        elif spec.of_kind.many_classes:
             self.targets = self._multi_hot(lines)
         else:
             self.targets = self._class_indices(lines)
@@ -88,21 +88,21 @@ class ProbingSplit:
         return len(self.manifest)
 
     def _refuse_unscorable(self) -> None:
-        if self.spec.kind in ("multi-class", "key"):
+        if self.spec.of_kind.one_class:
             first = np.unique(self.group_index, return_index=True)[1]
             differ = np.flatnonzero(self.targets != self.targets[first][self.group_index])
             if len(differ):
                 raise self._error(
                     int(differ[0]), "another label than other parts of its song (.groups)"
                 )
-        elif self.spec.kind == "regression":
+        elif self.spec.of_kind.numbers:
             for name, values in zip(self.spec.targets, self.targets.T, strict=True):
                 if (values == values[0]).all():
                     raise InputError(
                         f"{self.labels_file}: {name} is {values[0]:g} in all {len(self)} lines, so "
                         "R2 is not defined: a split needs files with other values"
                     )
-        elif self.spec.kind == "beats":
+        elif self.spec.of_kind.beats:
             parts = (self.segments / SAMPLE_RATE).tolist()
             pairs = zip(self.beats, parts, strict=True)
             if not any(((a <= beats.times) & (beats.times < b)).any() for beats, (a, b) in pairs):

@@ -30,32 +30,58 @@ class Metric(NamedTuple):
     shown: bool = True  # whether it is a column of the report's tables
 
 
-_METRICS = {
-    "multi-class": (Metric("accuracy"), Metric("group_accuracy")),
-    "multi-label": (Metric("macro_roc_auc"), Metric("macro_average_precision")),
-    "key": (
-        Metric("weighted_key_score"),
-        Metric("group_weighted_key_score", selects=False),
-        Metric("accuracy", shown=False),
-        Metric("group_accuracy", selects=False, shown=False),
+@dataclass(frozen=True)
+class Kind:
+    """What a kind of task means. A label is of exactly one of the four forms."""
+
+    metrics: tuple[Metric, ...]
+    one_class: bool = False  # a label is one class, and a song has one
+    many_classes: bool = False  # a label is any number of classes
+    numbers: bool = False  # a label is a number per target
+    beats: bool = False  # a label is a list of times, and a head answers for each frame
+
+    @property
+    def choosing(self) -> tuple[str, ...]:
+        """Metrics that may decide on validation, the usual one first."""
+        return tuple(m.name for m in self.metrics if m.selects)
+
+    @property
+    def reported(self) -> tuple[str, ...]:
+        """All metrics; with numbers, there is also `r2_NAME` of each target."""
+        return tuple(m.name for m in self.metrics)
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Metrics in tables; those of groups only where files and songs differ."""
+        return tuple(m.name for m in self.metrics if m.shown)
+
+
+KINDS = {
+    "multi-class": Kind((Metric("accuracy"), Metric("group_accuracy")), one_class=True),
+    "multi-label": Kind(
+        (Metric("macro_roc_auc"), Metric("macro_average_precision")), many_classes=True
     ),
-    "regression": (Metric("r2", shown=False),),  # shown for each target
-    "beats": (
-        Metric("f_measure"),
-        Metric("f_measure_per_file", selects=False, shown=False),
-        Metric("f_measure_20ms", selects=False, shown=False),
-        Metric("f_measure_per_file_20ms", selects=False, shown=False),
+    "key": Kind(
+        (
+            Metric("weighted_key_score"),
+            Metric("group_weighted_key_score", selects=False),
+            Metric("accuracy", shown=False),
+            Metric("group_accuracy", selects=False, shown=False),
+        ),
+        one_class=True,
+    ),
+    "regression": Kind((Metric("r2", shown=False),), numbers=True),  # shown for each target
+    "beats": Kind(
+        (
+            Metric("f_measure"),
+            Metric("f_measure_per_file", selects=False, shown=False),
+            Metric("f_measure_20ms", selects=False, shown=False),
+            Metric("f_measure_per_file_20ms", selects=False, shown=False),
+        ),
+        beats=True,
     ),
 }
-
-METRICS = {kind: tuple(m.name for m in metrics if m.selects) for kind, metrics in _METRICS.items()}
-"""Kind of task -> metrics that may decide on validation, the usual one first."""
-
-REPORTED = {kind: tuple(m.name for m in metrics) for kind, metrics in _METRICS.items()}
-"""Kind of task -> all its metrics; a regression also has `r2_NAME` of each target."""
-
-SHOWN = {kind: tuple(m.name for m in metrics if m.shown) for kind, metrics in _METRICS.items()}
-"""Kind of task -> metrics in tables; those of groups only where files and songs differ."""
+"""Name in `task.json` -> kind."""
 
 _MAX_CHARACTERS = 1000  # characters of a task, class or target
 
@@ -65,7 +91,7 @@ class ProbingSpec:
     """The contents of `task.json`."""
 
     name: str  # for example `gtzan-genre`
-    kind: str  # a key of `METRICS`
+    kind: str  # a key of `KINDS`
     metric: str  # decides on validation (for regression, its mean over the targets)
     # Sorted names in the order of the outputs; empty for regression and beats
     classes: tuple[str, ...] = ()
@@ -79,21 +105,22 @@ class ProbingSpec:
     source: str = ""  # origin of audio and labels
 
     def __post_init__(self) -> None:
-        if self.kind not in METRICS:
-            raise InputError(f"unknown kind of task {self.kind!r}: one of {', '.join(METRICS)}")
-        if self.metric not in METRICS[self.kind]:
+        if self.kind not in KINDS:
+            raise InputError(f"unknown kind of task {self.kind!r}: one of {', '.join(KINDS)}")
+        kind = self.of_kind
+        if self.metric not in kind.choosing:
             raise InputError(
                 f"metric {self.metric!r} does not fit the kind {self.kind}: "
-                f"one of {', '.join(METRICS[self.kind])}",
-                with_other("--metric", next(iter(METRICS[self.kind]))),
+                f"one of {', '.join(kind.choosing)}",
+                with_other("--metric", kind.choosing[0]),
             )
-        wanted = {"regression": "targets", "beats": None}.get(self.kind, "classes")
+        wanted = "targets" if kind.numbers else None if kind.beats else "classes"
         for name in ("classes", "targets"):
             values = getattr(self, name)
             if bool(values) != (name == wanted):
                 state = "needs" if name == wanted else "has no"
                 raise InputError(f"a task of kind {self.kind} {state} `{name}`")
-            if name == "classes" and self.kind == "multi-class" and len(values) < 2:
+            if name == "classes" and kind.one_class and len(values) < 2:
                 raise InputError(
                     f"{self.source or self.name}: a single class, {quoted(values[0])}, is nothing "
                     "to tell apart"
@@ -106,6 +133,11 @@ class ProbingSpec:
                 raise InputError(f"{quoted(text)}: a name has 1 to {_MAX_CHARACTERS} characters")
             if any(character in text for character in "\t\n\r\0"):
                 raise InputError(f"{quoted(text)}: a tab or line break, which no name can hold")
+
+    @property
+    def of_kind(self) -> Kind:
+        """What the task's kind means."""
+        return KINDS[self.kind]
 
     @property
     def num_outputs(self) -> int:

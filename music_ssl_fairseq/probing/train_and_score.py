@@ -90,7 +90,7 @@ def run(cfg: DictConfig, source: FeatureSource, split: str = "test") -> Path:
         for sample in training.batches(order):
             model.set_num_updates(number)
             for batch in mini_batches(sample):
-                update(model, optimizer, batch, probe.spec.kind)
+                update(model, optimizer, batch, probe.spec.of_kind)
             number += 1
         probe.judge(_collect(probe, validation, cfg.dataset.batch_size_valid), epoch, epoch == last)
         if epoch == last or not len(model.active):
@@ -161,6 +161,6 @@ def _collect(probe: ProbeExperiment, windows: _Windows, size: int) -> Collector:
     collector = Collector(windows.dataset)
     order = windows.dataset.batch_by_size(np.arange(len(windows.dataset)), max_sentences=size)
     for batch in windows.batches(order):
-        _, _, logs = loss_and_logs(probe.model, batch, probe.spec.kind)
+        _, _, logs = loss_and_logs(probe.model, batch, probe.spec.of_kind)
         collector.add(logs["predictions"])
     return collector

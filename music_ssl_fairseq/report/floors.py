@@ -15,6 +15,7 @@ import numpy as np
 
 from music_ssl_fairseq.probing.scoring.metrics import statistic
 from music_ssl_fairseq.probing.scoring.predictions import Predictions
+from music_ssl_fairseq.probing.spec import KINDS
 from music_ssl_fairseq.report.gather import Figure, Probe, predictions_of
 
 
@@ -94,12 +95,12 @@ def hint(probes: Sequence[Probe]) -> str:
 
 def constant(metric: str, predictions: Predictions, probe: Probe) -> float:
     """Compute the score of the best answer that is the same for every clip; NaN for beats."""
-    kind, classes = probe.about["kind"], tuple(probe.about["classes"])
-    if kind == "beats":
+    kind, classes = KINDS[probe.about["kind"]], tuple(probe.about["classes"])
+    if kind.beats:
         return math.nan
-    if kind == "regression":
+    if kind.numbers:
         return 0.0  # of R2, by its definition
-    answers = np.eye(len(classes)) if kind != "multi-label" else np.zeros((1, len(classes)))
+    answers = np.zeros((1, len(classes))) if kind.many_classes else np.eye(len(classes))
     once = np.ones((1, predictions.num_groups), np.int64)
     found = []
     for answer in answers:

@@ -11,7 +11,7 @@ import numpy as np
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.scoring.predictions import Predictions
-from music_ssl_fairseq.probing.spec import SHOWN
+from music_ssl_fairseq.probing.spec import KINDS
 from music_ssl_fairseq.report.bootstrap import interval, resampled
 from music_ssl_fairseq.runtime.texts import read_object
 from music_ssl_fairseq.runtime.user_command import corrected, made_tasks
@@ -151,18 +151,18 @@ def _compare(folder: Path, split: str, metric: str, value: float, found: float) 
 def _content(about: dict[str, Any], predictions: Predictions) -> str:
     parts = [about["kind"], about["classes"], about["targets"], predictions.names]
     digest = hashlib.sha256(repr(parts).encode("utf-8", "surrogateescape"))
-    if about["kind"] != "beats":  # whose targets are scores
+    if not KINDS[about["kind"]].beats:  # whose targets are scores
         digest.update(predictions.targets.tobytes())
     return digest.hexdigest()
 
 
 def _shown(about: dict[str, Any], grouped: bool) -> Sequence[str]:
-    if about["kind"] == "regression":
+    kind = KINDS[about["kind"]]
+    if kind.numbers:
         # Valence comes first in published tables.
         return [f"r2_{name}" for name in sorted(about["targets"], reverse=True)]
-    names = SHOWN[about["kind"]]
     grouped = grouped and about["groups"] != about["files"]
-    return [name for name in names if grouped or not name.startswith("group_")]
+    return [name for name in kind.shown if grouped or not name.startswith("group_")]
 
 
 def _tasks_apart(probes: list[Probe]) -> list[Probe]:

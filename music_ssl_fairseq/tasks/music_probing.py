@@ -63,7 +63,7 @@ class MusicProbingTask(RunFolderTask):
     def __init__(self, cfg: ProbingTaskConfig):
         super().__init__(cfg)
         self.probe = ProbeExperiment(cfg)
-        self.kind = self.probe.spec.kind
+        self.kind = self.probe.spec.of_kind
         self._collectors: dict[str, Collector] = {}
         self._iterators: dict[str, Any] = {}
         self._optimizer: Any = None

@@ -7,7 +7,7 @@ import numpy as np
 import soundfile
 from fairseq import checkpoint_utils
 
-from music_ssl_fairseq.probing.spec import METRICS, ProbingSpec, write_spec
+from music_ssl_fairseq.probing.spec import KINDS, ProbingSpec, write_spec
 from music_ssl_fairseq.probing.writer import Example, write_split
 from tests import EXAMPLES
 from tests.fairseq_commands import compose_quickly
@@ -58,7 +58,7 @@ def write_probing(
     """A task's folder over the clips of `write_audio`; returns it."""
     folder.mkdir(parents=True, exist_ok=True)
     names = "targets" if kind == "regression" else "classes"
-    metric = METRICS[kind][0]
+    metric = KINDS[kind].choosing[0]
     task = {"name": name, "kind": kind, "metric": metric, names: LABELS[kind], **fields}
     write_spec(folder, ProbingSpec(**task))
     first = 0

@@ -14,6 +14,7 @@ from music_ssl_fairseq.probing.heads.adam import SHARE, RowAdam, RowAdamConfig
 from music_ssl_fairseq.probing.heads.fine_tuning import FineTunedProbe, check_settings
 from music_ssl_fairseq.probing.heads.grid import Head, ProbeHeads
 from music_ssl_fairseq.probing.heads.training import loss_and_logs, update
+from music_ssl_fairseq.probing.spec import KINDS
 from music_ssl_fairseq.report import __main__ as report_command
 from music_ssl_fairseq.upstream import load
 from tests import checkpoints, tiny
@@ -71,7 +72,7 @@ def steps(probe: ProbeExperiment, count: int, optimizer: RowAdam | None = None) 
         torch.manual_seed(number)
         model.set_num_updates(number)
         optimizer.set_heads(model.active.tolist(), model.learning_rates())
-        update(model, optimizer, batch, probe.spec.kind)
+        update(model, optimizer, batch, probe.spec.of_kind)
     return optimizer
 
 
@@ -154,7 +155,7 @@ def test_windows_are_encoded_as_for_a_frozen_encoder(home, kind, tmp_path):
     batch = dataset.collater([dataset[i] for i in range(4)])
     found = []
     model.heads.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
-    _, size, logs = loss_and_logs(model, batch, kind)
+    _, size, logs = loss_and_logs(model, batch, KINDS[kind])
     frozen = probe_of(home, kind)
     frozen.unfreeze, frozen._datasets = "", {}
     frozen.cfg.cache_dir, frozen.cfg.cache_limit_gb = str(tmp_path), 1.0

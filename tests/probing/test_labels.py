@@ -8,7 +8,7 @@ import pytest
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.labels import ProbingSplit
-from music_ssl_fairseq.probing.spec import METRICS, ProbingSpec, read_spec, write_spec
+from music_ssl_fairseq.probing.spec import KINDS, ProbingSpec, read_spec, write_spec
 from music_ssl_fairseq.probing.writer import Example, check_leakage, remove_split, write_split
 
 GENRE = ProbingSpec("genre", "multi-class", "accuracy", ("jazz", "pop", "rock"))
@@ -211,4 +211,4 @@ def test_missing_or_broken_task_json(tmp_path):
 
 
 def test_each_kind_has_a_usual_metric():
-    assert set(METRICS) == {"multi-class", "multi-label", "key", "regression", "beats"}
+    assert set(KINDS) == {"multi-class", "multi-label", "key", "regression", "beats"}

@@ -11,7 +11,7 @@ from music_ssl_fairseq.probing.scoring.metrics import beat_counts, evaluate, mat
 from music_ssl_fairseq.probing.scoring.predictions import Predictions
 from music_ssl_fairseq.probing.scoring.ranking import average_precision, macro, roc_auc
 from music_ssl_fairseq.probing.scoring.results import head_scores
-from music_ssl_fairseq.probing.spec import METRICS, ProbingSpec
+from music_ssl_fairseq.probing.spec import KINDS, ProbingSpec
 
 CLASSES = ("a", "b", "c", "d")
 
@@ -189,7 +189,8 @@ def truth(rng: np.random.Generator, kind: str, clips: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("kind", "metric"), [(k, m) for k, names in METRICS.items() for m in names if k != "beats"]
+    ("kind", "metric"),
+    [(k, m) for k, v in KINDS.items() for m in v.choosing if not v.beats],
 )
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_selects_is_what_is_reported(rng, kind, metric, bad):

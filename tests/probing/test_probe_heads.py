@@ -11,6 +11,7 @@ from music_ssl_fairseq.probing.heads.adam import RowAdam, RowAdamConfig
 from music_ssl_fairseq.probing.heads.grid import MIXED, Head, ProbeHeads, grid
 from music_ssl_fairseq.probing.heads.schedule import HeadSchedule
 from music_ssl_fairseq.probing.heads.training import head_losses, mini_batches
+from music_ssl_fairseq.probing.spec import KINDS
 
 LAYERS = ["0", "1", "2", "3"]
 HEADS = grid([*LAYERS, MIXED], [1e-3, 1e-2])
@@ -148,7 +149,7 @@ def test_the_loss_of_a_head_is_torch_s(kind):
         target = target[:, 0]
     outputs_of = outputs.squeeze(2)
     expected = torch.stack([7 * loss(head, target) for head in outputs_of])
-    torch.testing.assert_close(head_losses(kind, outputs, target), expected)
+    torch.testing.assert_close(head_losses(KINDS[kind], outputs, target), expected)
 
 
 def test_a_sample_is_cut_into_mini_batches():

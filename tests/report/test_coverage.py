@@ -13,7 +13,7 @@ import pytest
 
 from music_ssl_fairseq.probing.scoring.metrics import score
 from music_ssl_fairseq.probing.scoring.predictions import Predictions
-from music_ssl_fairseq.probing.spec import METRICS, SHOWN, ProbingSpec
+from music_ssl_fairseq.probing.spec import KINDS, ProbingSpec
 from music_ssl_fairseq.report.bootstrap import interval, resampled
 
 KEYS = ("A minor", "C major", "G major")
@@ -52,7 +52,7 @@ def beats(rng: np.random.Generator, songs: int):
     return counts.astype(float), np.zeros((songs, 2)), np.arange(songs)
 
 
-KINDS: dict[str, tuple[Callable, ProbingSpec, int, int]] = {
+SIMULATED: dict[str, tuple[Callable, ProbingSpec, int, int]] = {
     "multi-class": (classes, ProbingSpec("t", "multi-class", "accuracy", KEYS), 150, 300),
     "key": (classes, ProbingSpec("t", "key", "weighted_key_score", KEYS), 150, 300),
     "multi-label": (tags, ProbingSpec("t", "multi-label", "macro_roc_auc", TAGS), 300, 100),
@@ -62,17 +62,17 @@ KINDS: dict[str, tuple[Callable, ProbingSpec, int, int]] = {
 
 
 def draw(kind: str, rng: np.random.Generator, songs: int) -> Predictions:
-    outputs, targets, index = KINDS[kind][0](rng, songs)
+    outputs, targets, index = SIMULATED[kind][0](rng, songs)
     names = [""] * len(outputs)
     return Predictions(names, index, outputs, targets, np.ones(len(outputs), np.int64))
 
 
-CASES = [(kind, metric) for kind, metrics in SHOWN.items() for metric in metrics]
+CASES = [(name, metric) for name, kind in KINDS.items() for metric in kind.shown]
 
 
 @pytest.mark.parametrize(("kind", "metric"), [*CASES, ("regression", "r2_valence")])
 def test_coverage(kind, metric):
-    _, task, songs, test_sets = KINDS[kind]
+    _, task, songs, test_sets = SIMULATED[kind]
     rng = np.random.default_rng(5)
     truth = np.mean([score(metric, task, draw(kind, rng, songs)) for _ in range(2 * test_sets)])
     found = []
@@ -88,4 +88,4 @@ def test_coverage(kind, metric):
 
 
 def test_every_kind_is_simulated():
-    assert set(KINDS) == set(METRICS)
+    assert set(SIMULATED) == set(KINDS)

@@ -14,7 +14,7 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.scoring.metrics import Scores, evaluate
 from music_ssl_fairseq.probing.scoring.predictions import Predictions
 from music_ssl_fairseq.probing.scoring.results import write_heads, write_scores
-from music_ssl_fairseq.probing.spec import METRICS, ProbingSpec
+from music_ssl_fairseq.probing.spec import KINDS, ProbingSpec
 from music_ssl_fairseq.report import __main__ as report_command
 from music_ssl_fairseq.report import floors
 from music_ssl_fairseq.report.bootstrap import interval, resampled, statistic
@@ -48,10 +48,10 @@ def predictions(kind: str, clips: int = 40, groups: int = 40) -> Predictions:
 
 def task(kind: str, name: str = "t") -> ProbingSpec:
     fields = {"regression": {"targets": TARGETS}, "beats": {}}.get(kind, {"classes": CLASSES})
-    return ProbingSpec(name, kind, METRICS[kind][0], **fields)
+    return ProbingSpec(name, kind, KINDS[kind].choosing[0], **fields)
 
 
-@pytest.mark.parametrize("kind", METRICS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("groups", [40, 10])
 def test_each_file_drawn_once_is_the_metric_itself(kind, groups):
     found = predictions(kind, groups=groups)
@@ -60,7 +60,7 @@ def test_each_file_drawn_once_is_the_metric_itself(kind, groups):
         assert once[0] == pytest.approx(value, abs=1e-6), name
 
 
-@pytest.mark.parametrize("kind", METRICS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_song_drawn_twice_counts_as_if_it_were_there_twice(kind):
     found = predictions(kind, clips=12, groups=12)
     counts = np.array([[2, 0, 1, 1, 3, 1, 0, 1, 1, 0, 1, 1]])
@@ -129,7 +129,7 @@ def test_published_figures_are_those_of_the_protocol():
 def leave_probe(folder: Path, kind: str, name: str, upstream: str, window: float = 5.0) -> None:
     """What training and fairseq-validate leave."""
     about = {
-        **{"task": name, "kind": kind, "metric": METRICS[kind][0]},
+        **{"task": name, "kind": kind, "metric": KINDS[kind].choosing[0]},
         **{"classes": list(task(kind).classes), "targets": list(task(kind).targets)},
         **{"upstream": upstream, "fingerprint": "ab", "window_seconds": window, "layer": "2"},
         **{"learning_rate": 0.001, "valid_score": 0.5, "best_epoch": 3},

@@ -9,24 +9,25 @@ from torch.nn import functional as F
 
 from music_ssl_fairseq.probing.heads.adam import RowAdam
 from music_ssl_fairseq.probing.heads.model import HeadGrid
+from music_ssl_fairseq.probing.spec import Kind
 
 
-def head_losses(kind: str, outputs: Tensor, target: Tensor) -> Tensor:
+def head_losses(kind: Kind, outputs: Tensor, target: Tensor) -> Tensor:
     """Sum each head's loss over the items: `[heads]`.
 
-    Cross-entropy (multi-class, key), binary cross-entropy (multi-label, beats) or squared error
-    (regression). The last two are averaged over the outputs of an item.
+    Cross-entropy (one class), squared error (numbers) or binary cross-entropy (many classes,
+    beats). The last two are averaged over the outputs of an item.
 
     Args:
         kind: of the task.
         outputs: `[heads, N, outputs]`.
-        target: `[N, ...]`; normalised, if it is of a regression.
+        target: `[N, ...]`; numbers are normalised.
     """
-    if kind in ("multi-class", "key"):
+    if kind.one_class:
         repeated = target.repeat(len(outputs))
         each = F.cross_entropy(outputs.flatten(0, 1), repeated, reduction="none")
         return each.view(len(outputs), -1).sum(1)
-    if kind == "regression":
+    if kind.numbers:
         return (outputs - target).square().mean(-1).sum(1)
     target = target.reshape(outputs.shape[1:]).expand_as(outputs)
     each = F.binary_cross_entropy_with_logits(outputs, target, reduction="none")
@@ -34,7 +35,7 @@ def head_losses(kind: str, outputs: Tensor, target: Tensor) -> Tensor:
 
 
 def loss_and_logs(
-    model: HeadGrid, sample: dict[str, Any], kind: str
+    model: HeadGrid, sample: dict[str, Any], kind: Kind
 ) -> tuple[Tensor, int, dict[str, Any]]:
     """Return the loss summed over heads and items, the number of items, and values to log.
 
@@ -44,7 +45,7 @@ def loss_and_logs(
     """
     outputs = model(**sample["net_input"])
     target = sample["target"]
-    if kind == "regression":
+    if kind.numbers:
         target = model.normalised_target(target)
     losses = head_losses(kind, outputs, target)
     finite = losses.detach().isfinite()
@@ -57,7 +58,7 @@ def loss_and_logs(
     if not model.training:
         outputs = outputs.detach().float()
         logs["predictions"] = {
-            "outputs": (model.in_units(outputs) if kind == "regression" else outputs).cpu(),
+            "outputs": (model.in_units(outputs) if kind.numbers else outputs).cpu(),
             "clip": sample["clip"].cpu(),
             "first": sample["first"].cpu(),
             "sizes": sample["sizes"],
@@ -82,7 +83,9 @@ def mini_batches(sample: dict[str, Any]) -> Iterator[dict[str, Any]]:
         }
 
 
-def update(model: HeadGrid, optimizer: RowAdam, batch: dict[str, Any], kind: str) -> dict[str, Any]:
+def update(
+    model: HeadGrid, optimizer: RowAdam, batch: dict[str, Any], kind: Kind
+) -> dict[str, Any]:
     """Make one update, as fairseq's trainer does, and return the values to log."""
     optimizer.zero_grad()
     loss, size, logs = loss_and_logs(model, batch, kind)

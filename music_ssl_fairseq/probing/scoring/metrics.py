@@ -16,7 +16,7 @@ import numpy as np
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.scoring.predictions import Predictions
 from music_ssl_fairseq.probing.scoring.ranking import RANKINGS, by_class, macro, present_classes
-from music_ssl_fairseq.probing.spec import REPORTED, ProbingSpec
+from music_ssl_fairseq.probing.spec import KINDS, ProbingSpec
 from music_ssl_fairseq.runtime.optional import optional
 
 TOLERANCES = (0.07, 0.02)
@@ -25,7 +25,7 @@ TOLERANCES = (0.07, 0.02)
 EXTRA = "probing"
 """Extra of the package that installs mir_eval."""
 
-_NAMES = frozenset(name for names in REPORTED.values() for name in names)
+_NAMES = frozenset(name for kind in KINDS.values() for name in kind.reported)
 _CONSTANT_VARIANCE = 1e-28  # relative to the squared largest deviation: rounding of a constant
 
 
@@ -51,15 +51,15 @@ def evaluate(task: ProbingSpec, predictions: Predictions) -> Scores:
         NaN where a metric is not defined: no class with positive and negative examples, or a
         constant target.
     """
-    names = [*REPORTED[task.kind], *(f"r2_{target}" for target in task.targets)]
+    names = [*task.of_kind.reported, *(f"r2_{target}" for target in task.targets)]
     values = {name: score(name, task, predictions) for name in names}
-    if task.kind == "multi-label":
+    if task.of_kind.many_classes:
         there = present_classes(predictions.targets)
         chosen = [name for name, found in zip(task.classes, there, strict=True) if found]
         arrays = predictions.outputs, predictions.targets, np.ones((1, len(predictions.names)))
         per_class = {
             metric: dict(zip(chosen, by_class(metric, *arrays)[0], strict=True))
-            for metric in REPORTED[task.kind]
+            for metric in task.of_kind.reported
         }
     else:
         there = np.isin(np.arange(len(task.classes)), predictions.targets)
