@@ -210,18 +210,24 @@ def say_what_cannot_be_set() -> None:
 
     hydra: Any = Hydra
     hydra.compose_config = functools.partialmethod(_compose, hydra.compose_config)
-    for module in (hydra_train, train):
-        module.add_defaults = functools.partial(_add_defaults, module.add_defaults)
+    hydra_train.add_defaults = functools.partial(_add_defaults, hydra_train.add_defaults)
+    # Called again after the user_dir is imported, for the models and tasks that it registers.
+    train.add_defaults = functools.partial(_add_defaults, train.add_defaults, is_checked=True)
 
 
-def _add_defaults(original: Any, config: Any) -> None:
-    """Add fairseq's defaults, which checks the types of values, and refuse names that it lacks."""
+def _add_defaults(original: Any, config: Any, is_checked: bool = False) -> None:
+    """Add fairseq's defaults, which checks the types of values, and refuse names that it lacks.
+
+    `is_checked`: fairseq's own groups have been checked.
+    """
     from fairseq.dataclass.configs import FairseqConfig
 
     try:
         original(config)
-        known = OmegaConf.structured(FairseqConfig())
-        OmegaConf.merge(known, {name: config[name] for name in config if name in known})
+        if not is_checked:
+            known = OmegaConf.structured(FairseqConfig())
+            groups = {name: config[name] for name in config if name in known}
+            OmegaConf.unsafe_merge(known, groups)  # changes `known` alone
     except OmegaConfBaseException as error:
         key, reason = str(error.full_key), str(error).splitlines()[0]
         given = [word for word in sys.argv if re.match(rf"\+*[\w.]*\b{re.escape(key)}=", word)]
