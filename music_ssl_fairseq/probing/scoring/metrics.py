@@ -107,8 +107,8 @@ def statistic(
     if metric.startswith("f_measure"):
         place = int(metric.endswith("_20ms"))
         if "per_file" in metric:
-            return _mean(weights, predictions.targets[:, place])
-        counted = (weights @ predictions.outputs)[:, 3 * place : 3 * place + 3]
+            return _mean(weights, predictions.beat_measures[:, place])
+        counted = (weights @ predictions.beat_counts)[:, 3 * place : 3 * place + 3]
         found, claimed, annotated = counted.T
         return 2 * found / np.maximum(1, claimed + annotated)
     table = key_scores(classes) if "key_score" in metric else np.eye(len(classes))

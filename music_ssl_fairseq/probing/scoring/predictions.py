@@ -14,18 +14,25 @@ from music_ssl_fairseq.runtime.files import atomic_path
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions of a split, clip by clip."""
+    """What scores need of a split, clip by clip: predictions and targets, or `beat_counts`."""
 
     names: list[str]  # `[clips]` files
     group_index: np.ndarray  # `[clips]` int64 number of the song
     # `[clips, outputs]` float64: logits, or for a regression numbers in the labels' units, averaged
-    # over a clip's windows. For beats `[clips, 6]`: beats found, claimed and annotated at ±70 ms,
-    # then at ±20 ms.
+    # over a clip's windows; for beats `beat_counts`
     outputs: np.ndarray
-    # As in `ProbingSplit`; for beats `[clips, 2]`, mir_eval's F-measure of each file at ±70 and ±20
-    # ms
-    targets: np.ndarray
+    targets: np.ndarray  # as in `ProbingSplit`; for beats `beat_measures`
     windows: np.ndarray  # `[clips]` int64 number of windows
+
+    @property
+    def beat_counts(self) -> np.ndarray:
+        """`[clips, 6]` float64: beats found, claimed and annotated at ±70 ms, then at ±20 ms."""
+        return self.outputs
+
+    @property
+    def beat_measures(self) -> np.ndarray:
+        """`[clips, 2]` float64: mir_eval's F-measure of each file at ±70 ms and at ±20 ms."""
+        return self.targets
 
     @property
     def num_groups(self) -> int:

@@ -97,8 +97,8 @@ def final_predictions(
         beats, measures = beat_counts(dataset.beat_times(clip), estimated)
         counted.append(beats if finite else [np.nan] * len(beats))
         measured.append(measures)
-    outputs, targets = np.array(counted, np.float64), np.array(measured, np.float64)
-    return Predictions(names, split.group_index, outputs, targets, windows)
+    of_beats = np.array(counted, np.float64), np.array(measured, np.float64)
+    return Predictions(names, split.group_index, *of_beats, windows)
 
 
 def head_scores(collector: Collector) -> np.ndarray:
