@@ -40,8 +40,8 @@ class Layers(nn.Module):
             variance = centred.square().mean(-1, keepdim=True)
             waveform = centred * torch.rsqrt(variance + 1e-5)
         projected = self.encoder.project(self.encoder.extract(waveform))
-        _, hidden_states, _ = self.encoder.encoder(projected)
-        return (projected, *hidden_states)
+        _, layer_outputs, _ = self.encoder.encoder(projected)
+        return (projected, *layer_outputs)
 
 
 def write_onnx(source: ExportSource, folder: Path, name: str) -> str:

@@ -154,7 +154,7 @@ class Extraction:
         waveform, statistics, weights = stacked(batch)
         compile = tuple(waveform.shape) == self._compiled_shape
         try:
-            hidden = self.upstream.hidden_states(waveform, None, compile, statistics)
+            hidden = self.upstream.raw_layers(waveform, None, compile, statistics)
             chosen = [hidden[layer] for layer in self.layers]
             if self.frames is not None:
                 dtype = getattr(torch, self.frames)

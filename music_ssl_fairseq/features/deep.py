@@ -100,7 +100,7 @@ class Deep:
         weights = sent.split([len(job.weights) for job in jobs])
         jobs = [job._replace(weights=own) for job, own in zip(jobs, weights, strict=True)]
         for together in self._batches(jobs):
-            for job, values in zip(together, self._hidden_states(together), strict=False):
+            for job, values in zip(together, self._values(together), strict=False):
                 add_share(
                     found[job.chunk], chunks[job.chunk].first, job.window, values, job.weights
                 )
@@ -135,15 +135,15 @@ class Deep:
                     weights = torch.from_numpy(window.weights)
                     yield _Job(number, window, section.part(audio, window), statistics, weights)
 
-    def _hidden_states(self, jobs: list[_Job]) -> Tensor:
+    def _values(self, jobs: list[_Job]) -> Tensor:
         """Return `[B, frames, dimension]` of the jobs; B may be larger than their number."""
         if jobs[0].statistics is None:
-            return self.upstream.hidden_states(jobs[0].audio)[self.layer].float()
+            return self.upstream.raw_layers(jobs[0].audio)[self.layer].float()
         # A constant number, because rounding may depend on it.
         filled = jobs + [jobs[-1]] * (self._batch - len(jobs))
         waveforms = torch.cat([job.audio for job in filled])
         statistics = joined([job.statistics for job in filled if job.statistics is not None])
-        hidden = self.upstream.hidden_states(waveforms, statistics=statistics)
+        hidden = self.upstream.raw_layers(waveforms, statistics=statistics)
         return hidden[self.layer].float()
 
 

@@ -175,7 +175,7 @@ class Music2VecModel(UnitPrediction):
             padding = self.frame_padding(padding_mask, features.size(1))
             x, projected = execution.enter(self, features, mask)
             views = None if padding is None else repeat_crops(padding, len(mask))
-            x, hidden_states = self.contextualise(
+            x, layer_outputs = self.contextualise(
                 x, mask, views, execution, masked_indices, num_visible
             )
             prediction = self.final_proj(x)
@@ -195,7 +195,7 @@ class Music2VecModel(UnitPrediction):
             "pred_music": music_gain(prediction.detach(), own, taught, in_crops),
         }
         if target is not None:
-            chosen = self.prediction_frames(x, hidden_states, masked_indices)
+            chosen = self.prediction_frames(x, layer_outputs, masked_indices)
             output["logits_m"] = self.logits(chosen, execution)
             output["target_m"] = target.flatten(0, 1)[in_crops]
         return output

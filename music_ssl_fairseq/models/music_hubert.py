@@ -152,9 +152,9 @@ class MusicHubertModel(UnitPrediction):
             padding = self.frame_padding(padding_mask, features.size(1))
             padding = None if padding is None else repeat_crops(padding, len(mask))
             x, penalty = execution.enter(self, features, mask)
-            x, hidden_states = self.contextualise(x, mask, padding, execution, scored, num_visible)
+            x, layer_outputs = self.contextualise(x, mask, padding, execution, scored, num_visible)
         target = target.flatten(0, 1)
-        masked = self.prediction_frames(x, hidden_states, masked_indices)
+        masked = self.prediction_frames(x, layer_outputs, masked_indices)
         output: dict[str, Any] = {
             "logits_m": self.logits(masked, execution),
             "target_m": target[masked_indices],
@@ -169,7 +169,7 @@ class MusicHubertModel(UnitPrediction):
                 error = (self.cqt_proj(frames_at(x, masked_indices)).float() - levels).square()
             output["cqt_error"] = error.mean(-1).sum()
         if score_unmasked:
-            unmasked = self.prediction_frames(x, hidden_states, unmasked_indices)
+            unmasked = self.prediction_frames(x, layer_outputs, unmasked_indices)
             output["logits_u"] = self.logits(unmasked, execution)
             output["target_u"] = target[unmasked_indices]
         return output

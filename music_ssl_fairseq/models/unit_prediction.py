@@ -82,18 +82,18 @@ class UnitPrediction(AudioEncoder):
             )
 
     def prediction_frames(
-        self, x: Tensor, hidden_states: list[Tensor], indices: Any
+        self, x: Tensor, layer_outputs: list[Tensor], indices: Any
     ) -> list[Tensor]:
         """Return the frames `[N, D]` that predict units: one tensor for all sets, or one per set.
 
         Args:
             x: the output of `contextualise`, `[views, frames, D]`, or `[N, D]` of these frames.
-            hidden_states: each layer's output, from which come those of `label_layers`.
+            layer_outputs: each layer's output, from which come those of `label_layers`.
             indices: `[N]` ascending indices into `views * frames`.
         """
         layers = self.cfg.label_layers or [0]
         last = self.cfg.encoder_layers
-        states = [x if layer in (0, last) else hidden_states[layer - 1] for layer in layers]
+        states = [x if layer in (0, last) else layer_outputs[layer - 1] for layer in layers]
         return [frames_at(state, indices) for state in states]
 
     def logits(self, frames: list[Tensor], execution: Execution | None = None) -> list[Tensor]:

@@ -153,8 +153,8 @@ class AudioEncoder(BaseFairseqModel):
             output, of the frames that it had.
         """
         if self.decoder is None:
-            x, hidden_states, _ = self.encoder(x, padding, execution, masked_indices)
-            return x, hidden_states
+            x, layer_outputs, _ = self.encoder(x, padding, execution, masked_indices)
+            return x, layer_outputs
         visible = ~mask if padding is None else ~(mask | padding)
         if num_visible is None:
             counts = visible.sum(1)
@@ -162,9 +162,9 @@ class AudioEncoder(BaseFairseqModel):
             if padding is None and int(counts.min()) < num_visible:
                 padding = torch.zeros_like(mask)
         packing = packing_of(visible, num_visible)
-        x, hidden_states, _ = self.encoder(x, padding, execution, packing=packing)
+        x, layer_outputs, _ = self.encoder(x, padding, execution, packing=packing)
         args = packing, mask, self.mask_emb, padding, masked_indices
-        return execution.decode(self.decoder, x, *args), hidden_states
+        return execution.decode(self.decoder, x, *args), layer_outputs
 
     @torch.no_grad()
     def layers(
@@ -173,21 +173,21 @@ class AudioEncoder(BaseFairseqModel):
         padding_mask: Tensor | None = None,
         execution: Execution | None = None,
     ) -> list[Tensor]:
-        """Compute `hidden_states` in evaluation mode, without gradients."""
+        """Compute layers 0 to `encoder_layers` in evaluation mode: see `trained_layers`."""
         was_training = self.training
         self.eval()
         try:
-            return self.hidden_states(waveform, padding_mask, execution)
+            return self.trained_layers(waveform, padding_mask, execution)
         finally:
             self.train(was_training)
 
-    def hidden_states(
+    def trained_layers(
         self,
         waveform: Tensor,
         padding_mask: Tensor | None = None,
         execution: Execution | None = None,
     ) -> list[Tensor]:
-        """Compute hidden states without masking, in the model's mode.
+        """Compute layers without masking, in the model's mode and with gradients.
 
         Args:
             waveform: `[B, T]` float, normalised as in training.
@@ -203,8 +203,8 @@ class AudioEncoder(BaseFairseqModel):
         with self.autocast(waveform.device):
             projected = self.project(self.extract(waveform, execution))
             padding = self.frame_padding(padding_mask, projected.size(1))
-            _, hidden_states, _ = self.encoder(projected, padding, execution)
-        return [projected, *hidden_states]
+            _, layer_outputs, _ = self.encoder(projected, padding, execution)
+        return [projected, *layer_outputs]
 
 
 def _filter(filters: PitchFilters, waveform: Tensor) -> Tensor:

@@ -148,7 +148,7 @@ class TransformerEncoder(nn.Module):
             x = x.masked_fill(padding_mask.unsqueeze(-1), 0)
             real = ~padding_mask if packing is None else packing.frames >= 0
             attend = real[:, None, None, :]
-        hidden_states, feed_forwards = [], []
+        layer_outputs, feed_forwards = [], []
         # Plain: `self.embed`, and a call of each layer.
         x, run_layer = execution.encode(self, x, attend, masked_indices, packing)
         for layer in self.layers:
@@ -159,12 +159,12 @@ class TransformerEncoder(nn.Module):
                 x, feed_forward = run_layer(layer, x)
                 if feed_forward is not None:
                     feed_forwards.append(feed_forward)
-            hidden_states.append(x)
+            layer_outputs.append(x)
         if masked_indices is not None and x.dim() == 3:  # the last layer was plain, or left out
             x = x.flatten(0, 1)[masked_indices]
         if self.layer_norm_first:
             x = self.layer_norm(x)
-        return x, hidden_states, feed_forwards
+        return x, layer_outputs, feed_forwards
 
     def embed(
         self,

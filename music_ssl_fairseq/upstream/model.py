@@ -132,7 +132,7 @@ class Upstream(nn.Module):
         return digest.hexdigest()
 
     def forward(self, waveform: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Return the last layer's hidden states, `[B, frames, D]` float32, with gradients.
+        """Return the last layer, `[B, frames, D]` float32, with gradients.
 
         Arguments and errors are those of `layers`. In training mode dropouts are fairseq's: 0.1 in
         the Transformer.
@@ -141,23 +141,23 @@ class Upstream(nn.Module):
         tensors = (waveform, *self.parameters())
         needed = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         trained = self.training or needed
-        layers = self.trained_layers if trained else self.hidden_states
+        layers = self.trained_layers if trained else self.raw_layers
         return layers(waveform, padding_mask)[-1].float()
 
     def trained_layers(self, waveform: Tensor, padding_mask: Tensor | None = None) -> list[Tensor]:
-        """Return `hidden_states` in the module's mode, with gradients."""
+        """Return layers 0 to `num_layers` in the module's mode, with gradients."""
 
         def encode(waveform: Tensor) -> list[Tensor]:
             if self.normalise:
                 waveform = F.layer_norm(waveform, waveform.shape[-1:])
             # As in pre-training: plain on a CPU, whose fast path is for inference.
-            return self.model.hidden_states(waveform, None, Execution("auto"))
+            return self.model.trained_layers(waveform, None, Execution("auto"))
 
         return self._encoded(waveform, padding_mask, encode)
 
     @torch.no_grad()
     def layers(self, waveform: Tensor, padding_mask: Tensor | None = None) -> list[Tensor]:
-        """Return every layer's hidden states.
+        """Return layers 0 to `num_layers`, without gradients.
 
         Args:
             waveform: `[B, T]` float at `sample_rate`, as read; normalised here if the model was
@@ -174,10 +174,10 @@ class Upstream(nn.Module):
                 samples are NaN or infinite.
         """
         _refuse_bad_samples(waveform)
-        return [layer.float() for layer in self.hidden_states(waveform, padding_mask)]
+        return [layer.float() for layer in self.raw_layers(waveform, padding_mask)]
 
     @torch.no_grad()
-    def hidden_states(
+    def raw_layers(
         self,
         waveform: Tensor,
         padding_mask: Tensor | None = None,
@@ -330,7 +330,7 @@ class Upstream(nn.Module):
     def _windows(
         self, waveform: np.ndarray, name: str, windowing: Windowing | None
     ) -> Iterator[tuple[Window, list[Tensor]]]:
-        """Yield the windows of `[T]` with their `hidden_states`, `[1, frames, D]`."""
+        """Yield the windows of `[T]` with their `raw_layers`, `[1, frames, D]`."""
         num_samples = len(waveform)
         if num_samples < self.grid.window:
             raise InputError(f"{name}: {too_short(num_samples, self.sample_rate, self.grid)}")
@@ -339,11 +339,11 @@ class Upstream(nn.Module):
             samples = torch.from_numpy(part).to(self.device)
             statistics = self.statistics(samples) if len(section.windows) > 1 else None
             for window in section.windows:
-                hidden = self.hidden_states(section.part(samples, window), statistics=statistics)
+                hidden = self.raw_layers(section.part(samples, window), statistics=statistics)
                 yield window, hidden
 
     def statistics(self, waveform: Tensor) -> Statistics:
-        """Measure whole waveforms `[B, T]`, for `hidden_states` of windows of them."""
+        """Measure whole waveforms `[B, T]`, for `raw_layers` of windows of them."""
         waveform = waveform.to(self.device, torch.float32)
         return measure(self.model, waveform, self.normalise)
 

@@ -265,13 +265,13 @@ def test_features_that_are_no_numbers_are_left_out(corpus, store, tmp_path, monk
     from music_ssl_fairseq.upstream.model import Upstream
 
     pool, _ = store
-    hidden_states = Upstream.hidden_states
+    raw_layers = Upstream.raw_layers
 
     def overflows(self, waveform, *rest):
-        found = hidden_states(self, waveform, *rest)
+        found = raw_layers(self, waveform, *rest)
         return [layer * 1e9 if waveform.size(1) == 16_000 else layer for layer in found]
 
-    monkeypatch.setattr(Upstream, "hidden_states", overflows)
+    monkeypatch.setattr(Upstream, "raw_layers", overflows)
     options = ("--dtype", "float16") if pool == "frames" else ()
     times = 1 if pool == "frames" else 0
     assert extract(corpus, tmp_path, "--pool", pool, *options) == times

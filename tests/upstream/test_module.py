@@ -129,7 +129,7 @@ def test_embeddings_are_means_of_songs(tmp_path, model):
 
 def test_a_missing_song_is_named_before_anything_is_computed(tmp_path, model, monkeypatch):
     song = write_tone(tmp_path / "x.wav", 1.0)
-    monkeypatch.setattr(type(model), "hidden_states", None)
+    monkeypatch.setattr(type(model), "raw_layers", None)
     missing = [tmp_path / "none.wav", tmp_path / "nor_this.wav"]
     reason = r"none\.wav: no such file; 1 more cannot be read: .*nor_this\.wav"
     with pytest.raises(InputError, match=reason):

@@ -89,7 +89,7 @@ class FineTunedProbe(HeadGrid):
         if self.training and self._updates >= self._frozen_updates:
             layers = self.encoder.trained_layers(waveform, padding)
         else:
-            layers = self.encoder.hidden_states(waveform, padding)
+            layers = self.encoder.raw_layers(waveform, padding)
         hidden = torch.stack([layer.float() for layer in layers], 2)  # [B, frames, layers, D]
         return super().forward(self._vectors(hidden, lengths.tolist(), counts))
 
