@@ -5,16 +5,17 @@
     job                  the settings of one run, checked before any work
     recipe               the settings that decide the centroids
     memory               how many workers and frames fit a stated memory
-    folder               the folder of labels: metadata.json, and whether it is finished
-    sample               frames of tracks to fit K-means on
-    kmeans               fitting in faiss; `torch_kmeans` on a GPU
-    minibatch            fitting more frames than fit into memory
-    external_centroids   centroids fitted elsewhere, instead
-    fitting              the stage that these make up
-    assign               the nearest centroid of each frame
-    join                 units as a split's files, and how the units are used
-    labelling            the stage that these make up, and warnings about the music
-    together             both stages for several features in one pass
+    label_folder         the folder of labels: metadata.json, and whether it is finished
+    fit_stage            `--stage fit`, from manifest to centroids:
+      sample               the frames of tracks to fit on
+      kmeans               K-means of a sample, in faiss or as fairseq's scripts
+      torch_kmeans         the same on a GPU
+      kmeans_in_batches    of more frames than fit into memory (`--minibatch N`)
+      external_centroids   centroids fitted elsewhere, instead
+    assign_stage         `--stage assign`, from centroids to labels, with warnings about the music:
+      nearest_centroid     the unit of each frame
+      join                 units as a split's files, and how the units are used
+    several_label_sets   both stages for several features in one pass
 
 `music_ssl_fairseq.jobs` shares the work, saves and resumes it.
 """

@@ -25,8 +25,8 @@ from music_ssl_fairseq.runtime.optional import optional
 
 if TYPE_CHECKING:
     from music_ssl_fairseq.data.manifest import Manifest
-    from music_ssl_fairseq.label.folder import LabelFolder
     from music_ssl_fairseq.label.job import Job
+    from music_ssl_fairseq.label.label_folder import LabelFolder
 
 STAGES = ("fit", "assign", "report")
 
@@ -131,15 +131,16 @@ def get_parser() -> Parser:
     )
     add(
         "--minibatch",
-        "hold only N frames at a time: fit K-means on a sample of N frames, then pass once "
-        "through --max-frames frames in batches (default: hold all frames)",
+        "for little memory: hold only N frames at a time. K-means is fitted on N frames, and "
+        "--max-frames frames then pass once, in batches. Not scikit-learn's MiniBatchKMeans, which "
+        "is --algorithm minibatch (default: hold all frames)",
         **number,
     )
     add(
         "--algorithm",
         "lloyd: K-means in faiss, or in torch on a GPU; minibatch: scikit-learn's "
         "MiniBatchKMeans with the settings of fairseq's scripts, for reproductions: about ten "
-        "times slower",
+        "times slower. It holds all frames; --minibatch N saves memory",
         default="lloyd",
         choices=ALGORITHMS,
     )
@@ -202,7 +203,7 @@ def run(arguments: argparse.Namespace) -> None:
         # Before hours of work rather than after them.
         optional("matplotlib", "plot")
     from music_ssl_fairseq.label.job import make_jobs
-    from music_ssl_fairseq.label.together import label_together, sample_together
+    from music_ssl_fairseq.label.several_label_sets import label_together, sample_together
 
     splits = _manifests(arguments.manifests)
     jobs = make_jobs(arguments, get_parser(), splits["train"])
@@ -232,7 +233,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _fit(job: "Job", manifest: "Manifest", centroids: Path | None, stage: str | None) -> None:
-    from music_ssl_fairseq.label.fitting import fit_centroids, take_centroids
+    from music_ssl_fairseq.label.fit_stage import fit_centroids, take_centroids
 
     if job.folder.centroids() is not None:
         if stage == "fit":
@@ -251,7 +252,7 @@ def _fit(job: "Job", manifest: "Manifest", centroids: Path | None, stage: str | 
 def _assign(job: "Job", splits: dict[str, "Manifest"]) -> bool:
     """Label the splits; return whether all are finished."""
     from music_ssl_fairseq.data.audio_identity import changed_audio
-    from music_ssl_fairseq.label.labelling import label_split
+    from music_ssl_fairseq.label.assign_stage import label_split
 
     folder = job.folder
     todo = {s: m for s, m in splits.items() if not folder.is_finished(s, m)}
@@ -287,7 +288,7 @@ def _manifests(where: Path) -> dict[str, "Manifest"]:
 
 
 def _summarise(folder: "LabelFolder", splits: dict[str, "Manifest"]) -> None:
-    from music_ssl_fairseq.label.labelling import notices
+    from music_ssl_fairseq.label.assign_stage import notices
 
     metadata = folder.metadata
     if not metadata:

@@ -13,8 +13,8 @@ from music_ssl_fairseq.jobs.pool import WorkerPool, start_server
 from music_ssl_fairseq.jobs.shards import Shard, choose_shard
 from music_ssl_fairseq.label import memory
 from music_ssl_fairseq.label.external_centroids import centroids_file, load_centroids
-from music_ssl_fairseq.label.folder import LabelFolder
 from music_ssl_fairseq.label.kmeans import check_enough
+from music_ssl_fairseq.label.label_folder import LabelFolder
 from music_ssl_fairseq.label.recipe import MAX_FRAMES, Recipe
 from music_ssl_fairseq.runtime.device import choose_device
 from music_ssl_fairseq.runtime.files import checksum
@@ -84,13 +84,14 @@ def make_job(arguments: Namespace, parser: ArgumentParser, train: Manifest) -> J
     if a.algorithm == "minibatch":
         for name in _FIXED_BY_FAIRSEQ:
             if getattr(a, name) != parser.get_default(name):
+                apart = "; --minibatch N goes with lloyd" if name == "minibatch" else ""
                 raise InputError(
-                    f"--algorithm minibatch has the settings of fairseq's scripts: leave out "
-                    f"--{name}, or --algorithm",
+                    f"--algorithm minibatch has the settings of fairseq's scripts{apart}: leave "
+                    f"out --{name}, or --algorithm",
                     with_options({f"--{name}": None}),
                 )
     features = FeatureSpec(a.features, a.checkpoint, a.layer)
-    start_server([f"{__package__}.sample", f"{__package__}.assign", *features.modules])
+    start_server([f"{__package__}.sample", f"{__package__}.nearest_centroid", *features.modules])
     # Without a model, K-means takes seconds on a CPU, and torch takes as long to load.
     device = choose_device("cpu" if a.device == "auto" and a.features != DEEP else a.device)
     computed_on = device if a.features == DEEP else "cpu"

@@ -11,7 +11,7 @@ import numpy as np
 from music_ssl_fairseq.data.label_store import memmap_files
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.jobs.checkpoint_dir import CheckpointDir
-from music_ssl_fairseq.label.assign import unit_type
+from music_ssl_fairseq.label.nearest_centroid import unit_type
 from music_ssl_fairseq.runtime.files import atomic_path
 from music_ssl_fairseq.runtime.npy import write_header
 

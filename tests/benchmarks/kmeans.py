@@ -22,7 +22,7 @@ seconds of a GPU are those of a second call, after kernels are compiled. "Start"
 frames to start from, on the CPU, within the seconds.
 
 Assignment (`assign`): the loop of fairseq's `dump_km_label.py` (a track at a time, numpy, all
-CPUs), and scikit-learn's `predict`, against `label.assign.Nearest` in as many threads as there are
+CPUs), and scikit-learn's `predict`, against `nearest_centroid.Nearest` in as many threads as there are
 CPUs. Reading and features are in none of the times.
 
 `--deep` makes features of a random network over log-mel (80 bands, 11 frames, GELU, two layers of
@@ -315,7 +315,7 @@ def assign_ours(tracks: list[np.ndarray], centroids: np.ndarray, threads: int) -
     """Threads in place of the labeler's processes, which would have to be sent the features."""
     from threadpoolctl import threadpool_limits
 
-    from music_ssl_fairseq.label.assign import Nearest
+    from music_ssl_fairseq.label.nearest_centroid import Nearest
 
     nearest = Nearest(centroids)
     with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
@@ -324,7 +324,7 @@ def assign_ours(tracks: list[np.ndarray], centroids: np.ndarray, threads: int) -
 
 def inertia(frames: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     """`[n]` squared distances to the nearest centroid, in double precision."""
-    from music_ssl_fairseq.label.assign import Nearest
+    from music_ssl_fairseq.label.nearest_centroid import Nearest
 
     units = Nearest(centroids)(frames)
     distances = np.empty(len(frames))

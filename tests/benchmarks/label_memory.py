@@ -27,7 +27,7 @@ import numpy as np
 
 from music_ssl_fairseq import features
 from music_ssl_fairseq.features.mfcc import Mfcc
-from music_ssl_fairseq.label.assign import Labeller
+from music_ssl_fairseq.label.nearest_centroid import Labeller
 from music_ssl_fairseq.label.sample import Reader
 
 # A worker imports this module for the classes below, and then knows these features too.
@@ -65,11 +65,11 @@ class StubReader(Reader):
 
 def labelled(arguments: list[str]) -> int:
     """The labeler with these features; the exit status."""
-    from music_ssl_fairseq.label import fitting, labelling
+    from music_ssl_fairseq.label import assign_stage, fit_stage
     from music_ssl_fairseq.label.__main__ import main as label
 
-    vars(fitting).update(Reader=StubReader)
-    vars(labelling).update(Labeller=StubLabeller)
+    vars(fit_stage).update(Reader=StubReader)
+    vars(assign_stage).update(Labeller=StubLabeller)
     return label(arguments)
 
 

@@ -11,7 +11,7 @@ from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.features import FeatureSpec
 from music_ssl_fairseq.features.chunk_features import FeatureJob, Request, Track
 from music_ssl_fairseq.label.__main__ import main
-from music_ssl_fairseq.label.assign import Labeller
+from music_ssl_fairseq.label.nearest_centroid import Labeller
 from music_ssl_fairseq.label.sample import Reader, SampledTrack
 from tests import checkpoints
 from tests.audio_files import write_tone

@@ -7,7 +7,6 @@ from sklearn.cluster import KMeans
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features.mfcc import Mfcc
 from music_ssl_fairseq.label import kmeans
-from music_ssl_fairseq.label.assign import Nearest
 from music_ssl_fairseq.label.kmeans import (
     KMeansState,
     Options,
@@ -16,6 +15,7 @@ from music_ssl_fairseq.label.kmeans import (
     fit,
     fit_as_fairseq,
 )
+from music_ssl_fairseq.label.nearest_centroid import Nearest
 from tests.audio_files import tone
 
 

@@ -199,7 +199,7 @@ def test_damaged_labels_are_made_again(corpus, tmp_path, capsys, how):
 def stop_before_joining(corpus, labels, stage, monkeypatch):
     """Leave the blocks of a run that stopped; without centroids if the stage is "sample"."""
     with monkeypatch.context() as patch:
-        patch.setattr("music_ssl_fairseq.label.labelling.join", lambda *_: 1 / 0)
+        patch.setattr("music_ssl_fairseq.label.assign_stage.join", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             main(command(corpus, labels))
     if stage == "sample":

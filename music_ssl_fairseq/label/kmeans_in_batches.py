@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from music_ssl_fairseq.label.assign import make_nearest
 from music_ssl_fairseq.label.kmeans import KMeansState
+from music_ssl_fairseq.label.nearest_centroid import make_nearest
 from music_ssl_fairseq.label.sample import Sample, SampledTrack
 
 SLICE_FRAMES = 1000

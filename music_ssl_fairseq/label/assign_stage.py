@@ -1,4 +1,4 @@
-"""The second stage of labelling: assign a unit to every frame; warn about what came of it."""
+"""`--stage assign` of the labeler: assign a unit to every frame; warn about what came of it."""
 
 import sys
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ from music_ssl_fairseq.features.chunk_features import Track
 from music_ssl_fairseq.frames import SAMPLE_RATE
 from music_ssl_fairseq.jobs.blocks import BlockJob
 from music_ssl_fairseq.jobs.checkpoint_dir import CheckpointDir
-from music_ssl_fairseq.label.assign import Labeller
-from music_ssl_fairseq.label.fitting import FIT_LOCK
+from music_ssl_fairseq.label.fit_stage import FIT_LOCK
 from music_ssl_fairseq.label.job import Job
 from music_ssl_fairseq.label.join import join
+from music_ssl_fairseq.label.nearest_centroid import Labeller
 from music_ssl_fairseq.runtime.user_command import with_option
 
 

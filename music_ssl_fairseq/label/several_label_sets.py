@@ -16,10 +16,10 @@ import numpy as np
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.features import DEEP, FeatureSpec
 from music_ssl_fairseq.jobs.checkpoint_dir import Block, CheckpointDir
-from music_ssl_fairseq.label.assign import Labeller, make_nearest, unit_type
-from music_ssl_fairseq.label.fitting import SAMPLE, choose_sample, sample_blocks
+from music_ssl_fairseq.label.assign_stage import assign_blocks
+from music_ssl_fairseq.label.fit_stage import SAMPLE, choose_sample, sample_blocks
 from music_ssl_fairseq.label.job import Job
-from music_ssl_fairseq.label.labelling import assign_blocks
+from music_ssl_fairseq.label.nearest_centroid import Labeller, make_nearest, unit_type
 from music_ssl_fairseq.label.sample import Reader
 
 

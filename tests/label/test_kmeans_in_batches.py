@@ -7,10 +7,10 @@ import pytest
 
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.features.mfcc import Mfcc
-from music_ssl_fairseq.label import minibatch
+from music_ssl_fairseq.label import kmeans_in_batches
 from music_ssl_fairseq.label.__main__ import main
 from music_ssl_fairseq.label.kmeans import Options, choose_lloyd, fit
-from music_ssl_fairseq.label.minibatch import Batches, begin, fit_batches
+from music_ssl_fairseq.label.kmeans_in_batches import Batches, begin, fit_batches
 from music_ssl_fairseq.label.sample import Sample
 from tests.audio_files import tone, write_tone
 
@@ -107,7 +107,7 @@ def test_the_command_goes_on_where_it_was(tmp_path, monkeypatch):
     assert metadata["minibatch"] == 400
     assert not list((tmp_path / "undisturbed").glob(".work*"))
 
-    moved, calls = minibatch._moved, []
+    moved, calls = kmeans_in_batches._moved, []
 
     def dies(*arguments):
         calls.append(arguments)
@@ -115,7 +115,7 @@ def test_the_command_goes_on_where_it_was(tmp_path, monkeypatch):
             raise MemoryError
         return moved(*arguments)
 
-    monkeypatch.setattr(minibatch, "_moved", dies)
+    monkeypatch.setattr(kmeans_in_batches, "_moved", dies)
     with pytest.raises(MemoryError):
         run(tmp_path / "labels")
     assert run(tmp_path / "labels") == 0

@@ -1,4 +1,4 @@
-"""The first stage of labelling: sample frames, and fit centroids to them."""
+"""`--stage fit` of the labeler: sample frames, and fit centroids to them."""
 
 import sys
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from music_ssl_fairseq.jobs.blocks import BlockJob
 from music_ssl_fairseq.jobs.checkpoint_dir import CheckpointDir
 from music_ssl_fairseq.jobs.pool import ordered
 from music_ssl_fairseq.jobs.shards import in_own_order
-from music_ssl_fairseq.label import kmeans, minibatch
+from music_ssl_fairseq.label import kmeans, kmeans_in_batches
 from music_ssl_fairseq.label.external_centroids import centroids_file, load_centroids
 from music_ssl_fairseq.label.job import Job
 from music_ssl_fairseq.label.kmeans import KMeansState
@@ -161,29 +161,29 @@ def _fit_in_batches(job: Job, num_blocks: int, whole: Sample) -> tuple[KMeansSta
     assert size is not None
     file = _state_file(job, "batches", whole.manifest)
     if found := checkpoints.load_arrays(file):
-        state = minibatch.Progress(**found)
+        state = kmeans_in_batches.Progress(**found)
     else:
         frames = _load_sample(job, num_blocks)
         fit, by = _fit(job, frames, whole.manifest)
-        state = minibatch.begin(fit, frames, job.device, by)
+        state = kmeans_in_batches.begin(fit, frames, job.device, by)
         del frames  # the batches take their place
-    batches = minibatch.Batches(whole, size)
+    batches = kmeans_in_batches.Batches(whole, size)
     sizes = batches.sizes.tolist()
     with tqdm(desc="K-means", total=sum(sizes), unit=" frames", unit_scale=True) as bar:
         bar.update(sum(sizes[: state.batches]))
 
-        def watch(state: minibatch.Progress) -> None:
+        def watch(state: kmeans_in_batches.Progress) -> None:
             checkpoints.save_arrays(file, **state._asdict())
             bar.set_postfix_str(f"inertia {state.curve[-1]:.4g}", refresh=False)
             bar.update(sizes[state.batches - 1])
 
         read = _read_batches(job, batches, state.batches)
-        state = minibatch.fit_batches(read, job.device, watch, state)
+        state = kmeans_in_batches.fit_batches(read, job.device, watch, state)
     fit = KMeansState(state.centroids, state.curve, state.coarse)
     return fit, int(state.frames), str(state.fitted_by)
 
 
-def _read_batches(job: Job, batches: minibatch.Batches, done: int) -> Iterator[np.ndarray]:
+def _read_batches(job: Job, batches: kmeans_in_batches.Batches, done: int) -> Iterator[np.ndarray]:
     """Yield `[n, D]` of each batch after the first `done`."""
     numbers = range(done, len(batches))
     parts = chain.from_iterable(map(batches.parts, numbers))
