@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from hydra_plugins._music_ssl_fairseq_folder import (
+from hydra_plugins._music_ssl_fairseq_command import (
     LISTS_OF_ONE,
     PACKAGE,
     config_dirs,

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hydra_plugins._music_ssl_fairseq_folder import (
+from hydra_plugins._music_ssl_fairseq_command import (
     FULL_DISK,
     LISTS,
     LISTS_OF_ONE,

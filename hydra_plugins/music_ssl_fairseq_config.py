@@ -22,7 +22,8 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
 from hydra_plugins._music_ssl_fairseq_choice import check_choice
-from hydra_plugins._music_ssl_fairseq_folder import PACKAGE, begin_quietly, is_ours, package_dir
+from hydra_plugins._music_ssl_fairseq_command import PACKAGE, is_ours, package_dir
+from hydra_plugins._music_ssl_fairseq_folder import begin_quietly
 from hydra_plugins._music_ssl_fairseq_refusals import say_what_cannot_be_set
 
 

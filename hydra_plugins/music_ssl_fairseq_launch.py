@@ -21,8 +21,8 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from hydra_plugins._music_ssl_fairseq_command import with_settings
 from hydra_plugins._music_ssl_fairseq_console import replay
-from hydra_plugins._music_ssl_fairseq_folder import with_settings
 from hydra_plugins._music_ssl_fairseq_refusals import (
     end_failed,
     refuse_gpu_settings,

@@ -20,7 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from hydra_plugins._music_ssl_fairseq_folder import shell_line
+from hydra_plugins._music_ssl_fairseq_command import shell_line
 from music_ssl_fairseq.cli import Parser, new_parser
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.optional import optional

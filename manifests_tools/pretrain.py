@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from textwrap import fill
 
-from hydra_plugins._music_ssl_fairseq_folder import shell_line
+from hydra_plugins._music_ssl_fairseq_command import shell_line
 from manifests_tools.convert import change_speeds, convert_tracks, rate_at
 from manifests_tools.examine import COPY, SILENT, ExaminedTrack, add_reading_options, examine_tracks
 from manifests_tools.find import KINDS, find_audio, is_within, require_folder

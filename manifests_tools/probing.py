@@ -13,7 +13,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from hydra_plugins._music_ssl_fairseq_folder import shell_line
+from hydra_plugins._music_ssl_fairseq_command import shell_line
 from manifests_tools.examine import ExaminedTrack, add_reading_options, examine_tracks
 from manifests_tools.find import require_folder
 from manifests_tools.labelled import DataSet, Labelled, shorten

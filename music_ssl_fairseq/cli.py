@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from hydra_plugins._music_ssl_fairseq_folder import FULL_DISK, hydra_text, shell_line, typed
+from hydra_plugins._music_ssl_fairseq_command import FULL_DISK, hydra_text, shell_line, typed
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.device import available_cpus
 from music_ssl_fairseq.runtime.optional import SOURCE

@@ -2,7 +2,7 @@
 
 import os
 
-from hydra_plugins._music_ssl_fairseq_folder import shell_line
+from hydra_plugins._music_ssl_fairseq_command import shell_line
 
 MAX_MESSAGE_CHARACTERS = 4000
 """Paths may be long, but a message of 100 MB is useless."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra_plugins._music_ssl_fairseq_folder import shell_line
+from hydra_plugins._music_ssl_fairseq_command import shell_line
 from music_ssl_fairseq.cli import CHECKPOINT, Parser, exit_status, new_parser
 from music_ssl_fairseq.errors import InputError
 

@@ -8,18 +8,19 @@ import pytest
 
 from tests import ROOT
 
-PACKAGES = ("music_ssl_fairseq", "manifests_tools")
+PACKAGES = ("music_ssl_fairseq", "manifests_tools", "hydra_plugins")
 FOUNDATION = {"errors", "runtime", "frames", "audio"}
 
 # Room -> the rooms of ours that it may import, beside itself and those above. A room is a module or
 # a folder of the package. Data passes through the rooms in this order; each imports earlier ones
 # only, so there is no cycle. Nothing that trains imports label or manifests_tools.
 ALLOWED = {
-    "errors": set(),
-    "runtime": {"errors"},
+    "hydra_plugins": set(),
+    "errors": {"hydra_plugins"},
+    "runtime": {"hydra_plugins", "errors"},
     "frames": {"errors"},
     "audio": {"errors", "frames"},
-    "cli": {"errors", "runtime"},
+    "cli": {"hydra_plugins", "errors", "runtime"},
     "compat": {"errors", "runtime"},
     "pages": {"errors", "runtime"},
     "data": FOUNDATION | {"compat"},
@@ -30,18 +31,18 @@ ALLOWED = {
     "upstream": FOUNDATION | {"compat", "fast", "modules"},
     "features": FOUNDATION | {"jobs", "upstream"},
     "label_report": FOUNDATION | {"data", "features", "jobs", "pages"},
-    "label": FOUNDATION | {"cli", "data", "features", "jobs", "label_report"},
+    "label": FOUNDATION | {"hydra_plugins", "cli", "data", "features", "jobs", "label_report"},
     "extract": FOUNDATION | {"cli", "data", "fast", "features", "jobs", "upstream"},
     "export": FOUNDATION | {"cli", "compat", "modules", "upstream"},
     "probing": FOUNDATION | {"compat", "data", "features", "jobs", "upstream"},
-    "manifests_tools": FOUNDATION | {"cli", "data", "jobs", "probing"},
+    "manifests_tools": FOUNDATION | {"hydra_plugins", "cli", "data", "jobs", "probing"},
     "report": FOUNDATION | {"cli", "pages", "probing"},
-    "probe": {"errors", "cli", "probing", "report", "runtime"},
+    "probe": {"hydra_plugins", "errors", "cli", "probing", "report", "runtime"},
     "map": FOUNDATION | {"cli", "data", "jobs", "manifests_tools", "pages", "probing"},
     "models": FOUNDATION | {"bands", "compat", "modules", "probing"},
     "criterions": FOUNDATION | {"compat", "probing"},
     "optim": FOUNDATION | {"compat"},
-    "training": FOUNDATION | {"compat"},
+    "training": FOUNDATION | {"hydra_plugins", "compat"},
     "__main__": {"cli"},  # names the modules of the commands, and imports the one that is asked for
     "tasks": FOUNDATION
     | {"compat", "criterions", "data", "features", "models", "optim", "probing", "training"}
@@ -112,9 +113,17 @@ def test_no_files_import_each_other_in_a_circle():
     tuple(TopologicalSorter(graph).static_order())  # raises CycleError, with the circle
 
 
+def test_hydra_plugins_share_one_module_with_the_package():
+    """They are loaded in every program of hydra, before the package may be imported."""
+    others = {m: found for m, found in MODULES.items() if room(m) != "hydra_plugins"}
+    used = {_module(i) for found in others.values() for i in found if room(i) == "hydra_plugins"}
+    assert used == {"hydra_plugins._music_ssl_fairseq_command"}
+
+
 def test_what_commands_import_of_fairseq_comes_after_compat():
     """Otherwise fairseq sets the root logger to DEBUG, and prints about tensorboardX."""
     users = {m for m, found in MODULES.items() if any(i.startswith("fairseq.") for i in found)}
+    users = {m for m in users if room(m) != "hydra_plugins"}  # run in fairseq's commands
     with_package = {m: MODULES[m] | MODULES[f"music_ssl_fairseq.{room(m)}"] for m in users}
     without = {m for m, found in with_package.items() if not any("compat" in i for i in found)}
     trained = {"data.crop_config", "data.masks", "data.pretraining"}  # behind modules or tasks

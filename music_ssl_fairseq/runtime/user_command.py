@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from itertools import count
 from pathlib import Path
 
-from hydra_plugins._music_ssl_fairseq_folder import shell_line, typed, with_settings
+from hydra_plugins._music_ssl_fairseq_command import shell_line, typed, with_settings
 
 _TEXTS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".yaml", ".log")
 

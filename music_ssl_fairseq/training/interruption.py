@@ -10,7 +10,7 @@ import threading
 import time
 from typing import Any
 
-from hydra_plugins._music_ssl_fairseq_folder import shell_line
+from hydra_plugins._music_ssl_fairseq_command import shell_line
 from music_ssl_fairseq.runtime.signal_stack import give_signals_a_stack
 
 RESUBMIT = 75

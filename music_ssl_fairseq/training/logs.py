@@ -16,7 +16,7 @@ from typing import Any
 from fairseq.logging import progress_bar
 from fairseq.logging.meters import AverageMeter
 
-from hydra_plugins._music_ssl_fairseq_folder import FULL_DISK
+from hydra_plugins._music_ssl_fairseq_command import FULL_DISK
 from music_ssl_fairseq.errors import InputError, one_line
 from music_ssl_fairseq.runtime.optional import optional
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from hydra_plugins._music_ssl_fairseq_folder import config_dirs, shell_line
+from hydra_plugins._music_ssl_fairseq_command import config_dirs, shell_line
 from music_ssl_fairseq.compat import is_training_command
 from music_ssl_fairseq.frames import amount, counted
 

@@ -22,8 +22,8 @@ seconds of a GPU are those of a second call, after kernels are compiled. "Start"
 frames to start from, on the CPU, within the seconds.
 
 Assignment (`assign`): the loop of fairseq's `dump_km_label.py` (a track at a time, numpy, all
-CPUs), and scikit-learn's `predict`, against `nearest_centroid.Nearest` in as many threads as there are
-CPUs. Reading and features are in none of the times.
+CPUs), and scikit-learn's `predict`, against `nearest_centroid.Nearest` in as many threads as there
+are CPUs. Reading and features are in none of the times.
 
 `--deep` makes features of a random network over log-mel (80 bands, 11 frames, GELU, two layers of
 768, 50 per second): as wide and as smooth as a model's layer, and made of real music. `--synthetic`
