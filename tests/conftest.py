@@ -59,6 +59,19 @@ def here(corpus, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def labels_here(monkeypatch) -> None:
+    """Let `label` work in this process, which has imported models, as its workers would have to.
+
+    The labels of tests/commands/test_music_hubert_configs.py are made by workers.
+    """
+    from music_ssl_fairseq.jobs.pool import WorkerPool
+    from music_ssl_fairseq.label import job
+
+    monkeypatch.setattr(job, "start_server", lambda _: None)
+    monkeypatch.setattr(job, "WorkerPool", lambda *_: WorkerPool(0))
+
+
 _ARGV = list(sys.argv)
 
 

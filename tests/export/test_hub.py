@@ -178,7 +178,7 @@ def test_scores_go_with_the_model(hub, source, tmp_path, capsys):
     assert "report.csv: no row is of" in capsys.readouterr().err
 
 
-def test_labels_are_made_from_the_models_centroids(hub, source, tmp_path):
+def test_labels_are_made_from_the_models_centroids(hub, source, tmp_path, labels_here):
     """From a layer of the model on the hub and the centroids beside it."""
     manifests, labels = tmp_path / "manifests", tmp_path / "labels"
     manifests.mkdir()

@@ -90,7 +90,7 @@ def test_a_job_on_a_gpu_of_its_own(deep):
     assert Reader(deep).on("cuda:1").features.device == "cuda:1"
 
 
-def test_deep_labels(deep, tracks, tmp_path):
+def test_deep_labels(deep, tracks, tmp_path, labels_here):
     lines = [(track.path, track.num_samples) for track in tracks]
     write_manifest(tmp_path / "train.tsv", "/", lines)
     arguments = [
