@@ -33,6 +33,11 @@ TINY = [
     "task.crop_seconds=1",
     "task.min_seconds=1",
 ]
+SHALLOW = {
+    "music_hubert": [*TINY, "model.encoder_layers=2"],
+    "music2vec": [*TINY, "model.encoder_layers=2", "model.average_top_k_layers=2"],
+}
+"""For tests that count no layers: trained in a third of the time."""
 
 
 def compose_quickly() -> None:

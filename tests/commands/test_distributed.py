@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from music_ssl_fairseq.optim.fused_adamw import FusedAdamW, FusedAdamWConfig
 from music_ssl_fairseq.training.processes import exchange_numbers_on_cpu, fork_workers
 from tests import tiny
-from tests.fairseq_commands import TINY, logged, make_corpus, train
+from tests.fairseq_commands import SHALLOW, logged, make_corpus, train
 
 OFF = ("dropout", "attention_dropout", "dropout_input", "encoder_layerdrop")
 
@@ -101,8 +101,13 @@ def _train_two(*overrides: str, fails_in: int = 0, fails_late_in: int = 0) -> li
 def tiny_run(tmp_path, monkeypatch):
     """Settings of a run of four updates; in a folder with its data."""
     monkeypatch.chdir(make_corpus(tmp_path))
-    same = [*TINY, *(f"model.{name}=0" for name in OFF), "optimization.max_update=4"]
-    return [*same, "checkpoint.no_save=true", "dataset.disable_validation=true"]
+    same = [*SHALLOW["music_hubert"], *(f"model.{name}=0" for name in OFF)]
+    return [
+        *same,
+        "optimization.max_update=4",
+        "checkpoint.no_save=true",
+        "dataset.disable_validation=true",
+    ]
 
 
 # What is logged of an update, and the last digit that is written of it.

@@ -11,7 +11,7 @@ from fairseq.logging import progress_bar
 from torch.utils.tensorboard import SummaryWriter
 
 from tests import EXAMPLES
-from tests.fairseq_commands import PACE, TINY, logged, train, validate
+from tests.fairseq_commands import PACE, SHALLOW, TINY, logged, train, validate
 
 FAMILIES = ["music2vec", "music_hubert"]
 NOT_MODELS = ("config", "run_folder", "tiny", "units")
@@ -32,7 +32,7 @@ MODELS = sorted(
 def test_resumed_training_has_the_losses_of_an_uninterrupted_one(here, family, settings):
     # 7 updates over epochs of 6 batches; interrupted in the middle of the first. Dropout and
     # LayerDrop stay on: they have to repeat as well.
-    updates = [*TINY, *settings, "optimization.max_update=7", "hydra.run.dir=run"]
+    updates = [*SHALLOW[family], *settings, "optimization.max_update=7", "hydra.run.dir=run"]
     keep = ["checkpoint.save_interval_updates=3", "checkpoint.keep_interval_updates=-1"]
     train(family, *updates, *keep)
     whole = logged(Path("run"), "train_inner")
@@ -76,7 +76,7 @@ def test_crops_and_losses_do_not_depend_on_workers(here):
     for workers in (0, 2):
         train(
             "music_hubert",
-            *TINY,
+            *SHALLOW["music_hubert"],
             "optimization.max_update=8",  # two epochs
             f"dataset.num_workers={workers}",
             f"hydra.run.dir=run{workers}",
@@ -87,7 +87,7 @@ def test_crops_and_losses_do_not_depend_on_workers(here):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_validation_gives_the_same_loss_each_time(here, family, capsys):
-    train(family, *TINY, "optimization.max_update=2")
+    train(family, *SHALLOW[family], "optimization.max_update=2")
     run = Path(f"runs/{family}/config")
     told = capsys.readouterr().err.splitlines()
     assert told[0].startswith(f"{family}: ")
@@ -131,7 +131,7 @@ def test_each_model_composes_and_trains(here, name):
 
 
 def test_sweep(here):
-    train("music2vec", *TINY, "optimization.max_update=1,2", "-m")
+    train("music2vec", *SHALLOW["music2vec"], "optimization.max_update=1,2", "-m")
     runs = sorted(path.parent for path in Path("runs/music2vec").glob("*/checkpoints"))
     assert len(runs) == 2
     assert [len(logged(run, "train_inner")) for run in runs] == [1, 2]
@@ -140,7 +140,7 @@ def test_sweep(here):
 def test_tensorboard(here):
     """In the folder of the run, also of a sweep, where fairseq has the first run's files open."""
     progress_bar._tensorboard_writers["train_inner"] = SummaryWriter("first")
-    args = [arg for arg in TINY if "tensorboard" not in arg]
+    args = [arg for arg in SHALLOW["music2vec"] if "tensorboard" not in arg]
     train("music2vec", *args, "optimization.max_update=1")
     assert list(Path("runs/music2vec/config/tensorboard/train_inner").glob("events.out.*"))
 

@@ -12,7 +12,7 @@ from music_ssl_fairseq.criterions.collapse import (
     SpreadWatch,
     UnitWatch,
 )
-from tests.fairseq_commands import TINY, logged, train
+from tests.fairseq_commands import SHALLOW, logged, train
 
 CLASSES = 500
 FRAMES = 10_000
@@ -131,13 +131,13 @@ HIGH = {
     "music_hubert": ["optimization.lr=[3.0]", "lr_scheduler.warmup_updates=2"],
     "music2vec": ["optimization.lr=[0.0005]", "criterion.min_target_var=9"],
 }
-SHORT = [*TINY, "model.encoder_layers=8", "optimization.max_update=14"]
+SHORT = "optimization.max_update=14"
 
 
 @pytest.mark.parametrize("family", HIGH)
 def test_a_collapsed_run_stops_and_names_the_settings(impatient, family):
     with pytest.raises(SystemExit) as end:
-        train(family, *SHORT, *HIGH[family], f"hydra.run.dir=stop-{family}")
+        train(family, *SHALLOW[family], SHORT, *HIGH[family], f"hydra.run.dir=stop-{family}")
     message = str(end.value)
     assert message.startswith("error: collapsed: at update ")
     assert "\n" not in message
@@ -148,7 +148,7 @@ def test_a_collapsed_run_stops_and_names_the_settings(impatient, family):
 
 def test_a_collapsed_run_trains_on_where_that_is_wanted(impatient):
     options = [*HIGH["music_hubert"], "criterion.stop_if_collapsed=false"]
-    train("music_hubert", *SHORT, *options, "hydra.run.dir=on")
+    train("music_hubert", *SHALLOW["music_hubert"], SHORT, *options, "hydra.run.dir=on")
     assert "[WARNING] - collapsed: at update " in Path("on/hydra_train.log").read_text()
     assert logged(Path("on"), "train_inner")[-1]["num_updates"] == 14
 
@@ -156,6 +156,6 @@ def test_a_collapsed_run_trains_on_where_that_is_wanted(impatient):
 @pytest.mark.parametrize("family", HIGH)
 def test_a_run_that_has_not_collapsed_trains_to_its_end(impatient, family):
     run = Path(f"healthy-{family}")
-    train(family, *SHORT, f"hydra.run.dir={run}")
+    train(family, *SHALLOW[family], SHORT, f"hydra.run.dir={run}")
     assert "collapsed" not in (run / "hydra_train.log").read_text().replace("stop_if_collapsed", "")
     assert logged(run, "train_inner")[-1]["num_updates"] == 14

@@ -10,7 +10,7 @@ from music_ssl_fairseq.upstream import load, read
 from music_ssl_fairseq.upstream.build import initialise
 from music_ssl_fairseq.upstream.contents import PREFIXES
 from tests import checkpoints, tiny
-from tests.fairseq_commands import TINY, train, validate
+from tests.fairseq_commands import SHALLOW, TINY, train, validate
 
 SHAPES = {
     "hubert": {"conv_pos": 128, "pos_conv_depth": 1, "extractor_mode": "default"},
@@ -80,10 +80,10 @@ def test_training_starts_from_it_and_the_result_does_without(corpus, tmp_path, m
     """As a user types it; then the file goes, and validation and continuing still work."""
     monkeypatch.chdir(corpus)
     stock = checkpoints.write(
-        tmp_path / "stock.pt", "hubert", tiny.fairseq_hubert(encoder_layers=12)
+        tmp_path / "stock.pt", "hubert", tiny.fairseq_hubert(encoder_layers=2)
     )
     settings = (
-        *TINY,
+        *SHALLOW["music_hubert"],
         f"hydra.run.dir={tmp_path}/run",
         "optimization.lr=[1e-9]",
         "lr_scheduler.warmup_updates=1",

@@ -12,7 +12,7 @@ from fairseq.utils import move_to_cpu
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.training import checkpoints
 from music_ssl_fairseq.training.background import HostCopies, Writer
-from tests.fairseq_commands import TINY, logged, train
+from tests.fairseq_commands import SHALLOW, logged, train
 
 
 def state(value: float = 1.0) -> dict:
@@ -124,12 +124,8 @@ def test_after_an_error_nothing_is_removed_and_it_is_raised_once():
 
 
 SETTINGS = [
-    *(
-        *TINY,
-        "hydra.run.dir=run",
-        "optimization.max_update=6",
-        "checkpoint.keep_best_checkpoints=1",
-    ),
+    *(*SHALLOW["music2vec"], "hydra.run.dir=run", "optimization.max_update=6"),
+    "checkpoint.keep_best_checkpoints=1",
     *("checkpoint.save_interval_updates=2", "dataset.validate_interval_updates=3"),
 ]
 

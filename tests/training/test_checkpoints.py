@@ -11,7 +11,7 @@ import torch
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.training import checkpoints
-from tests.fairseq_commands import TINY, logged, make_corpus, train
+from tests.fairseq_commands import SHALLOW, logged, make_corpus, train
 
 
 def state(updates: int) -> dict:
@@ -185,7 +185,7 @@ def test_a_run_whose_last_checkpoint_is_cut_goes_on_as_if_nothing_had_happened(
 ):
     monkeypatch.chdir(make_corpus(tmp_path))
     settings = [
-        *(*TINY, "hydra.run.dir=run", "optimization.max_update=5"),
+        *(*SHALLOW["music2vec"], "hydra.run.dir=run", "optimization.max_update=5"),
         *("checkpoint.save_interval_updates=2", "dataset.validate_interval_updates=2"),
     ]
     train("music2vec", *settings)

@@ -12,7 +12,7 @@ from fairseq.data import iterators
 from music_ssl_fairseq.data.crops import CropPlan
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.training.epoch import GroupedBatches, ResumableEpochs, note_batching
-from tests.fairseq_commands import TINY, logged, train
+from tests.fairseq_commands import SHALLOW, logged, train
 
 OFF = ("dropout", "attention_dropout", "dropout_input", "encoder_layerdrop")
 
@@ -273,7 +273,11 @@ def test_other_data_is_one_line():
 
 
 def test_half_the_batch_and_twice_the_update_freq_is_the_same_update(here):
-    same = [*TINY, *(f"model.{name}=0" for name in OFF), "dataset.disable_validation=true"]
+    same = [
+        *SHALLOW["music_hubert"],
+        *(f"model.{name}=0" for name in OFF),
+        "dataset.disable_validation=true",
+    ]
     same += ["task.crops_per_track=4", "optimization.max_update=5"]  # of six updates an epoch
     whole = [*same, "dataset.batch_size=4"]
     save = ["checkpoint.save_interval_updates=2", "checkpoint.keep_interval_updates=-1"]

@@ -18,7 +18,7 @@ from music_ssl_fairseq.data.label_store import LabelStore, memmap_files
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.training.logs import patch_logs
-from tests.fairseq_commands import TINY, make_corpus, train
+from tests.fairseq_commands import SHALLOW, make_corpus, train
 
 
 @pytest.fixture
@@ -41,7 +41,9 @@ def _make_huge(folder: Path) -> str:
 
 def test_absurd_audio_is_named_and_replaced(here):
     file = _make_huge(here)
-    train("music2vec", *TINY, "optimization.max_update=8", "task.max_unreadable=0.5")
+    train(
+        "music2vec", *SHALLOW["music2vec"], "optimization.max_update=8", "task.max_unreadable=0.5"
+    )
     log = Path("runs/music2vec/config/hydra_train.log").read_text()
     assert f"{file}: holds samples as large as 3e+38" in log
 
@@ -51,7 +53,7 @@ def test_the_tracks_of_a_batch_that_is_not_finite_are_named(here, monkeypatch, f
     file = _make_huge(here)
     monkeypatch.setattr(audio.waveforms, "MAX_SAMPLE", np.inf)
     with pytest.raises(SystemExit) as end:
-        train(family, *TINY, "optimization.max_update=9", "task.normalize=false")
+        train(family, *SHALLOW[family], "optimization.max_update=9", "task.normalize=false")
     message = str(end.value)
     assert "\n" not in message
     assert "not finite in the batch of" in message

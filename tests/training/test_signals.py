@@ -13,7 +13,7 @@ import torch
 from fairseq.trainer import Trainer
 
 from music_ssl_fairseq.training.interruption import RESUBMIT, Interruption, interruption
-from tests.fairseq_commands import PACE, TINY, logged, train
+from tests.fairseq_commands import PACE, SHALLOW, logged, train
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP]
 
@@ -37,7 +37,8 @@ def send(monkeypatch):
 
 
 SETTINGS = [
-    *(*TINY, "hydra.run.dir=run", "optimization.max_update=5", "task.crops_per_track=1"),
+    *(*SHALLOW["music2vec"], "hydra.run.dir=run", "optimization.max_update=5"),
+    "task.crops_per_track=1",
     *("checkpoint.save_interval_updates=2", "dataset.validate_interval_updates=3"),
 ]
 

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.training import logs as trackers
-from tests.fairseq_commands import TINY, logged, train
+from tests.fairseq_commands import SHALLOW, logged, train
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def test_a_run_is_in_trackio_and_its_pace_and_settings_in_tensorboard(here, monk
     monkeypatch.setattr(trackers, "optional", lambda module, extra: recorder)
     vars(checkpoint_utils.save_checkpoint)["best"] = -1.0  # of a run before, in this process
     settings = [
-        *TINY,
+        *SHALLOW["music_hubert"],
         "optimization.max_update=4",
         "hydra.run.dir=runs/a/b",
         "task.label_dir=labels",
