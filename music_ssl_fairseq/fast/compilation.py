@@ -48,6 +48,10 @@ class ShapeGate:
         self._seen: Counter = Counter()
         self._admitted: dict[Hashable, tuple[int, ...]] = {}
 
+    def is_new(self, mode: Hashable) -> bool:
+        """Return whether no shape has come in a mode."""
+        return all(seen != mode for seen, _ in self._seen)
+
     def __call__(self, mode: Hashable, shape: tuple[int, ...]) -> bool:
         """Return whether to run compiled: from the second time on that a mode's shape comes."""
         if mode not in self._admitted:

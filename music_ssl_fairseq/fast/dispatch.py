@@ -29,7 +29,12 @@ from music_ssl_fairseq.fast.packing import (
     take,
     unpack,
 )
-from music_ssl_fairseq.fast.transformer_layer import CastWeights, can_fuse_layer, fused_layer
+from music_ssl_fairseq.fast.transformer_layer import (
+    CastWeights,
+    can_fuse_layer,
+    compile_layers_ahead,
+    fused_layer,
+)
 from music_ssl_fairseq.frames import frames_within
 
 __all__ = [
@@ -64,6 +69,7 @@ class Execution:
         self.compiled = compiled
         self.group_norm = group_norm
         self._gate = ShapeGate()
+        self._ahead = False
 
     def for_batch(
         self, waveform: Tensor, padding_mask: Tensor | None, training: bool
@@ -72,7 +78,10 @@ class Execution:
         if self.setting == "off" or not waveform.is_cuda or not can_compile():
             return self
         mode = (training, torch.is_grad_enabled(), padding_mask is None)
-        return self.using(self._gate(mode, tuple(waveform.shape)))
+        first = self._gate.is_new(mode)
+        execution = self.using(self._gate(mode, tuple(waveform.shape)))
+        execution._ahead = first
+        return execution
 
     def using(self, compiled: bool, group_norm: tuple[Tensor, Tensor] | None = None) -> "Execution":
         """Return an execution with the same setting."""
@@ -116,11 +125,25 @@ class Execution:
         Returns:
             `[B, frames, channels]`.
         """
+        if self._ahead:
+            self._compile_extractor_ahead(layers, waveform)
+        return self._extract(layers, waveform, self.compiled)
+
+    def _compile_extractor_ahead(self, layers: Sequence[Any], waveform: Tensor) -> None:
+        from music_ssl_fairseq.fast.kernels.launch import compile_ahead, few_crops
+
+        parameters = [p for layer in layers for p in layer.parameters() if p.requires_grad]
+        with compile_ahead():
+            x = self._extract(layers, few_crops(waveform), True)
+            if x.requires_grad:
+                torch.autograd.grad(x, parameters, torch.zeros_like(x), allow_unused=True)
+
+    def _extract(self, layers: Sequence[Any], waveform: Tensor, stack: bool) -> Tensor:
         fast = self.is_fast(waveform)
         first, others = layers[0], layers[1:]
         conv, norm, stride = first.conv, first.norm, first.conv.stride[0]
         convs = [layer.conv for layer in others]
-        stacked = self.compiled and all(layer.norm is None for layer in others)
+        stacked = stack and all(layer.norm is None for layer in others)
         lead = 0
         if stacked:
             frames = frames_within(waveform.size(-1), conv.kernel_size[0], stride)
@@ -180,7 +203,10 @@ class Execution:
             to its output and its feed-forward output (None for fused layers with gradients).
         """
         if not self.compiled:
-            return encoder.embed(x, packing, self), lambda layer, x: layer(x, attend)
+            x = encoder.embed(x, packing, self)
+            if self._ahead:  # the next batch of this shape runs compiled
+                _compile_ahead(encoder, x, attend, masked_indices)
+            return x, lambda layer, x: layer(x, attend)
         seeds = None
         if encoder.training:  # a row per layer, and one for the input
             seeds = draw_seeds(3 * (len(encoder.layers) + 1), x.device).view(-1, 3)
@@ -220,6 +246,14 @@ def _layer_runner(
         return fused_layer(layer, x, own_seeds[number], weights[number], some)
 
     return run_fused
+
+
+def _compile_ahead(
+    encoder: Any, x: Tensor, attend: Tensor | None, masked_indices: Tensor | None
+) -> None:
+    layers = list(encoder.layers)
+    if can_fuse_layer(layers[0], x, attend):
+        compile_layers_ahead(layers, x, encoder.training, masked_indices)
 
 
 def _run_convs(layers: Sequence[Any], x: Tensor, fast: bool) -> Tensor:

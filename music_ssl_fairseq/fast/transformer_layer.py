@@ -5,7 +5,7 @@ between two products reads and writes them once, gradients are added inside the 
 sums for biases are computed on the way.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from music_ssl_fairseq.fast.device import is_ampere, is_hopper, weight_gradient, working_dtype
-from music_ssl_fairseq.fast.packing import FrameSelection
+from music_ssl_fairseq.fast.packing import FrameSelection, select
 
 Weights = tuple[Tensor, ...]
 
@@ -289,6 +289,37 @@ class _FusedLayer(torch.autograd.Function):
         d_x, gradients = backward_steps(grad, ctx.shape, ctx.settings, kept, ctx.selection)
         none = [None] * 11  # seeds, settings, selection, and the copies of the weights
         return (d_x, *none, *gradients)
+
+
+def compile_layers_ahead(
+    layers: Sequence[Any], x: Tensor, dropping: bool, masked_indices: Tensor | None
+) -> None:
+    """Compile the kernels of layers in other threads, for passes like the present one.
+
+    Args:
+        layers: that `can_fuse_layer` takes.
+        x: `[B, T, D]`.
+        dropping: whether the passes have dropout. With gradients enabled, backward passes follow.
+        masked_indices: `[N]` int64, ascending indices into `B * T`, the frames needed of the last
+            layer; None for all.
+    """
+    from music_ssl_fairseq.fast.kernels.launch import compile_ahead, few_crops
+
+    backward = torch.is_grad_enabled()
+    weights = CastWeights(layers[:1], x).of_layers[0]
+    settings, norms = layer_settings(layers[0], dropping), norm_parameters(layers[0])
+    seeds = torch.zeros(3, dtype=torch.int32, device=x.device)
+    x = few_crops(x.detach().to(working_dtype(x)))
+    selections: list[FrameSelection | None] = [None]
+    if masked_indices is not None:
+        few = masked_indices[masked_indices < x.size(0) * x.size(1)]
+        selections.append(select(few, *x.shape[:2]))
+    with compile_ahead(), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        for selection in selections:
+            steps = forward_steps(x, seeds, settings, weights, norms, selection, keep=backward)
+            if backward:
+                kept = kept_steps(seeds, weights, norms, steps)
+                backward_steps(steps[-1], x.shape, settings, kept, selection)
 
 
 def _linear_gelu(x: Tensor, width: int) -> ModuleType:

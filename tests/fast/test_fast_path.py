@@ -1,5 +1,7 @@
 """The fast path's pieces equal the plain operations they replace."""
 
+import threading
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -134,3 +136,36 @@ def test_compiled_steps_equal_plain_ones_on_a_gpu(family, masks, monkeypatch):
         gradients.append([loss.detach(), *[p.grad for p in model.parameters()]])
     for plain, fast in zip(*gradients, strict=True):
         assert (fast - plain).norm() <= 2e-3 * plain.norm() + 1e-5
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("family", ["music_hubert", "music2vec"])
+def test_the_first_step_compiles_ahead_on_a_gpu(family, monkeypatch):
+    """The second step, which is the first fast one, finds all kernels compiled by other threads."""
+    from triton.runtime.jit import JITFunction
+
+    names = []
+    compile_now = JITFunction._do_compile
+
+    def record(self, *args, **options):
+        names.append((threading.current_thread().name.split("_")[0], self.__name__))
+        return compile_now(self, *args, **options)
+
+    monkeypatch.setattr(JITFunction, "_do_compile", record)
+    # Sizes that no other test has, for which no kernel is compiled in this process.
+    sizes = {"conv_feature_layers": "[(64,10,5)] + [(64,3,2)] * 4 + [(64,2,2)] * 2"}
+    sizes |= {"encoder_embed_dim": 96, "encoder_ffn_embed_dim": 144, "encoder_attention_heads": 3}
+    model = getattr(tiny, family)(fast="on", precision="bf16", **sizes).cuda()
+    model.set_num_updates(0)
+    data = {name: tensor.cuda() for name, tensor in tiny.batch().items()}
+    units = data.pop("units")
+    if family == "music_hubert":
+        data["target"] = units + 4
+    for _ in range(2):
+        begin = len(names)
+        output = model(**data)
+        result = output["prediction"] if family == "music2vec" else output["logits_m"][0]
+        result.float().square().mean().backward()
+    first, second = names[:begin], names[begin:]
+    assert len([name for thread, name in first if thread == "compile"]) >= 10
+    assert [name for thread, name in second if thread != "compile"] == []

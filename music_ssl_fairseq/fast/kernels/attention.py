@@ -26,6 +26,7 @@ from music_ssl_fairseq.fast.kernels.elementwise import (
     reciprocal,
     scramble,
 )
+from music_ssl_fairseq.fast.kernels.launch import Kernel
 from music_ssl_fairseq.fast.packing import FrameSelection
 
 MAX_FRAMES = 256
@@ -70,7 +71,8 @@ def _frames(indices, first, crop, frames, n, count, SELECTED: tl.constexpr):
         return n
 
 
-@triton.jit
+@Kernel
+@triton.jit(do_not_specialize_on_alignment=["seeds"])
 def _forward(
     qkv, indices, starts, output, logs, seeds, frames, padded, heads, scale, threshold, factor,
     D: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr, BLOCKS: tl.constexpr,
@@ -111,7 +113,8 @@ def _forward(
     tl.store(logs + program * padded + n, top + tl.log2(total))
 
 
-@triton.jit
+@Kernel
+@triton.jit(do_not_specialize_on_alignment=["seeds"])
 def _backward_queries(
     qkv, indices, starts, output, d_output, logs, levels, hashes, gathered, d_qkv, d_bias, seeds,
     frames, padded, heads, scale, root, threshold, factor, D: tl.constexpr, BLOCK: tl.constexpr,
@@ -160,7 +163,8 @@ def _backward_queries(
     tl.store(sums + tl.arange(0, D), tl.sum(d_q, 0))
 
 
-@triton.jit
+@Kernel
+@triton.jit(do_not_specialize_on_alignment=["seeds"])
 def _backward_keys(
     qkv, indices, starts, d_output, logs, levels, hashes, gathered, d_qkv, d_bias, seeds, frames,
     padded, heads, scale, root, threshold, factor, D: tl.constexpr, BLOCK: tl.constexpr,

@@ -24,6 +24,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from music_ssl_fairseq.fast.device import multiprocessors
 from music_ssl_fairseq.fast.kernels.elementwise import gelu_parts, halves, loop_count
+from music_ssl_fairseq.fast.kernels.launch import Kernel
 
 # The fastest of 8 measured on an H100. One program fills a multiprocessor.
 _TILE = {"M": 128, "N": 256, "K": 64, "num_warps": 8, "num_stages": 3}
@@ -37,6 +38,7 @@ def _write(part, z, output, row, column):
     output.store([row, column], part.to(output.dtype))
 
 
+@Kernel
 @triton.jit
 def _input_gradient(
     dz, weight, z, output, jobs, COUT: tl.constexpr, CIN: tl.constexpr, M: tl.constexpr,

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from music_ssl_fairseq.fast.kernels.elementwise import gelu_parts
+from music_ssl_fairseq.fast.kernels.launch import Kernel
 
 _CHANNELS = 256  # per program; with a layer norm, all of them
 _FORWARD = (32, 8)  # frames per block, and blocks per program, which reads its filters once
@@ -31,7 +32,8 @@ def _convolve(
     return windows, tl.dot(windows, filters, input_precision=PRECISION)
 
 
-@triton.jit
+@Kernel
+@triton.jit(do_not_specialize=["lead"])
 def _forward(
     waveform, filters, gains, shifts, output, length, frames, lead, per_crop, eps,
     stride: tl.constexpr, TAPS: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
@@ -59,7 +61,8 @@ def _forward(
         tl.store(output + where, y.to(output.dtype.element_ty), mask=t[:, None] < frames)
 
 
-@triton.jit
+@Kernel
+@triton.jit(do_not_specialize=["lead"])
 def _backward(
     grad, waveform, filters, gains, shifts, d_filters, d_gains, d_shifts, length, frames, lead,
     per_crop, eps, stride: tl.constexpr, TAPS: tl.constexpr, C: tl.constexpr,
@@ -108,6 +111,7 @@ def _backward(
     tl.store(d_gains + program * C + c, sum_gains)
 
 
+@Kernel
 @triton.jit
 def _moments(
     waveform, sums, length, frames,

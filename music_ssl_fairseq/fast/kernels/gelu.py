@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from music_ssl_fairseq.fast.kernels.elementwise import gelu_parts
+from music_ssl_fairseq.fast.kernels.launch import Kernel
 
 _FLAT = {"BLOCK": 2048, "num_warps": 8}
 _SUMMED = {"ROWS": 8, "BLOCK": 128, "num_warps": 4}
@@ -17,6 +18,7 @@ _PROGRAMS = 44
 # Number j of a crop of `y` is GELU of number j + shift of that crop of `x`; the first `lead` are 0.
 
 
+@Kernel
 @triton.jit
 def _forward(x, y, numbers, written, lead, shift, BLOCK: tl.constexpr):
     crop = tl.program_id(1).to(tl.int64)
@@ -27,6 +29,7 @@ def _forward(x, y, numbers, written, lead, shift, BLOCK: tl.constexpr):
     tl.store(y + crop * written + j, value.to(y.dtype.element_ty), mask=j < written)
 
 
+@Kernel
 @triton.jit
 def _backward(x, grad, d_x, numbers, written, lead, shift, BLOCK: tl.constexpr):
     crop = tl.program_id(1).to(tl.int64)
@@ -40,6 +43,7 @@ def _backward(x, grad, d_x, numbers, written, lead, shift, BLOCK: tl.constexpr):
     tl.store(where, (dy * slope).to(d_x.dtype.element_ty), mask=i < numbers)
 
 
+@Kernel
 @triton.jit
 def _backward_summed(
     x, grad, d_x, d_sums, rows, columns, BLOCKS: tl.constexpr, ROWS: tl.constexpr,

@@ -19,6 +19,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from music_ssl_fairseq.fast.device import multiprocessors
 from music_ssl_fairseq.fast.kernels.elementwise import gelu_parts, halves, loop_count
+from music_ssl_fairseq.fast.kernels.launch import Kernel
 
 # A tile is ROWS x COLUMNS, summed over DEPTH at a time, and stored in PIECES of columns.
 # The fastest of 8 measured on an H100.
@@ -104,6 +105,7 @@ def _store_gradient(
     tl.store(d_sums + row // ROWS * WIDTH + c, tl.sum(d, 0), mask=c < WIDTH)
 
 
+@Kernel
 @triton.jit
 def _forward(
     x, w, bias, active, slope, rows, K: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
@@ -113,6 +115,7 @@ def _forward(
     _product(x, w, rows, _store_active, own, False, K, WIDTH, ROWS, COLUMNS, DEPTH, PIECES)
 
 
+@Kernel
 @triton.jit
 def _backward(
     grad, w, slope, d_inner, d_sums, rows, K: tl.constexpr, WIDTH: tl.constexpr,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from music_ssl_fairseq.fast.hashed_dropout import drop_threshold
 from music_ssl_fairseq.fast.kernels.elementwise import kept
+from music_ssl_fairseq.fast.kernels.launch import Kernel
 
 _FORWARD = {"ROWS": 4, "num_warps": 4}
 # Programs of the backward pass, each one warp that works on one row at a time and writes its sums
@@ -18,7 +19,8 @@ _FORWARD = {"ROWS": 4, "num_warps": 4}
 _PROGRAMS = 1056
 
 
-@triton.jit
+@Kernel
+@triton.jit(do_not_specialize_on_alignment=["seeds"])
 def _forward(
     branch, residual, indices, weight, bias, seeds, sums, output, rows, eps, threshold, factor,
     D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, DROP: tl.constexpr,
@@ -62,7 +64,8 @@ def _normed(x, inside, eps, D: tl.constexpr):
     return centred * rstd, rstd
 
 
-@triton.jit
+@Kernel
+@triton.jit(do_not_specialize_on_alignment=["seeds"])
 def _backward(
     grad, grad_2, sums, indices, weight, seeds, d_residual, d_branch, d_sums, rows, eps, threshold,
     factor, D: tl.constexpr, WIDTH: tl.constexpr, BLOCKS: tl.constexpr, DROP: tl.constexpr,

@@ -11,10 +11,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from music_ssl_fairseq.fast.kernels.launch import Kernel
+
 # Programs are few and bound by latency, one per block: so blocks are large, 32 KB.
 _BLOCK = {"ROWS": 256, "COLUMNS": 32, "num_warps": 8}
 
 
+@Kernel
 @triton.jit
 def _sum_rows(
     parts, output, rows_0, rows_1, rows_2, rows_3, width_0, width_1, width_2, width_3,
