@@ -130,11 +130,11 @@ class Execution:
         return self._extract(layers, waveform, self.compiled)
 
     def _compile_extractor_ahead(self, layers: Sequence[Any], waveform: Tensor) -> None:
-        from music_ssl_fairseq.fast.kernels.launch import compile_ahead, few_crops
+        from music_ssl_fairseq.fast.kernels.launch import compile_ahead
 
         parameters = [p for layer in layers for p in layer.parameters() if p.requires_grad]
         with compile_ahead():
-            x = self._extract(layers, few_crops(waveform), True)
+            x = self._extract(layers, waveform, True)
             if x.requires_grad:
                 torch.autograd.grad(x, parameters, torch.zeros_like(x), allow_unused=True)
 
@@ -153,9 +153,7 @@ class Execution:
         elif fast and norm is not None and can_fuse(waveform, conv.weight, conv.bias):
             parameters = (norm.weight, norm.bias, norm.eps)
             group = isinstance(norm, nn.GroupNorm)
-            x = fused_first_conv(
-                waveform, conv.weight, parameters, group, stride, self.compiled, lead
-            )
+            x = fused_first_conv(waveform, conv.weight, parameters, group, stride, lead)
         else:
             return self.run(_run_convs, layers, waveform.unsqueeze(-1), fast)
         if stacked:
@@ -253,7 +251,8 @@ def _compile_ahead(
 ) -> None:
     layers = list(encoder.layers)
     if can_fuse_layer(layers[0], x, attend):
-        compile_layers_ahead(layers, x, encoder.training, masked_indices)
+        selection = None if masked_indices is None else select(masked_indices, *x.shape[:2])
+        compile_layers_ahead(layers, x, encoder.training, selection)
 
 
 def _run_convs(layers: Sequence[Any], x: Tensor, fast: bool) -> Tensor:

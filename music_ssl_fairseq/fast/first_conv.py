@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from music_ssl_fairseq.fast.compilation import compiled
 from music_ssl_fairseq.fast.device import has_triton, working_dtype
 from music_ssl_fairseq.frames import frames_within
 
@@ -79,7 +78,6 @@ def fused_first_conv(
     norm: tuple[Tensor, Tensor, float],
     group: bool,
     stride: int,
-    compile: bool = False,
     lead: int = 0,
 ) -> Tensor:
     """Compute `gelu(norm(conv1d(waveform, weight, stride)))`, channels last.
@@ -90,7 +88,6 @@ def fused_first_conv(
         norm: weight `[C]`, bias `[C]` and epsilon of the norm.
         group: True for a group norm with one channel per group, False for a layer norm over
             channels.
-        compile: whether to compile what comes before the pass.
         lead: rows of zeros before each crop's first frame.
 
     Returns:
@@ -99,8 +96,7 @@ def fused_first_conv(
     scale, shift, eps = norm
     if group:
         moments = window_moments(waveform, weight.size(-1), stride)
-        fold = compiled(fold_moments, compile)
-        filters, shifts = fold(*moments, weight, scale, shift, eps)
+        filters, shifts = fold_moments(*moments, weight, scale, shift, eps)
         gains = shifts.detach()
     else:
         filters = weight.squeeze(1).unsqueeze(0)

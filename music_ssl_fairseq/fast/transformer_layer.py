@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from music_ssl_fairseq.fast.device import is_ampere, is_hopper, weight_gradient, working_dtype
-from music_ssl_fairseq.fast.packing import FrameSelection, select
+from music_ssl_fairseq.fast.packing import FrameSelection
 
 Weights = tuple[Tensor, ...]
 
@@ -292,7 +292,7 @@ class _FusedLayer(torch.autograd.Function):
 
 
 def compile_layers_ahead(
-    layers: Sequence[Any], x: Tensor, dropping: bool, masked_indices: Tensor | None
+    layers: Sequence[Any], x: Tensor, dropping: bool, selection: FrameSelection | None
 ) -> None:
     """Compile the kernels of layers in other threads, for passes like the present one.
 
@@ -300,26 +300,21 @@ def compile_layers_ahead(
         layers: that `can_fuse_layer` takes.
         x: `[B, T, D]`.
         dropping: whether the passes have dropout. With gradients enabled, backward passes follow.
-        masked_indices: `[N]` int64, ascending indices into `B * T`, the frames needed of the last
-            layer; None for all.
+        selection: the frames needed of the last layer; None for all.
     """
-    from music_ssl_fairseq.fast.kernels.launch import compile_ahead, few_crops
+    from music_ssl_fairseq.fast.kernels.launch import compile_ahead
 
     backward = torch.is_grad_enabled()
     weights = CastWeights(layers[:1], x).of_layers[0]
     settings, norms = layer_settings(layers[0], dropping), norm_parameters(layers[0])
     seeds = torch.zeros(3, dtype=torch.int32, device=x.device)
-    x = few_crops(x.detach().to(working_dtype(x)))
-    selections: list[FrameSelection | None] = [None]
-    if masked_indices is not None:
-        few = masked_indices[masked_indices < x.size(0) * x.size(1)]
-        selections.append(select(few, *x.shape[:2]))
+    x = x.detach().to(working_dtype(x))
     with compile_ahead(), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        for selection in selections:
-            steps = forward_steps(x, seeds, settings, weights, norms, selection, keep=backward)
+        for some in [None] if selection is None else [None, selection]:
+            steps = forward_steps(x, seeds, settings, weights, norms, some, keep=backward)
             if backward:
                 kept = kept_steps(seeds, weights, norms, steps)
-                backward_steps(steps[-1], x.shape, settings, kept, selection)
+                backward_steps(steps[-1], x.shape, settings, kept, some)
 
 
 def _linear_gelu(x: Tensor, width: int) -> ModuleType:

@@ -45,11 +45,6 @@ def compile_ahead() -> Iterator[None]:
         _ahead.active = False
 
 
-def few_crops(x: Tensor) -> Tensor:
-    """Return crops of a batch `[B, ...]` that need the same kernels: Triton's depend on B % 16."""
-    return x if len(x) <= 32 else x[: 16 + len(x) % 16]
-
-
 class Kernel:
     """A Triton kernel: `kernel[grid](...)` launches it, or within `compile_ahead` compiles it."""
 
