@@ -153,8 +153,10 @@ def test_the_first_step_compiles_ahead_on_a_gpu(family, monkeypatch):
 
     monkeypatch.setattr(JITFunction, "_do_compile", record)
     # Sizes that no other test has, for which no kernel is compiled in this process.
-    sizes = {"conv_feature_layers": "[(64,10,5)] + [(64,3,2)] * 4 + [(64,2,2)] * 2"}
-    sizes |= {"encoder_embed_dim": 96, "encoder_ffn_embed_dim": 144, "encoder_attention_heads": 3}
+    channels, width, heads = (64, 96, 3) if family == "music_hubert" else (128, 80, 5)
+    layers = f"[({channels},10,5)] + [({channels},3,2)] * 4 + [({channels},2,2)] * 2"
+    sizes = {"conv_feature_layers": layers, "encoder_embed_dim": width}
+    sizes |= {"encoder_ffn_embed_dim": 144, "encoder_attention_heads": heads}
     model = getattr(tiny, family)(fast="on", precision="bf16", **sizes).cuda()
     model.set_num_updates(0)
     data = {name: tensor.cuda() for name, tensor in tiny.batch().items()}
