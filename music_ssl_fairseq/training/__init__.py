@@ -34,8 +34,11 @@ def _patch() -> None:
     from music_ssl_fairseq.training.saving import patch_saving
     from music_ssl_fairseq.training.stopping import patch_stopping
 
+    # The first four patch different functions, so their order does not matter.
     patch_saving()
     patch_logs()
     patch_epochs()
     patch_non_finite()
+    # Last, around `load_checkpoint` of saving and `train_step` of non_finite: a signal in either
+    # must be received.
     patch_stopping()
