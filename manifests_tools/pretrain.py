@@ -68,6 +68,14 @@ def get_parser() -> Parser:
         metavar="S",
     )
     add("--seed", "chooses the groups that validate", default=0, type=int)
+    _add_copies(parser)
+    add_reading_options(parser)
+    add("--force", "replace existing manifests", action="store_true")
+    return parser
+
+
+def _add_copies(parser: Parser) -> None:
+    add = parser.option
     add(
         "--convert",
         "also write 16 kHz mono 16-bit FLAC copies below DIR, and list those: smaller, and "
@@ -102,9 +110,6 @@ def get_parser() -> Parser:
         "manifests of the same --root and options",
         metavar="DIR",
     )
-    add_reading_options(parser)
-    add("--force", "replace existing manifests", action="store_true")
-    return parser
 
 
 def run(a: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from music_ssl_fairseq.cli import (
     CHECKPOINT,
@@ -16,6 +17,10 @@ from music_ssl_fairseq.cli import (
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.device import available_cpus
 from music_ssl_fairseq.runtime.user_command import newest_run, with_option
+
+if TYPE_CHECKING:
+    from music_ssl_fairseq.data.manifest import Manifest
+    from music_ssl_fairseq.extract.run import Extraction
 
 DESCRIPTION = """\
 Compute a frozen model's hidden states for every track of a manifest, and write them as NumPy files.
@@ -81,6 +86,13 @@ def get_parser() -> Parser:
         type=real_number(6),
         metavar="SECONDS",
     )
+    _add_speed(parser)
+    add("--force", "overwrite features of other settings in --out", action="store_true")
+    return parser
+
+
+def _add_speed(parser: Parser) -> None:
+    add = parser.option
     add(
         "--batch-seconds",
         "audio that goes through the model together (default: 480 on a GPU, which takes about "
@@ -107,8 +119,6 @@ def get_parser() -> Parser:
         type=whole_number(0),
         metavar="N",
     )
-    add("--force", "overwrite features of other settings in --out", action="store_true")
-    return parser
 
 
 def _layers(text: str) -> list[int]:
@@ -127,20 +137,14 @@ def _layers(text: str) -> list[int]:
 
 def run(a: argparse.Namespace) -> bool:
     """Do what the command line says; return whether every track could be read."""
-    import torch
     from tqdm import tqdm
 
     from music_ssl_fairseq.data.manifest import Manifest
     from music_ssl_fairseq.extract.batches import Cut
-    from music_ssl_fairseq.extract.run import Extraction, report
+    from music_ssl_fairseq.extract.run import report
     from music_ssl_fairseq.extract.store import FrameStore, MeanStore, open_folder, write_index
-    from music_ssl_fairseq.fast.dispatch import can_compile
     from music_ssl_fairseq.features import FRONT_ENDS
-    from music_ssl_fairseq.frames import SAMPLE_RATE
-    from music_ssl_fairseq.runtime.device import choose_device
     from music_ssl_fairseq.runtime.files import hold, let_go
-    from music_ssl_fairseq.upstream import load
-    from music_ssl_fairseq.upstream.windows import Windowing
 
     if str(a.checkpoint) in FRONT_ENDS and not a.checkpoint.exists():
         newest = newest_run()
@@ -152,17 +156,8 @@ def run(a: argparse.Namespace) -> bool:
         )
     tracks = Manifest(a.manifest)
     tracks.require_root()
-    windowing = Windowing(a.window, whole=1.5 * a.window)
-    where = torch.device(choose_device(a.device or "auto"))
-    on_gpu = where.type == "cuda"
-    upstream = load(a.checkpoint, where, a.precision)
-    layers = upstream.check_layers(range(upstream.num_layers + 1) if a.layer is None else a.layer)
-    frames = a.dtype if a.pool == "frames" else None
-    long = int(tracks.num_samples.sum()) > _COMPILE_SECONDS * SAMPLE_RATE
-    asked = a.compile == "on" or (a.compile == "auto" and long)
-    batch_seconds = a.batch_seconds or (480 if on_gpu else 30)
-    compiles = on_gpu and asked and can_compile()
-    extraction = Extraction(upstream, layers, frames, windowing, batch_seconds, compiles)
+    extraction = _extraction(a, tracks)
+    upstream, layers, frames = extraction.upstream, extraction.layers, extraction.frames
     settings = extraction.settings(tracks)
     with contextlib.ExitStack() as stack:
         lock = a.out / "extract.lock"
@@ -171,7 +166,8 @@ def run(a: argparse.Namespace) -> bool:
         remarks = {"checkpoint": upstream.path}
         checksums = open_folder(a.out, tracks, settings, remarks, a.force)
         upstream.drop_above(max(layers))
-        to = a.out, Cut(tracks, upstream.grid, windowing), (len(layers), upstream.dimension)
+        cut = Cut(tracks, upstream.grid, extraction.windowing)
+        to = a.out, cut, (len(layers), upstream.dimension)
         store: MeanStore | FrameStore = (
             FrameStore(*to, checksums, frames) if frames else MeanStore(*to, checksums)
         )
@@ -185,12 +181,37 @@ def run(a: argparse.Namespace) -> bool:
         write_index(a.out, tracks, store.cut)
         workers = a.workers
         if workers is None:
+            on_gpu = upstream.device.type == "cuda"
             workers = min(16, max(1, available_cpus() - 1)) if on_gpu else 1
         with tqdm(total=0, desc="extract", unit=" audio-s", unit_scale=True) as bar:
             outcome = extraction.run(tracks, store, workers, bar)
         store.finish()
         report(a.out, tracks, outcome)
     return not outcome.left_out
+
+
+def _extraction(a: argparse.Namespace, tracks: "Manifest") -> "Extraction":
+    """Load the model, and decide how it is run."""
+    import torch
+
+    from music_ssl_fairseq.extract.run import Extraction
+    from music_ssl_fairseq.fast.dispatch import can_compile
+    from music_ssl_fairseq.frames import SAMPLE_RATE
+    from music_ssl_fairseq.runtime.device import choose_device
+    from music_ssl_fairseq.upstream import load
+    from music_ssl_fairseq.upstream.windows import Windowing
+
+    windowing = Windowing(a.window, whole=1.5 * a.window)
+    where = torch.device(choose_device(a.device or "auto"))
+    on_gpu = where.type == "cuda"
+    upstream = load(a.checkpoint, where, a.precision)
+    layers = upstream.check_layers(range(upstream.num_layers + 1) if a.layer is None else a.layer)
+    frames = a.dtype if a.pool == "frames" else None
+    long = int(tracks.num_samples.sum()) > _COMPILE_SECONDS * SAMPLE_RATE
+    asked = a.compile == "on" or (a.compile == "auto" and long)
+    batch_seconds = a.batch_seconds or (480 if on_gpu else 30)
+    compiles = on_gpu and asked and can_compile()
+    return Extraction(upstream, layers, frames, windowing, batch_seconds, compiles)
 
 
 def main(argv: list[str] | None = None) -> int:

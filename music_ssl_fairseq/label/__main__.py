@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from music_ssl_fairseq.label.job import Job
     from music_ssl_fairseq.label.label_folder import LabelFolder
 
+_NUMBER: dict[str, Any] = {"type": whole_number(1), "metavar": "N"}
 STAGES = ("fit", "assign", "report")
 
 DESCRIPTION = """\
@@ -64,8 +65,15 @@ The manifests come from `python -m manifests_tools pretrain --root MUSIC_DIR`, a
 
 def get_parser() -> Parser:
     parser = new_parser("music_ssl_fairseq label", DESCRIPTION, EXAMPLES)
+    _add_features(parser)
+    _add_places(parser)
+    _add_kmeans(parser)
+    _add_work(parser)
+    return parser
+
+
+def _add_features(parser: Parser) -> None:
     add = parser.option
-    number: dict[str, Any] = {"type": whole_number(1), "metavar": "N"}
     add(
         "--k",
         "number of clusters, and so of units; each needs 40 frames of the sample, better 250 "
@@ -99,6 +107,10 @@ def get_parser() -> Parser:
         default="auto",
         choices=("auto", "cpu", "cuda"),
     )
+
+
+def _add_places(parser: Parser) -> None:
+    add = parser.option
     add("--manifests", "folder with train.tsv and valid.tsv", default=Path("manifests"))
     add("--labels", "folder to write to", default=Path("labels"))
     add(
@@ -114,6 +126,10 @@ def get_parser() -> Parser:
         type=Path,
         metavar="FILE",
     )
+
+
+def _add_kmeans(parser: Parser) -> None:
+    add = parser.option
     add(
         "--memory",
         "memory of all processes together, such as 512M or 16G; limits the frames that "
@@ -127,14 +143,14 @@ def get_parser() -> Parser:
         "frames to fit K-means on, sampled from all train tracks in proportion to their "
         "length; more than the default lower the inertia on other frames by less than 1 %% at "
         f"k = 2000 (default: {MAX_FRAMES}, or as many as --memory holds)",
-        **number,
+        **_NUMBER,
     )
     add(
         "--minibatch",
         "for little memory: hold only N frames at a time. K-means is fitted on N frames, and "
         "--max-frames frames then pass once, in batches. Not scikit-learn's MiniBatchKMeans, which "
         "is --algorithm minibatch (default: hold all frames)",
-        **number,
+        **_NUMBER,
     )
     add(
         "--algorithm",
@@ -149,7 +165,7 @@ def get_parser() -> Parser:
         "most iterations of K-means over all sampled frames, after those over a part of "
         "them; it stops earlier when one lowers the inertia by less than 0.6 %%",
         default=30,
-        **number,
+        **_NUMBER,
     )
     add(
         "--init",
@@ -158,7 +174,7 @@ def get_parser() -> Parser:
         default="kmeans++",
         choices=("kmeans++", "random"),
     )
-    add("--restarts", "complete fits, of which the best counts", default=1, **number)
+    add("--restarts", "complete fits, of which the best counts", default=1, **_NUMBER)
     add(
         "--seed",
         "seed of the sample and of K-means",
@@ -166,13 +182,17 @@ def get_parser() -> Parser:
         type=whole_number(0, 2**31 - 1),
         metavar="N",
     )
+
+
+def _add_work(parser: Parser) -> None:
+    add = parser.option
     what = "processes that decode, compute features and assign units, and threads of K-means"
     add_workers(parser, what)
     add(
         "--num-shards",
         "divide the tracks into N parts, and label one of them in this process; the last "
         "process to finish joins the parts (default: in a Slurm array its size, else 1)",
-        **number,
+        **_NUMBER,
     )
     add(
         "--shard",
@@ -193,7 +213,6 @@ def get_parser() -> Parser:
         action="store_true",
     )
     add("--force", "start over, and overwrite other labels", action="store_true")
-    return parser
 
 
 def run(arguments: argparse.Namespace) -> None:

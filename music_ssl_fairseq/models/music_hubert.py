@@ -154,25 +154,27 @@ class MusicHubertModel(UnitPrediction):
             x, penalty = execution.enter(self, features, mask)
             x, layer_outputs = self.contextualise(x, mask, padding, execution, scored, num_visible)
         target = target.flatten(0, 1)
-        masked = self.prediction_frames(x, layer_outputs, masked_indices)
-        output: dict[str, Any] = {
-            "logits_m": self.logits(masked, execution),
-            "target_m": target[masked_indices],
-            "logits_u": None,
-            "target_u": None,
-            "features_pen": penalty,
-        }
-        if self.cqt is not None and self.cqt_proj is not None:
-            with self.autocast(source.device):
-                levels = repeat_crops(self.cqt(source), len(mask))
-                levels = levels.flatten(0, 1)[masked_indices]
-                error = (self.cqt_proj(frames_at(x, masked_indices)).float() - levels).square()
-            output["cqt_error"] = error.mean(-1).sum()
-        if score_unmasked:
-            unmasked = self.prediction_frames(x, layer_outputs, unmasked_indices)
-            output["logits_u"] = self.logits(unmasked, execution)
-            output["target_u"] = target[unmasked_indices]
+        output: dict[str, Any] = {"features_pen": penalty}
+        scored_frames = {"m": masked_indices, "u": unmasked_indices if score_unmasked else None}
+        for name, indices in scored_frames.items():
+            output[f"logits_{name}"] = output[f"target_{name}"] = None
+            if indices is not None:
+                frames = self.prediction_frames(x, layer_outputs, indices)
+                output[f"logits_{name}"] = self.logits(frames, execution)
+                output[f"target_{name}"] = target[indices]
+        if self.cqt is not None:
+            chosen = frames_at(x, masked_indices)
+            output["cqt_error"] = self._cqt_error(chosen, source, len(mask), masked_indices)
         return output
+
+    def _cqt_error(self, x: Tensor, source: Tensor, views: int, masked_indices: Tensor) -> Tensor:
+        """Return the error of predictions from the masked frames `x`, `[N, D]`: see `forward`."""
+        assert self.cqt is not None
+        assert self.cqt_proj is not None
+        with self.autocast(source.device):
+            levels = repeat_crops(self.cqt(source), views).flatten(0, 1)[masked_indices]
+            error = (self.cqt_proj(x).float() - levels).square()
+        return error.mean(-1).sum()
 
     def enter(self, features: Tensor, mask: Tensor, drop: Drop = drop) -> tuple[Tensor, Tensor]:
         """Map the extractor's features to the encoder's input and the features' mean square."""
