@@ -13,21 +13,21 @@ from music_ssl_fairseq.criterions.collapse import SpreadWatch, schedule_of
 from music_ssl_fairseq.criterions.totals import totals
 from music_ssl_fairseq.criterions.units import UnitLossConfig, log_units, score_units
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.settings import ABOVE_ZERO, ZERO_OR_MORE, setting
+from music_ssl_fairseq.runtime.settings import ABOVE_0, FROM_0, setting
 
 
 @dataclass
 class Music2VecCriterionConfig(UnitLossConfig):
     loss_beta: float = setting(
-        0.0, "beta of the smooth L1 loss; 0 for the L2 loss. In fairseq: model.*", ZERO_OR_MORE
+        0.0, "beta of the smooth L1 loss; 0 for the L2 loss. In fairseq: model.*", FROM_0
     )
     loss_scale: Optional[float] = setting(
-        None, "factor on the loss; by default 1 / sqrt(width). In fairseq: model.*", ABOVE_ZERO
+        None, "factor on the loss; by default 1 / sqrt(width). In fairseq: model.*", ABOVE_0
     )
     unit_weight: float = setting(
         1.0,
         "weight of the loss over units, with label sets (task.label_dir). Not in fairseq",
-        ZERO_OR_MORE,
+        FROM_0,
     )
     min_target_var: float = setting(
         0.1,

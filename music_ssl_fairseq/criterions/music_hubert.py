@@ -10,25 +10,23 @@ from fairseq.logging import metrics
 from music_ssl_fairseq.criterions.collapse import UnitWatch, schedule_of
 from music_ssl_fairseq.criterions.totals import totals
 from music_ssl_fairseq.criterions.units import UnitLossConfig, log_units, score_units
-from music_ssl_fairseq.runtime.settings import ZERO_OR_MORE, setting
+from music_ssl_fairseq.runtime.settings import FROM_0, setting
 
 
 @dataclass
 class MusicHubertCriterionConfig(UnitLossConfig):
     pred_masked_weight: float = setting(
-        1.0, "weight of the loss over masked frames (HuBERT's alpha)", ZERO_OR_MORE
+        1.0, "weight of the loss over masked frames (HuBERT's alpha)", FROM_0
     )
-    pred_nomask_weight: float = setting(
-        0.0, "weight of the loss over unmasked frames", ZERO_OR_MORE
-    )
+    pred_nomask_weight: float = setting(0.0, "weight of the loss over unmasked frames", FROM_0)
     cqt_weight: float = setting(
-        1.0, "weight of the error of the constant-Q head (model.cqt_bands)", ZERO_OR_MORE
+        1.0, "weight of the error of the constant-Q head (model.cqt_bands)", FROM_0
     )
     features_pen_weight: float = setting(
         10.0,
         "weight of the mean square of the extractor's features, to keep them small; fairseq's "
         "loss_weights: [10]",
-        ZERO_OR_MORE,
+        FROM_0,
     )
     stop_if_collapsed: bool = setting(
         True,

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from music_ssl_fairseq.criterions.collapse import entropy
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.settings import ZERO_OR_MORE, setting
+from music_ssl_fairseq.runtime.settings import FROM_0, setting
 
 
 @dataclass
@@ -22,7 +22,7 @@ class UnitLossConfig(FairseqDataclass):
         None,
         "weight of each label set's loss, in the order of task.label_dir; 1 each by default. Not "
         "in fairseq",
-        ZERO_OR_MORE,
+        FROM_0,
     )
 
 

@@ -8,42 +8,35 @@ from omegaconf import II, OmegaConf
 
 from music_ssl_fairseq.data.masks import MASK_MODES, CropMasks, SpanGrowth
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.settings import (
-    ABOVE_ZERO,
-    ONE_OR_MORE,
-    UP_TO_ONE,
-    ZERO_OR_MORE,
-    copied,
-    setting,
-)
+from music_ssl_fairseq.runtime.settings import ABOVE_0, FROM_0, FROM_1, UP_TO_1, copied, setting
 
 
 @dataclass
 class CropConfig(FairseqDataclass):
     crop_seconds: float = setting(
-        5.0, "seconds of a training crop; fairseq: max_sample_size, in samples", ABOVE_ZERO
+        5.0, "seconds of a training crop; fairseq: max_sample_size, in samples", ABOVE_0
     )
     min_seconds: float = setting(
-        2.0, "tracks of fewer seconds are left out; fairseq: min_sample_size", ZERO_OR_MORE
+        2.0, "tracks of fewer seconds are left out; fairseq: min_sample_size", FROM_0
     )
     crops_per_track: Optional[int] = setting(
         None,
         "crops of each track per epoch; by default as many as its length holds. fairseq takes "
         "one, whatever the length",
-        ONE_OR_MORE,
+        FROM_1,
     )
     normalize: bool = setting(False, "give each crop mean 0 and variance 1")
     mix_prob: float = setting(
         0.0,
         "share of training crops to which a quieter other crop of the batch is added, 6 to 20 dB "
         "below; labels stay. Which crop it is depends on the batch. Not in fairseq",
-        UP_TO_ONE,
+        UP_TO_1,
     )
     equaliser_db: float = setting(
         0.0,
         "largest gain, in dB, of a smooth random filter on each training crop; labels stay "
         "those of the unfiltered music. 0 for none. Not in fairseq",
-        ZERO_OR_MORE,
+        FROM_0,
     )
     mask_length_start: Optional[int] = setting(
         None,
@@ -56,7 +49,7 @@ class CropConfig(FairseqDataclass):
         0.1,
         "share of tracks that may prove unreadable, and be replaced by crops of others, before "
         "training stops",
-        UP_TO_ONE,
+        UP_TO_1,
         may_change=True,
     )
     seed: int = setting(

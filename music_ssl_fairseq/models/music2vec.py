@@ -14,13 +14,7 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.models.unit_prediction import UnitPrediction, UnitPredictionConfig
 from music_ssl_fairseq.modules.audio_encoder import Drop, Execution, drop, repeat_crops
 from music_ssl_fairseq.modules.ema_teacher import EMATeacher, annealed_decay
-from music_ssl_fairseq.runtime.settings import (
-    BELOW_ONE,
-    ONE_OR_MORE,
-    UP_TO_ONE,
-    ZERO_OR_MORE,
-    setting,
-)
+from music_ssl_fairseq.runtime.settings import BELOW_1, FROM_0, FROM_1, UP_TO_1, setting
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +24,13 @@ class Music2VecConfig(UnitPredictionConfig):
     extractor_mode: str = setting(
         "layer_norm", "default or layer_norm; data2vec's base model has layer_norm"
     )
-    conv_pos: int = setting(95, "frames seen by all positional convolutions", ONE_OR_MORE)
-    pos_conv_depth: int = setting(5, "stacked positional convolutions", ONE_OR_MORE)
+    conv_pos: int = setting(95, "frames seen by all positional convolutions", FROM_1)
+    pos_conv_depth: int = setting(5, "stacked positional convolutions", FROM_1)
     encoder_layerdrop: float = setting(
-        0.05, "probability of leaving out a Transformer layer", BELOW_ONE
+        0.05, "probability of leaving out a Transformer layer", BELOW_1
     )
     average_top_k_layers: int = setting(
-        8, "the teacher's last layers whose mean is the target (paper: 8 and 12)", ONE_OR_MORE
+        8, "the teacher's last layers whose mean is the target (paper: 8 and 12)", FROM_1
     )
     target_layers: Optional[List[int]] = setting(
         None,
@@ -48,19 +42,17 @@ class Music2VecConfig(UnitPredictionConfig):
         "a curriculum: targets begin as the mean of so many last layers, and reach "
         "average_top_k_layers after top_k_updates. Not in fairseq",
     )
-    top_k_updates: int = setting(
-        0, "updates over which top_k_start grows, in equal steps", ZERO_OR_MORE
-    )
+    top_k_updates: int = setting(0, "updates over which top_k_start grows, in equal steps", FROM_0)
     target_norm: ChoiceEnum(["instance", "batch", "layer"]) = setting(  # type: ignore[valid-type]
         "instance",
         "over what each target layer is normalised, fairseq's *_norm_target_layer: the frames of a "
         "crop, per channel (data2vec's: takes out what is constant in a crop, such as its timbre); "
         "the frames of all crops, per channel; or the channels of each frame",
     )
-    ema_decay: float = setting(0.999, "decay of the teacher at the start", UP_TO_ONE)
-    ema_end_decay: float = setting(0.9999, "decay of the teacher after annealing", UP_TO_ONE)
+    ema_decay: float = setting(0.999, "decay of the teacher at the start", UP_TO_1)
+    ema_end_decay: float = setting(0.9999, "decay of the teacher after annealing", UP_TO_1)
     ema_anneal_end_step: int = setting(
-        30000, "updates over which the decay grows; fairseq's default is max_update", ZERO_OR_MORE
+        30000, "updates over which the decay grows; fairseq's default is max_update", FROM_0
     )
     ema_layers_only: bool = setting(
         True,

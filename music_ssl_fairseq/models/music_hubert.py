@@ -20,13 +20,7 @@ from music_ssl_fairseq.models.unit_prediction import (
     frames_at,
 )
 from music_ssl_fairseq.modules.audio_encoder import Drop, drop, repeat_crops
-from music_ssl_fairseq.runtime.settings import (
-    ONE_OR_MORE,
-    SHARE,
-    TWO_OR_MORE,
-    ZERO_OR_MORE,
-    setting,
-)
+from music_ssl_fairseq.runtime.settings import FROM_0, FROM_1, FROM_2, SHARE, setting
 
 _SEMITONES = 12  # bands per octave whose random projections are units
 _MEL_BANDS = 64  # bands whose random projections are units
@@ -45,7 +39,7 @@ class MusicHubertConfig(UnitPredictionConfig):
         "bands per octave of a constant-Q transform that a linear head predicts at masked frames, "
         "beside the units (MERT, arXiv 2306.00107, section 3.2): 12 for semitones; 0 for no such "
         "head. Its weight is criterion.cqt_weight. Not in fairseq",
-        ZERO_OR_MORE,
+        FROM_0,
     )
     projection_targets: ChoiceEnum(["none", "logmel", "cqt"]) = setting(  # type: ignore[valid-type]
         "none",
@@ -53,10 +47,8 @@ class MusicHubertConfig(UnitPredictionConfig):
         "arXiv 2202.01855), of its log-mel bands or its constant-Q transform. Beside the sets of "
         "task.label_dir, or instead (task.label_dir=[]). Not in fairseq",
     )
-    projection_sets: int = setting(
-        1, "random projections, each with a head of its own", ONE_OR_MORE
-    )
-    projection_size: int = setting(1024, "random codes per projection", TWO_OR_MORE)
+    projection_sets: int = setting(1, "random projections, each with a head of its own", FROM_1)
+    projection_size: int = setting(1024, "random codes per projection", FROM_2)
     skip_nomask: bool = setting(
         False,
         "compute nothing for unmasked frames in validation either, so that their loss and "

@@ -12,15 +12,13 @@ from torch.nn import functional as F
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder, AudioEncoderConfig, Execution
 from music_ssl_fairseq.modules.unit_head import UnitHead
-from music_ssl_fairseq.runtime.settings import ABOVE_ZERO, ONE_OR_MORE, setting
+from music_ssl_fairseq.runtime.settings import ABOVE_0, FROM_1, setting
 
 
 @dataclass
 class UnitPredictionConfig(AudioEncoderConfig):
-    final_dim: int = setting(256, "dimension in which frames and units are compared", ONE_OR_MORE)
-    logit_temp: float = setting(
-        0.1, "temperature: cosine similarities are divided by it", ABOVE_ZERO
-    )
+    final_dim: int = setting(256, "dimension in which frames and units are compared", FROM_1)
+    logit_temp: float = setting(0.1, "temperature: cosine similarities are divided by it", ABOVE_0)
     unit_init: ChoiceEnum(["uniform", "normal"]) = setting(  # type: ignore[valid-type]
         "uniform",
         "how unit embeddings are drawn. uniform, fairseq's: all in [0, 1), so that any two units "

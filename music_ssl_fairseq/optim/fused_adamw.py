@@ -14,7 +14,7 @@ from torch import Tensor
 
 from music_ssl_fairseq.optim.gradient_sums import GradientSums, can_sum
 from music_ssl_fairseq.runtime.delayed_fetch import DelayedFetch
-from music_ssl_fairseq.runtime.settings import ABOVE_ZERO, ZERO_OR_MORE, setting
+from music_ssl_fairseq.runtime.settings import ABOVE_0, FROM_0, setting
 
 
 @dataclass
@@ -26,11 +26,9 @@ class FusedAdamWConfig(FairseqDataclass):
         1e-6,
         "added to the root of the mean square, after the correction of its bias as in the paper; "
         "fairseq's adam adds it before",
-        ABOVE_ZERO,
+        ABOVE_0,
     )
-    weight_decay: float = setting(
-        0.01, "times the learning rate, as in fairseq's adam", ZERO_OR_MORE
-    )
+    weight_decay: float = setting(0.01, "times the learning rate, as in fairseq's adam", FROM_0)
     lr: List[float] = II("optimization.lr")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.optim.fused_adamw import FusedAdamW, FusedAdamWConfig
-from music_ssl_fairseq.runtime.settings import ABOVE_ZERO, BELOW_ONE, ONE_OR_MORE, setting
+from music_ssl_fairseq.runtime.settings import ABOVE_0, BELOW_1, FROM_1, setting
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration (Jordan et al. 2024)
 
@@ -20,14 +20,14 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration (Jordan et
 class MuonConfig(FusedAdamWConfig):
     """AdamW's fields, which all parameters but the layers' matrices use, and Muon's."""
 
-    momentum: float = setting(0.95, "decay of the matrices' mean gradient", BELOW_ONE)
+    momentum: float = setting(0.95, "decay of the matrices' mean gradient", BELOW_1)
     update_rms: float = setting(
         0.2,
         "root mean square of a matrix's update, times the learning rate. AdamW's have about "
         "0.2 (Liu et al. 2025, section 2.2), so that both share one rate",
-        ABOVE_ZERO,
+        ABOVE_0,
     )
-    iterations: int = setting(5, "Newton-Schulz iterations per update", ONE_OR_MORE)
+    iterations: int = setting(5, "Newton-Schulz iterations per update", FROM_1)
 
 
 @register_optimizer("muon", dataclass=MuonConfig)

@@ -6,14 +6,7 @@ from typing import List, Optional
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from omegaconf import II, MISSING
 
-from music_ssl_fairseq.runtime.settings import (
-    ABOVE_ZERO,
-    BELOW_ONE,
-    ONE_OR_MORE,
-    ZERO_OR_MORE,
-    copied,
-    setting,
-)
+from music_ssl_fairseq.runtime.settings import ABOVE_0, BELOW_1, FROM_0, FROM_1, copied, setting
 
 LEARNING_RATES = [5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2]
 
@@ -37,7 +30,7 @@ class ProbingTaskConfig(FairseqDataclass):
         5.0,
         "seconds of the encoder's input windows; 0 for whole clips. Scores of a clip are means "
         "over its windows",
-        ZERO_OR_MORE,
+        FROM_0,
     )
     cache_dir: str = setting(
         "feature_cache",
@@ -47,7 +40,7 @@ class ProbingTaskConfig(FairseqDataclass):
     cache_limit_gb: float = setting(
         50.0,
         "largest size of the cache; the least recently used features go first",
-        ZERO_OR_MORE,
+        FROM_0,
         may_change=True,
     )
     output_dir: str = setting(
@@ -69,7 +62,7 @@ class ProbingTaskConfig(FairseqDataclass):
         20.0,
         "least time between two checkpoints of heads in training: a hundred heads are 400 MB. The "
         "last checkpoint is always written",
-        ZERO_OR_MORE,
+        FROM_0,
         may_change=True,
     )
     upstream: Optional[str] = copied("model.upstream")
@@ -95,7 +88,7 @@ class HeadGridConfig(FairseqDataclass):
         "learned weighted sum of the Transformer's; by default every one, and all",
     )
     learning_rates: List[float] = setting(
-        LEARNING_RATES, "each layer is probed with each of these", ABOVE_ZERO
+        LEARNING_RATES, "each layer is probed with each of these", ABOVE_0
     )
     unfreeze: str = setting(
         "none",
@@ -103,26 +96,24 @@ class HeadGridConfig(FairseqDataclass):
         "Transformer layers. With all or top-N: one layer in `layers`, and one of `learning_rates`",
     )
     encoder_learning_rate: float = setting(
-        1e-5, "learning rate of the highest unfrozen layer", ABOVE_ZERO
+        1e-5, "learning rate of the highest unfrozen layer", ABOVE_0
     )
     layer_decay: float = setting(
-        1.0, "factor on the rate from each encoder layer to the one below it", ABOVE_ZERO
+        1.0, "factor on the rate from each encoder layer to the one below it", ABOVE_0
     )
     frozen_updates: int = setting(
-        0, "updates at the start in which the head alone is trained", ZERO_OR_MORE
+        0, "updates at the start in which the head alone is trained", FROM_0
     )
     precision: ChoiceEnum(["auto", "fp32", "bf16"]) = setting(  # type: ignore[valid-type]
         "auto",
         "arithmetic of an unfrozen encoder; auto is bf16 on GPUs that have it",
         may_change=True,
     )
-    hidden_size: int = setting(512, "hidden values of a head", ONE_OR_MORE)
-    dropout: float = setting(0.2, "dropout of the hidden values", BELOW_ONE)
-    patience: int = setting(8, "epochs without a better validation that stop a head", ONE_OR_MORE)
-    lr_patience: int = setting(
-        3, "epochs without a better validation that reduce its rate", ZERO_OR_MORE
-    )
-    lr_factor: float = setting(0.5, "factor of a reduction of the rate", ABOVE_ZERO)
+    hidden_size: int = setting(512, "hidden values of a head", FROM_1)
+    dropout: float = setting(0.2, "dropout of the hidden values", BELOW_1)
+    patience: int = setting(8, "epochs without a better validation that stop a head", FROM_1)
+    lr_patience: int = setting(3, "epochs without a better validation that reduce its rate", FROM_0)
+    lr_factor: float = setting(0.5, "factor of a reduction of the rate", ABOVE_0)
     seed: int = setting(
         II("common.seed"),
         "seed of parameters and dropout; each head draws from (seed, layer, rate)",

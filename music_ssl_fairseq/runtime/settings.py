@@ -23,13 +23,13 @@ class Range(NamedTuple):
     holds: Callable[[float], bool]
 
 
-ONE_OR_MORE = Range("a number from 1 on", lambda x: x >= 1)
-TWO_OR_MORE = Range("a number from 2 on", lambda x: x >= 2)
-ABOVE_ZERO = Range("a number above 0", lambda x: x > 0)
-ZERO_OR_MORE = Range("0 or a number above", lambda x: x >= 0)
+FROM_1 = Range("a number from 1 on", lambda x: x >= 1)
+FROM_2 = Range("a number from 2 on", lambda x: x >= 2)
+ABOVE_0 = Range("a number above 0", lambda x: x > 0)
+FROM_0 = Range("0 or a number above", lambda x: x >= 0)
 SHARE = Range("a number above 0, at most 1", lambda x: 0 < x <= 1)
-UP_TO_ONE = Range("a number from 0 to 1", lambda x: 0 <= x <= 1)
-BELOW_ONE = Range("a number from 0 to below 1", lambda x: 0 <= x < 1)
+UP_TO_1 = Range("a number from 0 to 1", lambda x: 0 <= x <= 1)
+BELOW_1 = Range("a number from 0 to below 1", lambda x: 0 <= x < 1)
 _SEED = Range(f"a number from 0 to {2**32 - 1}", lambda x: 0 <= x < 2**32)
 
 
@@ -65,12 +65,12 @@ def may_change(config: type, name: str) -> bool:
 
 
 _OF_FAIRSEQ = {
-    ONE_OR_MORE: """
+    FROM_1: """
         common.log_interval dataset.batch_size dataset.batch_size_valid dataset.max_tokens
         dataset.max_tokens_valid dataset.validate_interval checkpoint.save_interval
         optimization.update_freq
     """,
-    ZERO_OR_MORE: """
+    FROM_0: """
         dataset.num_workers dataset.data_buffer_size dataset.validate_interval_updates
         dataset.validate_after_updates checkpoint.save_interval_updates optimization.max_epoch
         optimization.max_update optimization.stop_time_hours optimization.lr optimization.clip_norm

@@ -27,9 +27,7 @@ from music_ssl_fairseq.frames import amount, counted, hours
 from music_ssl_fairseq.optim import muon as _optimizer  # noqa: F401
 from music_ssl_fairseq.optim import tri_stage as _lr_scheduler  # noqa: F401
 from music_ssl_fairseq.optim.fused_adamw import FusedAdamW
-from music_ssl_fairseq.runtime.settings import (
-    setting,
-)
+from music_ssl_fairseq.runtime.settings import setting
 from music_ssl_fairseq.runtime.user_command import made_tasks
 from music_ssl_fairseq.tasks.label_sets import LabelSets
 from music_ssl_fairseq.tasks.refusals import refuse_impossible, whole_configuration

@@ -10,7 +10,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.optim import FairseqOptimizer, register_optimizer
 from torch import Tensor
 
-from music_ssl_fairseq.runtime.settings import ABOVE_ZERO, setting
+from music_ssl_fairseq.runtime.settings import ABOVE_0, setting
 
 SHARE = "share_of_rate"
 """Attribute of an encoder's parameters: their learning rate as a share of the head's."""
@@ -66,9 +66,7 @@ class _RateGroup(NamedTuple):
 @dataclass
 class RowAdamConfig(FairseqDataclass):
     adam_betas: str = setting("(0.9,0.999)", "decay of the gradient's mean and mean square")
-    adam_eps: float = setting(
-        1e-8, "added to the root of the mean square; torch's Adam", ABOVE_ZERO
-    )
+    adam_eps: float = setting(1e-8, "added to the root of the mean square; torch's Adam", ABOVE_0)
 
 
 @register_optimizer("row_adam", dataclass=RowAdamConfig)
