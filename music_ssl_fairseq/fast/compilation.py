@@ -45,15 +45,17 @@ class ShapeGate:
     """
 
     def __init__(self) -> None:
+        self._modes: set[Hashable] = set()
         self._seen: Counter = Counter()
         self._admitted: dict[Hashable, tuple[int, ...]] = {}
 
     def is_new(self, mode: Hashable) -> bool:
         """Return whether no shape has come in a mode."""
-        return all(seen != mode for seen, _ in self._seen)
+        return mode not in self._modes
 
     def __call__(self, mode: Hashable, shape: tuple[int, ...]) -> bool:
         """Return whether to run compiled: from the second time on that a mode's shape comes."""
+        self._modes.add(mode)
         if mode not in self._admitted:
             self._seen[mode, shape] += 1
             if self._seen[mode, shape] < 2:

@@ -56,6 +56,7 @@ class Execution:
         compiled: whether to use compiled functions, fused kernels and CUDA graphs, on a GPU.
         group_norm: filters and shifts of `fold_moments` for the extractor's first layer, if its
             group norm has the statistics of longer waveforms.
+        ahead: whether other threads compile the kernels with which `compiled` runs the next batch.
     """
 
     def __init__(
@@ -63,13 +64,14 @@ class Execution:
         setting: str = "auto",
         compiled: bool = False,
         group_norm: tuple[Tensor, Tensor] | None = None,
+        ahead: bool = False,
     ):
         # A plain string: a compiler does not see that an Enum of fairseq's equals its name.
         self.setting = str(setting)
         self.compiled = compiled
         self.group_norm = group_norm
         self._gate = ShapeGate()
-        self._ahead = False
+        self.ahead = ahead
 
     def for_batch(
         self, waveform: Tensor, padding_mask: Tensor | None, training: bool
@@ -78,10 +80,8 @@ class Execution:
         if self.setting == "off" or not waveform.is_cuda or not can_compile():
             return self
         mode = (training, torch.is_grad_enabled(), padding_mask is None)
-        first = self._gate.is_new(mode)
-        execution = self.using(self._gate(mode, tuple(waveform.shape)))
-        execution._ahead = first
-        return execution
+        ahead = self._gate.is_new(mode)
+        return Execution(self.setting, self._gate(mode, tuple(waveform.shape)), None, ahead)
 
     def using(self, compiled: bool, group_norm: tuple[Tensor, Tensor] | None = None) -> "Execution":
         """Return an execution with the same setting."""
@@ -125,7 +125,7 @@ class Execution:
         Returns:
             `[B, frames, channels]`.
         """
-        if self._ahead:
+        if self.ahead:
             self._compile_extractor_ahead(layers, waveform)
         return self._extract(layers, waveform, self.compiled)
 
@@ -202,7 +202,7 @@ class Execution:
         """
         if not self.compiled:
             x = encoder.embed(x, packing, self)
-            if self._ahead:  # the next batch of this shape runs compiled
+            if self.ahead:  # the next batch of this shape runs compiled
                 _compile_ahead(encoder, x, attend, masked_indices)
             return x, lambda layer, x: layer(x, attend)
         seeds = None
