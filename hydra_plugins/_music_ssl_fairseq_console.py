@@ -94,7 +94,7 @@ class Console(logging.Handler):
 
 
 class Early(logging.Handler):
-    """Keeps what is logged before the run has a log."""
+    """Keeps records until the run has a log."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ def keep_for_the_log() -> None:
 
 
 def replay() -> None:
-    """Write what was kept to the log files of the root logger."""
+    """Write the kept records to the log files of the root logger."""
     records, _EARLY.records = _EARLY.records, []
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):

@@ -180,7 +180,7 @@ def _check_audio(
         here: dict[FileId, str] = {}
         for (name, _), (reason, identity) in zip(tracks, results, strict=True):
             if reason == SILENT and is_task:
-                # Which files a task has is not the user's choice.
+                # A task's data set chooses its files, not the user.
                 findings.note(f"warning: {split}: {name}: {reason}")
             elif reason is not None:
                 findings.add(f"{split}, {kind_of(reason)}", f"{split}: {name}: {reason}")

@@ -39,7 +39,7 @@ CHECKPOINT = (
     "a checkpoint of this package, fairseq or torchaudio, the folder of a run, a Hugging Face "
     "folder or hf:USER/NAME"
 )
-"""What commands take as a model, for their help texts."""
+"""The forms of a model that commands take, for their help texts."""
 
 CONTINUES = "interrupted; to continue, run"
 """Message of a stopped command that can be continued; the command follows, without --force."""

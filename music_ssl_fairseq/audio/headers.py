@@ -43,7 +43,7 @@ class Pcm(NamedTuple):
 
 @dataclass(frozen=True)
 class AudioHeader:
-    """How to read a file."""
+    """The way to read a file."""
 
     # Whether libsndfile is asked first. It is not for MPEG audio, whose length it guesses, nor
     # for Opus, of which it refuses good files.

@@ -1,4 +1,4 @@
-"""Decode with PyAV (FFmpeg) what libsndfile cannot read or knows no length of.
+"""Decode with PyAV (FFmpeg) the files that libsndfile cannot read or measure.
 
 A seek must give the samples of decoding from the start. It does where packets have exact times and
 a decoder does not depend on skipped packets; there it goes to the packet. Elsewhere (AAC's noise,

@@ -57,7 +57,7 @@ def _name_digest(name: str) -> str:
 
 
 AUDIO = "audio of "
-"""What the names of entries begin with. There is none where files are missing."""
+"""Beginning of the entries' names. Where files are missing there is no entry."""
 
 _BLOCK_BYTES = 4096
 

@@ -1,4 +1,4 @@
-"""Settings of the crops and masks of pre-training: what the dataset reads of its task's."""
+"""Settings of crops and masks: the part of a pre-training task's that its dataset reads."""
 
 from dataclasses import dataclass
 from typing import Any, Optional

@@ -1,4 +1,4 @@
-"""What `metadata.json` of a folder of labels says: rate, splits, and how to make them again."""
+"""Read `metadata.json` of a folder of labels: rate, splits, and the command that makes them."""
 
 import os
 import shlex

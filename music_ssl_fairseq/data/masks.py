@@ -145,7 +145,7 @@ MASK_MODES: dict[str, type[SpanMask | FairseqMask]] = {"fixed": SpanMask, "fairs
 
 @dataclass(frozen=True)
 class CropMasks:
-    """How the masks of each crop are drawn."""
+    """Settings of the masks of each crop."""
 
     spans: SpanMask | FairseqMask
     growth: SpanGrowth | None  # span lengths of each training epoch; None for those of `spans`

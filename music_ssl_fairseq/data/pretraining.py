@@ -275,7 +275,7 @@ class PretrainingDataset(FairseqDataset):
         return self._plan.length(index)
 
     num_tokens = size
-    """What `max_tokens` counts."""
+    """fairseq's name for the length that `max_tokens` limits."""
 
     def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
         return self._plan.lengths[indices]

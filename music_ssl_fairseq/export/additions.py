@@ -1,4 +1,4 @@
-"""Put beside an exported model what is known of it: its scores, and the centroids of its units."""
+"""Put scores and the centroids of units beside an exported model."""
 
 import csv
 import io

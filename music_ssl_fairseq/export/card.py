@@ -1,4 +1,4 @@
-"""Write the model card: what a checkpoint records of a model, and what remains to be filled in."""
+"""Write the model card: facts that a checkpoint records, and blanks to fill in."""
 
 import math
 from importlib.resources import files

@@ -49,7 +49,7 @@ _WAY_OUT = "--out writes elsewhere; --force would replace them"
 
 
 class _Store:
-    """What both kinds share; `sizes` are the numbers of layers and of values."""
+    """Base of both kinds of store; `sizes` are the numbers of layers and of values."""
 
     damaged: list[int]  # tracks that existed, but incomplete, when the store was opened
 
@@ -65,7 +65,7 @@ class _Store:
         return bool(self._there[track])
 
     def _remove_damaged(self) -> list[int]:
-        """Find the complete tracks; return those of which there is less, and remove that."""
+        """Find the complete tracks; remove the incomplete ones, and return them."""
         damaged = []
         for track in range(len(self._there)):
             self._there[track] = self._is_complete(track)

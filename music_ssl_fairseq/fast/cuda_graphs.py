@@ -73,7 +73,7 @@ def graphed_layers(
 
 
 def _key(layers: Sequence[Any], x: Tensor) -> tuple[Any, ...]:
-    """Return what graphs are valid for: among others the norms' addresses and the dropouts."""
+    """Return the conditions of valid graphs, such as the norms' addresses and the dropouts."""
     addresses = [[t.data_ptr() for t in norm_parameters(layer)] for layer in layers]
     settings = [layer_settings(layer, True) for layer in layers]
     return x.shape, working_dtype(x), x.device, settings, addresses

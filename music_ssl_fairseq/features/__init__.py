@@ -43,7 +43,7 @@ FrontEnd: TypeAlias = "Framewise | Deep"
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """Which features: all that a process needs to make their front end.
+    """Features by name, with all that a process needs to make their front end.
 
     Raises InputError if there are no such features, or `deep` lacks what it needs.
     """
@@ -112,7 +112,7 @@ class FeatureSpec:
 
     @property
     def modules(self) -> list[str]:
-        """What making the front end imports: for a parent process to import before it forks."""
+        """Modules of the front end, for a parent process to import before it forks."""
         names = (part if part == DEEP else FRONT_ENDS[part][0] for part in self.parts)
         return [f"{__name__}.{name}" for name in dict.fromkeys(names)]
 

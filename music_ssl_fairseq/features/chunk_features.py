@@ -42,7 +42,7 @@ class Request(NamedTuple):
     frames: np.ndarray | None = None
 
     def chosen_from(self, features: Any) -> Any:
-        """Return what is asked for of the features of frames `[first, last)`."""
+        """Select the requested frames from the features of frames `[first, last)`."""
         return features if self.frames is None else features[self.frames - self.first]
 
 

@@ -1,4 +1,4 @@
-"""What an unfinished run has done so far, in a folder beside its results.
+"""Keep the results of an unfinished run in a folder beside its target.
 
 Each block of tracks is one file, written atomically. Processes that share a run see each other's
 blocks, and lock the one that they are doing. The system releases a killed process's locks.
@@ -24,7 +24,7 @@ _DAMAGED: tuple[type[Exception], ...] = (
     *(zipfile.BadZipFile, zlib.error, NotImplementedError, AttributeError),
     *UNREADABLE,
 )
-"""What reading a damaged .npz raises."""
+"""Errors of reading a damaged .npz."""
 
 
 class Block(NamedTuple):

@@ -29,7 +29,7 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 @dataclass(frozen=True)
 class WorkerPool:
-    """How many processes do the work, and where."""
+    """Number and place of the processes that do the work."""
 
     workers: int  # processes; with 0 the work is done in this one
     # GPUs, as torch names them, one per worker; empty for work on the CPU

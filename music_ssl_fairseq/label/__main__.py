@@ -216,7 +216,7 @@ def _add_work(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Do what the command line says; an InputError says what is wrong with what it names."""
+    """Do what the command line says. Raises InputError about a wrong option or file."""
     reports = arguments.report or arguments.stage == "report"
     if reports:
         # Before hours of work rather than after them.

@@ -1,4 +1,4 @@
-"""`--stage assign` of the labeler: assign a unit to every frame; warn about what came of it."""
+"""`--stage assign` of the labeler: assign a unit to every frame; warn of odd results."""
 
 import sys
 from collections.abc import Iterator

@@ -32,7 +32,7 @@ relative gain below which they end. It returns centroids, and the inertia before
 
 @dataclass(frozen=True)
 class Options:
-    """How to fit."""
+    """Settings of a fit."""
 
     k: int
     seed: int = 0

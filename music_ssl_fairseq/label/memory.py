@@ -1,4 +1,4 @@
-"""How many workers and frames fit a stated memory.
+"""Bound workers and frames by a stated memory.
 
 Three things take memory that can grow: the frames that K-means is fitted on, worker processes, and,
 in each, the audio and features of one chunk. A chunk's length bounds the last. The other two never

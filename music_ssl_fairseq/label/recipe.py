@@ -47,7 +47,7 @@ WORDS = {
     "checkpoint": "checkpoint",
     "given_centroids": "file of centroids, or none",
 }
-"""What those settings are whose values say nothing to a reader."""
+"""Setting -> its description, for values that say nothing to a reader."""
 
 
 def version(distribution: str) -> str:

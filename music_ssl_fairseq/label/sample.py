@@ -52,7 +52,7 @@ def quotas(num_frames: np.ndarray, max_frames: int, seed: int) -> np.ndarray:
 
 
 class Chunks(NamedTuple):
-    """How to sample long tracks that give few frames."""
+    """Chunks of long tracks that give few frames."""
 
     together: int  # frames per chunk
     apart: int  # frames from one that is taken to the next, about

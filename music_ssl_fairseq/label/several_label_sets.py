@@ -79,7 +79,7 @@ class _OwnBlocks:
 
 @dataclass(frozen=True)
 class _SharedDir(CheckpointDir):
-    """Saves the parts of a block in the folders of several sets, the last one last.
+    """Saves the parts of a block in the folders of several sets, in their order.
 
     A block counts as done once its last part exists.
     """

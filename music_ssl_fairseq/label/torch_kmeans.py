@@ -27,7 +27,7 @@ def _no_tf32() -> Iterator[None]:
 
 
 class TorchNearest:
-    """Find the nearest centroid of each frame; see `assign.Nearest`, with the same results."""
+    """Find the nearest centroid of each frame, with the results of `nearest_centroid.Nearest`."""
 
     def __init__(self, centroids: np.ndarray | Tensor, device: str):
         self._device = torch.device(device)

@@ -43,7 +43,7 @@ _BATCHES_AT_ONCE = 8
 
 
 class ProbeExperiment:
-    """Everything about a probe but the updates; who builds the model sets the first two."""
+    """Everything about a probe but the updates. The builder of the model sets the first two."""
 
     model: HeadGrid  # the heads
     unfreeze: str = ""  # `model.unfreeze` if the encoder is trained along
@@ -196,7 +196,7 @@ class ProbeExperiment:
         return scores
 
     def _audio(self, *splits: str) -> dict[str, Any]:
-        """Note what tells other audio behind the same names, of the splits that were read."""
+        """Digest the audio of the splits that were read, to tell other audio of the same names."""
         read = {name: self._datasets[name] for name in splits if name in self._datasets}
         found = {name: probing_audio(dataset.split.manifest) for name, dataset in read.items()}
         return {"audio": {name: digest for name, digest in found.items() if digest}}

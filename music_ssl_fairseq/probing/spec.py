@@ -32,7 +32,7 @@ class Metric(NamedTuple):
 
 @dataclass(frozen=True)
 class Kind:
-    """What a kind of task means. A label is of exactly one of the four forms."""
+    """A kind of task: its metrics, and exactly one of four forms of labels."""
 
     metrics: tuple[Metric, ...]
     one_class: bool = False  # a label is one class, and a song has one
@@ -136,7 +136,7 @@ class ProbingSpec:
 
     @property
     def of_kind(self) -> Kind:
-        """What the task's kind means."""
+        """The task's kind."""
         return KINDS[self.kind]
 
     @property

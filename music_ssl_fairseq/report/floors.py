@@ -1,4 +1,4 @@
-"""Compare front ends with what is known: whether data and pipeline are as they should be.
+"""Compare front ends with known figures, which checks data and pipeline.
 
 MFCC and chroma need no training, so their scores depend on the data, its splits and the probe
 alone. A constant answer is the least that a probe may reach. Four tasks have published figures of
@@ -52,7 +52,7 @@ for _task, _metric in map(str.split, PUBLISHED[0].percent):
 
 FRONT_ENDS = ("mfcc", "chroma", "logmel", "cqt")
 TOLERANCE = 0.05
-"""How far from a published figure is still near: windows, grids and front ends differ a little."""
+"""Largest difference from a published figure: windows, grids and front ends differ a little."""
 HEADER = (
     *("front end", "task", "here", "constant answer", "published front end"),
     *("least of the published models", "verdict"),

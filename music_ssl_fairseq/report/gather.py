@@ -17,7 +17,7 @@ from music_ssl_fairseq.runtime.texts import read_object
 from music_ssl_fairseq.runtime.user_command import corrected, made_tasks
 
 _OF_THE_HEAD = ("fingerprint", "layer", "learning_rate", "best_epoch")
-"""What is equal in `SPLIT.json` and `probe.json`, unless heads were trained after the score."""
+"""Entries equal in `SPLIT.json` and `probe.json`, unless heads were trained after the score."""
 
 
 @dataclass(frozen=True)

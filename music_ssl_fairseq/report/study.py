@@ -29,7 +29,7 @@ class Run:
 
     @property
     def trained(self) -> bool:
-        """Whether what it has learned was judged."""
+        """Whether its encoder was judged."""
         return bool(self.about.get("family")) and not self.about.get("random")
 
 
@@ -48,7 +48,7 @@ QUESTIONS = tuple(
 """Question, row, and the row that it is compared with."""
 
 CLAIMS = {question: about["paper"] for question, about in _ASKED.items() if "paper" in about}
-"""What the paper finds, by question: see questions.yaml."""
+"""Findings of the paper, by question: see questions.yaml."""
 
 
 def read(folder: Path) -> Rows:

@@ -28,7 +28,7 @@ _LOG_LINE = re.compile(
 _MAX_LINES_WITHIN = 4
 
 Points = dict[int, dict[str, float]]
-"""What was logged at each number of updates."""
+"""Logged numbers, by number of updates."""
 
 
 @dataclass

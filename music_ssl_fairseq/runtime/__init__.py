@@ -1,1 +1,1 @@
-"""What every room uses: CPUs, files, locks, texts, arrays, optional imports, delayed fetch."""
+"""Helpers of every package: CPUs, files, locks, texts, arrays, optional imports, delayed fetch."""

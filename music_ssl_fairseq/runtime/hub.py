@@ -11,7 +11,7 @@ from music_ssl_fairseq.runtime.optional import optional
 from music_ssl_fairseq.runtime.user_command import usual_model, with_path
 
 PREFIX = "hf:"
-"""What names on the hub begin with: `hf:USER/NAME`, or `hf:USER/NAME@REVISION`."""
+"""Beginning of a name on the hub: `hf:USER/NAME`, or `hf:USER/NAME@REVISION`."""
 
 UNITS = "units"
 """Folder of a model's units: centroids.npy, and what they were made from."""

@@ -17,7 +17,7 @@ UNREADABLE: tuple[type[Exception], ...] = (
     ValueError, EOFError, SyntaxError, TokenError, TypeError, KeyError,
     MemoryError, RecursionError, OverflowError,
 )  # fmt: skip
-"""What numpy and `ast.literal_eval` raise on damaged headers."""
+"""Errors of numpy and `ast.literal_eval` on damaged headers."""
 
 
 def write_header(file: BinaryIO, dtype: np.dtype, shape: tuple[int, ...]) -> int:

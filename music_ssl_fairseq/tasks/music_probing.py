@@ -1,4 +1,4 @@
-"""Register probing as a fairseq task: what fairseq's commands need of a `ProbeExperiment`."""
+"""Register probing as a fairseq task, which runs a `ProbeExperiment`."""
 
 import math
 import shlex

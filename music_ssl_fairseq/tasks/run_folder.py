@@ -174,7 +174,7 @@ def _began_with(state: dict[str, Any]) -> str:
 
 
 def _beginning(cfg: Any, own_restore_file: bool) -> str:
-    """Return what a command gives a run to begin with: a checkpoint, or resets; or empty."""
+    """Return the checkpoint, or the resets, that a command begins a run with; or empty."""
     if cfg.restore_file != LAST and not own_restore_file:
         return os.path.realpath(cfg.restore_file)
     return " ".join(f"checkpoint.{name}=true" for name in _RESETS if cfg[name])

@@ -135,7 +135,7 @@ def choose_tracker(cfg: Any) -> None:
 
 
 class _Trackio:
-    """What fairseq uses of wandb, by trackio. A run that is continued keeps its name and curves."""
+    """The part of wandb that fairseq uses, by trackio. A resumed run keeps its name and curves."""
 
     def __init__(self, module: Any):
         self._module = module

@@ -1,4 +1,4 @@
-"""Tell in a training's console what begins, how far it is, what came of it, and what to do next.
+"""Print the start, progress, outcome and next command of a training to its console.
 
 `hydra_plugins/_music_ssl_fairseq_console.py` prints the lines, and the log has them too. A task
 says what it trains (`start_lines`), the best validation so far or "" (`best_line`), and the command
@@ -24,7 +24,7 @@ from music_ssl_fairseq.frames import amount, counted
 logger = logging.getLogger(__name__)
 
 _MEASURED_UPDATES, _SLOW_UPDATES, _SLOW_SECONDS = 20, 5, 60.0
-"""What the expected time is the median of: so many updates, or five that took a minute or more.
+"""Updates whose median is the expected time; five are enough if they took a minute or more.
 
 The first updates on a GPU take many times as long: kernels are compiled and graphs recorded.
 """
@@ -57,7 +57,7 @@ class Narration:
         self._times: list[float] | None = None
 
     def begin(self, trainer: Any) -> None:
-        """Say what is trained, on what, where, and where it is written."""
+        """Print the model, its data, the device and the folder."""
         self._trainer = None
         cfg, task = trainer.cfg, trainer.task
         of_fairseq = not hasattr(task, "start_lines")  # a stock task beside our package
@@ -112,7 +112,7 @@ class Narration:
         say(f"{each:.2g} s per update" + (left and f": about {left} to go, without validation"))
 
     def end(self) -> None:
-        """Say what came of a training that is complete, and what to do next."""
+        """Print the outcome of a complete training, and the next command."""
         if self._trainer is None:
             return
         _remove_bar()
@@ -173,4 +173,4 @@ def _remove_bar() -> None:
 
 
 narration = Narration()
-"""What is said of the training in this process."""
+"""The narration of this process."""

@@ -1,4 +1,4 @@
-"""What fairseq's training loop keeps of a run in functions and modules of its own."""
+"""The state of a run that fairseq's training loop keeps in its functions and modules."""
 
 import contextlib
 from typing import Any

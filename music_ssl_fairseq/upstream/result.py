@@ -1,4 +1,4 @@
-"""What `Upstream.features` returns."""
+"""The result of `Upstream.features`."""
 
 from dataclasses import dataclass
 

@@ -75,7 +75,7 @@ class Kernel:
 
 
 def _kind(argument: Any) -> Any:
-    """Return what Triton compiles a kernel for, of an argument."""
+    """Return the property of an argument for which Triton compiles a kernel."""
     if isinstance(argument, Tensor):
         return argument.dtype
     if isinstance(argument, int):

@@ -27,7 +27,7 @@ _CLIPS_PER_GROUP = 64  # whose windows share batches
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """How clips are cut into windows, and windows become vectors."""
+    """The cut of clips into windows, and of windows into vectors."""
 
     seconds: float  # length of a window; 0 for the whole clip
     frames: bool  # one vector per frame (50 per second) instead of one per window

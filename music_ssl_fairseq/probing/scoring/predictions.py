@@ -14,7 +14,7 @@ from music_ssl_fairseq.runtime.files import atomic_path
 
 @dataclass(frozen=True)
 class Predictions:
-    """What scores need of a split, clip by clip: predictions and targets, or `beat_counts`."""
+    """Predictions and targets of a split, clip by clip; for beats `beat_counts` in their place."""
 
     names: list[str]  # `[clips]` files
     group_index: np.ndarray  # `[clips]` int64 number of the song
