@@ -33,6 +33,7 @@ TINY = [
     "task.crop_seconds=1",
     "task.min_seconds=1",
 ]
+ONE_UPDATE = ["optimization.max_update=1", "dataset.disable_validation=true"]
 SHALLOW = {
     "music_hubert": [*TINY, "model.encoder_layers=2"],
     "music2vec": [*TINY, "model.encoder_layers=2", "model.average_top_k_layers=2"],

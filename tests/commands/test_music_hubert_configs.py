@@ -19,7 +19,7 @@ from music_ssl_fairseq.features import FRONT_ENDS, FeatureSpec
 from music_ssl_fairseq.frames import FrameGrid, conv_grid, parse_conv_layers
 from music_ssl_fairseq.label.__main__ import get_parser, main
 from tests import EXAMPLES
-from tests.fairseq_commands import TINY, logged, make_corpus, train
+from tests.fairseq_commands import ONE_UPDATE, TINY, logged, make_corpus, train
 
 CONFIGS = EXAMPLES / "music_hubert"
 SCHEDULES = ("short", "day", "random_projection", "curriculum", "visible")
@@ -72,9 +72,9 @@ def test_each_composes_and_trains_on_the_labels_of_its_header(here, name):
     wanted = get_parser().parse_args(header_command(name))
     features = FeatureSpec(wanted.features, wanted.checkpoint, wanted.layer)
     make_labels(Path(wanted.labels), 50 if features.name == "deep" else 100)
-    train("music_hubert", *TINY, "optimization.max_update=2", config_name=name)
+    train("music_hubert", *TINY, *ONE_UPDATE, config_name=name)
     run = Path(f"runs/music_hubert/{name}")
-    assert len(logged(run, "train_inner")) == 2
+    assert len(logged(run, "train_inner")) == 1
     state = torch.load(run / "checkpoints/checkpoint_last.pt", weights_only=True)
     assert state["cfg"]["model"]["_name"] == "music_hubert"
     assert state["cfg"]["optimizer"]["_name"] in ("fused_adamw", "muon")  # no default
@@ -83,7 +83,7 @@ def test_each_composes_and_trains_on_the_labels_of_its_header(here, name):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_short_recipes_train(here, name):
-    train("music_hubert", *TINY, "optimization.max_update=1", config_name=name)
+    train("music_hubert", *TINY, *ONE_UPDATE, config_name=name)
     state = torch.load(
         f"runs/music_hubert/{name}/checkpoints/checkpoint_last.pt", weights_only=True
     )
@@ -110,8 +110,8 @@ def test_the_harmonic_recipes_train_on_the_label_sets_of_their_headers(here, nam
         sets += len(several)
     layers = [1] * (sets - 1) + [2]
     small = ["model.pitch_bands=12", "model.pitch_taps=1024", f"model.label_layers={layers}"]
-    train("music_hubert", *TINY, *small, "optimization.max_update=2", config_name=name)
-    (step, _) = logged(Path(f"runs/music_hubert/{name}"), "train_inner")
+    train("music_hubert", *TINY, *small, *ONE_UPDATE, config_name=name)
+    (step,) = logged(Path(f"runs/music_hubert/{name}"), "train_inner")
     assert step["loss_m"] == pytest.approx(
         sum(step[f"loss_m_{number}"] for number in range(sets)), abs=1e-3
     )
@@ -163,7 +163,7 @@ def test_labels_from_elsewhere_need_a_rate(here):
     assert message.count("\n") == 1  # the command below
     assert "labels/metadata.json: no such file" in message
     assert "set task.label_rate" in message
-    train("music_hubert", *TINY, "task.label_rate=100", "optimization.max_update=1")
+    train("music_hubert", *TINY, "task.label_rate=100", *ONE_UPDATE)
     assert len(logged(Path("runs/music_hubert/config"), "train_inner")) == 1
 
 

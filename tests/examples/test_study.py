@@ -1,12 +1,16 @@
 """examples/study: the table of rows, which row runs when, corpora, and a miniature end to end."""
 
+import fcntl
 import gzip
 import importlib
 import json
 import os
+import runpy
+import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +21,7 @@ from music_ssl_fairseq.__main__ import main
 from music_ssl_fairseq.errors import InputError
 from tests import EXAMPLES
 from tests.audio_files import write_tone
+from tests.fairseq_commands import train
 
 FOLDER = EXAMPLES / "study"
 TRAINED = """
@@ -42,7 +47,7 @@ def modules():
     sys.path.insert(0, str(FOLDER))
     yield {name: importlib.import_module(name) for name in names}
     sys.path.remove(str(FOLDER))
-    for name in names:
+    for name in (*names, "judge", "tasks", "table"):
         sys.modules.pop(name, None)
 
 
@@ -237,6 +242,14 @@ def test_rows_and_seeds_that_the_table_lacks_are_an_error(modules, made):
         study.wanted(["first"], [3])
 
 
+def wait_for(text: str, log: Path) -> None:
+    """Wait until a log has this text."""
+    deadline = time.monotonic() + 120
+    while not log.exists() or text not in log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
 def test_commands_end_with_a_killed_study(tmp_path):
     """A training that went on alone would keep the next one out of its folder."""
@@ -246,10 +259,7 @@ def test_commands_end_with_a_killed_study(tmp_path):
         [sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(FOLDER)}
     )
     for text in ("begun\n", "begun\nended\n"):
-        deadline = time.monotonic() + 20
-        while not (tmp_path / "log").exists() or (tmp_path / "log").read_text() != text:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_for(text, tmp_path / "log")
         study.kill()
     study.wait()
 
@@ -331,29 +341,50 @@ def write_clips(folder: Path, *tasks: str) -> None:
         (folder / f"{task}.csv").write_text("\n".join(lines) + "\n")
 
 
-def test_a_miniature_goes_from_music_to_the_report(tmp_path):
-    """With processes as a user has them, and their training killed once."""
+def run_here(_processes, command: list[str], log: Path, environment: dict[str, str]) -> int:
+    """Run a command of Python in this process, which has imported what it needs."""
+    program, *arguments = command[1:]
+    sys.path.insert(0, str(Path(program).parent))
+    with log.open("a") as file, redirect_stdout(file), redirect_stderr(file):
+        try:
+            if program == "-m":
+                sys.argv = arguments
+                runpy.run_module(arguments[0], run_name="__main__", alter_sys=False)
+            elif program == "-c":
+                family = Path(arguments[2]).name
+                train(family, *arguments[5:], config_name=arguments[4])
+            else:
+                sys.argv = [program, *arguments]
+                runpy.run_path(program, run_name="__main__")
+        except SystemExit as end:
+            print(end.code)
+            return bool(end.code)
+        finally:
+            sys.path.pop(0)
+    return 0
+
+
+def test_a_miniature_goes_from_music_to_the_report(modules, tmp_path, monkeypatch, capsys):
+    """With processes as a user has them until its training is killed, and then in this one."""
     for i in range(6):
         write_tone(tmp_path / f"music/{i}.flac", 3.0, 16_000, seed=i)
     write_clips(tmp_path / "judge", "pitch", "instrument")
-    command = [
-        sys.executable,
-        str(FOLDER / "study.py"),
-        "--miniature",
-        "--rows",
-        "hubert-music",
-    ]
+    arguments = ["--miniature", "--rows", "hubert-music"]
     for name in ("music", "judge", "work", "results"):
-        command += [f"--{name}", str(tmp_path / name)]
+        arguments += [f"--{name}", str(tmp_path / name)]
+    command = [sys.executable, str(FOLDER / "study.py"), *arguments]
     log = tmp_path / "work/logs/hubert-music-s1.log"
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as study:
-        deadline = time.monotonic() + 300
-        while not (log.exists() and "train_inner" in log.read_text()) and study.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_for("train_inner", log)
         study.kill()
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert ended.stdout.endswith("rows done: 1 of 1, left: 0\n"), ended.stdout + ended.stderr
+    wait_for("stopped by SIGTERM: update ", log)
+    (lock,) = (tmp_path / "work/runs").glob("*/checkpoints.lock")
+    with lock.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # which waits for the end of its process
+    monkeypatch.setattr(modules["processes"].Processes, "__call__", run_here)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert modules["study"].main(arguments) == 0
+    assert capsys.readouterr().out.endswith("rows done: 1 of 1, left: 0\n"), log.read_text()
     assert main(["report", "--study", str(tmp_path / "results"), "--out", str(tmp_path)]) == 0
     text = (tmp_path / "study.md").read_text()
     assert "A miniature: the program runs" in text
@@ -385,5 +416,3 @@ def test_results_of_a_row_hold_scores_layers_and_draws(modules, tmp_path, monkey
     draws = np.load(folder / "mfcc-s1.npz")["instrument"]
     assert len(draws) == 1001
     assert draws[0] == pytest.approx(scored["value"], abs=1e-4)
-    for name in ("judge", "tasks", "table"):
-        sys.modules.pop(name, None)
