@@ -88,7 +88,7 @@ def _module(imported: str) -> str:
 
 @functools.cache
 def modules() -> dict[str, set[str]]:
-    """Return what each module imports; read by the first test, not by each process that collects."""
+    """Return what each module imports, read once: not by each process that collects tests."""
     files = (file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
     return {name(file): imports(file) for file in files}
 

@@ -348,9 +348,8 @@ def run_here(_processes, command: list[str], log: Path, environment: dict[str, s
     with log.open("a") as file, redirect_stdout(file), redirect_stderr(file):
         try:
             if program == "-m":
-                sys.argv = arguments
-                runpy.run_module(arguments[0], run_name="__main__", alter_sys=False)
-            elif program == "-c":
+                return importlib.import_module(f"{arguments[0]}.__main__").main(arguments[1:])
+            if program == "-c":
                 family = Path(arguments[2]).name
                 train(family, *arguments[5:], config_name=arguments[4])
             else:
