@@ -13,7 +13,7 @@ from music_ssl_fairseq.criterions.collapse import SpreadWatch, schedule_of
 from music_ssl_fairseq.criterions.totals import totals
 from music_ssl_fairseq.criterions.units import UnitLossConfig, log_units, score_units
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.settings import ABOVE_0, FROM_0, setting
+from music_ssl_fairseq.runtime.settings import ABOVE_0, FROM_0, changeable, setting
 
 
 @dataclass
@@ -29,20 +29,18 @@ class Music2VecCriterionConfig(UnitLossConfig):
         "weight of the loss over units, with label sets (task.label_dir). Not in fairseq",
         FROM_0,
     )
-    min_target_var: float = setting(
+    min_target_var: float = changeable(
         0.1,
         "smallest healthy target_var, 300 updates after the warm-up, but no later than fairseq's "
         "5000 updates: below is collapse",
-        may_change=True,
     )
-    min_pred_var: float = setting(
-        0.01, "smallest healthy pred_var after 5000 updates: below is collapse", may_change=True
+    min_pred_var: float = changeable(
+        0.01, "smallest healthy pred_var after 5000 updates: below is collapse"
     )
-    stop_if_collapsed: bool = setting(
+    stop_if_collapsed: bool = changeable(
         True,
         "end a run whose targets or predictions have no spread, or encode only where in the crop "
         "a frame lies; false warns",
-        may_change=True,
     )
 
 

@@ -10,7 +10,7 @@ from fairseq.logging import metrics
 from music_ssl_fairseq.criterions.collapse import UnitWatch, schedule_of
 from music_ssl_fairseq.criterions.totals import totals
 from music_ssl_fairseq.criterions.units import UnitLossConfig, log_units, score_units
-from music_ssl_fairseq.runtime.settings import FROM_0, setting
+from music_ssl_fairseq.runtime.settings import FROM_0, changeable, setting
 
 
 @dataclass
@@ -28,11 +28,10 @@ class MusicHubertCriterionConfig(UnitLossConfig):
         "loss_weights: [10]",
         FROM_0,
     )
-    stop_if_collapsed: bool = setting(
+    stop_if_collapsed: bool = changeable(
         True,
         "end a run that predicts the same unit everywhere, once the warm-up is over; false warns. "
         "Not in fairseq",
-        may_change=True,
     )
 
 

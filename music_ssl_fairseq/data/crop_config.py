@@ -8,7 +8,15 @@ from omegaconf import II, OmegaConf
 
 from music_ssl_fairseq.data.masks import MASK_MODES, CropMasks, SpanGrowth
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.settings import ABOVE_0, FROM_0, FROM_1, UP_TO_1, copied, setting
+from music_ssl_fairseq.runtime.settings import (
+    ABOVE_0,
+    FROM_0,
+    FROM_1,
+    UP_TO_1,
+    changeable,
+    copied,
+    setting,
+)
 
 
 @dataclass
@@ -45,12 +53,11 @@ class CropConfig(FairseqDataclass):
         "length. Not in fairseq",
     )
     mask_growth_epochs: int = setting(10, "epochs over which spans grow from mask_length_start")
-    max_unreadable: float = setting(
+    max_unreadable: float = changeable(
         0.1,
         "share of tracks that may prove unreadable, and be replaced by crops of others, before "
         "training stops",
         UP_TO_1,
-        may_change=True,
     )
     seed: int = setting(
         II("common.seed"), "crops and masks follow from this, the epoch and the crop's index alone"

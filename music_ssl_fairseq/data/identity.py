@@ -27,7 +27,7 @@ def settings_identity(
     """Return every setting that decides the result.
 
     `groups` are the values of `model`, `task` and so on, and `configs` their dataclasses, which
-    declare what `may_change`. Settings of other groups (optimization, dataset, ...) all may.
+    declare what is `changeable`. Settings of other groups (optimization, dataset, ...) all may.
     """
     return {
         f"{group}.{name}": str(value)

@@ -6,7 +6,7 @@ from typing import Optional
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 
 from music_ssl_fairseq.frames import DEFAULT_CONV_LAYERS
-from music_ssl_fairseq.runtime.settings import BELOW_1, FROM_0, FROM_1, SHARE, setting
+from music_ssl_fairseq.runtime.settings import BELOW_1, FROM_0, FROM_1, SHARE, changeable, setting
 
 
 @dataclass
@@ -98,23 +98,20 @@ class AudioEncoderConfig(FairseqDataclass):
         "in fairseq: such a checkpoint loads in this package alone",
         FROM_0,
     )
-    init_from: Optional[str] = setting(
+    init_from: Optional[str] = changeable(
         None,
         "checkpoint whose encoder training starts from, under new heads: of this package, "
         "fairseq's HuBERT, data2vec_audio or wav2vec 2.0, a Hugging Face folder of these, or "
         "torchaudio's HuBERT. Not in fairseq, whose checkpoint.finetune_from_model wants the same "
         "model",
-        may_change=True,
     )
-    precision: ChoiceEnum(["auto", "fp32", "bf16"]) = setting(  # type: ignore[valid-type]
+    precision: ChoiceEnum(["auto", "fp32", "bf16"]) = changeable(  # type: ignore[valid-type]
         "auto",
         "arithmetic of the forward and backward pass; weights stay fp32. auto: bf16 on GPUs that "
         "have it, else fp32. Not in fairseq, whose common.fp16 still works",
-        may_change=True,
     )
-    fast: ChoiceEnum(["auto", "on", "off"]) = setting(  # type: ignore[valid-type]
+    fast: ChoiceEnum(["auto", "on", "off"]) = changeable(  # type: ignore[valid-type]
         "auto",
         "layouts and algorithms for GPUs, and kernels compiled at the start (once, about a "
         "minute): the same results, several times faster. auto: on GPUs. Not in fairseq",
-        may_change=True,
     )

@@ -6,7 +6,15 @@ from typing import List, Optional
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from omegaconf import II, MISSING
 
-from music_ssl_fairseq.runtime.settings import ABOVE_0, BELOW_1, FROM_0, FROM_1, copied, setting
+from music_ssl_fairseq.runtime.settings import (
+    ABOVE_0,
+    BELOW_1,
+    FROM_0,
+    FROM_1,
+    changeable,
+    copied,
+    setting,
+)
 
 LEARNING_RATES = [5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2]
 
@@ -15,16 +23,13 @@ LEARNING_RATES = [5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2]
 # fields that its command line does not name.
 @dataclass
 class ProbingTaskConfig(FairseqDataclass):
-    data: str = setting(
-        MISSING,
-        "folder with task.json, manifests and labels (python -m manifests_tools NAME)",
-        may_change=True,
+    data: str = changeable(
+        MISSING, "folder with task.json, manifests and labels (python -m manifests_tools NAME)"
     )
-    expected: Optional[str] = setting(
+    expected: Optional[str] = changeable(
         None,
         "name of the task that this configuration is for; a folder that holds another one is "
         "refused. null for any",
-        may_change=True,
     )
     window_seconds: float = setting(
         5.0,
@@ -32,56 +37,47 @@ class ProbingTaskConfig(FairseqDataclass):
         "over its windows",
         FROM_0,
     )
-    cache_dir: str = setting(
-        "feature_cache",
-        "folder of cached features; several tasks and runs may share it",
-        may_change=True,
+    cache_dir: str = changeable(
+        "feature_cache", "folder of cached features; several tasks and runs may share it"
     )
-    cache_limit_gb: float = setting(
-        50.0,
-        "largest size of the cache; the least recently used features go first",
-        FROM_0,
-        may_change=True,
+    cache_limit_gb: float = changeable(
+        50.0, "largest size of the cache; the least recently used features go first", FROM_0
     )
-    output_dir: str = setting(
-        "probe", "folder of probe.json, rows.csv, test.json and predictions", may_change=True
+    output_dir: str = changeable(
+        "probe", "folder of probe.json, rows.csv, test.json and predictions"
     )
-    decoder: str = setting(
+    decoder: str = changeable(
         "dbn",
         "from activations to beats: dbn (dynamic Bayesian network), librosa (dynamic programming) "
         "or peaks",
-        may_change=True,
     )
-    trackio_project: Optional[str] = setting(
+    trackio_project: Optional[str] = changeable(
         None,
         "project of trackio to log to, here and without an account; common.wandb_project logs to "
         "Weights & Biases",
-        may_change=True,
     )
-    save_seconds: float = setting(
+    save_seconds: float = changeable(
         20.0,
         "least time between two checkpoints of heads in training: a hundred heads are 400 MB. The "
         "last checkpoint is always written",
         FROM_0,
-        may_change=True,
     )
     upstream: Optional[str] = copied("model.upstream")
     upstream_seed: Optional[int] = copied("model.upstream_seed")
     last_epoch: Optional[int] = copied("optimization.max_epoch")
-    cpu: bool = setting(II("common.cpu"), "compute features without a GPU", may_change=True)
+    cpu: bool = changeable(II("common.cpu"), "compute features without a GPU")
     seed: int = setting(II("common.seed"), "seed of the order of windows in training")
 
 
 @dataclass
 class HeadGridConfig(FairseqDataclass):
-    upstream: str = setting(
+    upstream: str = changeable(
         MISSING,
         "what is probed: a checkpoint of this package or of fairseq's HuBERT, data2vec or wav2vec "
         "2.0, a Hugging Face folder, `random:` and one of these for the same model with random "
         "weights, or a front end without training: mfcc, chroma, logmel, cqt",
-        may_change=True,
     )
-    upstream_seed: int = setting(0, "seed of random weights", may_change=True)
+    upstream_seed: int = changeable(0, "seed of random weights")
     layers: Optional[str] = setting(
         None,
         "layers to probe, separated by commas: 0 is the projected extractor output, `all` the "
@@ -104,10 +100,8 @@ class HeadGridConfig(FairseqDataclass):
     frozen_updates: int = setting(
         0, "updates at the start in which the head alone is trained", FROM_0
     )
-    precision: ChoiceEnum(["auto", "fp32", "bf16"]) = setting(  # type: ignore[valid-type]
-        "auto",
-        "arithmetic of an unfrozen encoder; auto is bf16 on GPUs that have it",
-        may_change=True,
+    precision: ChoiceEnum(["auto", "fp32", "bf16"]) = changeable(  # type: ignore[valid-type]
+        "auto", "arithmetic of an unfrozen encoder; auto is bf16 on GPUs that have it"
     )
     hidden_size: int = setting(512, "hidden values of a head", FROM_1)
     dropout: float = setting(0.2, "dropout of the hidden values", BELOW_1)

@@ -33,33 +33,34 @@ BELOW_1 = Range("a number from 0 to below 1", lambda x: 0 <= x < 1)
 _SEED = Range(f"a number from 0 to {2**32 - 1}", lambda x: 0 <= x < 2**32)
 
 
-def setting(
-    default: Any, help: str, within: Range | None = None, *, may_change: bool = False
-) -> Any:
-    """Return a dataclass field of fairseq's configuration.
+def setting(default: Any, help: str, within: Range | None = None, **more: Any) -> Any:
+    """Return a dataclass field of fairseq's configuration; a list is copied per instance.
 
-    Args:
-        default: a list is copied per instance.
-        help: for `--help` and docs/.
-        within: the numbers that it may be, if it is one or a list of them.
-        may_change: whether a run may be continued with another value, because it changes no
-            result, or because files are compared by what they hold.
+    `within` are the numbers that it may be, if it is one or a list of them.
     """
-    metadata = {"help": help, "within": within, "may_change": may_change}
+    metadata = {"help": help, "within": within, **more}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def changeable(default: Any, help: str, within: Range | None = None) -> Any:
+    """Return a `setting` that may have another value when a run is continued.
+
+    It changes no result, or names files, which are compared by what they hold.
+    """
+    return setting(default, help, within, may_change=True)
 
 
 def copied(name: str) -> Any:
     """Return a field with the value of another group's setting, such as `model.mask_prob`."""
     group = name.partition(".")[0]
     whose = "the model's; set it there" if group == "model" else f"set it in {group}"
-    return setting(f"${{{name}}}", whose, may_change=True)
+    return changeable(f"${{{name}}}", whose)
 
 
 def may_change(config: type, name: str) -> bool:
-    """Return whether a run may be continued with another value of this field of a dataclass."""
+    """Return whether this field of a dataclass is `changeable`."""
     declared = getattr(config, "__dataclass_fields__", {}).get(name)
     return declared is not None and declared.metadata.get("may_change", False)
 

@@ -27,7 +27,7 @@ from music_ssl_fairseq.frames import amount, counted, hours
 from music_ssl_fairseq.optim import muon as _optimizer  # noqa: F401
 from music_ssl_fairseq.optim import tri_stage as _lr_scheduler  # noqa: F401
 from music_ssl_fairseq.optim.fused_adamw import FusedAdamW
-from music_ssl_fairseq.runtime.settings import setting
+from music_ssl_fairseq.runtime.settings import changeable
 from music_ssl_fairseq.runtime.user_command import made_tasks
 from music_ssl_fairseq.tasks.label_sets import LabelSets
 from music_ssl_fairseq.tasks.refusals import refuse_impossible, whole_configuration
@@ -45,36 +45,30 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class PretrainingConfig(CropConfig):
-    data: str = setting(MISSING, "folder with train.tsv and valid.tsv (manifests)", may_change=True)
-    rebuild_batches: bool = setting(
+    data: str = changeable(MISSING, "folder with train.tsv and valid.tsv (manifests)")
+    rebuild_batches: bool = changeable(
         True,
         "make new batches per epoch in the same data loader. false starts new workers "
         "each epoch, after the old ones have ended",
-        may_change=True,
     )
-    trackio_project: Optional[str] = setting(
+    trackio_project: Optional[str] = changeable(
         None,
         "project of trackio to log to, here and without an account; common.wandb_project logs to "
         "Weights & Biases",
-        may_change=True,
     )
-    background_saves: bool = setting(
-        True,
-        "train on while a checkpoint is written. false waits for the disk, as fairseq does",
-        may_change=True,
+    background_saves: bool = changeable(
+        True, "train on while a checkpoint is written. false waits for the disk, as fairseq does"
     )
     # Any, because omegaconf knows no type for "a string or a list of strings".
-    label_dir: Any = setting(
+    label_dir: Any = changeable(
         None,
         "a folder of units (music_ssl_fairseq label), or a list of such folders, that masked "
         "frames predict beside the teacher's view; none by default. Not in fairseq",
-        may_change=True,
     )
-    label_rate: Optional[float] = setting(
+    label_rate: Optional[float] = changeable(
         None,
         "labels per second: 100 for MFCC, 50 for deep features. Only for labels without the "
         "labeler's metadata.json, which states it; fairseq has it in the model too",
-        may_change=True,
     )
 
 
