@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 
 
 def register() -> None:
-    """Make fairseq know everything above, for instance before loading a checkpoint in Python."""
+    """Register the tasks, models and criterions with fairseq, for instance to load a checkpoint."""
     from importlib import import_module
 
     for task in ("music2vec_pretraining", "music_hubert_pretraining", "music_probing"):

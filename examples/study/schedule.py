@@ -77,9 +77,9 @@ class Study:
         if left := self._left(rows):
             self._say(f"rows to do: {len(left)}; {self._time_for(left)}")
         threading.Thread(target=self._watch, daemon=True).start()
-        with ThreadPoolExecutor(4) as labeller, ThreadPoolExecutor(64) as judges:
+        with ThreadPoolExecutor(4) as labeler, ThreadPoolExecutor(64) as judges:
             streams = [
-                threading.Thread(target=self._stream, args=(gpu, labeller, judges))
+                threading.Thread(target=self._stream, args=(gpu, labeler, judges))
                 for _ in range(self.streams)
                 for gpu in self.gpus
             ]
@@ -178,7 +178,7 @@ class Study:
 
     # Which row when
 
-    def _next(self, labeller: ThreadPoolExecutor) -> Row | None:
+    def _next(self, labeler: ThreadPoolExecutor) -> Row | None:
         """Take the next row that can start; None if none will.
 
         Rows that end in time come first, and among them those that need weights which are here:
@@ -188,7 +188,7 @@ class Study:
             while self.queue and not self._over():
                 for row in [row for row in self.queue if self._cannot(row)]:
                     self.queue.remove(row)
-                self._start_labels(labeller)
+                self._start_labels(labeler)
                 ready = [row for row in self.queue if self._ready(row)]
                 left = self._remaining()
                 fit = [row for row in ready if self._expected(row) <= left]
@@ -223,14 +223,14 @@ class Study:
                 self.failed[row.id] = self.failed[other.id]
         return row.id in self.failed
 
-    def _start_labels(self, labeller: ThreadPoolExecutor) -> None:
+    def _start_labels(self, labeler: ThreadPoolExecutor) -> None:
         workers = max(1, self.steps.workers // 4)
         for row in self.queue:
             for name in row.labels:
                 key, source = (row.corpus, name), self._label_source(row.corpus, name)
                 waits = source is not None and not self.steps.is_trained(source)
                 if key not in self.label_jobs and not waits and not self.steps.is_trained(row):
-                    self.label_jobs[key] = labeller.submit(
+                    self.label_jobs[key] = labeler.submit(
                         self.steps.label, row.corpus, name, workers
                     )
                     self.label_jobs[key].add_done_callback(self._wake)
@@ -239,8 +239,8 @@ class Study:
         with self.condition:
             self.condition.notify_all()
 
-    def _stream(self, gpu: str, labeller: ThreadPoolExecutor, judges: ThreadPoolExecutor) -> None:
-        while (row := self._next(labeller)) is not None:
+    def _stream(self, gpu: str, labeler: ThreadPoolExecutor, judges: ThreadPoolExecutor) -> None:
+        while (row := self._next(labeler)) is not None:
             ended = not row.family or self.steps.train(row, gpu)
             if row.family and not self._over():
                 self._say(f"{row.id}: {'trained' if ended else 'training failed'}")

@@ -221,8 +221,8 @@ class PretrainingDataset(FairseqDataset):
             `mask` (`[views, F]` bool, a crop's masks in succession), `masked_indices` and, if
             asked for, `unmasked_indices`: the masked and the other frames that are not
             padding, as ascending indices into `views * F`; and, if asked for, `num_visible`: the
-            most unmasked frames of a view, and those of each if there is no padding. An empty dict
-            for no samples: fairseq gives none to ranks that have run out of batches.
+            largest number of unmasked frames per view. Without padding, all views have this number.
+            An empty dict for no samples: fairseq gives none to ranks that have run out of batches.
         """
         if not samples:
             return {}

@@ -56,7 +56,7 @@ class Execution:
         compiled: whether to use compiled functions, fused kernels and CUDA graphs, on a GPU.
         group_norm: filters and shifts of `fold_moments` for the extractor's first layer, if its
             group norm has the statistics of longer waveforms.
-        ahead: whether other threads compile the kernels with which `compiled` runs the next batch.
+        ahead: compile the next batch's kernels in background threads.
     """
 
     def __init__(

@@ -78,7 +78,7 @@ def _select(x: Tensor, indices: Tensor) -> Tensor:
 
 
 class FrameSelection(NamedTuple):
-    """N frames of a batch `[B, T]`, where the output of these is all that is needed.
+    """The N frames of a batch `[B, T]` whose last-layer output is used.
 
     A loss over masked frames needs the others only as keys and values of the last layer's
     attention. Without them, at `mask_prob` 0.8, a third of that layer's work is saved.

@@ -47,8 +47,8 @@ class Request(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FeatureJob:
-    """A job of workers (`jobs.pool.ordered`) on features of tracks, or of parts of tracks.
+class FeatureWork:
+    """Work of a worker pool (`jobs.pool.ordered`) on features of tracks, or of parts of tracks.
 
     Items are lists of parts. The result of each part is what `collect` returns, or the AudioError
     of a track that cannot be read, or has not the manifest's length.
@@ -82,7 +82,7 @@ class FeatureJob:
         (results,) = self.stream([item])
         return results
 
-    def on(self, device: str) -> "FeatureJob":
+    def on(self, device: str) -> "FeatureWork":
         """Return the same job for a GPU of its own."""
         return replace(self, features=replace(self.features, device=device))
 

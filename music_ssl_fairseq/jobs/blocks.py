@@ -27,7 +27,7 @@ class BlockJob:
     name: str  # of its files in the checkpoint dir
     description: str  # beside its progress bar
     num_samples: np.ndarray  # `[tracks]` at 16 kHz
-    item: Callable[[int], Any]  # what the job is given for a track
+    item: Callable[[int], Any]  # what the work is given for a track
     # Identifies what a range of tracks is read from, if that is known; blocks made from anything
     # else are made again
     source: Callable[[range], str | None]
@@ -39,13 +39,15 @@ class BlockJob:
     def __post_init__(self):
         self.blocks = cut_blocks(self.num_samples)
 
-    def run(self, done: CheckpointDir, numbers: Sequence[int], job: Any, pool: WorkerPool) -> None:
-        """Do those blocks of `numbers` that are not in `done` yet.
+    def run(
+        self, checkpoints: CheckpointDir, numbers: Sequence[int], work: Any, pool: WorkerPool
+    ) -> None:
+        """Do those blocks of `numbers` that are not in `checkpoints` yet.
 
         Blocks that another process is doing are left to it, and waited for.
 
         Args:
-            job: applied to lists of items in the workers (`pool.ordered`); for each item it
+            work: applied to lists of items in the workers (`pool.ordered`); for each item it
                 returns an array `[n, ...]`, or the AudioError of a track that cannot be read.
 
         Raises:
@@ -53,21 +55,21 @@ class BlockJob:
                 blocks are kept.
         """
         # Those of other shards as well: one shard may be done before files are replaced.
-        done.remove_outdated(self.name, len(self.blocks), self._source)
-        with self._bar(done, numbers) as bar:
-            busy = self._run(done, numbers, job, pool, bar)
+        checkpoints.remove_outdated(self.name, len(self.blocks), self._source)
+        with self._bar(checkpoints, numbers) as bar:
+            busy = self._run(checkpoints, numbers, work, pool, bar)
             while busy:
-                with done.locked(done.block(self.name, busy[0]).stem):
+                with checkpoints.locked(checkpoints.block(self.name, busy[0]).stem):
                     pass
-                busy = self._run(done, busy, job, pool, bar)
+                busy = self._run(checkpoints, busy, work, pool, bar)
         if self.errors and not self.skip_unreadable:
             raise self._unreadable()
 
     def _source(self, number: int) -> str:
         return self.source(self.blocks[number]) or ""
 
-    def _bar(self, done: CheckpointDir, numbers: Sequence[int]) -> tqdm:
-        exist = [number for number in numbers if done.block(self.name, number).exists()]
+    def _bar(self, checkpoints: CheckpointDir, numbers: Sequence[int]) -> tqdm:
+        exist = [number for number in numbers if checkpoints.block(self.name, number).exists()]
         return tqdm(
             desc=self.description,
             total=round(sum(map(self._seconds, numbers)), 1),
@@ -82,14 +84,19 @@ class BlockJob:
         return float(self.num_samples[block.start : block.stop].sum()) / SAMPLE_RATE
 
     def _run(
-        self, done: CheckpointDir, numbers: Sequence[int], job: Any, pool: WorkerPool, bar: tqdm
+        self,
+        checkpoints: CheckpointDir,
+        numbers: Sequence[int],
+        work: Any,
+        pool: WorkerPool,
+        bar: tqdm,
     ) -> list[int]:
         """Do the blocks that no other process is doing; return the numbers of the others."""
-        claims = Claims(done, self.name, numbers)
+        claims = Claims(checkpoints, self.name, numbers)
         try:
             groups = (group for number in claims for group in self._groups(number, pool.group_size))
             results: list[np.ndarray | AudioError] = []
-            for found in ordered(job, groups, pool):
+            for found in ordered(work, groups, pool):
                 block = self.blocks[claims.first]
                 first = block.start + len(results)
                 samples = self.num_samples[first : first + len(found)].sum()
@@ -98,7 +105,7 @@ class BlockJob:
                 bar.update(0)
                 results += found
                 if len(results) == len(block):
-                    self._save(done, claims.first, results)
+                    self._save(checkpoints, claims.first, results)
                     claims.release_first()
                     results = []
         finally:
@@ -113,7 +120,7 @@ class BlockJob:
             yield [self.item(i) for i in range(start, min(start + size, block.stop))]
 
     def _save(
-        self, done: CheckpointDir, number: int, results: Sequence[np.ndarray | AudioError]
+        self, checkpoints: CheckpointDir, number: int, results: Sequence[np.ndarray | AudioError]
     ) -> None:
         errors = {i: e for i, e in enumerate(results) if isinstance(e, AudioError)}
         for place, error in errors.items():
@@ -127,7 +134,7 @@ class BlockJob:
             places = np.array(list(errors), np.int64)
             source = np.array(self._sources.pop(number))
             block = Block(np.concatenate(values), np.array(lengths, np.int64), places, source)
-            done.save_block(self.name, number, block)
+            checkpoints.save_block(self.name, number, block)
         elif len(self.errors) >= _MAX_UNREADABLE:
             raise self._unreadable()
 
@@ -149,19 +156,19 @@ class Claims:
     Those that another process is doing are passed over, and noted in `busy`.
     """
 
-    def __init__(self, done: CheckpointDir, job: str, numbers: Sequence[int]):
-        self._done = done
-        self._job = job
+    def __init__(self, checkpoints: CheckpointDir, name: str, numbers: Sequence[int]):
+        self._checkpoints = checkpoints
+        self._name = name
         self._numbers = numbers
         self._held: deque[tuple[int, Callable[[], None]]] = deque()
         self.busy: list[int] = []
 
     def __iter__(self) -> Iterator[int]:
         for number in self._numbers:
-            file = self._done.block(self._job, number)
+            file = self._checkpoints.block(self._name, number)
             if file.exists():
                 continue
-            release = self._done.claim(file.stem)
+            release = self._checkpoints.claim(file.stem)
             if release is None:
                 self.busy.append(number)
             elif file.exists():  # another process has finished it since

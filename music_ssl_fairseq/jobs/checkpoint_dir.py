@@ -42,17 +42,17 @@ class CheckpointDir:
 
     path: Path
 
-    def block(self, job: str, number: int) -> Path:
+    def block(self, name: str, number: int) -> Path:
         """Return the file of a block, which exists once the block is done."""
-        return self.path / f"{job}-{number:05d}.npz"
+        return self.path / f"{name}-{number:05d}.npz"
 
-    def save_block(self, job: str, number: int, block: Block) -> None:
+    def save_block(self, name: str, number: int, block: Block) -> None:
         """Write a block atomically."""
-        self.save_arrays(self.block(job, number), **block._asdict())
+        self.save_arrays(self.block(name, number), **block._asdict())
 
-    def load_block(self, job: str, number: int) -> Block:
+    def load_block(self, name: str, number: int) -> Block:
         """Read a block that is done; InputError if it is damaged, and now removed."""
-        file = self.block(job, number)
+        file = self.block(name, number)
         found = self.load_arrays(file)
         if found is None or set(found) != set(Block._fields):
             file.unlink(missing_ok=True)
@@ -80,26 +80,26 @@ class CheckpointDir:
             file.unlink(missing_ok=True)
             return None
 
-    def load_lengths(self, job: str, number: int) -> np.ndarray:
+    def load_lengths(self, name: str, number: int) -> np.ndarray:
         """Read a block's `lengths` without its values."""
         try:
-            with np.load(self.block(job, number), allow_pickle=False) as arrays:
+            with np.load(self.block(name, number), allow_pickle=False) as arrays:
                 return arrays["lengths"]
         except _DAMAGED:
-            return self.load_block(job, number).lengths
+            return self.load_block(name, number).lengths
 
-    def remove_outdated(self, job: str, count: int, source: Callable[[int], str]) -> None:
+    def remove_outdated(self, name: str, count: int, source: Callable[[int], str]) -> None:
         """Remove those of `count` blocks that are damaged, or of another source than now.
 
         A source that is empty is not known, and so taken as unchanged.
         """
         outdated = 0
         for number in range(count):
-            found = self.load_arrays(self.block(job, number))
+            found = self.load_arrays(self.block(name, number))
             if found is None:
                 continue
             if set(found) != set(Block._fields) or source(number) not in ("", str(found["source"])):
-                self.block(job, number).unlink(missing_ok=True)
+                self.block(name, number).unlink(missing_ok=True)
                 outdated += 1
         if outdated:
             print(
@@ -108,9 +108,9 @@ class CheckpointDir:
                 file=sys.stderr,
             )
 
-    def missing(self, job: str, count: int) -> list[int]:
+    def missing(self, name: str, count: int) -> list[int]:
         """Return the numbers of those of `count` blocks that are not done yet."""
-        return [number for number in range(count) if not self.block(job, number).exists()]
+        return [number for number in range(count) if not self.block(name, number).exists()]
 
     def remove(self) -> None:
         """Remove the folder and all in it."""

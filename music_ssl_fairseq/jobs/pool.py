@@ -1,4 +1,4 @@
-"""Apply a job to many items in worker processes, with results in the items' order."""
+"""Apply work to many items in worker processes, with results in the items' order."""
 
 import contextlib
 import multiprocessing
@@ -35,7 +35,7 @@ class WorkerPool:
     # GPUs, as torch names them, one per worker; empty for work on the CPU
     devices: tuple[str, ...] = ()
     # Fork workers from this process: they start at once, and the caller needs no `__main__` guard.
-    # Without it they come from a server that has imported what the job needs and nothing else: a
+    # Without it they come from a server that has imported what the work needs and nothing else: a
     # process in which faiss or another user of OpenMP has run may hang when forked.
     fork: bool = False
     # What to do if a worker is killed, for the message
@@ -43,40 +43,40 @@ class WorkerPool:
 
     @property
     def group_size(self) -> int:
-        """Items to hand to a worker at once: a GPU is done with one in milliseconds."""
+        """Items to hand to a worker at once: one takes a GPU milliseconds."""
         return _ITEMS_PER_GPU_GROUP if self.devices else 1
 
 
-def ordered(job: Any, items: Iterable[Any], pool: WorkerPool) -> Iterator[Any]:
-    """Yield `job(item)` for each item, in the items' order.
+def ordered(work: Any, items: Iterable[Any], pool: WorkerPool) -> Iterator[Any]:
+    """Yield `work(item)` for each item, in the items' order.
 
     Workers are processes of one thread each, even a single one, so that every number is computed
     the same way however many there are. When the caller stops early or is interrupted, the workers
     end too, and what they hold open for writing is cleaned up.
 
     Args:
-        job: picklable and sent to each worker once, so it may hold arrays; its `modules`, if it has
-            any, are names of others that it imports as it works. A job with a method
-            `stream(items)`, which yields the results of items in order, is asked for that, and so
-            may look at items before their turn. If the pool has GPUs, each worker does
-            `job.on(device)` with its own.
+        work: called with an item. It is pickled and sent to each worker once, so it may hold
+            arrays. Its `modules`, if any, are names of others that it imports while working. If it
+            has `stream(items)`, which yields the results in order, that is called instead, and may
+            look at items before their turn. If the pool has GPUs, each worker calls
+            `work.on(device)` with its own.
         items: taken as they are needed; small, because they are sent one by one.
 
     Raises:
-        InputError: if a worker is killed, as the system does when memory runs out. What `job`
+        InputError: if a worker is killed, as the system does when memory runs out. What `work`
             raises is raised here when that item's turn comes, after all earlier results.
     """
     if not pool.workers:
-        yield from _results(job, items)
+        yield from _results(work, items)
         return
     held = _ITEMS_AHEAD_ON_GPU if pool.devices else _ITEMS_HELD
     ahead = pool.workers * (_ITEMS_AHEAD_ON_GPU if pool.devices else _ITEMS_AHEAD)
-    with _running(job, pool) as workers:
+    with _running(work, pool) as workers:
         yield from _exchange(iter(items), workers, held, ahead)
 
 
-def _results(job: Any, items: Iterable[Any]) -> Iterator[Any]:
-    return job.stream(items) if hasattr(job, "stream") else map(job, items)
+def _results(work: Any, items: Iterable[Any]) -> Iterator[Any]:
+    return work.stream(items) if hasattr(work, "stream") else map(work, items)
 
 
 def _exchange(
@@ -113,12 +113,12 @@ def _exchange(
 class _Worker:
     """A worker process, seen from its parent; `numbers` are of the items it has yet to answer."""
 
-    def __init__(self, job: Any, device: str | None, pool: WorkerPool):
+    def __init__(self, work: Any, device: str | None, pool: WorkerPool):
         context: Any = multiprocessing.get_context("fork" if pool.fork else "forkserver")
         self._advice = pool.advice
         self.numbers: deque[int] = deque()
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(job, device, theirs), daemon=True)
+        self.process = context.Process(target=_serve, args=(work, device, theirs), daemon=True)
         # Before `_serve`, a signal would run this process's handlers in the copy and could escape.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
         try:
@@ -153,14 +153,14 @@ class _Worker:
 
 
 @contextlib.contextmanager
-def _running(job: Any, pool: WorkerPool) -> Iterator[list[_Worker]]:
+def _running(work: Any, pool: WorkerPool) -> Iterator[list[_Worker]]:
     if not pool.fork:
-        start_server([type(job).__module__, *getattr(job, "modules", [])])
+        start_server([type(work).__module__, *getattr(work, "modules", [])])
     workers: list[_Worker] = []
     try:
         for number in range(pool.workers):
             device = pool.devices[number] if pool.devices else None
-            workers.append(_Worker(job, device, pool))
+            workers.append(_Worker(work, device, pool))
         yield workers
     finally:
         _end_workers([worker.process for worker in workers])
@@ -201,7 +201,7 @@ def start_server(modules: list[str]) -> None:
                 os.environ[name] = value
 
 
-def _serve(job: Any, device: str | None, connection: Connection) -> None:
+def _serve(work: Any, device: str | None, connection: Connection) -> None:
     """Answer the parent's items until it ends this process."""
     # Ctrl-C reaches every process of the terminal: the parent decides, and ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -213,7 +213,7 @@ def _serve(job: Any, device: str | None, connection: Connection) -> None:
     threading.Thread(target=_receive, args=(connection, arriving), daemon=True).start()
     try:
         items = (item for (item,) in iter(arriving.get, None))
-        for result in _results(job if device is None else job.on(device), items):
+        for result in _results(work if device is None else work.on(device), items):
             _answer(connection, (result, None))
     except Exception as error:
         error.add_note(f"In a worker process:\n{traceback.format_exc()}")

@@ -227,12 +227,14 @@ def run(arguments: argparse.Namespace) -> None:
     splits = _manifests(arguments.manifests)
     jobs = make_jobs(arguments, get_parser(), splits["train"])
     if arguments.stage in (None, "fit"):
-        sample_together(jobs, splits["train"])
+        if len(jobs) > 1:
+            sample_together(jobs, splits["train"])
         for job in jobs:
-            _fit(job, splits["train"], arguments.centroids, arguments.stage)
+            _make_centroids(job, splits["train"], arguments.centroids, arguments.stage)
     if arguments.stage in (None, "assign"):
         for split, manifest in splits.items():
-            label_together(jobs, split, manifest)
+            if len(jobs) > 1:
+                label_together(jobs, split, manifest)
         finished = [_assign(job, splits) for job in jobs]
         if not all(finished):
             return
@@ -251,7 +253,9 @@ def run(arguments: argparse.Namespace) -> None:
         _show_next(arguments.manifests, [job.folder.path for job in jobs])
 
 
-def _fit(job: "Job", manifest: "Manifest", centroids: Path | None, stage: str | None) -> None:
+def _make_centroids(
+    job: "Job", manifest: "Manifest", centroids: Path | None, stage: str | None
+) -> None:
     from music_ssl_fairseq.label.fit_stage import fit_centroids, take_centroids
 
     if job.folder.centroids() is not None:

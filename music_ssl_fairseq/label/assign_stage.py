@@ -17,7 +17,7 @@ from music_ssl_fairseq.jobs.checkpoint_dir import CheckpointDir
 from music_ssl_fairseq.label.fit_stage import FIT_LOCK
 from music_ssl_fairseq.label.job import Job
 from music_ssl_fairseq.label.join import join
-from music_ssl_fairseq.label.nearest_centroid import Labeller
+from music_ssl_fairseq.label.nearest_centroid import Labeler
 from music_ssl_fairseq.runtime.user_command import with_option
 
 
@@ -36,8 +36,8 @@ def label_split(job: Job, split: str, manifest: Manifest) -> bool:
             with_option("--stage", "fit"),
         )
     name = folder.block_name(split, manifest)
-    labeller = Labeller(job.features, centroids)
-    num_blocks = assign_blocks(job, split, manifest, name, checkpoints, labeller)
+    labeler = Labeler(job.features, centroids)
+    num_blocks = assign_blocks(job, split, manifest, name, checkpoints, labeler)
     with checkpoints.locked(FIT_LOCK):
         folder.reload()
         if folder.is_finished(split, manifest):
@@ -45,7 +45,7 @@ def label_split(job: Job, split: str, manifest: Manifest) -> bool:
         if missing := checkpoints.missing(name, num_blocks):
             print(
                 f"{job.shard}: its part of {split} is done; {len(missing)} of {num_blocks} "
-                "blocks are other shards'",
+                "blocks are left to other shards",
                 file=sys.stderr,
             )
             return False
@@ -56,7 +56,12 @@ def label_split(job: Job, split: str, manifest: Manifest) -> bool:
 
 
 def assign_blocks(
-    job: Job, split: str, manifest: Manifest, name: str, done: CheckpointDir, labeller: Labeller
+    job: Job,
+    split: str,
+    manifest: Manifest,
+    name: str,
+    checkpoints: CheckpointDir,
+    labeler: Labeler,
 ) -> int:
     """Assign units in this shard's blocks of a split, saved in `done`; return the number of all."""
 
@@ -67,7 +72,7 @@ def assign_blocks(
     labelling = BlockJob(name, split, manifest.num_samples, track, source, job.skip_unreadable)
     num_blocks = len(labelling.blocks)
     mine = range(job.shard.index, num_blocks, job.shard.count)
-    labelling.run(done, mine, labeller, job.pool)
+    labelling.run(checkpoints, mine, labeler, job.pool)
     return num_blocks
 
 

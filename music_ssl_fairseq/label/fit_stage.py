@@ -50,20 +50,20 @@ def fit_centroids(job: Job, manifest: Manifest) -> None:
             fit, num_frames, by = _fit_in_batches(job, num_blocks, whole)
         else:
             frames = _load_sample(job, num_blocks)
-            fit, by = _fit(job, frames, manifest)
+            fit, by = _fit_at_once(job, frames, manifest)
             num_frames = len(frames)
         folder.save_fit(fit, num_frames, front, by, audio_identity(manifest))
 
 
-def sample_blocks(job: Job, sample: Sample, done: CheckpointDir, reader: Reader) -> int:
-    """Sample the frames of all blocks, saved in `done`; return how many blocks there are."""
+def sample_blocks(job: Job, sample: Sample, checkpoints: CheckpointDir, reader: Reader) -> int:
+    """Sample the frames of all blocks, saved in `checkpoints`; return how many blocks there are."""
     tracks = sample.manifest
     source = partial(audio_digest, tracks)
     sampling = BlockJob(
         SAMPLE, "sampling", tracks.num_samples, sample.part, source, job.skip_unreadable
     )
     num_blocks = len(sampling.blocks)
-    sampling.run(done, in_own_order(num_blocks, job.shard), reader, job.pool)
+    sampling.run(checkpoints, in_own_order(num_blocks, job.shard), reader, job.pool)
     return num_blocks
 
 
@@ -137,7 +137,7 @@ def _state_file(job: Job, name: str, manifest: Manifest) -> Path:
     return job.folder.checkpoints.path / f"{name}-{audio_identity(manifest)}.npz"
 
 
-def _fit(job: Job, frames: np.ndarray, manifest: Manifest) -> tuple[KMeansState, str]:
+def _fit_at_once(job: Job, frames: np.ndarray, manifest: Manifest) -> tuple[KMeansState, str]:
     """Return centroids of all frames, and the library that fitted them."""
     checkpoints, recipe = job.folder.checkpoints, job.recipe
     size = f"{len(frames)} frames of {frames.shape[1]} values"
@@ -164,7 +164,7 @@ def _fit_in_batches(job: Job, num_blocks: int, whole: Sample) -> tuple[KMeansSta
         state = kmeans_in_batches.Progress(**found)
     else:
         frames = _load_sample(job, num_blocks)
-        fit, by = _fit(job, frames, whole.manifest)
+        fit, by = _fit_at_once(job, frames, whole.manifest)
         state = kmeans_in_batches.begin(fit, frames, job.device, by)
         del frames  # the batches take their place
     batches = kmeans_in_batches.Batches(whole, size)

@@ -100,8 +100,8 @@ def make_job(arguments: Namespace, parser: ArgumentParser, train: Manifest) -> J
     recipe = _recipe(a, features, train, bound, model)
     workers = memory.workers_that_fit(bound, a.workers, model)
     if workers < a.workers:
-        enough = f"--memory {memory.show_size(bound)} is enough for {workers} workers"
-        print(enough, file=sys.stderr)
+        size = memory.show_size(bound)
+        print(f"{workers} of {a.workers} workers: --memory {size} holds no more", file=sys.stderr)
     gpus: tuple[str, ...] = ()  # a process each, instead of workers on the CPU
     if computed_on != "cpu":
         import torch

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from music_ssl_fairseq.features.chunk_features import FeatureJob, Request, Track
+from music_ssl_fairseq.features.chunk_features import FeatureWork, Request, Track
 
 _BLOCK_DISTANCES = 2**20  # held at once: 4 MB, as much as stays in a CPU's caches
 
@@ -20,9 +20,9 @@ class Nearest:
     """
 
     def __init__(self, centroids: np.ndarray):
-        # |x - c|^2 is least where x.c - |c|^2 / 2 is largest. Both about the centroids' mean, where
-        # the norms are small and the difference keeps its digits. The second term is one more row
-        # of the matrix, and meets a 1 at the end of each frame.
+        # |x - c|^2 is least where x.c - |c|^2 / 2 is largest. Around the centroids' mean, norms are
+        # small, so the difference keeps its digits. Append -|c|^2 / 2 to each centroid, and 1 to
+        # each frame: one product computes both terms.
         self.mean = centroids.mean(axis=0, dtype=np.float64).astype(np.float32)
         centred = centroids - self.mean
         norms = np.square(centred, dtype=np.float64).sum(axis=1)
@@ -62,7 +62,7 @@ def unit_type(k: int) -> type[np.unsignedinteger]:
 
 
 @dataclass(frozen=True)
-class Labeller(FeatureJob):
+class Labeler(FeatureWork):
     """A job of workers: tracks to their units.
 
     Chunks start at the same frames whatever the workers, so that a label never depends on how the

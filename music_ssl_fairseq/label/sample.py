@@ -25,7 +25,7 @@ import numpy as np
 
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.features import FrontEnd
-from music_ssl_fairseq.features.chunk_features import FeatureJob, Request, Track
+from music_ssl_fairseq.features.chunk_features import FeatureWork, Request, Track
 
 _SPACING_SECONDS = 1.0  # between frames of a chunk
 
@@ -118,7 +118,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Reader(FeatureJob):
+class Reader(FeatureWork):
     """A job of workers: parts to their features."""
 
     def requests(self, part: SampledTrack) -> list[Request]:

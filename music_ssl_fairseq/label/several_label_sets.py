@@ -19,7 +19,7 @@ from music_ssl_fairseq.jobs.checkpoint_dir import Block, CheckpointDir
 from music_ssl_fairseq.label.assign_stage import assign_blocks
 from music_ssl_fairseq.label.fit_stage import SAMPLE, choose_sample, sample_blocks
 from music_ssl_fairseq.label.job import Job
-from music_ssl_fairseq.label.nearest_centroid import Labeller, make_nearest, unit_type
+from music_ssl_fairseq.label.nearest_centroid import Labeler, make_nearest, unit_type
 from music_ssl_fairseq.label.sample import Reader
 
 
@@ -39,7 +39,7 @@ def sample_together(jobs: Sequence[Job], manifest: Manifest) -> None:
         _OwnBlocks(job.folder.checkpoints, SAMPLE, own)
         for job, own in zip(jobs, columns, strict=True)
     ]
-    shared = _SharedDir(parts[-1].done.path, parts)
+    shared = _SharedDir(parts[-1].checkpoints.path, parts)
     sample_blocks(jobs[0], samples[0], shared, Reader(_spec(jobs)))
 
 
@@ -55,9 +55,9 @@ def label_together(jobs: Sequence[Job], split: str, manifest: Manifest) -> None:
         _OwnBlocks(job.folder.checkpoints, name, i)
         for i, (job, name) in enumerate(zip(jobs, names, strict=True))
     ]
-    labeller = _Labeller(_spec(jobs), centroids[0], tuple(centroids))
-    shared = _SharedDir(parts[-1].done.path, parts)
-    assign_blocks(jobs[0], split, manifest, names[-1], shared, labeller)
+    labeler = _Labeler(_spec(jobs), centroids[0], tuple(centroids))
+    shared = _SharedDir(parts[-1].checkpoints.path, parts)
+    assign_blocks(jobs[0], split, manifest, names[-1], shared, labeler)
 
 
 def _can_share(jobs: Sequence[Job]) -> bool:
@@ -72,7 +72,7 @@ def _spec(jobs: Sequence[Job]) -> FeatureSpec:
 class _OwnBlocks:
     """The folder of a set's blocks, their name there, and its columns of the values."""
 
-    done: CheckpointDir
+    checkpoints: CheckpointDir
     name: str
     columns: slice | int
 
@@ -86,19 +86,19 @@ class _SharedDir(CheckpointDir):
 
     parts: list[_OwnBlocks]
 
-    def block(self, job: str, number: int) -> Path:
+    def block(self, name: str, number: int) -> Path:
         last = self.parts[-1]
-        return last.done.block(last.name, number)
+        return last.checkpoints.block(last.name, number)
 
-    def save_block(self, job: str, number: int, block: Block) -> None:
+    def save_block(self, name: str, number: int, block: Block) -> None:
         for part in self.parts:
             values = block.values  # of unreadable tracks alone: of no columns
             own = values[:, part.columns] if values.ndim > 1 else values
-            part.done.save_block(part.name, number, block._replace(values=own))
+            part.checkpoints.save_block(part.name, number, block._replace(values=own))
 
 
 @dataclass(frozen=True)
-class _Labeller(Labeller):
+class _Labeler(Labeler):
     """Units `[frames, sets]` of each track."""
 
     sets: tuple[np.ndarray, ...]  # centroids `[k, D]` of each set

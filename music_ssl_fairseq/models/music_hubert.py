@@ -62,7 +62,7 @@ class MusicHubertModel(UnitPrediction):
     """Predicts the unit of each masked frame. Tensors have the names of fairseq's HubertModel.
 
     With several label sets, each has its own projection and unit embeddings, like fairseq's
-    `untie_final_proj: true`. Not offered are fairseq's default of one projection for all sets,
+    `untie_final_proj: true`. Unsupported: fairseq's default of one projection for all sets,
     `target_glu`, and `dropout_features`, which changes nothing in its pre-training loss.
     """
 

@@ -88,7 +88,7 @@ class ConvExtractor(nn.Module):
 
     def forward(self, waveform: Tensor, execution: Execution = PLAIN) -> Tensor:
         """Map `[B, T]` to features `[B, frames, channels]`."""
-        # A group norm is given for a window of a track, whose moments are those of the whole track.
+        # Long tracks are encoded in windows; `group_norm` holds the statistics of the whole track.
         if execution.is_fast(waveform) or execution.group_norm is not None:
             return execution.extract(list(self.conv_layers), waveform)
         # Channels last: norms run along them, and nothing has to be transposed for the encoder.

@@ -257,7 +257,7 @@ class PretrainingTask(RunFolderTask):
         return super().valid_step(*args, **kwargs)
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
-        """Log an update's sums; in training on a GPU the previous one's (see `DelayedFetch`)."""
+        """Log the sums of an update. On a GPU, training logs one update late (`DelayedFetch`)."""
         if self._training and logging_outputs:
             logging_outputs = [self._delayed_totals(logging_outputs)]
             self._check_collapse(logging_outputs[0], criterion)

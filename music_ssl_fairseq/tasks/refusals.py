@@ -35,7 +35,7 @@ _FIXED = {
         "each epoch has an order of its own already, and a resumed run would have another one",
     ),
 }
-"""Setting -> its only value, and why; others are answered with a traceback, or ignored."""
+"""Setting -> its only value, and why. fairseq crashes on other values, or ignores them."""
 
 _FIXED_IN_PROBES: dict[str, tuple[Any, str]] = {
     "dataset.train_subset": ("train", "heads learn from train"),
@@ -106,17 +106,19 @@ def _refuse_unknown(cfg: Any) -> None:
         if name is not None and name not in names:
             near = get_close_matches(name, names, 1, 0.5)
             right = f"{group}._name={near[0]}" if near else f"{group}._name="
-            raise InputError(f"{group}._name={name}: fairseq knows none", with_setting(right))
+            raise InputError(f"{group}._name={name}: no such {group}", with_setting(right))
 
 
 def _require_file(name: str, path: str) -> None:
-    """Refuse a checkpoint that is none: of a folder, fairseq would take nothing, without a word."""
+    """Refuse what is no checkpoint file. fairseq would start anew from a folder, without a word."""
     if path and Path(path).is_dir():
         file = locate(path)
         last = file.with_name(LAST)
         right = f"{name}={last if name.endswith('restore_file') and last.exists() else file}"
         other = (f"{name}=", f"model.init_from={path}") if file.is_dir() else (right,)
-        raise InputError(f"{name}={path}: a folder; give a file of it", with_setting(*other))
+        raise InputError(
+            f"{name}={path}: a folder; give a checkpoint file in it", with_setting(*other)
+        )
     # The default of restore_file need not exist, and loading it reports others.
     if path and not (name.endswith("restore_file") or "://" in path or Path(path).exists()):
         raise InputError(f"{name}={path}: no such checkpoint", corrected(path))

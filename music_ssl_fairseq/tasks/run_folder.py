@@ -56,7 +56,8 @@ class RunFolder:
         """Lock the folder, and check the checkpoint that the run would resume.
 
         Args:
-            task_cfg: the task's part of fairseq's whole configuration. By itself it means no run.
+            task_cfg: the task's part of fairseq's whole configuration. Without the whole, nothing
+                is checked.
             data: from the whole configuration to the identity of the training data.
             own_restore_file: whether our own configuration sets checkpoint.restore_file, which
                 then does not mean that the user wants to start from that file.

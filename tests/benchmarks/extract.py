@@ -1,4 +1,4 @@
-"""Seconds of audio a second that features are extracted from, of a base model, from FLAC.
+"""Seconds of audio per second that features are extracted from, of a base model, from FLAC.
 
     python -m tests.benchmarks.extract            # on a GPU if there is one
     python -m tests.benchmarks.extract --device cpu --minutes 5
@@ -76,7 +76,7 @@ def make_models(sizes: dict[str, Any], device: torch.device, precision: str) -> 
 
 
 def reading_rate(extraction: Extraction, manifest: Manifest, workers: int) -> float:
-    """Audio-seconds a second that worker processes decode and hand over.
+    """Audio-seconds per second that worker processes decode and hand over.
 
     Where there are enough files, their start is not counted.
     """
@@ -108,7 +108,7 @@ def rows(extraction: Extraction, count: int) -> Iterator[list[QueuedWindow]]:
 
 
 def model_rate(extraction: Extraction, seconds: float) -> float:
-    """Audio-seconds a second through the model alone, after two batches to warm up."""
+    """Audio-seconds per second through the model alone, after two batches to warm up."""
     for _ in extraction._computed(rows(extraction, 3)):
         pass
     done, begin = 0.0, time.perf_counter()
@@ -119,7 +119,7 @@ def model_rate(extraction: Extraction, seconds: float) -> float:
 
 
 def whole_rate(extraction: Extraction, manifest: Manifest, out: Path, workers: int) -> float:
-    """Audio-seconds a second of the command, from the first file opened to the last row written."""
+    """Audio-seconds per second of the command, from the first file to the last row."""
     out.mkdir()
     cut = Cut(manifest, extraction.upstream.grid, extraction.windowing)
     sizes = len(extraction.layers), extraction.upstream.dimension

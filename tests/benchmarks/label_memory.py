@@ -27,7 +27,7 @@ import numpy as np
 
 from music_ssl_fairseq import features
 from music_ssl_fairseq.features.mfcc import Mfcc
-from music_ssl_fairseq.label.nearest_centroid import Labeller
+from music_ssl_fairseq.label.nearest_centroid import Labeler
 from music_ssl_fairseq.label.sample import Reader
 
 # A worker imports this module for the classes below, and then knows these features too.
@@ -55,7 +55,7 @@ class Stub(Mfcc):
         return [table[: chunk.last - chunk.first] for chunk in chunks]
 
 
-class StubLabeller(Labeller):
+class StubLabeler(Labeler):
     """Its class is what makes workers import this module."""
 
 
@@ -69,7 +69,7 @@ def labelled(arguments: list[str]) -> int:
     from music_ssl_fairseq.label.__main__ import main as label
 
     vars(fit_stage).update(Reader=StubReader)
-    vars(assign_stage).update(Labeller=StubLabeller)
+    vars(assign_stage).update(Labeler=StubLabeler)
     return label(arguments)
 
 

@@ -98,7 +98,7 @@ def read(path: Path) -> int:
 
 
 def reading_rate(manifest: Manifest, workers: int) -> float:
-    """Seconds of audio a second that so many processes decode, without their start."""
+    """Seconds of audio per second that so many processes decode, without their start."""
     paths = [manifest.path(i) for i in range(len(manifest))]
     with ProcessPoolExecutor(workers) as pool:
         list(pool.map(read, paths[:workers]))
@@ -119,7 +119,7 @@ def deep(model: torch.nn.Module, layer: int, waveform: Tensor) -> Tensor:
 def reference(
     features: Callable[[Tensor], Tensor], manifest: Manifest, folder: Path, seconds: float
 ) -> tuple[float, float]:
-    """Seconds of audio a second, and the share of labels that are the same as ours."""
+    """Seconds of audio per second, and the share of labels that are the same as ours."""
     centroids = np.load(folder / "labels" / "centroids.npy")
     ours = (folder / "labels" / "train.km").read_text().splitlines()
     done = same = count = 0

@@ -1,4 +1,4 @@
-"""Crops a second of our dataset and of fairseq's, on the same files in the same process.
+"""Crops per second of our dataset and of fairseq's, on the same files in the same process.
 
     python -m tests.benchmarks.read_audio
 
@@ -118,7 +118,7 @@ def crops_per_second(batch: Callable[[int], dict], seconds: float) -> float:
 
 
 def measure(suffix: str, with_labels: bool, minutes: float, seconds: float) -> tuple[float, float]:
-    """Crops a second: ours and fairseq's."""
+    """Crops per second: ours and fairseq's."""
     with tempfile.TemporaryDirectory() as name:
         make_corpus(Path(name), suffix, 60 * minutes)
         ours = crops_per_second(our_batches(Path(name), with_labels), seconds)
@@ -151,7 +151,7 @@ def run(minutes: float, seconds: float) -> bool:
     torch.set_num_threads(1)
     logging.disable(logging.INFO)
     warnings.simplefilter("ignore")  # of torch, about how fairseq indexes
-    print(f"{minutes:g}-minute files, {CROP_SECONDS} s crops, crops a second\n")
+    print(f"{minutes:g}-minute files, {CROP_SECONDS} s crops, crops per second\n")
     print("| format | labels | ours | fairseq | ratio | goal |")
     print("|---|---|---|---|---|---|")
     reached = True

@@ -56,14 +56,14 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--model", choices=["music_hubert", "music2vec"], action="append")
     parser.add_argument("--k", type=int, nargs="+", default=[500, 2000], help="units")
-    parser.add_argument("--crops", type=int, default=100 if GPU else 4, help="crops a batch")
+    parser.add_argument("--crops", type=int, default=100 if GPU else 4, help="crops per batch")
     parser.add_argument("--seconds", type=float, default=5.0 if GPU else 1.0, help="of a crop")
     parser.add_argument(
         "--stock-crops",
         type=int,
         nargs="+",
         default=[100, 50, 25] if GPU else [4],
-        help="crops a batch for fairseq, the first that fits its memory",
+        help="crops per batch for fairseq, the first that fits its memory",
     )
     parser.add_argument("--layerdrop", type=float, default=0.05, help="for ours and fairseq's")
     parser.add_argument("--encode", choices=["all", "visible"], default="all", help="model.encode")

@@ -229,11 +229,11 @@ def test_a_schedule_follows_another_one_and_weights_have_no_past(here):
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
-        ("checkpoint.restore_file=run", "=run: a folder; give a file of it"),
-        ("checkpoint.finetune_from_model=run", "=run: a folder; give a file of it"),
+        ("checkpoint.restore_file=run", "=run: a folder; give a checkpoint file in it"),
+        ("checkpoint.finetune_from_model=run", "=run: a folder; give a checkpoint file in it"),
         ("checkpoint.continue_once=gone.pt", "=gone.pt: no such checkpoint"),
         ("task.data=manifests/train.tsv", "manifests/train.tsv: a file; give the folder"),
-        ("lr_scheduler._name=fixd", "lr_scheduler._name=fixd: fairseq knows none"),
+        ("lr_scheduler._name=fixd", "lr_scheduler._name=fixd: no such lr_scheduler"),
         (
             "lr_scheduler._name=manual",
             "lr_scheduler=manual: its rates are options of fairseq-train",

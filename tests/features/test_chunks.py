@@ -9,9 +9,9 @@ import pytest
 from music_ssl_fairseq.data.manifest import write_manifest
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.features import FeatureSpec
-from music_ssl_fairseq.features.chunk_features import FeatureJob, Request, Track
+from music_ssl_fairseq.features.chunk_features import FeatureWork, Request, Track
 from music_ssl_fairseq.label.__main__ import main
-from music_ssl_fairseq.label.nearest_centroid import Labeller
+from music_ssl_fairseq.label.nearest_centroid import Labeler
 from music_ssl_fairseq.label.sample import Reader, SampledTrack
 from tests import checkpoints
 from tests.audio_files import write_tone
@@ -41,13 +41,13 @@ def as_on_a_gpu(monkeypatch):
 
     def call(job, items) -> list:
         with monkeypatch.context() as patch:
-            patch.setattr(FeatureJob, "_on_gpu", True)
+            patch.setattr(FeatureWork, "_on_gpu", True)
             return list(job.stream(iter(items)))
 
     return call
 
 
-class Single(FeatureJob):
+class Single(FeatureWork):
     """A part is one request, and its result the features."""
 
     def requests(self, part):
@@ -73,8 +73,8 @@ def test_reading_ahead_changes_nothing(deep, tracks, as_on_a_gpu):
 
 def test_jobs_of_a_gpu(deep, tracks, as_on_a_gpu):
     centroids = np.random.default_rng(0).normal(size=(9, 32)).astype(np.float32)
-    (many,) = as_on_a_gpu(Labeller(deep, centroids), [tracks])
-    single = [Labeller(deep, centroids)([track])[0] for track in tracks]
+    (many,) = as_on_a_gpu(Labeler(deep, centroids), [tracks])
+    single = [Labeler(deep, centroids)([track])[0] for track in tracks]
     for found, expected in zip(many, single, strict=True):
         assert found.dtype == np.uint16
         assert (found == expected).mean() > 0.98
@@ -85,8 +85,8 @@ def test_jobs_of_a_gpu(deep, tracks, as_on_a_gpu):
 
 
 def test_a_job_on_a_gpu_of_its_own(deep):
-    labeller = Labeller(deep, np.zeros((2, 32), np.float32))
-    assert labeller.on("cuda:1").features == replace(deep, device="cuda:1")
+    labeler = Labeler(deep, np.zeros((2, 32), np.float32))
+    assert labeler.on("cuda:1").features == replace(deep, device="cuda:1")
     assert Reader(deep).on("cuda:1").features.device == "cuda:1"
 
 
