@@ -3,9 +3,6 @@
 Without a configuration, `fairseq-hydra-train` would train with fairseq's bare defaults, and end in
 a traceback about the batch size. Without a task, `fairseq-validate` ends in one as well. Commands
 that choose a task or model of fairseq without a file pass.
-
-This file is outside of the package, because fairseq registers tasks of a user_dir only if the
-package is not imported yet.
 """
 
 import contextlib

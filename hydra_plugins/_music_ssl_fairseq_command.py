@@ -1,7 +1,7 @@
 """Read the words of the command that is running, and write them again with others.
 
-This file is outside of the package, because fairseq registers tasks and models of a user_dir only
-if the package is not imported yet. The underscore keeps hydra from loading it as a plugin.
+The files here are outside of the package, because fairseq registers tasks and models of a user_dir
+only if the package is not imported yet. The underscore keeps hydra from loading this as a plugin.
 """
 
 import errno

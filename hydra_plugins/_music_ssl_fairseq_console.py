@@ -5,8 +5,7 @@ error takes their place, with one line per validation. Warnings, and what is log
 `extra={"console": True}`, are lines on standard error. The rest is in the log alone: the
 configuration, the model's layers, fairseq's notes, and warnings of hydra and torch.
 
-`run_folder.yaml` of examples/ names `Console`. This file is outside of the package, because fairseq
-registers tasks of a user_dir only if the package is not imported yet.
+`run_folder.yaml` of examples/ names `Console`.
 """
 
 import json

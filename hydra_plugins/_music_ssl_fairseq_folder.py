@@ -7,9 +7,6 @@ fairseq takes `--user-dir` for a path, and looks in the current folder, in its o
 So it finds a bare name after `pip install .`, which puts the package beside fairseq, but not after
 `pip install -e .`, which leaves the package where it was cloned. `music_ssl_fairseq.pth`, installed
 with the package, calls `resolve` when Python starts, if the command line names the package.
-
-This file is outside of the package, because fairseq registers tasks and models of a user_dir only
-if the package is not imported yet. The underscore keeps hydra from loading it as a plugin.
 """
 
 import os

@@ -1,7 +1,6 @@
 """Refuse a misspelt configuration or setting in two lines: what is wrong, and a command that works.
 
-hydra prints its search path, or fairseq's stack. This file is outside of the package, because
-fairseq registers tasks of a user_dir only if the package is not imported yet.
+hydra prints its search path, or fairseq's stack.
 """
 
 import functools
