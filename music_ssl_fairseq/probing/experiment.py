@@ -142,7 +142,7 @@ class ProbeExperiment:
         """
         source, outputs = self.source, self.spec.num_outputs
         dimension = source.frame_dimension if self.plan.frames else source.dimension
-        shape = len(source.layers), dimension
+        shape = len(source.layer_names), dimension
         found = {
             "feature_mean": np.zeros(shape),
             "feature_deviation": np.ones(shape),
@@ -159,7 +159,7 @@ class ProbeExperiment:
             found["target_mean"] = train.split.targets.mean(axis=0)
             found["target_deviation"] = np.where(deviation > 0, deviation, 1.0)
         statistics = {name: torch.from_numpy(value).float() for name, value in found.items()}
-        return HeadInputs(source.layers, dimension, outputs, source.fingerprint, **statistics)
+        return HeadInputs(source.layer_names, dimension, outputs, source.fingerprint, **statistics)
 
     def judge(self, collector: Collector, epoch: int, last: bool) -> None:
         """Judge each head in training by its predictions of the split `CHOOSE_ON`.

@@ -64,7 +64,7 @@ def test_features_of_other_rates_become_fifty_a_second():
 class Counting:
     """Two layers that are easily checked: the mean of the samples, and their largest."""
 
-    name, fingerprint, layers = "counting", "ab" * 32, ("0", "1")
+    name, fingerprint, layer_names = "counting", "ab" * 32, ("0", "1")
     dimension = frame_dimension = 3
     grid = FrameGrid(400, 320)
     standardise, precision = False, "fp32"

@@ -51,7 +51,7 @@ def feature_identity(source: FeatureSource, plan: WindowPlan) -> dict[str, objec
         "precision": source.precision,
         "window_seconds": plan.seconds,
         "kind": "frames" if plan.frames else "windows",
-        "layers": len(source.layers),
+        "layers": len(source.layer_names),
     }
 
 
@@ -71,7 +71,7 @@ def fill(
         return
     dimension = source.frame_dimension if plan.frames else source.dimension
     vectors = sum(sum(plan.vector_counts(clip)) for clip in missing)
-    cache.make_room(vectors * len(source.layers) * dimension * (2 if plan.frames else 4))
+    cache.make_room(vectors * len(source.layer_names) * dimension * (2 if plan.frames else 4))
     workers = available_cpus()
 
     def read(clip: Clip) -> tuple[Clip, np.ndarray]:

@@ -74,7 +74,7 @@ class EncoderSource:
         self.fingerprint = encoder.fingerprint  # of what decides the features, hex
         self.precision = encoder.precision  # the encoder's arithmetic, "fp32" or "bf16"
         # Names, in order. A weighted sum leaves out the first
-        self.layers = tuple(str(i) for i in range(encoder.num_layers + 1))
+        self.layer_names = tuple(str(i) for i in range(encoder.num_layers + 1))
         # Values per layer of a window, and of a frame
         self.dimension = self.frame_dimension = encoder.dimension
         self.grid = encoder.grid  # samples that each frame covers
@@ -103,7 +103,7 @@ class FrontEndSource:
     def __init__(self, name: str):
         self._front_end = features.front_end(name)
         self.name = self.path = name
-        self.layers: tuple[str, ...] = (name,)
+        self.layer_names: tuple[str, ...] = (name,)
         self.frame_dimension = self._front_end.dimension
         self.dimension = 2 * self.frame_dimension
         self.grid = self._front_end.grid

@@ -71,7 +71,7 @@ class ProbeHeads(nn.Module):
         """
         super().__init__()
         self.heads = list(heads)
-        self.layers = list(layers)
+        self.layer_names = list(layers)
         self.dropout = dropout
         self.seed = seed
         sizes = dimension, hidden_size, num_outputs, len(layers) - 1
@@ -137,7 +137,9 @@ class ProbeHeads(nn.Module):
     def _single_layers(self, device: torch.device) -> Tensor:
         """Return the layers of the heads but the sums; copied to the device once."""
         if self._single_of != (self.heads, device):
-            single = [self.layers.index(head.layer) for head in self.heads if head.layer != MIXED]
+            single = [
+                self.layer_names.index(head.layer) for head in self.heads if head.layer != MIXED
+            ]
             self._single = torch.tensor(single, dtype=torch.long, device=device)
             self._single_of = self.heads, device
         return self._single

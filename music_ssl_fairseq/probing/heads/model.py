@@ -20,7 +20,7 @@ from music_ssl_fairseq.runtime.user_command import with_setting
 class HeadInputs:
     """The features and outputs of all heads."""
 
-    layers: Sequence[str]  # names of the layers in the features
+    layer_names: Sequence[str]  # of the layers in the features
     dimension: int  # values of each layer
     num_outputs: int  # logits, or numbers of a regression
     fingerprint: str  # of the upstream, hex
@@ -52,9 +52,9 @@ class HeadGrid(BaseFairseqModel):
 
     def __init__(self, cfg: HeadGridConfig, inputs: HeadInputs):
         super().__init__()
-        self.grid = grid(_layers(cfg, inputs.layers), cfg.learning_rates)  # all heads
+        self.grid = grid(_layers(cfg, inputs.layer_names), cfg.learning_rates)  # all heads
         sizes = inputs.dimension, cfg.hidden_size, inputs.num_outputs
-        self.heads = ProbeHeads(self.grid, inputs.layers, *sizes, cfg.dropout, cfg.seed)
+        self.heads = ProbeHeads(self.grid, inputs.layer_names, *sizes, cfg.dropout, cfg.seed)
         rates = [head.learning_rate for head in self.grid]
         self.schedule = HeadSchedule(rates, cfg.patience, cfg.lr_patience, cfg.lr_factor)
         self.register_buffer("active", torch.arange(len(self.grid)))
