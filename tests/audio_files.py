@@ -1,6 +1,8 @@
 """Small audio files for tests: real ones, of notes and a little noise, made on the spot."""
 
+import functools
 import os
+import tempfile
 from fractions import Fraction
 from pathlib import Path
 
@@ -67,17 +69,24 @@ def write_tone(
     """Write `tone(...)` as the format that the suffix names, one of `SOUNDFILE` and `PYAV`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    waveform = tone(seconds, sample_rate, channels, seed)
-    if path.suffix in PYAV:
-        return encode(path, waveform, sample_rate, *PYAV[path.suffix])
-    format_, subtype = SOUNDFILE[path.suffix]
-    with soundfile.SoundFile(
-        os.fsencode(path), "w", sample_rate, channels, subtype, format=format_
-    ) as file:
-        # In pieces: some versions of libvorbis overflow their stack on one long write.
-        for block in np.array_split(waveform, max(1, len(waveform) // 16_000)):
-            file.write(block)
+    path.write_bytes(_encoded_tone(path.suffix, seconds, sample_rate, channels, seed))
     return path
+
+
+@functools.lru_cache(maxsize=500)
+def _encoded_tone(suffix: str, seconds: float, sample_rate: int, channels: int, seed: int) -> bytes:
+    """Return the file's bytes, of which most tests ask for the same few."""
+    waveform = tone(seconds, sample_rate, channels, seed)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"tone{suffix}")
+        if suffix in PYAV:
+            return encode(path, waveform, sample_rate, *PYAV[suffix]).read_bytes()
+        format_, subtype = SOUNDFILE[suffix]
+        with soundfile.SoundFile(path, "w", sample_rate, channels, subtype, format=format_) as file:
+            # In pieces: some versions of libvorbis overflow their stack on one long write.
+            for block in np.array_split(waveform, max(1, len(waveform) // 16_000)):
+                file.write(block)
+        return path.read_bytes()
 
 
 def encode(

@@ -1,6 +1,7 @@
 """`python -m manifests_tools check`: each thing that can be wrong, one at a time."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,10 @@ pretrain = with_defaults(pretrain_command)
 K = 10
 
 
-@pytest.fixture
-def corpus(tmp_path: Path, capsys) -> Path:
+@pytest.fixture(scope="module")
+def original(tmp_path_factory) -> Path:
     """music/, manifests/ and labels/ that agree: two folders of two songs, MFCC labels."""
+    tmp_path = tmp_path_factory.mktemp("original")
     for i, name in enumerate(["A/a.wav", "A/b.flac", "B/c.ogg", "B/d d.wav"]):
         write_tone(tmp_path / "music" / name, 1.5 + 0.1 * i, 22_050 if i == 1 else 16_000, seed=i)
     pretrain(str(tmp_path / "music"), str(tmp_path / "manifests"), valid_share=0.4)
@@ -39,7 +41,15 @@ def corpus(tmp_path: Path, capsys) -> Path:
     splits = {"train": {"manifest": "manifests/train.tsv", "manifest_sha256": "?"}}
     metadata = {"label_rate": 100, "k": K, "splits": splits, "options": f"--k {K} --seed 3"}
     (labels / "metadata.json").write_text(json.dumps(metadata))
-    capsys.readouterr()
+    return tmp_path
+
+
+@pytest.fixture
+def corpus(original: Path, tmp_path: Path) -> Path:
+    """A copy of them, which a test may damage."""
+    shutil.copytree(original, tmp_path, dirs_exist_ok=True)
+    for split in ("train", "valid"):
+        replace(tmp_path / "manifests" / f"{split}.tsv", str(original), str(tmp_path))
     return tmp_path
 
 
