@@ -113,7 +113,7 @@ class ProbingSplit:
         for line, cells in enumerate(lines):
             if len(cells) != 1:
                 found = f"{len(cells)} labels" if cells else "no label"
-                raise self._error(line, f"{found}, but the task is {self.spec.kind}: one a line")
+                raise self._error(line, f"{found}, but the task is {self.spec.kind}: one per line")
             if cells[0] not in index:
                 raise self._unknown(line, cells[0])
         return np.array([index[cells[0]] for cells in lines], np.int64)
