@@ -165,9 +165,9 @@ class Execution:
         dtype = working_dtype(x)
         return block_conv(x.to(dtype), weight.to(dtype), bias.to(dtype), groups)
 
-    def enter(self, model: Any, features: Tensor, mask: Tensor) -> Any:
-        """Call `model.enter(features, mask)`, whose dropout is hashed if it is compiled."""
-        return self.run(_enter, model, features, mask, self._seed(model, features))
+    def enter(self, model: Any, inputs: list[Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Call `model.enter(inputs, mask)`, whose dropout is hashed if it is compiled."""
+        return self.run(_enter, model, inputs, mask, self._seed(model, mask))
 
     def decode(self, decoder: Any, x: Tensor, *args: Any) -> Tensor:
         """Call `decoder(x, *args, self)`, whose dropout is hashed if it is compiled."""
@@ -176,7 +176,7 @@ class Execution:
     def _seed(self, module: nn.Module, x: Tensor) -> Tensor | None:
         return draw_seeds(1, x.device)[0] if self.compiled and module.training else None
 
-    def encode(
+    def begin_layers(
         self,
         encoder: Any,
         x: Tensor,
@@ -261,10 +261,10 @@ def _run_convs(layers: Sequence[Any], x: Tensor, fast: bool) -> Tensor:
     return x
 
 
-def _enter(model: Any, features: Tensor, mask: Tensor, seed: Tensor | None) -> Any:
+def _enter(model: Any, inputs: list[Tensor], mask: Tensor, seed: Tensor | None) -> Any:
     if seed is None:
-        return model.enter(features, mask)
-    return model.enter(features, mask, hashed([seed]))
+        return model.enter(inputs, mask)
+    return model.enter(inputs, mask, hashed([seed]))
 
 
 def _decode(decoder: Any, x: Tensor, args: tuple[Any, ...], seed: Tensor | None) -> Tensor:

@@ -163,9 +163,9 @@ class Music2VecModel(UnitPrediction):
         if masked_indices is None:
             masked_indices = mask.flatten().nonzero().squeeze(1)
         with self.autocast(source.device):
-            features = self.extract(source, execution)
-            padding = self.frame_padding(padding_mask, features.size(1))
-            x, projected = execution.enter(self, features, mask)
+            inputs = self.extract(source, execution)
+            padding = self.frame_padding(padding_mask, inputs[0].size(1))
+            x, projected = execution.enter(self, inputs, mask)
             views = None if padding is None else repeat_crops(padding, len(mask))
             x, layer_outputs = self.contextualise(
                 x, mask, views, execution, masked_indices, num_visible
@@ -232,9 +232,9 @@ class Music2VecModel(UnitPrediction):
             return teach(inputs)
         return execution.replay(teacher, teach, inputs, layers)
 
-    def enter(self, features: Tensor, mask: Tensor, drop: Drop = drop) -> tuple[Tensor, Tensor]:
-        """Map the extractor's features to the encoder's input, masked and unmasked."""
-        projected = self.project(features)
+    def enter(self, inputs: list[Tensor], mask: Tensor, drop: Drop = drop) -> tuple[Tensor, Tensor]:
+        """Map the output of `extract` to the encoder's input, masked and unmasked."""
+        projected = self.project(inputs)
         return self.mask_views(projected, mask, drop), projected
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:

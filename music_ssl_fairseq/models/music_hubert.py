@@ -140,10 +140,10 @@ class MusicHubertModel(UnitPrediction):
             unmasked_indices = _indices(~mask & _has_units(target))
         scored = None if score_unmasked else masked_indices
         with self.autocast(source.device):
-            features = self.extract(source, execution)
-            padding = self.frame_padding(padding_mask, features.size(1))
+            inputs = self.extract(source, execution)
+            padding = self.frame_padding(padding_mask, inputs[0].size(1))
             padding = None if padding is None else repeat_crops(padding, len(mask))
-            x, penalty = execution.enter(self, features, mask)
+            x, penalty = execution.enter(self, inputs, mask)
             x, layer_outputs = self.contextualise(x, mask, padding, execution, scored, num_visible)
         target = target.flatten(0, 1)
         output: dict[str, Any] = {"features_pen": penalty}
@@ -168,10 +168,13 @@ class MusicHubertModel(UnitPrediction):
             error = (self.cqt_proj(x).float() - levels).square()
         return error.mean(-1).sum()
 
-    def enter(self, features: Tensor, mask: Tensor, drop: Drop = drop) -> tuple[Tensor, Tensor]:
-        """Map the extractor's features to the encoder's input and the features' mean square."""
-        x = self.mask_views(self.project(features), mask, drop)
-        return x, self.feature_penalty(features)
+    def enter(self, inputs: list[Tensor], mask: Tensor, drop: Drop = drop) -> tuple[Tensor, Tensor]:
+        """Map the output of `extract` to the encoder's input, and to the feature penalty.
+
+        The penalty is the mean square of the features (`features_pen` of fairseq).
+        """
+        x = self.mask_views(self.project(inputs), mask, drop)
+        return x, inputs[0].float().square().mean()
 
 
 def _random_units(cfg: MusicHubertConfig, grid: FrameGrid) -> RandomProjection | None:

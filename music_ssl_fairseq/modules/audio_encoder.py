@@ -69,10 +69,12 @@ class AudioEncoder(BaseFairseqModel):
             torch.backends.cuda.matmul.allow_tf32 = True
         return torch.autocast(device.type, torch.bfloat16)
 
-    def extract(self, waveform: Tensor, execution: Execution | None = None) -> Tensor:
-        """Map `[B, T]` to the extractor's features, gradient scaled, and the bands beside it.
+    def extract(self, waveform: Tensor, execution: Execution | None = None) -> list[Tensor]:
+        """Compute the encoder's inputs from waveforms `[B, T]`.
 
-        `[B, frames, channels + pitch bands + mel bands]`, without those that are set to 0.
+        Returns:
+            The extractor's features `[B, frames, channels]`, with scaled gradient; then, of those
+            that the settings ask for, pitch bands and mel bands `[B, frames, bands]`.
         """
         execution = execution or self.execution
         scale = self.cfg.feature_grad_mult
@@ -80,29 +82,23 @@ class AudioEncoder(BaseFairseqModel):
             features = self.feature_extractor(waveform, execution)
         if scale not in (0.0, 1.0) and features.requires_grad:
             features.register_hook(lambda gradient: gradient * scale)
-        parts = [features]
+        inputs = [features]
         if self.pitch_filters is not None:
-            parts.append(execution.run(_filter, self.pitch_filters, waveform).to(features.dtype))
+            inputs.append(execution.run(_filter, self.pitch_filters, waveform).to(features.dtype))
         if self.mel_bands is not None:
-            parts.append(self.mel_bands.levels(waveform).to(features.dtype))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+            inputs.append(self.mel_bands.levels(waveform).to(features.dtype))
+        return inputs
 
-    def project(self, features: Tensor) -> Tensor:
-        """Normalise the output of `extract` and project it to the encoder's width."""
-        channels = self.layer_norm.normalized_shape[0]
-        x = self.layer_norm(features[..., :channels])
-        bands = features[..., channels:]
+    def project(self, inputs: list[Tensor]) -> Tensor:
+        """Normalise the features of `extract`, and sum the projections of its outputs."""
+        features, *bands = inputs
+        x = self.layer_norm(features)
         if self.post_extract_proj is not None:
             x = self.post_extract_proj(x)
-        for projection in (self.pitch_proj, self.mel_proj):
-            if projection is not None:
-                x = x + projection(bands[..., : projection.in_features])
-                bands = bands[..., projection.in_features :]
+        projections = [each for each in (self.pitch_proj, self.mel_proj) if each is not None]
+        for projection, levels in zip(projections, bands, strict=True):
+            x = x + projection(levels)
         return x
-
-    def feature_penalty(self, features: Tensor) -> Tensor:
-        """Return the mean square of the extractor's features in the output of `extract`."""
-        return features[..., : self.layer_norm.normalized_shape[0]].float().square().mean()
 
     def frame_padding(self, padding_mask: Tensor | None, num_frames: int) -> Tensor | None:
         """Map padded samples `[B, T]` to padded frames `[B, frames]`, both True for padding.

@@ -149,8 +149,8 @@ class TransformerEncoder(nn.Module):
             real = ~padding_mask if packing is None else packing.frames >= 0
             attend = real[:, None, None, :]
         layer_outputs, feed_forwards = [], []
-        # Plain: `self.embed`, and a call of each layer.
-        x, run_layer = execution.encode(self, x, attend, masked_indices, packing)
+        # The plain execution calls `self.embed`, and then each layer as it is.
+        x, run_layer = execution.begin_layers(self, x, attend, masked_indices, packing)
         for layer in self.layers:
             dropped = (
                 self.training and self.layerdrop > 0 and torch.rand(()).item() < self.layerdrop

@@ -48,12 +48,12 @@ def test_there_is_one_value_for_each_of_the_extractors_frames():
 def test_mel_bands_keep_the_envelope_of_a_steady_tone_which_the_group_norm_removes():
     model = tiny.music_hubert(mel_bands=40).eval()
     loud, quiet = model.extract(tone(440, 0.5)), model.extract(tone(440, 0.05))
-    torch.testing.assert_close(loud[..., :-40], quiet[..., :-40], atol=0.02, rtol=0.02)
-    difference = (loud - quiet)[0, 5:-5, -40:].max(-1).values
+    torch.testing.assert_close(loud[0], quiet[0], atol=0.02, rtol=0.02)
+    difference = (loud[1] - quiet[1])[0, 5:-5].max(-1).values
     torch.testing.assert_close(
         difference, torch.full_like(difference, np.log(100) / 4), atol=0.01, rtol=0
     )
-    assert loud[0, 20, -40:].argmax() == quiet[0, 20, -40:].argmax()
+    assert loud[1][0, 20].argmax() == quiet[1][0, 20].argmax()
 
 
 def test_mel_bands_refuse_more_bands_than_the_spectrum_has():
@@ -66,7 +66,7 @@ def test_filters_learn_and_the_penalty_leaves_them_alone():
     batch = tiny.batch()
     output = model(target=batch.pop("units") + 4, **batch)
     output["features_pen"].backward(retain_graph=True)
-    assert not model.pitch_filters.filters.grad.any()
+    assert model.pitch_filters.filters.grad is None
     output["logits_m"][0].sum().backward()
     assert model.pitch_filters.filters.grad.abs().sum() > 0
 
