@@ -50,7 +50,7 @@ for _task, _metric in map(str.split, PUBLISHED[0].percent):
     COLUMNS[_task] = (*COLUMNS.get(_task, ()), _metric)
 
 
-FRONT_ENDS = ("mfcc", "chroma", "logmel", "cqt")
+BASELINES = ("mfcc", "chroma", "logmel", "cqt")
 TOLERANCE = 0.05
 """Largest difference from a published figure: windows, grids and front ends differ a little."""
 HEADER = (
@@ -64,7 +64,7 @@ def rows(probes: Sequence[Probe], split: str) -> list[list[str]]:
     found = []
     for probe in probes:
         front_end = probe.about["upstream"]
-        if probe.task not in COLUMNS or front_end not in FRONT_ENDS:
+        if probe.task not in COLUMNS or front_end not in BASELINES:
             continue
         predictions = predictions_of(probe.folder, split)
         for metric, figure in probe.figures.items():
@@ -81,7 +81,7 @@ def hint(probes: Sequence[Probe]) -> str:
     """Say which front ends are missing, if tasks of the thirteen are there without them."""
     lacking = [
         name
-        for name in FRONT_ENDS[:2]
+        for name in BASELINES[:2]
         if any(probe.task in COLUMNS for probe in probes)
         and all(probe.about["upstream"] != name for probe in probes)
     ]
@@ -116,7 +116,7 @@ def _published(front_end: str, task: str, metric: str) -> tuple[float, float]:
         figure = model.figures().get((task, metric), math.nan)
         if model.model.lower() == front_end:
             own = figure
-        elif model.model.lower() not in FRONT_ENDS:
+        elif model.model.lower() not in BASELINES:
             others = float(np.fmin(others, figure))
     return own, others
 

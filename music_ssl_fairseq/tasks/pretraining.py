@@ -32,7 +32,7 @@ from music_ssl_fairseq.runtime.user_command import made_tasks
 from music_ssl_fairseq.tasks.label_sets import LabelSets
 from music_ssl_fairseq.tasks.refusals import refuse_impossible, whole_configuration
 from music_ssl_fairseq.tasks.run_folder import RunFolderTask
-from music_ssl_fairseq.tasks.schedule import collapse_advice, warmup_updates
+from music_ssl_fairseq.tasks.schedule_checks import collapse_advice, warmup_updates
 from music_ssl_fairseq.training import prepare_training
 from music_ssl_fairseq.training.epoch import note_batching
 from music_ssl_fairseq.training.narration import shown
