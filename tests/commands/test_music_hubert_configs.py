@@ -19,7 +19,7 @@ from music_ssl_fairseq.features import FRONT_ENDS, FeatureSpec
 from music_ssl_fairseq.frames import FrameGrid, conv_grid, parse_conv_layers
 from music_ssl_fairseq.label.__main__ import get_parser, main
 from tests import EXAMPLES
-from tests.fairseq_commands import ONE_UPDATE, TINY, logged, make_corpus, train
+from tests.fairseq_commands import ONE_UPDATE, SHALLOW, TINY, logged, make_corpus, train
 
 CONFIGS = EXAMPLES / "music_hubert"
 SCHEDULES = ("short", "day", "random_projection", "curriculum", "visible")
@@ -72,7 +72,7 @@ def test_each_composes_and_trains_on_the_labels_of_its_header(here, name):
     wanted = get_parser().parse_args(header_command(name))
     features = FeatureSpec(wanted.features, wanted.checkpoint, wanted.layer)
     make_labels(Path(wanted.labels), 50 if features.name == "deep" else 100)
-    train("music_hubert", *TINY, *ONE_UPDATE, config_name=name)
+    train("music_hubert", *SHALLOW["music_hubert"], *ONE_UPDATE, config_name=name)
     run = Path(f"runs/music_hubert/{name}")
     assert len(logged(run, "train_inner")) == 1
     state = torch.load(run / "checkpoints/checkpoint_last.pt", weights_only=True)
@@ -83,7 +83,7 @@ def test_each_composes_and_trains_on_the_labels_of_its_header(here, name):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_short_recipes_train(here, name):
-    train("music_hubert", *TINY, *ONE_UPDATE, config_name=name)
+    train("music_hubert", *SHALLOW["music_hubert"], *ONE_UPDATE, config_name=name)
     state = torch.load(
         f"runs/music_hubert/{name}/checkpoints/checkpoint_last.pt", weights_only=True
     )
@@ -163,7 +163,7 @@ def test_labels_from_elsewhere_need_a_rate(here):
     assert message.count("\n") == 1  # the command below
     assert "labels/metadata.json: no such file" in message
     assert "set task.label_rate" in message
-    train("music_hubert", *TINY, "task.label_rate=100", *ONE_UPDATE)
+    train("music_hubert", *SHALLOW["music_hubert"], "task.label_rate=100", *ONE_UPDATE)
     assert len(logged(Path("runs/music_hubert/config"), "train_inner")) == 1
 
 

@@ -312,8 +312,7 @@ def test_moments_of_windows():
 
 
 @pytest.mark.skipif(GPU, reason="test_fast_path.py compares whole steps on a GPU")
-@pytest.mark.parametrize("group", [True, False])
-@pytest.mark.parametrize("lead", [0, 1])
+@pytest.mark.parametrize(("group", "lead"), [(True, 0), (False, 1)])
 def test_first_layer(group, lead):
     x = torch.randn(3, 333)
     w = torch.randn(32, 1, 10).mul(0.3).requires_grad_()
