@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from music_ssl_fairseq.fast.device import working_dtype
-from music_ssl_fairseq.fast.packing import FrameSelection
+from music_ssl_fairseq.fast.frame_selection import FrameSelection
 from music_ssl_fairseq.fast.transformer_layer import (
     CastWeights,
     backward_steps,

@@ -18,17 +18,9 @@ from music_ssl_fairseq.fast.first_conv import (
     fused_first_conv,
     window_moments,
 )
+from music_ssl_fairseq.fast.frame_selection import select
 from music_ssl_fairseq.fast.gelu import gelu
-from music_ssl_fairseq.fast.hashed_dropout import Drop, draw_seeds, drop, hashed
-from music_ssl_fairseq.fast.packing import (
-    Packing,
-    pack,
-    packing_of,
-    repeat_crops,
-    select,
-    take,
-    unpack,
-)
+from music_ssl_fairseq.fast.hashed_dropout import draw_seeds, hashed
 from music_ssl_fairseq.fast.transformer_layer import (
     CastWeights,
     can_fuse_layer,
@@ -38,8 +30,7 @@ from music_ssl_fairseq.fast.transformer_layer import (
 from music_ssl_fairseq.frames import frames_within
 
 __all__ = [
-    "PLAIN", "Drop", "Execution", "Packing", "can_compile", "drop", "fold_moments", "gelu", "pack",
-    "packing_of", "repeat_crops", "take", "unpack", "window_moments", "working_dtype",
+    "PLAIN", "Execution", "can_compile", "fold_moments", "gelu", "window_moments", "working_dtype",
 ]  # fmt: skip
 
 RunLayer = Callable[[Any, Tensor], tuple[Tensor, Tensor | None]]
@@ -182,7 +173,7 @@ class Execution:
         x: Tensor,
         attend: Tensor | None,
         masked_indices: Tensor | None,
-        packing: Packing | None = None,
+        packing: Any = None,
     ) -> tuple[Tensor, RunLayer]:
         """Begin a pass of a Transformer encoder.
 
@@ -194,7 +185,7 @@ class Execution:
                 frames: `[B, 1, 1, K]`).
             masked_indices: `[N]` int64, ascending indices into `B * T`: of the last layer only
                 these frames are needed. Fused layers leave out the others.
-            packing: the frames that `embed` keeps, or None for all.
+            packing: passed on to `embed`: the frames that it keeps, or None for all.
 
         Returns:
             The first layer's input, and a function that runs a layer: from the layer and its input
@@ -274,7 +265,7 @@ def _decode(decoder: Any, x: Tensor, args: tuple[Any, ...], seed: Tensor | None)
 def _embed(
     encoder: Any,
     x: Tensor,
-    packing: Packing | None,
+    packing: Any,
     execution: Execution,
     seeds: Tensor | None,
 ) -> Tensor:

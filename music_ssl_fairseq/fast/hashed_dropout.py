@@ -8,21 +8,12 @@ from torch import Tensor, nn
 GOLDEN = -1640531535  # 0x9E3779B1: 2**32 divided by the golden ratio, made odd
 
 
-Drop = Callable[[nn.Dropout, Tensor], Tensor]
-"""Applies a dropout module."""
-
-
-def drop(dropout: nn.Dropout, x: Tensor) -> Tensor:
-    """Apply a dropout module, with torch's random numbers."""
-    return dropout(x)
-
-
 def draw_seeds(number: int, device: torch.device) -> Tensor:
     """Draw `[number]` int32 seeds for `hashed_dropout` from torch's generator."""
     return torch.randint(2**31 - 1, (number,), dtype=torch.int32, device=device)
 
 
-def hashed(seeds: Sequence[Tensor]) -> Drop:
+def hashed(seeds: Sequence[Tensor]) -> Callable[[nn.Dropout, Tensor], Tensor]:
     """Return a function that applies dropout modules, one call per seed, by `hashed_dropout`."""
     left = iter(seeds)
     return lambda dropout, x: hashed_dropout(x, dropout.p, next(left))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from music_ssl_fairseq.fast.device import is_ampere, is_hopper, weight_gradient, working_dtype
-from music_ssl_fairseq.fast.packing import FrameSelection
+from music_ssl_fairseq.fast.frame_selection import FrameSelection
 
 Weights = tuple[Tensor, ...]
 

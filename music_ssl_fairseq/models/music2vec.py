@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.models.unit_prediction import UnitPrediction, UnitPredictionConfig
-from music_ssl_fairseq.modules.audio_encoder import Drop, Execution, drop, repeat_crops
+from music_ssl_fairseq.modules.audio_encoder import Execution
+from music_ssl_fairseq.modules.dropout import Drop, drop
 from music_ssl_fairseq.modules.ema_teacher import EMATeacher, annealed_decay
+from music_ssl_fairseq.modules.views import indices_in_crops, repeat_crops
 from music_ssl_fairseq.runtime.settings import BELOW_1, FROM_0, FROM_1, UP_TO_1, setting
 
 logger = logging.getLogger(__name__)
@@ -172,12 +174,7 @@ class Music2VecModel(UnitPrediction):
             )
             prediction = self.final_proj(x)
             taught = self.targets(source, projected.detach(), padding, execution)
-        # The same frames as indices into `B * frames`, without the other views of a crop.
-        frames = mask.size(1)
-        of_crop = mask.numel() // len(source)
-        in_crops = masked_indices
-        if of_crop > frames:
-            in_crops = masked_indices // of_crop * frames + masked_indices % frames
+        in_crops = indices_in_crops(masked_indices, mask, len(source))
         prediction = prediction.float()
         own = taught.flatten(0, 1)[in_crops]
         output = {

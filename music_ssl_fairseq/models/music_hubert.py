@@ -19,7 +19,8 @@ from music_ssl_fairseq.models.unit_prediction import (
     UnitPredictionConfig,
     frames_at,
 )
-from music_ssl_fairseq.modules.audio_encoder import Drop, drop, repeat_crops
+from music_ssl_fairseq.modules.dropout import Drop, drop
+from music_ssl_fairseq.modules.views import repeat_crops
 from music_ssl_fairseq.runtime.settings import FROM_0, FROM_1, FROM_2, SHARE, setting
 
 _SEMITONES = 12  # bands per octave whose random projections are units

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 from music_ssl_fairseq.bands.mel_bands import MelBands
 from music_ssl_fairseq.bands.pitch_filters import PitchFilters
-from music_ssl_fairseq.fast.dispatch import Drop, Execution, drop, packing_of, repeat_crops
+from music_ssl_fairseq.fast.dispatch import Execution
 from music_ssl_fairseq.frames import conv_grid, frames_within, parse_conv_layers
 from music_ssl_fairseq.modules.conv_extractor import ConvExtractor
 from music_ssl_fairseq.modules.decoder import Decoder
+from music_ssl_fairseq.modules.dropout import Drop, drop
 from music_ssl_fairseq.modules.encoder_config import AudioEncoderConfig
 from music_ssl_fairseq.modules.transformer import TransformerEncoder
+from music_ssl_fairseq.modules.views import packing_of, repeat_crops
 
 
 class AudioEncoder(BaseFairseqModel):

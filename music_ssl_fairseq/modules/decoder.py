@@ -5,9 +5,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from music_ssl_fairseq.fast.dispatch import PLAIN, Drop, Execution, Packing, drop, take, unpack
+from music_ssl_fairseq.fast.dispatch import PLAIN, Execution
+from music_ssl_fairseq.modules.dropout import Drop, drop
 from music_ssl_fairseq.modules.encoder_config import AudioEncoderConfig
 from music_ssl_fairseq.modules.positional_conv import ConvBlock
+from music_ssl_fairseq.modules.views import Packing, take, unpack
 
 
 class Decoder(nn.Module):

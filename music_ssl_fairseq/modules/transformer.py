@@ -4,18 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from music_ssl_fairseq.fast.dispatch import (
-    PLAIN,
-    Drop,
-    Execution,
-    Packing,
-    drop,
-    gelu,
-    pack,
-    working_dtype,
-)
+from music_ssl_fairseq.fast.dispatch import PLAIN, Execution, gelu, working_dtype
+from music_ssl_fairseq.modules.dropout import Drop, drop
 from music_ssl_fairseq.modules.encoder_config import AudioEncoderConfig
 from music_ssl_fairseq.modules.positional_conv import PositionalConv
+from music_ssl_fairseq.modules.views import Packing, pack
 
 
 class SelfAttention(nn.Module):

@@ -21,16 +21,17 @@ from music_ssl_fairseq.fast.cuda_graphs import GraphedLayers
 from music_ssl_fairseq.fast.device import is_hopper
 from music_ssl_fairseq.fast.dispatch import Execution
 from music_ssl_fairseq.fast.first_conv import fused_first_conv
+from music_ssl_fairseq.fast.frame_selection import FrameSelection, select
 from music_ssl_fairseq.fast.hashed_dropout import GOLDEN, drop_threshold, hashed_dropout, scramble
 from music_ssl_fairseq.fast.kernels import attention as attention_kernels
 from music_ssl_fairseq.fast.kernels import first_conv as first_conv_kernels
 from music_ssl_fairseq.fast.kernels import gelu as gelu_kernels
 from music_ssl_fairseq.fast.kernels import norm as norm_kernels
 from music_ssl_fairseq.fast.kernels import sum as sum_kernels
-from music_ssl_fairseq.fast.packing import FrameSelection, packing_of, select
 from music_ssl_fairseq.fast.transformer_layer import CastWeights, fused_layer
 from music_ssl_fairseq.modules.encoder_config import AudioEncoderConfig
 from music_ssl_fairseq.modules.transformer import TransformerEncoder, TransformerLayer
+from music_ssl_fairseq.modules.views import packing_of
 
 GPU = torch.cuda.is_available()
 HOPPER = not GPU or is_hopper(torch.device("cuda"))  # the interpreter runs all

@@ -7,9 +7,9 @@ from torch.nn import functional as F
 from music_ssl_fairseq import upstream
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.export.__main__ import main as export
-from music_ssl_fairseq.fast.packing import pack, packing_of, take, unpack
 from music_ssl_fairseq.modules.decoder import Decoder
 from music_ssl_fairseq.modules.encoder_config import AudioEncoderConfig
+from music_ssl_fairseq.modules.views import pack, packing_of, take, unpack
 from tests import checkpoints, tiny
 
 FAMILIES = ["music_hubert", "music2vec"]

@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from music_ssl_fairseq.fast.frame_selection import FrameSelection
 from music_ssl_fairseq.fast.hashed_dropout import drop_threshold
 from music_ssl_fairseq.fast.kernels.elementwise import (
     exp2,
@@ -27,7 +28,6 @@ from music_ssl_fairseq.fast.kernels.elementwise import (
     scramble,
 )
 from music_ssl_fairseq.fast.kernels.launch import Kernel
-from music_ssl_fairseq.fast.packing import FrameSelection
 
 MAX_FRAMES = 256
 """Frames per crop: for longer crops, torch's attention is faster."""

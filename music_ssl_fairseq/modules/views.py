@@ -1,4 +1,4 @@
-"""Select frames of crops, so that the Transformer computes nothing else.
+"""Views of crops, and their visible frames, so that the Transformer computes nothing else.
 
 A view is a crop under one of its masks. The views of a crop follow each other. Selecting frames and
 putting them back are both gathers here, forward and backward.
@@ -77,19 +77,10 @@ def _select(x: Tensor, indices: Tensor) -> Tensor:
     return torch.where((indices >= 0).unsqueeze(1), x[indices.clamp(min=0)], 0)
 
 
-class FrameSelection(NamedTuple):
-    """The N frames of a batch `[B, T]` whose last-layer output is used.
-
-    A loss over masked frames needs the others only as keys and values of the last layer's
-    attention. Without them, at `mask_prob` 0.8, a third of that layer's work is saved.
-    """
-
-    masked_indices: Tensor  # `[N]` int32, ascending indices into `B * T`
-    starts: Tensor  # `[B + 1]` int32, where each crop's frames begin among them, and N
-
-
-def select(masked_indices: Tensor, batch: int, frames: int) -> FrameSelection:
-    """Select frames by ascending indices `[N]` into `batch * frames`."""
-    begins = torch.arange(0, batch * frames + 1, frames, device=masked_indices.device)
-    starts = torch.searchsorted(masked_indices, begins.to(masked_indices.dtype), out_int32=True)
-    return FrameSelection(masked_indices.to(torch.int32), starts)
+def indices_in_crops(indices: Tensor, mask: Tensor, crops: int) -> Tensor:
+    """Map `[N]` indices into `views * F` of a mask `[views, F]` to indices into `crops * F`."""
+    views, frames = mask.shape
+    if views == crops:
+        return indices
+    of_crop = mask.numel() // crops
+    return indices // of_crop * frames + indices % frames
