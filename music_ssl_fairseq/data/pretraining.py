@@ -214,15 +214,18 @@ class PretrainingDataset(FairseqDataset):
         """Batch some crops, padded at the end to the longest; none is cut to the shortest.
 
         Returns:
-            `id` `[B]`, `nsentences`, `ntokens` (samples without padding), `target` (`[B, F, sets]`
-            int64 classes, -1 beyond a crop's frames; with labels only), `levels` (with filters
-            only, for `equalise`) and `net_input`: `source`
-            (`[B, T]` float32), `padding_mask` (`[B, T]` bool, or None if there is no padding),
-            `mask` (`[views, F]` bool, a crop's masks in succession), `masked_indices` and, if
-            asked for, `unmasked_indices`: the masked and the other frames that are not
-            padding, as ascending indices into `views * F`; and, if asked for, `num_visible`: the
-            largest number of unmasked frames per view. Without padding, all views have this number.
-            An empty dict for no samples: fairseq gives none to ranks that have run out of batches.
+            A batch. It is empty without samples, as on ranks that have run out of batches.
+
+            - `id`: `[B]`.
+            - `nsentences`, `ntokens`: crops, and samples without padding.
+            - `target`, with labels: `[B, F, sets]` int64 classes, -1 beyond a crop's frames.
+            - `levels`, with filters: for `equalise`.
+            - `net_input`: `source` `[B, T]` float32, and `padding_mask` `[B, T]` bool, None if
+              there is no padding. `mask` `[views, F]` bool has a crop's masks in succession.
+              `masked_indices` and, if asked for, `unmasked_indices` are the masked and the other
+              frames that are not padding: ascending indices into `views * F`. `num_visible`, if
+              asked for, is the largest number of unmasked frames per view. Without padding, all
+              views have this number.
         """
         if not samples:
             return {}
