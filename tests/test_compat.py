@@ -1,7 +1,6 @@
 """Versions that must fit, checkpoints that must not run code, and a plugin that must be found."""
 
 import multiprocessing
-import os
 import pickle
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from music_ssl_fairseq import compat
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.training.processes import stop_loading
 from music_ssl_fairseq.upstream.safe_load import safe_load
+from tests.checkpoints import Attack
 
 
 def test_torch_is_safe_here():
@@ -42,18 +42,10 @@ def test_checkpoints_of_fairseq_load_safely(tmp_path):
     assert torch.equal(loaded["model"]["weight"], torch.ones(2))
 
 
-class _Malicious:
-    def __init__(self, trace: str):
-        self.trace = trace
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.trace}",)
-
-
 @pytest.mark.parametrize("way", ["zip", "legacy", "pickle", "tar", "text", "cut", "folder", "bare"])
 def test_fairseq_refuses_a_bad_checkpoint_in_one_line(tmp_path, way):
     path = tmp_path / "bad.pt"
-    bad = {"model": {}, "cfg": {}, "evil": _Malicious(str(tmp_path / "executed"))}
+    bad = {"model": {}, "cfg": {}, "evil": Attack(f"touch {tmp_path / 'executed'}")}
     if way == "pickle":
         path.write_bytes(pickle.dumps(bad))
     elif way == "tar":

@@ -26,6 +26,7 @@ from music_ssl_fairseq.upstream import load
 from music_ssl_fairseq.upstream.windows import Windowing
 from tests import checkpoints, tiny
 from tests.audio_files import write_tone
+from tests.checkpoints import Attack
 from tests.full_disk import full_disk
 
 GRID = FrameGrid(window=400, hop=320)
@@ -154,14 +155,6 @@ def middle(data: bytes, junk: bytes) -> bytes:
     return data[:half] + junk + data[half + len(junk) :]
 
 
-class Attack:
-    def __init__(self, trace: Path):
-        self.trace = trace
-
-    def __reduce__(self):
-        return Path.touch, (self.trace,)
-
-
 DAMAGE = {
     "half of it": lambda data: data[: len(data) // 2],
     "half a value less": lambda data: data[:-2],
@@ -221,7 +214,7 @@ def test_an_array_that_wants_to_run_code_is_not_opened(corpus, store, tmp_path):
     pool, whole = store
     shutil.copytree(whole, tmp_path / "out")
     for path in (tmp_path / "out").rglob("*.npy"):
-        np.save(path, np.array([Attack(tmp_path / "trace")], object), allow_pickle=True)
+        np.save(path, np.array([Attack(f"touch {tmp_path / 'trace'}")], object), allow_pickle=True)
     assert extract(corpus, tmp_path / "out", "--pool", pool) == 0
     assert not (tmp_path / "trace").exists()
     assert np.isfinite(np.load(next((tmp_path / "out").rglob("[fd]*.npy")))).all()

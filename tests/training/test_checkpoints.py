@@ -12,6 +12,7 @@ import torch
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.training import checkpoints
 from tests.fairseq_commands import SHALLOW, logged, make_corpus, train
+from tests.full_disk import full_disk
 
 
 def state(updates: int) -> dict:
@@ -35,34 +36,26 @@ def at_once(monkeypatch):
     monkeypatch.setattr(checkpoints.time, "sleep", lambda seconds: None)
 
 
-@pytest.fixture
-def full_disk():
-    """No file may become larger than 50 kB; lifted after as many failures as are asked for."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path, full_disk):
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path):
     path = tmp_path / "checkpoint_last.pt"
     checkpoints.write_state(state(1), path)
-    full_disk()
-    with pytest.raises(InputError, match=r"checkpoint_last\.pt: File too large; .*to continue$"):
+    said = pytest.raises(InputError, match=r"checkpoint_last\.pt: File too large; .*to continue$")
+    with full_disk(50_000), said:
         checkpoints.write_state(state(2), path)
     assert updates_in(path) == 1
     assert os.listdir(tmp_path) == [path.name]
 
 
-def test_a_disk_that_was_full_for_a_moment_leaves_no_trace(tmp_path, full_disk, monkeypatch):
+def test_a_disk_that_was_full_for_a_moment_leaves_no_trace(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint_last.pt"
     checkpoints.write_state(state(2), tmp_path / "expected.pt")
-    full_disk()
     limit = resource.RLIMIT_FSIZE
     largest = resource.getrlimit(limit)[1]
     monkeypatch.setattr(
         checkpoints.time, "sleep", lambda seconds: resource.setrlimit(limit, (largest, largest))
     )
-    checkpoints.write_state(state(2), path)
+    with full_disk(50_000):
+        checkpoints.write_state(state(2), path)
     assert updates_in(path) == 2
     assert path.stat().st_size == (tmp_path / "expected.pt").stat().st_size
 

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import resource
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +18,7 @@ from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.training.logs import patch_logs
 from tests.fairseq_commands import SHALLOW, make_corpus, train
+from tests.full_disk import full_disk
 
 
 @pytest.fixture
@@ -134,13 +134,6 @@ def test_a_manifest_that_is_cut_while_in_use_is_one_line(tmp_path):
     assert manifest.name(3) == "0003.wav"
 
 
-@pytest.fixture
-def full_disk():
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def _tensorboard(folder):
     bar = progress_bar.TensorboardProgressBarWrapper([], str(folder))
     bar.wrapped_bar = SimpleNamespace(log=lambda *args, **kwargs: None, update_config=print)
@@ -161,17 +154,17 @@ def test_a_folder_whose_name_is_no_text_is_trained_in_without_tensorboard(tmp_pa
     assert line.endswith("\\udce9: its name is not UTF-8; training continues without it")
 
 
-def test_logs_on_a_full_disk_are_one_line_each(tmp_path, capsys, full_disk):
+def test_logs_on_a_full_disk_are_one_line_each(tmp_path, capsys):
     patch_logs()
     logger = logging.Logger("of its own")
     logger.addHandler(logging.FileHandler(tmp_path / "train.log"))
     bar = _tensorboard(tmp_path / "tensorboard")
     logger.info("before")
-    full_disk()
     try:
-        for step in range(4):
-            logger.info("a line " * 20)
-            bar.log({"loss": step, "num_updates": step}, tag="train", step=step)
+        with full_disk(100):
+            for step in range(4):
+                logger.info("a line " * 20)
+                bar.log({"loss": step, "num_updates": step}, tag="train", step=step)
         assert not progress_bar._tensorboard_writers
     finally:
         progress_bar._tensorboard_writers.clear()
