@@ -95,10 +95,27 @@ def test_a_torchaudio_that_cannot_be_imported_is_one_line(monkeypatch, torch_ver
         compat.torchaudio_models()
 
 
-def test_importing_the_package_imports_nothing_heavy():
-    code = "import sys, music_ssl_fairseq, manifests_tools; print('torch' in sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "False"
+HELP = """
+import contextlib, sys
+import manifests_tools.__main__ as tools
+import music_ssl_fairseq.__main__ as package
+
+heavy = {"fairseq", "faiss", "librosa", "scipy", "soundfile", "torch", "manifests_tools.pretrain"}
+calls = [(package, [name]) for name in sorted(package.COMMANDS, key="label".__eq__)]
+for program, command in [(tools, []), *calls]:
+    with contextlib.suppress(SystemExit):
+        program.main([*command, "--help"])
+    found = (heavy | {"numpy"} if command != ["label"] else heavy) & set(sys.modules)
+    assert not found, (command, found)
+"""
+
+
+def test_help_of_every_command_loads_nothing_heavy():
+    """numpy is loaded by `label` alone, which is the last."""
+    run = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    for shown in ("pretrain ", "check ", "--pool", "python -m music_ssl_fairseq label --k 2000"):
+        assert shown in run.stdout
 
 
 FORKS = """

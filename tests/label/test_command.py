@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -432,23 +431,6 @@ def test_a_folder_that_cannot_be_written(here, capsys, monkeypatch):
     monkeypatch.setattr(kmeans, "fit", None)
     error = error_of(["--k", str(K), "--labels", "file/labels"], capsys)
     assert error.startswith("file/labels: Not a directory")
-
-
-def test_help_is_quick():
-    """It imports none of what takes long to load."""
-    code = (
-        "import sys, music_ssl_fairseq.label.__main__ as m; m.get_parser().format_help();"
-        "print([n for n in ('torch', 'fairseq', 'faiss', 'scipy', 'librosa') if n in sys.modules])"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert result.stdout.strip() == "[]"
-    shown = subprocess.run(
-        [sys.executable, "-m", "music_ssl_fairseq.label", "--help"], capture_output=True, text=True
-    )
-    assert shown.returncode == 0
-    assert "python -m music_ssl_fairseq label --k 2000" in shown.stdout
 
 
 @pytest.mark.parametrize(("terminal", "interval"), [(True, None), (False, "10")])

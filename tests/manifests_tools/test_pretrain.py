@@ -245,17 +245,6 @@ def test_errors_of_the_command_line_end_in_a_command(tmp_path, capsys):
     assert error.count("\n") == 2
 
 
-def test_help_lists_the_builders_without_loading_them():
-    code = (
-        "import sys; from manifests_tools.__main__ import main; main(['--help']);"
-        "assert not {'numpy', 'soundfile', 'torch', 'manifests_tools.pretrain'} & set(sys.modules)"
-    )
-    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert shown.returncode == 0, shown.stderr
-    assert "pretrain " in shown.stdout
-    assert "check " in shown.stdout
-
-
 def test_names_that_do_not_print_do_not_stop_the_commands(music, tmp_path):
     root = os.fsencode(tmp_path) + b"/caf\xe9 \xe9t\xe9"
     os.rename(music, root)
