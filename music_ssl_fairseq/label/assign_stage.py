@@ -50,7 +50,7 @@ def label_split(job: Job, split: str, manifest: Manifest) -> bool:
             )
             return False
         joined = join(checkpoints, name, num_blocks, folder.target(split), len(centroids))
-        silent = [track for track in joined.monotonous if is_silent(manifest, track)]
+        silent = [track for track in joined.monotonous if _is_silent(manifest, track)]
         folder.finish(split, manifest, joined, silent)
     return True
 
@@ -80,7 +80,7 @@ _CHUNK_SAMPLES = 60 * SAMPLE_RATE
 _NEARLY_ALL = 0.9  # share of all labels
 
 
-def is_silent(manifest: Manifest, track: int) -> bool:
+def _is_silent(manifest: Manifest, track: int) -> bool:
     """Tell whether a track is silent; False if it cannot be read."""
     path = manifest.path(track)
     starts = range(0, int(manifest.num_samples[track]), _CHUNK_SAMPLES)

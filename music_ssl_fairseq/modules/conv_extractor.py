@@ -18,7 +18,7 @@ def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tenso
     return F.conv1d(x.transpose(1, 2), weight, bias, stride).transpose(1, 2)
 
 
-def normalise(norm: Norm, x: Tensor) -> Tensor:
+def apply_norm(norm: Norm, x: Tensor) -> Tensor:
     """Apply a norm to `[B, T, C]`, in fp32: statistics of half a million samples need it."""
     y, weight, bias = x.float(), norm.weight.float(), norm.bias.float()
     if isinstance(norm, nn.LayerNorm):
@@ -56,7 +56,7 @@ class ConvLayer(nn.Module):
     def forward(self, x: Tensor, convolve: Conv = conv1d) -> Tensor:
         """Map `[B, T, C]` to `[B, frames, channels]`, with another `convolve` if given."""
         x = convolve(x, self.conv.weight, self.conv.bias, self.conv.stride[0])
-        return gelu(x if self.norm is None else normalise(self.norm, x))
+        return gelu(x if self.norm is None else apply_norm(self.norm, x))
 
 
 class ConvExtractor(nn.Module):

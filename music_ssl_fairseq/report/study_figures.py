@@ -8,7 +8,7 @@ import numpy as np
 
 from music_ssl_fairseq.pages.figures import Panels, new_figure
 from music_ssl_fairseq.report.study import Rows, tasks_of, value
-from music_ssl_fairseq.report.study_tables import layer_curve
+from music_ssl_fairseq.report.study_tables import mean_layer_curve
 from music_ssl_fairseq.runtime.files import atomic_path
 
 SCORES, LAYERS, TRAINING = "scores.png", "layers.png", "training.png"
@@ -59,7 +59,7 @@ def _layer_curves(rows: Rows):
     panels = Panels(len(tasks))
     for axis, task in zip(panels, tasks, strict=False):
         for name, runs in rows.items():
-            curve = layer_curve(runs, task)
+            curve = mean_layer_curve(runs, task)
             if len(curve) > 1:
                 axis.plot(list(curve), [100 * x for x in curve.values()], **styles[name])
         axis.set_title(task, size=9)

@@ -152,7 +152,7 @@ def _layers(rows: Rows) -> list[str]:
             kinds.setdefault(family if run.trained else f"random {family}", []).append(run)
     tasks, lines = tasks_of(rows), []
     for kind, runs in kinds.items():
-        curves = {task: layer_curve(runs, task) for task in tasks}
+        curves = {task: mean_layer_curve(runs, task) for task in tasks}
         deepest = max((max(curve) for curve in curves.values() if curve), default=0)
         for layer in dict.fromkeys(round(deepest * third / 3) for third in range(4)):
             cells = [curves[task].get(layer) for task in tasks]
@@ -169,7 +169,9 @@ def _beats_by_depth(rows: Rows) -> list[str]:
     """Say whether trained models track beats worse in their last layer than in their third."""
     from scipy.stats import binomtest
 
-    curves = [layer_curve([run], "beat") for runs in rows.values() for run in runs if run.trained]
+    curves = [
+        mean_layer_curve([run], "beat") for runs in rows.values() for run in runs if run.trained
+    ]
     ends = [(c[round(max(c) / 3)], c[max(c)]) for c in curves if c and round(max(c) / 3) in c]
     worse, better = (sum(sign * (a - b) > 0 for a, b in ends) for sign in (1, -1))
     if not worse + better:
@@ -184,7 +186,7 @@ def _beats_by_depth(rows: Rows) -> list[str]:
     ]
 
 
-def layer_curve(runs: Sequence[Run], task: str) -> dict[int, float]:
+def mean_layer_curve(runs: Sequence[Run], task: str) -> dict[int, float]:
     """Return a task's validation score of each layer, mean over runs."""
     curves = [run.about["tasks"][task]["layers"] for run in runs if task in run.about["tasks"]]
     numbers = sorted({int(layer) for curve in curves for layer in curve if layer.isdigit()})

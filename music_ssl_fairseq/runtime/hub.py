@@ -45,7 +45,7 @@ def snapshot(name: str | os.PathLike) -> Path:
     if parts is None:
         raise _without(name, "expected hf:USER/NAME or hf:USER/NAME@REVISION")
     hub = optional("huggingface_hub", "hub")
-    with one_line(name):
+    with _one_line_errors(name):
         folder = hub.snapshot_download(
             parts["repository"], revision=parts["revision"], allow_patterns=list(_FILES)
         )
@@ -58,7 +58,7 @@ def pinned(name: str | os.PathLike, folder: Path) -> str:
 
 
 @contextmanager
-def one_line(name: str) -> Iterator[None]:
+def _one_line_errors(name: str) -> Iterator[None]:
     """Turn errors of huggingface_hub about the model `name` into one line."""
     errors = optional("huggingface_hub.errors", "hub")
     repository = name.removeprefix(PREFIX).replace("@", " --revision ")
@@ -102,7 +102,7 @@ def push(folder: Path, files: list[str], repository: str, message: str) -> str:
     Its name with the new commit is returned, as `load` takes it.
     """
     api = optional("huggingface_hub", "hub").HfApi()
-    with one_line(PREFIX + repository):
+    with _one_line_errors(PREFIX + repository):
         api.create_repo(repository, exist_ok=True)
         commit = api.upload_folder(
             repo_id=repository, folder_path=folder, allow_patterns=files, commit_message=message
