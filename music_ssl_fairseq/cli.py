@@ -32,7 +32,7 @@ from music_ssl_fairseq.runtime.user_command import (
 _IMPORT_PAUSE_SECONDS = 0.1
 _PROGRAMS = dict.fromkeys(("pretrain", "check", "fetch", "custom"), "python -m manifests_tools")
 _PROGRAMS |= dict.fromkeys(("label", "probe", "report", "map"), "python -m music_ssl_fairseq")
-"""Command -> the program that has it, for those that are looked for in the other one."""
+"""Command -> its program, for commands that users look for in the other program."""
 _SYNONYMS = {"--out": ["--to"], "--to": ["--out"], "--model": ["--checkpoint", "--upstream"]}
 
 CHECKPOINT = (

@@ -46,7 +46,7 @@ class AudioHeader:
     """The way to read a file."""
 
     # Whether libsndfile is asked first. It is not for MPEG audio, whose length it guesses, nor
-    # for Opus, of which it refuses good files.
+    # for Opus: it refuses good files.
     soundfile: bool
     # The samples of a WAV file that states a wrong number, if the right one is known
     pcm: Pcm | None = None

@@ -137,7 +137,7 @@ class UnitWatch:
 class SpreadWatch:
     """Watches music2vec: targets or predictions without spread, or targets of position alone.
 
-    `warmup` and `advice` are those of `schedule_of`; `minimum` is the smallest healthy standard
+    `warmup` and `advice` are from `schedule_of`; `minimum` is the smallest healthy standard
     deviation of `target` and of `pred`.
     """
 

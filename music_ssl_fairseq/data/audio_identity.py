@@ -33,7 +33,7 @@ def note_names(name: Name, count: int) -> str:
 
 
 def other_track(name: Name, count: int, noted: object) -> int | None:
-    """Return the first track found that is not the noted one; None if there is none.
+    """Return the first track found that differs from the noted one, or None.
 
     Tracks of equal length give no other sign: after another split, each has the labels of another.
     `noted` comes from `note_names`, of as many tracks; None if nothing was noted.

@@ -42,8 +42,8 @@ class CropConfig(FairseqDataclass):
     )
     equaliser_db: float = setting(
         0.0,
-        "largest gain, in dB, of a smooth random filter on each training crop; labels stay "
-        "those of the unfiltered music. 0 for none. Not in fairseq",
+        "largest gain, in dB, of a smooth random filter on each training crop; labels are "
+        "of the unfiltered music. 0 for no filter. Not in fairseq",
         FROM_0,
     )
     mask_length_start: Optional[int] = setting(

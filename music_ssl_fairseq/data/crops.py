@@ -6,7 +6,7 @@ other code that draws random numbers.
 
 import numpy as np
 
-# Streams of random numbers. They never overlap: more draws from one leave the others as they are.
+# Streams of random numbers. They never overlap: more draws from one do not change the others.
 CROPS, MASKS, REPLACEMENT, ORDER, MIXING, EQUALISER = range(6)
 
 _WORD = (1 << 64) - 1

@@ -59,8 +59,8 @@ def label_command(
     Args:
         label_dir: its --labels.
         into: another folder to write to.
-        manifests: its --manifests; None for those that the labels were made from.
-        options: of labels that do not exist; those of existing labels are repeated.
+        manifests: its --manifests; None for the manifests that the labels were made from.
+        options: for labels that do not exist; existing labels repeat their own.
     """
     metadata = _known_metadata(label_dir)
     command = f"python -m music_ssl_fairseq label {metadata.get('options', options)}"

@@ -89,7 +89,7 @@ def memmap_files(km_file: Path) -> tuple[Path, Path]:
 def open_memmap(km_file: Path) -> _Units | None:
     """Open the memory map of a `.km`.
 
-    None if there is none, if it is not what the labeler writes, or if the text has changed since.
+    None if it is missing, is not the labeler's, or the text has changed since.
     """
     changed = km_file.stat().st_mtime_ns
     files = memmap_files(km_file)

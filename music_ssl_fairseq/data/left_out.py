@@ -32,7 +32,7 @@ def write_left_out(file: str | os.PathLike, left_out: Iterable[LeftOut]) -> None
     """Write one line `name<TAB>reason` per file, atomically.
 
     Tabs and line breaks in a name are written as `\\t`, `\\n` and `\\r`; bytes that are not UTF-8
-    stay as they are in the file system.
+    stay as in the file system.
     """
     with atomic_path(file) as temporary, temporary.open("wb") as handle:
         for item in left_out:

@@ -148,8 +148,8 @@ class CropMasks:
     """Settings of the masks of each crop."""
 
     spans: SpanMask | FairseqMask
-    growth: SpanGrowth | None  # span lengths of each training epoch; None for those of `spans`
-    number: int  # masks per crop; 1 for those that depend on the batch
+    growth: SpanGrowth | None  # span lengths per training epoch; None for the length of `spans`
+    number: int  # masks per crop; 1 for `FairseqMask`, which depends on the batch
     count_visible: bool  # whether batches have `num_visible`
 
 

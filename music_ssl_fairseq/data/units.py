@@ -27,7 +27,7 @@ class UnitDictionary:
         """Read a dictionary.
 
         Args:
-            command: makes the labels; for the message if there are none.
+            command: makes the labels; for the message about missing ones.
 
         Raises:
             InputError: if it is missing, lists nothing, or its symbols are not cluster numbers.
@@ -56,7 +56,7 @@ class UnitDictionary:
         self._classes = self._table(self.dictionary.symbols[self.dictionary.nspecial :])
 
     def _table(self, symbols: list[str]) -> np.ndarray:
-        """Return the class per unit, `[largest unit + 1]` int64; -1 where there is none."""
+        """Return the class per unit, `[largest unit + 1]` int64; -1 for a unit without class."""
         if not symbols:
             raise InputError(f"{self.file}: lists no unit, so every label would become UNK")
         for symbol in symbols:

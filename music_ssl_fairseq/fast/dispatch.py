@@ -204,7 +204,7 @@ class Execution:
 
 
 PLAIN = Execution("off")
-"""Runs each operation by itself, as the papers write it."""
+"""Runs operations one by one, as in the papers."""
 
 
 def _layer_runner(

@@ -123,7 +123,7 @@ def front_end(features: FeatureSpec | str) -> FrontEnd:
 
     A name alone is enough for all features but `deep`.
 
-    Raises InputError if there are no such features, or the checkpoint or its layer is none.
+    Raises InputError if there are no such features, checkpoint or layer.
     """
     if isinstance(features, str):
         features = FeatureSpec(features)

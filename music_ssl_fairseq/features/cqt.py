@@ -27,7 +27,7 @@ _SPREAD = 2 ** (2 / BINS_PER_OCTAVE)
 _Q = (_SPREAD + 1) / (_SPREAD - 1)
 _LONGEST = _Q * SAMPLE_RATE / LOWEST  # samples
 _REACH = ceil((_LONGEST - GRID.window) / 2 / GRID.hop)  # frames
-_BLOCK_FRAMES = 1024  # frames of a transform, of which those near its ends are not used
+_BLOCK_FRAMES = 1024  # frames of a transform; frames near its ends are not used
 _HALF_BAND = 16.0  # half of a filter's pass band, in 1 / its length: beyond are only side lobes
 
 

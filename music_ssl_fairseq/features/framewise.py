@@ -12,7 +12,7 @@ from music_ssl_fairseq.frames import FrameGrid
 class Chunk(NamedTuple):
     """Some frames of a track, with the audio that they need."""
 
-    waveform: np.ndarray  # `[T]` float32 at 16 kHz, those that the front end asks for
+    waveform: np.ndarray  # `[T]` float32 at 16 kHz, as the front end asked
     start: int  # place in the track of the waveform's first sample
     num_samples: int  # of the whole track
     first: int  # its first frame

@@ -89,7 +89,7 @@ class CheckpointDir:
             return self.load_block(name, number).lengths
 
     def remove_outdated(self, name: str, count: int, source: Callable[[int], str]) -> None:
-        """Remove those of `count` blocks that are damaged, or of another source than now.
+        """Remove blocks, of `count`, that are damaged or whose source has changed.
 
         A source that is empty is not known, and so taken as unchanged.
         """
@@ -109,7 +109,7 @@ class CheckpointDir:
             )
 
     def missing(self, name: str, count: int) -> list[int]:
-        """Return the numbers of those of `count` blocks that are not done yet."""
+        """Return the numbers of the blocks, of `count`, that are not done yet."""
         return [number for number in range(count) if not self.block(name, number).exists()]
 
     def remove(self) -> None:

@@ -60,7 +60,7 @@ def ordered(work: Any, items: Iterable[Any], pool: WorkerPool) -> Iterator[Any]:
             has `stream(items)`, which yields the results in order, that is called instead, and may
             look at items before their turn. If the pool has GPUs, each worker calls
             `work.on(device)` with its own.
-        items: taken as they are needed; small, because they are sent one by one.
+        items: taken when needed; small, because they are sent one by one.
 
     Raises:
         InputError: if a worker is killed, as the system does when memory runs out. What `work`
@@ -167,7 +167,7 @@ def _running(work: Any, pool: WorkerPool) -> Iterator[list[_Worker]]:
 
 
 def _end_workers(processes: list[Any]) -> None:
-    """Ask workers to clean up and leave; kill those that have not after a few seconds."""
+    """Ask workers to clean up and end; after a few seconds, kill the others."""
     for process in processes:
         process.terminate()
     deadline = time.monotonic() + _SECONDS_TO_LEAVE

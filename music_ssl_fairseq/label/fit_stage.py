@@ -100,7 +100,7 @@ def take_centroids(job: Job, file: Path) -> None:
 
 
 def _refuse_others(job: Job, given: Path) -> None:
-    """Compare the features with those that metadata.json beside the centroids states, if any."""
+    """Compare the features with metadata.json beside the centroids, if there is one."""
     file = centroids_file(given)
     beside = file.with_name(METADATA)
     about = read_object(beside) if beside.exists() else {}

@@ -39,7 +39,7 @@ class Options:
     # On all frames, at most; fewer once one lowers the inertia by less than 0.6 %
     iterations: int = 30
     init: str = "kmeans++"  # `kmeans++` (AFK-MC²), or `random`, different frames
-    restarts: int = 1  # complete fits, of which the one with the lowest inertia counts
+    restarts: int = 1  # complete fits; the lowest inertia wins
 
 
 class KMeansState(NamedTuple):
@@ -78,7 +78,7 @@ def check_enough(num_frames: int, k: int) -> str | None:
 def check_distinct(frames: np.ndarray, k: int) -> str | None:
     """Check that `[n, D]` float32 frames differ enough for `k` clusters; return a warning if not.
 
-    Raises InputError if all frames are equal, as they are of silence.
+    Raises InputError if all frames are equal, for instance silent.
     """
     number = 0
     size = 4 * k

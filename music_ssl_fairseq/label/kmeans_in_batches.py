@@ -90,7 +90,7 @@ def fit_batches(
     """Continue batch by batch.
 
     Args:
-        batches: `[n, D]` float32 each: those that `state` has not seen.
+        batches: `[n, D]` float32 each, beginning with the first that `state` has not seen.
         device: `cpu` or a GPU, as torch names it.
         watch: called after each batch.
         state: what `begin` returned, or `watch` was called with last.

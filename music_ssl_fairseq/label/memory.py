@@ -25,7 +25,7 @@ _BYTES_PER_FRAME = 32  # that K-means needs besides the frame's values
 def parse_size(text: str) -> int:
     """Parse `4G`, `512M`, `2.5GiB` or a number of bytes, into bytes. Units are powers of 1024.
 
-    Raises ArgumentTypeError if it is none of these, or zero.
+    Raises ArgumentTypeError for other text, and for zero.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if match is None or float(match[1]) == 0:

@@ -13,7 +13,7 @@ MAX_FRAMES = 1_000_000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe(Options):
-    """Settings of a set of labels: those of K-means, and these. Equal ones give equal labels."""
+    """Settings of a set of labels, K-means' included. Equal settings give equal labels."""
 
     features: str
     max_frames: int  # frames fitted on at most

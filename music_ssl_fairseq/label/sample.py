@@ -31,7 +31,7 @@ _SPACING_SECONDS = 1.0  # between frames of a chunk
 
 
 class SampledTrack(NamedTuple):
-    """A track and those of its frames that are sampled: `[n]` int64, ascending."""
+    """A track and its sampled frames: `[n]` int64, ascending."""
 
     track: Track
     frames: np.ndarray
@@ -108,7 +108,7 @@ class Sample:
         return int(self.quotas.sum())
 
     def part(self, index: int) -> SampledTrack:
-        """Return a track with its frames, of which there may be none."""
+        """Return a track with its sampled frames, perhaps none."""
         track = Track(self.manifest.path(index), int(self.manifest.num_samples[index]))
         quota = int(self.quotas[index])
         if not quota:

@@ -70,7 +70,7 @@ def write_page(
     """Write the page that the command line asks for; return its name and size.
 
     Args:
-        songs: names below the folder; `left_out` are those without a vector.
+        songs: names below the folder; `left_out` have no vector.
         description: of the model.
 
     Raises:

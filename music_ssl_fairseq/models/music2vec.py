@@ -149,7 +149,7 @@ class Music2VecModel(UnitPrediction):
         Args:
             source: `[B, T]` waveforms.
             mask: `[views, frames]` bool, True for masked frames (never for padding): one or several
-                masks per crop, those of a crop in succession.
+                masks per crop, a crop's masks in succession.
             masked_indices: `[N]` ascending indices into `views * frames` of the masked frames. By
                 default found here, which synchronises with the GPU.
             padding_mask: `[B, T]` bool, True for padding, or None.

@@ -115,7 +115,7 @@ class MusicHubertModel(UnitPrediction):
             target: `[B, frames, sets]` class of each frame in each label set, -1 where there is
                 none. Random projections' units are added here.
             mask: `[views, frames]` bool, True for masked frames: one or several masks per crop,
-                those of a crop in succession.
+                a crop's masks in succession.
             masked_indices: `[N]` ascending indices into `views * frames` of the masked frames that
                 have a target. By default found here, which synchronises with the GPU.
             unmasked_indices: `[M]` likewise for unmasked frames.

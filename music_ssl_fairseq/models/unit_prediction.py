@@ -86,7 +86,7 @@ class UnitPrediction(AudioEncoder):
 
         Args:
             x: the output of `contextualise`, `[views, frames, D]`, or `[N, D]` of these frames.
-            layer_outputs: each layer's output, from which come those of `label_layers`.
+            layer_outputs: each layer's output, of which `label_layers` chooses.
             indices: `[N]` ascending indices into `views * frames`.
         """
         layers = self.cfg.label_layers or [0]
@@ -116,5 +116,5 @@ def _score(
 
 
 def frames_at(x: Tensor, indices: Tensor) -> Tensor:
-    """Return the frames `[N, D]` at indices of `[views, frames, D]`; `[N, D]` as it is."""
+    """Return the frames `[N, D]` at indices of `[views, frames, D]`; `[N, D]` unchanged."""
     return x if x.dim() == 2 else x.flatten(0, 1)[indices]

@@ -42,7 +42,7 @@ class Probe:
     content: str = ""  # digest of the question: kind, classes or targets, files and their labels
     outdated: bool = False  # whether heads were trained after the score, and the grid is of those
     audio: dict[str, str] = field(default_factory=dict)  # split -> digest of its files, if noted
-    # Metric -> `[1 + resamples]`, its value and those of the resamples
+    # Metric -> `[1 + resamples]`, its value and the resamples'
     draws: dict[str, np.ndarray] = field(default_factory=dict)
 
 

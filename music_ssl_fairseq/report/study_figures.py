@@ -72,7 +72,7 @@ def _layer_curves(rows: Rows):
 
 
 def _styles(rows: Rows) -> dict[str, dict[str, Any]]:
-    """Return how to draw each row: all in colours, or those of the headline before grey ones."""
+    """Return how to draw each row: all in colours, or the headline's before grey ones."""
     names = [name for name, runs in rows.items() if runs[0].about.get("family")]
     coloured = names if len(names) <= _NUM_COLOURS else [name for name in HEADLINE if name in names]
     styles = {name: {"color": "0.8", "linewidth": 0.7, "zorder": 1} for name in rows}

@@ -112,7 +112,7 @@ def remarks(probes: Sequence[Probe], split: str) -> list[str]:
 
 
 def _other_audio(probes: Sequence[Probe]) -> list[str]:
-    """Name probes whose audio files are others than those of most probes of their task."""
+    """Name probes whose audio files differ from most probes' of their task."""
     found = []
     for task in tasks_of(probes):
         of_task = [probe for probe in probes if probe.task == task]

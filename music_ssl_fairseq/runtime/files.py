@@ -168,7 +168,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class FileParts:
-    """An open file, of which any part can be read; processes may share it."""
+    """An open file that is read in parts; processes may share it."""
 
     def __init__(self, file: Path):
         self.file = file

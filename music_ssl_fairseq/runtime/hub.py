@@ -37,7 +37,7 @@ def snapshot(name: str | os.PathLike) -> Path:
     A branch, the default one if none is named, stands for its newest commit, or without a network
     for the one in the cache.
 
-    Raises InputError if the name is none, or there is no such model or revision, no network, or no
+    Raises InputError if this is no name, or there is no such model or revision, no network, or no
     huggingface_hub.
     """
     name = os.fspath(name)

@@ -1,4 +1,4 @@
-"""Declare settings, and refuse those whose values make no sense, our own and fairseq's.
+"""Declare settings, and refuse impossible values of ours and of fairseq's.
 
 torch and fairseq answer some with a traceback, and train with others: a negative learning rate, a
 limit that is NaN and so is never reached.

@@ -26,7 +26,7 @@ def with_other(option: str, value: object) -> str:
 
 
 def with_options(changes: dict[str, object]) -> str:
-    """Return the command with other values of options, and without those whose value is None."""
+    """Return the command with other values of options. None removes an option."""
     words = typed()
     for option, value in changes.items():
         at = next((i for i, w in enumerate(words) if w.partition("=")[0] == option), len(words))

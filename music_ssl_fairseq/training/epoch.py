@@ -213,7 +213,7 @@ class ResumableEpochs(iterators.EpochBatchIterator):
 
 
 class _OneLineErrors:
-    """An iterator whose errors, including those of loading processes, are one line."""
+    """An iterator whose errors are one line, in loading processes too."""
 
     def __init__(self, iterator: Iterator[Any]):
         self._iterator = iterator

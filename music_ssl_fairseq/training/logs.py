@@ -167,7 +167,7 @@ def begin_once(bar: Any, wrapped_bar: Any, wandb_project: str, run_name: str | N
 
 
 def log_together(bar: Any, stats: Any, tag: str | None = None, step: int | None = None) -> None:
-    """Send a line of numbers to wandb or trackio at once; fairseq sends each number by itself."""
+    """Send a line of numbers to wandb or trackio at once; fairseq sends one number per call."""
     tracker = progress_bar.wandb
     if tracker is None:
         return

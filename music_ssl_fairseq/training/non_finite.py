@@ -108,7 +108,7 @@ def _is_finite(trainer: Any, dataset: Any, update: _Update, batch: list[int]) ->
 
 
 def _name_tracks(dataset: Any, update: _Update, batch: list[int]) -> str:
-    """List the batch's tracks, those with the largest samples first."""
+    """List the batch's tracks, the largest samples first."""
     peaks: dict[str, float] = {}
     for index in batch:
         name, peak = dataset.describe_crop(index, update.epoch)

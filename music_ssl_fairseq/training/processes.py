@@ -1,4 +1,4 @@
-"""Processes that train together, and those that load data for them."""
+"""Processes that train together, and their loading processes."""
 
 import functools
 import multiprocessing

@@ -71,7 +71,7 @@ class Stream:
 
         Args:
             dataset: has `item(index, epoch)`.
-            buffer_size: batches that are kept ready, beside those of the loader's workers.
+            buffer_size: batches that are kept ready, beside the workers' own.
             loading: arguments of torch's DataLoader.
         """
         self.position = position  # epoch and batch that comes next

@@ -39,7 +39,7 @@ def load(
         precision: "fp32", "bf16", or "auto": bf16 on GPUs that have it, else fp32.
 
     Raises:
-        InputError: if it is none of these, damaged, or would run code.
+        InputError: if it is something else, damaged, or would run code.
     """
     from music_ssl_fairseq.upstream.model import Upstream
 

@@ -85,7 +85,7 @@ def settings_of(loaded: Mapping[str, Any], path: Path) -> dict[str, dict[str, An
 
 
 def _plain(settings: Any) -> dict[str, Any]:
-    """Return settings of any fairseq version as a dict; interpolations stay as they are."""
+    """Return settings of any fairseq version as a dict; interpolations stay unresolved."""
     if isinstance(settings, DictConfig):
         # Interpolations (label_rate: ${task.label_rate}) may point outside of what was kept.
         settings = OmegaConf.to_container(settings, resolve=False)

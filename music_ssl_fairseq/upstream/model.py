@@ -64,7 +64,7 @@ class Upstream(nn.Module):
         """Build the encoder and move it to `device`; `precision` as of `upstream.load`.
 
         Raises InputError if tensors are missing, left over or of another shape, the model is of
-        another sample rate, or the precision is none.
+        another sample rate, or there is no such precision.
         """
         check_sample_rate(contents)
         if precision not in PRECISIONS:
@@ -134,8 +134,8 @@ class Upstream(nn.Module):
     def forward(self, waveform: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """Return the last layer, `[B, frames, D]` float32, with gradients.
 
-        Arguments and errors are those of `layers`. In training mode dropouts are fairseq's: 0.1 in
-        the Transformer.
+        It takes the arguments of `layers`, and raises its errors. In training mode dropouts are
+        fairseq's: 0.1 in the Transformer.
         """
         _refuse_bad_samples(waveform)
         tensors = (waveform, *self.parameters())
@@ -209,7 +209,7 @@ class Upstream(nn.Module):
         padding_mask: Tensor | None,
         encode: Callable[[Tensor], list[Tensor]],
     ) -> list[Tensor]:
-        """Check waveforms, and encode those of equal length together; pad features with zeros."""
+        """Check waveforms, encode waveforms of equal length together, pad features with zeros."""
         if waveform.ndim != 2 or not len(waveform):
             raise InputError(
                 f"waveform has shape {tuple(waveform.shape)}; expected [B, T], B from 1 on"

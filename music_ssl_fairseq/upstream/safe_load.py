@@ -75,7 +75,7 @@ def _checksum(storage: torch.UntypedStorage) -> int:
 
 
 def _storages(loaded: Any) -> Iterator[torch.UntypedStorage]:
-    """Yield the storages of all tensors but those of optimizers."""
+    """Yield the storages of all tensors except optimizers'."""
     if isinstance(loaded, torch.Tensor):
         yield loaded.untyped_storage()
     elif isinstance(loaded, dict):

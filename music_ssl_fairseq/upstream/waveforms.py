@@ -63,7 +63,7 @@ def mono(clip: Clip, name: str, sample_rate: int | None, channels: str | None) -
         `[T]` float32 at `SAMPLE_RATE`.
 
     Raises:
-        InputError: if it is none of these, or holds NaN or infinite samples.
+        InputError: if it is something else, or holds NaN or infinite samples.
     """
     if channels not in (None, "first", "last"):
         raise InputError(f"channels={channels!r}: expected 'first' for [C, T], 'last' for [T, C]")

@@ -29,7 +29,7 @@ def open_source(name: str, device: str | torch.device = "cpu", seed: int = 0) ->
         seed: seed of random weights.
 
     Raises:
-        InputError: if it is none of these, or takes another sample rate.
+        InputError: if it is something else, or takes another sample rate.
     """
     if _is_front_end(name):
         return FrontEndSource(name)

@@ -83,7 +83,7 @@ class ProbeHeads(nn.Module):
         self._single_of: object = None
 
     def keep(self, indices: Sequence[int]) -> None:
-        """Drop all heads but these, counted among those that are left."""
+        """Drop all heads but these. Numbers count the remaining heads."""
         chosen = torch.tensor(list(indices), dtype=torch.long)
         self.heads = [self.heads[i] for i in indices]
         for name in PARAMETERS:
