@@ -287,7 +287,7 @@ class _CsvReader:
         if not label and not self.of_kind.many_classes:
             self._refuse(number, f"no label for {row['path']}; leave the line out")
         segment = self._segment(row, number)
-        # As file names: in the locale C they are not text of the CSV's UTF-8.
+        # Decode as file names: in the locale C these are not the CSV's UTF-8.
         name = os.fsdecode(row["path"].encode())
         group = row.get("group") or None
         if segment is not None and group is None:

@@ -39,7 +39,7 @@ _REFUSALS = {*range(400, 500)} - {408, 425, 429}  # which pass: too slow, too ea
 
 @dataclass(frozen=True)
 class _Set:
-    """Where a set comes from."""
+    """Source of a data set."""
 
     size: str  # of all downloads, in words
     steps: str = ""  # what to do by hand, in the folder: before the builder runs

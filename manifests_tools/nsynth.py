@@ -47,7 +47,7 @@ def _read_notes(folder: Path, entry: str) -> dict[str, str]:
     file = find_file([folder], "examples.json", f"{_SOURCE}; --root holds {folder.name}/")
 
     def keep(note: dict[str, Any]) -> Any:
-        # Of the entries of 300,000 notes only one is kept, as they are read.
+        # There are 300,000 notes: keep one entry of each while reading.
         return str(note[entry]) if entry in note else note
 
     notes = read_json(file, "was the archive unpacked whole?", _MAX_BYTES, keep)

@@ -35,7 +35,7 @@ from music_ssl_fairseq.jobs.shards import cut
 from music_ssl_fairseq.runtime.files import atomic_path, remove_temporary
 
 SHARD_HOURS = 14.0
-"""Of music in a shard: some 1 GB."""
+"""Hours of music per shard: some 1 GB."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class _Shard:
 
 
 Lines = dict[str, tuple[str, int]]
-"""Of a manifest, by name of the source: name of the copy, and its samples."""
+"""Lines of a manifest: name of the source -> name of the copy, and its samples."""
 
 
 def write_shards(

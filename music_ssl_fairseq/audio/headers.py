@@ -45,8 +45,8 @@ class Pcm(NamedTuple):
 class AudioHeader:
     """The way to read a file."""
 
-    # Whether libsndfile is asked first. It is not for MPEG audio, whose length it guesses, nor
-    # for Opus: it refuses good files.
+    # Whether to try libsndfile first. It guesses the length of MPEG audio, and refuses good files
+    # of Opus.
     soundfile: bool
     # The samples of a WAV file that states a wrong number, if the right one is known
     pcm: Pcm | None = None

@@ -171,6 +171,6 @@ class _Reader:
             found = audio.read(path, part.start, part.num_samples)
         except AudioError as error:
             return error.reason
-        # What check_length lets pass, some milliseconds at the end, is silence.
+        # check_length allows some missing milliseconds at the end: they are silence.
         samples[: len(found)] = torch.from_numpy(found)
         return ""

@@ -48,8 +48,8 @@ class FeatureSpec:
     Raises InputError if there are no such features, or `deep` lacks what it needs.
     """
 
-    # Of `FRONT_ENDS`, several joined by `+`, or `deep`. Several of these but `deep`, separated by
-    # commas, are computed side by side and not scaled.
+    # A name of `FRONT_ENDS`, several joined by `+`, or `deep`. Names separated by commas (not
+    # `deep`) are computed side by side and not scaled.
     name: str = "mfcc"
     # For `deep`, a name that `upstream.load` takes; here, the model's file or folder
     checkpoint: str | None = None

@@ -38,7 +38,7 @@ class WorkerPool:
     # Without it they come from a server that has imported what the work needs and nothing else: a
     # process in which faiss or another user of OpenMP has run may hang when forked.
     fork: bool = False
-    # What to do if a worker is killed, for the message
+    # Advice for the message about a killed worker
     advice: str = "the same command resumes the work, with fewer --workers"
 
     @property

@@ -127,7 +127,7 @@ def _at_labels(
 ) -> tuple[np.ndarray, ...]:
     """Return the units of an excerpt, their seconds, and the values of the frames there."""
     units = _units(place, labels, hop)
-    # Of the frames of 10 ms, the one that begins where a label does.
+    # Frames last 10 ms: take the one that begins with the label.
     first = first_from(place.first * GRID.hop, hop)
     frames = (first + np.arange(len(units))) * hop // GRID.hop - place.first
     values = (excerpt.pitch_class[frames], excerpt.loudness[frames], excerpt.log_mel[frames])

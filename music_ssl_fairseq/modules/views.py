@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Packing(NamedTuple):
-    """Where the K visible frames of each view lie among its F frames."""
+    """Places of the K visible frames of each view among its F frames."""
 
     # `[views, K]` int64, the visible frames as ascending indices into `views * F`; -1 where a
     # view has fewer than K

@@ -16,7 +16,7 @@ __all__ = ["Cell", "Page", "escape", "facts", "paragraph", "table"]
 
 
 _UNSORTED = ' data-sort="no"'
-"""Of a column without a name."""
+"""Attribute of a column without a name."""
 
 
 class Cell(NamedTuple):

@@ -77,7 +77,7 @@ class ProbeExperiment:
 
     @property
     def device(self) -> str:
-        """Where features are computed and heads are trained: `cpu` or `cuda`."""
+        """Device that computes features and trains heads: `cpu` or `cuda`."""
         return choose_device("cpu" if self.cfg.cpu else "auto")
 
     @cached_property

@@ -20,7 +20,7 @@ _DAMAGED: tuple[type[Exception], ...] = (
 """Errors of unpickling damaged bytes."""
 GIT_LFS = b"version https://git-lfs"
 AGAIN = ": copy or download it again"
-"""What to do about a damaged file."""
+"""Advice about a damaged file."""
 
 
 def check_form(path: Path) -> bool:

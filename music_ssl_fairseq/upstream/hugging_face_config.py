@@ -36,7 +36,7 @@ _DROPOUTS = {
     "encoder_layerdrop": "layerdrop",
     "mask_length": "mask_time_length",
 }
-# Where transformers can do something that this package's encoder cannot: the one value that fits.
+# Settings of transformers for which this package's encoder has one value only.
 _REQUIRED = {
     "hidden_act": "gelu",
     "feat_extract_activation": "gelu",

@@ -46,7 +46,7 @@ _DROPOUTS = {
     "dropout": "encoder_dropout",
     "encoder_layerdrop": "encoder_layer_drop",
 }
-# Of the models that torchaudio has: attention heads by width, strides of the one extractor.
+# torchaudio's models have these attention heads by width, and one extractor.
 _HEADS = {768: 12, 1024: 16, 1280: 16}
 _KERNELS, _STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)
 

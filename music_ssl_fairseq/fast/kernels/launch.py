@@ -21,7 +21,7 @@ _MAX_THREADS = 16
 
 
 class _Ahead:
-    """Whether kernels are compiled ahead now, in all threads, and the jobs that are not done."""
+    """The mode of all threads - launch, or compile ahead - and the unfinished jobs."""
 
     def __init__(self) -> None:
         self.active = False

@@ -63,8 +63,8 @@ def _is_front_end(name: str) -> bool:
 class EncoderSource:
     """All layers of a frozen encoder; a window's vector is its mean over time."""
 
-    # Whether values differ in scale, so that heads need zero mean and unit variance over the
-    # training split
+    # Whether values differ in scale: then heads get zero mean and unit variance over the training
+    # split
     standardise = False
 
     def __init__(self, encoder: "upstream.Upstream", name: str, path: str):

@@ -15,7 +15,7 @@ FRAME_RATE = 50
 FRAME_HOP = SAMPLE_RATE // FRAME_RATE
 
 MIN_WINDOW_SAMPLES = 10 * FRAME_HOP
-"""Of a window of beats at the end of a clip."""
+"""Shortest window of beats, at the end of a clip."""
 
 
 class ClipWindow(NamedTuple):
