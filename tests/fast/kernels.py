@@ -26,9 +26,14 @@ from music_ssl_fairseq.fast.hashed_dropout import GOLDEN, drop_threshold, hashed
 from music_ssl_fairseq.fast.kernels import attention as attention_kernels
 from music_ssl_fairseq.fast.kernels import first_conv as first_conv_kernels
 from music_ssl_fairseq.fast.kernels import gelu as gelu_kernels
+from music_ssl_fairseq.fast.kernels import launch
 from music_ssl_fairseq.fast.kernels import norm as norm_kernels
 from music_ssl_fairseq.fast.kernels import sum as sum_kernels
-from music_ssl_fairseq.fast.transformer_layer import CastWeights, fused_layer
+from music_ssl_fairseq.fast.transformer_layer import (
+    CastWeights,
+    compile_layers_ahead,
+    fused_layer,
+)
 from music_ssl_fairseq.modules.encoder_config import AudioEncoderConfig
 from music_ssl_fairseq.modules.transformer import TransformerEncoder, TransformerLayer
 from music_ssl_fairseq.modules.views import packing_of
@@ -401,6 +406,36 @@ def test_layer_of_selected_frames(monkeypatch):
     for whole, part in zip(*results, strict=True):
         scale = max(whole.float().norm().item(), 1e-2 * grad.float().norm().item())
         assert (part.float() - whole.float()).norm() < 5 * ROUNDING * scale
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_layers_compile_ahead_what_they_launch(training, monkeypatch):
+    """For all frames and for selected ones; without gradients, less."""
+    layers = [layer.train(training) for layer in _layers(2)]
+    _, selection = selection_of(2, 5, [3, 1])
+    ahead, launched = set(), set()
+
+    def note(self, grid, *args, **options):
+        launched.add(self._key(args, options))
+        launch_now(self, grid, *args, **options)
+
+    launch_now = launch.Kernel._launch
+    monkeypatch.setattr(launch.Kernel, "_launch", note)
+    monkeypatch.setattr(
+        launch.Kernel, "_compile", lambda self, _, *a, **o: ahead.add(self._key(a, o))
+    )
+    y = random(2, 5, 32).requires_grad_(training)
+    seeds = _seeds(1)[0] if training else None
+    with torch.autocast("cuda", torch.float16, enabled=GPU), torch.set_grad_enabled(training):
+        compile_layers_ahead(layers, y, training, selection)
+        assert not launched
+        for layer, some in zip(layers, (None, selection), strict=True):
+            weights = CastWeights([layer], y).of_layers[0]
+            y, _ = fused_layer(layer, y, seeds, weights, some)
+    if training:
+        y.sum().backward()
+    assert len(launched) >= (12 if training else 5), len(launched)
+    assert launched == ahead
 
 
 class _Again:
