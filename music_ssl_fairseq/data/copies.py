@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
 from hashlib import blake2b, file_digest
@@ -14,11 +14,14 @@ def find_copies(paths: Iterable[str], others: Iterable[str] | None = None) -> di
     """Find files that equal another file byte by byte; only files of equal size are read.
 
     Files that cannot be read have no copies. With `others`, originals are looked for among these.
+    A path that is given twice, or in both, is a copy of itself.
 
     Returns path -> the first of `others`, or of the paths before it, that it is a copy of.
     """
-    originals = list(others or ())
+    originals, paths = list(others or ()), list(paths)
     among = set(originals)
+    times = Counter(paths) if others is None else dict.fromkeys(among, 2)
+    twice = {path: path for path in paths if times.get(path, 0) > 1}
     groups = [list(dict.fromkeys([*originals, *paths]))]
     for key in (_size, _middle, _whole_file):
         parts = [part for group in groups for part in _divide(group, key)]
@@ -26,7 +29,8 @@ def find_copies(paths: Iterable[str], others: Iterable[str] | None = None) -> di
             groups = [part for part in parts if part[0] in among and part[-1] not in among]
         else:
             groups = [part for part in parts if len(part) > 1]
-    return {path: group[0] for group in groups for path in group[1:] if path not in among}
+    copies = {path: group[0] for group in groups for path in group[1:] if path not in among}
+    return twice | copies
 
 
 def _divide(group: list[str], key: Callable[[str], Hashable]) -> Iterable[list[str]]:

@@ -33,6 +33,7 @@ class CropPlan:
     1/60.)
 
     Attributes:
+        num_samples: `[num_tracks]` lengths of the others.
         num_too_short: tracks left out because they are shorter than `min_samples`.
     """
 
@@ -56,10 +57,10 @@ class CropPlan:
         """
         long_enough = num_samples >= min_samples
         self._tracks = np.flatnonzero(long_enough)
-        self._num_samples = num_samples[self._tracks]
+        self.num_samples = num_samples[self._tracks]
         self.num_too_short = len(num_samples) - len(self._tracks)
         if crops_per_track is None:
-            counts = np.maximum(1, self._num_samples // crop_samples)
+            counts = np.maximum(1, self.num_samples // crop_samples)
         else:
             counts = np.full(len(self._tracks), crops_per_track, np.int64)
         self._ends = np.cumsum(counts)
@@ -79,13 +80,13 @@ class CropPlan:
     @property
     def lengths(self) -> np.ndarray:
         """Samples per crop, `[len]` int32; not stored, because crops can be many millions."""
-        lengths = np.minimum(self._num_samples, self.crop_samples).astype(np.int32)
+        lengths = np.minimum(self.num_samples, self.crop_samples).astype(np.int32)
         return np.repeat(lengths, np.diff(self._ends, prepend=0))
 
     def length(self, index: int) -> int:
         """Return the samples of one crop."""
         entry = np.searchsorted(self._ends, index, side="right")
-        return min(int(self._num_samples[entry]), self.crop_samples)
+        return min(int(self.num_samples[entry]), self.crop_samples)
 
     def crop(self, index: int, epoch: int) -> tuple[int, int, int]:
         """Return a crop's track (as numbered by `num_samples`), first sample, and samples.
@@ -97,7 +98,7 @@ class CropPlan:
         entry = int(np.searchsorted(self._ends, index, side="right"))
         first = int(self._ends[entry - 1]) if entry else 0
         count = int(self._ends[entry]) - first
-        num_samples = int(self._num_samples[entry])
+        num_samples = int(self.num_samples[entry])
         if num_samples <= self.crop_samples:
             return int(self._tracks[entry]), 0, num_samples
         starts = (num_samples - self.crop_samples) // self._hop + 1

@@ -19,7 +19,15 @@ from music_ssl_fairseq.data.masks import FairseqMask
 from music_ssl_fairseq.data.units import FrameTargets, LabelSet
 from music_ssl_fairseq.data.unreadable import UnreadableTracks
 from music_ssl_fairseq.errors import AudioError, InputError
-from music_ssl_fairseq.frames import SAMPLE_RATE, conv_grid, parse_conv_layers, samples_in
+from music_ssl_fairseq.frames import (
+    SAMPLE_RATE,
+    amount,
+    conv_grid,
+    counted,
+    hours,
+    parse_conv_layers,
+    samples_in,
+)
 from music_ssl_fairseq.runtime.user_command import with_setting
 
 logger = logging.getLogger(__name__)
@@ -38,6 +46,7 @@ class PretrainingDataset(FairseqDataset):
     in one warning, replaced by another crop, and not tried again.
 
     Attributes:
+        contents: the tracks, hours and crops of an epoch, and what is left out, for people.
         training: whether crops and masks differ from epoch to epoch.
         unreadable: tracks that no worker of this process could read so far.
     """
@@ -109,15 +118,17 @@ class PretrainingDataset(FairseqDataset):
                 f"({cfg.min_seconds:g} s)",
                 with_setting("task.min_seconds=0"),
             )
-        logger.info(
-            "%s: %d crops of %g s per epoch from %d tracks; %d shorter than %g s left out",
-            manifest.file,
-            len(plan),
-            cfg.crop_seconds,
-            plan.num_tracks,
-            plan.num_too_short,
-            cfg.min_seconds,
+        self.contents = (
+            f"{counted(plan.num_tracks, 'track')}, {amount(hours(plan.num_samples))}, "
+            f"{counted(len(plan), 'crop')} of {cfg.crop_seconds:g} s"
         )
+        if plan.num_too_short:
+            unlabelled = ", or without labels" if self._targets else ""
+            self.contents += (
+                f"; left out: {counted(plan.num_too_short, 'track')} shorter than "
+                f"{min_samples / SAMPLE_RATE:.3g} s{unlabelled}"
+            )
+        logger.info("%s: %s", manifest.file, self.contents)
         return plan
 
     def __len__(self) -> int:

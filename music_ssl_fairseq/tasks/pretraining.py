@@ -21,7 +21,6 @@ from music_ssl_fairseq.data.identity import Identity, manifest_identity
 from music_ssl_fairseq.data.manifest import Manifest, missing_manifest
 from music_ssl_fairseq.data.pretraining import PretrainingDataset
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.frames import amount, counted, hours
 
 # fairseq imports tasks/ and models/ of a user_dir, and nothing else.
 from music_ssl_fairseq.optim import muon as _optimizer  # noqa: F401
@@ -96,7 +95,6 @@ class PretrainingTask(RunFolderTask):
         self._stops_at_exit: set[str] = set()
         self._training = False
         self._train_subset = "train"
-        self._split_sizes: dict[str, str] = {}
         self._delayed_totals = DelayedTotals()
         self._update = 0
         whole = whole_configuration(cfg)
@@ -162,10 +160,6 @@ class PretrainingTask(RunFolderTask):
                 min_mask_spans=self.min_mask_spans,
                 list_unmasked=self.scores_unmasked,
             )
-        self._split_sizes[split] = (
-            f"{counted(len(manifest), 'track')}, {amount(hours(manifest.num_samples))}, "
-            f"{counted(len(self.datasets[split]), 'crop')} of {cfg.crop_seconds:g} s"
-        )
 
     def start_lines(self, cfg: Any, model: Any) -> list[str]:
         """Name the model, its data and its targets."""
@@ -176,7 +170,7 @@ class PretrainingTask(RunFolderTask):
         name = cfg.model._name
         return [
             f"{name}: {weights / 1e6:.1f} million weights, {batch}{times} per update",
-            *(f"{split}: {size}" for split, size in sorted(self._split_sizes.items())),
+            *(f"{split}: {data.contents}" for split, data in sorted(self.datasets.items())),
             *self.labels.start_lines(),
         ]
 

@@ -158,3 +158,5 @@ def test_copies_are_found_by_their_bytes(tmp_path):
     assert find_copies([b, c], others=[a, d]) == {c: a}
     assert find_copies([a, c], others=[b, d]) == {}
     assert find_copies([a, b, c], others=[]) == {}
+    assert find_copies([a, b, b]) == {b: b}
+    assert find_copies([b, d], others=[a, b]) == {b: b}
