@@ -80,8 +80,8 @@ def get_parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.option
-    add("runs", "folders with hydra_train.log", nargs="+", type=Path, metavar="RUN")
-    add("--out", "picture to write", default=Path("curves.png"), metavar="FILE")
+    add("runs RUN", "folders with hydra_train.log", nargs="+", type=Path)
+    add("--out FILE", "picture to write", default=Path("curves.png"))
     add("--table", "print a Markdown table", action="store_true")
     return parser
 

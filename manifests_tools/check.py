@@ -47,23 +47,20 @@ def get_parser() -> Parser:
     )
     add = parser.option
     add(
-        "manifests",
+        "manifests DIR",
         "folder with train.tsv and valid.tsv, perhaps test.tsv",
         default="manifests",
         nargs="?",
-        metavar="DIR",
     )
     add(
-        "--labels",
+        "--labels DIR",
         "folder with one .km per split and dict.km.txt (default: `labels` beside DIR, if "
         "its metadata.json names these manifests)",
-        metavar="DIR",
     )
     add(
-        "--label-rate",
+        "--label-rate HZ",
         "labels per second (default: from metadata.json in the labels' folder)",
         type=float,
-        metavar="HZ",
     )
     add_reading_options(parser)
     return parser

@@ -64,7 +64,7 @@ example: python -m manifests_tools custom --csv genres.csv --kind multi-class --
 def get_parser() -> Parser:
     parser = new_parser("manifests_tools custom", _DESCRIPTION, _EXAMPLE)
     add = parser.option
-    add("--csv", "UTF-8; cells separated by , or ; or tabs", required=True, metavar="FILE")
+    add("--csv FILE", "UTF-8; cells separated by , or ; or tabs", required=True)
     add(
         "--kind",
         "what a label is. multi-class: one class; multi-label: classes; key: such as "
@@ -73,24 +73,16 @@ def get_parser() -> Parser:
         required=True,
         choices=tuple(KINDS),
     )
-    add("--root", "what the paths are relative to (default: the CSV's folder)", metavar="DIR")
+    add("--root DIR", "what the paths are relative to (default: the CSV's folder)")
     add("--name", "name of the task in reports (default: that of the folder --out)")
+    add("--separator C", "character between the labels of one cell", default=";", type=_separator)
     add(
-        "--separator",
-        "character between the labels of one cell",
-        default=";",
-        type=_separator,
-        metavar="C",
-    )
-    add(
-        "--classes",
+        "--classes FILE",
         "class list, one per line: other labels are errors (default: the labels of the CSV)",
-        metavar="FILE",
     )
     add(
-        "--targets",
+        "--targets A,B",
         "names of the numbers of a regression (default: value, or value 1, value 2, ...)",
-        metavar="A,B",
     )
     add("--metric", "what chooses on validation (default: the usual one of the kind)")
     add_common_options(parser, "probing/custom")

@@ -68,8 +68,7 @@ emotion = ProbingBuilder(
     "folder that holds clips_45seconds/, with excerpts such as 2.mp3",
     read,
     {
-        "--metadata": {
-            "metavar": "DIR",
+        "--metadata DIR": {
             "help": "folder with songs_info.csv and static_annotations.csv (default: --root, or "
             "annotations/ in it)",
         }

@@ -104,8 +104,8 @@ SETS = {
 
 def get_parser() -> Parser:
     parser = new_parser("manifests_tools fetch", DESCRIPTION, EXAMPLE)
-    parser.option("name", ", ".join(SETS), choices=SETS, metavar="NAME")
-    parser.option("--to", "folder to download to (default: data/NAME)", metavar="DIR")
+    parser.option("name NAME", ", ".join(SETS), choices=SETS)
+    parser.option("--to DIR", "folder to download to (default: data/NAME)")
     return parser
 
 

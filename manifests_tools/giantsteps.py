@@ -130,8 +130,7 @@ key = ProbingBuilder(
     "folder that holds giantsteps-key-dataset/ and giantsteps-mtg-key-dataset/, each with audio/",
     read,
     {
-        "--metadata": {
-            "metavar": "DIR",
+        "--metadata DIR": {
             "help": "folder that holds giantsteps-key-dataset/annotations and "
             "giantsteps-mtg-key-dataset/annotations, if not below --root",
         }

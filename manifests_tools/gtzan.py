@@ -126,8 +126,7 @@ beat = ProbingBuilder(
     _ROOT,
     read_beats,
     {
-        "--annotations": {
-            "metavar": "DIR",
+        "--annotations DIR": {
             "help": f"folder with a .jams or .beats file for each excerpt: {_BEATS} (default: "
             "looked for below --root, in jams/ and beats/)",
         }

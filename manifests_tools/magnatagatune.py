@@ -83,8 +83,7 @@ tagging = ProbingBuilder(
     "folder that holds 0/ to f/ with mp3 files, or mp3/ with these",
     read,
     {
-        "--annotations": {
-            "metavar": "FILE",
+        "--annotations FILE": {
             "help": "annotations_final.csv (default: in --root or beside it)",
         }
     },

@@ -76,14 +76,14 @@ def middle(item: Labelled, track: ExaminedTrack, seconds: float) -> list[Example
 
 
 _OPTIONS: dict[str, dict[str, Any]] = {
-    "--metadata": {
-        "metavar": "DIR",
+    "--metadata DIR": {
         "help": "folder with autotagging_*-{train,validation,test}.tsv, or the cloned repository "
         "(default: looked for in --root and beside it)",
     },
-    "--excerpt-seconds": {
-        **{"type": real_number(0), "default": 30.0, "metavar": "S"},
+    "--excerpt-seconds S": {
         "help": "use the middle S seconds of each track, 0 for all of it",
+        "default": 30.0,
+        "type": real_number(0),
     },
 }
 

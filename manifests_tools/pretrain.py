@@ -42,31 +42,23 @@ _FRAMES_PER_SECOND, _FRAMES_PER_CLUSTER = 100, 40  # of MFCC, and what the label
 def get_parser() -> Parser:
     parser = new_parser("manifests_tools pretrain", DESCRIPTION, EXAMPLE)
     add = parser.option
-    add("--root", "folder with audio, searched to any depth", required=True, metavar="DIR")
-    add("--out", "where to write", default="manifests", metavar="DIR")
+    add("--root DIR", "folder with audio, searched to any depth", required=True)
+    add("--out DIR", "where to write", default="manifests")
     add(
-        "--valid-share",
+        "--valid-share X",
         "share of the total duration for validation, between 0 and 1",
         default=0.05,
         type=_share,
-        metavar="X",
     )
     add(
-        "--group-by",
+        "--group-by WHAT",
         "what is kept in one split: `folder`, the folder a file is in (default); "
         "a number n, the first n folders below the root (1: the artist in artist/album/track); "
         "or `file`, nothing",
         default="folder",
         type=_group_by,
-        metavar="WHAT",
     )
-    add(
-        "--min-seconds",
-        "leave out files shorter than this",
-        default=1.0,
-        type=real_number(0),
-        metavar="S",
-    )
+    add("--min-seconds S", "leave out files shorter than this", default=1.0, type=real_number(0))
     add("--seed", "chooses the groups that validate", default=0, type=int)
     _add_copies(parser)
     add_reading_options(parser)
@@ -77,38 +69,33 @@ def get_parser() -> Parser:
 def _add_copies(parser: Parser) -> None:
     add = parser.option
     add(
-        "--convert",
+        "--convert DIR",
         "also write 16 kHz mono 16-bit FLAC copies below DIR, and list those: smaller, and "
         "quicker to train from; an interrupted run resumes",
-        metavar="DIR",
     )
     add(
-        "--speeds",
+        "--speeds S,S",
         "with --convert: also write copies of the training tracks at these speeds, and list "
         "them in train.tsv. Pitch and tempo change together: 0.89 and 1.12 are two semitones down "
         "and up. The same music then teaches more keys and tempi",
         default=(),
         type=_speeds,
-        metavar="S,S",
     )
     add(
-        "--shards",
+        "--shards DIR",
         "write those copies to tar files in DIR instead, in webdataset's layout, and list "
         "their places; for storage that is slow with many files",
-        metavar="DIR",
     )
     add(
-        "--shard-hours",
+        "--shard-hours H",
         "of music per shard (default: %(default)g, some 1 GB)",
         default=SHARD_HOURS,
         type=real_number(0),
-        metavar="H",
     )
     add(
-        "--labels",
+        "--labels DIR",
         "with --shards: also put the labels in this folder beside the copies; they must be of "
         "manifests of the same --root and options",
-        metavar="DIR",
     )
 
 

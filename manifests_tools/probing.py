@@ -42,7 +42,7 @@ class ProbingBuilder:
     root_help: str  # help of `--root`
     # Takes root and the builder's own options; returns labels or raises InputError
     read: Callable[..., DataSet]
-    # The builder's own: name -> arguments of `Parser.option`
+    # The builder's own: form -> other arguments of `Parser.option`
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def get_parser(self) -> Parser:
@@ -53,9 +53,9 @@ class ProbingBuilder:
             f"OUT/{REPORT}.",
             epilog=f"example: python -m manifests_tools {self.name} --root ~/data",
         )
-        parser.option("--root", self.root_help, required=True, metavar="DIR")
-        for name, arguments in self.options.items():
-            parser.option(name, **arguments)
+        parser.option("--root DIR", self.root_help, required=True)
+        for form, arguments in self.options.items():
+            parser.option(form, **arguments)
         add_common_options(parser, f"probing/{self.name}")
         return parser
 
@@ -67,21 +67,21 @@ class ProbingBuilder:
         """
         root = os.path.abspath(a.root)
         require_folder(root)
-        names = [option.removeprefix("--").replace("-", "_") for option in self.options]
+        options = (form.split()[0] for form in self.options)
+        names = [option.removeprefix("--").replace("-", "_") for option in options]
         build(partial(self.read, root, **{name: getattr(a, name) for name in names}), root, a)
 
 
 def add_common_options(parser: Parser, out: str) -> None:
     """Add the options of every builder of a probing task, except `--root`."""
     add = parser.option
-    add("--out", f"where to write (default: {out})", default=out, metavar="DIR")
+    add("--out DIR", f"where to write (default: {out})", default=out)
     add(
-        "--max-missing",
+        "--max-missing X",
         "share of a split's labelled files that may be missing or damaged, from 0 to 1; more "
         "is an error",
         default=0.01,
         type=real_number(0, 1),
-        metavar="X",
     )
     add_reading_options(parser)
     add("--force", f"replace an existing {FILE} and what belongs to it", action="store_true")

@@ -54,13 +54,17 @@ class Parser(argparse.ArgumentParser):
     _given: Sequence[str] = ()
     _trying = False
 
-    def option(self, name: str, help: str, default: Any = None, **arguments: Any) -> None:
+    def option(self, form: str, help: str, default: Any = None, **arguments: Any) -> None:
         """Add an option or argument, as `add_argument` does; the help ends with a plain default.
 
         Args:
+            form: its name, and what its value is called: `--seed N`.
             help: says itself what happens without the option, if it has no plain default.
             default: a path makes it a folder.
         """
+        name, _, metavar = form.partition(" ")
+        if metavar:
+            arguments["metavar"] = metavar
         if isinstance(default, Path):
             arguments = {"type": Path, "metavar": "DIR", **arguments}
         if isinstance(default, Path | str | int | float) and "default" not in help:
@@ -210,7 +214,7 @@ def add_workers(parser: Parser, what: str, least: int = 1) -> None:
     """Add the option `--workers`, by default a process per CPU."""
     text = f"{what} (default: the CPUs this process may use, here %(default)s)"
     number = whole_number(least)
-    parser.option("--workers", text, default=available_cpus(), type=number, metavar="N")
+    parser.option("--workers N", text, default=available_cpus(), type=number)
 
 
 def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:

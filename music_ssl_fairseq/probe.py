@@ -47,14 +47,13 @@ def get_parser() -> Parser:
     parser = new_parser("music_ssl_fairseq probe", DESCRIPTION, EXAMPLES)
     add = parser.option
     add(
-        "--upstream",
+        "--upstream X",
         f"encoders: {CHECKPOINT}; random:CHECKPOINT for the same model with random weights; "
         "or a front end without training: mfcc, chroma, logmel, cqt",
         nargs="+",
         required=True,
-        metavar="X",
     )
-    add("--task", "folders of tasks", type=Path, nargs="+", required=True, metavar="DIR")
+    add("--task DIR", "folders of tasks", type=Path, nargs="+", required=True)
     add(
         "--out",
         "results go to DIR/TASK/UPSTREAM, the table to DIR/report",
@@ -62,14 +61,13 @@ def get_parser() -> Parser:
     )
     add("--split", "split to score: test or valid", default="test")
     add(
-        "--set",
+        "--set NAME=VALUE",
         "settings of examples/probing/config.yaml, such as task.window_seconds=30",
         default=[],
         nargs="+",
         action="extend",
-        metavar="NAME=VALUE",
     )
-    add("--cache", "keeps features", default="feature_cache", metavar="DIR")
+    add("--cache DIR", "keeps features", default="feature_cache")
     add("--cpu", "compute on the CPU, even beside a GPU", action="store_true")
     add("--force", "replace results of other data or settings", action="store_true")
     return parser

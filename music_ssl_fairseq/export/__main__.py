@@ -67,32 +67,28 @@ FORMATS = {
 def get_parser() -> Parser:
     parser = new_parser("music_ssl_fairseq export", DESCRIPTION, EXAMPLES)
     add = parser.option
-    add("--checkpoint", f"the model: {CHECKPOINT}", type=Path, required=True, metavar="FILE")
-    add("--to", "folder to write to; not needed with --push", type=Path, metavar="DIR")
+    add("--checkpoint FILE", f"the model: {CHECKPOINT}", type=Path, required=True)
+    add("--to DIR", "folder to write to; not needed with --push", type=Path)
     add("--format", "see above", default="huggingface", choices=FORMATS)
     add(
-        "--name",
+        "--name NAME",
         "title of the model card (default: the name of the folder to write to, or on the hub)",
-        metavar="NAME",
     )
     add(
-        "--report",
+        "--report DIR",
         "folder of a report: its rows of this model go into the card, as a table with the "
         "layer to take for each task, and into results.json",
         type=Path,
-        metavar="DIR",
     )
     add(
-        "--units",
+        "--units DIR",
         "folder of labels: its centroids go into units/, to label other music with",
         type=Path,
-        metavar="DIR",
     )
     add(
-        "--push",
+        "--push USER/NAME",
         "put the folder on the Hugging Face hub, as a new commit; a new model has your "
         "account's default visibility",
-        metavar="USER/NAME",
     )
     add("--dry-run", "list what --push would send, and send nothing", action="store_true")
     add("--force", "overwrite files of an earlier export", action="store_true")

@@ -56,14 +56,13 @@ _COMPILE_SECONDS = 100 * 3600  # of audio from which compiling kernels, about a 
 def get_parser() -> Parser:
     parser = new_parser("music_ssl_fairseq extract", DESCRIPTION, EXAMPLES)
     add = parser.option
-    add("--checkpoint", f"the model: {CHECKPOINT}", type=Path, required=True, metavar="FILE")
-    add("--manifest", "manifest of the tracks", type=Path, required=True, metavar="TSV")
-    add("--out", "folder to write to", type=Path, required=True, metavar="DIR")
+    add("--checkpoint FILE", f"the model: {CHECKPOINT}", type=Path, required=True)
+    add("--manifest TSV", "manifest of the tracks", type=Path, required=True)
+    add("--out DIR", "folder to write to", type=Path, required=True)
     add(
-        "--layer",
+        "--layer LAYERS",
         "layers, in this order: 6, or 0-12, or 0,4,8-12 (default: all)",
         type=_layers,
-        metavar="LAYERS",
     )
     add(
         "--pool",
@@ -79,12 +78,11 @@ def get_parser() -> Parser:
         choices=["float16", "float32"],
     )
     add(
-        "--window",
+        "--window SECONDS",
         "length of the windows of long tracks, 6 or more, because they overlap; tracks up to "
         "1.5 windows stay whole",
         default=30.0,
         type=real_number(6),
-        metavar="SECONDS",
     )
     _add_speed(parser)
     add("--force", "overwrite features of other settings in --out", action="store_true")
@@ -94,11 +92,10 @@ def get_parser() -> Parser:
 def _add_speed(parser: Parser) -> None:
     add = parser.option
     add(
-        "--batch-seconds",
+        "--batch-seconds SECONDS",
         "audio that goes through the model together (default: 480 on a GPU, which takes about "
         "10 GB with a base model; 30 on a CPU)",
         type=real_number(0),
-        metavar="SECONDS",
     )
     add("--device", "cpu, cuda or cuda:N (default: cuda if there is a GPU)")
     add(
@@ -114,10 +111,9 @@ def _add_speed(parser: Parser) -> None:
         choices=["auto", "on", "off"],
     )
     add(
-        "--workers",
+        "--workers N",
         "processes that read audio (default: on a GPU all CPUs but one, at most 16; else 1)",
         type=whole_number(0),
-        metavar="N",
     )
 
 

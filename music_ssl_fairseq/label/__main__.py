@@ -3,7 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra_plugins._music_ssl_fairseq_command import shell_line
 from music_ssl_fairseq.cli import (
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from music_ssl_fairseq.label.job import Job
     from music_ssl_fairseq.label.label_folder import LabelFolder
 
-_NUMBER: dict[str, Any] = {"type": whole_number(1), "metavar": "N"}
+_POSITIVE = whole_number(1)
 STAGES = ("fit", "assign", "report")
 
 DESCRIPTION = """\
@@ -75,30 +75,27 @@ def get_parser() -> Parser:
 def _add_features(parser: Parser) -> None:
     add = parser.option
     add(
-        "--k",
+        "--k K",
         "number of clusters, and so of units; each needs 40 frames of the sample, better 250 "
         "or more (default: %(default)s, as in the paper's base model)",
         default=500,
-        type=whole_number(1),
-        metavar="K",
+        type=_POSITIVE,
     )
     add(
-        "--features",
+        "--features NAME",
         "features to cluster: mfcc (Kaldi's 13 MFCC with deltas, as in HuBERT), mfcc60 (20 "
         "with deltas), logmel (80 bands), chroma (12 pitch classes) or cqt (84 semitones), all at "
         "100 frames per second; or deep, a layer of a model, mostly at 50. mfcc+chroma joins "
         "features, each scaled to the same spread. mfcc,chroma makes several sets of labels in one "
         "pass, each in LABELS/NAME",
         default="mfcc",
-        metavar="NAME",
     )
-    add("--checkpoint", f"the model of --features deep: {CHECKPOINT}", metavar="FILE")
+    add("--checkpoint FILE", f"the model of --features deep: {CHECKPOINT}")
     add(
-        "--layer",
+        "--layer L",
         "for --features deep: 0 for the projected output of the convolutions, 1 for the first "
         "Transformer layer and so on; HuBERT's second iteration takes 6 of 12",
         type=whole_number(0),
-        metavar="L",
     )
     add(
         "--device",
@@ -120,37 +117,35 @@ def _add_places(parser: Parser) -> None:
         choices=STAGES,
     )
     add(
-        "--centroids",
+        "--centroids FILE",
         "use these centroids instead of fitting them: a .npy file, [k, dimension], or those "
         "beside a model on the Hugging Face hub (hf:USER/NAME); their number replaces --k",
         type=Path,
-        metavar="FILE",
     )
 
 
 def _add_kmeans(parser: Parser) -> None:
     add = parser.option
     add(
-        "--memory",
+        "--memory SIZE",
         "memory of all processes together, such as 512M or 16G; limits the frames that "
         "K-means is fitted on, and the number of workers (default: 4G; with --checkpoint, twice "
         "the memory of its model is added)",
         type=parse_size,
-        metavar="SIZE",
     )
     add(
-        "--max-frames",
+        "--max-frames N",
         "frames to fit K-means on, sampled from all train tracks in proportion to their "
         "length; more than the default lower the inertia on other frames by less than 1 %% at "
         f"k = 2000 (default: {MAX_FRAMES}, or as many as --memory holds)",
-        **_NUMBER,
+        type=_POSITIVE,
     )
     add(
-        "--minibatch",
+        "--minibatch N",
         "for little memory: hold only N frames at a time. K-means is fitted on N frames, and "
         "--max-frames frames then pass once, in batches. Not scikit-learn's MiniBatchKMeans, which "
         "is --algorithm minibatch (default: hold all frames)",
-        **_NUMBER,
+        type=_POSITIVE,
     )
     add(
         "--algorithm",
@@ -161,11 +156,11 @@ def _add_kmeans(parser: Parser) -> None:
         choices=ALGORITHMS,
     )
     add(
-        "--iterations",
+        "--iterations N",
         "most iterations of K-means over all sampled frames, after those over a part of "
         "them; it stops earlier when one lowers the inertia by less than 0.6 %%",
         default=30,
-        **_NUMBER,
+        type=_POSITIVE,
     )
     add(
         "--init",
@@ -174,14 +169,8 @@ def _add_kmeans(parser: Parser) -> None:
         default="kmeans++",
         choices=("kmeans++", "random"),
     )
-    add("--restarts", "complete fits, of which the best counts", default=1, **_NUMBER)
-    add(
-        "--seed",
-        "seed of the sample and of K-means",
-        default=0,
-        type=whole_number(0, 2**31 - 1),
-        metavar="N",
-    )
+    add("--restarts N", "complete fits, of which the best counts", default=1, type=_POSITIVE)
+    add("--seed N", "seed of the sample and of K-means", default=0, type=whole_number(0, 2**31 - 1))
 
 
 def _add_work(parser: Parser) -> None:
@@ -189,16 +178,15 @@ def _add_work(parser: Parser) -> None:
     what = "processes that decode, compute features and assign units, and threads of K-means"
     add_workers(parser, what)
     add(
-        "--num-shards",
+        "--num-shards N",
         "divide the tracks into N parts, and label one of them in this process; the last "
         "process to finish joins the parts (default: in a Slurm array its size, else 1)",
-        **_NUMBER,
+        type=_POSITIVE,
     )
     add(
-        "--shard",
+        "--shard I",
         "which of these parts, from 0 (default: this task's place in the Slurm array)",
         type=int,
-        metavar="I",
     )
     add(
         "--skip-unreadable",

@@ -41,42 +41,28 @@ _MAX_LINES = 20
 def get_parser() -> Parser:
     parser = new_parser("music_ssl_fairseq map", DESCRIPTION, EXAMPLES)
     add = parser.option
-    add("folder", "folder with audio, searched to any depth", type=Path, metavar="FOLDER")
+    add("folder FOLDER", "folder with audio, searched to any depth", type=Path)
     add(
-        "--checkpoint",
+        "--checkpoint X",
         f"the model: {CHECKPOINT}; random:X for the same model with random weights; or a "
         "front end without training: mfcc, chroma, logmel, cqt, or several as mfcc+chroma",
         required=True,
-        metavar="X",
     )
+    add("--layer L", "layer of the model (default: the mean of its Transformer layers)", type=int)
+    add("--out FILE", "the page", default=Path("song_map.html"))
     add(
-        "--layer",
-        "layer of the model (default: the mean of its Transformer layers)",
-        type=int,
-        metavar="L",
-    )
-    add("--out", "the page", default=Path("song_map.html"), metavar="FILE")
-    add(
-        "--seconds",
+        "--seconds S",
         "embed the middle S seconds of each song: quicker on a CPU (default: the whole song)",
         default=0.0,
         type=real_number(0),
-        metavar="S",
     )
     add(
-        "--clip-seconds",
+        "--clip-seconds S",
         "seconds to play of each song, from its middle; 0 for none (default: 8, fewer "
         "for more than 500 songs; 8 s take 40 kB)",
         type=real_number(0, _MAX_CLIP_SECONDS),
-        metavar="S",
     )
-    add(
-        "--neighbours",
-        "number of nearest songs to list",
-        default=10,
-        type=whole_number(1),
-        metavar="N",
-    )
+    add("--neighbours N", "number of nearest songs to list", default=10, type=whole_number(1))
     add("--cache", "folder that keeps vectors", default=Path("feature_cache"))
     add(
         "--device",

@@ -29,17 +29,16 @@ def get_parser() -> Parser:
     parser = new_parser("music_ssl_fairseq report", DESCRIPTION, EXAMPLES)
     add = parser.option
     help = "folders with runs, at any depth (default: runs)"
-    add("folders", help, [Path("runs")], type=Path, nargs="*", metavar="DIR")
+    add("folders DIR", help, [Path("runs")], type=Path, nargs="*")
     add("--out", "folder to write to (default: report)", default=Path("report"))
     add("--split", "split that was scored: test or valid", default="test")
     add(
-        "--resamples",
+        "--resamples N",
         "resamples of the bootstrap behind the intervals",
         default=1000,
         type=whole_number(2),
-        metavar="N",
     )
-    add("--seed", "seed of the bootstrap", default=0, type=whole_number(0), metavar="N")
+    add("--seed N", "seed of the bootstrap", default=0, type=whole_number(0))
     add("--no-plot", "leave out figures, for which matplotlib is needed", action="store_true")
     add("--study", "DIR is the results folder of examples/study", action="store_true")
     return parser
