@@ -122,7 +122,7 @@ def validate(checkpoint: Path, data: Path, task: str, *options: str) -> None:
 
 
 def logged(run: Path, kind: str) -> list[dict[str, float]]:
-    """What a run's log says under `train_inner`, `train` or `valid`, in order."""
+    """Return a run's log entries under `train_inner`, `train` or `valid`, in order."""
     lines = (run / "hydra_train.log").read_text().splitlines()
     found = [re.search(rf"\[{kind}\]\[INFO\] - (\{{.*)", line) for line in lines]
     return [

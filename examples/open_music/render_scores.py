@@ -65,7 +65,7 @@ class Track:
 
     path: Path
     score: str  # music21's name, "bach/bwv269"
-    programs: Sequence[int]  # one a voice, taken in turn
+    programs: Sequence[int]  # one per voice, repeated if there are more voices
     quarters_per_minute: float
     transposition: int  # semitones
     sample_rate: int

@@ -3,7 +3,7 @@
     python examples/open_tasks/build.py --packages open_tasks/packages --out open_tasks
 
 writes OUT/data/NAME.csv (path, label, split) and OUT/data/audio. Everything follows from the seed;
-what plan, labels and sound must be is in hashes.json, beside this file. What is there is kept.
+hashes.json, beside this file, has the digests of plan, labels and sound. Files that exist are kept.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def fonts(packages: Path) -> dict[str, Path]:
 
 
 def font_of(song: songs.Song) -> str:
-    """Choose a soundfont: one for testing, the others in turn."""
+    """Choose a soundfont: one for testing, the others by the song's seed."""
     return TEST_FONT if song.split == "test" else TRAIN_FONTS[sum(song.seed) % 2]
 
 

@@ -195,7 +195,7 @@ def key_of(song: Song) -> str | None:
 
 
 def families_of(song: Song) -> list[str]:
-    """Return the families that can be heard, in alphabetical order."""
+    """Return the families that sound, in alphabetical order."""
     stop = song.start + song.seconds / song.quarter
     heard = set()
     for voice, (program, _) in enumerate(song.voices):

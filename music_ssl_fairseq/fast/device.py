@@ -57,7 +57,7 @@ def keep_kernels() -> None:
     By default they lie in the temporary folder, which a Slurm job or a reboot empties: each run
     would compile for most of a minute.
 
-    They lie in `music_ssl_fairseq/` of $XDG_CACHE_HOME or ~/.cache. What the user has set stays,
+    They lie in `music_ssl_fairseq/` of $XDG_CACHE_HOME or ~/.cache. Settings of the user stay,
     and so do the defaults where that folder cannot be written. Several processes may share the
     caches: both write a file under a temporary name and rename it.
     """

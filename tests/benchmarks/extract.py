@@ -53,7 +53,7 @@ BASE = {
 
 
 def make_corpus(folder: Path, seconds: float, length: float) -> Manifest:
-    """Four files of `length` seconds, listed in turn until there are `seconds` of audio."""
+    """Write four files of `length` seconds, and list them again and again up to `seconds`."""
     length = min(length, seconds)
     names = [f"{i}.flac" for i in range(4)]
     for seed, name in enumerate(names):

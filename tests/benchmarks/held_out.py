@@ -35,7 +35,7 @@ def make_corpus(
     """Write train.tsv, a valid.tsv of at most `crops` crops, and their labels, into a folder.
 
     Crops lie one after the other in the tracks of `manifests/valid.tsv`; of too many, evenly spread
-    ones are taken. What is shorter than a crop is left out.
+    ones are taken. Tracks shorter than a crop are left out.
     """
     folder.mkdir(parents=True, exist_ok=True)
     manifest = Manifest(manifests / "valid.tsv")

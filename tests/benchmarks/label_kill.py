@@ -74,7 +74,7 @@ def run(
 
 
 def progress(labels: Path) -> str:
-    """What there is, in few words."""
+    """Describe in few words what the run has left so far."""
     blocks = len(list(labels.glob(".work-*/*.npz")))
     finished = sorted(path.name for path in labels.glob("*.*") if path.suffix in (".km", ".npy"))
     return f"{blocks} blocks, {len(finished)} of 7 outputs"

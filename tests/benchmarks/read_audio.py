@@ -29,7 +29,7 @@ GOALS = {".wav": 20, ".flac": 20, ".ogg": 15}
 
 
 def make_corpus(folder: Path, suffix: str, seconds: float) -> None:
-    """One file, listed once for every crop of a batch because fairseq takes one crop a track."""
+    """Write one file, and list it once per crop of a batch: fairseq takes one crop per track."""
     from music_ssl_fairseq.data.manifest import write_manifest
     from tests.audio_files import write_tone
 

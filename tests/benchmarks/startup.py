@@ -1,9 +1,9 @@
-"""What a start costs per manifest row: seconds and memory, with labels shared between workers.
+"""Seconds and memory of a start per manifest row, with labels shared between workers.
 
     python -m tests.benchmarks.startup [--rows 10000,100000,1000000]
 
 Each row is a track of 240 s, and has labels at 100 Hz in the labeler's memory map. The label files
-are sparse, so that a million rows need no disk: what is read of them are zeros. A digest of the
+are sparse, so that a million rows need no disk: they read as zeros. A digest of the
 text of labels is taken at the start too; its time is that of bytes in memory. Each number of rows
 runs in a process of its own. Workers are forked after the start, as data loaders fork them. Each
 touches the labels of 2,000 crops. What they cost is the fall of the system's available memory.

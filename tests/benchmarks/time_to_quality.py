@@ -14,7 +14,7 @@ The corpus is the one given; its hashes are printed. Held-out crops are cut once
 are fixed: `task.seed` is 1 in all runs. Seeds vary the initial weights, dropout and the order of
 crops. `--reference` runs stock fairseq's HuBERT as well: its published settings, with a schedule of
 `--reference-updates`, on the same held-out crops and masks. A run ends once the best of the levels
-holds. A record is written after each seed; the same command goes on with those that it lacks.
+holds. A record is written after each seed; the same command continues with those that it lacks.
 """
 
 import argparse

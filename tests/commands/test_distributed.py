@@ -110,7 +110,7 @@ def tiny_run(tmp_path, monkeypatch):
     ]
 
 
-# What is logged of an update, and the last digit that is written of it.
+# The logged measures of an update, and the last digit that is written of each.
 DIGITS = {"loss": 1e-4, "loss_m": 1e-4, "accuracy_m": 1e-5, "perplexity_pred": 0.01, "gnorm": 1e-3}
 
 

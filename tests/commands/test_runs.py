@@ -75,7 +75,7 @@ def relabel(folder: str, k: int) -> None:
 
 
 def reorder(file: str) -> None:
-    """The same tracks, the first one last."""
+    """Move the first track to the end of a manifest."""
     root, first, *others = Path(file).read_text().splitlines()
     Path(file).write_text("".join(f"{line}\n" for line in (root, *others, first)))
 
@@ -273,7 +273,7 @@ def test_the_split_that_is_trained_on_has_other_crops_each_epoch(here):
 
 
 def stopped(**limits):
-    """What a run would be told that has seen 3 updates in 2 epochs, and half an hour."""
+    """Say why a run stops that has made 3 updates in 2 epochs, in half an hour."""
     optimization = {"max_update": 0, "max_epoch": 0, "stop_time_hours": 0.0}
     checkpoint = {
         "patience": -1,

@@ -18,7 +18,7 @@ START = "import site, sys; site.addsitedir(sys.argv.pop(1)); print(*sys.argv[1:]
 
 
 def started(folder: Path, *arguments: str) -> list[str]:
-    """What a program finds on its command line when it is started in `folder`."""
+    """Return the command line of a program that is started in `folder`."""
     run = subprocess.run(
         [sys.executable, "-c", START, str(ROOT), *arguments],
         cwd=folder,

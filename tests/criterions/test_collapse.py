@@ -33,7 +33,7 @@ def predictions(share: float, unit: int = 7) -> torch.Tensor:
 
 
 def verdicts(states, warmup: int, majority: float = 0.01) -> list[tuple[int, str]]:
-    """What is said of updates from 1 on; states: (updates, accuracy, share of the main unit)."""
+    """Return warnings from update 1 on; states: (updates, accuracy, share of the main unit)."""
     watch = UnitWatch(warmup, "Change optimization.lr and lr_scheduler.warmup_updates.")
     update, said = 0, []
     for count, accuracy, share in states:

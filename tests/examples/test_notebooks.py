@@ -12,7 +12,7 @@ NOTEBOOKS = sorted((EXAMPLES / "notebooks").glob("*.ipynb"))
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory):
-    """What the quickstart leaves: music in folders, and a trained model."""
+    """Make the quickstart's results: music in folders, and a trained model."""
     folder = tmp_path_factory.mktemp("notebooks")
     for number in range(16):
         name = f"{number % 2}/{number}.flac"

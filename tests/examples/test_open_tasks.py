@@ -208,7 +208,7 @@ def test_processes_side_by_side_do_all_tasks(modules, data, tmp_path, monkeypatc
     asked = []
 
     def ordered(job, items, pool):
-        """What a pool does: the job and its items are pickled."""
+        """Pickle the job and its items, as a pool does."""
         asked.append((pool.workers, [(name, [x.name for x in group]) for name, group in items]))
         return [pickle.loads(pickle.dumps(job))(pickle.loads(pickle.dumps(item))) for item in items]
 

@@ -357,7 +357,7 @@ def test_damaged_processor_settings_are_one_line(plain_folders, tmp_path, name, 
 
 
 def test_config_of_the_real_models():
-    """What the hub's config.json of base models says, none of which names every field."""
+    """Base models on the hub: none of their config.json names every field."""
     from music_ssl_fairseq.upstream.contents import ARCHITECTURE
     from music_ssl_fairseq.upstream.hugging_face_config import from_config
 

@@ -36,7 +36,7 @@ def write_giantsteps(folder: Path) -> list[str]:
 
 
 def write_mtg_jamendo(folder: Path) -> dict[str, list[str]]:
-    """The twelve tables of split 0, with tags dealt out in turn; returns each subset's audio."""
+    """Write the twelve tables of split 0, and return each subset's audio."""
     subsets, tracks = lines("mtg_jamendo.xz")[:4], lines("mtg_jamendo.xz")[4:]
     tags = {subset: rest for subset, *rest in (line.split("\t") for line in subsets)}
     splits = ("train", "validation", "test")

@@ -58,7 +58,7 @@ def test_songs_and_keys_are_those_of_the_annotations(built):
                 key = (built / file).read_text()
             else:
                 key = stated[song]
-            # The same key to mir_eval, whatever its spelling.
+            # mir_eval reads the same key, whatever its spelling.
             assert mir_eval.key.weighted_score(key, task.classes[target]) == 1
 
 

@@ -86,7 +86,7 @@ def train(data: Path, upstream: Path | str, run: Path, *overrides: str, name: st
     from music_ssl_fairseq.training.interruption import interruption
 
     music_ssl_fairseq.register()
-    # What a new process would not have: these live in attributes of functions.
+    # A new process would not have these: they live in attributes of functions.
     vars(checkpoint_utils.save_checkpoint).pop("best", None)
     vars(fairseq_train.should_stop_early).clear()
     sys.argv = [

@@ -153,7 +153,7 @@ def test_a_file_in_two_splits_is_leakage(tmp_path):
     write(tmp_path, ("pop",), ("jazz",))
     write_split(tmp_path, "valid", "/music", [Example("2.wav", SECOND, ("pop",))])
     check_leakage(tmp_path)
-    # The same file by another root and name.
+    # Another root and name lead to the same file.
     write_split(tmp_path, "test", "/", [Example("music/x/../1.wav", SECOND, ("pop",))])
     with pytest.raises(InputError, match=r"/music/1\.wav is in train and in test: leakage"):
         check_leakage(tmp_path)

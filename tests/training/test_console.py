@@ -1,4 +1,4 @@
-"""What a training prints: numbers, lines of our own and warnings; the rest is in the log."""
+"""A training prints numbers, lines of our own and warnings; the rest is in the log."""
 
 import logging
 import re
@@ -29,7 +29,7 @@ def record(text, name="fairseq.trainer", level=logging.INFO, module="trainer", *
 
 @pytest.fixture
 def said(monkeypatch, capsys):
-    """What a console prints of some records, on a terminal or not: standard output and error."""
+    """Print records, on a terminal or not, and return standard output and error."""
 
     def run(*records, terminal=False):
         monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)

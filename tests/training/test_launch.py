@@ -201,7 +201,7 @@ def test_a_state_that_one_process_sends_to_the_others_can_be_read(tmp_path):
 
 
 def test_processes_agree_on_the_file_to_resume_from(tmp_path, monkeypatch):
-    """What the first process finds is sent as a checkpoint is, of types that are safe to read."""
+    """The first process sends its file's name in types that are safe to read."""
 
     def sent(found, **_):
         torch.save(found, tmp_path / "sent")

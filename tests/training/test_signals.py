@@ -61,7 +61,7 @@ def saved_updates():
 
 @pytest.fixture(scope="module")
 def whole(corpus):
-    """What a run logs that is never stopped: updates, and validations."""
+    """Return the log of a run that is never stopped: updates, and validations."""
     run = corpus / "whole"
     data = f"task.data={corpus / 'manifests'}"
     train("music2vec", *SETTINGS, data, f"hydra.run.dir={run}")

@@ -163,7 +163,7 @@ def test_windows_come_close_to_the_whole_and_show_no_seams(tmp_path, fields, nor
 
 
 def test_without_the_sections_statistics_windows_would_differ(tmp_path):
-    """What the test above holds off: each window by itself is as loud as the others."""
+    """Each window normalised alone is as loud as the others: the test above rules this out."""
     model = upstream(tmp_path)
     waveform = torch.from_numpy(changing_music(30.0))[None]
     whole = model.layers(waveform)[0]

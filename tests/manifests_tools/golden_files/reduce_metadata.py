@@ -30,7 +30,7 @@ def giantsteps(folder: Path) -> None:
 
 
 def mtg_jamendo(folder: Path) -> None:
-    """The tags of each subset, then a line a track: its number less the last, split, subsets."""
+    """Print each subset's tags, then a line per track: its number less the last, split, subsets."""
     tags: dict[str, set[str]] = {subset: set() for subset in SUBSETS}
     tracks: dict[int, tuple[str, int]] = {}
     for bit, subset in enumerate(SUBSETS):
