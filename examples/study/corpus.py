@@ -5,8 +5,8 @@
 Each track becomes 16 kHz mono Opus at 16 kbit/s, as Ogg. Clips shorter than --min-seconds are
 left out, or with --join put together, in order, with those of their folder: prompts of a second
 each are no crops of five. Of what is found, --hours are taken, evenly over the packages' tracks.
-Files that exist are kept. Writes OUT/PACKAGE/*.ogg, OUT/SOURCES.tsv (track, seconds, files, the first),
-OUT/SHA256SUMS and OUT/licences/PACKAGE.txt, which is the package's own debian/copyright.
+Files that exist are kept. Writes OUT/PACKAGE/*.ogg, OUT/SOURCES.tsv (track, seconds, files, the
+first), OUT/SHA256SUMS and OUT/licences/PACKAGE.txt, the package's own debian/copyright.
 """
 
 import argparse

@@ -4,9 +4,10 @@
     python -m tests.benchmarks.label_memory --manifests manifests --hours 20 --real
 
 The manifest repeats the tracks of a real one until it has so many hours. All of the labeler runs on
-it: sampling, K-means, assignment, joining, all files whole. Two cores would decode for an hour
-or more, so the time per chunk of audio is simulated, but not the memory: of each chunk only 25 ms
-are decoded, and its features are cut from a table of a minute of MFCC, as large as real ones. `--real` decodes and computes everything.
+it: sampling, K-means, assignment, joining, all files whole. Two cores would decode for an hour or
+more, so the time per chunk of audio is simulated, but not the memory: of each chunk only 25 ms are
+decoded, and its features are cut from a table of a minute of MFCC, as large as real ones. `--real`
+decodes and computes everything.
 
 Memory is the sum over all processes of the labeler of their proportional share of physical memory
 (Pss), every 0.2 s, which counts a page that several share once.
