@@ -1,9 +1,12 @@
 """Check manifests, their audio and their labels: `python -m manifests_tools check`."""
 
 import argparse
+import contextlib
 import os
 import shlex
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -12,7 +15,6 @@ from tqdm import tqdm
 
 from manifests_tools.examine import COPY, SILENT, add_reading_options, examine, parallel_map
 from manifests_tools.find import FileId, identify
-from manifests_tools.findings import Findings
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.cli import Parser
 from music_ssl_fairseq.data.copies import find_copies
@@ -22,7 +24,7 @@ from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.left_out import kind_of
 from music_ssl_fairseq.data.manifest import Manifest, concerns, missing_manifest
 from music_ssl_fairseq.data.units import UnitDictionary
-from music_ssl_fairseq.errors import AudioError, InputError
+from music_ssl_fairseq.errors import AudioError, InputError, one_line, warn
 from music_ssl_fairseq.frames import SAMPLE_RATE, amount, counted, hours, label_hop, labels_fit
 from music_ssl_fairseq.probing.labels import ProbingSplit
 from music_ssl_fairseq.probing.spec import FILE as TASK_FILE
@@ -31,8 +33,45 @@ from music_ssl_fairseq.probing.writer import check_leakage
 from music_ssl_fairseq.runtime.files import checksum
 from music_ssl_fairseq.runtime.user_command import with_path
 
+_MAX_LINES = 20
+
 SPLITS = ("valid", "test", "train")
 """Smallest first: files of earlier splits are remembered, and looked for in later ones."""
+
+
+class Findings:
+    """Print problems as they are found: the first 20 of each kind, and a count of the others."""
+
+    def __init__(self) -> None:
+        self._kinds: Counter[str] = Counter()
+
+    def warn(self, line: str) -> None:
+        """Print a remark that is no problem."""
+        tqdm.write(f"warning: {one_line(line)}", file=sys.stderr)
+
+    def add(self, kind: str, line: str) -> None:
+        """Count a problem and print `line`."""
+        self._kinds[kind] += 1
+        if self._kinds[kind] <= _MAX_LINES:
+            tqdm.write(one_line(line))
+
+    @contextlib.contextmanager
+    def catching(self, kind: str) -> Iterator[None]:
+        """Add the InputError that the block raises, if any."""
+        try:
+            yield
+        except InputError as error:
+            self.add(kind, str(error))
+
+    def __len__(self) -> int:
+        return self._kinds.total()
+
+    def finish(self) -> None:
+        """Print how many problems there are, and how many were not printed."""
+        for kind, count in self._kinds.items():
+            if count > _MAX_LINES:
+                print(f"... and {count - _MAX_LINES} more: {kind}")
+        print(f"{counted(len(self), 'problem')} found")
 
 
 def get_parser() -> Parser:
@@ -89,7 +128,7 @@ def run(a: argparse.Namespace) -> int:
         _check_probing(folder, list(splits), findings)
     if "valid" in splits and not is_task:
         for sentence in concerns(splits["valid"]):
-            print(f"warning: {sentence}", file=sys.stderr)
+            warn(sentence)
     if findings:
         findings.finish()
         return 1
@@ -178,7 +217,7 @@ def _check_audio(
         for (name, _), (reason, identity) in zip(tracks, results, strict=True):
             if reason == SILENT and is_task:
                 # A task's data set chooses its files, not the user.
-                findings.note(f"warning: {split}: {name}: {reason}")
+                findings.warn(f"{split}: {name}: {reason}")
             elif reason is not None:
                 findings.add(f"{split}, {kind_of(reason)}", f"{split}: {name}: {reason}")
             if identity in seen:
@@ -194,13 +233,13 @@ def _check_copies(splits: dict[str, Manifest], findings: Findings, is_task: bool
     for split, of_split in paths.items():
         within = find_copies(of_split)
         if within:
-            findings.note(f"warning: {split}: {len(within)} files are copies of others in it")
+            findings.warn(f"{split}: {len(within)} files are copies of others in it")
     for first, second in combinations(paths, 2):
         for path, twin in find_copies(paths[second], paths[first]).items():
             if not os.path.samefile(path, twin):
                 line = f"{second}: {path}: {COPY} in {first}: {twin}"
                 if is_task:
-                    findings.note(f"warning: {line}")
+                    findings.warn(f"{line}")
                 else:
                     findings.add(f"{second}, {COPY}", line)
 

@@ -19,7 +19,7 @@ from manifests_tools.labelled import DataSet, Labelled, as_it_is
 from manifests_tools.probing import add_common_options, build
 from manifests_tools.tables import read_lines, read_named
 from music_ssl_fairseq.cli import Parser, new_parser
-from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.errors import InputError, warn
 from music_ssl_fairseq.probing.spec import (
     KINDS,
     SPLITS,
@@ -158,12 +158,10 @@ def _warn_of_separators(file: Path, labels: set[str]) -> None:
     """Name what looks like several labels in one, where no file has more than one."""
     for label, sign in ((label, sign) for label in sorted(labels) for sign in "|,/+"):
         if sign in label:
-            print(
-                f"warning: {file}: no line has more than one label; if {quoted(label)} is several, "
-                f"give --separator {shlex.quote(sign)} --force",
-                file=sys.stderr,
+            return warn(
+                f"{file}: no line has more than one label; if {quoted(label)} is several, give "
+                f"--separator {shlex.quote(sign)} --force"
             )
-            return
 
 
 def _targets(file: Path, items: list[Labelled], names: Sequence[str] | None) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import os
 import shlex
-import sys
 from collections import Counter
 from pathlib import Path
 from textwrap import fill
@@ -20,7 +19,7 @@ from music_ssl_fairseq.data.copies import find_copies
 from music_ssl_fairseq.data.label_metadata import labels_beside
 from music_ssl_fairseq.data.left_out import REPORT, LeftOut, by_name, count_kinds, write_left_out
 from music_ssl_fairseq.data.manifest import Manifest, concerns, write_manifest
-from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.errors import InputError, warn
 from music_ssl_fairseq.frames import SAMPLE_RATE, amount, counted, hours
 from music_ssl_fairseq.runtime.files import atomic_path, require_writable
 from music_ssl_fairseq.runtime.user_command import beside, with_option, with_options
@@ -253,10 +252,9 @@ def _groups(
     found = {track.name: group_of(track.name, group_by) for track in tracks}
     if len(set(found.values())) > 1:
         return found
-    print(
-        f"warning: --group-by {group_by} puts all files into one group: splitting by file instead, "
-        "so an album may be in both splits",
-        file=sys.stderr,
+    warn(
+        f"--group-by {group_by} puts all files into one group: splitting by file instead, so an "
+        "album may be in both splits"
     )
     return {track.name: track.name for track in tracks}
 
@@ -283,7 +281,7 @@ def _summarise(
     print("sample rates:", ", ".join(f"{rate} Hz {rates[rate]}" for rate in sorted(rates)))
     print(f"left out: {count_kinds(left_out)}" + (f", listed in {report}" if left_out else ""))
     for sentence in concerns(Manifest(Path(out, "valid.tsv"))):
-        print(f"warning: {sentence}", file=sys.stderr)
+        warn(sentence)
     where = ""
     if Path(out) != Path("manifests"):
         labels = shlex.quote(str(labels_beside(out)))

@@ -3,7 +3,6 @@
 import argparse
 import os
 import shlex
-import sys
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ from manifests_tools.labelled import DataSet, Labelled, shorten
 from music_ssl_fairseq.cli import Parser, real_number
 from music_ssl_fairseq.data.copies import find_copies
 from music_ssl_fairseq.data.left_out import REPORT, LeftOut, by_name, count_kinds, write_left_out
-from music_ssl_fairseq.errors import InputError, one_line
+from music_ssl_fairseq.errors import InputError, one_line, warn
 from music_ssl_fairseq.frames import SAMPLE_RATE, amount
 from music_ssl_fairseq.probing.spec import FILE, SPLITS, ProbingSpec, parse_number, write_spec
 from music_ssl_fairseq.probing.writer import Example, remove_split, write_split
@@ -134,17 +133,14 @@ def build(read: Callable[[], DataSet], root: str, a: argparse.Namespace) -> None
 def _warn_of_silence_and_copies(root: str, data: DataSet, tracks: list[ExaminedTrack]) -> None:
     """Warn of silent files and copies; the data set decides on its files, so they stay."""
     if silent := [track.name for track in tracks if track.silent]:
-        print(
-            f"warning: {len(silent)} labelled files are silent: {shorten(silent)}", file=sys.stderr
-        )
+        warn(f"{len(silent)} labelled files are silent: {shorten(silent)}")
     paths = {s: [os.path.join(root, name) for name in data.names(s)] for s in data.splits}
     for first, second in combinations(paths, 2):
         if copies := find_copies(paths[second], paths[first]):
             names = [os.path.relpath(path, root) for path in copies]
-            print(
-                f"warning: {len(names)} files of {second} are copies, byte for byte, of files of "
-                f"{first}: {shorten(names)}",
-                file=sys.stderr,
+            warn(
+                f"{len(names)} files of {second} are copies, byte for byte, of files of {first}: "
+                f"{shorten(names)}"
             )
 
 
@@ -178,7 +174,7 @@ def _name_late_beats(split: str, items: list[Labelled], used: list[Example]) -> 
     if 2 * late.total() >= sum(left.values()):
         raise InputError(f"{about}; are these seconds?")
     if late:
-        print(f"warning: {about}; they are left out", file=sys.stderr)
+        warn(f"{about}; they are left out")
 
 
 def _summarise(
@@ -193,7 +189,7 @@ def _summarise(
         duration = amount(sum(stop - start for start, stop in parts) / 3600)
         print(f"{split}: {len(lines)} {task.counted}{beside}, {duration}")
     if "test" not in examples:
-        print("warning: no test split, so there will be no test figure", file=sys.stderr)
+        warn("no test split, so there will be no test figure")
     if task.classes:
         print(f"classes: {len(task.classes)}")
         _name_absent(task, examples)
@@ -214,7 +210,7 @@ def _name_alike(classes: Sequence[str]) -> None:
         alike[_comparable_name(name)].append(name)
     pairs = [" and ".join(map(repr, names)) for names in alike.values() if len(names) > 1]
     if pairs:
-        print(f"warning: classes that are told apart: {shorten(pairs)}", file=sys.stderr)
+        warn(f"classes that are told apart: {shorten(pairs)}")
 
 
 def _comparable_name(name: str) -> object:
@@ -229,4 +225,4 @@ def _name_absent(task: ProbingSpec, examples: Splits) -> None:
         present = {label for line in lines for label in line.label}
         absent = [name for name in task.classes if name not in present]
         if absent:
-            print(f"warning: {split} has no example of: {shorten(absent)}", file=sys.stderr)
+            warn(f"{split} has no example of: {shorten(absent)}")

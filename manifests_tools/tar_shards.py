@@ -9,7 +9,6 @@ import io
 import json
 import os
 import re
-import sys
 import tarfile
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +28,7 @@ from music_ssl_fairseq.data.label_metadata import (
 )
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.left_out import LeftOut
-from music_ssl_fairseq.errors import AudioError, InputError
+from music_ssl_fairseq.errors import AudioError, InputError, warn
 from music_ssl_fairseq.frames import SAMPLE_RATE, label_hop, labels_fit
 from music_ssl_fairseq.jobs.shards import cut
 from music_ssl_fairseq.runtime.files import atomic_path, remove_temporary
@@ -215,8 +214,7 @@ def _warn_of_others(folder: Path, written: set[Path], splits: dict[str, list]) -
     others = sorted(file for file in folder.glob("*.tar") if ours.fullmatch(file.name))
     others = [file for file in others if file not in written]
     if others:
-        print(
-            f"warning: {others[0]}: {len(others)} shards of an earlier run that no manifest "
-            "names: remove them",
-            file=sys.stderr,
+        warn(
+            f"{others[0]}: {len(others)} shards of an earlier run that no manifest names: remove "
+            "them"
         )

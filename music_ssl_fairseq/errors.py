@@ -1,6 +1,7 @@
 """Errors about the user's input, as one line each."""
 
 import os
+import sys
 
 from hydra_plugins._music_ssl_fairseq_command import shell_line
 
@@ -36,6 +37,12 @@ class AudioError(InputError):
     def __reduce__(self):
         # The default pickles `args`, the joined message, which __init__ does not take.
         return type(self), (self.path, self.reason)
+
+
+def warn(message: str | None) -> None:
+    """Print a warning as one line, on standard error; nothing for None."""
+    if message:
+        print(f"warning: {one_line(message)}", file=sys.stderr)
 
 
 def one_line(text: str, longest: int = MAX_MESSAGE_CHARACTERS) -> str:

@@ -14,7 +14,6 @@ In both, `checksums.npy` says which tracks are complete (`row_file.Checksums`),
 import contextlib
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
@@ -27,7 +26,7 @@ from torch.nn import functional as F
 
 from music_ssl_fairseq.data.audio_identity import audio_identity, changed_audio
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.errors import InputError, warn
 from music_ssl_fairseq.extract.batches import Cut
 from music_ssl_fairseq.extract.row_file import CHECKSUMS, Checksums, RowFile
 from music_ssl_fairseq.runtime.files import (
@@ -298,8 +297,7 @@ def open_folder(
         outputs = _outputs(folder, manifest)
         metadata = matching_metadata(folder, settings, "features", outputs, _WAY_OUT)
         noted = metadata.get("audio")
-        if found := changed_audio(manifest, noted, "features were"):
-            print(f"warning: {found}", file=sys.stderr)
+        warn(changed_audio(manifest, noted, "features were"))
     audio = noted or audio_identity(manifest)
     write_json(folder / METADATA, {**remarks, "audio": audio, **settings})
     return Checksums(folder, len(manifest), json.dumps(settings, sort_keys=True))

@@ -16,7 +16,7 @@ from music_ssl_fairseq.cli import (
     override,
     whole_number,
 )
-from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.errors import InputError, warn
 from music_ssl_fairseq.frames import amount, counted, hours
 from music_ssl_fairseq.label.memory import parse_size
 from music_ssl_fairseq.label.recipe import ALGORITHMS, MAX_FRAMES
@@ -273,8 +273,8 @@ def _assign(job: "Job", splits: dict[str, "Manifest"]) -> bool:
         record = folder.metadata["splits"].get("train", {})
         made = f"{folder.path / 'centroids.npy'} was"
         # If labels were made of the same audio, `notices` tells.
-        if noted != record.get("audio") and (found := changed_audio(splits["train"], noted, made)):
-            print(f"warning: {found}", file=sys.stderr)
+        if noted != record.get("audio"):
+            warn(changed_audio(splits["train"], noted, made))
     if not todo:
         print(f"{folder.path}: finished already, by the same recipe from the same manifests")
     finished = [label_split(job, split, manifest) for split, manifest in todo.items()]
@@ -326,7 +326,7 @@ def _summarise(folder: "LabelFolder", splits: dict[str, "Manifest"]) -> None:
             lost = counted(len(record["unreadable"]), "track")
             print(f"  {split}: {lost} cannot be read, and so without units", file=sys.stderr)
     for sentence in notices(splits, metadata["splits"]):
-        print(f"warning: {sentence}", file=sys.stderr)
+        warn(sentence)
 
 
 def _show_next(manifests: Path, labels: "list[Path]") -> None:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from music_ssl_fairseq.data.audio_identity import audio_digest, audio_identity
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.errors import AudioError, InputError
+from music_ssl_fairseq.errors import AudioError, InputError, warn
 from music_ssl_fairseq.jobs.blocks import BlockJob
 from music_ssl_fairseq.jobs.checkpoint_dir import CheckpointDir
 from music_ssl_fairseq.jobs.pool import ordered
@@ -39,7 +39,7 @@ def fit_centroids(job: Job, manifest: Manifest) -> None:
     """
     folder, recipe, front = job.folder, job.recipe, job.front
     sample, whole = choose_sample(job, manifest)
-    _warn(kmeans.check_enough(whole.total, recipe.k))
+    warn(kmeans.check_enough(whole.total, recipe.k))
     folder.make()
     num_blocks = sample_blocks(job, sample, folder.checkpoints, Reader(job.features))
     with folder.checkpoints.locked(FIT_LOCK):
@@ -128,7 +128,7 @@ def _load_sample(job: Job, num_blocks: int) -> np.ndarray:
             own = places[ends[number] - lengths[number] : ends[number]]
             frames[own] = blocks.load_block(SAMPLE, number).values
     kmeans.check_enough(len(frames), job.recipe.k)
-    _warn(kmeans.check_distinct(frames, job.recipe.k))
+    warn(kmeans.check_distinct(frames, job.recipe.k))
     return frames
 
 
@@ -197,8 +197,3 @@ def _read_batches(job: Job, batches: kmeans_in_batches.Batches, done: int) -> It
             elif not job.skip_unreadable:
                 raise result
         yield np.concatenate(frames)
-
-
-def _warn(warning: str | None) -> None:
-    if warning:
-        print(f"warning: {warning}", file=sys.stderr)

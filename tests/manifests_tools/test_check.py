@@ -10,7 +10,7 @@ import soundfile
 
 from manifests_tools import pretrain as pretrain_command
 from manifests_tools.__main__ import main
-from manifests_tools.findings import Findings
+from manifests_tools.check import Findings
 from music_ssl_fairseq.data.label_metadata import label_again
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.runtime.files import checksum
