@@ -17,7 +17,14 @@ from pathlib import Path
 
 from music_ssl_fairseq.cli import Parser, exit_status
 from music_ssl_fairseq.frames import SAMPLE_RATE
-from music_ssl_fairseq.report.training import Curves, Points, draw, loss_key, read_log, series
+from music_ssl_fairseq.report.training_curves import (
+    Curves,
+    Points,
+    draw,
+    loss_key,
+    read_log,
+    series,
+)
 from music_ssl_fairseq.runtime.files import atomic_path
 
 

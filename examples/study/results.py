@@ -15,7 +15,7 @@ from music_ssl_fairseq.data.identity import differences
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.report.gather import find, layer_curve
 from music_ssl_fairseq.report.study import flat, unknown_judge
-from music_ssl_fairseq.report.training import read_log
+from music_ssl_fairseq.report.training_curves import read_log
 from music_ssl_fairseq.runtime.files import atomic_path
 from music_ssl_fairseq.runtime.texts import read_object
 

@@ -107,7 +107,7 @@ def facts(values: Mapping[str, str]) -> str:
 def table(header: Sequence[str], rows: Sequence[Sequence[str | Cell]], caption: str = "") -> str:
     """Format a table that sorts by a click on a column's name.
 
-    A column whose cells are numbers, but for the first column, stands to the right.
+    A column with numbers, but for the first column, stands to the right; its texts sort last.
     """
     cells = [[c if isinstance(c, Cell) else Cell(c, c) for c in row] for row in rows]
     right = [
@@ -127,7 +127,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str | Cell]], caption: 
 
 
 def _cell(cell: Cell, right: bool) -> str:
-    value = "" if cell.value is None else escape(str(cell.value))
+    unsortable = cell.value is None or (right and isinstance(cell.value, str))
+    value = "" if unsortable else escape(str(cell.value))
     note = f"<small>{escape(cell.note)}</small>" if cell.note else ""
     return f'<td data-value="{value}"{_class(right, cell.best)}>{escape(cell.text)}{note}</td>'
 
@@ -140,12 +141,18 @@ def _class(right: bool, best: bool) -> str:
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 
 
-def add_markdown(page: Page, text: str, first: str) -> None:
-    """Add a section per heading; what is before the first `##` has the heading `first`."""
-    for number, part in enumerate(re.split(r"^## ", text, flags=re.MULTILINE)):
-        heading, _, contents = part.partition("\n") if number else (first, "", part)
-        blocks = (block.strip("\n") for block in re.split(r"\n\n+", contents))
-        page.add(heading, *(_block(block) for block in blocks if block))
+def add_markdown(page: Page, text: str, figures: Mapping[str, str]) -> None:
+    """Add a section per `##`, after the scores before the first and sections of `figures`, HTML."""
+    scores, *others = re.split(r"^## ", text, flags=re.MULTILINE)
+    page.add("Scores", _blocks(scores))
+    for heading, figure in figures.items():
+        page.add(heading, figure)
+    for heading, _, contents in (part.partition("\n") for part in others):
+        page.add(heading, _blocks(contents))
+
+
+def _blocks(text: str) -> str:
+    return "\n".join(_block(block.strip("\n")) for block in re.split(r"\n\n+", text) if block)
 
 
 def _block(text: str) -> str:
@@ -162,10 +169,11 @@ def _block(text: str) -> str:
 
 
 def _to_cell(text: str) -> Cell:
-    """Make a cell; one that begins with a number is sorted by it, and one in bold stays so."""
-    plain = text.strip("*")
+    """Make a cell, sorted by a number that it begins with; what follows in brackets is a note."""
+    plain, bracket, note = text.replace("**", "").partition(" [")
     found = _NUMBER.match(plain)
-    return Cell(plain, float(found[0]) if found else plain or None, plain != text)
+    best = "**" in text
+    return Cell(plain, float(found[0]) if found else plain or None, best, (bracket + note).strip())
 
 
 def _bold(text: str) -> str:

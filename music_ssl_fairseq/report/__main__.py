@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,23 +60,23 @@ def run(a: argparse.Namespace) -> str:
 
 def write(a: argparse.Namespace) -> tuple[list["Probe"], str]:
     """Write the report; return its probes, and its Markdown."""
-    from music_ssl_fairseq.report import floors, page, tables, training
+    from music_ssl_fairseq.report import probe_figures, tables, training_curves
     from music_ssl_fairseq.report.gather import find
     from music_ssl_fairseq.runtime.files import write_text
 
     probes = find(a.folders, a.split, a.resamples, a.seed)
-    known = floors.rows(probes, a.split)
-    text = tables.markdown(probes, a.split, a.resamples, known)
+    text = tables.markdown(probes, a.split, a.resamples)
     write_text(a.out / "report.md", text)
     write_text(a.out / "report.csv", tables.comma_separated(probes))
-    runs = [] if a.no_plot else training.find_runs(a.folders)
-    page.write(probes, known, runs, a.split, a.out / PAGE, not a.no_plot)
+    drawn = {}
+    if not a.no_plot:
+        drawn = probe_figures.draw(probes, a.split) | training_curves.draw_runs_below(a.folders)
+    models, tasks = tables.models_of(probes), tables.tasks_of(probes)
+    _write_page(a.out / PAGE, "Probes", f"models: {len(models)}, tasks: {len(tasks)}", text, drawn)
     return probes, text
 
 
 def _report_study(folders: Sequence[Path], out: Path, no_plot: bool) -> str:
-    from music_ssl_fairseq.pages.figures import figure
-    from music_ssl_fairseq.pages.page import Page, add_markdown
     from music_ssl_fairseq.report import study, study_figures, study_tables
 
     if len(folders) != 1:
@@ -84,13 +84,19 @@ def _report_study(folders: Sequence[Path], out: Path, no_plot: bool) -> str:
     rows = study.read(folders[0])
     text = study_tables.write(rows, out)
     drawn = {} if no_plot else study_figures.draw(rows, out)
-    page = Page("Study", f"{len(rows)} rows of {folders[0].resolve().name}")
-    add_markdown(page, text, "Scores")
-    for name, shown in drawn.items():
-        page.add(f"Figure: {Path(name).stem}", figure(shown, f"{Path(name).stem} of all rows"))
-    page.write(out / STUDY_PAGE)
+    lead = f"{len(rows)} rows of {folders[0].resolve().name}"
+    _write_page(out / STUDY_PAGE, "Study", lead, text, drawn)
     print(f"{len(rows)} rows\nreport: {out / STUDY_PAGE}, {out / 'study.md'}")
     return text
+
+
+def _write_page(file: Path, title: str, lead: str, text: str, figures: Mapping[str, str]) -> None:
+    """Write tables in Markdown and figures in HTML, by their headings, as a page."""
+    from music_ssl_fairseq.pages.page import Page, add_markdown
+
+    page = Page(title, lead)
+    add_markdown(page, text, figures)
+    page.write(file)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,8 +8,9 @@ MFCC and chroma; on the others they should lie below the published models.
 import csv
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.resources import files
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,36 +20,32 @@ from music_ssl_fairseq.probing.spec import KINDS
 from music_ssl_fairseq.report.gather import Figure, Probe, predictions_of
 
 
-@dataclass(frozen=True)
-class PublishedModel:
+class PublishedModel(NamedTuple):
     """A published model."""
 
     model: str  # name that its authors use
     source: str  # paper and table
-    percent: dict[str, str]  # task and metric -> figure in percent, or "" where the source has none
-
-    def figures(self) -> dict[tuple[str, str], float]:
-        """Return the source's figures: (task, metric) -> fraction."""
-        known = ((tuple(name.split()), value) for name, value in self.percent.items() if value)
-        return {(task, metric): float(value) / 100 for (task, metric), value in known}
+    figures: dict[tuple[str, str], float]  # (task, metric) -> fraction, of those in the source
 
 
-def _read() -> tuple[PublishedModel, ...]:
+def _read() -> list[PublishedModel]:
     text = files(__package__).joinpath("published.csv").read_text("utf-8")
-    rows = csv.DictReader(text.splitlines())
-    return tuple(PublishedModel(row.pop("model"), row.pop("source"), row) for row in rows)
+    found = []
+    for row in csv.DictReader(text.splitlines()):
+        model, source = row.pop("model"), row.pop("source")
+        columns = {(task, metric): row[f"{task} {metric}"] for task, metric in map(str.split, row)}
+        figures = {column: float(percent) / 100 for column, percent in columns.items() if percent}
+        found.append(PublishedModel(model, source, figures))
+    return found
 
 
 PUBLISHED = _read()
 """Published figures. The papers have their own probes, windows and, in part, data. Figures of the
 same weights differ between papers by more than a point, so models of different sources are not one
-ranking."""
+ranking. The first has a figure of each task."""
 
-COLUMNS: dict[str, tuple[str, ...]] = {}
-"""Task -> metrics of the figures, in order."""
-for _task, _metric in map(str.split, PUBLISHED[0].percent):
-    COLUMNS[_task] = (*COLUMNS.get(_task, ()), _metric)
-
+TASKS = tuple(dict.fromkeys(task for task, _ in PUBLISHED[0].figures))
+"""The thirteen tasks, in the usual order."""
 
 BASELINES = ("mfcc", "chroma", "logmel", "cqt")
 TOLERANCE = 0.05
@@ -64,7 +61,7 @@ def rows(probes: Sequence[Probe], split: str) -> list[list[str]]:
     found = []
     for probe in probes:
         front_end = probe.about["upstream"]
-        if probe.task not in COLUMNS or front_end not in BASELINES:
+        if probe.task not in TASKS or front_end not in BASELINES:
             continue
         predictions = predictions_of(probe.folder, split)
         for metric, figure in probe.figures.items():
@@ -82,7 +79,7 @@ def hint(probes: Sequence[Probe]) -> str:
     lacking = [
         name
         for name in BASELINES[:2]
-        if any(probe.task in COLUMNS for probe in probes)
+        if any(probe.task in TASKS for probe in probes)
         and all(probe.about["upstream"] != name for probe in probes)
     ]
     if not lacking:
@@ -113,7 +110,7 @@ def _published(front_end: str, task: str, metric: str) -> tuple[float, float]:
     """Return a front end's published figure, and the least of all models'; NaN for none."""
     own, others = math.nan, math.nan
     for model in PUBLISHED:
-        figure = model.figures().get((task, metric), math.nan)
+        figure = model.figures.get((task, metric), math.nan)
         if model.model.lower() == front_end:
             own = figure
         elif model.model.lower() not in BASELINES:

@@ -13,12 +13,20 @@ _ONLY = "only"
 _MAX_POINTS = 40.0  # of the colour scale; cells further below have its last colour
 
 
+def draw(probes: Sequence[Probe], split: str) -> dict[str, str]:
+    """Draw what the probes have data for, as HTML by headings of a page."""
+    found = {"Intervals": _intervals(probes, split)}
+    if any(len(layer_curve(probe)) > 1 for probe in probes):
+        found |= {"Layers": _layer_curves(probes), "Heat map": _heat_map(probes)}
+    return found
+
+
 def _of_task(probes: Sequence[Probe], task: str) -> list[Probe]:
     of_model = {probe.model: probe for probe in probes if probe.task == task}
     return [of_model[model] for model in models_of(probes) if model in of_model]
 
 
-def draw_intervals(probes: Sequence[Probe], split: str) -> str:
+def _intervals(probes: Sequence[Probe], split: str) -> str:
     """Draw each model's first metric with its 95 % interval, a panel per task."""
     tasks, models = tasks_of(probes), models_of(probes)
     panels = Panels(len(tasks), height=0.9 + 0.22 * len(models), share_y=True)
@@ -41,7 +49,7 @@ def draw_intervals(probes: Sequence[Probe], split: str) -> str:
     )
 
 
-def draw_layer_curves(probes: Sequence[Probe]) -> str:
+def _layer_curves(probes: Sequence[Probe]) -> str:
     """Draw the validation score of each layer, a panel per task; one-layer probes as lines."""
     tasks, models = tasks_of(probes), models_of(probes)
     panels = Panels(len(tasks))
@@ -80,7 +88,7 @@ def draw_layer_curves(probes: Sequence[Probe]) -> str:
     )
 
 
-def draw_heat_map(probes: Sequence[Probe]) -> str:
+def _heat_map(probes: Sequence[Probe]) -> str:
     """Draw the validation score of each layer as text, coloured by its distance to the best.
 
     One colour scale holds for all tasks and models: points below the best layer of any model on

@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from music_ssl_fairseq.pages.figures import Panels, new_figure
+from music_ssl_fairseq.pages.figures import Panels, figure, new_figure
 from music_ssl_fairseq.report.study import Rows, tasks_of, value
 from music_ssl_fairseq.report.study_tables import mean_layer_curve
 from music_ssl_fairseq.runtime.files import atomic_path
 
-SCORES, LAYERS, TRAINING = "scores.png", "layers.png", "training.png"
 HEADLINE = (
     "random", "random-m2v", "random-harmonic", "hubert-music", "hubert-speech", "hubert-layer6",
     "hubert-harmonic", "hubert-chroma", "m2v-music", "m2v-speech",
@@ -20,21 +19,24 @@ HEADLINE = (
 _NUM_COLOURS = 10
 
 
-def draw(rows: Rows, out: Path) -> dict[str, Any]:
-    """Write the figures that the rows have data for; return them by name."""
-    drawn = {SCORES: _heat_map(rows), LAYERS: _layer_curves(rows), TRAINING: _training_curves(rows)}
-    found = {name: figure for name, figure in drawn.items() if figure is not None}
-    for name, figure in found.items():
-        with atomic_path(out / name) as temporary:
-            figure.savefig(temporary, dpi=120)
+def draw(rows: Rows, out: Path) -> dict[str, str]:
+    """Write the figures that the rows have data for; return them as HTML by headings of a page."""
+    drawn = {"scores": _heat_map, "layers": _layer_curves, "training": _training_curves}
+    found = {}
+    for name, of in drawn.items():
+        shown = of(rows)
+        if shown is not None:
+            with atomic_path(out / f"{name}.png") as temporary:
+                shown.savefig(temporary, dpi=120)
+            found[f"Figure: {name}"] = figure(shown, f"{name} of all rows")
     return found
 
 
 def _heat_map(rows: Rows):
     """Draw one colour scale per task, from its lowest to its highest row, with a colour bar."""
     tasks, names = tasks_of(rows), list(rows)
-    figure = new_figure(2.2 + 1.15 * len(tasks), 1.6 + 0.24 * len(names))
-    axes = figure.subplots(1, len(tasks), squeeze=False)[0]
+    drawn = new_figure(2.2 + 1.15 * len(tasks), 1.6 + 0.24 * len(names))
+    axes = drawn.subplots(1, len(tasks), squeeze=False)[0]
     for axis, task in zip(axes, tasks, strict=True):
         values = 100 * np.array([[value(runs, task)] for runs in rows.values()])
         edges = np.arange(len(names) + 1) - 0.5
@@ -48,9 +50,9 @@ def _heat_map(rows: Rows):
                 axis.text(0, row, f"{number:.1f}", ha="center", va="center", color=colour, size=7)
         axis.set_xticks([0], [task], rotation=30, size=8)
         axis.set_yticks(range(len(names)), names if axis is axes[0] else [], size=8)
-        figure.colorbar(shown, ax=axis, location="bottom", shrink=0.9).ax.tick_params(labelsize=6)
-    figure.supxlabel("score on the test split, percent", size=8)
-    return figure
+        drawn.colorbar(shown, ax=axis, location="bottom", shrink=0.9).ax.tick_params(labelsize=6)
+    drawn.supxlabel("score on the test split, percent", size=8)
+    return drawn
 
 
 def _layer_curves(rows: Rows):

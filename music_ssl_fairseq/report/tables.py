@@ -1,4 +1,4 @@
-"""Format probes as Markdown and as CSV."""
+"""Format probes as Markdown, of which pages are made, as CSV, and for a terminal."""
 
 import csv
 import io
@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from itertools import chain
 
 from music_ssl_fairseq.report import floors
-from music_ssl_fairseq.report.floors import COLUMNS, PUBLISHED
+from music_ssl_fairseq.report.floors import PUBLISHED, TASKS
 from music_ssl_fairseq.report.gather import Figure, Probe
 
-PUBLISHED_NOTE = (
+_PUBLISHED_NOTE = (
     "Not measured here: other probes, other windows, and in part other data. Each row names its "
     "source; rows of different sources are not one ranking."
 )
@@ -24,9 +24,8 @@ CSV_FIELDS = (
 
 def tasks_of(probes: Sequence[Probe]) -> list[str]:
     """List the tasks in the usual order, others after them."""
-    usual = list(COLUMNS)
     found = dict.fromkeys(probe.task for probe in probes)
-    return [task for task in usual if task in found] + [t for t in found if t not in usual]
+    return [task for task in TASKS if task in found] + [t for t in found if t not in TASKS]
 
 
 def models_of(probes: Sequence[Probe]) -> list[str]:
@@ -57,42 +56,61 @@ def aligned(probes: Sequence[Probe]) -> str:
     return "\n".join("  ".join(c.ljust(n) for c, n in line).rstrip() for line in lines)
 
 
-def markdown(
-    probes: Sequence[Probe], split: str, resamples: int, known: Sequence[Sequence[str]]
-) -> str:
-    """Format the table of models and tasks, published figures (`floors.rows`), and notes."""
-    tasks = tasks_of(probes)
-    metrics = {probe.task: list(probe.figures) for probe in probes}
-    header = ["model", *(f"{task}: {' / '.join(metrics[task])}" for task in tasks)]
-    cells = {}
-    for probe in probes:
-        values = " / ".join(percent(figure) for figure in probe.figures.values())
-        cells[probe.model, probe.task] = ", ".join(filter(None, (values, layer_of(probe))))
-    measured = [
-        [model, *(cells.get((model, task), "") for task in tasks)] for model in models_of(probes)
-    ]
+def markdown(probes: Sequence[Probe], split: str, resamples: int) -> str:
+    """Format scores and notes, then front ends (`floors`) and published figures under `##`."""
+    models, tasks = models_of(probes), tasks_of(probes)
+    metrics = {probe.task: probe.figures for probe in probes}
+    columns = [(task, metric) for task in tasks for metric in metrics[task]]
+    scores = [_scores(probes, models, task, metric) for task, metric in columns]
+    notes = [f"- {note}" for note in dict.fromkeys(remarks(probes, split))]
     parts = [
         "# Probes",
         "",
         f"Percent on the {split} split, of the head that the validation split chose; in brackets "
-        f"the 95 % interval of a bootstrap over files ({resamples} resamples); then the layer (0 "
-        "is the projected extractor output, `all` the learned weighted sum). Names of models "
-        "with other windows than 5 s end in the window.",
+        f"the 95 % interval of a bootstrap over files ({resamples} resamples); then the layer (0: "
+        'projected extractor output; "all": learned weighted sum). Bold: the best of the column. '
+        "Names of models with other windows than 5 s end in the window.",
         "",
-        *table(header, measured),
+        *table(["model", *_headings(columns)], list(zip(models, *scores, strict=True))),
         "",
+        *([*notes, ""] if notes else []),
     ]
-    hint = floors.hint(probes)
+    known, hint = floors.rows(probes, split), floors.hint(probes)
     if known or hint:
-        lines = table(floors.HEADER, known) if known else []
-        parts += ["## Is the pipeline right?", "", *lines, *filter(None, [hint]), ""]
-    others = published(tasks)
-    if others:
-        parts += ["## Published", "", PUBLISHED_NOTE, "", *table(others[0], others[1:]), ""]
-    notes = [f"- {note}" for note in remarks(probes, split)]
-    if notes:
-        parts += ["## Notes", "", *dict.fromkeys(notes), ""]
+        lines = [*table(floors.HEADER, known), ""] if known else []
+        parts += ["## Is the pipeline right?", "", *lines, *([hint, ""] if hint else [])]
+    shared = [column for column in columns if column in PUBLISHED[0].figures]
+    if shared:
+        others = [
+            [
+                *(model.model, model.source),
+                *(f"{100 * model.figures[c]:.1f}" if c in model.figures else "" for c in shared),
+            ]
+            for model in PUBLISHED
+        ]
+        lines = table(["model", "source", *_headings(shared)], others)
+        parts += ["## Published", "", _PUBLISHED_NOTE, "", *lines, ""]
     return "\n".join(parts)
+
+
+def _headings(columns: Sequence[tuple[str, str]]) -> list[str]:
+    return [f"{task}: {spoken(metric)}" for task, metric in columns]
+
+
+def _scores(probes: Sequence[Probe], models: Sequence[str], task: str, metric: str) -> list[str]:
+    """Format a column: score with interval and layer, the best in bold; "" for no probe."""
+    of_model = {probe.model: probe for probe in probes if probe.task == task}
+    figures = [probe.figures[metric] for probe in of_model.values()]
+    best = max((figure.value for figure in figures if math.isfinite(figure.value)), default=None)
+    found = []
+    for probe in map(of_model.get, models):
+        if probe is None:
+            found.append("")
+            continue
+        score, space, interval = percent(probe.figures[metric]).partition(" [")
+        score = f"**{score}**" if probe.figures[metric].value == best else score
+        found.append(", ".join(filter(None, (score + space + interval, layer_of(probe)))))
+    return found
 
 
 def remarks(probes: Sequence[Probe], split: str) -> list[str]:
@@ -134,24 +152,6 @@ def percent(figure: Figure) -> str:
     return f"{100 * figure.value:.1f} [{100 * figure.low:.1f}, {100 * figure.high:.1f}]"
 
 
-def published(tasks: Sequence[str]) -> list[list[str]]:
-    """Return header and rows; empty if nothing was published on these tasks."""
-    shared = [(task, metrics) for task, metrics in COLUMNS.items() if task in tasks]
-    if not shared:
-        return []
-    rows = [["model", "source", *(f"{task}: {' / '.join(metrics)}" for task, metrics in shared)]]
-    for model in PUBLISHED:
-        known = model.figures()
-        cells = []
-        for task, metrics in shared:
-            values = [known.get((task, metric)) for metric in metrics]
-            cells.append(
-                "" if None in values else " / ".join(f"{100 * v:.1f}" for v in values if v)
-            )
-        rows.append([model.model, model.source, *cells])
-    return rows
-
-
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Format a Markdown table, line by line."""
     lines = [header, ["---"] * len(header), *rows]
@@ -173,7 +173,7 @@ def comma_separated(probes: Sequence[Probe]) -> str:
             lines.writerow({**row, "folder": str(probe.folder)})
     tasks = tasks_of(probes)
     for model in PUBLISHED:
-        for (task, metric), value in model.figures().items():
+        for (task, metric), value in model.figures.items():
             if task in tasks:
                 cells = (model.source, model.model, task, metric, round(value, 4))
                 lines.writerow(dict(zip(CSV_FIELDS, cells, strict=False)))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fairseq.logging.progress_bar import JsonProgressBar
 
-from music_ssl_fairseq.report.training import draw, panels_of
+from music_ssl_fairseq.report.training_curves import draw
 from tests import EXAMPLES
 
 pytest.importorskip("matplotlib")
@@ -193,12 +193,8 @@ def two_sets(update: int, loss: float) -> dict:
     ],
 )
 def test_each_health_curve_has_the_baseline_of_its_split(plot, write_log, tmp_path, stats, labels):
-    import matplotlib.figure
-
     curves = plot.read_log(write_log(tmp_path, [("train_inner", stats), ("valid", stats)]))
-    axes = matplotlib.figure.Figure().subplots()
-    panels_of(curves)[1](axes, curves)
-    assert [line.get_label() for line in axes.lines] == labels
+    assert [line.get_label() for line in draw([curves]).axes[1].lines] == labels
 
 
 def test_a_run_with_units_beside_the_teacher_shows_both(plot, write_log, tmp_path):
