@@ -223,7 +223,9 @@ def _add_defaults(original: Any, config: Any, is_checked: bool = False) -> None:
 
     try:
         original(config)
-        if not is_checked:
+        if is_checked:
+            _refuse_before_the_task(config)
+        else:
             known = OmegaConf.structured(FairseqConfig())
             groups = {name: config[name] for name in config if name in known}
             OmegaConf.unsafe_merge(known, groups)  # changes `known` alone
@@ -239,3 +241,15 @@ def _add_defaults(original: Any, config: Any, is_checked: bool = False) -> None:
             f"{what}: {reason}; without it the command runs",
             [word for word in typed() if word not in wrong],
         )
+
+
+def _refuse_before_the_task(config: Any) -> None:
+    """Refuse what fairseq asserts before it makes the task, which checks all else."""
+    seed, most = config.common.seed, 2**32 - 1
+    if not 0 <= seed <= most:
+        _refuse(
+            f"common.seed={seed}: expected a number from 0 to {most}", with_settings("common.seed=")
+        )
+    if config.dataset.batch_size is None and config.dataset.max_tokens is None:
+        name = "dataset.batch_size"
+        _refuse(f"{name}=null: expected a number from 1 on", with_settings(f"{name}="))

@@ -542,6 +542,15 @@ class TestSettings:
         found = self.refused(capsys, call, "short", "+optimization.max_updat=1", "task.data=x")
         assert found.endswith("--config-name short task.data=x")
 
+    @pytest.mark.parametrize("given", ["common.seed=-1", "dataset.batch_size=null"])
+    def test_a_value_that_fairseq_asserts(self, capsys, given):
+        config = OmegaConf.create({"common": {"seed": 1}, "dataset": {"batch_size": 2}})
+        config.dataset.max_tokens = None
+        config.merge_with_dotlist([given])
+        call = lambda: refusals._add_defaults(lambda _: None, config, is_checked=True)  # noqa: E731
+        found = self.refused(capsys, call, "short", given, "task.data=x")
+        assert found.endswith("--config-name short task.data=x")
+
     @pytest.mark.parametrize(
         ("given", "end"),
         [
