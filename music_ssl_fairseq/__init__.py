@@ -24,5 +24,5 @@ def register() -> None:
     """Register the tasks, models and criterions with fairseq, for instance to load a checkpoint."""
     from importlib import import_module
 
-    for task in ("music2vec_pretraining", "music_hubert_pretraining", "music_probing"):
+    for task in ("pretraining", "music_probing"):
         import_module(f"{__name__}.tasks.{task}")

@@ -1,4 +1,4 @@
-"""The common part of both pre-training tasks: from manifests to crops with masks."""
+"""The pre-training tasks: from manifests, and label sets if there are any, to crops with masks."""
 
 import atexit
 import logging
@@ -10,10 +10,15 @@ from functools import partial
 from typing import Any, Optional
 
 from fairseq import checkpoint_utils
+from fairseq.tasks import register_task
 from omegaconf import MISSING
 
 from music_ssl_fairseq.audio.tar_members import parse_member
 from music_ssl_fairseq.compat import check_unpickler, one_line_errors
+
+# fairseq imports tasks/ and models/ of a user_dir, and nothing else.
+from music_ssl_fairseq.criterions import music2vec as _criterion  # noqa: F401
+from music_ssl_fairseq.criterions import music_hubert as _other_criterion  # noqa: F401
 from music_ssl_fairseq.criterions.totals import DelayedTotals, log_pace
 from music_ssl_fairseq.data.augmentation import equalise
 from music_ssl_fairseq.data.crop_config import CropConfig
@@ -278,3 +283,31 @@ class PretrainingTask(RunFolderTask):
         if kind not in self._stops_at_exit:
             self._stops_at_exit.add(kind)
             atexit.register(stop_loading, self.dataset_to_epoch_iter)
+
+
+@register_task("music2vec_pretraining", dataclass=PretrainingConfig)
+class Music2VecPretrainingTask(PretrainingTask):
+    """Pre-train music2vec on a manifest, and on its labels if there are any.
+
+    data2vec has `normalize: true` and crops of 30 s: see examples/.
+    """
+
+
+@dataclass
+class MusicHubertPretrainingConfig(PretrainingConfig):
+    label_dir: Any = changeable(
+        MISSING,
+        "folder with train.km, valid.km and dict.km.txt (music_ssl_fairseq label), or a list of "
+        "such folders: one label set and one head each; [] for random projections alone "
+        "(model.projection_targets). fairseq has one folder and a list of file endings "
+        "(task.labels)",
+    )
+
+
+@register_task("music_hubert_pretraining", dataclass=MusicHubertPretrainingConfig)
+class MusicHubertPretrainingTask(PretrainingTask):
+    """Pre-train musicHuBERT on a manifest and its labels."""
+
+    min_mask_spans = 2
+    has_targets = True
+    scores_unmasked = True

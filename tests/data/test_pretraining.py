@@ -18,9 +18,9 @@ from music_ssl_fairseq.data.pretraining import PretrainingDataset
 from music_ssl_fairseq.data.units import LabelSet, UnitDictionary
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import DEFAULT_CONV_LAYERS, FrameGrid
-from music_ssl_fairseq.tasks.music2vec_pretraining import (
-    Music2VecPretrainingConfig,
+from music_ssl_fairseq.tasks.pretraining import (
     Music2VecPretrainingTask,
+    PretrainingConfig,
 )
 from tests.audio_files import write_tone
 
@@ -305,7 +305,7 @@ def test_several_masks_of_a_crop(folder):
     ],
 )
 def test_masks_that_a_crop_cannot_have_are_one_line(folder, settings, message):
-    cfg = Music2VecPretrainingConfig(
+    cfg = PretrainingConfig(
         data=str(folder),
         **{"mask_prob": 0.5, "mask_length": 8, "conv_feature_layers": DEFAULT_CONV_LAYERS},
         **{"mask_mode": "fairseq", "encode": "all", "clone_batch": 1, **settings},
@@ -320,7 +320,7 @@ def test_the_model_says_whose_masks(folder, mode, kind):
     """`model.mask_mode`, which a checkpoint of an older version does not have."""
     model = {"mask_prob": 0.5, "mask_length": 8, "conv_feature_layers": DEFAULT_CONV_LAYERS}
     cfg = OmegaConf.create({"common": {"seed": 1}, "model": model, "task": None})
-    cfg.task = OmegaConf.structured(Music2VecPretrainingConfig(data=str(folder)))
+    cfg.task = OmegaConf.structured(PretrainingConfig(data=str(folder)))
     if mode:
         cfg.model.mask_mode = mode
     task = Music2VecPretrainingTask.setup_task(cfg.task)
@@ -330,7 +330,7 @@ def test_the_model_says_whose_masks(folder, mode, kind):
 
 def test_new_workers_per_epoch_have_the_same_batches_also_when_resumed(folder):
     def found(rebuild: bool, *epochs: int) -> list:
-        cfg = Music2VecPretrainingConfig(data=str(folder), seed=1, rebuild_batches=rebuild)
+        cfg = PretrainingConfig(data=str(folder), seed=1, rebuild_batches=rebuild)
         cfg.mask_prob, cfg.mask_length, cfg.crop_seconds, cfg.min_seconds = 0.5, 8, 1.5, 0.5
         cfg.conv_feature_layers, cfg.mask_mode = DEFAULT_CONV_LAYERS, "fairseq"
         cfg.encode, cfg.clone_batch = "all", 1

@@ -11,8 +11,7 @@ from music_ssl_fairseq.criterions.music_hubert import MusicHubertCriterionConfig
 from music_ssl_fairseq.models.music2vec import Music2VecConfig
 from music_ssl_fairseq.models.music_hubert import MusicHubertConfig
 from music_ssl_fairseq.probing.config import HeadGridConfig, ProbingTaskConfig
-from music_ssl_fairseq.tasks.music_hubert_pretraining import MusicHubertPretrainingConfig
-from music_ssl_fairseq.tasks.pretraining import PretrainingConfig
+from music_ssl_fairseq.tasks.pretraining import MusicHubertPretrainingConfig, PretrainingConfig
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FAMILIES = {

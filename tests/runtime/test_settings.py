@@ -17,7 +17,7 @@ from music_ssl_fairseq.models.music_hubert import MusicHubertConfig
 from music_ssl_fairseq.optim.muon import MuonConfig
 from music_ssl_fairseq.probing.config import HeadGridConfig, ProbingTaskConfig
 from music_ssl_fairseq.runtime.settings import _LISTS, _OF_FAIRSEQ, check_ranges
-from music_ssl_fairseq.tasks.music_hubert_pretraining import MusicHubertPretrainingConfig
+from music_ssl_fairseq.tasks.pretraining import MusicHubertPretrainingConfig
 from tests import EXAMPLES
 
 GROUPS = {
