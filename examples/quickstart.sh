@@ -154,7 +154,7 @@ done
 # The middle of each song is enough, and a map of thousands is another matter.
 if [ "$(cat "$out"/manifests/*.tsv | wc -l)" -le 1000 ]; then
   step "map-$config" "A map of the songs, by music_hubert" '^(map|left out)' \
-    python -m music_ssl_fairseq map "$music" --checkpoint "$runs/music_hubert" --seconds 30 \
+    python -m music_ssl_fairseq map "$music" --upstream "$runs/music_hubert" --seconds 30 \
     --out "$out/song_map.html" --cache "$out/feature_cache"
 else
   heading "A map of the songs: left out, there are more than 1,000"

@@ -58,11 +58,12 @@ class Parser(argparse.ArgumentParser):
         """Add an option or argument, as `add_argument` does; the help ends with a plain default.
 
         Args:
-            form: its name, and what its value is called: `--seed N`.
+            form: its name, and what its value is called: `--seed N`. An older name of an option
+                follows its name after a comma: `--upstream,--checkpoint X`.
             help: says itself what happens without the option, if it has no plain default.
             default: a path makes it a folder.
         """
-        name, _, metavar = form.partition(" ")
+        names, _, metavar = form.partition(" ")
         if metavar:
             arguments["metavar"] = metavar
         if isinstance(default, Path):
@@ -71,7 +72,7 @@ class Parser(argparse.ArgumentParser):
             help += f" (default: %(default){'g' if isinstance(default, float) else 's'})"
         if default is not None:
             arguments["default"] = default
-        self.add_argument(name, help=help, **arguments)
+        self.add_argument(*names.split(","), help=help, **arguments)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, and remember what was given."""
@@ -104,7 +105,8 @@ class Parser(argparse.ArgumentParser):
         if wrong := re.match(r"argument (-\S+): ", message):
             yield from _without_option(words, wrong[1])
         if missing := re.search(r"are required: (-.+)$", message):
-            yield from _with_options(words, missing[1].split(", "))
+            names = [option.partition("/")[0] for option in missing[1].split(", ")]
+            yield from _with_options(words, names)
         if message.endswith("are required: FOLDER"):
             yield [music_folder(), *words]
 

@@ -64,7 +64,7 @@ class Music2VecCriterion(FairseqCriterion):
     def __init__(self, cfg: Music2VecCriterionConfig, task: Any):
         super().__init__(task)
         self.cfg = cfg
-        if cfg.label_weights and not getattr(task, "num_classes", True):
+        if cfg.label_weights and not getattr(task, "classes_per_set", True):
             raise InputError(
                 f"criterion.label_weights={list(cfg.label_weights)} is for label sets, and "
                 "task.label_dir names none"

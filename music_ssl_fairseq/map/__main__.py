@@ -29,9 +29,9 @@ that are new or changed. Files that cannot be read are named and left out.
 
 EXAMPLES = """\
 examples:
-  python -m music_ssl_fairseq map ~/music --checkpoint mfcc+chroma        # without a trained model
-  python -m music_ssl_fairseq map ~/music --checkpoint runs/music_hubert/short
-  python -m music_ssl_fairseq map ~/music --checkpoint hf:USER/NAME --layer 6 --out layer6.html
+  python -m music_ssl_fairseq map ~/music --upstream mfcc+chroma          # without a trained model
+  python -m music_ssl_fairseq map ~/music --upstream runs/music_hubert/short
+  python -m music_ssl_fairseq map ~/music --upstream hf:USER/NAME --layer 6 --out layer6.html
 """
 
 _MAX_CLIP_SECONDS = 30.0
@@ -43,7 +43,7 @@ def get_parser() -> Parser:
     add = parser.option
     add("folder FOLDER", "folder with audio, searched to any depth", type=Path)
     add(
-        "--checkpoint X",
+        "--upstream,--checkpoint X",
         f"the model: {CHECKPOINT}; random:X for the same model with random weights; or a "
         "front end without training: mfcc, chroma, logmel, cqt, or several as mfcc+chroma",
         required=True,
@@ -87,7 +87,7 @@ def run(a: argparse.Namespace) -> None:
     from music_ssl_fairseq.map.page import write_page
 
     names, left_out = find_audio(a.folder, "FOLDER")
-    embedder = Embedder(a.checkpoint, a.layer, a.seconds, a.device)
+    embedder = Embedder(a.upstream, a.layer, a.seconds, a.device)
     what = f"{counted(len(names), 'audio file')} with {embedder.description}"
     print(f"embedding {what}; device {embedder.device}; writes {a.out}", file=sys.stderr)
     vectors, unread = embedder.embed(a.folder, names, a.cache)

@@ -26,7 +26,7 @@ class Embedder:
     """A frozen model, one of its layers, and how much of a song it is given.
 
     Args:
-        checkpoint: what `open_source` takes.
+        upstream: what `open_source` takes.
         layer: of an encoder; None for the mean of the Transformer's layers.
         seconds: from the middle of a song; 0 for all of it.
         device: `cpu`, `cuda`, or `auto` for a GPU if there is one.
@@ -35,9 +35,9 @@ class Embedder:
         InputError: if it cannot be opened or lacks the layer, or there is no GPU.
     """
 
-    def __init__(self, checkpoint: str, layer: int | None, seconds: float, device: str):
+    def __init__(self, upstream: str, layer: int | None, seconds: float, device: str):
         self.device = choose_device(device)  # where the model runs
-        self._source = open_source(checkpoint, self.device)
+        self._source = open_source(upstream, self.device)
         self._layers = [layer] if layer is not None else None
         self._seconds = seconds
         what = ""
@@ -47,7 +47,7 @@ class Embedder:
                 encoder.check_layers(layer)
             what = f", layer {layer}" if layer is not None else ", mean of the Transformer layers"
         elif layer is not None:
-            message = f"--layer {layer}: {checkpoint} is a front end, which has no layers"
+            message = f"--layer {layer}: {upstream} is a front end, which has no layers"
             raise InputError(message, with_options({"--layer": None}))
         part = f", middle {seconds:g} s of each song" if seconds else ""
         self.description = f"{self._source.name}{what}{part}"  # one sentence for people

@@ -79,17 +79,17 @@ class Music2VecModel(UnitPrediction):
 
     projection_name = "unit_proj"
 
-    def __init__(self, cfg: Music2VecConfig, num_classes: Sequence[int] = ()):
+    def __init__(self, cfg: Music2VecConfig, classes_per_set: Sequence[int] = ()):
         """Build the encoder, and one head per label set.
 
-        `num_classes` are the lengths of their dictionaries, with fairseq's four special symbols.
+        `classes_per_set` are the lengths of their dictionaries, special symbols included.
 
         Raises InputError if settings do not fit together.
         """
         super().__init__(cfg)
         check_targets(cfg)
         self.final_proj = nn.Linear(self.head_width, cfg.encoder_embed_dim)
-        self.make_unit_heads(num_classes)
+        self.make_unit_heads(classes_per_set)
         self.teacher: EMATeacher | None = None
         # As in fairseq: ema_layers_only implies ema_transformer_only.
         self._whole_teacher = not (cfg.ema_transformer_only or cfg.ema_layers_only)
@@ -104,7 +104,7 @@ class Music2VecModel(UnitPrediction):
 
     @classmethod
     def build_model(cls, cfg: Music2VecConfig, task: Any = None) -> "Music2VecModel":
-        return cls(cfg, task.num_classes if task is not None else ())
+        return cls(cfg, task.classes_per_set if task is not None else ())
 
     def set_num_updates(self, num_updates: int) -> None:
         """Move the teacher, once per update.

@@ -67,10 +67,10 @@ class MusicHubertModel(UnitPrediction):
     `target_glu`, and `dropout_features`, which changes nothing in its pre-training loss.
     """
 
-    def __init__(self, cfg: MusicHubertConfig, num_classes: Sequence[int]):
+    def __init__(self, cfg: MusicHubertConfig, classes_per_set: Sequence[int]):
         """Build the encoder and one head per label set.
 
-        `num_classes` are the lengths of their dictionaries, with fairseq's four special symbols.
+        `classes_per_set` are the lengths of their dictionaries, special symbols included.
 
         Raises InputError if there are neither label sets nor random projections, or `label_layers`
         does not fit them.
@@ -78,12 +78,12 @@ class MusicHubertModel(UnitPrediction):
         super().__init__(cfg)
         self.random_units = _random_units(cfg, self.grid)
         if self.random_units is not None:
-            num_classes = [*num_classes, *[cfg.projection_size] * cfg.projection_sets]
-        if not num_classes:
+            classes_per_set = [*classes_per_set, *[cfg.projection_size] * cfg.projection_sets]
+        if not classes_per_set:
             raise InputError(
                 "nothing to predict: task.label_dir is empty and model.projection_targets is none"
             )
-        self.make_unit_heads(num_classes)
+        self.make_unit_heads(classes_per_set)
         self.cqt: ConstantQ | None = None
         self.cqt_proj: nn.Linear | None = None
         if cfg.cqt_bands:
@@ -92,7 +92,7 @@ class MusicHubertModel(UnitPrediction):
 
     @classmethod
     def build_model(cls, cfg: MusicHubertConfig, task: Any) -> "MusicHubertModel":
-        return cls(cfg, task.num_classes)
+        return cls(cfg, task.classes_per_set)
 
     def _projection(self, channels: int, dim: int) -> nn.Linear | None:
         return nn.Linear(channels, dim) if channels != dim else None

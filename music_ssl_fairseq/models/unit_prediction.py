@@ -38,28 +38,28 @@ class UnitPrediction(AudioEncoder):
     projection_name = "final_proj"
     """Attribute with the projections of all sets, one after the other."""
 
-    num_classes: list[int]  # per label set: units, and symbols of the dictionary
-    # The embeddings of all sets, one after the other, `[sum(num_classes), final_dim]`; there are
-    # none without label sets
+    classes_per_set: list[int]  # per label set: units, and symbols of the dictionary
+    # The embeddings of all sets, one after the other, `[sum(classes_per_set), final_dim]`; none
+    # without label sets
     label_embs_concat: nn.Parameter
 
-    def make_unit_heads(self, num_classes: Sequence[int]) -> None:
+    def make_unit_heads(self, classes_per_set: Sequence[int]) -> None:
         """Make the projections and the unit embeddings.
 
         Args:
-            num_classes: lengths of the label sets' dictionaries, with fairseq's special symbols.
+            classes_per_set: lengths of the label sets' dictionaries, special symbols included.
 
         Raises:
             InputError: if `label_layers` does not fit the label sets.
         """
         cfg = self.cfg
-        self.num_classes = list(num_classes)
+        self.classes_per_set = list(classes_per_set)
         self._check_label_layers()
-        if not self.num_classes:
+        if not self.classes_per_set:
             return
-        width = cfg.final_dim * len(self.num_classes)
+        width = cfg.final_dim * len(self.classes_per_set)
         self.add_module(self.projection_name, nn.Linear(self.head_width, width))
-        embeddings = torch.empty(sum(self.num_classes), cfg.final_dim)
+        embeddings = torch.empty(sum(self.classes_per_set), cfg.final_dim)
         draw = nn.init.normal_ if str(cfg.unit_init) == "normal" else nn.init.uniform_
         self.label_embs_concat = nn.Parameter(draw(embeddings))
         self.head = UnitHead(cfg.logit_temp)
@@ -73,10 +73,10 @@ class UnitPrediction(AudioEncoder):
                 f"model.label_layers={list(layers)} does not go with model.encode=visible, whose "
                 "decoder reads the last layer: take model.label_layers=null or model.encode=all"
             )
-        if len(layers) != len(self.num_classes) or not all(1 <= n <= number for n in layers):
+        if len(layers) != len(self.classes_per_set) or not all(1 <= n <= number for n in layers):
             raise InputError(
                 f"model.label_layers is {list(layers)}: give a layer from 1 to {number} for each "
-                f"of the {len(self.num_classes)} label sets"
+                f"of the {len(self.classes_per_set)} label sets"
             )
 
     def prediction_frames(
@@ -97,7 +97,7 @@ class UnitPrediction(AudioEncoder):
     def logits(self, frames: list[Tensor], execution: Execution | None = None) -> list[Tensor]:
         """Map `prediction_frames` to each set's scores `[N, classes]`, float32."""
         projection: nn.Linear = getattr(self, self.projection_name)
-        heads = projection, self.label_embs_concat, self.num_classes, self.head
+        heads = projection, self.label_embs_concat, self.classes_per_set, self.head
         with self.autocast(frames[0].device):
             return (execution or self.execution).run(_score, frames, *heads)
 

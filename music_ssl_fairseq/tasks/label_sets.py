@@ -48,7 +48,7 @@ class LabelSets:
         self.rates = [choose_label_rate(d, label_rate) for d in self.folders]
 
     @property
-    def num_classes(self) -> list[int]:
+    def classes_per_set(self) -> list[int]:
         """Classes of each set: units, and the special symbols of fairseq's dictionary."""
         return [len(units.dictionary) for units in self.dictionaries]
 

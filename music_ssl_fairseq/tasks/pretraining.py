@@ -96,7 +96,7 @@ class PretrainingTask(RunFolderTask):
         if not os.path.isdir(cfg.data):
             raise missing_manifest(os.path.join(cfg.data, "train.tsv"))
         self.labels = LabelSets(cfg.label_dir, cfg.data, cfg.label_rate)
-        self.num_classes = self.labels.num_classes
+        self.classes_per_set = self.labels.classes_per_set
         self._stops_at_exit: set[str] = set()
         self._training = False
         self._train_subset = "train"
@@ -195,9 +195,7 @@ class PretrainingTask(RunFolderTask):
             manifest = shlex.quote(shown(os.path.join(self.cfg.data, "valid.tsv")))
             places = f"--checkpoint {run} --manifest {manifest} --out {run}/features"
             return f"python -m music_ssl_fairseq extract {places}"
-        return (
-            f"python -m music_ssl_fairseq map {shlex.quote(shown(tracks.root))} --checkpoint {run}"
-        )
+        return f"python -m music_ssl_fairseq map {shlex.quote(shown(tracks.root))} --upstream {run}"
 
     def can_reuse_epoch_itr(self, dataset: Any) -> bool:
         """Return whether a later epoch may have this one's iterator; its batches, it may not."""

@@ -94,8 +94,8 @@ def test_a_python_without_the_packages_requirements(capsys, monkeypatch):
 def test_a_misspelt_music_folder(capsys):
     run(manifests_tools, "pretrain", "--root", "musik")
     assert last(capsys) == f"python -m manifests_tools pretrain --root {Path('music').absolute()}"
-    run(music_ssl_fairseq, "map", "musik", "--checkpoint", "mfcc")
-    assert last(capsys) == "python -m music_ssl_fairseq map music --checkpoint mfcc"
+    run(music_ssl_fairseq, "map", "musik", "--upstream", "mfcc")
+    assert last(capsys) == "python -m music_ssl_fairseq map music --upstream mfcc"
     Path("manifests").mkdir()
     Path("manifests", "train.tsv").touch()
     run(manifests_tools, "pretrain", "--root", "/nowhere/at/all")
@@ -145,12 +145,12 @@ def test_an_empty_folder(capsys):
         (manifests_tools, "pretrain --root music/0.m4a", "pretrain --root HERE/music"),
         (manifests_tools, "custom --csv x --kind multiclass", "custom --csv x --kind multi-class"),
         (music_ssl_fairseq, "lable --k 20", "label --k 20"),
-        (music_ssl_fairseq, "map music", "map music --checkpoint mfcc"),
-        (music_ssl_fairseq, "map music --checkpoint mfc+chrome",
-         "map music --checkpoint mfcc+chroma"),
+        (music_ssl_fairseq, "map music", "map music --upstream mfcc"),
+        (music_ssl_fairseq, "map music --upstream mfc+chrome",
+         "map music --upstream mfcc+chroma"),
         (manifests_tools, "fetch GTZAN-Genre", "fetch gtzan-genre"),
-        (music_ssl_fairseq, "map music mfcc", "map music --checkpoint mfcc"),
-        (music_ssl_fairseq, "map --checkpoint mfcc", "map music --checkpoint mfcc"),
+        (music_ssl_fairseq, "map music mfcc", "map music --upstream mfcc"),
+        (music_ssl_fairseq, "map --upstream mfcc", "map music --upstream mfcc"),
         (music_ssl_fairseq, "probe --upstream mfcc music", "probe --upstream mfcc --task music"),
         (manifests_tools, "pretrain --root music --convert music/a",
          "pretrain --root music --convert music_copies-2"),
@@ -227,10 +227,10 @@ def damaged(place) -> Path:
 def test_a_damaged_checkpoint(damaged, capsys):
     last_one = damaged.with_name("checkpoint_last.pt")
     for given in (damaged, damaged.parents[1]):
-        run(music_ssl_fairseq, "map", "music", f"--checkpoint={given}")
-        assert last(capsys).endswith(f" map music --checkpoint={last_one}")
+        run(music_ssl_fairseq, "map", "music", f"--upstream={given}")
+        assert last(capsys).endswith(f" map music --upstream={last_one}")
     last_one.unlink()
-    run(music_ssl_fairseq, "map", "music", "--checkpoint", str(damaged))
+    run(music_ssl_fairseq, "map", "music", "--upstream", str(damaged))
     assert capsys.readouterr().err.splitlines()[-1] == f"ls -l {damaged}"
 
 
@@ -247,7 +247,7 @@ def test_layers_of_a_model(damaged, capsys):
     assert last(capsys).endswith(f" label --features deep{end}")
     run(music_ssl_fairseq, *label, "--layer", "nine")
     assert last(capsys).endswith("label --features deep --layer=1")
-    run(music_ssl_fairseq, "map", "music", "--checkpoint", str(damaged), "--layer=12")
+    run(music_ssl_fairseq, "map", "music", "--upstream", str(damaged), "--layer=12")
     assert last(capsys).endswith(" --layer=3")
     shutil.rmtree("runs")
     run(music_ssl_fairseq, *label, "--layer", "1")
@@ -330,40 +330,40 @@ def test_a_stereo_array(tmp_path):
         ),
         (["probe", "--upstream", "mfcc"], "python -m music_ssl_fairseq probe --help"),
         (
-            ["map", "music", "--checkpoint", "mfcc", "--out", "notes"],
-            "python -m music_ssl_fairseq map music --checkpoint mfcc --out notes/song_map.html",
+            ["map", "music", "--upstream", "mfcc", "--out", "notes"],
+            "python -m music_ssl_fairseq map music --upstream mfcc --out notes/song_map.html",
         ),
         (["report", "run"], "ls ."),
         (["report", "music"], "python -m music_ssl_fairseq probe --help"),
         (["report", "notez"], "python -m music_ssl_fairseq report notes"),
-        (["map", "music", "--checkpoint", "a.pt"], "ls ."),
+        (["map", "music", "--upstream", "a.pt"], "ls ."),
         (
-            ["map", "music", "--checkpoint", "m-a-p/MERT-v1-95M"],
-            "python -m music_ssl_fairseq map music --checkpoint hf:m-a-p/MERT-v1-95M",
+            ["map", "music", "--upstream", "m-a-p/MERT-v1-95M"],
+            "python -m music_ssl_fairseq map music --upstream hf:m-a-p/MERT-v1-95M",
         ),
         (
             ["extract", "--checkpoint", "a.pt", "--manifest", "music", "--out", "b"],
             "python -m manifests_tools pretrain --root music",
         ),
         (
-            ["map", "music", "--checkpoint", "nots/b.txt"],
-            "python -m music_ssl_fairseq map music --checkpoint notes/a.txt",
+            ["map", "music", "--upstream", "nots/b.txt"],
+            "python -m music_ssl_fairseq map music --upstream notes/a.txt",
         ),
         (
-            ["map", "music", "--checkpoint", "https://huggingface.co/a/b/tree/main"],
-            "python -m music_ssl_fairseq map music --checkpoint hf:a/b",
+            ["map", "music", "--upstream", "https://huggingface.co/a/b/tree/main"],
+            "python -m music_ssl_fairseq map music --upstream hf:a/b",
         ),
         (
-            ["map", "music", "--checkpoint", "mfcc", "--layer", "3"],
-            "python -m music_ssl_fairseq map music --checkpoint mfcc",
+            ["map", "music", "--upstream", "mfcc", "--layer", "3"],
+            "python -m music_ssl_fairseq map music --upstream mfcc",
         ),
         (
-            ["map", "music", "--checkpoint", "hf:a"],
-            "python -m music_ssl_fairseq map music --checkpoint mfcc",
+            ["map", "music", "--upstream", "hf:a"],
+            "python -m music_ssl_fairseq map music --upstream mfcc",
         ),
         (
-            ["map", "music", "--checkpoint", "mfcc", "--out", "new/"],
-            "python -m music_ssl_fairseq map music --checkpoint mfcc --out new/song_map.html",
+            ["map", "music", "--upstream", "mfcc", "--out", "new/"],
+            "python -m music_ssl_fairseq map music --upstream mfcc --out new/song_map.html",
         ),
         (["probe", "--upstream", "a.pt", "mfcc"], "python -m music_ssl_fairseq probe --help"),
         (["pretrain", "--root", "music"], "python -m manifests_tools pretrain --root music"),

@@ -27,7 +27,7 @@ def mapped(tmp_path_factory):
     (folder / "music/no.mp3").write_bytes(b"ID3" + bytes(200))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        status = main(["map", "music", "--checkpoint", "mfcc", "--workers", "0"])
+        status = main(["map", "music", "--upstream", "mfcc", "--workers", "0"])
     return folder, status
 
 
@@ -60,7 +60,7 @@ def test_songs_and_their_neighbours(mapped):
 def test_what_is_known_is_not_computed_again(mapped, monkeypatch, capsys):
     folder, _ = mapped
     monkeypatch.chdir(folder)
-    command = ["map", "music", "--checkpoint", "mfcc", "--workers", "0"]
+    command = ["map", "music", "--upstream", "mfcc", "--workers", "0"]
     computed = []
     vector = Embedder._vector
     monkeypatch.setattr(
@@ -90,7 +90,7 @@ def test_an_interrupted_run_resumes(mapped, tmp_path, monkeypatch):
         computed.append(song.path)
         return vector(self, song)
 
-    command = ["map", "music", "--checkpoint", "mfcc", "--workers", "0", "--cache", str(tmp_path)]
+    command = ["map", "music", "--upstream", "mfcc", "--workers", "0", "--cache", str(tmp_path)]
     monkeypatch.setattr(Embedder, "_vector", interrupted)
     assert main([*command, "--out", str(tmp_path / "map.html")]) == 130
     assert not (tmp_path / "map.html").exists()
@@ -118,7 +118,7 @@ def test_an_encoder_and_its_layers(mapped, tmp_path, capsys):
     )
     assert np.abs(random["a/two.wav"] - expected).max() > 0.01
     for layer, checkpoint in (("9", str(path)), ("1", "chroma")):
-        command = ["map", str(folder / "music"), "--checkpoint", checkpoint, "--layer", layer]
+        command = ["map", str(folder / "music"), "--upstream", checkpoint, "--layer", layer]
         assert main(command) == 1
         lines = capsys.readouterr().err.splitlines()
         error = next(line for line in lines if line.startswith("error: "))
@@ -153,7 +153,7 @@ def test_any_number_of_vectors_has_a_place_and_neighbours(rng, count):
 )
 def test_wrong_calls_are_named(mapped, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(mapped[0])
-    assert main(["map", "--checkpoint", "mfcc", *arguments]) == 1
+    assert main(["map", "--upstream", "mfcc", *arguments]) == 1
     lines = capsys.readouterr().err.splitlines()
     (error,) = [line for line in lines if line.startswith("error: ")]
     assert error.startswith(f"error: {message}")
