@@ -19,7 +19,7 @@ from hydra_plugins._music_ssl_fairseq_command import (
     LISTS_OF_ONE,
     PACKAGE,
     config_dirs,
-    examples_dir,
+    example,
     is_ours,
     shell_line,
     values,
@@ -60,15 +60,8 @@ def check_choice(arguments: list[str]) -> None:
         message = f"--config-name {name}: a path; expected a name within --config-dir"
         _refuse(message, arguments, folder, names)
     elif there := _configurations(folder):
-        listed = f"no such configuration; there are {', '.join(there)}"
-        message = f"{folder}/{name}.yaml: {listed}"
-        if is_ours(folder):
-            above = os.path.dirname(os.path.abspath(folder))
-            beside = [os.path.join(above, family) for family in _FAMILIES]
-            has = [at for at in beside if os.path.isfile(os.path.join(at, f"{name}.yaml"))]
-            other = (get_close_matches(name, there, 1) or ["config"])[0]
-            chosen = _command(has[0], name) if has else _command(folder, other)
-            _end_process([message], [*chosen, *_other_arguments(arguments)])
+        listed = "" if is_ours(folder) else f"; there are {', '.join(there)}"
+        message = f"{folder}/{name}.yaml: no such configuration{listed}"
         _refuse(message, arguments, folder, names)
     else:
         _refuse(f"--config-dir {folder}: no configuration in it", arguments, folder, names)
@@ -98,7 +91,7 @@ def _refuse_missing_bases(folder: str, name: str) -> None:
         text = Path(folder, f"{name}.yaml").read_text("utf-8")
     found = re.search(r"^defaults: *\n((?: *-.*\n)+)", text, re.MULTILINE)
     for base in re.findall(r"- *(\w+) *$", found[1] if found else "", re.MULTILINE):
-        examples = (os.path.join(os.path.abspath(examples_dir()), f) for f in _FAMILIES)
+        examples = (os.path.abspath(example(family)) for family in _FAMILIES)
         there = [at for at in examples if os.path.isfile(os.path.join(at, f"{base}.yaml"))]
         named = [at for at in there if os.path.basename(at) in text]
         ours = named or [at for at in there if base != "config"]  # fairseq has a config.yaml, too
@@ -129,8 +122,8 @@ def check_task(arguments: list[str]) -> None:
     if task.startswith("music") and not values(arguments, "--user-dir"):
         family = next((family for family in _FAMILIES if family in task), _FAMILIES[0])
         name = "config" if family == "probing" else "short"
-        command = _command(os.path.join(examples_dir(), family), name)
-        _end_process([f"--task {task}: its models are trained by fairseq-hydra-train"], command)
+        message = f"--task {task}: its models are trained by fairseq-hydra-train"
+        _end_process([message], _command(example(family), name))
 
 
 def check_validation(arguments: list[str]) -> None:
@@ -198,28 +191,30 @@ def _refuse(message: str, arguments: list[str], folder: str, names: list[str]) -
         if os.path.isfile(f"{stem}.yaml"):
             chosen = _command(os.path.dirname(path) or ".", os.path.basename(stem))
             _end_process([message], [*chosen, *(other for other in others if other != path)])
-    examples = examples_dir()
-    there = {
-        f: _configurations(at) for f in _FAMILIES if os.path.isdir(at := os.path.join(examples, f))
-    }
+    at = {family: example(family) for family in _FAMILIES}
+    if folder and is_ours(folder):
+        at = {f: os.path.join(os.path.dirname(os.path.normpath(folder)), f) for f in _FAMILIES}
+    there = {family: _configurations(at[family]) for family in at if os.path.isdir(at[family])}
     if not there:
         _end_process([message], ["fairseq-hydra-train", "--help"])
     wanted = names[-1].removesuffix(".yaml") if names else ""
     like = get_close_matches(wanted, [name for names in there.values() for name in names], 1)
     last = os.path.basename(os.path.normpath(folder)) if folder else ""
     probing = any(re.match(r"model\.upstream=", argument) for argument in others)
+    exact = [family for family in there if wanted in there[family]]
     family = (
-        get_close_matches(last, there, 1)
+        get_close_matches(last, exact or there, 1)
+        or exact
         or ["probing"] * probing
         or [family for family in there if set(like) & set(there[family])]
         or list(there)
     )[0]
     usual = "config" if family == "probing" or (folder and not wanted) else "short"
     name = (get_close_matches(wanted, there[family], 1) or [usual])[0]
-    at = os.path.join(examples, family)
     rest = " and ".join(other for other in there if other != family)
-    listing = f"configurations of {at}: {', '.join(there[family])}; others are in {rest} beside it"
-    _end_process([message, listing], [*_command(at, name), *others])
+    listing = f"configurations of {at[family]}: {', '.join(there[family])}"
+    lines = [message, f"{listing}; others are in {rest} beside it"]
+    _end_process(lines, [*_command(at[family], name), *others])
 
 
 def _end_process(lines: list[str], command: list[str]) -> None:

@@ -86,10 +86,11 @@ def config_dirs(arguments: list[str]) -> list[str]:
     return values(arguments, "--config-dir", "-cd")
 
 
-def examples_dir() -> str:
-    """Return the folder examples/, as a command typed in the current folder must name it."""
-    there = os.path.join(os.path.dirname(package_dir()), "examples")
-    return os.path.relpath(there) if os.path.dirname(there) == os.getcwd() else there
+def example(name: str) -> str:
+    """Return a folder of examples/, as a command typed in the current folder must name it."""
+    here = os.path.join("examples", name)
+    there = os.path.join(os.path.dirname(package_dir()), here)
+    return there if os.path.isdir(there) and not os.path.isdir(here) else here
 
 
 def is_ours(folder: str) -> bool:

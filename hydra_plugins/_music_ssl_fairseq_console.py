@@ -11,6 +11,7 @@ configuration, the model's layers, fairseq's notes, and warnings of hydra and to
 import json
 import logging
 import sys
+from logging.handlers import MemoryHandler
 from typing import Any
 
 _OF_NUMBERS = "progress_bar"  # fairseq's module that logs them
@@ -92,18 +93,8 @@ class Console(logging.Handler):
         super().close()
 
 
-class Early(logging.Handler):
-    """Keeps records until the run has a log."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.records: list[logging.LogRecord] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
-
-
-_EARLY = Early()
+_EARLY = MemoryHandler(capacity=sys.maxsize, flushLevel=sys.maxsize)
+"""Keeps records until the run has a log."""
 
 
 def keep_for_the_log() -> None:
@@ -118,9 +109,9 @@ def keep_for_the_log() -> None:
 
 def replay() -> None:
     """Write the kept records to the log files of the root logger."""
-    records, _EARLY.records = _EARLY.records, []
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
-            for record in records:
+            for record in _EARLY.buffer:
                 if record.levelno >= logging.INFO:
                     handler.handle(record)
+    _EARLY.buffer = []

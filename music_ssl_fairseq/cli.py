@@ -16,7 +16,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from hydra_plugins._music_ssl_fairseq_command import FULL_DISK, hydra_text, shell_line, typed
+from hydra_plugins._music_ssl_fairseq_command import (
+    FULL_DISK,
+    example,
+    hydra_text,
+    shell_line,
+    typed,
+)
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.device import available_cpus
 from music_ssl_fairseq.runtime.optional import SOURCE
@@ -195,7 +201,8 @@ def dispatch(
     command = [*near, *rest] if near and rest else [*near, "--help"]
     right = f"{_PROGRAMS.get(name, program)} {shlex.join(command)}"
     if name == "train":
-        right = f"fairseq-hydra-train --config-dir {example('music_hubert')} --config-name short"
+        folder = shlex.quote(example("music_hubert"))
+        right = f"fairseq-hydra-train --config-dir {folder} --config-name short"
     print(f"error: no command {name!r}; there are: {', '.join(known)}", file=sys.stderr)
     print(shell_line(right), file=sys.stderr)
     return 2
@@ -239,13 +246,6 @@ def _number(kind: type, name: str, least: float, most: float) -> Callable[[str],
 
     number.__name__ = name  # for the message about other text
     return number
-
-
-def example(name: str) -> str:
-    """Return a folder of examples/ as a command typed in the current folder must name it."""
-    here = Path("examples", name)
-    there = Path(__file__).parents[1] / here
-    return shlex.quote(str(there if there.is_dir() and not here.is_dir() else here))
 
 
 def override(name: str, *values: str | PathLike) -> str:

@@ -1,16 +1,16 @@
 """`python -m music_ssl_fairseq label`: from manifests to pseudo-labels."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hydra_plugins._music_ssl_fairseq_command import shell_line
+from hydra_plugins._music_ssl_fairseq_command import example, shell_line
 from music_ssl_fairseq.cli import (
     CHECKPOINT,
     Parser,
     add_workers,
-    example,
     exit_status,
     new_parser,
     override,
@@ -335,7 +335,8 @@ def _show_next(manifests: Path, labels: "list[Path]") -> None:
     of_base = "harmonic" if [folder.name for folder in sets] == ["mfcc", "chroma"] else "short"
     on_cpu = choose_device() == "cpu"
     name = "tiny" if on_cpu else of_base
-    command = f"fairseq-hydra-train --config-dir {example('music_hubert')} --config-name {name}"
+    folder = shlex.quote(example("music_hubert"))
+    command = f"fairseq-hydra-train --config-dir {folder} --config-name {name}"
     # Folders where the configuration looks by default are left out.
     if manifests.resolve() != Path("manifests").resolve():
         command += f" {override('task.data', manifests.resolve())}"
