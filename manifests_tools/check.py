@@ -239,7 +239,7 @@ def _check_copies(splits: dict[str, Manifest], findings: Findings, is_task: bool
             if not os.path.samefile(path, twin):
                 line = f"{second}: {path}: {COPY} in {first}: {twin}"
                 if is_task:
-                    findings.warn(f"{line}")
+                    findings.warn(line)
                 else:
                     findings.add(f"{second}, {COPY}", line)
 
