@@ -76,31 +76,19 @@ def resampled_part(
 
     The result, `[T]` float32, is shorter only where the file ends.
     """
-    import scipy.signal
-
     up, down = _ratio(source.sample_rate, sample_rate)
-    taps, half = _filter(up, down)
-
-    def end_of_input(stop: int) -> int:
-        return ceil(stop * down / up) + half // up + 1
-
+    _, half = _filter(up, down)
     # Every `up` output samples meet an input sample. Start on such a meeting point, so that the
     # filter's phase is that of the whole file, and early enough for its full length.
-    block = start // up - ceil(half / up / down)
-    first = block * down
-    known = source.read(max(0, first), None if stop is None else end_of_input(stop))
+    block = max(0, start // up - ceil(half / up / down))
+    end = None if stop is None else ceil(stop * down / up) + half // up + 1
+    known = source.read(block * down, end)
     if source.num_samples is not None:
         length = resampled_length(source.num_samples, source.sample_rate, sample_rate)
         stop = length if stop is None else min(stop, length)
     assert stop is not None  # without one, all was read, and the length is known
-    if stop <= start:
-        return np.zeros(0, np.float32)
-    before = max(0, -first)
-    after = end_of_input(stop) - max(0, first) - len(known)
-    padded = np.pad(known, (before, max(0, after)))
-    output = scipy.signal.upfirdn(taps, padded, up, down)
-    offset = half // down + start - block * up
-    return np.ascontiguousarray(output[offset : offset + stop - start])
+    part = resample(known, source.sample_rate, sample_rate)
+    return part[start - block * up : max(start, stop) - block * up]
 
 
 def _ratio(rate: int, sample_rate: int) -> tuple[int, int]:
