@@ -51,28 +51,22 @@ def quotas(num_frames: np.ndarray, max_frames: int, seed: int) -> np.ndarray:
     return np.diff(edges, prepend=0)
 
 
-class Chunks(NamedTuple):
-    """Chunks of long tracks that give few frames."""
-
-    together: int  # frames per chunk
-    apart: int  # frames from one that is taken to the next, about
-
-
 def places(
-    num_frames: int, quota: int, seed: int, index: int, chunks: Chunks | None = None
+    num_frames: int, quota: int, seed: int, index: int, together: int = 1, apart: int = 1
 ) -> np.ndarray:
     """Choose the frames of a track that make up its quota: `[quota]` int64, ascending.
 
     Args:
         quota: from 1 to `num_frames`.
         index: the track's place in the manifest; the choice depends on it and `seed` alone.
-        chunks: None for frames all over the track.
+        together: frames per chunk of a track that gives few; by default they lie all over it.
+        apart: frames from one that is taken to the next within a chunk, about.
     """
     rng = np.random.default_rng((seed, index))
-    if chunks is None or quota * chunks.apart >= num_frames:
+    if quota * apart >= num_frames:
         return _one_of_each(rng, 0, num_frames, quota)
-    count = max(1, num_frames // chunks.together)
-    wanted = min(count, -(-quota * chunks.apart // chunks.together))
+    count = max(1, num_frames // together)
+    wanted = min(count, -(-quota * apart // together))
     shares = np.diff(np.arange(wanted + 1) * quota // wanted)
     chosen = _one_of_each(rng, 0, count, wanted)
     edges = np.arange(count + 1) * num_frames // count
@@ -98,7 +92,7 @@ class Sample:
         self.num_frames = np.array(
             [front.grid.num_frames(n) for n in manifest.num_samples.tolist()]
         )
-        self._chunks = Chunks(front.together, round(_SPACING_SECONDS * front.grid.rate))
+        self._chunks = front.together, round(_SPACING_SECONDS * front.grid.rate)
         self.quotas = quotas(self.num_frames, max_frames, seed)
         self.seed = seed
 
@@ -114,7 +108,7 @@ class Sample:
         if not quota:
             return SampledTrack(track, np.zeros(0, np.int64))
         num_frames = int(self.num_frames[index])
-        return SampledTrack(track, places(num_frames, quota, self.seed, index, self._chunks))
+        return SampledTrack(track, places(num_frames, quota, self.seed, index, *self._chunks))
 
 
 @dataclass(frozen=True)

@@ -94,15 +94,11 @@ def _information(samples: ReportSamples, label_rate: float) -> str:
             units, quantiles(loudness, _LOUDNESS_STEPS)
         ),
     }
-    rows: list[list[str | Cell]] = [
-        [
-            name,
-            Cell(f"{found.bits:.3f}", found.bits),
-            Cell(f"{found.entropy:.2f}", found.entropy),
-            Cell(f"{100 * found.share:.1f}", found.share),
-        ]
-        for name, found in about.items()
-    ]
+    rows: list[list[str | Cell]] = []
+    for name, (bits, entropy) in about.items():
+        share = 100 * bits / entropy if entropy > 0 else 0.0
+        figures = ((f"{bits:.3f}", bits), (f"{entropy:.2f}", entropy), (f"{share:.1f}", share))
+        rows.append([name, *(Cell(*each) for each in figures)])
     header = ["", "mutual information, bits", "entropy, bits", "share of entropy, %"]
     return table(header, rows) + paragraph(
         f"From excerpts of {len(units) / label_rate / 60:.1f} minutes of train, of which "

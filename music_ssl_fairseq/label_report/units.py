@@ -1,6 +1,6 @@
 """Describe each unit for the report: how it is used, what it sounds like, what is near it."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy.stats import entropy
@@ -110,30 +110,20 @@ def _clips(samples: ReportSamples, k: int, label_rate: float) -> list[dict[str, 
     return found
 
 
-class Information(NamedTuple):
-    """Mutual information, in bits."""
+def mutual_information(units: np.ndarray, others: np.ndarray) -> tuple[float, float]:
+    """Return the mutual information of two columns of numbers from 0 on, `[n]` each, in bits.
 
-    bits: float  # that a unit tells about the other quantity, corrected for chance
-    entropy: float  # of the other quantity, in bits: an upper bound of `bits`
-
-    @property
-    def share(self) -> float:
-        """`bits` as a share of `entropy`, from 0 to 1."""
-        return self.bits / self.entropy if self.entropy > 0 else 0.0
-
-
-def mutual_information(units: np.ndarray, others: np.ndarray) -> Information:
-    """Return the mutual information of two columns of numbers from 0 on, `[n]` each.
+    And the entropy of the second column, in bits, which it cannot exceed.
 
     Few samples make independent things look related. The Miller-Madow correction takes off what is
     expected of that: half the number of occupied cells, less the rows and columns, over n.
     """
     if not len(units):
-        return Information(0.0, 0.0)
+        return 0.0, 0.0
     pairs = np.stack([units, others], axis=1)
     joint, of_units, of_others = map(_entropy, (pairs, units, others))
     bits = max(0.0, of_units + of_others - joint)
-    return Information(min(bits, of_others), of_others)
+    return min(bits, of_others), of_others
 
 
 def quantiles(values: np.ndarray, number: int) -> np.ndarray:

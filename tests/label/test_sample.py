@@ -8,10 +8,10 @@ from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.features import FeatureSpec, front_end
 from music_ssl_fairseq.features.chunk_features import Track
-from music_ssl_fairseq.label.sample import Chunks, Reader, Sample, SampledTrack, places, quotas
+from music_ssl_fairseq.label.sample import Reader, Sample, SampledTrack, places, quotas
 from tests.audio_files import write_tone
 
-CHUNKS = Chunks(together=1000, apart=100)
+CHUNKS = 1000, 100  # frames together, and apart
 
 
 def test_all_frames_if_there_are_few():
@@ -48,7 +48,7 @@ def test_places_are_spread_over_the_track(num_frames, quota):
 
 def test_of_long_tracks_some_spans_are_heard():
     # 40 minutes, 120 frames: a second apart they are of twelve chunks of ten seconds.
-    found = np.stack([places(240_000, 120, seed, 0, CHUNKS) for seed in range(99)])
+    found = np.stack([places(240_000, 120, seed, 0, *CHUNKS) for seed in range(99)])
     assert (np.diff(found, axis=1) > 0).all()
     assert found.max() < 240_000
     for row in found:
@@ -62,7 +62,7 @@ def test_of_long_tracks_some_spans_are_heard():
 
 @pytest.mark.parametrize(("num_frames", "quota"), [(90, 1), (1999, 3), (2001, 19), (30_000, 299)])
 def test_spans_of_short_tracks_and_small_quotas(num_frames, quota):
-    found = places(num_frames, quota, 0, 0, CHUNKS)
+    found = places(num_frames, quota, 0, 0, *CHUNKS)
     assert len(found) == quota
     assert (np.diff(found) > 0).all()
     assert 0 <= found.min() <= found.max() < num_frames
@@ -70,7 +70,7 @@ def test_spans_of_short_tracks_and_small_quotas(num_frames, quota):
 
 def test_places_are_single_frames_where_they_are_closer_than_that():
     expected = places(1000, 10, seed=1, index=2)
-    assert expected.tolist() == places(1000, 10, 1, 2, CHUNKS).tolist()
+    assert expected.tolist() == places(1000, 10, 1, 2, *CHUNKS).tolist()
     assert (expected // 100).tolist() == list(range(10))
 
 
