@@ -145,15 +145,12 @@ def follows(copy: str, made: int, source: str, num_samples: int, rate: int = SAM
     status = os.stat(source)
     if made < status.st_mtime_ns:
         return False
-    # A file that is moved or unpacked here keeps an older time; the system notes that it came.
-    return made >= status.st_ctime_ns or _same_middle(copy, source, num_samples, rate)
-
-
-def _same_middle(path: str, source: str, num_samples: int, rate: int) -> bool:
-    start = max(0, num_samples - SAMPLE_RATE) // 2
-    copy = audio.read(path, start, SAMPLE_RATE)
-    original = audio.read(source, start, SAMPLE_RATE, rate)
-    return len(copy) == len(original) and np.array_equal(_rounded(copy), _rounded(original))
+    if made >= status.st_ctime_ns:
+        return True
+    # A file that is moved or unpacked here keeps an older time: compare a second of its middle.
+    middle = max(0, num_samples - SAMPLE_RATE) // 2, SAMPLE_RATE
+    written, original = audio.read(copy, *middle), audio.read(source, *middle, rate)
+    return np.array_equal(_rounded(written), _rounded(original))
 
 
 def _rounded(waveform: np.ndarray) -> np.ndarray:

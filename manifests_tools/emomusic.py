@@ -9,7 +9,7 @@ from pathlib import Path
 
 from manifests_tools.labelled import DataSet, Labelled, locate
 from manifests_tools.probing import ProbingBuilder
-from manifests_tools.tables import by_id, find_file, read_table
+from manifests_tools.tables import find_file, read_table
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.spec import ProbingSpec, parse_number
 
@@ -29,7 +29,7 @@ def read(root: str, metadata: str | None = None) -> DataSet:
     file = find_file(folders, "songs_info.csv", hint)
     splits: dict[str, list[Labelled]] = {"train": [], "valid": [], "test": []}
     columns = ["song_id", "Artist", "Mediaeval 2013 set"]
-    for song, artist, which in read_table(file, columns, ",", quotes=True):
+    for song, (artist, which) in read_table(file, columns, ",", quotes=True).items():
         if song not in ratings:
             raise InputError(f"{file}: song {song} is not in static_annotations.csv")
         if which not in _SETS:
@@ -46,9 +46,8 @@ def read(root: str, metadata: str | None = None) -> DataSet:
 def _read_ratings(file: Path) -> dict[str, tuple[str, str]]:
     """Return song -> mean arousal and mean valence, from 1 to 9."""
     columns = ["song_id", *(f"mean_{target}" for target in TARGETS)]
-    rows = read_table(file, columns, ",", quotes=True)
+    songs = read_table(file, columns, ",", quotes=True).items()
     try:
-        songs = by_id(file, rows).items()
         return {song: (str(parse_number(a)), str(parse_number(v))) for song, (a, v) in songs}
     except ValueError as error:
         raise InputError(f"{file}: a rating is not a number ({error})") from None

@@ -15,7 +15,7 @@ from pathlib import Path
 from manifests_tools.keys import KEYS, normalise_key
 from manifests_tools.labelled import DataSet, Labelled, locate
 from manifests_tools.probing import ProbingBuilder
-from manifests_tools.tables import by_id, find_file, read_table
+from manifests_tools.tables import find_file, read_table
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.spec import ProbingSpec
 from music_ssl_fairseq.runtime.texts import read_text
@@ -36,7 +36,7 @@ def read(root: str, metadata: str | None = None) -> DataSet:
     keys = training_keys(training)
     places = [Path(training, "annotations"), Path(training)]
     file = find_file(places, "beatport_metadata.txt", _TRAIN)
-    songs = by_id(file, read_table(file, ["ID", "ARTIST"])).items()
+    songs = read_table(file, ["ID", "ARTIST"]).items()
     artists = {song: [name.strip() for name in names.split(",")] for song, (names,) in songs}
     validating = validating_artists(artists.values())
     splits: dict[str, list[Labelled]] = {"train": [], "valid": [], "test": []}
@@ -50,8 +50,12 @@ def read(root: str, metadata: str | None = None) -> DataSet:
     if not files:
         raise InputError(f"{testing}: no .key file in it; they are part of {_TEST}")
     for file in files:
-        song = file.name.partition(".")[0]
-        splits["test"].append(Labelled(_audio(root, folder, song), (_read_key(file),)))
+        song, text = file.name.partition(".")[0], read_text(file)
+        try:
+            key = normalise_key(text)
+        except ValueError as error:
+            raise InputError(f"{file}: {error}") from None
+        splits["test"].append(Labelled(_audio(root, folder, song), (key,)))
     task = ProbingSpec(
         "giantsteps-key",
         "key",
@@ -83,8 +87,7 @@ def training_keys(folder: str) -> dict[str, str]:
     """Return song -> key, for songs of the MTG set with confidence 2 and one key."""
     file = find_file([Path(folder, "annotations"), folder], "annotations.txt", _TRAIN)
     keys = {}
-    rows = read_table(file, ["ID", "MANUAL KEY", "C"])
-    for song, (key, confidence) in by_id(file, rows).items():
+    for song, (key, confidence) in read_table(file, ["ID", "MANUAL KEY", "C"]).items():
         if confidence == CONFIDENT:
             try:
                 keys[song] = normalise_key(key)
@@ -99,7 +102,9 @@ def validating_artists(songs: Iterable[list[str]]) -> set[str]:
     for artists in songs:
         for artist in artists:
             together[artist].update(artists)
-    waiting = [artist for artist in together if _part(artist) >= _TRAIN_SHARE]
+    hashes = {artist: hashlib.sha1(artist.lower().encode("utf-8")) for artist in together}
+    parts = {artist: int(found.hexdigest(), 16) % _PARTS for artist, found in hashes.items()}
+    waiting = [artist for artist in together if parts[artist] >= _TRAIN_SHARE]
     validating: set[str] = set()
     while waiting:
         artist = waiting.pop()
@@ -107,19 +112,6 @@ def validating_artists(songs: Iterable[list[str]]) -> set[str]:
             validating.add(artist)
             waiting += together[artist]
     return validating
-
-
-def _part(artist: str) -> int:
-    return int(hashlib.sha1(artist.lower().encode("utf-8")).hexdigest(), 16) % _PARTS
-
-
-def _read_key(file: Path) -> str:
-    try:
-        return normalise_key(read_text(file))
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(f"{file}: {error}") from None
 
 
 key = ProbingBuilder(

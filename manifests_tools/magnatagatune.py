@@ -31,14 +31,17 @@ def read(root: str, annotations: str | None = None) -> DataSet:
     counts.update(tag for _, _, given in clips for tag in given)
     frequent = {tag for tag, _ in counts.most_common(NUM_TAGS)}
     splits: dict[str, list[Labelled]] = {split: [] for split in _SPLITS}
+    split_of = {folder: split for split, folders in _SPLITS.items() for folder in folders}
     skipped = []
     for clip, path, given in clips:
         if clip in DAMAGED:
             skipped.append(path)
             continue
         labels = tuple(sorted(tag for tag in given if tag in frequent))
-        split = _split_of(path, file)
-        splits[split].append(Labelled(locate(root, path, f"mp3/{path}"), labels))
+        folder, slash, _ = path.partition("/")
+        if folder not in split_of or not slash:
+            raise InputError(f"{file}: {path!r} is in none of the folders 0 to f")
+        splits[split_of[folder]].append(Labelled(locate(root, path, f"mp3/{path}"), labels))
     task = ProbingSpec(
         "mtt",
         "multi-label",
@@ -68,13 +71,6 @@ def _read_clips(file: Path) -> tuple[list[str], list[tuple[str, str, list[str]]]
         given = [tag for tag, cell in zip(tags, row[1:-1], strict=True) if cell == "1"]
         clips.append((row[0], row[-1], given))
     return tags, clips
-
-
-def _split_of(path: str, file: Path) -> str:
-    for split, folders in _SPLITS.items():
-        if path[:1] in folders and path[1:2] == "/":
-            return split
-    raise InputError(f"{file}: {path!r} is in none of the folders 0 to f")
 
 
 tagging = ProbingBuilder(

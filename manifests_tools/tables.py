@@ -127,36 +127,29 @@ def read_named(
     return Table(header, lines[1:], delimiter)
 
 
-def by_id(file: Path, rows: Iterable[Sequence[str]]) -> dict[str, Sequence[str]]:
-    """Return the first cell of each row -> its other cells.
-
-    Raises InputError if two rows of one first cell differ.
-    """
-    found: dict[str, Sequence[str]] = {}
-    for name, *cells in rows:
-        if found.setdefault(name, cells) != cells:
-            raise InputError(f"{file}: two lines of {name} differ; remove one")
-    return found
-
-
 def read_table(
     file: Path, columns: Sequence[str], delimiter: str = "\t", quotes: bool = False
-) -> list[list[str]]:
-    """Read some columns of a table whose first line names them; skip empty lines.
+) -> dict[str, list[str]]:
+    """Read some columns of a table whose first line names them, the first of which is an id.
 
-    Raises InputError as `read_named`, or if a column is missing, or a line is too short.
+    Returns id -> cells of the other columns.
+
+    Raises InputError as `read_named`, or if a column is missing, a line is too short, or two lines
+    of one id differ.
     """
     header, lines, _ = read_named(file, delimiter, quotes)
     missing = [column for column in columns if column not in header]
     if missing:
         raise InputError(f"{file}: no column {missing[0]!r} in its first line")
     places = [header.index(column) for column in columns]
-    rows = []
+    rows: dict[str, list[str]] = {}
     for number, cells in lines:
         if len(cells) <= max(places):
             raise InputError(
                 f"{file}, line {number}: {len(cells)} cells, but the first line names "
                 f"{len(header)} columns"
             )
-        rows.append([cells[place] for place in places])
+        name, *others = (cells[place] for place in places)
+        if rows.setdefault(name, others) != others:
+            raise InputError(f"{file}: two lines of {name} differ; remove one")
     return rows
