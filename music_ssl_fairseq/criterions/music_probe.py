@@ -6,7 +6,7 @@ from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 
-from music_ssl_fairseq.probing.heads.training import loss_and_logs
+from music_ssl_fairseq.probing.heads.update import loss_and_logs
 
 
 @register_criterion("music_probe", dataclass=FairseqDataclass)

@@ -22,8 +22,7 @@ from music_ssl_fairseq.probing.features.fill import WindowPlan, feature_identity
 from music_ssl_fairseq.probing.features.source import EncoderSource, FeatureSource, open_source
 from music_ssl_fairseq.probing.features.windows import FRAME_HOP
 from music_ssl_fairseq.probing.heads.model import HeadGrid, HeadInputs
-from music_ssl_fairseq.probing.identity import probing_audio, probing_identity
-from music_ssl_fairseq.probing.labels import ProbingSplit
+from music_ssl_fairseq.probing.labels import ProbingSplit, probing_audio, probing_identity
 from music_ssl_fairseq.probing.scoring import results
 from music_ssl_fairseq.probing.scoring.beats import DECODERS
 from music_ssl_fairseq.probing.scoring.metrics import Scores, evaluate

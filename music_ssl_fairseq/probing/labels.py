@@ -1,4 +1,4 @@
-"""Read the labels of a probing task: plain text beside its manifests.
+"""Read and identify the labels of a probing task: plain text beside its manifests.
 
 For each split, `train`, `valid` and `test`, the folder holds
 - `{split}.tsv`: the manifest (`manifest`). Rows may repeat a file, with other segments.
@@ -13,11 +13,14 @@ For each split, `train`, `valid` and `test`, the folder holds
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from music_ssl_fairseq.data.audio_identity import AUDIO, audio_identity
+from music_ssl_fairseq.data.identity import Identity, contents_of, digest_of, manifest_identity
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import LENGTH_TOLERANCE, SAMPLE_RATE, samples_in
@@ -30,6 +33,7 @@ from music_ssl_fairseq.probing.spec import (
 from music_ssl_fairseq.runtime.texts import quoted, read_text
 
 _MAX_BYTES = 1 << 30  # of a file of labels; 300,000 lines have some megabytes
+_MAX_COMPARED_FILES = 1000  # of a split whose audio is compared
 
 
 @dataclass(frozen=True)
@@ -72,10 +76,8 @@ class ProbingSplit:
             self.beats = [self._beats(i, cells) for i, cells in enumerate(lines)]
         elif spec.of_kind.numbers:
             self.targets = np.array([self._numbers(i, cells) for i, cells in enumerate(lines)])
-        elif spec.of_kind.many_classes:
-            self.targets = self._multi_hot(lines)
         else:
-            self.targets = self._class_indices(lines)
+            self.targets = self._classes(lines)
         self.segments = self._read_segments(Path(folder, f"{split}.segments"))
         self.groups = [self.manifest.name(i) for i in range(len(self.manifest))]
         if (groups := Path(folder, f"{split}.groups")).exists():
@@ -108,34 +110,25 @@ class ProbingSplit:
             if not any(((a <= beats.times) & (beats.times < b)).any() for beats, (a, b) in pairs):
                 raise InputError(f"{self.labels_file}: not one beat is within its segment")
 
-    def _class_indices(self, lines: list[list[str]]) -> np.ndarray:
-        index = {name: i for i, name in enumerate(self.spec.classes)}
+    def _classes(self, lines: list[list[str]]) -> np.ndarray:
+        one, index = self.spec.of_kind.one_class, {c: i for i, c in enumerate(self.spec.classes)}
+        found = np.zeros((len(lines), len(index)), bool)
         for line, cells in enumerate(lines):
-            if len(cells) != 1:
-                found = f"{len(cells)} labels" if cells else "no label"
-                raise self._error(line, f"{found}, but the task is {self.spec.kind}: one per line")
-            if cells[0] not in index:
-                raise self._unknown(line, cells[0])
-        return np.array([index[cells[0]] for cells in lines], np.int64)
-
-    def _multi_hot(self, lines: list[list[str]]) -> np.ndarray:
-        index = {name: i for i, name in enumerate(self.spec.classes)}
-        targets = np.zeros((len(lines), len(index)), bool)
-        for line, cells in enumerate(lines):
+            if one and len(cells) != 1:
+                count = f"{len(cells)} labels" if cells else "no label"
+                raise self._error(line, f"{count}, but the task is {self.spec.kind}: one per line")
             for name in cells:
                 if name not in index:
-                    raise self._unknown(line, name)
-                targets[line, index[name]] = True
-        if not targets.any():
+                    raise self._error(
+                        line,
+                        f"{quoted(name)} is not one of the {len(index)} classes in task.json "
+                        f"({', '.join(self.spec.classes[:3])}, ...): correct the label, or make "
+                        "both again",
+                    )
+                found[line, index[name]] = True
+        if not found.any():
             raise InputError(f"{self.labels_file}: not one label in {len(lines)} lines")
-        return targets
-
-    def _unknown(self, line: int, name: str) -> InputError:
-        return self._error(
-            line,
-            f"{quoted(name)} is not one of the {len(self.spec.classes)} classes in task.json "
-            f"({', '.join(self.spec.classes[:3])}, ...): correct the label, or make both again",
-        )
+        return found.argmax(axis=1) if one else found
 
     def _numbers(self, line: int, cells: list[str]) -> list[float]:
         if len(cells) != len(self.spec.targets):
@@ -208,3 +201,31 @@ def read_cells(file: Path, manifest: Manifest) -> list[list[str]]:
             f"{file}: {len(lines)} lines, but {manifest.file} lists {len(manifest)} files: {again}"
         )
     return [line.split("\t") if line else [] for line in (line.rstrip("\r") for line in lines)]
+
+
+def probing_identity(
+    folder: str | os.PathLike, spec: ProbingSpec, splits: Sequence[str] = ("train", "valid")
+) -> Identity:
+    """Identify a task's question (`probing_question`), and audio and labels of these splits."""
+    found = probing_question(spec)
+    for split in splits:
+        manifest = Manifest(Path(folder, f"{split}.tsv"))
+        files = [Path(folder, f"{split}.{kind}") for kind in ("labels", "segments", "groups")]
+        digest = digest_of(contents_of(*[file for file in files if file.exists()]))
+        found |= manifest_identity(manifest) | {f"labels of {split}": f"[{digest}]"}
+        if audio := probing_audio(manifest):
+            found[f"{AUDIO}{split}"] = f"[{audio}]"
+    return found
+
+
+def probing_audio(manifest: Manifest) -> str | None:
+    """Digest a split's audio files; None if one is missing."""
+    return audio_identity(manifest, most=_MAX_COMPARED_FILES)
+
+
+def probing_question(spec: ProbingSpec) -> Identity:
+    """Identify a task's question: its name, kind, metric and classes or targets."""
+    names = [*spec.classes, *spec.targets]
+    digest = digest_of(f"{name}\n".encode() for name in names)
+    answers = f"{len(names)} [{digest}]" if names else "beats"
+    return {"task": f"{spec.name} ({spec.kind}, {spec.metric})", "classes": answers}

@@ -19,7 +19,7 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing import train_and_score
 from music_ssl_fairseq.probing.config import PROBE_CONFIGS
 from music_ssl_fairseq.probing.features.source import FeatureSource
-from music_ssl_fairseq.probing.identity import probing_identity
+from music_ssl_fairseq.probing.labels import probing_identity
 from music_ssl_fairseq.probing.spec import read_spec
 from music_ssl_fairseq.runtime.device import choose_device
 from music_ssl_fairseq.runtime.files import require_writable, write_json

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from music_ssl_fairseq.compat import check_unpickler, one_line_errors
 
-# fairseq may import nothing of a user_dir but tasks/. The optimizer comes with heads.training.
+# fairseq may import nothing of a user_dir but tasks/. The optimizer comes with heads.update.
 from music_ssl_fairseq.criterions import music_probe as _criterion  # noqa: F401
 from music_ssl_fairseq.data.identity import Identity, differences
 from music_ssl_fairseq.errors import InputError
@@ -20,8 +20,8 @@ from music_ssl_fairseq.models import music_probe as _model  # noqa: F401
 from music_ssl_fairseq.probing.config import ProbingTaskConfig
 from music_ssl_fairseq.probing.experiment import CHOOSE_ON, ProbeExperiment
 from music_ssl_fairseq.probing.heads.fine_tuning import check_settings
-from music_ssl_fairseq.probing.heads.training import mini_batches, update
-from music_ssl_fairseq.probing.identity import probing_question
+from music_ssl_fairseq.probing.heads.update import mini_batches, update
+from music_ssl_fairseq.probing.labels import probing_question
 from music_ssl_fairseq.probing.scoring.results import Collector, refuse_another
 from music_ssl_fairseq.probing.spec import FILE
 from music_ssl_fairseq.runtime.texts import read_json

@@ -83,4 +83,4 @@ def read(path: str | os.PathLike) -> Contents:
         return checkpoint.from_checkpoint(loaded, found)
     from music_ssl_fairseq.upstream import torchaudio
 
-    return torchaudio.read(found)
+    return torchaudio.from_state_dict(loaded, found)

@@ -32,10 +32,8 @@ def from_checkpoint(loaded: Any, path: Path) -> Contents:
     music_hubert and music2vec; stock HubertModel, Data2VecAudioModel and Wav2Vec2Model, with
     settings in `cfg` (a dict or OmegaConf) or, in old files, in `args` (argparse.Namespace).
 
-    Raises InputError if it is no such checkpoint, or holds another architecture.
+    Raises InputError if it holds another architecture. `is_checkpoint` must be true of it.
     """
-    if not is_checkpoint(loaded):
-        raise InputError(f"{path}: not a fairseq checkpoint: it has no `model`")
     with damaged_settings(path):
         settings = settings_of(loaded, path)
         model, task = settings.get("model", {}), settings.get("task", {})

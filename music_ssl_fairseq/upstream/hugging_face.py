@@ -44,18 +44,15 @@ def folder_of(path: Path) -> Path | None:
     return path.parent if part and path.with_name(CONFIG).is_file() else None
 
 
-def read(folder: str | Path) -> Contents:
+def read(folder: Path) -> Contents:
     """Read the encoder in a folder from `save_pretrained`, our export or the hub.
 
     A folder without settings of a feature extractor, which transformers refuses, is taken as in
     fairseq's recipes: waveforms are normalised with layer norms, not with a group norm.
 
-    Raises InputError if it is no such folder, of another architecture, damaged, or would run code.
+    Raises InputError if it is of another architecture, damaged, or would run code.
     """
-    folder = Path(folder)
     path = folder / CONFIG
-    if not path.is_file():
-        raise InputError(f"{folder}: no {CONFIG} in it, so it is not a Hugging Face model")
     config = read_object(path)
     family, fields = from_config(config, str(path))
     layer_norms = fields["extractor_mode"] == "layer_norm"
@@ -63,7 +60,9 @@ def read(folder: str | Path) -> Contents:
     if config["model_type"] == OWN:
         state = {name: tensor.float() for name, tensor in weights.items()}
     else:
-        state = _from_transformers(weights, TYPES[config["model_type"]][1], layer_norms)
+        prefix = TYPES[config["model_type"]][1]
+        with_head = any(name.startswith(prefix) for name in weights)
+        state = encoder_state(weights, layer_norms, prefix if with_head else "")
         if family not in ("music2vec", "data2vec_audio"):
             drop_identity(state)
     normalise, sample_rate = _input_format(folder, layer_norms)
@@ -75,15 +74,6 @@ def read(folder: str | Path) -> Contents:
         sample_rate=sample_rate,
         origin=str(folder),
     )
-
-
-def _from_transformers(
-    weights: dict[str, Tensor], prefix: str, layer_norms: bool
-) -> dict[str, Tensor]:
-    """Return `encoder_state` of a model, which may have a head."""
-    if any(name.startswith(prefix) for name in weights):
-        weights = {n.removeprefix(prefix): t for n, t in weights.items() if n.startswith(prefix)}
-    return encoder_state(weights, layer_norms)
 
 
 def to_state(contents: Contents) -> dict[str, Tensor]:
@@ -153,7 +143,7 @@ def _input_format(folder: Path, layer_norms: bool) -> tuple[bool, int]:
         raise InputError(f"{file}: feature_extractor_type is {kind!r}, not {_EXTRACTOR!r}")
     if not isinstance(normalise, bool):
         raise InputError(f"{file}: do_normalize is {normalise!r}, not true or false")
-    if isinstance(sample_rate, bool) or not isinstance(sample_rate, int) or sample_rate <= 0:
+    if type(sample_rate) is not int or sample_rate <= 0:
         raise InputError(f"{file}: sampling_rate is {sample_rate!r}, not a number of Hz")
     return normalise, sample_rate
 
@@ -204,9 +194,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def encoder_state(tensors: Mapping[str, Tensor], layer_norms: bool) -> dict[str, Tensor]:
-    """Return the encoder's tensors, float32, under our names instead of transformers'."""
-    ours = {name: from_transformers(name, layer_norms) for name in tensors}
+def encoder_state(
+    tensors: Mapping[str, Tensor], layer_norms: bool, prefix: str = ""
+) -> dict[str, Tensor]:
+    """Return the encoder's tensors, float32, under our names; transformers' begin with `prefix`."""
+    names = (name for name in tensors if name.startswith(prefix))
+    ours = {name: from_transformers(name.removeprefix(prefix), layer_norms) for name in names}
     return {own: tensors[name].float() for name, own in ours.items() if own is not None}
 
 

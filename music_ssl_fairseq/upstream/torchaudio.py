@@ -17,7 +17,6 @@ from music_ssl_fairseq.runtime.texts import read_object
 from music_ssl_fairseq.runtime.user_command import with_option
 from music_ssl_fairseq.upstream import hugging_face
 from music_ssl_fairseq.upstream.contents import Contents, architecture
-from music_ssl_fairseq.upstream.safe_load import safe_load
 
 SETTINGS = "wav2vec2_model.json"
 
@@ -51,16 +50,14 @@ _HEADS = {768: 12, 1024: 16, 1280: 16}
 _KERNELS, _STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)
 
 
-def read(path: str | Path) -> Contents:
-    """Read the encoder in a state dict of torchaudio's Wav2Vec2Model or HuBERTPretrainModel.
+def from_state_dict(loaded: Any, path: Path) -> Contents:
+    """Return the encoder in a state dict of torchaudio's Wav2Vec2Model or HuBERTPretrainModel.
 
     Normalisation is not stored: as in torchaudio's bundles, waveforms are normalised for layer
     norms in the extractor, not for a group norm.
 
-    Raises InputError if it is no such file, damaged, or a model whose settings are not known.
+    Raises InputError if it is no such state dict, or of a model whose settings are not known.
     """
-    path = Path(path)
-    loaded = safe_load(path)
     names = loaded if isinstance(loaded, Mapping) else {}
     tensors = {n.removeprefix("wav2vec2."): t for n, t in names.items() if isinstance(t, Tensor)}
     if not any(name.startswith("encoder.transformer.") for name in tensors):

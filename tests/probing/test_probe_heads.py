@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from music_ssl_fairseq.probing.heads import grid as grid_module
 from music_ssl_fairseq.probing.heads.adam import RowAdam, RowAdamConfig
 from music_ssl_fairseq.probing.heads.grid import MIXED, Head, ProbeHeads, grid
-from music_ssl_fairseq.probing.heads.schedule import HeadSchedule
-from music_ssl_fairseq.probing.heads.training import head_losses, mini_batches
+from music_ssl_fairseq.probing.heads.plateau import HeadSchedule
+from music_ssl_fairseq.probing.heads.update import head_losses, mini_batches
 from music_ssl_fairseq.probing.spec import KINDS
 
 LAYERS = ["0", "1", "2", "3"]

@@ -253,7 +253,7 @@ def test_groups_are_songs(here):
     validate(data, run)
     found = scores(run)
     assert (found["files"], found["groups"]) == (6, 3)
-    assert "group_accuracy" in make_report([run], Path("report/songs"), resamples=9, no_plot=True)
+    assert "group accuracy" in make_report([run], Path("report/songs"), resamples=9, no_plot=True)
 
 
 def refused(capsys, call, *args, **kwargs) -> str:

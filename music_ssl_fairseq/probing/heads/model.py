@@ -12,7 +12,7 @@ from music_ssl_fairseq.compat import one_line_errors
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.config import HeadGridConfig
 from music_ssl_fairseq.probing.heads.grid import MIXED, PARAMETERS, Head, ProbeHeads, grid
-from music_ssl_fairseq.probing.heads.schedule import HeadSchedule
+from music_ssl_fairseq.probing.heads.plateau import HeadSchedule
 from music_ssl_fairseq.runtime.user_command import with_setting
 
 
