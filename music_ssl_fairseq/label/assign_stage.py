@@ -36,7 +36,7 @@ def label_split(job: Job, split: str, manifest: Manifest) -> bool:
             with_option("--stage", "fit"),
         )
     name = folder.block_name(split, manifest)
-    labeler = Labeler(job.features, centroids)
+    labeler = Labeler(job.features, (centroids,))
     num_blocks = assign_blocks(job, split, manifest, name, checkpoints, labeler)
     with checkpoints.locked(FIT_LOCK):
         folder.reload()

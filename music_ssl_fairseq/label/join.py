@@ -82,7 +82,7 @@ def join(checkpoints: CheckpointDir, name: str, num_blocks: int, target: Path, k
                 block = checkpoints.load_block(name, number)
                 joined.unreadable += (joined.tracks + block.unreadable).tolist()
                 array.write(block.values.tobytes())
-                for units in np.split(block.values, np.cumsum(block.lengths)[:-1]):
+                for units in np.split(block.values.ravel(), np.cumsum(block.lengths)[:-1]):
                     line = " ".join(map(words.__getitem__, units.tolist()))
                     text.write(line.encode() + b"\n")
                     joined.add(units)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -63,21 +64,18 @@ def unit_type(k: int) -> type[np.unsignedinteger]:
 
 @dataclass(frozen=True)
 class Labeler(FeatureWork):
-    """A job of workers: tracks to their units.
+    """A job of workers: tracks to their units, of each label set.
 
     Chunks start at the same frames whatever the workers, so that a label never depends on how the
     work is shared out.
     """
 
-    centroids: np.ndarray  # `[k, D]` float32
+    # `[k, D]` float32 of each set. A frame has the features of all sets, one after the other.
+    centroids: tuple[np.ndarray, ...]
 
     @cached_property
     def _nearest(self):
-        return make_nearest(self.centroids, self.features.device)
-
-    @property
-    def _empty(self) -> np.ndarray:
-        return np.empty(0, unit_type(len(self.centroids)))
+        return [make_nearest(centroids, self.features.device) for centroids in self.centroids]
 
     def requests(self, part: Track) -> list[Request]:
         """Return requests for all frames of a track."""
@@ -89,8 +87,11 @@ class Labeler(FeatureWork):
         ]
 
     def collect(self, part: Track, features: Iterator) -> np.ndarray:
-        """Return `[frames]` units of a track, one per frame of its grid, if it has any."""
-        none = self._empty
-        return np.concatenate(
-            [none, *(self._nearest(each).astype(none.dtype) for each in features)]
-        )
+        """Return `[frames, sets]` units of a track, for the frames of its grid, if it has any."""
+        edges = np.cumsum([0, *(centroids.shape[1] for centroids in self.centroids)])
+        columns = [slice(*pair) for pair in pairwise(edges.tolist())]
+        units = [np.empty((0, len(columns)), unit_type(max(map(len, self.centroids))))]
+        for frames in features:
+            found = [f(frames[:, own]) for f, own in zip(self._nearest, columns, strict=True)]
+            units.append(np.stack(found, axis=1).astype(units[0].dtype))
+        return np.concatenate(units)

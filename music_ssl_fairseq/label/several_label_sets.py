@@ -7,7 +7,6 @@ then find their blocks done.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from music_ssl_fairseq.jobs.checkpoint_dir import Block, CheckpointDir
 from music_ssl_fairseq.label.assign_stage import assign_blocks
 from music_ssl_fairseq.label.fit_stage import SAMPLE, choose_sample, sample_blocks
 from music_ssl_fairseq.label.job import Job
-from music_ssl_fairseq.label.nearest_centroid import Labeler, make_nearest, unit_type
+from music_ssl_fairseq.label.nearest_centroid import Labeler
 from music_ssl_fairseq.label.sample import Reader
 
 
@@ -52,10 +51,10 @@ def label_together(jobs: Sequence[Job], split: str, manifest: Manifest) -> None:
         return
     names = [job.folder.block_name(split, manifest) for job in jobs]
     parts = [
-        _OwnBlocks(job.folder.checkpoints, name, i)
+        _OwnBlocks(job.folder.checkpoints, name, slice(i, i + 1))
         for i, (job, name) in enumerate(zip(jobs, names, strict=True))
     ]
-    labeler = _Labeler(_spec(jobs), centroids[0], tuple(centroids))
+    labeler = Labeler(_spec(jobs), tuple(centroids))
     shared = _SharedDir(parts[-1].checkpoints.path, parts)
     assign_blocks(jobs[0], split, manifest, names[-1], shared, labeler)
 
@@ -74,7 +73,7 @@ class _OwnBlocks:
 
     checkpoints: CheckpointDir
     name: str
-    columns: slice | int
+    columns: slice
 
 
 @dataclass(frozen=True)
@@ -95,25 +94,3 @@ class _SharedDir(CheckpointDir):
             values = block.values  # of unreadable tracks alone: of no columns
             own = values[:, part.columns] if values.ndim > 1 else values
             part.checkpoints.save_block(part.name, number, block._replace(values=own))
-
-
-@dataclass(frozen=True)
-class _Labeler(Labeler):
-    """Units `[frames, sets]` of each track."""
-
-    sets: tuple[np.ndarray, ...]  # centroids `[k, D]` of each set
-
-    @cached_property
-    def _nearest(self):
-        ends = np.cumsum([centroids.shape[1] for centroids in self.sets])[:-1]
-        nearest = [make_nearest(centroids, "cpu") for centroids in self.sets]
-
-        def units(frames: np.ndarray) -> np.ndarray:
-            parts = np.split(frames, ends, axis=1)
-            return np.stack([f(part) for f, part in zip(nearest, parts, strict=True)], axis=1)
-
-        return units
-
-    @property
-    def _empty(self) -> np.ndarray:
-        return np.empty((0, len(self.sets)), unit_type(max(map(len, self.sets))))

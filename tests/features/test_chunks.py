@@ -73,8 +73,8 @@ def test_reading_ahead_changes_nothing(deep, tracks, as_on_a_gpu):
 
 def test_jobs_of_a_gpu(deep, tracks, as_on_a_gpu):
     centroids = np.random.default_rng(0).normal(size=(9, 32)).astype(np.float32)
-    (many,) = as_on_a_gpu(Labeler(deep, centroids), [tracks])
-    single = [Labeler(deep, centroids)([track])[0] for track in tracks]
+    (many,) = as_on_a_gpu(Labeler(deep, (centroids,)), [tracks])
+    single = [Labeler(deep, (centroids,))([track])[0] for track in tracks]
     for found, expected in zip(many, single, strict=True):
         assert found.dtype == np.uint16
         assert (found == expected).mean() > 0.98
@@ -85,7 +85,7 @@ def test_jobs_of_a_gpu(deep, tracks, as_on_a_gpu):
 
 
 def test_a_job_on_a_gpu_of_its_own(deep):
-    labeler = Labeler(deep, np.zeros((2, 32), np.float32))
+    labeler = Labeler(deep, (np.zeros((2, 32), np.float32),))
     assert labeler.on("cuda:1").features == replace(deep, device="cuda:1")
     assert Reader(deep).on("cuda:1").features.device == "cuda:1"
 
