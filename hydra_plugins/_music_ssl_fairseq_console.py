@@ -62,11 +62,8 @@ class Console(logging.Handler):
             self._line(f"{kind}, update {found.get(f'{kind}_num_updates', '?')}: {words}")
 
     def _line(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.clear()
-        print(text, file=sys.stderr, flush=True)
-        if self._bar is not None:
-            self._bar.refresh()
+        write = print if self._bar is None else self._bar.write  # above the bar
+        write(text, file=sys.stderr)
 
     def move(self, updates: int, total: int | None, name: str) -> None:
         """Show on a terminal how many updates are done, of how many if that is known."""
