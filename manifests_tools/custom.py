@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from manifests_tools.beats import beats_within, read_beat_file, require_ascending
+from manifests_tools.beat_files import beats_within, read_beat_file, require_ascending
 from manifests_tools.find import require_folder
 from manifests_tools.keys import KEYS, normalise_key
 from manifests_tools.labelled import DataSet, Labelled, as_it_is

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from importlib import resources
 from pathlib import Path
 
-from manifests_tools.beats import beats_within, read_beat_file
+from manifests_tools.beat_files import beats_within, read_beat_file
 from manifests_tools.labelled import DataSet, Labelled, locate
 from manifests_tools.probing import ProbingBuilder
 from music_ssl_fairseq.errors import InputError

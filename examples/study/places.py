@@ -10,7 +10,7 @@ import results
 from omegaconf import OmegaConf
 from rows import EXAMPLES, Row, Table, digest
 
-from music_ssl_fairseq.data.identity import settings_identity
+from music_ssl_fairseq.data.run_identity import settings_identity
 from music_ssl_fairseq.errors import InputError
 
 MINIATURE_TASKS = ("pitch", "instrument")

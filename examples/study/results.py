@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from music_ssl_fairseq.data.identity import differences
+from music_ssl_fairseq.data.run_identity import differences
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.report.gather import find, layer_curve
 from music_ssl_fairseq.report.study import flat, unknown_judge

@@ -230,7 +230,7 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.stage != "fit":
             _summarise(job.folder, splits)
         if reports:
-            from music_ssl_fairseq.label_report.page import write_report
+            from music_ssl_fairseq.label_report.label_page import write_report
 
             folder = job.folder
             centroids = job.folder.centroids()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from music_ssl_fairseq.data.identity import Identity
+from music_ssl_fairseq.data.run_identity import Identity
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import samples_in
 from music_ssl_fairseq.probing.dataset import ProbingDataset, WaveformDataset

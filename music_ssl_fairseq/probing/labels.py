@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from music_ssl_fairseq.data.audio_identity import AUDIO, audio_identity
-from music_ssl_fairseq.data.identity import Identity, contents_of, digest_of, manifest_identity
 from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.data.run_identity import Identity, contents_of, digest_of, manifest_identity
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import LENGTH_TOLERANCE, SAMPLE_RATE, samples_in
 from music_ssl_fairseq.probing.spec import (

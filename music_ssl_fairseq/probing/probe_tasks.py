@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from music_ssl_fairseq import compat as _compat  # noqa: F401 (before fairseq, which logs)
 from music_ssl_fairseq.data.audio_identity import AUDIO
-from music_ssl_fairseq.data.identity import Identity, differences, settings_identity
+from music_ssl_fairseq.data.run_identity import Identity, differences, settings_identity
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing import train_and_score
 from music_ssl_fairseq.probing.config import PROBE_CONFIGS

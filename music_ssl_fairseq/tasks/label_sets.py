@@ -4,11 +4,11 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from music_ssl_fairseq.data.identity import Identity, label_identity
 from music_ssl_fairseq.data.label_check import check_labels
 from music_ssl_fairseq.data.label_metadata import choose_label_rate, label_command
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.data.run_identity import Identity, label_identity
 from music_ssl_fairseq.data.units import LabelSet, UnitDictionary
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features import FRONT_ENDS

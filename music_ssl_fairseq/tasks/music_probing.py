@@ -14,7 +14,7 @@ from music_ssl_fairseq.compat import check_unpickler, one_line_errors
 
 # fairseq may import nothing of a user_dir but tasks/. The optimizer comes with heads.update.
 from music_ssl_fairseq.criterions import music_probe as _criterion  # noqa: F401
-from music_ssl_fairseq.data.identity import Identity, differences
+from music_ssl_fairseq.data.run_identity import Identity, differences
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.models import music_probe as _model  # noqa: F401
 from music_ssl_fairseq.probing.config import ProbingTaskConfig

@@ -22,9 +22,9 @@ from music_ssl_fairseq.criterions import music_hubert as _other_criterion  # noq
 from music_ssl_fairseq.criterions.totals import DelayedTotals, log_pace
 from music_ssl_fairseq.data.augmentation import equalise
 from music_ssl_fairseq.data.crop_config import CropConfig
-from music_ssl_fairseq.data.identity import Identity, manifest_identity
 from music_ssl_fairseq.data.manifest import Manifest, missing_manifest
-from music_ssl_fairseq.data.pretraining import PretrainingDataset
+from music_ssl_fairseq.data.pretraining_dataset import PretrainingDataset
+from music_ssl_fairseq.data.run_identity import Identity, manifest_identity
 from music_ssl_fairseq.errors import InputError
 
 # fairseq imports tasks/ and models/ of a user_dir, and nothing else.

@@ -11,7 +11,7 @@ from fairseq.tasks import FairseqTask
 from omegaconf import OmegaConf
 
 from music_ssl_fairseq.compat import say_what_does_not_fit
-from music_ssl_fairseq.data.identity import Identity, differences, settings_identity
+from music_ssl_fairseq.data.run_identity import Identity, differences, settings_identity
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.files import hold
 from music_ssl_fairseq.runtime.user_command import beside, with_setting

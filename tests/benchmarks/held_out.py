@@ -13,8 +13,8 @@ import numpy as np
 import soundfile
 
 from music_ssl_fairseq import audio
-from music_ssl_fairseq.data.identity import digest_of
 from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.data.run_identity import digest_of
 from music_ssl_fairseq.frames import SAMPLE_RATE, label_hop
 
 SEED = 1

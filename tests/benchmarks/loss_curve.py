@@ -26,7 +26,7 @@ from music_ssl_fairseq.data.crop_config import CropConfig
 from music_ssl_fairseq.data.label_metadata import choose_label_rate
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.data.pretraining import PretrainingDataset
+from music_ssl_fairseq.data.pretraining_dataset import PretrainingDataset
 from music_ssl_fairseq.data.units import LabelSet, UnitDictionary
 from tests import tiny
 from tests.benchmarks.models import (

@@ -48,7 +48,7 @@ def our_batches(folder: Path, with_labels: bool) -> Callable[[int], dict]:
     from music_ssl_fairseq.data.crop_config import CropConfig
     from music_ssl_fairseq.data.label_store import LabelStore
     from music_ssl_fairseq.data.manifest import Manifest
-    from music_ssl_fairseq.data.pretraining import PretrainingDataset
+    from music_ssl_fairseq.data.pretraining_dataset import PretrainingDataset
     from music_ssl_fairseq.data.units import LabelSet, UnitDictionary
     from music_ssl_fairseq.frames import DEFAULT_CONV_LAYERS
 

@@ -60,11 +60,11 @@ def measure(folder: Path) -> dict[str, float]:
     from omegaconf import OmegaConf
 
     from music_ssl_fairseq.data.crop_config import CropConfig
-    from music_ssl_fairseq.data.identity import digest_of, manifest_identity
     from music_ssl_fairseq.data.label_check import check_labels
     from music_ssl_fairseq.data.label_store import LabelStore
     from music_ssl_fairseq.data.manifest import Manifest
-    from music_ssl_fairseq.data.pretraining import PretrainingDataset
+    from music_ssl_fairseq.data.pretraining_dataset import PretrainingDataset
+    from music_ssl_fairseq.data.run_identity import digest_of, manifest_identity
     from music_ssl_fairseq.data.units import LabelSet, UnitDictionary
     from music_ssl_fairseq.frames import DEFAULT_CONV_LAYERS
 

@@ -31,9 +31,9 @@ from typing import Any
 import torch
 
 from music_ssl_fairseq.cli import exit_status
-from music_ssl_fairseq.data.identity import label_identity, manifest_identity
 from music_ssl_fairseq.data.label_metadata import choose_label_rate
 from music_ssl_fairseq.data.manifest import Manifest
+from music_ssl_fairseq.data.run_identity import label_identity, manifest_identity
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.texts import read_object
 from tests.benchmarks import held_out

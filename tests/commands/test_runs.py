@@ -12,9 +12,9 @@ import torch
 from omegaconf import OmegaConf
 
 from hydra_plugins.music_ssl_fairseq_config import _sweep_name, _task_name
-from music_ssl_fairseq.data.identity import differences, label_identity, manifest_identity
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.data.pretraining import PretrainingDataset
+from music_ssl_fairseq.data.pretraining_dataset import PretrainingDataset
+from music_ssl_fairseq.data.run_identity import differences, label_identity, manifest_identity
 from music_ssl_fairseq.runtime.files import hold
 from music_ssl_fairseq.tasks.run_folder import EARLY_STOPPING, _finished
 from tests.fairseq_commands import TINY, logged, make_corpus, train, validate

@@ -14,7 +14,7 @@ from music_ssl_fairseq.data.crop_config import CropConfig
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.data.masks import FairseqMask, SpanMask
-from music_ssl_fairseq.data.pretraining import PretrainingDataset
+from music_ssl_fairseq.data.pretraining_dataset import PretrainingDataset
 from music_ssl_fairseq.data.units import LabelSet, UnitDictionary
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import DEFAULT_CONV_LAYERS, FrameGrid

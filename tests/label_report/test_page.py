@@ -10,8 +10,8 @@ from sklearn.metrics import mutual_info_score
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.label.__main__ import main
+from music_ssl_fairseq.label_report.profiles import mutual_information, quantiles
 from music_ssl_fairseq.label_report.samples import draw_samples
-from music_ssl_fairseq.label_report.units import mutual_information, quantiles
 from tests.audio_files import write_tone
 
 

@@ -20,7 +20,7 @@ from music_ssl_fairseq.data.audio_identity import note_names
 from music_ssl_fairseq.data.crop_config import CropConfig
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.data.pretraining import PretrainingDataset
+from music_ssl_fairseq.data.pretraining_dataset import PretrainingDataset
 from music_ssl_fairseq.data.units import LabelSet, UnitDictionary
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import DEFAULT_CONV_LAYERS

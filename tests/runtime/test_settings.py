@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from hydra_plugins._music_ssl_fairseq_refusals import settings
 from music_ssl_fairseq.criterions.music2vec import Music2VecCriterionConfig
 from music_ssl_fairseq.criterions.music_hubert import MusicHubertCriterionConfig
-from music_ssl_fairseq.data.identity import settings_identity
+from music_ssl_fairseq.data.run_identity import settings_identity
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.models.music2vec import Music2VecConfig
 from music_ssl_fairseq.models.music_hubert import MusicHubertConfig

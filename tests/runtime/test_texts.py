@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from manifests_tools.beats import read_beat_file
+from manifests_tools.beat_files import read_beat_file
 from manifests_tools.tables import read_named, read_table
 from music_ssl_fairseq.data.label_metadata import read_label_rate, read_metadata, split_record
 from music_ssl_fairseq.data.label_store import LabelStore, open_memmap

@@ -8,8 +8,8 @@ import numpy as np
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.frames import amount, label_hop
+from music_ssl_fairseq.label_report.profiles import describe_units, mutual_information, quantiles
 from music_ssl_fairseq.label_report.samples import ReportSamples, draw_samples
-from music_ssl_fairseq.label_report.units import describe_units, mutual_information, quantiles
 from music_ssl_fairseq.pages.figures import COLOURS, GREY, figure, new_figure
 from music_ssl_fairseq.pages.page import Cell, Page, facts, paragraph, table
 
