@@ -280,7 +280,7 @@ def _check_labels(
                 store = LabelStore(folder / f"{split}.km")
                 totals[split] = f", {store.counts.sum()} labels"
                 with findings.catching("labels"):
-                    check_labels(manifest, store, units, rate)
+                    check_labels(manifest, store, units, rate, whole=True)
                 if len(store) != len(manifest):
                     continue
                 # Each track: `check_labels` names one, and samples large files.

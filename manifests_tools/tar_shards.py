@@ -24,6 +24,7 @@ from music_ssl_fairseq.data.label_metadata import (
     label_again,
     read_label_rate,
     read_metadata,
+    require_unchanged,
     split_record,
 )
 from music_ssl_fairseq.data.label_store import LabelStore
@@ -109,7 +110,9 @@ def _check_labels(file: Path, tracks: list[ExaminedTrack]) -> None:
             f"{file}: line {line + 1} has no units, because {tracks[line].name} could not be read, "
             "and shards leave it out: leave out --labels, and label the shards"
         )
-    noted = split_record(read_metadata(file.parent), file.parent, file.stem).get("names")
+    record = split_record(read_metadata(file.parent), file.parent, file.stem)
+    require_unchanged(file.parent, record)
+    noted = record.get("names")
     fit = len(store) == len(tracks) and np.all(labels_fit(store.counts, lengths, label_hop(rate)))
     if not fit or other_track(lambda i: tracks[i].name, len(tracks), noted) is not None:
         raise InputError(

@@ -9,7 +9,12 @@ import logging
 import numpy as np
 
 from music_ssl_fairseq.data.audio_identity import changed_audio, other_track
-from music_ssl_fairseq.data.label_metadata import label_again, read_metadata, split_record
+from music_ssl_fairseq.data.label_metadata import (
+    label_again,
+    read_metadata,
+    require_unchanged,
+    split_record,
+)
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.units import UnitDictionary
@@ -28,12 +33,19 @@ _USUAL_RATES |= {25: "", 200: ""}
 
 
 def check_labels(
-    manifest: Manifest, store: LabelStore, units: UnitDictionary, label_rate: float
+    manifest: Manifest,
+    store: LabelStore,
+    units: UnitDictionary,
+    label_rate: float,
+    whole: bool = False,
 ) -> None:
     """Refuse labels that do not fit, and name the likely mistake.
 
+    Large files are checked in part, unless `whole`.
+
     Raises InputError if the tracks are others or in another order, labels end more than 0.1 s
-    before or after their audio, or the dictionary lacks units in use.
+    before or after their audio, the dictionary lacks units in use, or a file is not as the labeler
+    wrote it.
     """
     _check_tracks(manifest, store)
     folder, split = store.file.parent, store.file.stem
@@ -49,6 +61,8 @@ def check_labels(
             "was made; label again with their own options",
             label_again(folder, manifest.file.parent),
         )
+    if whole or store.file.stat().st_size <= MAX_CHECKED_BYTES:
+        require_unchanged(folder, record, manifest.file.parent)
     # Audio may have been replaced under the names and lengths of the manifest.
     noted = (
         record.get("audio") if record.get("manifest_sha256") == checksum(manifest.file) else None

@@ -2,10 +2,12 @@
 
 import os
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.runtime.files import checksum
 from music_ssl_fairseq.runtime.metadata import METADATA
 from music_ssl_fairseq.runtime.texts import quoted, read_object
 from music_ssl_fairseq.runtime.user_command import beside, with_setting
@@ -33,6 +35,18 @@ def split_record(metadata: dict, label_dir: str | os.PathLike, split: str) -> di
             "not be read; label again"
         )
     return {"unreadable": tracks, **(record or {})}
+
+
+def changed_files(label_dir: str | os.PathLike, record: dict) -> Iterator[Path]:
+    """Yield the files of a split that are missing, or are not as the labeler wrote them.
+
+    `record` is the split's in the metadata; that of older labels has no checksums.
+    """
+    checksums = record.get("sha256")
+    for name, recorded in checksums.items() if isinstance(checksums, dict) else ():
+        file = Path(label_dir, name)
+        if not file.is_file() or checksum(file) != recorded:
+            yield file
 
 
 def labels_beside(manifests: str | os.PathLike) -> Path:
@@ -83,6 +97,20 @@ def label_again(label_dir: str | os.PathLike, manifests: str | os.PathLike | Non
     if manifests and Path(own).absolute() != Path(manifests).absolute():
         return label_command(label_dir, manifests, beside(label_dir))
     return f"{label_command(label_dir, manifests)} --force"
+
+
+def require_unchanged(
+    label_dir: str | os.PathLike, record: dict, manifests: str | os.PathLike | None = None
+) -> None:
+    """Refuse files of a split that exist, and are not as the labeler wrote them."""
+    for file in changed_files(label_dir, record):
+        if file.exists():  # without a memory map the text is read
+            raise InputError(
+                f"{file}: not as the labeler wrote it: edited, damaged or of another K-means; this "
+                f"makes it again. (To train on edited labels, remove {METADATA} and give "
+                "task.label_rate)",
+                label_again(label_dir, manifests).removesuffix(" --force"),
+            )
 
 
 def _known_metadata(label_dir: str | os.PathLike) -> dict:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from music_ssl_fairseq.data.audio_identity import audio_identity, note_names
+from music_ssl_fairseq.data.label_metadata import changed_files
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.features import FrontEnd
@@ -185,16 +186,13 @@ class LabelFolder:
                 "give --force to label again",
                 with_flag("--force"),
             )
-        # Older labels have no checksums.
-        for name, recorded in record.get("sha256", {}).items():
-            file = self.path / name
-            if not file.is_file() or checksum(file) != recorded:
-                print(
-                    f"{file}: missing, damaged or changed since it was made; {split} is labelled "
-                    "again, with the same centroids",
-                    file=sys.stderr,
-                )
-                return False
+        for file in changed_files(self.path, record):
+            print(
+                f"{file}: missing, damaged or changed since it was made; {split} is labelled "
+                "again, with the same centroids",
+                file=sys.stderr,
+            )
+            return False
         return True
 
     def finish(self, split: str, manifest: Manifest, joined: Joined, silent: Sequence[int]) -> None:

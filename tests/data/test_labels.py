@@ -17,6 +17,7 @@ from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.data.units import UnitDictionary
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime import files
+from music_ssl_fairseq.runtime.files import checksum
 
 
 def write_km(path, lines):
@@ -242,6 +243,17 @@ def test_tracks_of_equal_length_are_told_apart_by_their_names(tmp_path):
     for names in (("a/1.wav", "b/3.wav", "a/2.wav"), ("a/1.wav", "4.wav", "b/3.wav")):
         write("/m", *names)
         assert f"train.km, line 2: not the labels of {names[1]}" in complaint(tmp_path)
+
+
+def test_labels_that_the_labeler_did_not_write(corpus):
+    """Of another K-means with the same k, as a copied file has, or with one unit edited."""
+    folder, lines = corpus
+    record = {"sha256": {"train.km": checksum(folder / "train.km"), "train.units.npy": "gone"}}
+    (folder / "metadata.json").write_text(json.dumps({"k": 50, "splits": {"train": record}}))
+    check(folder)
+    lines[7][100] = (lines[7][100] + 1) % 50
+    write_km(folder / "train.km", lines)
+    assert "train.km: not as the labeler wrote it" in complaint(folder)
 
 
 def test_wrong_label_rate(corpus):
