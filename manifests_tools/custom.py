@@ -8,7 +8,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -100,8 +99,7 @@ def run(a: argparse.Namespace) -> None:
 
     Raises InputError naming the line of the CSV that is wrong, or as `probing.build`.
     """
-    file = Path(a.csv)
-    root = os.path.abspath(file.parent if a.root is None else a.root)
+    root = os.path.abspath(Path(a.csv).parent if a.root is None else a.root)
     require_folder(root)
     for option, value, kinds in (
         ("--targets", a.targets, ("regression",)),
@@ -112,12 +110,7 @@ def run(a: argparse.Namespace) -> None:
                 f"{option} goes with --kind {' or '.join(kinds)}, not with {a.kind}",
                 with_options({option: None}),
             )
-    known = _read_classes(Path(a.classes)) if a.classes else ()
-    reader = _CsvReader(file, a.kind, a.separator, known, root)
-    names = a.targets.split(",") if a.targets else None
-    metric = a.metric or KINDS[a.kind].choosing[0]
-    name = a.name or os.path.basename(os.path.abspath(a.out))
-    build(partial(_read, reader, name, metric, names), root, a)
+    build(_Csv(a, root).data_set, root, a)
 
 
 def _read_classes(file: Path) -> tuple[str, ...]:
@@ -128,64 +121,69 @@ def _read_classes(file: Path) -> tuple[str, ...]:
     return tuple(sorted(cells[0] for _, cells in lines))
 
 
-def _read(reader: "_CsvReader", name: str, metric: str, targets: Sequence[str] | None) -> DataSet:
-    splits = reader.read()
-    labels = {label for items in splits.values() for item in items for label in item.label}
-    classes = reader.classes
-    kind = KINDS[reader.kind]
-    if (kind.one_class or kind.many_classes) and not classes:
-        classes = tuple(sorted(labels))
-        if not classes:
-            raise InputError(f"{reader.file}: no line has a label")
-    alike = {frozenset(item.label) for items in splits.values() for item in items}
-    if kind.many_classes and all(len(label) < 2 for label in alike):
-        _warn_of_separators(reader.file, labels)
-    if classes and labels and len(alike) == 1:
-        raise InputError(
-            f"{reader.file}: all files have the label {quoted(reader.separator.join(labels))}, so "
-            "there is nothing to tell apart: add files with another"
-        )
-    numbers: tuple[str, ...] = ()
-    if kind.numbers:
-        numbers = _targets(reader.file, splits["train"], targets)
-    task = ProbingSpec(
-        name, reader.kind, metric, classes, numbers, source=str(reader.file.absolute())
-    )
-    return DataSet(task, splits, beats_within if kind.beats else as_it_is)
+class _Csv:
+    """Read and check the lines of a CSV; `a` is the command line."""
 
-
-def _warn_of_separators(file: Path, labels: set[str]) -> None:
-    """Name what looks like several labels in one, where no file has more than one."""
-    for label, sign in ((label, sign) for label in sorted(labels) for sign in "|,/+"):
-        if sign in label:
-            return warn(
-                f"{file}: no line has more than one label; if {quoted(label)} is several, give "
-                f"--separator {shlex.quote(sign)} --force"
-            )
-
-
-def _targets(file: Path, items: list[Labelled], names: Sequence[str] | None) -> tuple[str, ...]:
-    if not items:
-        raise InputError(f"{file}: no line of the split train")
-    number = len(items[0].label)
-    if names is None:
-        names = ["value"] if number == 1 else [f"value {i + 1}" for i in range(number)]
-    if len(names) != number:
-        raise InputError(f"{file}: {number} numbers per line, but --targets names {len(names)}")
-    return tuple(names)
-
-
-class _CsvReader:
-    """Read and check the lines of a CSV."""
-
-    def __init__(self, file: Path, kind: str, separator: str, classes: Sequence[str], root: str):
-        self.file = file
+    def __init__(self, a: argparse.Namespace, root: str):
+        self.a = a
+        self.file = Path(a.csv)
         self.root = root
-        self.kind, self.of_kind = kind, KINDS[kind]
-        self.separator = separator
-        self.classes = KEYS if kind == "key" else tuple(classes)
+        self.of_kind = KINDS[a.kind]
+        self.classes = KEYS if a.kind == "key" else ()
+        if a.classes:
+            self.classes = _read_classes(Path(a.classes))
 
-    def read(self) -> dict[str, list[Labelled]]:
+    def data_set(self) -> DataSet:
+        """Return all that is labelled, with the classes, or names of numbers, that occur."""
+        splits = self._read()
+        kind = self.of_kind
+        labels = {label for items in splits.values() for item in items for label in item.label}
+        classes = self.classes
+        if (kind.one_class or kind.many_classes) and not classes:
+            classes = tuple(sorted(labels))
+            if not classes:
+                raise InputError(f"{self.file}: no line has a label")
+        alike = {frozenset(item.label) for items in splits.values() for item in items}
+        if kind.many_classes and all(len(label) < 2 for label in alike):
+            self._warn_of_separators(labels)
+        if classes and labels and len(alike) == 1:
+            raise InputError(
+                f"{self.file}: all files have the label {quoted(self.a.separator.join(labels))}, "
+                "so there is nothing to tell apart: add files with another"
+            )
+        task = ProbingSpec(
+            self.a.name or os.path.basename(os.path.abspath(self.a.out)),
+            self.a.kind,
+            self.a.metric or kind.choosing[0],
+            classes,
+            self._targets(splits["train"]) if kind.numbers else (),
+            source=str(self.file.absolute()),
+        )
+        return DataSet(task, splits, beats_within if kind.beats else as_it_is)
+
+    def _warn_of_separators(self, labels: set[str]) -> None:
+        """Name what looks like several labels in one, where no file has more than one."""
+        for label, sign in ((label, sign) for label in sorted(labels) for sign in "|,/+"):
+            if sign in label:
+                return warn(
+                    f"{self.file}: no line has more than one label; if {quoted(label)} is several, "
+                    f"give --separator {shlex.quote(sign)} --force"
+                )
+
+    def _targets(self, items: list[Labelled]) -> tuple[str, ...]:
+        """Return the names of the numbers: as given, or `value 1`, `value 2` and so on."""
+        if not items:
+            raise InputError(f"{self.file}: no line of the split train")
+        number = len(items[0].label)
+        names = tuple(f"value {i + 1}" for i in range(number)) if number > 1 else ("value",)
+        if self.a.targets:
+            names = tuple(self.a.targets.split(","))
+        if len(names) != number:
+            reason = f"{number} numbers per line, but --targets names {len(names)}"
+            raise InputError(f"{self.file}: {reason}")
+        return names
+
+    def _read(self) -> dict[str, list[Labelled]]:
         """Return the files of each split: train, valid, and test if the CSV has it."""
         header, lines, delimiter = read_named(
             self.file, _DELIMITERS, quotes=True, strict=True, blanks=True
@@ -289,10 +287,10 @@ class _CsvReader:
         one = self.of_kind.one_class
         if not one and cell.startswith(("['", '["')):
             self._refuse(number, f"label {quoted(cell)} is a list of Python; write a;b")
-        parts = [cell] if one else [part.strip() for part in cell.split(self.separator)]
+        parts = [cell] if one else [part.strip() for part in cell.split(self.a.separator)]
         labels = tuple(part for part in parts if part)
         try:
-            if self.kind == "key":
+            if self.a.kind == "key":
                 labels = tuple(normalise_key(label) for label in labels)
             elif self.of_kind.numbers:
                 labels = tuple(str(parse_number(label)) for label in labels)
