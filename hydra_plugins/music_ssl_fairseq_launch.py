@@ -32,7 +32,7 @@ from hydra_plugins._music_ssl_fairseq_refusals import (
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _MAX_NARROW_WIDTH = 128
 """Values per frame of `tiny` models (96), and of those that a second thread slows down as well."""
-_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
 class Launch(Callback):
@@ -167,7 +167,7 @@ def _spawn(original: Any, fn: Any, args: Any = (), nprocs: int = 1, **kwargs: An
             if process.is_alive():
                 os.kill(process.pid, number)
 
-    for number in (getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)):
+    for number in _SIGNALS:
         if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, pass_on)
     try:

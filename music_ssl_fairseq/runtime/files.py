@@ -1,6 +1,7 @@
 """Write files atomically, lock folders, and read parts of files that are too large to load."""
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -94,13 +95,9 @@ def remove_temporary(folder: Path, idle_seconds: float = 0.0) -> None:
 def lock(handle: IO[bytes], wait: bool) -> bool:
     """Lock an open file until it is closed; return whether the lock is held.
 
-    On a system or file system without locks it counts as held: two processes may then do the same
+    On a file system without locks it counts as held: two processes may then do the same
     work, with the same result.
     """
-    try:
-        import fcntl
-    except ImportError:
-        return True
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
@@ -162,9 +159,8 @@ def _is_there(file: Path, handle: IO[bytes]) -> bool:
         return False
 
 
-if hasattr(os, "register_at_fork"):
-    # A forked worker closes locks, because it may outlive its killed parent.
-    os.register_at_fork(after_in_child=lambda: [handle.close() for handle in list(_HELD)])
+# A forked worker closes locks, because it may outlive its killed parent.
+os.register_at_fork(after_in_child=lambda: [handle.close() for handle in list(_HELD)])
 
 
 class FileParts:
