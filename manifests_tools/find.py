@@ -36,11 +36,9 @@ def find_audio(root: str | os.PathLike, option: str = "--root") -> tuple[list[st
     whose names start with a dot are skipped; such files count as unusable. `option` names the root
     on the command line, for messages.
 
-    Returns:
-        The names, and audio files and folders that cannot be used.
+    Raises InputError if `root` is not a folder that can be listed, or holds no audio.
 
-    Raises:
-        InputError: if `root` is not a folder that can be listed, or holds no audio.
+    Returns the names, and audio files and folders that cannot be used.
     """
     root = os.fspath(root)
     require_folder(root, option)

@@ -86,14 +86,13 @@ def read_named(
 
     The file is read once, so it may be a pipe.
 
+    Raises InputError as `read_lines`, or if two columns have one name, or a line has more cells.
+
     Args:
         delimiters: characters that may separate cells: that which the first line has most.
         quotes: whether cells may be in double quotes.
         strict: refuse quotes within a cell, which are ambiguous.
         blanks: keep those at both ends of a cell.
-
-    Raises:
-        InputError: as `read_lines`, or if two columns have one name, or a line has more cells.
     """
     text = _text(file)
     delimiter = max(delimiters, key=text.readline().count)

@@ -64,12 +64,10 @@ def write_shards(
 
     The folder `labels`, if given, has the labels of these tracks.
 
-    Returns:
-        Name of the source -> name of the copy, relative to `folder`, and its samples; and tracks
-        that cannot be read.
+    Raises InputError if a shard cannot be written, or the labels are not those of these tracks.
 
-    Raises:
-        InputError: if a shard cannot be written, or the labels are not those of these tracks.
+    Returns the source's name -> name of the copy, relative to `folder`, and its samples; and
+    tracks that cannot be read.
     """
     jobs = []
     for split, tracks in splits.items():

@@ -45,13 +45,12 @@ class ConstantQ(nn.Module):
     def __init__(self, bands_per_octave: int, taps: int, grid: FrameGrid):
         """Make the filter bank.
 
+        Raises InputError if the filters are shorter than a frame's window.
+
         Args:
             bands_per_octave: 12 for one band per semitone.
             taps: samples per filter. Bands whose constant-Q filter would be longer are wider.
             grid: the extractor's frames, on which filters are centred.
-
-        Raises:
-            InputError: if the filters are shorter than a frame's window.
         """
         super().__init__()
         if taps < grid.window:

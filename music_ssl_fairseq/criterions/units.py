@@ -31,13 +31,12 @@ def score_units(
 ) -> Tensor:
     """Sum the loss over masked ("m") or unmasked ("u") frames; add statistics to `logs`.
 
+    Raises InputError if there is not one weight per label set.
+
     Args:
         output: of the model: `logits_m`, `[N, classes]` per label set, and `target_m`, `[N, sets]`;
             likewise `_u`.
         weights: of each label set; 1 each by default.
-
-    Raises:
-        InputError: if there is not one weight per label set.
     """
     sets = output[f"logits_{kind}"]
     targets = output[f"target_{kind}"].unbind(-1)

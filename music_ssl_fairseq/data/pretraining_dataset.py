@@ -66,15 +66,14 @@ class PretrainingDataset(FairseqDataset):
         Tracks shorter than `min_seconds` or two frames are left out; a track shorter than
         `crop_seconds` gives one crop of its own length.
 
+        Raises InputError if settings do not fit together, or no track is long enough.
+
         Args:
             cfg: a `CropConfig`, as an OmegaConf node.
             training: crops and masks differ from epoch to epoch, and come in random order.
             labels: label sets of the manifest's tracks; None for crops without targets.
             min_mask_spans: fewest spans of a mask.
             list_unmasked: give batches `unmasked_indices`.
-
-        Raises:
-            InputError: if settings do not fit together, or no track is long enough.
         """
         self._manifest = manifest
         self._grid = conv_grid(parse_conv_layers(cfg.conv_feature_layers))
@@ -141,13 +140,11 @@ class PretrainingDataset(FairseqDataset):
     def item(self, index: int, epoch: int) -> dict:
         """Decode one crop.
 
-        Returns:
-            `id`, `source` (`[T]` float32), and as configured `levels` (`draw_levels`), `mask`
-            (`[masks, F]` bool; `epoch` for a mask that depends on the batch) and `target` (`[F,
-            sets]` int64 classes).
+        Raises InputError if too many tracks are unreadable.
 
-        Raises:
-            InputError: if too many tracks are unreadable.
+        Returns `id`, `source` (`[T]` float32), and as configured `levels` (`draw_levels`), `mask`
+        (`[masks, F]` bool; `epoch` for a mask that depends on the batch) and `target` (`[F, sets]`
+        int64 classes).
         """
         track, start, length = self._plan.crop(index, epoch)
         waveform = self._read(track, start, length)

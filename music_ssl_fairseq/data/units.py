@@ -26,11 +26,10 @@ class UnitDictionary:
     def __init__(self, dict_file: str | os.PathLike, command: str = ""):
         """Read a dictionary.
 
+        Raises InputError if it is missing, lists nothing, or its symbols are not cluster numbers.
+
         Args:
             command: makes the labels; for the message about missing ones.
-
-        Raises:
-            InputError: if it is missing, lists nothing, or its symbols are not cluster numbers.
         """
         from music_ssl_fairseq.compat import Dictionary  # slow to import
 
@@ -104,11 +103,10 @@ class LabelSet(NamedTuple):
 class FrameTargets:
     """The label of each frame of the model's `grid`.
 
+    Raises InputError if the labels' rate does not divide the sample rate.
+
     Attributes:
         hop: samples from one label to the next; crops must start on its multiples.
-
-    Raises:
-        InputError: if the labels' rate does not divide the sample rate.
     """
 
     def __init__(self, labels: LabelSet, grid: FrameGrid):

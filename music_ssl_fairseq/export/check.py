@@ -51,12 +51,11 @@ def compare(
 ) -> float:
     """Return the largest difference between two lists of hidden states `[B, frames, D]`.
 
+    Raises InputError if it is above TOLERANCE, or the numbers of layers or frames differ.
+
     Args:
         where: name of the export, for the message.
         real: `[B, frames]` bool, the frames to compare; all by default.
-
-    Raises:
-        InputError: if it is above TOLERANCE, or the numbers of layers or frames differ.
     """
     largest = 0.0
     shapes = [tuple(x.shape) for x in expected], [tuple(x.shape) for x in found]

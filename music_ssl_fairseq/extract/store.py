@@ -273,6 +273,9 @@ def open_folder(
 ) -> Checksums:
     """Prepare a folder for features of these settings, or resume in it. The caller holds its lock.
 
+    Raises InputError as `frame_file`, or if it holds features of other or unknown settings, unless
+    `force`.
+
     Args:
         settings: that the features depend on, for metadata.json.
         remarks: its other entries, which may differ next time.
@@ -280,10 +283,6 @@ def open_folder(
 
     Returns:
         The checksums of the features that exist already.
-
-    Raises:
-        InputError: as `frame_file`, or if it holds features of other or unknown settings, unless
-            `force`.
     """
     for track in range(len(manifest)) if settings["pool"] == "frames" else ():
         frame_file(folder, manifest, track)  # refuses, before anything is written

@@ -44,14 +44,13 @@ class Deep:
 
     Layers above it are not computed.
 
+    Raises InputError if the checkpoint cannot be read, or has no such layer.
+
     Args:
         checkpoint: file or folder.
         layer: 0 for the extractor's projected output, n for the n-th Transformer layer's.
         device: as torch names it.
         windowing: how tracks are cut.
-
-    Raises:
-        InputError: if the checkpoint cannot be read, or has no such layer.
     """
 
     chunk_frames = 30_000  # ten minutes, 92 MB of 768 values

@@ -54,6 +54,9 @@ def ordered(work: Any, items: Iterable[Any], pool: WorkerPool) -> Iterator[Any]:
     the same way however many there are. When the caller stops early or is interrupted, the workers
     end too, and what they hold open for writing is cleaned up.
 
+    Raises InputError if a worker is killed, as the system does when memory runs out. What `work`
+    raises is raised here when that item's turn comes, after all earlier results.
+
     Args:
         work: called with an item. It is pickled and sent to each worker once, so it may hold
             arrays. Its `modules`, if any, are names of others that it imports while working. If it
@@ -61,10 +64,6 @@ def ordered(work: Any, items: Iterable[Any], pool: WorkerPool) -> Iterator[Any]:
             look at items before their turn. If the pool has GPUs, each worker calls
             `work.on(device)` with its own.
         items: taken when needed; small, because they are sent one by one.
-
-    Raises:
-        InputError: if a worker is killed, as the system does when memory runs out. What `work`
-            raises is raised here when that item's turn comes, after all earlier results.
     """
     if not pool.workers:
         yield from _results(work, items)

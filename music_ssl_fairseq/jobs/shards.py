@@ -38,13 +38,12 @@ class Shard:
 def choose_shard(index: int | None, count: int | None, environment: Mapping[str, str]) -> Shard:
     """Return the shard of the command line or of a Slurm array; without either, all the work.
 
+    Raises InputError if only one of both is given, or the array's numbers have gaps.
+
     Args:
         index: `--shard`, given together with `count` or not at all.
         count: `--num-shards`.
         environment: of the process. An array job's tasks are the shards (`sbatch --array=0-15`).
-
-    Raises:
-        InputError: if only one of both is given, or the array's numbers have gaps.
     """
     if (index is None) != (count is None):
         raise InputError("--num-shards and --shard belong together: give both or neither")

@@ -79,14 +79,13 @@ def check_frames(
 ) -> int:
     """Return how many frames to hold at once for K-means, within `memory` bytes.
 
+    Raises InputError if those asked for do not fit, or fewer than `k` would.
+
     Args:
         asked: on the command line, None if not.
         default: how many to take then, if they fit.
         dimension: values per frame.
         model: see `model_size`.
-
-    Raises:
-        InputError: if those asked for do not fit, or fewer than `k` would.
     """
     fixed = _MAIN_BYTES + model + 4 * k * dimension * _ARRAYS_PER_CENTROID
     per_frame = 4 * dimension + _BYTES_PER_FRAME

@@ -87,12 +87,11 @@ def draw_samples(
     For units that occur less than `CLIPS` times in them, short ones are added. Tracks that cannot
     be read are left out.
 
+    Raises AudioError if none of them can be read.
+
     Args:
         counts: `[k]` labels of each unit in the split.
         hop: in samples, from one label to the next.
-
-    Raises:
-        AudioError: if none of them can be read.
     """
     drawn = _choose(manifest, labels.counts * hop // GRID.hop, seed)
     missing = np.where(counts > 0, CLIPS, 0)

@@ -25,14 +25,13 @@ _CACHE_BYTES = 2**40
 class Embedder:
     """A frozen model, one of its layers, and how much of a song it is given.
 
+    Raises InputError if it cannot be opened or lacks the layer, or there is no GPU.
+
     Args:
         upstream: what `open_source` takes.
         layer: of an encoder; None for the mean of the Transformer's layers.
         seconds: from the middle of a song; 0 for all of it.
         device: `cpu`, `cuda`, or `auto` for a GPU if there is one.
-
-    Raises:
-        InputError: if it cannot be opened or lacks the layer, or there is no GPU.
     """
 
     def __init__(self, upstream: str, layer: int | None, seconds: float, device: str):

@@ -69,12 +69,11 @@ def write_page(
 ) -> str:
     """Write the page that the command line asks for; return its name and size.
 
+    Raises AudioError if a song has gone since its vector was computed.
+
     Args:
         songs: names below the folder; `left_out` have no vector.
         description: of the model.
-
-    Raises:
-        AudioError: if a song has gone since its vector was computed.
     """
     folder, clip_seconds = a.folder, a.clip_seconds
     if clip_seconds is None:

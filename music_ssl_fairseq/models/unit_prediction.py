@@ -46,11 +46,10 @@ class UnitPrediction(AudioEncoder):
     def make_unit_heads(self, classes_per_set: Sequence[int]) -> None:
         """Make the projections and the unit embeddings.
 
+        Raises InputError if `label_layers` does not fit the label sets.
+
         Args:
             classes_per_set: lengths of the label sets' dictionaries, special symbols included.
-
-        Raises:
-            InputError: if `label_layers` does not fit the label sets.
         """
         cfg = self.cfg
         self.classes_per_set = list(classes_per_set)

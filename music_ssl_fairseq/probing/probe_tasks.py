@@ -58,15 +58,14 @@ def probe_all(
 ) -> Iterator[tuple[TaskProbe, bool]]:
     """Train and score each probe, and yield it with whether there was something to do.
 
+    Raises InputError about a setting, a task's folder, or results of other data or settings, before
+    anything is computed.
+
     Args:
         source: the open upstream.
         shared: settings of all probes, `model.upstream` and `task.cache_dir` among them.
         split: to score on.
         anew: replace results of other data or settings, which are an error otherwise.
-
-    Raises:
-        InputError: about a setting, a task's folder, or results of other data or settings, before
-            anything is computed.
     """
     prepared = []
     for probe in probes:

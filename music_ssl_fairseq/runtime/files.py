@@ -116,13 +116,12 @@ def hold(file: str | os.PathLike, doing: str, way_out: str) -> IO[bytes]:
     The lock ends when the handle is closed or the process ends; forked processes do not have it.
     A file that remains means nothing by itself; `let_go` removes it.
 
+    Raises InputError if another process holds the lock.
+
     Args:
         file: the lock file in the folder, made if needed. It names the process that holds it.
         doing: for the message, for example `trains`.
         way_out: what to do instead, for the message.
-
-    Raises:
-        InputError: if another process holds the lock.
     """
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,8 @@ def matching_metadata(
 ) -> dict[str, Any]:
     """Return a folder's metadata if its results were made with these settings; {} if it has none.
 
+    Raises InputError if the results were made with other settings, or with unknown ones.
+
     Args:
         settings: that must be equal.
         results: what they are, for the message: `labels`, for example.
@@ -31,9 +33,6 @@ def matching_metadata(
         words: of settings whose values say nothing to a reader: what each is.
         is_complete: whether metadata have the entries that are not settings.
         command: that makes the results elsewhere, for the message.
-
-    Raises:
-        InputError: if the results were made with other settings, or with unknown ones.
     """
     file = folder / METADATA
     if not file.exists():

@@ -23,13 +23,12 @@ def read_text(
 ) -> str:
     """Read a UTF-8 file whole, without its byte order mark.
 
+    Raises InputError if it cannot be read, is too large, is not UTF-8, or holds NUL bytes.
+
     Args:
         way_out: what to do about a file that cannot be used, for the message.
         largest: bytes it may have.
         errors: what to do about bytes that are not UTF-8, as of `bytes.decode`.
-
-    Raises:
-        InputError: if it cannot be read, is too large, is not UTF-8, or holds NUL bytes.
     """
     file = Path(file)
     hint = f"; {way_out}" if way_out else ""

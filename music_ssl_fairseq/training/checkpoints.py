@@ -113,13 +113,12 @@ def checkpoint_to_resume(folder: Path, expected: Path, suffix: str) -> Path | No
 
     None if there is no checkpoint yet.
 
+    Raises InputError if all are damaged; or if `expected` is elsewhere, and missing or damaged.
+
     Args:
         folder: `checkpoint.save_dir`.
         expected: the file that fairseq would load.
         suffix: of this process's checkpoints, before `.pt`.
-
-    Raises:
-        InputError: if all are damaged; or if `expected` is elsewhere, and missing or damaged.
     """
     reason = damage(expected) if expected.exists() else "it is missing"
     if reason is None:

@@ -30,6 +30,8 @@ def load(
 ) -> Upstream:
     """Load a pre-trained encoder, a `torch.nn.Module`. Nothing in the file is executed.
 
+    Raises InputError if it is something else, damaged, or would run code.
+
     Args:
         path: a fairseq checkpoint (music_hubert, music2vec, HuBERT, data2vec_audio, wav2vec 2.0),
             a Hugging Face folder of HubertModel, Data2VecAudioModel or Wav2Vec2Model,
@@ -37,9 +39,6 @@ def load(
             `hf:USER/NAME` or `hf:USER/NAME@REVISION` on the Hugging Face hub.
         device: where to put it.
         precision: "fp32", "bf16", or "auto": bf16 on GPUs that have it, else fp32.
-
-    Raises:
-        InputError: if it is something else, damaged, or would run code.
     """
     from music_ssl_fairseq.upstream.model import Upstream
 

@@ -123,12 +123,11 @@ logger = logging.getLogger(__name__)
 def initialise(model: AudioEncoder, contents: Contents, normalise: bool) -> None:
     """Start pre-training from a checkpoint's encoder (`model.init_from`); heads keep their weights.
 
+    Raises InputError if the checkpoint is of another sample rate, or the encoder has another
+    architecture; the message names the settings that would make it fit.
+
     Args:
         normalise: `task.normalize` of the new run; one other than the checkpoint's is warned of.
-
-    Raises:
-        InputError: if the checkpoint is of another sample rate, or the encoder has another
-            architecture; the message names the settings that would make it fit.
     """
     check_sample_rate(contents)
     different = [

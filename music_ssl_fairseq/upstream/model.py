@@ -159,6 +159,9 @@ class Upstream(nn.Module):
     def layers(self, waveform: Tensor, padding_mask: Tensor | None = None) -> list[Tensor]:
         """Return layers 0 to `num_layers`, without gradients.
 
+        Raises InputError if there are fewer samples than one frame needs, padding is elsewhere, or
+        samples are NaN or infinite.
+
         Args:
             waveform: `[B, T]` float at `sample_rate`, as read; normalised here if the model was
                 trained so.
@@ -168,10 +171,6 @@ class Upstream(nn.Module):
 
         Returns:
             `num_layers + 1` tensors `[B, frames, D]` float32, on the model's device.
-
-        Raises:
-            InputError: if there are fewer samples than one frame needs, padding is elsewhere, or
-                samples are NaN or infinite.
         """
         _refuse_bad_samples(waveform)
         return [layer.float() for layer in self.raw_layers(waveform, padding_mask)]
@@ -254,6 +253,9 @@ class Upstream(nn.Module):
         Waveforms are resampled and normalised as in training. A waveform longer than a window goes
         through the model in overlapping windows (see `upstream.windows`).
 
+        Raises InputError if a layer does not exist, a file cannot be read, there is too little
+        audio for one frame, or samples are NaN.
+
         Args:
             audio: a file; `[T]`, NumPy or torch, nominally in [-1, 1]; `[C, T]` or `[T, C]`, whose
                 channels are averaged; or several of these, of any lengths, in a list, an iterator,
@@ -266,10 +268,6 @@ class Upstream(nn.Module):
 
         Returns:
             `Features` of the clip; of a list, a list of them.
-
-        Raises:
-            InputError: if a layer does not exist, a file cannot be read, there is too little audio
-                for one frame, or samples are NaN.
         """
         chosen = self.check_layers(layers)
         clips, several = clips_of(audio)
@@ -289,16 +287,15 @@ class Upstream(nn.Module):
     ) -> np.ndarray:
         """Compute one vector per song, for scikit-learn: the mean over time and over `layers`.
 
+        Raises InputError as `features`; files that do not exist or are no audio are named before
+        anything is computed.
+
         Args:
             audio: files or waveforms, as for `features`; one alone counts as a list of one.
             layers: by default all but layer 0, or layer 0 of a model without others.
 
         Returns:
             `[songs, D]` float32.
-
-        Raises:
-            InputError: as `features`; files that do not exist or are no audio are named before
-                anything is computed.
         """
         chosen = self.check_layers(
             range(min(1, self.num_layers), self.num_layers + 1) if layers is None else layers

@@ -53,6 +53,8 @@ def clips_of(given: Any) -> tuple[list[tuple[Clip, str]], bool]:
 def mono(clip: Clip, name: str, sample_rate: int | None, channels: str | None) -> np.ndarray:
     """Read, mix and resample one clip.
 
+    Raises InputError if it is something else, or holds NaN or infinite samples.
+
     Args:
         clip: a file, `[T]`, or two axes that `channels` explains; nominally in [-1, 1].
         name: of the clip, for messages.
@@ -61,9 +63,6 @@ def mono(clip: Clip, name: str, sample_rate: int | None, channels: str | None) -
 
     Returns:
         `[T]` float32 at `SAMPLE_RATE`.
-
-    Raises:
-        InputError: if it is something else, or holds NaN or infinite samples.
     """
     if channels not in (None, "first", "last"):
         raise InputError(f"channels={channels!r}: expected 'first' for [C, T], 'last' for [T, C]")

@@ -23,13 +23,12 @@ _LARGEST_HALF = torch.finfo(torch.float16).max
 def open_source(name: str, device: str | torch.device = "cpu", seed: int = 0) -> "FeatureSource":
     """Open the upstream that `model.upstream` names.
 
+    Raises InputError if it is something else, or takes another sample rate.
+
     Args:
         name: a checkpoint (anything that `upstream.load` opens), `random:` and a checkpoint, or a
             front end (`mfcc`, `chroma`, ...).
         seed: seed of random weights.
-
-    Raises:
-        InputError: if it is something else, or takes another sample rate.
     """
     if _is_front_end(name):
         return FrontEndSource(name)

@@ -83,6 +83,8 @@ def statistic(
 ) -> np.ndarray:
     """Compute a metric for each weighting of the songs; all ones give the metric itself.
 
+    Raises ValueError if there is no such metric.
+
     Args:
         metric: a name of `evaluate`.
         counts: `[weightings, groups]` at least 0, the weight of each song.
@@ -90,9 +92,6 @@ def statistic(
 
     Returns:
         `[weightings]`; NaN where the metric is not defined, or an output is not finite.
-
-    Raises:
-        ValueError: if there is no such metric.
     """
     if metric not in _NAMES and metric not in {f"r2_{target}" for target in targets}:
         raise ValueError(f"no metric {metric!r}")
