@@ -156,10 +156,10 @@ def _examples(data: DataSet, tracks: dict[str, ExaminedTrack]) -> tuple[Splits, 
                 examples[split] += lines
                 if not lines:
                     empty.append(LeftOut(item.name, "too short: holds nothing that is labelled"))
-        if not examples[split]:
-            raise InputError(f"{split}: no file is long enough to be used")
         if data.task.of_kind.beats:
             _name_late_beats(split, [i for i in items if i.name in tracks], examples[split])
+        if not examples[split]:
+            raise InputError(f"{split}: no file is long enough to be used")
     return examples, empty
 
 

@@ -64,7 +64,8 @@ class ProbingSplit:
 
         Raises InputError, which names file and line, if labels are missing, too many, unknown or no
         numbers, or if a segment or a beat is not within its file. It is raised as well for a split
-        that cannot be scored: a song has two classes, a target one value, or no segment a beat.
+        that cannot be scored: a song has two classes, a target one value, all files the same
+        labels, or no segment a beat.
         """
         self.spec = spec
         self.manifest = Manifest(Path(folder, f"{split}.tsv"))
@@ -109,6 +110,11 @@ class ProbingSplit:
             pairs = zip(self.beats, parts, strict=True)
             if not any(((a <= beats.times) & (beats.times < b)).any() for beats, (a, b) in pairs):
                 raise InputError(f"{self.labels_file}: not one beat is within its segment")
+        elif (self.targets == self.targets[0]).all():
+            raise InputError(
+                f"{self.labels_file}: all {len(self)} lines have the same labels, so there is "
+                "nothing to tell apart: a split needs files with others"
+            )
 
     def _classes(self, lines: list[list[str]]) -> np.ndarray:
         one, index = self.spec.of_kind.one_class, {c: i for i, c in enumerate(self.spec.classes)}

@@ -246,6 +246,8 @@ def test_an_artist_of_several_labels_is_in_one_drawn_split(music, capsys):
          "line 2: beats are not ascending"),
         (table("0;500;1000", "1", "1", "1", "1", "1"), ["--kind", "beats"],
          "train: 2 beats lie after the end of their files: 0.wav"),
+        (table(*["500;1000"] * 6), ["--kind", "beats"],
+         "train: 6 beats lie after the end of their files: 0.wav"),
         (table("a.beats", "1", "1", "1", "1", "1"), ["--kind", "beats"],
          "'a.beats': neither times nor the name of a file"),
         (table("", "", "", "a", "a", "a"), ["--kind", "multi-label"],

@@ -127,6 +127,9 @@ def test_a_split_that_cannot_be_scored_is_refused_as_it_is_read(tmp_path):
         write(tmp_path, *lines)
         with pytest.raises(InputError, match=r"train\.labels: .* is [12] in all . lines, so R2"):
             ProbingSplit(tmp_path, "train", MOOD)
+    write(tmp_path, ("fast", "slow"), ("fast", "slow"))
+    with pytest.raises(InputError, match=r"train\.labels: all 2 lines have the same labels"):
+        ProbingSplit(tmp_path, "train", TAGS)
     write(tmp_path, ("pop",), ("jazz",), group="song")
     with pytest.raises(InputError, match=r"train\.labels, line 2 .*another label than other parts"):
         ProbingSplit(tmp_path, "train", GENRE)
