@@ -23,7 +23,7 @@ from tqdm import tqdm
 from hydra_plugins._music_ssl_fairseq_command import shell_line
 from music_ssl_fairseq.cli import Parser, new_parser
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.optional import optional
+from music_ssl_fairseq.runtime.imports import optional
 
 DESCRIPTION = """\
 Download the data set of a probing task into a folder, through mirdata where it has the set: an

@@ -24,9 +24,8 @@ from hydra_plugins._music_ssl_fairseq_command import (
     typed,
 )
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.device import available_cpus
-from music_ssl_fairseq.runtime.optional import SOURCE
-from music_ssl_fairseq.runtime.signal_stack import give_signals_a_stack
+from music_ssl_fairseq.runtime.imports import SOURCE
+from music_ssl_fairseq.runtime.machine import available_cpus, give_signals_a_stack
 from music_ssl_fairseq.runtime.user_command import (
     look_around,
     made_tasks,

@@ -80,7 +80,7 @@ def run(a: Namespace) -> list[Path]:
     """
     from music_ssl_fairseq.probing.features.source import open_source, require_sources
     from music_ssl_fairseq.probing.probe_tasks import TaskProbe, folder_name, probe_all
-    from music_ssl_fairseq.runtime.device import choose_device
+    from music_ssl_fairseq.runtime.machine import choose_device
 
     names = _task_names(a.task)
     settings = {**_settings(a.set), "task.cache_dir": a.cache, "common.cpu": a.cpu}

@@ -55,7 +55,7 @@ USERS = {
     "soundfile": ("music_ssl_fairseq.audio.libsndfile", "manifests_tools.convert"),
     "av": ("music_ssl_fairseq.audio.pyav",),
     "faiss": ("music_ssl_fairseq.label",),
-    "librosa": ("music_ssl_fairseq.runtime.librosa_import",),
+    "librosa": ("music_ssl_fairseq.runtime.imports",),
 }
 
 

@@ -27,8 +27,8 @@ import tasks
 
 from music_ssl_fairseq.cli import exit_status, whole_number
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.device import available_cpus
 from music_ssl_fairseq.runtime.files import atomic_path
+from music_ssl_fairseq.runtime.machine import available_cpus
 
 SEED = 0
 SONGS = {"train": 1000, "valid": 220, "test": 1000}

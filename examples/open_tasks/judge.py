@@ -23,7 +23,7 @@ from table import RANDOM, write_tables
 from music_ssl_fairseq.cli import exit_status
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.jobs.pool import WorkerPool, ordered, start_server
-from music_ssl_fairseq.runtime.device import available_cpus
+from music_ssl_fairseq.runtime.machine import available_cpus
 
 _WARNINGS = "warning: %(message)s"
 _JOBS, _JOBS_BYTES = 3, 24e9  # processes on a GPU, and the memory that they may need there
@@ -121,7 +121,7 @@ def judge(
 
     from music_ssl_fairseq.probing.features.source import open_source
     from music_ssl_fairseq.probing.probe_tasks import TaskProbe, folder_name, probe_all
-    from music_ssl_fairseq.runtime.device import choose_device
+    from music_ssl_fairseq.runtime.machine import choose_device
 
     logging.basicConfig(level=logging.WARNING, format=_WARNINGS)
     # tqdm's own lock is a semaphore, which a worker that is killed leaves behind. torch ends its

@@ -25,8 +25,8 @@ from music_ssl_fairseq import audio
 from music_ssl_fairseq.cli import exit_status, whole_number
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE, amount, counted
-from music_ssl_fairseq.runtime.device import available_cpus
 from music_ssl_fairseq.runtime.files import atomic_path, checksum
+from music_ssl_fairseq.runtime.machine import available_cpus
 
 SUFFIXES = (".ogg", ".oga", ".opus", ".mp3", ".flac", ".wav", ".g722")
 JOINED_SECONDS, SHORTEST_SECONDS = 120.0, 0.3

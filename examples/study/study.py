@@ -22,8 +22,8 @@ from steps import Steps
 
 from music_ssl_fairseq.cli import exit_status
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.device import available_cpus
 from music_ssl_fairseq.runtime.files import hold
+from music_ssl_fairseq.runtime.machine import available_cpus
 
 HERE = Path(__file__).parent
 

@@ -16,7 +16,7 @@ from music_ssl_fairseq.export import check
 from music_ssl_fairseq.export.check import save
 from music_ssl_fairseq.export.source import ExportSource
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder
-from music_ssl_fairseq.runtime.optional import optional
+from music_ssl_fairseq.runtime.imports import optional
 from music_ssl_fairseq.upstream.contents import Contents
 from music_ssl_fairseq.upstream.model import build_encoder
 

@@ -16,7 +16,7 @@ from music_ssl_fairseq.export import check
 from music_ssl_fairseq.export.card import model_card
 from music_ssl_fairseq.export.source import ExportSource
 from music_ssl_fairseq.runtime.files import write_json
-from music_ssl_fairseq.runtime.optional import optional
+from music_ssl_fairseq.runtime.imports import optional
 from music_ssl_fairseq.upstream.hugging_face import (
     CONFIG,
     PREPROCESSOR,

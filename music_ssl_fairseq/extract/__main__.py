@@ -15,7 +15,7 @@ from music_ssl_fairseq.cli import (
     whole_number,
 )
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.device import available_cpus
+from music_ssl_fairseq.runtime.machine import available_cpus
 from music_ssl_fairseq.runtime.user_command import newest_run, with_option
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def _extraction(a: argparse.Namespace, tracks: "Manifest") -> "Extraction":
     from music_ssl_fairseq.extract.run import Extraction
     from music_ssl_fairseq.fast.dispatch import can_compile
     from music_ssl_fairseq.frames import SAMPLE_RATE
-    from music_ssl_fairseq.runtime.device import choose_device
+    from music_ssl_fairseq.runtime.machine import choose_device
     from music_ssl_fairseq.upstream import load
     from music_ssl_fairseq.upstream.windows import Windowing
 

@@ -19,7 +19,7 @@ from music_ssl_fairseq.features import FeatureSpec, FrontEnd, front_end
 from music_ssl_fairseq.features.framewise import Chunk
 from music_ssl_fairseq.frames import LENGTH_TOLERANCE, SAMPLE_RATE, samples_in
 from music_ssl_fairseq.jobs.read_ahead import ReadAhead
-from music_ssl_fairseq.runtime.device import available_cpus
+from music_ssl_fairseq.runtime.machine import available_cpus
 
 _CHUNKS_PER_GPU_BATCH = 8
 _READ_AHEAD_CHUNKS = 16

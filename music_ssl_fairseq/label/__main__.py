@@ -20,8 +20,8 @@ from music_ssl_fairseq.errors import InputError, warn
 from music_ssl_fairseq.frames import amount, counted, hours
 from music_ssl_fairseq.label.memory import parse_size
 from music_ssl_fairseq.label.recipe import ALGORITHMS, MAX_FRAMES
-from music_ssl_fairseq.runtime.device import choose_device
-from music_ssl_fairseq.runtime.optional import optional
+from music_ssl_fairseq.runtime.imports import optional
+from music_ssl_fairseq.runtime.machine import choose_device
 
 if TYPE_CHECKING:
     from music_ssl_fairseq.data.manifest import Manifest

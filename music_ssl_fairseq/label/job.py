@@ -16,8 +16,8 @@ from music_ssl_fairseq.label.external_centroids import centroids_file, load_cent
 from music_ssl_fairseq.label.kmeans import check_enough
 from music_ssl_fairseq.label.label_folder import LabelFolder
 from music_ssl_fairseq.label.recipe import MAX_FRAMES, Recipe
-from music_ssl_fairseq.runtime.device import choose_device
 from music_ssl_fairseq.runtime.files import checksum
+from music_ssl_fairseq.runtime.machine import choose_device
 from music_ssl_fairseq.runtime.user_command import with_options
 
 _OPTIONS_OF_THE_RUN = {"manifests", "labels", "stage", "workers", "num_shards", "shard", "report"}

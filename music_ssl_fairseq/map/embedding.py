@@ -15,7 +15,7 @@ from music_ssl_fairseq.frames import SAMPLE_RATE
 from music_ssl_fairseq.map.page import middle_of
 from music_ssl_fairseq.probing.features.cache import Clip, FeatureCache, clip_at
 from music_ssl_fairseq.probing.features.source import EncoderSource, open_source
-from music_ssl_fairseq.runtime.device import choose_device
+from music_ssl_fairseq.runtime.machine import choose_device
 from music_ssl_fairseq.runtime.user_command import with_options
 
 _SAVE_SECONDS = 20.0

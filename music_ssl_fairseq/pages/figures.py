@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from music_ssl_fairseq.pages.page import escape
-from music_ssl_fairseq.runtime.optional import optional
+from music_ssl_fairseq.runtime.imports import optional
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -28,7 +28,7 @@ from music_ssl_fairseq.probing.scoring.beats import DECODERS
 from music_ssl_fairseq.probing.scoring.metrics import Scores, evaluate
 from music_ssl_fairseq.probing.scoring.results import Collector
 from music_ssl_fairseq.probing.spec import read_spec
-from music_ssl_fairseq.runtime.device import choose_device
+from music_ssl_fairseq.runtime.machine import choose_device
 from music_ssl_fairseq.runtime.user_command import with_options
 from music_ssl_fairseq.upstream.model import Upstream
 

@@ -21,8 +21,8 @@ from music_ssl_fairseq.probing.config import PROBE_CONFIGS
 from music_ssl_fairseq.probing.features.source import FeatureSource
 from music_ssl_fairseq.probing.labels import probing_identity
 from music_ssl_fairseq.probing.spec import read_spec
-from music_ssl_fairseq.runtime.device import choose_device
 from music_ssl_fairseq.runtime.files import require_writable, write_json
+from music_ssl_fairseq.runtime.machine import choose_device
 from music_ssl_fairseq.runtime.texts import read_object
 from music_ssl_fairseq.runtime.user_command import beside, with_option
 

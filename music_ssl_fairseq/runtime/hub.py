@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.runtime.optional import optional
+from music_ssl_fairseq.runtime.imports import optional
 from music_ssl_fairseq.runtime.user_command import usual_model, with_path
 
 PREFIX = "hf:"

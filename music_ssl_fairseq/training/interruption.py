@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from hydra_plugins._music_ssl_fairseq_command import shell_line
-from music_ssl_fairseq.runtime.signal_stack import give_signals_a_stack
+from music_ssl_fairseq.runtime.machine import give_signals_a_stack
 
 RESUBMIT = 75
 """Exit status of a training that a signal stopped and that can resume: EX_TEMPFAIL."""

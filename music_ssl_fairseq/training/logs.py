@@ -18,7 +18,7 @@ from fairseq.logging.meters import AverageMeter
 
 from hydra_plugins._music_ssl_fairseq_command import FULL_DISK
 from music_ssl_fairseq.errors import InputError, one_line
-from music_ssl_fairseq.runtime.optional import optional
+from music_ssl_fairseq.runtime.imports import optional
 
 _GROUPS = ("model", "task", "criterion", "optimization", "optimizer", "lr_scheduler", "dataset")
 _SHOWN: set[str] = set()

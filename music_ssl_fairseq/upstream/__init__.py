@@ -15,7 +15,7 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from music_ssl_fairseq.runtime.device import own_defaults
+from music_ssl_fairseq.runtime.machine import own_defaults
 
 if TYPE_CHECKING:
     import torch

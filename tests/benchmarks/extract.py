@@ -34,7 +34,7 @@ from music_ssl_fairseq.extract.batches import Cut, QueuedWindow, read_loads
 from music_ssl_fairseq.extract.row_file import Checksums
 from music_ssl_fairseq.extract.run import Extraction
 from music_ssl_fairseq.extract.store import MeanStore
-from music_ssl_fairseq.runtime.device import available_cpus
+from music_ssl_fairseq.runtime.machine import available_cpus
 from music_ssl_fairseq.upstream.checkpoint import from_checkpoint
 from music_ssl_fairseq.upstream.model import Upstream
 from music_ssl_fairseq.upstream.windows import Window, Windowing

@@ -369,7 +369,7 @@ def predictor(tracks: list[np.ndarray], centroids: np.ndarray) -> Callable[[], n
 
 
 def main() -> int:
-    from music_ssl_fairseq.runtime.device import available_cpus
+    from music_ssl_fairseq.runtime.machine import available_cpus
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

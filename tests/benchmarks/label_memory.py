@@ -121,7 +121,7 @@ def peak_memory(line: list[str]) -> tuple[int, float]:
 
 def main() -> int:
     from music_ssl_fairseq.label.memory import parse_size, show_size
-    from music_ssl_fairseq.runtime.device import available_cpus
+    from music_ssl_fairseq.runtime.machine import available_cpus
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.data.manifest import Manifest
-from music_ssl_fairseq.runtime.device import available_cpus
+from music_ssl_fairseq.runtime.machine import available_cpus
 from tests import checkpoints
 from tests.benchmarks.extract import BASE, SAMPLE_RATE, make_corpus, make_models
 from tests.benchmarks.kmeans import assign_fairseq

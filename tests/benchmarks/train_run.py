@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from music_ssl_fairseq.runtime.device import available_cpus
+from music_ssl_fairseq.runtime.machine import available_cpus
 from tests import tiny
 from tests.audio_files import write_tone
 from tests.benchmarks.time_to_quality_report import entries, seconds_of

@@ -5,7 +5,7 @@ import pytest
 
 from music_ssl_fairseq.features import cqt
 from music_ssl_fairseq.features.cqt import Chroma
-from music_ssl_fairseq.runtime.librosa_import import import_librosa
+from music_ssl_fairseq.runtime.imports import import_librosa
 from tests.audio_files import tone
 
 MUSIC = np.concatenate([tone(4, seed=seed)[:, 0] for seed in range(4)])  # more than a block

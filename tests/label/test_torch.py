@@ -12,7 +12,7 @@ from music_ssl_fairseq.label import torch_kmeans
 from music_ssl_fairseq.label.kmeans import Options, choose_lloyd, fit
 from music_ssl_fairseq.label.nearest_centroid import Nearest, make_nearest
 from music_ssl_fairseq.label.torch_kmeans import TorchNearest
-from music_ssl_fairseq.runtime.device import choose_device
+from music_ssl_fairseq.runtime.machine import choose_device
 from tests.audio_files import tone
 
 

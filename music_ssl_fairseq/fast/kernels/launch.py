@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from music_ssl_fairseq.runtime.device import available_cpus
+from music_ssl_fairseq.runtime.machine import available_cpus
 
 _MAX_THREADS = 16
 

@@ -19,7 +19,7 @@ from music_ssl_fairseq.probing.features.windows import (
     cut_windows,
     frames_of,
 )
-from music_ssl_fairseq.runtime.device import available_cpus
+from music_ssl_fairseq.runtime.machine import available_cpus
 
 _CLIPS_AHEAD = 8  # per thread
 _CLIPS_PER_GROUP = 64  # whose windows share batches

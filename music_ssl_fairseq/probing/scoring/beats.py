@@ -113,7 +113,7 @@ def are_peaks(activations: np.ndarray) -> np.ndarray:
 
 def dynamic_programming(activation: np.ndarray) -> np.ndarray:
     """Decode by librosa's beat tracker, with the activation as onset strength."""
-    from music_ssl_fairseq.runtime.librosa_import import import_librosa
+    from music_ssl_fairseq.runtime.imports import import_librosa
 
     if not np.any(activation):
         return np.zeros(0)

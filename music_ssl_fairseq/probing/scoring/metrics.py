@@ -17,7 +17,7 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.scoring.predictions import Predictions
 from music_ssl_fairseq.probing.scoring.ranking import RANKINGS, by_class, macro, present_classes
 from music_ssl_fairseq.probing.spec import KINDS, ProbingSpec
-from music_ssl_fairseq.runtime.optional import optional
+from music_ssl_fairseq.runtime.imports import optional
 
 TOLERANCES = (0.07, 0.02)
 """Largest errors of a beat in seconds."""

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from music_ssl_fairseq.runtime import librosa_import
+from music_ssl_fairseq.runtime import imports
 from music_ssl_fairseq.runtime.files import lock
 
 
@@ -15,7 +15,7 @@ def installed(tmp_path, monkeypatch) -> Path:
     """The file of an installation of our own: other tests may be importing the real one."""
     file = tmp_path / "__init__.py"
     file.touch()
-    monkeypatch.setattr(librosa_import, "librosa", SimpleNamespace(__file__=str(file)))
+    monkeypatch.setitem(sys.modules, "librosa", SimpleNamespace(__file__=str(file)))
     monkeypatch.delitem(sys.modules, "librosa.beat", raising=False)
     return file
 
@@ -31,8 +31,8 @@ def test_others_wait_while_it_is_imported(installed, monkeypatch):
     def import_module(name):
         imported.append((name, is_free(installed)))
 
-    monkeypatch.setattr(librosa_import, "import_module", import_module)
-    assert librosa_import.import_librosa() is librosa_import.librosa
+    monkeypatch.setattr(imports, "import_module", import_module)
+    assert imports.import_librosa() is sys.modules["librosa"]
     assert imported == [("librosa.beat", False)]
     assert is_free(installed)
 
@@ -48,7 +48,7 @@ def test_an_installation_that_may_only_be_read_is_locked_too(installed, monkeypa
 
     found = Path.open
     monkeypatch.setattr(Path, "open", opens)
-    with librosa_import._own_file() as handle:
+    with imports._shared_file(installed) as handle:
         assert lock(handle, wait=False)
         assert not is_free(installed)
     assert modes[:2] == ["r+b", "rb"]

@@ -1,5 +1,6 @@
-"""Count CPUs, choose the device that models run on, and set torch's defaults aside."""
+"""What a process runs on: CPUs, the device of models, torch's defaults, a stack for signals."""
 
+import faulthandler
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,3 +45,14 @@ def own_defaults() -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(dtype)
+
+
+def give_signals_a_stack() -> None:
+    """Let `faulthandler` install an alternate stack for signals to this thread.
+
+    While oneDNN multiplies matrices on a CPU, for example in a positional convolution, the stack
+    pointer points into the heap (oneDNN 3.11, issue 4845). The frame of a signal would overwrite
+    the heap there, and the process would crash.
+    """
+    if not faulthandler.is_enabled():
+        faulthandler.enable(file=2)
