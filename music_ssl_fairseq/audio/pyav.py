@@ -10,6 +10,7 @@ open other files or addresses.
 
 import os
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
@@ -38,6 +39,7 @@ if int(av.__version__.partition(".")[0]) < 19:
 _MPEG_PREROLL_FRAMES = 32  # the bit reservoir reaches back 24 at most
 _OPUS_PREROLL_SECONDS = 3  # 1 s gave equal samples in all files tried
 _KEPT_SECONDS = 4  # of the last samples, for a next part that overlaps
+_MAX_PLANES = 8  # from so many on, PyAV 18 reads beyond them, and crashes
 _MAX_RECENT_BLOCKS = 256  # of a frame each, after which only those seconds are kept
 _MAX_TAG_BYTES = 1024  # behind the last frame, which no decoder understands
 _MAX_SAMPLES = 1 << 40
@@ -64,6 +66,8 @@ class PyAVDecoder:
         self._name = name
         self._header = header
         self._container: Any = None
+        # Format and layout of frames -> what converts them to float32, channels side by side
+        self._packers: Any = defaultdict(lambda: av.AudioResampler(format="flt"))
         self._start_over()
         self._preroll = self._find_preroll()
         self.seeks = self._preroll is not None and self._origin().denominator == 1
@@ -245,21 +249,13 @@ class PyAVDecoder:
                 self._name,
                 f"changes its sample rate, from {self.sample_rate} to {frame.sample_rate} Hz",
             )
-        if frame.format.name == "fltp":
-            planes = [
-                np.frombuffer(memoryview(plane), np.float32, frame.samples)
-                for plane in frame.planes
-            ]
-            return planes[0].copy() if len(planes) == 1 else np.mean(planes, axis=0)
-        samples: Any = frame.to_ndarray()
-        if not frame.format.is_planar:
-            samples = samples.reshape(-1, frame.layout.nb_channels).T
-        if samples.dtype == np.uint8:
-            samples = (samples.astype(np.float32) - 128) / 128
-        elif samples.dtype.kind == "i":
-            samples = samples / np.float32(-float(np.iinfo(samples.dtype).min))
-        mono = samples[0] if len(samples) == 1 else samples.mean(axis=0)
-        return mono.astype(np.float32, copy=False)
+        channels = frame.layout.nb_channels
+        if frame.format.name == "fltp" and channels < _MAX_PLANES:
+            planes = [np.frombuffer(plane, np.float32, frame.samples) for plane in frame.planes]
+            return planes[0].copy() if channels == 1 else np.mean(planes, axis=0)
+        (frame,) = self._packers[frame.format.name, frame.layout.name].resample(frame)
+        packed = np.frombuffer(frame.planes[0], np.float32, frame.samples * channels)
+        return packed.reshape(-1, channels).mean(axis=1)
 
     def _check_end(self, end: int) -> None:
         """Compare the end of decoding with the length in the header."""

@@ -87,6 +87,16 @@ def without_info_frame(path, bit_rate="constant", level=0.5, rate=44_100):
     return path
 
 
+def test_eight_channels(tmp_path):
+    """PyAV 18 has no end to their planes, and crashed."""
+    written = tone(2, 48_000, channels=8)
+    path = tmp_path / "x.opus"
+    soundfile.write(path, written, 48_000, format="OGG", subtype="OPUS")
+    read = audio.read(path, sample_rate=48_000)
+    assert audio.probe(path).channels == 8
+    assert np.corrcoef(read, written.mean(axis=1))[0, 1] > 0.98
+
+
 @pytest.mark.parametrize("rate", [16_000, 44_100])
 @pytest.mark.parametrize("bit_rate", ["constant", "variable"])
 def test_mp3_that_does_not_state_its_length(tmp_path, bit_rate, rate):
