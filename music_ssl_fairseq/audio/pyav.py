@@ -251,10 +251,11 @@ class PyAVDecoder:
             )
         channels = frame.layout.nb_channels
         if frame.format.name == "fltp" and channels < _MAX_PLANES:
-            planes = [np.frombuffer(plane, np.float32, frame.samples) for plane in frame.planes]
+            buffers = map(memoryview, frame.planes)
+            planes = [np.frombuffer(buffer, np.float32, frame.samples) for buffer in buffers]
             return planes[0].copy() if channels == 1 else np.mean(planes, axis=0)
         (frame,) = self._packers[frame.format.name, frame.layout.name].resample(frame)
-        packed = np.frombuffer(frame.planes[0], np.float32, frame.samples * channels)
+        packed = np.frombuffer(memoryview(frame.planes[0]), np.float32, frame.samples * channels)
         return packed.reshape(-1, channels).mean(axis=1)
 
     def _check_end(self, end: int) -> None:
