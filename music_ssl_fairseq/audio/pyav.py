@@ -251,8 +251,10 @@ class PyAVDecoder:
             )
         channels = frame.layout.nb_channels
         if frame.format.name == "fltp" and channels < _MAX_PLANES:
-            buffers = map(memoryview, frame.planes)
-            planes = [np.frombuffer(buffer, np.float32, frame.samples) for buffer in buffers]
+            planes = [
+                np.frombuffer(memoryview(plane), np.float32, frame.samples)
+                for plane in frame.planes
+            ]
             return planes[0].copy() if channels == 1 else np.mean(planes, axis=0)
         (frame,) = self._packers[frame.format.name, frame.layout.name].resample(frame)
         packed = np.frombuffer(memoryview(frame.planes[0]), np.float32, frame.samples * channels)
