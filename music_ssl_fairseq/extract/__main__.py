@@ -164,9 +164,7 @@ def run(a: argparse.Namespace) -> bool:
         upstream.drop_above(max(layers))
         cut = Cut(tracks, upstream.grid, extraction.windowing)
         to = a.out, cut, (len(layers), upstream.dimension)
-        store: MeanStore | FrameStore = (
-            FrameStore(*to, checksums, frames) if frames else MeanStore(*to, checksums)
-        )
+        store = FrameStore(*to, checksums, frames) if frames else MeanStore(*to, checksums)
         stack.callback(store.close)
         if store.damaged:
             print(

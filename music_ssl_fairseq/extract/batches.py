@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -29,28 +29,19 @@ _MAX_HELD_BATCHES = 4  # worth of windows of rare lengths that are held for othe
 
 
 class Part(NamedTuple):
-    """A section of a track, to be read: samples `[start, start + num_samples)`."""
+    """A section of a track, to be read."""
 
     track: int
-    section: int
-    start: int
-    num_samples: int
+    section: Section
 
 
-@dataclass
+@dataclass(frozen=True)
 class Cut:
     """A manifest's tracks in sections and windows."""
 
     manifest: Manifest
     grid: FrameGrid
     windowing: Windowing
-
-    def __post_init__(self) -> None:
-        self._sections = lru_cache(maxsize=64)(sections)
-
-    def sections(self, track: int) -> list[Section]:
-        """Return a track's sections, first to last."""
-        return self._sections(int(self.manifest.num_samples[track]), self.grid, self.windowing)
 
     def num_frames(self, track: int) -> int:
         """Return a track's number of frames."""
@@ -60,13 +51,18 @@ class Cut:
         """Yield the parts that a process reads at a time: a long section, or some short ones."""
         load: list[Part] = []
         for track in tracks:
-            for number, section in enumerate(self.sections(track)):
-                load.append(Part(track, number, section.start, section.num_samples))
-                if sum(part.num_samples for part in load) >= _LOAD_SECONDS * SAMPLE_RATE:
+            num_samples = int(self.manifest.num_samples[track])
+            for section in sections(num_samples, self.grid, self.windowing):
+                load.append(Part(track, section))
+                if sum(_lengths(load)) >= _LOAD_SECONDS * SAMPLE_RATE:
                     yield load
                     load = []
         if load:
             yield load
+
+
+def _lengths(parts: list[Part]) -> list[int]:
+    return [part.section.num_samples for part in parts]
 
 
 class QueuedWindow(NamedTuple):
@@ -106,13 +102,10 @@ def batches(windows: Iterable[QueuedWindow], seconds: float) -> Iterator[Batch]:
 
 def stacked(batch: Batch) -> tuple[Tensor, Statistics | None, Tensor]:
     """Return waveforms `[B, T]`, statistics of their sections, and weights `[B, frames]`."""
+    waveforms = torch.stack([queued.waveform for queued in batch])
     weights = torch.stack([torch.from_numpy(queued.window.weights) for queued in batch])
     given = [queued.statistics for queued in batch if queued.statistics is not None]
-    return (
-        torch.stack([queued.waveform for queued in batch]),
-        joined(given) if given else None,
-        weights,
-    )
+    return waveforms, joined(given) if given else None, weights
 
 
 _PINNED_AHEAD = 2  # loads in page-locked memory before their use
@@ -121,10 +114,15 @@ _PINNED_AHEAD = 2  # loads in page-locked memory before their use
 class Load(NamedTuple):
     """Parts of tracks that were read."""
 
-    parts: list[Part]  # which ones
+    parts: list[Part]
     # `[T]` float32, 16 kHz, all of them in a row; zeros where one could not be read
     waveform: Tensor
     reasons: list[str]  # for each part, why it could not be read, or ""
+
+    def pieces(self, waveform: Tensor) -> list[tuple[Part, str, Tensor]]:
+        """Return the parts with their reasons and samples of `waveform`, wherever that is."""
+        samples = waveform.split(_lengths(self.parts))
+        return list(zip(self.parts, self.reasons, samples, strict=True))
 
 
 def read_loads(
@@ -139,7 +137,7 @@ def read_loads(
     """
     advice = "give fewer --workers, or 0 (containers have little shared memory, /dev/shm)"
     pool = WorkerPool(workers, fork=True, advice=advice)
-    read = ordered(_Reader(manifest), loads, pool)
+    read = ordered(partial(_read_load, manifest), loads, pool)
     if device.type != "cuda":
         yield from read
         return
@@ -152,25 +150,18 @@ def _pinned(device: torch.device, load: Load) -> Load:
         return load._replace(waveform=load.waveform.pin_memory())
 
 
-@dataclass(frozen=True)
-class _Reader:
-    manifest: Manifest
-
-    def __call__(self, parts: list[Part]) -> Load:
-        waveform = torch.zeros(sum(part.num_samples for part in parts))
-        pieces = waveform.split([part.num_samples for part in parts])
-        reasons = [self._read(*row) for row in zip(parts, pieces, strict=True)]
-        return Load(parts, waveform, reasons)
-
-    def _read(self, part: Part, samples: Tensor) -> str:
-        """Fill `samples`; return "", or the reason why not."""
-        path = self.manifest.path(part.track)
+def _read_load(manifest: Manifest, parts: list[Part]) -> Load:
+    waveform = torch.zeros(sum(_lengths(parts)))
+    reasons = []
+    for part, samples in zip(parts, waveform.split(_lengths(parts)), strict=True):
+        track = Track(manifest.path(part.track), int(manifest.num_samples[part.track]))
         try:
-            if part.section == 0:
-                check_length(Track(path, int(self.manifest.num_samples[part.track])))
-            found = audio.read(path, part.start, part.num_samples)
+            if part.section.start == 0:
+                check_length(track)
+            found = audio.read(track.path, part.section.start, part.section.num_samples)
+            # check_length allows some missing milliseconds at the end: they are silence.
+            samples[: len(found)] = torch.from_numpy(found)
+            reasons.append("")
         except AudioError as error:
-            return error.reason
-        # check_length allows some missing milliseconds at the end: they are silence.
-        samples[: len(found)] = torch.from_numpy(found)
-        return ""
+            reasons.append(error.reason)
+    return Load(parts, waveform, reasons)

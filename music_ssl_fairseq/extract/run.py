@@ -18,14 +18,13 @@ from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.errors import InputError, one_line
 from music_ssl_fairseq.extract.batches import (
     Batch,
-    Cut,
     Load,
     QueuedWindow,
     batches,
     read_loads,
     stacked,
 )
-from music_ssl_fairseq.extract.store import FrameStore, MeanStore
+from music_ssl_fairseq.extract.store import Store
 from music_ssl_fairseq.frames import SAMPLE_RATE, amount, counted, samples_in
 from music_ssl_fairseq.runtime.delayed_fetch import Fetch, start_fetch
 from music_ssl_fairseq.runtime.files import checksum
@@ -80,30 +79,28 @@ class Extraction:
             "manifest": checksum(tracks.file),
         }
 
-    def run(
-        self, manifest: Manifest, store: MeanStore | FrameStore, workers: int, bar: tqdm
-    ) -> Outcome:
+    def run(self, manifest: Manifest, store: Store, workers: int, bar: tqdm) -> Outcome:
         """Extract every track that the store does not have."""
         cut = store.cut
-        outcome = Outcome()
-        todo = [track for track in range(len(manifest)) if not store.has(track)]
-        for track in [track for track in todo if not cut.num_frames(track)]:
-            samples = int(manifest.num_samples[track])
-            outcome.left_out[track] = too_short(samples, SAMPLE_RATE, cut.grid)
-        todo = [track for track in todo if track not in outcome.left_out]
+        outcome = Outcome(left_out=store.left_out)
+        todo = []
+        for track in (track for track in range(len(manifest)) if not store.has(track)):
+            if cut.num_frames(track):
+                todo.append(track)
+            else:
+                samples = int(manifest.num_samples[track])
+                store.leave_out(track, too_short(samples, SAMPLE_RATE, cut.grid))
         bar.reset(total=round(sum(cut.num_frames(t) for t in todo) / self.upstream.frame_rate))
         begin = time.perf_counter()
         loads = read_loads(manifest, cut.loads(todo), workers, self.upstream.device)
-        ready = batches(self._windows(loads, cut, store, outcome), self.batch_seconds)
+        ready = batches(self._windows(loads, store), self.batch_seconds)
         for batch, values in self._computed(ready):
             for queued, features in zip(batch, values, strict=True):
-                if queued.track in outcome.left_out:  # since its first windows were read
-                    continue
                 if not torch.isfinite(features).all():
                     hint = ", or too large for float16: give --dtype float32"
                     reason = f"its features are not finite{hint * (self.frames == 'float16')}"
-                    outcome.left_out[queued.track] = reason
-                    store.leave_out(queued.track)
+                    store.leave_out(queued.track, reason)
+                if queued.track in store.left_out:  # perhaps since its first windows were read
                     continue
                 store.add(queued.track, queued.window, features)
                 seconds = queued.window.done / self.upstream.frame_rate
@@ -113,29 +110,22 @@ class Extraction:
         outcome.wall = time.perf_counter() - begin
         return outcome
 
-    def _windows(
-        self, loads: Iterator[Load], cut: Cut, store: MeanStore | FrameStore, outcome: Outcome
-    ) -> Iterator[QueuedWindow]:
+    def _windows(self, loads: Iterator[Load], store: Store) -> Iterator[QueuedWindow]:
         """Yield the windows of what was read, on the model's device."""
         for load in loads:
             waveform = load.waveform.to(self.upstream.device, non_blocking=True)
-            pieces = waveform.split([part.num_samples for part in load.parts])
-            for part, reason, samples in zip(load.parts, load.reasons, pieces, strict=True):
-                if reason and part.track not in outcome.left_out:
-                    outcome.left_out[part.track] = reason
-                    store.leave_out(part.track)
-                if part.track in outcome.left_out:
+            for (track, section), reason, samples in load.pieces(waveform):
+                if reason:
+                    store.leave_out(track, reason)
+                if track in store.left_out:
                     continue
-                section = cut.sections(part.track)[part.section]
                 if len(section.windows) == 1:
                     # A copy, so that a held track does not keep the whole load in memory.
-                    yield QueuedWindow(part.track, section.windows[0], samples.clone(), None)
+                    yield QueuedWindow(track, section.windows[0], samples.clone(), None)
                     continue
                 statistics = self.upstream.statistics(samples.unsqueeze(0))
                 for window in section.windows:
-                    yield QueuedWindow(
-                        part.track, window, section.part(samples, window), statistics
-                    )
+                    yield QueuedWindow(track, window, section.part(samples, window), statistics)
 
     def _computed(self, ready: Iterator[Batch]) -> Iterator[tuple[Batch, Tensor]]:
         """Yield batches with their features, `_BATCHES_IN_FLIGHT` batches after their start."""

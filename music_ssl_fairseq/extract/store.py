@@ -47,7 +47,7 @@ _MAX_NAME_BYTES = 255 - len(".npy")
 _WAY_OUT = "--out writes elsewhere; --force would replace them"
 
 
-class _Store:
+class Store:
     """Base of both kinds of store; `sizes` are the numbers of layers and of values."""
 
     damaged: list[int]  # tracks that existed, but incomplete, when the store was opened
@@ -58,6 +58,7 @@ class _Store:
         self._sizes = sizes
         self._checksums = checksums
         self._there = np.zeros(len(cut.manifest), bool)
+        self.left_out: dict[int, str] = {}  # reasons
 
     def has(self, track: int) -> bool:
         """Return whether the track's features are complete."""
@@ -75,6 +76,19 @@ class _Store:
                 damaged.append(track)
         return damaged
 
+    def leave_out(self, track: int, reason: str) -> None:
+        """Note the first reason why a track has no features, and discard its windows."""
+        self.left_out.setdefault(track, reason)
+        self._discard(track)
+
+    def add(self, track: int, window: Window, values: Tensor) -> None:
+        """Add the track's next window."""
+        raise NotImplementedError
+
+    def _discard(self, track: int) -> None:
+        """Forget the windows of a track that were added."""
+        raise NotImplementedError
+
     def _is_complete(self, track: int) -> bool:
         """Compare a track's features with their checksum."""
         raise NotImplementedError
@@ -84,7 +98,7 @@ class _Store:
         raise NotImplementedError
 
 
-class MeanStore(_Store):
+class MeanStore(Store):
     """Store one row per track: the mean over its frames, in each layer."""
 
     def __init__(self, folder: Path, cut: Cut, sizes: tuple[int, int], checksums: Checksums):
@@ -118,8 +132,7 @@ class MeanStore(_Store):
             self._rows[track] = row
             self._checksums.note(track, self._checksums.of([row.tobytes()]))
 
-    def leave_out(self, track: int) -> None:
-        """Discard the windows of a track that cannot be read."""
+    def _discard(self, track: int) -> None:
         self._sums.pop(track, None)
 
     def close(self) -> None:
@@ -133,7 +146,7 @@ class MeanStore(_Store):
             os.replace(self._working, self._final)
 
 
-class FrameStore(_Store):
+class FrameStore(Store):
     """Store one file per track: its frames, in each layer."""
 
     def __init__(
@@ -189,15 +202,14 @@ class FrameStore(_Store):
             del self._open[track]
             self._checksums.note(track, self._new[track])
 
-    def leave_out(self, track: int) -> None:
-        """Remove the file of a track that cannot be read."""
+    def _discard(self, track: int) -> None:
         if track in self._open:
             self._open.pop(track).discard()
 
     def close(self) -> None:
         """Remove the files of tracks that are not complete."""
-        while self._open:
-            self._open.popitem()[1].discard()
+        for track in list(self._open):
+            self._discard(track)
         self._checksums.close()
 
     def finish(self) -> None:
