@@ -36,6 +36,32 @@ def schedule_of(task: Any) -> tuple[int, str]:
     return getattr(task, "warmup", 0), getattr(task, "advice", "Lower the learning rate")
 
 
+def warmup_updates(cfg: Any) -> int:
+    """Return the number of updates until the learning rate is at its peak, from fairseq's `cfg`."""
+    scheduler = cfg.lr_scheduler
+    ratio = scheduler.get("phase_ratio")
+    if ratio:
+        return int(ratio[0] * cfg.optimization.max_update)
+    return int(scheduler.get("warmup_updates") or scheduler.get("warmup_steps") or 0)
+
+
+def collapse_advice(cfg: Any) -> str:
+    """Return the two settings to change after a collapse, with values that have helped."""
+    scheduler = cfg.lr_scheduler
+    rate = cfg.optimization.lr[0]
+    warmup = warmup_updates(cfg)
+    if scheduler.get("phase_ratio"):
+        longer = f"a larger first lr_scheduler.phase_ratio (now {scheduler.phase_ratio[0]:g})"
+    else:
+        name = "warmup_steps" if "warmup_steps" in scheduler else "warmup_updates"
+        longer = f"lr_scheduler.{name}={2 * warmup or 300} (now {warmup})"
+    return (
+        f"Start again with a lower rate and a longer warm-up, for instance optimization.lr="
+        f"[{rate / 3:.2g}] (now {rate:g}) and {longer}, in another hydra.run.dir; "
+        "criterion.stop_if_collapsed=false trains on"
+    )
+
+
 @dataclass
 class Patience:
     """Decides when a state that may pass has lasted too long."""

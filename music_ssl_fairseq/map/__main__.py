@@ -84,7 +84,7 @@ def run(a: argparse.Namespace) -> None:
     from manifests_tools.find import find_audio
     from music_ssl_fairseq.frames import counted
     from music_ssl_fairseq.map.embedding import Embedder
-    from music_ssl_fairseq.map.page import write_page
+    from music_ssl_fairseq.map.song_page import write_page
 
     names, left_out = find_audio(a.folder, "FOLDER")
     embedder = Embedder(a.upstream, a.layer, a.seconds, a.device)

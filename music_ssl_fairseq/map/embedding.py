@@ -12,7 +12,7 @@ from music_ssl_fairseq import audio
 from music_ssl_fairseq.data.left_out import LeftOut
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE
-from music_ssl_fairseq.map.page import middle_of
+from music_ssl_fairseq.map.song_page import middle_of
 from music_ssl_fairseq.probing.features.cache import Clip, FeatureCache, clip_at
 from music_ssl_fairseq.probing.features.source import EncoderSource, open_source
 from music_ssl_fairseq.runtime.machine import choose_device

@@ -9,8 +9,7 @@ from fairseq.dataclass import ChoiceEnum
 from fairseq.models import register_model
 from torch import Tensor, nn
 
-from music_ssl_fairseq.bands.mel_bands import MelBands
-from music_ssl_fairseq.bands.pitch_filters import ConstantQ
+from music_ssl_fairseq.bands import ConstantQ, MelBands
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import FrameGrid
 from music_ssl_fairseq.models.random_projection import RandomProjection

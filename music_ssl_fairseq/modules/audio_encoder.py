@@ -7,8 +7,7 @@ import torch
 from fairseq.models import BaseFairseqModel
 from torch import Tensor, nn
 
-from music_ssl_fairseq.bands.mel_bands import MelBands
-from music_ssl_fairseq.bands.pitch_filters import PitchFilters
+from music_ssl_fairseq.bands import MelBands, PitchFilters
 from music_ssl_fairseq.fast.dispatch import Execution
 from music_ssl_fairseq.frames import conv_grid, frames_within, parse_conv_layers
 from music_ssl_fairseq.modules.conv_extractor import ConvExtractor

@@ -86,7 +86,7 @@ class AudioEncoderConfig(FairseqDataclass):
     pitch_bands: int = setting(
         0,
         "bands per octave of a second first layer with long filters, beside the extractor "
-        "(bands/pitch_filters.py): 24 for quarter tones; 0 for none. Not in fairseq: such a "
+        "(bands.py): 24 for quarter tones; 0 for none. Not in fairseq: such a "
         "checkpoint loads in this package alone",
         FROM_0,
     )
@@ -94,7 +94,7 @@ class AudioEncoderConfig(FairseqDataclass):
     mel_bands: int = setting(
         0,
         "bands of a log-mel spectrum as a further input beside the extractor, whose group norm "
-        "hides a steady tone's spectral envelope (bands/mel_bands.py): up to 64; 0 for none. Not "
+        "hides a steady tone's spectral envelope (bands.py): up to 64; 0 for none. Not "
         "in fairseq: such a checkpoint loads in this package alone",
         FROM_0,
     )

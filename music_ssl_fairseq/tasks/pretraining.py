@@ -19,6 +19,7 @@ from music_ssl_fairseq.compat import check_unpickler, one_line_errors
 # fairseq imports tasks/ and models/ of a user_dir, and nothing else.
 from music_ssl_fairseq.criterions import music2vec as _criterion  # noqa: F401
 from music_ssl_fairseq.criterions import music_hubert as _other_criterion  # noqa: F401
+from music_ssl_fairseq.criterions.collapse import collapse_advice, warmup_updates
 from music_ssl_fairseq.criterions.totals import DelayedTotals, log_pace
 from music_ssl_fairseq.data.augmentation import equalise
 from music_ssl_fairseq.data.crop_config import CropConfig
@@ -36,7 +37,6 @@ from music_ssl_fairseq.runtime.user_command import made_tasks
 from music_ssl_fairseq.tasks.label_sets import LabelSets
 from music_ssl_fairseq.tasks.refusals import refuse_impossible, whole_configuration
 from music_ssl_fairseq.tasks.run_folder import RunFolderTask
-from music_ssl_fairseq.tasks.schedule_checks import collapse_advice, warmup_updates
 from music_ssl_fairseq.training import prepare_training
 from music_ssl_fairseq.training.epoch import note_batching
 from music_ssl_fairseq.training.narration import shown

@@ -135,3 +135,28 @@ def _refuse_others(cfg: Any, fixed: Mapping[str, tuple[Any, str]], prefix: str) 
         if (value or None) != (needed or None):  # false, 0 and null are one
             command = with_setting(f"{name}=")
             raise InputError(f"{name}={value}: {prefix}{reason}", command)
+
+
+def check_schedule(cfg: Any) -> None:
+    """Refuse a schedule over a number of updates that is not given, and fairseq's unusable one."""
+    scheduler, limits = cfg.lr_scheduler, cfg.optimization
+    name = scheduler._name
+    if name == "manual":
+        raise InputError(
+            "lr_scheduler=manual: its rates are options of fairseq-train alone, and no settings of "
+            "a configuration; take tri_stage, polynomial_decay, cosine or fixed"
+        )
+    over = {
+        "polynomial_decay": ("total_num_update",),
+        "tri_stage": ("max_update",) if scheduler.get("phase_ratio") else (),
+        "tri_stage_any_length": ("max_update",) if scheduler.get("phase_ratio") else (),
+        "cosine": ("max_update",) if not scheduler.get("lr_period_updates") else (),
+    }.get(name, ())
+    for key in over:
+        if scheduler[key] <= 0:
+            raise InputError(
+                f"optimization.max_update={limits.max_update}: lr_scheduler {name} spreads the "
+                "learning rate over the whole run and needs its number of updates; give "
+                f"optimization.max_update=N (with optimization.max_epoch, what comes first ends "
+                "the run), or lr_scheduler=fixed"
+            )

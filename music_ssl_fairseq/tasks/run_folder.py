@@ -15,8 +15,7 @@ from music_ssl_fairseq.data.run_identity import Identity, differences, settings_
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.files import hold
 from music_ssl_fairseq.runtime.user_command import beside, with_setting
-from music_ssl_fairseq.tasks.refusals import configs_of, whole_configuration
-from music_ssl_fairseq.tasks.schedule_checks import check_schedule
+from music_ssl_fairseq.tasks.refusals import check_schedule, configs_of, whole_configuration
 from music_ssl_fairseq.training.checkpoints import checkpoint_to_resume
 from music_ssl_fairseq.training.logs import choose_tracker
 from music_ssl_fairseq.training.narration import say

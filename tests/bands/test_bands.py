@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from music_ssl_fairseq import upstream
-from music_ssl_fairseq.bands.mel_bands import MelBands
-from music_ssl_fairseq.bands.pitch_filters import LOWEST_HZ, PitchFilters
+from music_ssl_fairseq.bands import LOWEST_HZ, MelBands, PitchFilters
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.export.__main__ import main as export
 from music_ssl_fairseq.frames import FrameGrid

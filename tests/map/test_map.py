@@ -11,7 +11,7 @@ import torch
 import music_ssl_fairseq
 from music_ssl_fairseq.__main__ import main
 from music_ssl_fairseq.map.embedding import Embedder
-from music_ssl_fairseq.map.page import standardised
+from music_ssl_fairseq.map.song_page import standardised
 from music_ssl_fairseq.pages.flat import flat_map, nearest
 from tests import checkpoints, tiny
 from tests.audio_files import write_tone

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchaudio
 
-from music_ssl_fairseq.bands.mel_bands import MEL_WINDOW, MelBands
+from music_ssl_fairseq.bands import MEL_WINDOW, MelBands
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import FrameGrid
 from music_ssl_fairseq.models.random_projection import RandomProjection

@@ -1,1 +1,0 @@
-"""Frequency bands on the extractor's frames: further inputs of an encoder, and targets."""
