@@ -14,7 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from music_ssl_fairseq import compat as _compat  # noqa: F401 (before fairseq, which logs)
 from music_ssl_fairseq.data.audio_identity import AUDIO
-from music_ssl_fairseq.data.run_identity import Identity, differences, settings_identity
+from music_ssl_fairseq.data.run_identity import (
+    Identity,
+    contents_of,
+    differences,
+    digest_of,
+    settings_identity,
+)
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing import train_and_score
 from music_ssl_fairseq.probing.config import PROBE_CONFIGS
@@ -29,6 +35,7 @@ from music_ssl_fairseq.runtime.user_command import beside, with_option
 STAMP = "made_of.json"
 """Written beside the results at the end: the data and settings that they come from."""
 
+_RESULTS = "results"  # in the stamp: their digest
 _GROUPS = ("dataset", "optimization", "optimizer")  # beside task and model
 _MAX_NAME_CHARACTERS = 60
 
@@ -83,7 +90,7 @@ def probe_all(
         if not done:
             (probe.out / STAMP).unlink(missing_ok=True)
             train_and_score.run(cfg, source, split)
-            write_json(probe.out / STAMP, made_of)
+            write_json(probe.out / STAMP, {**made_of, _RESULTS: _results(probe.out, split)})
         yield probe, not done
 
 
@@ -112,6 +119,7 @@ def _is_done(out: Path, made_of: Identity, split: str, anew: bool) -> bool:
     except InputError:  # missing or damaged: not finished
         return False
     found = differences(made_of, there)
+    noted = there.pop(_RESULTS, None)  # older results have none
     lacking = [name for name in made_of.keys() ^ there.keys() if not name.startswith(AUDIO)]
     if found and not anew:
         raise InputError(
@@ -119,4 +127,14 @@ def _is_done(out: Path, made_of: Identity, split: str, anew: bool) -> bool:
             "--force to replace it",
             with_option("--out", beside(out.parent.parent)),
         )
-    return not (found or lacking) and (out / f"{split}.json").exists()
+    results = _results(out, split)
+    if results and noted in (None, results):
+        return not (found or lacking)
+    print(f"{out}: results are missing, damaged or changed: probed again", file=sys.stderr)
+    return False
+
+
+def _results(out: Path, split: str) -> str:
+    """Digest what the report reads of a probe; empty if a file is missing."""
+    files = [out / name for name in ("probe.json", f"{split}.json", f"{split}_predictions.npz")]
+    return digest_of(contents_of(*files)) if all(map(Path.is_file, files)) else ""

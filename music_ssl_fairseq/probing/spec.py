@@ -128,6 +128,8 @@ class ProbingSpec:
             repeated = sorted(value for value, count in Counter(values).items() if count > 1)
             if repeated:
                 raise InputError(f"`{name}` lists {quoted(repeated[0])} twice")
+        if "/" in self.name or self.name in (".", ".."):
+            raise InputError(f"{quoted(self.name)}: no name for the folder of a task's results")
         for text in (self.name, *self.classes, *self.targets):
             if not 0 < len(text) <= _MAX_CHARACTERS:
                 raise InputError(f"{quoted(text)}: a name has 1 to {_MAX_CHARACTERS} characters")

@@ -63,6 +63,19 @@ def test_what_is_finished_is_kept(inside):
     assert "report: runs/probing/report/report.html" in out
 
 
+def test_results_that_were_changed_are_made_again(inside, folder):
+    (file,) = folder.glob("runs/probing/pitch/logmel-*/test.json")
+    before = file.read_text()
+    file.write_text(before.replace('"task": "pitch"', '"task": "hctip"'))
+    status, _, err = inside("--task", "pitch")
+    assert status == 0
+    assert "results are missing, damaged or changed: probed again" in err
+    assert file.read_text() == before
+    file.with_name("test_predictions.npz").unlink()
+    assert inside("--task", "pitch")[0] == 0
+    assert inside("--task", "pitch")[2].count("done already") == 1
+
+
 def test_a_result_belongs_to_its_settings(inside, folder):
     (file,) = folder.glob("runs/probing/pitch/logmel-*/test.json")
     before = file.stat().st_mtime_ns
@@ -122,6 +135,16 @@ def test_what_is_wrong_is_said_in_one_line(inside, arguments, said):
     assert len(err.splitlines()) <= 2  # the second is a command
     assert err.startswith("error: ")
     assert said in err
+
+
+def test_results_stay_in_their_folder(inside, folder):
+    file = folder / "noise" / "task.json"
+    before = file.read_text()
+    file.write_text(before.replace('"name": "noise"', '"name": "../noise"'))
+    status, _, err = inside("--task", "noise")
+    file.write_text(before)
+    assert status == 1
+    assert "noise/task.json: '../noise': no name for the folder" in err
 
 
 def test_a_missing_checkpoint_is_named(inside):
