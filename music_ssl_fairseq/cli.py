@@ -287,6 +287,11 @@ def exit_status(
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
+        os.getcwd()
+    except FileNotFoundError:
+        print("error: the current folder was removed: go to another\ncd", file=sys.stderr)
+        return 1
+    try:
         return 1 if work() is False else 0
     except InputError as error:
         print(f"error: {with_command(error.lines)}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """Import packages that only some commands need, and librosa in one process at a time."""
 
+import os.path
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -10,7 +11,8 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.files import lock
 
 _HERE = Path(__file__).parents[2]
-SOURCE = str(_HERE) if (_HERE / "pyproject.toml").exists() and Path.cwd() != _HERE else "."
+_IS_CLONE = (_HERE / "pyproject.toml").exists()
+SOURCE = str(_HERE) if _IS_CLONE and not os.path.samefile(os.curdir, _HERE) else "."
 """Folder of the repository, for `pip install -e`."""
 
 

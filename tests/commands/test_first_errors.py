@@ -411,6 +411,13 @@ def test_ctrl_c_waits_for_the_end_of_an_import(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("interrupted; to continue, run\n")
 
 
+def test_the_current_folder_was_removed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    assert exit_status(lambda: None, "x") == 1
+    assert capsys.readouterr().err == "error: the current folder was removed: go to another\ncd\n"
+
+
 def test_validation_without_a_batch_size(monkeypatch):
     monkeypatch.setattr(sys, "orig_argv", ["python", "/bin/fairseq-validate", "manifests"])
     monkeypatch.setattr(sys, "argv", ["/bin/fairseq-validate", "manifests"])
