@@ -412,8 +412,9 @@ def test_ctrl_c_waits_for_the_end_of_an_import(monkeypatch, capsys):
 
 
 def test_the_current_folder_was_removed(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    tmp_path.rmdir()
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
     assert exit_status(lambda: None, "x") == 1
     assert capsys.readouterr().err == "error: the current folder was removed: go to another\ncd\n"
 
