@@ -71,14 +71,6 @@ def clip_at(path: str, start: int, stop: int) -> Clip:
     return Clip(path, start, stop, key)
 
 
-class _Place(NamedTuple):
-    """The vectors of a clip within a file."""
-
-    file: Path
-    first: int
-    stop: int
-
-
 class FeatureCache:
     """Features of clips: `[vectors, layers, D]`, a vector per window or, for beats, per frame."""
 
@@ -98,7 +90,7 @@ class FeatureCache:
         self.folder = self.root / digest.hexdigest()
         self._about = {"upstream": upstream, **identity}
         self._limit = limit
-        self._places: dict[str, _Place] = {}
+        self._places: dict[str, tuple[Path, slice]] = {}  # a clip's file, and vectors in it
         self._arrays: dict[Path, np.ndarray] = {}
         self._indices: dict[Path, _Index] = {}
         self._waiting: list[tuple[str, np.ndarray]] = []
@@ -106,39 +98,35 @@ class FeatureCache:
         self._writer = ThreadPoolExecutor(1)  # its thread starts with the first file
         self._writing: Future[tuple[Path, _Index]] | None = None
         self._in_use: set[str] = set()
-        for file in sorted(self.folder.glob("*.json")):
-            if file.name != _ABOUT and not file.name.startswith("."):
-                self._read_index(file)
-
-    def _read_index(self, file: Path) -> None:
-        try:
-            found = read_object(file)
-            clips = [(str(key), int(count)) for key, count in found["clips"]]
-            self._note(file.with_suffix(".npy"), _Index(str(found["checksum"]), clips))
-        except (InputError, ValueError, TypeError, KeyError):
-            if file.exists():  # otherwise another process has made room
-                self._drop(file.with_suffix(".npy"))
+        for file in sorted(self.folder.glob("[!.]*.json")):
+            if file.name == _ABOUT:
+                continue
+            try:
+                found = read_object(file)
+                clips = [(str(key), int(count)) for key, count in found["clips"]]
+                self._note(file.with_suffix(".npy"), _Index(str(found["checksum"]), clips))
+            except (InputError, ValueError, TypeError, KeyError):
+                if file.exists():  # otherwise another process has made room
+                    self._drop(file.with_suffix(".npy"))
 
     def _note(self, file: Path, index: _Index) -> None:
         self._indices[file] = index
         first = 0
         for key, count in index.clips:
-            self._places[key] = _Place(file, first, first + count)
+            self._places[key] = file, slice(first, first + count)
             first += count
 
-    def _drop(self, file: Path) -> None:
-        """Remove a damaged file, and forget its clips."""
-        logger.warning("%s: damaged; the features in it are computed again", file)
-        self._remove(file)
-
-    def _remove(self, file: Path) -> None:
+    def _drop(self, file: Path, damaged: bool = True) -> None:
+        """Remove a file, and forget its clips."""
+        if damaged:
+            logger.warning("%s: damaged; the features in it are computed again", file)
         _remove(file)
         self._arrays.pop(file, None)
-        self._places = {key: place for key, place in self._places.items() if place.file != file}
+        self._places = {key: place for key, place in self._places.items() if place[0] != file}
 
     def __contains__(self, key: str) -> bool:
         """Return whether a clip's features are in the cache, undamaged."""
-        return key in self._places and self._open(self._places[key].file)
+        return key in self._places and self._open(self._places[key][0])
 
     def _open(self, file: Path) -> bool:
         """Map a file into memory; return whether it is undamaged."""
@@ -152,7 +140,7 @@ class FeatureCache:
                 self._map(file)
                 return True
         except FileNotFoundError:  # another process has made room
-            self._remove(file)
+            self._drop(file, damaged=False)
             return False
         self._drop(file)
         return False
@@ -170,8 +158,8 @@ class FeatureCache:
 
     def vectors(self, key: str) -> np.ndarray:
         """Return a clip's features, which must be in the cache: `[vectors, layers, D]`, mapped."""
-        place = self._places[key]
-        return self._arrays[place.file][place.first : place.stop]
+        file, vectors = self._places[key]
+        return self._arrays[file][vectors]
 
     def use(self, keys: Iterable[str]) -> None:
         """Protect these clips from `make_room`."""
@@ -182,7 +170,7 @@ class FeatureCache:
 
         Raises InputError if `needed` and the files in use are more than the cache may hold.
         """
-        own = {self._places[key].file for key in self._in_use if key in self}
+        own = {self._places[key][0] for key in self._in_use if key in self}
         used = {file: file.stat() for file in self.root.glob("*/*.npy") if file.exists()}
         kept = sum(used[file].st_size for file in own if file in used)
         if needed + kept > self._limit:
@@ -195,7 +183,7 @@ class FeatureCache:
         for file in sorted(used.keys() - own, key=lambda file: used[file].st_mtime):
             if total + needed <= self._limit:
                 break
-            self._remove(file)
+            self._drop(file, damaged=False)
             total -= used[file].st_size
 
     def add(self, key: str, features: np.ndarray) -> None:
