@@ -29,8 +29,6 @@ def totals(
     """
     sums = {key: sum(log[key] for log in logging_outputs) for key in logging_outputs[0]}
     tensors = {key: value for key, value in sums.items() if isinstance(value, Tensor)}
-    if not tensors:
-        return sums
     device = next((t.device for t in tensors.values() if t.is_cuda), torch.device("cpu"))
     flat = fetch(
         torch.cat([t.detach().to(device, torch.float64).flatten() for t in tensors.values()])

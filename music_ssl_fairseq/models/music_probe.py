@@ -6,7 +6,7 @@ from fairseq.models import register_model
 
 from music_ssl_fairseq.probing.config import HeadGridConfig
 from music_ssl_fairseq.probing.heads.fine_tuning import FineTunedProbe
-from music_ssl_fairseq.probing.heads.model import HeadGrid
+from music_ssl_fairseq.probing.heads.head_grid import HeadGrid
 
 
 @register_model("music_probe", dataclass=HeadGridConfig)

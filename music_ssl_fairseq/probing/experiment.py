@@ -21,7 +21,7 @@ from music_ssl_fairseq.probing.features.cache import FeatureCache, clip_at
 from music_ssl_fairseq.probing.features.fill import WindowPlan, feature_identity, fill
 from music_ssl_fairseq.probing.features.source import EncoderSource, FeatureSource, open_source
 from music_ssl_fairseq.probing.features.windows import FRAME_HOP
-from music_ssl_fairseq.probing.heads.model import HeadGrid, HeadInputs
+from music_ssl_fairseq.probing.heads.head_grid import HeadGrid, HeadInputs
 from music_ssl_fairseq.probing.labels import ProbingSplit, probing_audio, probing_identity
 from music_ssl_fairseq.probing.scoring import results
 from music_ssl_fairseq.probing.scoring.beats import DECODERS

@@ -25,7 +25,7 @@ from music_ssl_fairseq.probing.experiment import CHOOSE_ON, ProbeExperiment
 from music_ssl_fairseq.probing.features.source import FeatureSource
 from music_ssl_fairseq.probing.heads.adam import RowAdam, RowAdamConfig
 from music_ssl_fairseq.probing.heads.fine_tuning import check_settings
-from music_ssl_fairseq.probing.heads.model import HeadGrid
+from music_ssl_fairseq.probing.heads.head_grid import HeadGrid
 from music_ssl_fairseq.probing.heads.update import loss_and_logs, mini_batches, update
 from music_ssl_fairseq.probing.scoring.results import Collector
 from music_ssl_fairseq.runtime.settings import check_ranges

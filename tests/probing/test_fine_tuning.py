@@ -12,7 +12,7 @@ from music_ssl_fairseq.probing.config import HeadGridConfig
 from music_ssl_fairseq.probing.experiment import ProbeExperiment
 from music_ssl_fairseq.probing.heads.adam import SHARE, RowAdam, RowAdamConfig
 from music_ssl_fairseq.probing.heads.fine_tuning import FineTunedProbe, check_settings
-from music_ssl_fairseq.probing.heads.grid import Head, ProbeHeads
+from music_ssl_fairseq.probing.heads.probe_heads import Head, ProbeHeads
 from music_ssl_fairseq.probing.heads.update import loss_and_logs, update
 from music_ssl_fairseq.probing.spec import KINDS
 from music_ssl_fairseq.report import __main__ as report_command

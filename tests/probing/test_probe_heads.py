@@ -6,10 +6,10 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.nn import functional as F
 
-from music_ssl_fairseq.probing.heads import grid as grid_module
+from music_ssl_fairseq.probing.heads import probe_heads as grid_module
 from music_ssl_fairseq.probing.heads.adam import RowAdam, RowAdamConfig
-from music_ssl_fairseq.probing.heads.grid import MIXED, Head, ProbeHeads, grid
 from music_ssl_fairseq.probing.heads.plateau import HeadSchedule
+from music_ssl_fairseq.probing.heads.probe_heads import MIXED, Head, ProbeHeads, grid
 from music_ssl_fairseq.probing.heads.update import head_losses, mini_batches
 from music_ssl_fairseq.probing.spec import KINDS
 

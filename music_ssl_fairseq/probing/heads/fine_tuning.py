@@ -9,8 +9,8 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.config import HeadGridConfig
 from music_ssl_fairseq.probing.features.windows import FRAME_RATE
 from music_ssl_fairseq.probing.heads.adam import SHARE
-from music_ssl_fairseq.probing.heads.grid import MIXED
-from music_ssl_fairseq.probing.heads.model import HeadGrid, HeadInputs
+from music_ssl_fairseq.probing.heads.head_grid import HeadGrid, HeadInputs
+from music_ssl_fairseq.probing.heads.probe_heads import MIXED
 from music_ssl_fairseq.upstream.model import Upstream
 
 _LAYER = re.compile(r"model\.encoder\.layers\.(\d+)\.")

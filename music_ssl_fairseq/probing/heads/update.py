@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from music_ssl_fairseq.probing.heads.adam import RowAdam
-from music_ssl_fairseq.probing.heads.model import HeadGrid
+from music_ssl_fairseq.probing.heads.head_grid import HeadGrid
 from music_ssl_fairseq.probing.spec import Kind
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from music_ssl_fairseq.compat import one_line_errors
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.probing.config import HeadGridConfig
-from music_ssl_fairseq.probing.heads.grid import MIXED, PARAMETERS, Head, ProbeHeads, grid
 from music_ssl_fairseq.probing.heads.plateau import HeadSchedule
+from music_ssl_fairseq.probing.heads.probe_heads import MIXED, PARAMETERS, Head, ProbeHeads, grid
 from music_ssl_fairseq.runtime.user_command import with_setting
 
 
