@@ -366,7 +366,7 @@ class Upstream(nn.Module):
             if layer not in range(-count, count):
                 raise InputError(
                     f"{self.path}: has no layer {layer}, only 0 (the extractor's projected output) "
-                    f"to {self.num_layers}, or -{count} to -1 from the end",
+                    f"to {self.num_layers}",
                     with_other("--layer", self.num_layers),
                 )
         if not chosen:
