@@ -43,17 +43,20 @@ def test_golden_counts(tables, subset, tmp_path, monkeypatch):
 
 
 def small(folder, suffix: str = ".mp3"):
-    """One track in each split, of 36 s, 20 s and 30 s."""
+    """Two tracks in each split, of 36 s, 20 s and 30 s; the second one has one tag less."""
     splits = folder / "data" / "splits" / "split-0"
     splits.mkdir(parents=True)
     for i, split in enumerate(("train", "validation", "test")):
-        tags = "instrument---piano\tinstrument---drums"
-        row = f"track_{i}\tartist_1\talbum_1\t0{i}/{i}.mp3\t9.9\t{tags}"
-        text = f"TRACK_ID\tARTIST_ID\tALBUM_ID\tPATH\tDURATION\tTAGS\r\n{row}\r\n"
-        (splits / f"autotagging_instrument-{split}.tsv").write_text(text)
+        text = "TRACK_ID\tARTIST_ID\tALBUM_ID\tPATH\tDURATION\tTAGS\r\n"
         (folder / f"0{i}").mkdir()
-        waveform = np.full((36, 20, 30)[i] * 8_000, 0.25)
-        soundfile.write(folder / f"0{i}" / f"{i}{suffix}", waveform, 8_000, format="WAV")
+        for name, tags in (
+            (f"0{i}/{i}", "instrument---piano\tinstrument---drums"),
+            (f"0{i}/9{i}", "instrument---piano"),
+        ):
+            text += f"track_{i}\tartist_1\talbum_1\t{name}.mp3\t9.9\t{tags}\r\n"
+            waveform = np.full((36, 20, 30)[i] * 8_000, 0.25)
+            soundfile.write(folder / f"{name}{suffix}", waveform, 8_000, format="WAV")
+        (splits / f"autotagging_instrument-{split}.tsv").write_text(text)
     return splits
 
 
@@ -64,9 +67,9 @@ def test_the_middle_of_a_track_is_used(tmp_path, seconds, start, stop):
     arguments = ["--root", str(tmp_path), "--out", str(out), "--excerpt-seconds", str(seconds)]
     assert main(["mtg-instrument", *arguments]) == 0
     segments = ProbingSplit(out, "train", read_spec(out)).segments / 16_000
-    assert segments.tolist() == [[start, stop]]
+    assert segments.tolist() == [[start, stop]] * 2
     short = ProbingSplit(out, "valid", read_spec(out)).segments / 16_000
-    assert short.tolist() == [[5, 15] if seconds == 10 else [0, 20]]
+    assert short.tolist() == [[5, 15] if seconds == 10 else [0, 20]] * 2
 
 
 def test_from_audio_of_low_quality_to_labels(tmp_path, capsys):
@@ -76,11 +79,11 @@ def test_from_audio_of_low_quality_to_labels(tmp_path, capsys):
     assert (task.kind, task.metric) == ("multi-label", "macro_roc_auc")
     assert task.classes == ("instrument---drums", "instrument---piano")
     data = ProbingSplit(tmp_path / "out", "test", task)
-    assert data.targets.tolist() == [[True, True]]
+    assert data.targets.tolist() == [[True, True], [False, True]]
     assert data.manifest.name(0) == "02/2.low.mp3"
     check_leakage(tmp_path / "out")
     assert (
-        capsys.readouterr().out.splitlines()[2] == "test: 1 files (published 5115: -5114), 30.0 s"
+        capsys.readouterr().out.splitlines()[2] == "test: 2 files (published 5115: -5113), 1.0 min"
     )
 
 
@@ -88,9 +91,9 @@ def test_lines_without_tags_and_missing_tables(tmp_path):
     splits = small(tmp_path)
     table = splits / "autotagging_instrument-test.tsv"
     table.write_text(table.read_text() + "track_9\tartist_1\talbum_1\t09/9.mp3\t9.9\r\n")
-    with pytest.raises(InputError, match=r"-test\.tsv, line 3: no tag; was the file cut off"):
+    with pytest.raises(InputError, match=r"-test\.tsv, line 4: no tag; was the file cut off"):
         with_defaults(mtg_jamendo.instrument)(str(tmp_path), out=str(tmp_path / "out"))
-    header, line, _ = table.read_text().splitlines()
+    header, line, *_ = table.read_text().splitlines()
     for text, said in ((f"{header}\n{line}\n{line}", "2 times in test"), (line, "no column PATH")):
         table.write_text(text)
         with pytest.raises(InputError, match=said):

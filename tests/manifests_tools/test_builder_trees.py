@@ -70,16 +70,17 @@ def test_mtt_golden_counts(mtt, tmp_path):
 
 def test_mtt_from_audio_to_labels(stubs, tmp_path, capsys):
     clips = [("2", "0/a.mp3", 3), ("35644", "1/b.mp3", 0), ("9", "c/c.mp3", 2), ("4", "f/d.mp3", 5)]
+    clips.append(("5", "f/e.mp3", 4))
     rows = ["\t".join(["clip_id", *TAGS[:60], "mp3_path"])]
     for clip, path, number in clips:
         rows.append("\t".join([clip, *(["1"] * number + ["0"] * (60 - number)), path]))
     (tmp_path / "annotations_final.csv").write_text("\n".join(rows) + "\n")
-    stubs.lay(tmp_path / "mp3", ["0/a.mp3", "c/c.mp3", "f/d.mp3"])
+    stubs.lay(tmp_path / "mp3", ["0/a.mp3", "c/c.mp3", "f/d.mp3", "f/e.mp3"])
     assert main(["mtt", "--root", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     task = read_spec(tmp_path / "out")
     assert (len(task.classes), task.skipped, task.missing) == (50, ("1/b.mp3",), 0)
     assert names(tmp_path / "out", "train") == ["mp3/0/a.mp3"]
-    assert ProbingSplit(tmp_path / "out", "test", task).targets.sum() == 5
+    assert ProbingSplit(tmp_path / "out", "test", task).targets.sum(1).tolist() == [5, 4]
     shown = capsys.readouterr()
     assert "skipped, known to be damaged or double: 1/b.mp3" in shown.out
     assert "warning: train has no example of: tag 003, tag 004," in shown.err
