@@ -73,8 +73,8 @@ class Embedder:
             for name in tqdm(names, desc="embedding", unit=" songs"):
                 try:
                     path = folder / name
-                    part = middle_of(path, self._seconds or math.inf)
-                    song = clip_at(str(path), part.start, part.stop)
+                    _, start, stop = middle_of(path, self._seconds or math.inf)
+                    song = clip_at(str(path), start, stop)
                     if song.key in cache:
                         found[name] = cache.vectors(song.key)[0, 0]
                         continue

@@ -3,38 +3,32 @@
 import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from music_ssl_fairseq import audio
 from music_ssl_fairseq.data.left_out import LeftOut
-from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.frames import SAMPLE_RATE, amount, counted
 from music_ssl_fairseq.jobs.pool import WorkerPool, ordered
 from music_ssl_fairseq.pages.flat import flat_map, nearest
 from music_ssl_fairseq.pages.page import Page, table
 
-
-class Middle(NamedTuple):
-    """A part of a song of `length` samples at 16 kHz: from `start` to before `stop`."""
-
-    length: int
-    start: int
-    stop: int
-
-
-def middle_of(path: str | os.PathLike, seconds: float) -> Middle:
-    """Return the middle `seconds` of a song, all of it if it is shorter."""
-    length = audio.probe(path).length_at()
-    part = round(min(length, seconds * SAMPLE_RATE))
-    start = (length - part) // 2
-    return Middle(length, start, start + part)
-
-
 _CLIP_SECONDS = 8.0
 _MIN_CLIP_SECONDS = 2.0
 _MAX_PAGE_SECONDS = 4000.0  # of all clips together, some 20 MB
+
+
+def middle_of(path: str | os.PathLike, seconds: float) -> tuple[int, int, int]:
+    """Return a song's length, and the start and end of its middle `seconds`: samples at 16 kHz.
+
+    A shorter song is its own middle.
+    """
+    length = audio.probe(path).length_at()
+    part = round(min(length, seconds * SAMPLE_RATE))
+    start = (length - part) // 2
+    return length, start, start + part
 
 
 class SongClip(NamedTuple):
@@ -45,19 +39,11 @@ class SongClip(NamedTuple):
     start: float
 
 
-class _Cutter(NamedTuple):
-    """Cut the middle of songs; a job of workers."""
-
-    seconds: float
-
-    def __call__(self, path: str) -> SongClip | AudioError:
-        try:
-            length, start, stop = middle_of(path, self.seconds)
-            waveform = audio.read(path, start, stop - start) if stop > start else np.zeros(0)
-        except AudioError as error:
-            return error
-        sound = audio.mp3(waveform, SAMPLE_RATE) if len(waveform) else b""
-        return SongClip(length / SAMPLE_RATE, sound, start / SAMPLE_RATE)
+def _middle_clip(seconds: float, path: str) -> SongClip:
+    length, start, stop = middle_of(path, seconds)
+    waveform = audio.read(path, start, stop - start) if stop > start else np.zeros(0)
+    sound = audio.mp3(waveform, SAMPLE_RATE) if len(waveform) else b""
+    return SongClip(length / SAMPLE_RATE, sound, start / SAMPLE_RATE)
 
 
 def write_page(
@@ -79,11 +65,7 @@ def write_page(
     if clip_seconds is None:
         clip_seconds = max(_MIN_CLIP_SECONDS, min(_CLIP_SECONDS, _MAX_PAGE_SECONDS / len(songs)))
     paths = [str(folder / name) for name in songs]
-    clips = []
-    for found in ordered(_Cutter(clip_seconds), paths, WorkerPool(a.workers)):
-        if isinstance(found, AudioError):
-            raise found
-        clips.append(found)
+    clips = list(ordered(partial(_middle_clip, clip_seconds), paths, WorkerPool(a.workers)))
     comparable = standardised(np.stack([vectors[name] for name in songs]))
     distances, others = nearest(comparable, a.neighbours)
     similarity = (1 - distances**2 / 2).round(3)  # of vectors of length 1
