@@ -191,15 +191,16 @@ def _refuse(message: str, arguments: list[str], folder: str, names: list[str]) -
         if os.path.isfile(f"{stem}.yaml"):
             chosen = _command(os.path.dirname(path) or ".", os.path.basename(stem))
             _end_process([message], [*chosen, *(other for other in others if other != path)])
+    last = os.path.basename(os.path.abspath(folder)) if folder else ""
     at = {family: example(family) for family in _FAMILIES}
     if folder and is_ours(folder):
-        at = {f: os.path.join(os.path.dirname(os.path.normpath(folder)), f) for f in _FAMILIES}
+        beside = os.path.join(folder, os.pardir)
+        at = {f: os.path.normpath(os.path.join(beside, f)) for f in _FAMILIES} | {last: folder}
     there = {family: _configurations(at[family]) for family in at if os.path.isdir(at[family])}
     if not there:
         _end_process([message], ["fairseq-hydra-train", "--help"])
     wanted = names[-1].removesuffix(".yaml") if names else ""
     like = get_close_matches(wanted, [name for names in there.values() for name in names], 1)
-    last = os.path.basename(os.path.normpath(folder)) if folder else ""
     probing = any(re.match(r"model\.upstream=", argument) for argument in others)
     exact = [family for family in there if wanted in there[family]]
     family = (
@@ -209,12 +210,13 @@ def _refuse(message: str, arguments: list[str], folder: str, names: list[str]) -
         or [family for family in there if set(like) & set(there[family])]
         or list(there)
     )[0]
-    usual = "config" if family == "probing" or (folder and not wanted) else "short"
+    is_named = "short" in there[family] and (wanted or not folder)
+    usual = "short" if is_named else "config"
     name = (get_close_matches(wanted, there[family], 1) or [usual])[0]
     rest = " and ".join(other for other in there if other != family)
-    listing = f"configurations of {at[family]}: {', '.join(there[family])}"
-    lines = [message, f"{listing}; others are in {rest} beside it"]
-    _end_process(lines, [*_command(at[family], name), *others])
+    elsewhere = f"; others are in {rest} beside it" if rest else ""
+    listing = f"configurations of {at[family]}: {', '.join(there[family])}{elsewhere}"
+    _end_process([message, listing], [*_command(at[family], name), *others])
 
 
 def _end_process(lines: list[str], command: list[str]) -> None:

@@ -631,6 +631,7 @@ class TestSettings:
             ("--config-dir OURS --config-name OURS/tiny", "--config-dir OURS --config-name tiny"),
             ("--config-dir OURS --config-name top_12", "music2vec --config-name top_12"),
             ("--config-dir notes -m", "examples/music_hubert -m"),
+            ("--config-dir mine --config-name tinny", "--config-dir mine --config-name tiny"),
             ("--config_dir OURS", " --config-dir OURS"),
             ("--config-dir OURS --lr 0.1 -m", "--config-dir OURS 'optimization.lr=[0.1]' -m"),
             ("--config-dir OURS --max-update=5", "--config-dir OURS optimization.max_update=5"),
@@ -638,6 +639,7 @@ class TestSettings:
         ],
     )
     def test_no_such_configuration(self, words, end, capsys, monkeypatch):
+        Path("mine").symlink_to(self.options[1])
         monkeypatch.setattr(choice.os, "_exit", sys.exit)
         words, end = (text.replace("OURS", self.options[1]) for text in (words, end))
         with pytest.raises(SystemExit, match="1"):
