@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE
-from music_ssl_fairseq.jobs.checkpoint_dir import Block, CheckpointDir
+from music_ssl_fairseq.jobs.checkpoint_dir import Block, CheckpointDir, Held
 from music_ssl_fairseq.jobs.pool import WorkerPool, ordered
 from music_ssl_fairseq.jobs.shards import cut_blocks
 from music_ssl_fairseq.runtime.user_command import typed
@@ -91,12 +91,15 @@ class BlockJob:
         bar: tqdm,
     ) -> list[int]:
         """Do the blocks that no other process is doing; return the numbers of the others."""
-        claims = Claims(checkpoints, self.name, numbers)
+        held: Held = deque()
+        busy: list[int] = []
+        claimed = checkpoints.claim_blocks(self.name, numbers, held, busy)
         try:
-            groups = (group for number in claims for group in self._groups(number, pool.group_size))
+            groups = (g for number in claimed for g in self._groups(number, pool.group_size))
             results: list[np.ndarray | AudioError] = []
             for found in ordered(work, groups, pool):
-                block = self.blocks[claims.first]
+                number, release = held[0]
+                block = self.blocks[number]
                 first = block.start + len(results)
                 samples = self.num_samples[first : first + len(found)].sum()
                 # Rounded as the total is; tqdm warns of a sum beyond it.
@@ -104,12 +107,14 @@ class BlockJob:
                 bar.update(0)
                 results += found
                 if len(results) == len(block):
-                    self._save(checkpoints, claims.first, results)
-                    claims.release_first()
+                    self._save(checkpoints, number, results)
+                    held.popleft()
+                    release()
                     results = []
         finally:
-            claims.release_all()
-        return claims.busy
+            for _, release in held:
+                release()
+        return busy
 
     def _groups(self, number: int, size: int) -> Iterator[list[Any]]:
         block = self.blocks[number]
@@ -147,44 +152,3 @@ class BlockJob:
             "--skip-unreadable such a track gets an empty line, and training leaves it out",
             shlex.join([*typed(), "--skip-unreadable"]),
         )
-
-
-class Claims:
-    """Blocks that this process is doing: iterate to claim the next one that is free.
-
-    Those that another process is doing are passed over, and noted in `busy`.
-    """
-
-    def __init__(self, checkpoints: CheckpointDir, name: str, numbers: Sequence[int]):
-        self._checkpoints = checkpoints
-        self._name = name
-        self._numbers = numbers
-        self._held: deque[tuple[int, Callable[[], None]]] = deque()
-        self.busy: list[int] = []
-
-    def __iter__(self) -> Iterator[int]:
-        for number in self._numbers:
-            file = self._checkpoints.block(self._name, number)
-            if file.exists():
-                continue
-            release = self._checkpoints.claim(file.stem)
-            if release is None:
-                self.busy.append(number)
-            elif file.exists():  # another process has finished it since
-                release()
-            else:
-                self._held.append((number, release))
-                yield number
-
-    @property
-    def first(self) -> int:
-        """The block whose results come next."""
-        return self._held[0][0]
-
-    def release_first(self) -> None:
-        _, release = self._held.popleft()
-        release()
-
-    def release_all(self) -> None:
-        while self._held:
-            self.release_first()

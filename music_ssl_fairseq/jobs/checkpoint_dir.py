@@ -9,7 +9,8 @@ import shutil
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -25,6 +26,10 @@ _DAMAGED: tuple[type[Exception], ...] = (
     *UNREADABLE,
 )
 """Errors of reading a damaged .npz."""
+
+
+Held = deque[tuple[int, Callable[[], None]]]
+"""Blocks that this process is doing, in their order, and what releases each."""
 
 
 class Block(NamedTuple):
@@ -135,6 +140,26 @@ class CheckpointDir:
             handle.close()
 
         return release
+
+    def claim_blocks(
+        self, name: str, numbers: Sequence[int], held: Held, busy: list[int]
+    ) -> Iterator[int]:
+        """Yield the blocks that are to be done here, and take each one's lock when asked for it.
+
+        `held` gets the block, and what releases it; `busy` those that another process is doing.
+        """
+        for number in numbers:
+            file = self.block(name, number)
+            if file.exists():
+                continue
+            release = self.claim(file.stem)
+            if release is None:
+                busy.append(number)
+            elif file.exists():  # another process has finished it since
+                release()
+            else:
+                held.append((number, release))
+                yield number
 
     def _open_lock(self, name: str) -> IO[bytes]:
         self.path.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from argparse import ArgumentTypeError
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,6 @@ import pytest
 from music_ssl_fairseq.data.manifest import write_manifest
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.jobs import shards
-from music_ssl_fairseq.jobs.blocks import Claims
 from music_ssl_fairseq.jobs.checkpoint_dir import CheckpointDir
 from music_ssl_fairseq.jobs.shards import Shard, choose_shard, cut_blocks
 from music_ssl_fairseq.label import memory
@@ -294,12 +294,11 @@ def test_two_at_once_share_the_work(corpus, tmp_path, small_blocks, monkeypatch)
     assert release is not None
     assert work.claim("x-00001") is None
     assert work.claim("x-00002") is not None
-    claims = Claims(work, "x", [0, 1])
-    assert list(claims) == [0]
-    assert claims.busy == [1]
-    claims.release_all()
+    held, busy = deque(), []
+    assert list(work.claim_blocks("x", [0, 1], held, busy)) == [0]
+    assert ([number for number, _ in held], busy) == ([0], [1])
     release()
-    assert list(Claims(work, "x", [1])) == [1]
+    assert list(work.claim_blocks("x", [1], held, busy)) == [1]
 
 
 def test_a_full_disk(corpus, tmp_path):
