@@ -16,7 +16,7 @@ from music_ssl_fairseq.data.crop_config import crop_masks
 from music_ssl_fairseq.data.crops import EQUALISER, MASKS, MIXING, REPLACEMENT, CropPlan, generator
 from music_ssl_fairseq.data.manifest import Manifest
 from music_ssl_fairseq.data.masks import FairseqMask
-from music_ssl_fairseq.data.units import FrameTargets, LabelSet
+from music_ssl_fairseq.data.units import LabelSet
 from music_ssl_fairseq.data.unreadable import UnreadableTracks
 from music_ssl_fairseq.errors import AudioError, InputError
 from music_ssl_fairseq.frames import (
@@ -84,8 +84,7 @@ class PretrainingDataset(FairseqDataset):
         self._mix_prob = cfg.mix_prob if training else 0.0
         self._equaliser_db = cfg.equaliser_db if training else 0.0
         self._list_unmasked = list_unmasked
-        self._has_targets = labels is not None
-        self._targets = [FrameTargets(label_set, self._grid) for label_set in labels or ()]
+        self._labels = labels
         self._plan = self._crop_plan(cfg)
         if isinstance(self._masks.spans, FairseqMask):
             self._masks.spans.check(self._grid.num_frames(int(self._plan.lengths.min())))
@@ -98,9 +97,9 @@ class PretrainingDataset(FairseqDataset):
     def _crop_plan(self, cfg: Any) -> CropPlan:
         manifest, least = self._manifest, self._grid.num_samples(2)
         usable, start_hop = manifest.num_samples, _START_HOP
-        for targets in self._targets:
-            usable = np.minimum(usable, targets.num_samples)
-            start_hop = math.lcm(start_hop, targets.hop)  # on the grid of all labels
+        for labels in self._labels or ():
+            usable = np.minimum(usable, labels.num_samples(self._grid))
+            start_hop = math.lcm(start_hop, labels.hop)  # on the grid of all labels
         crop_samples = samples_in(cfg.crop_seconds)
         if crop_samples < least:
             raise InputError(
@@ -122,7 +121,7 @@ class PretrainingDataset(FairseqDataset):
             f"{counted(len(plan), 'crop')} of {cfg.crop_seconds:g} s"
         )
         if plan.num_too_short:
-            unlabelled = ", or without labels" if self._targets else ""
+            unlabelled = ", or without labels" if self._labels else ""
             self.contents += (
                 f"; left out: {counted(plan.num_too_short, 'track')} shorter than "
                 f"{min_samples / SAMPLE_RATE:.3g} s{unlabelled}"
@@ -167,10 +166,10 @@ class PretrainingDataset(FairseqDataset):
             rng = generator(self._seed, epoch, index, MASKS)
             masks = [spans.mask(num_frames, rng, of_span) for _ in range(self._masks.number)]
             item["mask"] = torch.from_numpy(np.stack(masks))
-        if self._has_targets:
-            classes = np.empty((num_frames, len(self._targets)), np.int64)
-            for number, targets in enumerate(self._targets):
-                classes[:, number] = targets.classes(track, start, num_frames)
+        if self._labels is not None:
+            classes = np.empty((num_frames, len(self._labels)), np.int64)
+            for number, labels in enumerate(self._labels):
+                classes[:, number] = labels.classes(track, start, num_frames, self._grid)
             item["target"] = torch.from_numpy(classes)
         return item
 
@@ -266,7 +265,7 @@ class PretrainingDataset(FairseqDataset):
             "ntokens": int(lengths.sum()),
             "net_input": net_input,
         }
-        if self._has_targets:
+        if self._labels is not None:
             batch["target"] = _padded([s["target"] for s in samples], TARGET_PAD)
         if self._equaliser_db > 0:
             batch["levels"] = torch.stack([sample["levels"] for sample in samples])

@@ -99,30 +99,24 @@ class LabelSet(NamedTuple):
     units: UnitDictionary  # their dictionary
     rate: float  # labels per second
 
-
-class FrameTargets:
-    """The label of each frame of the model's `grid`.
-
-    Raises InputError if the labels' rate does not divide the sample rate.
-
-    Attributes:
-        hop: samples from one label to the next; crops must start on its multiples.
-    """
-
-    def __init__(self, labels: LabelSet, grid: FrameGrid):
-        self.hop = label_hop(labels.rate)
-        self._labels = labels.store
-        self._units = labels.units
-        self._grid = grid
-
     @property
-    def num_samples(self) -> np.ndarray:
-        """Samples per track up to which every whole frame has a label: `[tracks]`."""
-        return labelled_samples(self._labels.counts, self.hop, self._grid)
+    def hop(self) -> int:
+        """Samples from one label to the next, on whose multiples crops must start.
 
-    def classes(self, track: int, start: int, num_frames: int) -> np.ndarray:
-        """Return classes `[num_frames]` int64 of the crop that begins at sample `start`."""
+        Raises InputError if the rate does not divide the sample rate.
+        """
+        return label_hop(self.rate)
+
+    def num_samples(self, grid: FrameGrid) -> np.ndarray:
+        """Return the samples per track up to which model frames have a label: `[tracks]`."""
+        return labelled_samples(self.store.counts, self.hop, grid)
+
+    def classes(self, track: int, start: int, num_frames: int, grid: FrameGrid) -> np.ndarray:
+        """Return the class of each frame of a model's `grid`: `[num_frames]` int64.
+
+        They are of the crop that begins at sample `start`.
+        """
         first = start // self.hop
-        chosen = frame_labels(num_frames, self._grid.hop, self.hop)
-        units = self._labels.units(track, first, first + int(chosen[-1]) + 1)
-        return self._units.encode(units[chosen])
+        chosen = frame_labels(num_frames, grid.hop, self.hop)
+        units = self.store.units(track, first, first + int(chosen[-1]) + 1)
+        return self.units.encode(units[chosen])

@@ -101,7 +101,7 @@ def measure(folder: Path) -> dict[str, float]:
         for _ in range(2000):
             track, start, _ = data._plan.crop(int(rng.integers(len(data))), 1)
             manifest.path(track)
-            data._targets[0].classes(track, start, 249)
+            labels[0].classes(track, start, 249, data._grid)
         ready.wait()
         done.wait()
 

@@ -117,7 +117,7 @@ def test_items_are_the_samples_of_their_crop(folder):
 @pytest.mark.parametrize(("label_rate", "step"), [(100.0, 2), (50.0, 1)])
 def test_targets_are_the_labels_under_their_frames(folder, label_rate, step):
     data = dataset(folder, label_rates=[label_rate], crop_seconds=0.6)
-    classes = data._targets[0]._units
+    classes = data._labels[0].units
     for index in range(len(data)):
         _, start, length = where(data, index)
         hop = 160 * 2 // step
