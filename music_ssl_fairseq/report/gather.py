@@ -128,13 +128,12 @@ def _probe(folder: Path, split: str, resamples: int, seed: int, unit: Unit | Non
         audio = {**table.get("audio", {}), **about.get("audio", {})}
         known = about["task"], about, table["rows"], figures, content, outdated, audio, draws
         return Probe(folder, model, *known)
-    except KeyError as error:
-        raise InputError(f"{folder}: {split}.json or probe.json lacks {error}") from None
-    except (TypeError, ValueError, IndexError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"{folder}: {split}.json, probe.json or the predictions are damaged ({error}); {again}"
+            f"{folder}: {split}.json, probe.json or the predictions are damaged ({error!r}); "
+            f"{again}"
         ) from None
 
 

@@ -77,20 +77,21 @@ class RunFolder:
         if cfg.checkpoint.write_checkpoints_asynchronously:  # makes no checkpoint_last.pt
             cfg.checkpoint.write_checkpoints_asynchronously = False
             logger.info("task.background_saves is what writes checkpoints asynchronously here")
-        self.began_with = _beginning(cfg.checkpoint, own_restore_file)
+        own = cfg.checkpoint.restore_file if own_restore_file else LAST
+        self.began_with = _beginning(cfg.checkpoint, own)
         if self.began_with:
-            _continue_own(cfg.checkpoint, self.began_with, own_restore_file)
+            _continue_own(cfg.checkpoint, self.began_with, own)
         problem = None
         if not is_distributed() or torch.distributed.get_rank() == 0:
             try:
-                self._enter(cfg, data, own_restore_file)
+                self._enter(cfg, data, own)
             except InputError as error:
                 problem = error
         self._tell_others(problem)
         if self.finished:
             say(f"finished: {self.finished}")
 
-    def _enter(self, cfg: Any, data: Callable[[Any], Identity], own_restore_file: bool) -> None:
+    def _enter(self, cfg: Any, data: Callable[[Any], Identity], own: str) -> None:
         global _lock
         folder = Path(cfg.checkpoint.save_dir)
         if _lock is not None:  # the run before, of a sweep
@@ -110,20 +111,19 @@ class RunFolder:
         file, state = _checkpoint_to_continue(cfg.checkpoint)
         if file is None:
             return
-        on_purpose = cfg.checkpoint.restore_file != LAST and not own_restore_file
-        self.began_with = self.began_with or _began_with(state)
-        self._compare(file, state, on_purpose)
+        self.began_with = self.began_with or _noted(state, BEGAN_WITH) or ""
+        self._compare(file, state, on_purpose=cfg.checkpoint.restore_file != own)
         if state.get("last_optimizer_state") is None and not cfg.checkpoint.reset_optimizer:
             logger.warning(
                 "%s: has no optimizer state (checkpoint.no_save_optimizer_state), so updates, "
                 "optimizer and learning rate start anew, from its weights",
                 file,
             )
-        take_early_stopping((state.get("task_state") or {}).get(EARLY_STOPPING))
+        take_early_stopping(_noted(state, EARLY_STOPPING))
         self.finished = _finished(cfg, state, file)
 
     def _compare(self, file: Path, state: dict[str, Any], on_purpose: bool) -> None:
-        there = (state.get("task_state") or {}).get(IDENTITY)
+        there = _noted(state, IDENTITY)
         if there is None:
             logger.warning(
                 "%s: an earlier version wrote it without its data and settings, so whether it "
@@ -169,26 +169,28 @@ class RunFolder:
         }
 
 
-def _began_with(state: dict[str, Any]) -> str:
-    return (state.get("task_state") or {}).get(BEGAN_WITH) or ""
+def _noted(state: dict[str, Any], name: str) -> Any:
+    return (state.get("task_state") or {}).get(name)
 
 
-def _beginning(cfg: Any, own_restore_file: bool) -> str:
-    """Return the checkpoint, or the resets, that a command begins a run with; or empty."""
-    if cfg.restore_file != LAST and not own_restore_file:
+def _beginning(cfg: Any, own: str) -> str:
+    """Return the checkpoint, or the resets, that a command begins a run with; or empty.
+
+    `own` is the file by which a run resumes.
+    """
+    if cfg.restore_file != own:
         return os.path.realpath(cfg.restore_file)
     return " ".join(f"checkpoint.{name}=true" for name in _RESETS if cfg[name])
 
 
-def _continue_own(cfg: Any, began_with: str, own_restore_file: bool) -> None:
+def _continue_own(cfg: Any, began_with: str, own: str) -> None:
     """Let a run that began with a file or resets continue with its own checkpoint, whole.
 
     fairseq begins so whenever the command runs: an interrupted and resubmitted run would lose what
     it has trained.
     """
-    own = cfg.restore_file if own_restore_file else LAST
     file, state = _checkpoint_to_continue(OmegaConf.merge(cfg, {"restore_file": own}))
-    if file is None or _began_with(state) != began_with:
+    if file is None or _noted(state, BEGAN_WITH) != began_with:
         return
     cfg.restore_file = own
     for name in _RESETS:
@@ -225,7 +227,7 @@ def _finished(cfg: Any, state: dict[str, Any], file: Path) -> str:
     updates = 0 if cfg.checkpoint.reset_optimizer else updates
     epoch = 1 if cfg.checkpoint.reset_dataloader else epoch
     hours = extra.get("previous_training_time", 0) / 3600
-    worse = ((state.get("task_state") or {}).get(EARLY_STOPPING) or {}).get("num_runs", 0)
+    worse = (_noted(state, EARLY_STOPPING) or {}).get("num_runs", 0)
     done = ""
     if 0 < limits.max_update <= updates:
         done = f"{updates} updates done, and optimization.max_update is {limits.max_update}"
