@@ -11,7 +11,7 @@ from compare import difference, mean, mean_ranks
 from tasks import TASKS, unit
 
 from music_ssl_fairseq.report.gather import Figure, Probe, find
-from music_ssl_fairseq.report.tables import percent, table
+from music_ssl_fairseq.report.tables import document, percent, table
 from music_ssl_fairseq.runtime.files import atomic_path
 
 FLOORS = ("mfcc", "chroma")
@@ -57,16 +57,13 @@ def _markdown(models: Table, names: Sequence[str], form: str, against: str | Non
         [model, f"{rank:.2f}", *(_cell(probes[name], name) for name in names)]
         for (model, probes), rank in zip(models.items(), ranks, strict=True)
     ]
-    parts = [
+    blocks = [
         f"# Open tasks, {form} form",
-        "",
         "Percent on the test split, of the head that validation chose, averaged over the probes' "
         f"seeds; in brackets the 95 % interval of a bootstrap ({RESAMPLES} resamples) over "
         "what the clips are parts of: scores, instruments, tracks; then each seed's layer. Rank: "
         "the mean over the tasks, among these rows; 1 is the best.",
-        "",
-        *table(["encoder", "rank", *header], rows),
-        "",
+        table(["encoder", "rank", *header], rows),
     ]
     for title, pairs in _comparisons(models, names, against):
         rows = [
@@ -79,8 +76,8 @@ def _markdown(models: Table, names: Sequence[str], form: str, against: str | Non
             ]
             for label, row in pairs
         ]
-        parts += [f"## {title}", "", "Both on the same draws.", "", *table(["", *names], rows), ""]
-    return "\n".join(parts)
+        blocks += [f"## {title}", "Both on the same draws.", table(["", *names], rows)]
+    return document(blocks)
 
 
 Pair = tuple[Probes, Probes]

@@ -19,36 +19,30 @@ from music_ssl_fairseq.report.study import (
     value,
 )
 from music_ssl_fairseq.report.study_pairs import LEVEL, Difference, differences, unequal_audio
-from music_ssl_fairseq.report.tables import table
+from music_ssl_fairseq.report.tables import document, table
 from music_ssl_fairseq.runtime.files import write_text
 
 
 def markdown(rows: Rows, found: Sequence[Difference]) -> str:
     """Format the tables: scores, differences by question, layers, costs."""
-    parts = [*_scores(rows), *_questions(rows, found), *_layers(rows), *_costs(rows)]
-    return "\n".join(parts)
+    return document([*_scores(rows), *_questions(rows, found), *_layers(rows), *_costs(rows)])
 
 
 def _scores(rows: Rows) -> list[str]:
     tasks = tasks_of(rows)
     runs = [run.about for runs in rows.values() for run in runs]
     small = any(about.get("made_of", {}).get("miniature") for about in runs)
+    scores = [
+        [name, str(len(runs)), *(_cell(runs, task) for task in tasks)]
+        for name, runs in rows.items()
+    ]
     return [
         "# The study's results",
-        "",
-        *(["**A miniature: the program runs. Its figures say nothing.**", ""] if small else []),
+        "**A miniature: the program runs. Its figures say nothing.**" if small else "",
         "Percent on the test split, mean over seeds. Brackets: the 95 % interval of a bootstrap "
         "over what clips are parts of, averaged over seeds, without their spread. Differences "
         "below hold both. Parentheses: the layer that validation chose, per seed.",
-        "",
-        *table(
-            ["row", "seeds", *tasks],
-            [
-                [name, str(len(runs)), *(_cell(runs, task) for task in tasks)]
-                for name, runs in rows.items()
-            ],
-        ),
-        "",
+        table(["row", "seeds", *tasks], scores),
         *_judges(rows),
     ]
 
@@ -68,20 +62,17 @@ def _judges(rows: Rows) -> list[str]:
         what = [f"clips that sound otherwise: {', '.join(sounds)}"] * bool(sounds) + rest
         alike.setdefault("; ".join(what), []).append(name)
     others = [f"{', '.join(names)} ({keys})" for keys, names in alike.items()]
-    parts = []
-    if others:
-        parts += [f"**Judged otherwise than most rows: {'; '.join(others)}.**", ""]
-    if unknown:
-        parts += [
-            f"These results do not say what their clips sounded like: {', '.join(unknown)}. Clips "
-            "of other sound behind the same lists would go unnoticed.",
-            "",
-        ]
-    return parts
+    return [
+        f"**Judged otherwise than most rows: {'; '.join(others)}.**" if others else "",
+        f"These results do not say what their clips sounded like: {', '.join(unknown)}. Clips of "
+        "other sound behind the same lists would go unnoticed."
+        if unknown
+        else "",
+    ]
 
 
 def _questions(rows: Rows, found: Sequence[Difference]) -> list[str]:
-    parts: list[str] = []
+    blocks: list[str] = []
     for question in dict.fromkeys(d.question for d in found):
         of_question = [d for d in found if d.question == question]
         pairs: dict[str, dict[str, Difference]] = {}
@@ -91,26 +82,24 @@ def _questions(rows: Rows, found: Sequence[Difference]) -> list[str]:
         lines = [
             [name, *(_difference(of.get(task)) for task in tasks)] for name, of in pairs.items()
         ]
-        parts += [f"## {question}", "", *table(["", *tasks], lines), ""]
-        parts += [*(f"- {name}: {_verdict(list(of.values()))}" for name, of in pairs.items()), ""]
+        verdicts = (f"- {name}: {_verdict(list(of.values()))}" for name, of in pairs.items())
+        blocks += [f"## {question}", table(["", *tasks], lines), "\n".join(verdicts)]
     unequal = [f"{x} and {y}" for _, x, y in QUESTIONS if unequal_audio(rows, x, y)]
     if unequal:
-        parts += [f"Not compared, because of unequal audio: {', '.join(unequal)}.", ""]
+        blocks.append(f"Not compared, because of unequal audio: {', '.join(unequal)}.")
     if found and not any(run.trained and len(runs) > 1 for runs in rows.values() for run in runs):
-        parts += [
+        blocks.append(
             "**No row has two seeds: the errors above hold the clips' variance alone, and another "
-            "seed moves scores by points.**",
-            "",
-        ]
+            "seed moves scores by points.**"
+        )
     if found:
-        parts += [
+        blocks.append(
             "Points, ± 1.96 standard errors of clips and seeds. Bold: p < 0.05 after Holm's "
             f'correction over all {len(found)} comparisons of this page. "Too small to tell" '
             "names the least difference that would be clear with these clips and seeds, and the "
-            "seeds per row with which the one found would be.",
-            "",
-        ]
-    return parts
+            "seeds per row with which the one found would be."
+        )
+    return blocks
 
 
 def _verdict(found: Sequence[Difference]) -> str:
@@ -161,11 +150,11 @@ def _layers(rows: Rows) -> list[str]:
     if not lines:
         return []
     about = "Validation score in percent, mean over runs; 0 is the extractor's output."
-    depth = [*table(["", "layer", *tasks], lines), "", *_beats_by_depth(rows)]
-    return ["## Layers and depth", "", about, "", *depth]
+    layers = table(["", "layer", *tasks], lines)
+    return ["## Layers and depth", about, layers, _beats_by_depth(rows)]
 
 
-def _beats_by_depth(rows: Rows) -> list[str]:
+def _beats_by_depth(rows: Rows) -> str:
     """Say whether trained models track beats worse in their last layer than in their third."""
     from scipy.stats import binomtest
 
@@ -175,15 +164,14 @@ def _beats_by_depth(rows: Rows) -> list[str]:
     ends = [(c[round(max(c) / 3)], c[max(c)]) for c in curves if c and round(max(c) / 3) in c]
     worse, better = (sum(sign * (a - b) > 0 for a, b in ends) for sign in (1, -1))
     if not worse + better:
-        return []
+        return ""
     clear = binomtest(worse, worse + better).pvalue < LEVEL
     word = ("Agrees" if worse > better else "Disagrees") if clear else "Too small to tell"
-    return [
+    return (
         f"The paper finds that beat tracking degrades with depth. **{word}**: in {worse} of "
         f"{len(ends)} trained models the last layer is below the one a third of the way up (sign "
-        "test over models).",
-        "",
-    ]
+        "test over models)."
+    )
 
 
 def mean_layer_curve(runs: Sequence[Run], task: str) -> dict[int, float]:
@@ -239,8 +227,8 @@ def _costs(rows: Rows) -> list[str]:
         for name, about in trained
     ]
     spent = sum(about.get("gpu_seconds") or 0 for _, about in trained)
-    total = [f"All trainings: {spent / 3600:.1f} GPU-hours.", ""] if spent else []
-    return ["## Cost", "", *table(["row", *COSTS, "held out"], lines), "", *total] if lines else []
+    total = f"All trainings: {spent / 3600:.1f} GPU-hours." if spent else ""
+    return ["## Cost", table(["row", *COSTS, "held out"], lines), total] if lines else []
 
 
 def _held_out(about: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 
 from music_ssl_fairseq.report import floors
@@ -62,23 +62,18 @@ def markdown(probes: Sequence[Probe], split: str, resamples: int) -> str:
     metrics = {probe.task: probe.figures for probe in probes}
     columns = [(task, metric) for task in tasks for metric in metrics[task]]
     scores = [_scores(probes, models, task, metric) for task, metric in columns]
-    notes = [f"- {note}" for note in dict.fromkeys(remarks(probes, split))]
-    parts = [
+    blocks = [
         "# Probes",
-        "",
         f"Percent on the {split} split, of the head that the validation split chose; in brackets "
         f"the 95 % interval of a bootstrap over files ({resamples} resamples); then the layer (0: "
         'projected extractor output; "all": learned weighted sum). Bold: the best of the column. '
         "Names of models with other windows than 5 s end in the window.",
-        "",
-        *table(["model", *_headings(columns)], list(zip(models, *scores, strict=True))),
-        "",
-        *([*notes, ""] if notes else []),
+        table(["model", *_headings(columns)], list(zip(models, *scores, strict=True))),
+        "\n".join(f"- {note}" for note in dict.fromkeys(remarks(probes, split))),
     ]
     known, hint = floors.rows(probes, split), floors.hint(probes)
     if known or hint:
-        lines = [*table(floors.HEADER, known), ""] if known else []
-        parts += ["## Is the pipeline right?", "", *lines, *([hint, ""] if hint else [])]
+        blocks += ["## Is the pipeline right?", table(floors.HEADER, known) if known else "", hint]
     shared = [column for column in columns if column in PUBLISHED[0].figures]
     if shared:
         others = [
@@ -88,9 +83,9 @@ def markdown(probes: Sequence[Probe], split: str, resamples: int) -> str:
             ]
             for model in PUBLISHED
         ]
-        lines = table(["model", "source", *_headings(shared)], others)
-        parts += ["## Published", "", _PUBLISHED_NOTE, "", *lines, ""]
-    return "\n".join(parts)
+        published = table(["model", "source", *_headings(shared)], others)
+        blocks += ["## Published", _PUBLISHED_NOTE, published]
+    return document(blocks)
 
 
 def _headings(columns: Sequence[tuple[str, str]]) -> list[str]:
@@ -152,10 +147,15 @@ def percent(figure: Figure) -> str:
     return f"{100 * figure.value:.1f} [{100 * figure.low:.1f}, {100 * figure.high:.1f}]"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Format a Markdown table, line by line."""
+def document(blocks: Iterable[str]) -> str:
+    """Join headings, paragraphs, lists and tables of Markdown; empty ones are left out."""
+    return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Format a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
-    return [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines]
+    return "\n".join(f"| {' | '.join(c.replace('|', '/') for c in line)} |" for line in lines)
 
 
 def comma_separated(probes: Sequence[Probe]) -> str:
