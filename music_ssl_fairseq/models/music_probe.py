@@ -19,4 +19,5 @@ class MusicProbeModel(HeadGrid):
         probe = task.probe
         if not probe.unfreeze:
             return cls(cfg, probe.inputs())
-        return FineTunedProbe(cfg, probe.inputs(), probe.encoder(), probe.plan.frames)
+        encoder = probe.encoder()  # refuses a front end
+        return FineTunedProbe(cfg, probe.inputs(), encoder, probe.plan.frames)

@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.models.music_probe import MusicProbeModel
 from music_ssl_fairseq.probing.config import HeadGridConfig
 from music_ssl_fairseq.probing.experiment import ProbeExperiment
 from music_ssl_fairseq.probing.heads.adam import SHARE, RowAdam, RowAdamConfig
@@ -231,5 +233,6 @@ def test_a_front_end_has_nothing_to_train(home):
     probe = probe_of(home)
     probe.cfg.upstream = "mfcc"
     del probe.source
+    cfg = HeadGridConfig(layers="all", learning_rates=[0.01])
     with pytest.raises(InputError, match="mfcc has nothing to train"):
-        probe.encoder()
+        MusicProbeModel.build_model(cfg, SimpleNamespace(probe=probe))
