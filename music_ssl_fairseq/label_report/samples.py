@@ -159,14 +159,13 @@ def _choose(manifest: Manifest, num_frames: np.ndarray, seed: int) -> list[Excer
     """Return excerpts, of long tracks more often, in the manifest's order."""
     rng = np.random.default_rng((seed, 2))
     size = _EXCERPT_SECONDS * SAMPLE_RATE // GRID.hop
-    longest = np.maximum(0, num_frames)
-    usable = np.flatnonzero(longest > 0)
-    share = longest[usable] / longest[usable].sum()
+    usable = np.flatnonzero(num_frames)
+    share = num_frames[usable] / num_frames.sum()
     tracks = np.sort(rng.choice(usable, min(_EXCERPTS, 2 * len(usable)), p=share))
     chosen = []
     for track in tracks.tolist():
-        first = int(rng.integers(max(1, longest[track] - size)))
-        last = min(int(longest[track]), first + size)
+        first = int(rng.integers(max(1, num_frames[track] - size)))
+        last = min(int(num_frames[track]), first + size)
         chosen.append(ExcerptPlace(track, manifest.path(track), first, last))
     return chosen
 

@@ -60,7 +60,8 @@ def test_a_run_is_in_trackio_and_its_pace_and_settings_in_tensorboard(here, monk
     assert all("train_inner/eta_hours" in numbers for _, numbers in steps[:3])
     assert any("valid/loss" in numbers for _, numbers in recorder.lines)
     for line in logged(here / "runs/a/b", "train_inner"):
-        assert line["audio_seconds_per_second"] == pytest.approx(line["wps"] / 16_000, abs=0.06)
+        per_second = pytest.approx(line["wps"] / 16_000, abs=0.06, rel=0.05)  # an instant later
+        assert line["audio_seconds_per_second"] == per_second
     events = EventAccumulator(str(here / "runs/a/b/tensorboard/train_inner"))
     events.Reload()
     assert {"audio_seconds_per_second", "eta_hours", "loss"} <= set(events.Tags()["scalars"])
