@@ -258,6 +258,10 @@ def test_a_figure_that_is_not_defined(tmp_path):
     write_scores(tmp_path / "a", "test", about, evaluate(task("multi-label"), found), found)
     text = run([tmp_path], tmp_path / "out", resamples=9, no_plot=True)
     assert "| x | not defined, layer 2 | not defined, layer 2 |" in text.splitlines()
+    leave_probe(tmp_path / "b", "multi-label", "mtt", "y")
+    run([tmp_path], tmp_path / "out", resamples=9, no_plot=True)
+    page = (tmp_path / "out/report.html").read_text()
+    assert page.count('data-value="" class="number">not defined, layer 2') == 2  # sorts last
     with (tmp_path / "out/report.csv").open() as file:
         assert [row["value"] for row in csv.DictReader(file) if row["model"] == "x"] == ["", ""]
 
