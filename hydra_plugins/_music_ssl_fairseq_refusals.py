@@ -176,6 +176,8 @@ def _refuse_a_setting(error: Exception, overrides: Sequence[str]) -> None:
     key, _, value = wrong.partition("=")
     if key in LISTS:
         _refuse(f"{wrong}: a list needs brackets", [*words, f"{key}=[{value}]"])
+    if key == "dataset.valid_subset":
+        _refuse(f"{wrong}: several splits need quotes", [*words, f'{key}="{value}"'])
     values = ",".join(f"[{one}]" for one in value.split(",")) if key in LISTS_OF_ONE else value
     at = next(i for i, word in enumerate(typed()) if word in overrides)
     swept = [f"{key}={values}" if word == wrong else word for word in typed()]

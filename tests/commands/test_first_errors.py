@@ -529,12 +529,14 @@ class TestSettings:
             ("model.mask_prob=0.5,0.65", " -m model.mask_prob=0.5,0.65 common.seed=2"),
             ("optimization.lr=0.1,0.2", " -m 'optimization.lr=[0.1],[0.2]' common.seed=2"),
             ("task.label_dir=a,b", "--config-name short common.seed=2 'task.label_dir=[a,b]'"),
+            ("dataset.valid_subset=a,b", """common.seed=2 'dataset.valid_subset="a,b"'"""),
             ("~model.nothing", "--config-name short common.seed=2"),
             ("+model.mask_prob=0.5", "--config-name short common.seed=2"),
         ],
     )
     def test_a_setting_that_hydra_refuses(self, capsys, given, end):
         config = {"model": {"mask_prob": 0.8}, "optimization": {"lr": [1]}}
+        config["dataset"] = {"valid_subset": "valid"}
         Path("config.yaml").write_text(json.dumps(config))
 
         def compose(*_):
