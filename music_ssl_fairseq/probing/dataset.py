@@ -140,12 +140,6 @@ class ProbingDataset(FairseqDataset):
             return np.arange(len(self))
         return np.random.default_rng([self._seed, self._epoch]).permutation(len(self))
 
-    def filter_indices_by_size(
-        self, indices: np.ndarray, max_sizes: object
-    ) -> tuple[np.ndarray, list[int]]:
-        """Keep all windows."""
-        return indices, []
-
     def batch_by_size(
         self,
         indices: np.ndarray,
