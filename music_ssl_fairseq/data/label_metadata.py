@@ -78,7 +78,7 @@ def label_command(
     """
     metadata = _known_metadata(label_dir)
     command = f"python -m music_ssl_fairseq label {metadata.get('options', options)}"
-    manifests = manifests or metadata.get("manifests", "manifests")
+    manifests = manifests or _manifests_of(label_dir, metadata)
     for option, folder in (("manifests", manifests), ("labels", into or label_dir)):
         if Path(folder).absolute() != Path(option).absolute():
             command += f" --{option} {shlex.quote(str(folder))}"
@@ -93,8 +93,8 @@ def label_again(label_dir: str | os.PathLike, manifests: str | os.PathLike | Non
     metadata = _known_metadata(label_dir)
     if "options" not in metadata:
         return ""
-    own = str(metadata.get("manifests", manifests))
-    if manifests and Path(own).absolute() != Path(manifests).absolute():
+    own = _manifests_of(label_dir, metadata)
+    if manifests and "manifests" in metadata and own.absolute() != Path(manifests).absolute():
         return label_command(label_dir, manifests, beside(label_dir))
     return f"{label_command(label_dir, manifests)} --force"
 
@@ -111,6 +111,16 @@ def require_unchanged(
                 "task.label_rate)",
                 label_again(label_dir, manifests).removesuffix(" --force"),
             )
+
+
+def _manifests_of(label_dir: str | os.PathLike, metadata: dict) -> Path:
+    """Return the folder of the manifests that labels were made from.
+
+    A relative one was typed in the folder that the labels are in, or in this one.
+    """
+    own = str(metadata.get("manifests", "manifests"))
+    beside = Path(os.path.normpath(Path(label_dir, "..", own)))
+    return beside if beside.is_dir() else Path(own)
 
 
 def _known_metadata(label_dir: str | os.PathLike) -> dict:

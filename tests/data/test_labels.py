@@ -11,7 +11,7 @@ import pytest
 from music_ssl_fairseq.data import label_check
 from music_ssl_fairseq.data.audio_identity import note_names
 from music_ssl_fairseq.data.label_check import check_labels
-from music_ssl_fairseq.data.label_metadata import labels_beside, read_label_rate
+from music_ssl_fairseq.data.label_metadata import label_again, labels_beside, read_label_rate
 from music_ssl_fairseq.data.label_store import LabelStore
 from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.data.units import UnitDictionary
@@ -312,3 +312,16 @@ def test_large_files_are_sampled(corpus, monkeypatch):
     assert checked[: len(checked) // 2] == checked[len(checked) // 2 :]
     write_km(folder / "train.km", [line + 1 for line in lines])
     assert "UNK" in complaint(folder)
+
+
+def test_labels_of_another_corpus_stay(tmp_path, monkeypatch):
+    """The command beside an error does not replace them, where both lie in folders of one name."""
+    for name in ("jazz", "rock"):
+        (tmp_path / name / "manifests").mkdir(parents=True)
+    (tmp_path / "jazz" / "labels").mkdir()
+    metadata = {"options": "--k 8", "manifests": "manifests"}
+    (tmp_path / "jazz" / "labels" / "metadata.json").write_text(json.dumps(metadata))
+    monkeypatch.chdir(tmp_path / "rock")
+    labels = tmp_path / "jazz" / "labels"
+    assert "--force" not in label_again(labels, "manifests")
+    assert label_again(labels, tmp_path / "jazz" / "manifests").endswith("--force")
