@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from music_ssl_fairseq.cli import Parser, exit_status
+from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import SAMPLE_RATE
 from music_ssl_fairseq.report.training_curves import (
     Curves,
@@ -96,8 +97,11 @@ def get_parser() -> Parser:
 def run(runs: Sequence[Path], out: Path, table: bool) -> None:
     """Draw the runs in these folders; print their table if asked, else where the picture is."""
     curves = [read_log(folder) for folder in runs]
+    drawn = draw(curves)
+    if out.suffix[1:].lower() not in drawn.canvas.get_supported_filetypes():
+        raise InputError(f"{out}: no picture that can be written, such as FILE.png or FILE.svg")
     with atomic_path(out) as temporary:
-        draw(curves).savefig(temporary, dpi=130)
+        drawn.savefig(temporary, dpi=130)
     print(markdown(curves) if table else f"curves: {out}")
 
 

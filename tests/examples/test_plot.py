@@ -221,3 +221,5 @@ def test_a_picture_that_cannot_be_written_is_one_clear_line(command, write_log, 
     run = write_log(tmp_path / "run", [("train_inner", hubert(1, 5))])
     assert command(run, "--out", run / "hydra_train.log" / "curves.png") == 1
     assert capsys.readouterr().err.startswith(f"error: {run}/hydra_train.log: ")
+    assert command(run, "--out", tmp_path / "curves.foo") == 1
+    assert "curves.foo: no picture that can be written" in capsys.readouterr().err
