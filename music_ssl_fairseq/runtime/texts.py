@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +69,13 @@ def read_json(
 ) -> Any:
     """Read a JSON file; see `read_text` and `json.loads` for the arguments.
 
-    Raises InputError as `read_text`, or if it is not JSON, is nested too deeply, or names
-    characters that no file can hold.
+    Raises InputError as `read_text`, or if it is not JSON, is nested too deeply, has a name twice,
+    or names characters that no file can hold.
     """
     text = read_text(file, way_out, largest)
     hint = f"; {way_out}" if way_out else ""
     try:
-        contents = json.loads(text, object_hook=object_hook)
+        contents = json.loads(text, object_pairs_hook=partial(_object, object_hook))
         if "\\ud" in text.lower():  # half a character outside of the basic plane, perhaps
             json.dumps(contents, ensure_ascii=False).encode()
     except RecursionError:
@@ -84,6 +85,14 @@ def read_json(
     except ValueError as error:
         raise InputError(f"{file}: not JSON ({error}){hint}") from None
     return contents
+
+
+def _object(hook: Callable | None, pairs: list[tuple[str, Any]]) -> Any:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{quoted(max(names, key=names.count))} is twice in one object")
+    return hook(found) if hook else found
 
 
 def read_object(file: str | os.PathLike, way_out: str = "") -> dict[str, Any]:

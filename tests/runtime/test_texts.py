@@ -84,6 +84,12 @@ def test_json_that_is_something_else(tmp_path, name, text):
     refused(lambda: READERS[name](tmp_path / name), tmp_path / name)
 
 
+def test_json_with_a_name_twice(tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text('{"a": {"b": 1, "c": 2, "b": 3}}')
+    assert "not JSON ('b' is twice in one object)" in refused(lambda: read_json(file), file)
+
+
 def test_a_file_that_is_too_large_is_not_read(tmp_path):
     file = tmp_path / "a.json"
     with file.open("wb") as handle:
