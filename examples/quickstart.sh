@@ -103,7 +103,7 @@ else
   config=tiny hubert=tiny features=(mfcc) tracks=60 k=100
   echo "  no GPU: tiny models on the CPU, configs examples/*/tiny.yaml"
 fi
-runs="$out/runs/$config"
+runs="$out/runs"
 
 valid_share=0.05
 if [ "$music" = "$out/music" ]; then
@@ -131,7 +131,7 @@ train() { # name title model config override...
   shift 4
   step "$name-$config" "$title" '^(writes to|trained|finished|next|warning)' \
     fairseq-hydra-train --config-dir "examples/$model" --config-name "$config" \
-    "task.data=$(quoted "$out/manifests")" "hydra.run.dir=$(quoted "$runs/$model")" "$@"
+    "task.data=$(quoted "$out/manifests")" "hydra.run.dir=$(quoted "$runs/$config/$model")" "$@"
 }
 
 updates=$(sed -n 's/^ *max_update: *//p' "examples/music_hubert/$hubert.yaml")
@@ -144,24 +144,25 @@ train music_hubert-half "Train music_hubert for $((updates / 2)) of $updates upd
 train music_hubert "Resume music_hubert: the same command again, to its end" music_hubert \
   "$hubert" "$labels"
 
-for model in music2vec music_hubert; do
-  step "validate-$model-$config" "Validate $model" "valid on 'valid' subset \| .*loss" \
-    fairseq-validate "$out/manifests" --path "$runs/$model/checkpoints/checkpoint_last.pt" \
+for run in "$config/music2vec" "$hubert/music_hubert"; do
+  model=${run#*/}
+  step "validate-$model-${run%/*}" "Validate $model" "valid on 'valid' subset \| .*loss" \
+    fairseq-validate "$out/manifests" --path "$runs/$run/checkpoints/checkpoint_last.pt" \
     --user-dir "$ROOT/music_ssl_fairseq" --task "${model}_pretraining" --valid-subset valid \
     --batch-size 16 --log-format simple
 done
 
 # The middle of each song is enough, and a map of thousands is another matter.
 if [ "$(cat "$out"/manifests/*.tsv | wc -l)" -le 1000 ]; then
-  step "map-$config" "A map of the songs, by music_hubert" '^(map|left out)' \
-    python -m music_ssl_fairseq map "$music" --upstream "$runs/music_hubert" --seconds 30 \
+  step "map-$hubert" "A map of the songs, by music_hubert" '^(map|left out)' \
+    python -m music_ssl_fairseq map "$music" --upstream "$runs/$hubert/music_hubert" --seconds 30 \
     --out "$out/song_map.html" --cache "$out/feature_cache"
 else
   heading "A map of the songs: left out, there are more than 1,000"
 fi
 
 heading "Table and curves"
-python examples/plot_training.py "$runs/music2vec" "$runs/music_hubert" \
+python examples/plot_training.py "$runs/$config/music2vec" "$runs/$hubert/music_hubert" \
   --out "$out/curves.png" --table | tee "$out/table.md"
 
 cat << EOF
@@ -172,7 +173,7 @@ Done in $((SECONDS / 60)) min $((SECONDS % 60)) s. In $out:
   curves.png              loss, accuracy or spread, learning rate of both models
   table.md                the table above
   manifests/, labels/     which audio, and its units
-  runs/$config/MODEL/        hydra_train.log, checkpoints/checkpoint_{best,last}.pt
+  runs/CONFIG/MODEL/      hydra_train.log, checkpoints/checkpoint_{best,last}.pt
   logs/                   all that each step said
 
 On your own music:        bash examples/quickstart.sh ~/music   (with QUICKSTART_DIR=another folder)

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from music_ssl_fairseq.data.manifest import write_manifest
 from tests import ROOT, checkpoints, tiny
 from tests.audio_files import write_tone
 
@@ -32,10 +33,12 @@ def test_files_and_links_exist(page):
 
 
 def test_the_readmes_python_runs_as_pasted(tmp_path, monkeypatch):
-    """In the folder of a quickstart."""
+    """In the folder of a quickstart on music that lies elsewhere."""
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-    for i in range(4):
-        write_tone(tmp_path / "quickstart" / "music" / "a" / f"{i}.flac", 1.0, 44_100)
+    songs = [(f"a/{i}.ogg", 16_000) for i in range(4)]
+    for name, _ in songs:
+        write_tone(tmp_path / "music" / name, 1.0, 44_100)
+    write_manifest(tmp_path / "quickstart/manifests/train.tsv", tmp_path / "music", songs)
     path = tmp_path / "quickstart/runs/tiny/music_hubert/checkpoints/checkpoint_best.pt"
     path.parent.mkdir(parents=True)
     checkpoints.write(path, "music_hubert", tiny.music_hubert())

@@ -16,10 +16,11 @@ def quickstart(tmp_path_factory):
     folder = tmp_path_factory.mktemp("notebooks")
     for number in range(16):
         name = f"{number % 2}/{number}.flac"
-        write_tone(folder / "quickstart/music" / name, 2.0, seed=number)
+        write_tone(folder / "music" / name, 2.0, seed=number)
     path = folder / "quickstart/runs/tiny/music_hubert/checkpoints/checkpoint_best.pt"
     path.parent.mkdir(parents=True)
     checkpoints.write(path, "music_hubert", tiny.music_hubert())
+    (folder / "quickstart/music_dir").write_text(f"{folder / 'music'}\n")
     return folder
 
 
