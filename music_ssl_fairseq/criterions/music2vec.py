@@ -77,9 +77,9 @@ class Music2VecCriterion(FairseqCriterion):
         inputs = dict(sample["net_input"])
         labelled = "target" in sample
         if labelled:
-            inputs["target"] = sample["target"]
+            inputs["units"] = sample["target"]
         output = model(**inputs)
-        prediction, target = output["prediction"], output["target"]
+        prediction, target = output["prediction"], output["teacher_target"]
         frames, width = prediction.shape
         scale = 1 / math.sqrt(width) if self.cfg.loss_scale is None else self.cfg.loss_scale
         if self.cfg.loss_beta > 0:

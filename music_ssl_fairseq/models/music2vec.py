@@ -142,7 +142,7 @@ class Music2VecModel(UnitPrediction):
         masked_indices: Tensor | None = None,
         padding_mask: Tensor | None = None,
         num_visible: int | None = None,
-        target: Tensor | None = None,
+        units: Tensor | None = None,
     ) -> dict[str, Any]:
         """Predict the teacher's representation of the masked frames, and their units.
 
@@ -154,10 +154,10 @@ class Music2VecModel(UnitPrediction):
                 default found here, which synchronises with the GPU.
             padding_mask: `[B, T]` bool, True for padding, or None.
             num_visible: see `contextualise`.
-            target: `[B, frames, sets]` class of each frame in each label set, if there are any.
+            units: `[B, frames, sets]` class of each frame in each label set, if there are any.
 
         Returns:
-            `prediction` and `target`, both `[N, D]` float32, the target without gradient;
+            `prediction` and `teacher_target`, both `[N, D]` float32, the latter without gradient;
             `target_position`, see `position_share`; and `pred_music`, see `music_gain`. With label
             sets, `logits_m`: a list with `[N, classes]` per set; and `target_m`: `[N, sets]`.
         """
@@ -179,14 +179,14 @@ class Music2VecModel(UnitPrediction):
         own = taught.flatten(0, 1)[in_crops]
         output = {
             "prediction": prediction,
-            "target": own,
+            "teacher_target": own,
             "target_position": position_share(taught),
             "pred_music": music_gain(prediction.detach(), own, taught, in_crops),
         }
-        if target is not None:
+        if units is not None:
             chosen = self.prediction_frames(x, layer_outputs, masked_indices)
             output["logits_m"] = self.logits(chosen, execution)
-            output["target_m"] = target.flatten(0, 1)[in_crops]
+            output["target_m"] = units.flatten(0, 1)[in_crops]
         return output
 
     @torch.no_grad()

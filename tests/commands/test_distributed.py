@@ -297,7 +297,7 @@ def test_all_gradients_but_the_extractors_are_there_when_they_are_sent(
                 loss = loss + output["features_pen"]
             else:
                 output = proxy(**data)
-                loss = F.mse_loss(output["prediction"], output["target"])
+                loss = F.mse_loss(output["prediction"], output["teacher_target"])
             loss.backward()
         if ours:
             optimiser.all_reduce_grads(proxy)

@@ -131,7 +131,7 @@ def test_compiled_steps_equal_plain_ones_on_a_gpu(family, masks, monkeypatch):
                 loss = F.cross_entropy(output["logits_m"][0], output["target_m"][:, 0])
                 loss = loss + output["features_pen"]
             else:
-                loss = F.mse_loss(output["prediction"], output["target"])
+                loss = F.mse_loss(output["prediction"], output["teacher_target"])
             loss.backward()
         gradients.append([loss.detach(), *[p.grad for p in model.parameters()]])
     for plain, fast in zip(*gradients, strict=True):

@@ -29,7 +29,7 @@ def loss_of(model, batch, **more):
     batch = {key: value for key, value in batch.items() if key != "units"} | more
     if not hasattr(model, "label_embs_concat"):
         output = model(**batch)
-        return F.mse_loss(output["prediction"], output["target"], reduction="sum")
+        return F.mse_loss(output["prediction"], output["teacher_target"], reduction="sum")
     output = model(**batch, score_unmasked=False)
     pairs = zip(output["logits_m"], output["target_m"].unbind(-1), strict=True)
     losses = [F.cross_entropy(*pair, reduction="sum") for pair in pairs]
