@@ -156,9 +156,14 @@ class Execution:
         dtype = working_dtype(x)
         return block_conv(x.to(dtype), weight.to(dtype), bias.to(dtype), groups)
 
-    def enter(self, model: Any, inputs: list[Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Call `model.enter(inputs, mask)`, whose dropout is hashed if it is compiled."""
-        return self.run(_enter, model, inputs, mask, self._seed(model, mask))
+    def encoder_input(
+        self, model: Any, inputs: list[Tensor], mask: Tensor
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Call `model.encoder_input(inputs, mask)`; if compiled, its dropout is hashed.
+
+        Returns the encoder's input, and by name what else the model's loss needs of `inputs`.
+        """
+        return self.run(_encoder_input, model, inputs, mask, self._seed(model, mask))
 
     def decode(self, decoder: Any, x: Tensor, *args: Any) -> Tensor:
         """Call `decoder(x, *args, self)`, whose dropout is hashed if it is compiled."""
@@ -252,10 +257,10 @@ def _run_convs(layers: Sequence[Any], x: Tensor, fast: bool) -> Tensor:
     return x
 
 
-def _enter(model: Any, inputs: list[Tensor], mask: Tensor, seed: Tensor | None) -> Any:
+def _encoder_input(model: Any, inputs: list[Tensor], mask: Tensor, seed: Tensor | None) -> Any:
     if seed is None:
-        return model.enter(inputs, mask)
-    return model.enter(inputs, mask, hashed([seed]))
+        return model.encoder_input(inputs, mask)
+    return model.encoder_input(inputs, mask, hashed([seed]))
 
 
 def _decode(decoder: Any, x: Tensor, args: tuple[Any, ...], seed: Tensor | None) -> Tensor:

@@ -167,13 +167,13 @@ class Music2VecModel(UnitPrediction):
         with self.autocast(source.device):
             inputs = self.extract(source, execution)
             padding = self.frame_padding(padding_mask, inputs[0].size(1))
-            x, projected = execution.enter(self, inputs, mask)
+            x, extra = execution.encoder_input(self, inputs, mask)
             views = None if padding is None else repeat_crops(padding, len(mask))
             x, layer_outputs = self.contextualise(
                 x, mask, views, execution, masked_indices, num_visible
             )
             prediction = self.final_proj(x)
-            taught = self.targets(source, projected.detach(), padding, execution)
+            taught = self.targets(source, extra["projected"].detach(), padding, execution)
         in_crops = indices_in_crops(masked_indices, mask, len(source))
         prediction = prediction.float()
         own = taught.flatten(0, 1)[in_crops]
@@ -229,10 +229,12 @@ class Music2VecModel(UnitPrediction):
             return teach(inputs)
         return execution.replay(teacher, teach, inputs, layers)
 
-    def enter(self, inputs: list[Tensor], mask: Tensor, drop: Drop = drop) -> tuple[Tensor, Tensor]:
-        """Map the output of `extract` to the encoder's input, masked and unmasked."""
+    def encoder_input(
+        self, inputs: list[Tensor], mask: Tensor, drop: Drop = drop
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Map the output of `extract` to masked views, and to `projected` crops without masks."""
         projected = self.project(inputs)
-        return self.mask_views(projected, mask, drop), projected
+        return self.mask_views(projected, mask, drop), {"projected": projected}
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Return the tensors of fairseq's Data2VecAudioModel, the teacher's as a dict in `_ema`."""

@@ -143,10 +143,9 @@ class MusicHubertModel(UnitPrediction):
             inputs = self.extract(source, execution)
             padding = self.frame_padding(padding_mask, inputs[0].size(1))
             padding = None if padding is None else repeat_crops(padding, len(mask))
-            x, penalty = execution.enter(self, inputs, mask)
+            x, output = execution.encoder_input(self, inputs, mask)
             x, layer_outputs = self.contextualise(x, mask, padding, execution, scored, num_visible)
         target = target.flatten(0, 1)
-        output: dict[str, Any] = {"features_pen": penalty}
         scored_frames = {"m": masked_indices, "u": unmasked_indices if score_unmasked else None}
         for name, indices in scored_frames.items():
             output[f"logits_{name}"] = output[f"target_{name}"] = None
@@ -168,13 +167,12 @@ class MusicHubertModel(UnitPrediction):
             error = (self.cqt_proj(x).float() - levels).square()
         return error.mean(-1).sum()
 
-    def enter(self, inputs: list[Tensor], mask: Tensor, drop: Drop = drop) -> tuple[Tensor, Tensor]:
-        """Map the output of `extract` to the encoder's input, and to the feature penalty.
-
-        The penalty is the mean square of the features (`features_pen` of fairseq).
-        """
+    def encoder_input(
+        self, inputs: list[Tensor], mask: Tensor, drop: Drop = drop
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Map the output of `extract` to masked views, and to fairseq's `features_pen`."""
         x = self.mask_views(self.project(inputs), mask, drop)
-        return x, inputs[0].float().square().mean()
+        return x, {"features_pen": inputs[0].float().square().mean()}
 
 
 def _random_units(cfg: MusicHubertConfig, grid: FrameGrid) -> RandomProjection | None:

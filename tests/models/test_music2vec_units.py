@@ -39,7 +39,7 @@ def test_the_loss_is_that_of_the_regression_and_that_of_the_units(fast, clones):
 
     mask = inputs["mask"]
     views = inputs["source"].repeat_interleave(clones, 0)
-    x = model.enter(model.extract(views), mask)[0]
+    x = model.encoder_input(model.extract(views), mask)[0]
     _, states = model.contextualise(x, mask, None, model.execution)
     expected = 0.0
     for number, (layer, weight) in enumerate([(1, 1), (3, 3)]):
