@@ -198,6 +198,7 @@ def _refuse(message: str, arguments: list[str], folder: str, names: list[str]) -
         at = {f: os.path.normpath(os.path.join(beside, f)) for f in _FAMILIES} | {last: folder}
     there = {family: _configurations(at[family]) for family in at if os.path.isdir(at[family])}
     if not there:
+        message += "; the configurations are in examples/ of a clone of music_ssl_fairseq"
         _end_process([message], ["fairseq-hydra-train", "--help"])
     wanted = names[-1].removesuffix(".yaml") if names else ""
     like = get_close_matches(wanted, [name for names in there.values() for name in names], 1)

@@ -6,7 +6,6 @@ process starts for the next task.
 """
 
 import math
-import shlex
 from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -29,16 +28,16 @@ from music_ssl_fairseq.probing.heads.head_grid import HeadGrid
 from music_ssl_fairseq.probing.heads.update import loss_and_logs, mini_batches, update
 from music_ssl_fairseq.probing.scoring.results import Collector
 from music_ssl_fairseq.runtime.settings import check_ranges
+from music_ssl_fairseq.runtime.user_command import with_word
 
 _MAX_DEVICE_BYTES = 4 << 30
 """Features of a split that are held whole; of larger ones each batch is read from the cache."""
 
-_SETTINGS = Path(__file__).parents[2] / "examples" / "probing" / "config.yaml"
-
 
 def settings(overrides: dict[str, Any]) -> DictConfig:
-    """Return the settings of `examples/probing/config.yaml` with other values, by dotted names.
+    """Return the default settings with other values, by dotted names.
 
+    The defaults equal those of `examples/probing/config.yaml`, which an installed package lacks.
     `model.upstream` and the folders of `task` must be among them.
 
     Raises InputError if there is no such setting, or it takes no such value.
@@ -58,10 +57,11 @@ def settings(overrides: dict[str, Any]) -> DictConfig:
             OmegaConf.update(found, name, value)
         except OmegaConfBaseException as error:
             reason = str(error).splitlines()[0]
-            raise InputError(
-                f"{name}={value}: {reason}; the settings are in",
-                f"cat {shlex.quote(str(_SETTINGS))}",
-            ) from None
+            known = [f"{group}.{key}" for group in found for key in found[group] if key != "_name"]
+            if name not in known:
+                near = [other for other in known if other.startswith(name.split(".")[0])]
+                reason += f"; there are {', '.join(near or known)}"
+            raise InputError(f"{name}={value}: {reason}", with_word(name, known)) from None
     check_ranges(found, {**PROBE_CONFIGS, "optimizer": RowAdamConfig})
     return found
 

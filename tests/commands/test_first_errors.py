@@ -648,6 +648,13 @@ class TestSettings:
             folder.begin_quietly(["fairseq-hydra-train", *words.split()])
         assert last(capsys).endswith(end)
 
+    def test_configurations_of_a_package_without_its_clone(self, capsys, monkeypatch):
+        monkeypatch.setattr(choice.os, "_exit", sys.exit)
+        monkeypatch.setattr(choice, "example", lambda family: f"examples/{family}")
+        with pytest.raises(SystemExit, match="1"):
+            choice.check_choice(["fairseq-hydra-train", "--config-dir", "examples/music2vec"])
+        assert "no such folder; the configurations are in examples/" in capsys.readouterr().err
+
     @pytest.mark.parametrize("base", ["tiny", "config"])
     def test_a_file_of_ones_own_needs_what_it_builds_on(self, base, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr(choice.os, "_exit", sys.exit)

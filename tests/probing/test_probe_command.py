@@ -121,7 +121,7 @@ def test_what_is_wrong_with_the_test_split_is_found_before_training(inside, fold
     [
         (["--task", "nowhere"], "nowhere/task.json: no such file; `python -m manifests_tools"),
         (["--task", "pitch", "again"], "again: its task is named pitch, as that of pitch"),
-        (["--task", "pitch", "--set", "model.layer=4"], "model.layer=4: Key 'layer' not in"),
+        (["--task", "pitch", "--set", "model.layer=4"], "Config'; there are model.upstream,"),
         (["--task", "pitch", "--set", "model.layers"], "--set model.layers: give NAME=VALUE"),
         (["--task", "pitch", "--set", "model.patience=x"], "'x' of type 'str' could not be conv"),
         (["--task", "pitch", "--set", "task.data=x"], "--set task.data: give it with --task"),
