@@ -28,6 +28,7 @@ from music_ssl_fairseq.probing.scoring.beats import DECODERS
 from music_ssl_fairseq.probing.scoring.metrics import Scores, evaluate
 from music_ssl_fairseq.probing.scoring.results import Collector
 from music_ssl_fairseq.probing.spec import read_spec
+from music_ssl_fairseq.probing.writer import check_leakage
 from music_ssl_fairseq.runtime.machine import choose_device
 from music_ssl_fairseq.runtime.user_command import with_options
 from music_ssl_fairseq.upstream.model import Upstream
@@ -50,10 +51,12 @@ class ProbeExperiment:
     def __init__(self, cfg: Any):
         """Read the task's folder; `cfg` is as `ProbingTaskConfig`.
 
-        Raises InputError if a setting is wrong, or `task.json`, or it is not the expected task.
+        Raises InputError if a setting is wrong, or `task.json`, or it is not the expected task, or
+        its splits share files or songs.
         """
         self.cfg = cfg
         self.spec = read_spec(cfg.data)  # contents of `task.json`
+        check_leakage(cfg.data)
         if cfg.decoder not in DECODERS:
             raise InputError(f"task.decoder {cfg.decoder!r}: one of {', '.join(DECODERS)}")
         if cfg.expected and cfg.expected != self.spec.name:

@@ -27,6 +27,7 @@ from music_ssl_fairseq.probing.config import PROBE_CONFIGS
 from music_ssl_fairseq.probing.features.source import FeatureSource
 from music_ssl_fairseq.probing.labels import probing_identity
 from music_ssl_fairseq.probing.spec import read_spec
+from music_ssl_fairseq.probing.writer import check_leakage
 from music_ssl_fairseq.runtime.files import require_writable, write_json
 from music_ssl_fairseq.runtime.machine import choose_device
 from music_ssl_fairseq.runtime.texts import read_object
@@ -97,6 +98,7 @@ def probe_all(
 def probe_identity(cfg: DictConfig, source: FeatureSource, split: str) -> Identity:
     """Identify a probe by its clips, labels, encoder and settings, wherever the files lie."""
     spec = read_spec(cfg.task.data)
+    check_leakage(cfg.task.data)
     splits = list(dict.fromkeys(("train", "valid", split)))
     plain: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
     settings = settings_identity({name: plain[name] for name in PROBE_CONFIGS}, PROBE_CONFIGS)

@@ -137,6 +137,18 @@ def test_what_is_wrong_is_said_in_one_line(inside, arguments, said):
     assert said in err
 
 
+def test_a_clip_of_train_in_test_is_refused(inside, folder):
+    """As a manifest edited by hand may have it; its score would be no score."""
+    file = folder / "noise" / "test.tsv"
+    before = file.read_text()
+    name = (folder / "noise" / "train.tsv").read_text().splitlines()[1]
+    file.write_text(before.replace(before.splitlines()[1], name))
+    status, _, err = inside("--task", "noise", "--out", "leaky")
+    file.write_text(before)
+    assert status == 1
+    assert "is in train and in test: leakage" in err
+
+
 def test_results_stay_in_their_folder(inside, folder):
     file = folder / "noise" / "task.json"
     before = file.read_text()
