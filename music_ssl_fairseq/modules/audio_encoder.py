@@ -1,7 +1,7 @@
 """The encoder that music2vec and musicHuBERT share: from waveforms to encoded frames."""
 
 import contextlib
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from fairseq.models import BaseFairseqModel
@@ -57,18 +57,25 @@ class AudioEncoder(BaseFairseqModel):
         """Return the map from the extractor's width to the encoder's; musicHuBERT may need none."""
         return nn.Linear(channels, dim)
 
-    def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-        """Return a context for forward passes on `device` in the configured precision."""
+    def precision_on(self, device: torch.device) -> str:
+        """Return the precision of forward passes on `device`: "fp32" or "bf16"."""
         precision = str(self.cfg.precision)
-        if precision == "auto":
-            has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
-            precision = "bf16" if has_bf16 and self.mask_emb.dtype == torch.float32 else "fp32"
-        if precision == "fp32":
-            return contextlib.nullcontext()
+        if precision != "auto":
+            return precision
+        has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+        return "bf16" if has_bf16 and self.mask_emb.dtype == torch.float32 else "fp32"
+
+    @contextlib.contextmanager
+    def autocast(self, device: torch.device) -> Iterator[None]:
+        """Compute on `device` in this precision. With bf16, TF32 is on from here, for good."""
+        if self.precision_on(device) == "fp32":
+            yield
+            return
         if device.type == "cuda":
-            # For what stays fp32, such as the unit head: TF32 is finer than bf16 around it.
+            # For what stays fp32, such as the scores of units: TF32 is finer than bf16 around it.
             torch.backends.cuda.matmul.allow_tf32 = True
-        return torch.autocast(device.type, torch.bfloat16)
+        with torch.autocast(device.type, torch.bfloat16):
+            yield
 
     def extract(self, waveform: Tensor, execution: Execution | None = None) -> list[Tensor]:
         """Compute the encoder's inputs from waveforms `[B, T]`.

@@ -115,8 +115,7 @@ class Upstream(nn.Module):
     @property
     def precision(self) -> str:
         """The arithmetic: "fp32" or "bf16"."""
-        with self.model.autocast(self.device):
-            return "bf16" if torch.is_autocast_enabled(self.device.type) else "fp32"
+        return self.model.precision_on(self.device)
 
     @property
     def fingerprint(self) -> str:

@@ -3,6 +3,7 @@
 import copy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,6 +39,17 @@ def test_it_moves_and_says_what_it_is(path, model):
         f"fp32 on cpu, from {path})"
     )
     assert model.to("meta").device.type == "meta"
+
+
+def test_printing_a_model_changes_no_setting_of_torch(model, monkeypatch):
+    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    settings = SimpleNamespace(allow_tf32=False)
+    monkeypatch.setattr(torch.backends.cuda, "matmul", settings)
+    assert "bf16 on cuda" in repr(model)
+    assert not settings.allow_tf32
+    with model.model.autocast(model.device):  # here computing begins
+        assert settings.allow_tf32
 
 
 def test_a_copy_with_the_same_state_is_the_same(path, model):
