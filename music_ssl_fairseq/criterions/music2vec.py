@@ -7,6 +7,7 @@ from typing import Any, Optional
 import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.logging import metrics
+from torch import Tensor
 from torch.nn import functional as F
 
 from music_ssl_fairseq.criterions.collapse import SpreadWatch, schedule_of
@@ -52,8 +53,8 @@ class Music2VecCriterion(FairseqCriterion):
         loss: per frame.
         target_var, pred_var: standard deviation over frames, averaged over channels, of targets and
             predictions (fairseq's name). Towards 0 it is collapse: all frames are alike.
-        target_position: share of the targets' variance that a frame's position in its crop
-            explains. Towards 1 it is collapse: the targets encode position alone.
+        target_position: see `position_share`. Towards 1 it is collapse: the targets encode position
+            alone.
         pred_music: see `music_gain`. Learning shows as a rise from 0.
         ema_decay: times 1000.
 
@@ -80,6 +81,7 @@ class Music2VecCriterion(FairseqCriterion):
             inputs["units"] = sample["target"]
         output = model(**inputs)
         prediction, target = output["prediction"], output["teacher_target"]
+        teacher_frames = output["teacher_frames"]
         frames, width = prediction.shape
         scale = 1 / math.sqrt(width) if self.cfg.loss_scale is None else self.cfg.loss_scale
         if self.cfg.loss_beta > 0:
@@ -100,8 +102,10 @@ class Music2VecCriterion(FairseqCriterion):
             "sample_size": frames,
             "workers": 1,
             "ema_decay": model.teacher_decay,
-            "target_position": output["target_position"],
-            "pred_music": output["pred_music"],
+            "target_position": position_share(teacher_frames),
+            "pred_music": music_gain(
+                prediction.detach(), target, teacher_frames, output["crop_indices"]
+            ),
         }
         for name, y in (("target", target), ("pred", prediction.detach())):
             logs[f"{name}_sum"] = y.sum(0)
@@ -143,3 +147,48 @@ def _deviations(sums: dict[str, Any]) -> dict[str, float]:
         variance = (squares - total.square() / count) / (count - 1)
         found[name] = torch.sqrt(variance.clamp(min=0) + 1e-6).mean().item()
     return found
+
+
+@torch.no_grad()
+def position_share(teacher_frames: Tensor) -> Tensor:
+    """Compute the share of the variance of `[B, frames, D]` that a frame's position explains.
+
+    A teacher can keep its variance and yet encode only the position of a frame in its crop, which
+    the student predicts easily. The share is the variance over time of the mean over crops, less
+    its expectation by chance, divided by the whole variance: about 0 if position explains nothing,
+    1 if it explains all (0 for a single crop).
+    """
+    crops = teacher_frames.size(0)
+    if crops < 2:
+        return teacher_frames.new_zeros(())
+    by_position = teacher_frames.mean(0).var(0, correction=0).mean()
+    whole = teacher_frames.flatten(0, 1).var(0, correction=0).mean()
+    return (crops * by_position / whole.clamp(min=1e-12) - 1) / (crops - 1)
+
+
+@torch.no_grad()
+def music_gain(
+    prediction: Tensor, own_target: Tensor, teacher_frames: Tensor, crop_indices: Tensor
+) -> Tensor:
+    """Compare predictions with their own crop's targets and with another crop's.
+
+    A falling loss does not show what is learned: a frame's position in its crop helps to predict
+    its target, and so does the mean of all targets. Both help as much with any other crop. So this
+    compares the squared errors with those against the same frames of the batch's previous crop.
+
+    Args:
+        prediction: `[N, D]`, at masked frames.
+        own_target: `[N, D]`, the targets of these frames.
+        teacher_frames: `[B, frames, D]`, the targets of all frames.
+        crop_indices: `[N]`, the masked frames' indices into `B * frames`.
+
+    Returns:
+        A scalar, 1 - own error / other error: 0 if predictions do not depend on the music (and for
+        a single crop), up to 1.
+    """
+    targets = teacher_frames.flatten(0, 1)
+    other_target = targets[(crop_indices - teacher_frames.size(1)) % len(targets)]
+    own_error, other_error = (
+        (prediction - target).square().sum() for target in (own_target, other_target)
+    )
+    return 1 - own_error / other_error.clamp(min=1e-12)

@@ -157,9 +157,10 @@ class Music2VecModel(UnitPrediction):
             units: `[B, frames, sets]` class of each frame in each label set, if there are any.
 
         Returns:
-            `prediction` and `teacher_target`, both `[N, D]` float32, the latter without gradient;
-            `target_position`, see `position_share`; and `pred_music`, see `music_gain`. With label
-            sets, `logits_m`: a list with `[N, classes]` per set; and `target_m`: `[N, sets]`.
+            `prediction` and `teacher_target`, both `[N, D]` float32, the latter without gradient.
+            `teacher_frames`: `[B, frames, D]`, the targets of all frames, and `crop_indices`: `[N]`
+            indices into `B * frames` of the masked ones. With label sets, `logits_m`: a list with
+            `[N, classes]` per set; and `target_m`: `[N, sets]`.
         """
         execution = self.execution.for_batch(source, padding_mask, self.training)
         if masked_indices is None:
@@ -173,20 +174,18 @@ class Music2VecModel(UnitPrediction):
                 x, mask, views, execution, masked_indices, num_visible
             )
             prediction = self.final_proj(x)
-            taught = self.targets(source, extra["projected"].detach(), padding, execution)
-        in_crops = indices_in_crops(masked_indices, mask, len(source))
-        prediction = prediction.float()
-        own = taught.flatten(0, 1)[in_crops]
+            teacher_frames = self.targets(source, extra["projected"].detach(), padding, execution)
+        crop_indices = indices_in_crops(masked_indices, mask, len(source))
         output = {
-            "prediction": prediction,
-            "teacher_target": own,
-            "target_position": position_share(taught),
-            "pred_music": music_gain(prediction.detach(), own, taught, in_crops),
+            "prediction": prediction.float(),
+            "teacher_target": teacher_frames.flatten(0, 1)[crop_indices],
+            "teacher_frames": teacher_frames,
+            "crop_indices": crop_indices,
         }
         if units is not None:
             chosen = self.prediction_frames(x, layer_outputs, masked_indices)
             output["logits_m"] = self.logits(chosen, execution)
-            output["target_m"] = units.flatten(0, 1)[in_crops]
+            output["target_m"] = units.flatten(0, 1)[crop_indices]
         return output
 
     @torch.no_grad()
@@ -293,47 +292,6 @@ def target_layers(cfg: Music2VecConfig, update: int) -> list[int]:
         steps = count - cfg.top_k_start + 1
         count = cfg.top_k_start + min(update * steps // cfg.top_k_updates, steps - 1)
     return list(range(cfg.encoder_layers - count + 1, cfg.encoder_layers + 1))
-
-
-@torch.no_grad()
-def position_share(target: Tensor) -> Tensor:
-    """Compute the share of the variance of `[B, frames, D]` that a frame's position explains.
-
-    A teacher can keep its variance and yet encode only the position of a frame in its crop, which
-    the student predicts easily. The share is the variance over time of the mean over crops, less
-    its expectation by chance, divided by the whole variance: about 0 if position explains nothing,
-    1 if it explains all (0 for a single crop).
-    """
-    crops = target.size(0)
-    if crops < 2:
-        return target.new_zeros(())
-    by_position = target.mean(0).var(0, correction=0).mean()
-    whole = target.flatten(0, 1).var(0, correction=0).mean()
-    return (crops * by_position / whole.clamp(min=1e-12) - 1) / (crops - 1)
-
-
-@torch.no_grad()
-def music_gain(prediction: Tensor, own: Tensor, target: Tensor, masked_indices: Tensor) -> Tensor:
-    """Compare predictions with their own crop's targets and with another crop's.
-
-    A falling loss does not show what is learned: a frame's position in its crop helps to predict
-    its target, and so does the mean of all targets. Both help as much with any other crop. So this
-    compares the squared errors with those against the same frames of the batch's previous crop.
-
-    Args:
-        prediction: `[N, D]`, at masked frames.
-        own: `[N, D]`, the targets of these frames.
-        target: `[B, frames, D]`, all targets.
-        masked_indices: `[N]`, indices into `B * frames`.
-
-    Returns:
-        A scalar, 1 - own error / other error: 0 if predictions do not depend on the music (and for
-        a single crop), up to 1.
-    """
-    flat = target.flatten(0, 1)
-    other = flat[(masked_indices - target.size(1)) % len(flat)]
-    own_error, other_error = ((prediction - y).square().sum() for y in (own, other))
-    return 1 - own_error / other_error.clamp(min=1e-12)
 
 
 _NORM_AXES: dict[str, tuple[int, ...]] = {"instance": (1,), "batch": (0, 1), "layer": (2,)}
