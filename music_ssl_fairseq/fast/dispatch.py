@@ -165,9 +165,9 @@ class Execution:
         """
         return self.run(_encoder_input, model, inputs, mask, self._seed(model, mask))
 
-    def decode(self, decoder: Any, x: Tensor, *args: Any) -> Tensor:
-        """Call `decoder(x, *args, self)`, whose dropout is hashed if it is compiled."""
-        return self.run(_decode, decoder, x, (*args, self), self._seed(decoder, x))
+    def decode(self, decoder: Any, x: Tensor, **inputs: Any) -> Tensor:
+        """Call `decoder(x, execution=self, **inputs)`; if compiled, its dropout is hashed."""
+        return self.run(_decode, decoder, x, {**inputs, "execution": self}, self._seed(decoder, x))
 
     def _seed(self, module: nn.Module, x: Tensor) -> Tensor | None:
         return draw_seeds(1, x.device)[0] if self.compiled and module.training else None
@@ -263,8 +263,8 @@ def _encoder_input(model: Any, inputs: list[Tensor], mask: Tensor, seed: Tensor 
     return model.encoder_input(inputs, mask, hashed([seed]))
 
 
-def _decode(decoder: Any, x: Tensor, args: tuple[Any, ...], seed: Tensor | None) -> Tensor:
-    return decoder(x, *args) if seed is None else decoder(x, *args, drop=hashed([seed]))
+def _decode(decoder: Any, x: Tensor, inputs: dict[str, Any], seed: Tensor | None) -> Tensor:
+    return decoder(x, **inputs) if seed is None else decoder(x, **inputs, drop=hashed([seed]))
 
 
 def _embed(

@@ -167,8 +167,16 @@ class AudioEncoder(BaseFairseqModel):
                 padding = torch.zeros_like(mask)
         packing = packing_of(visible, num_visible)
         x, layer_outputs, _ = self.encoder(x, padding, execution, packing=packing)
-        args = packing, mask, self.mask_emb, padding, masked_indices
-        return execution.decode(self.decoder, x, *args), layer_outputs
+        x = execution.decode(
+            self.decoder,
+            x,
+            packing=packing,
+            mask=mask,
+            mask_token=self.mask_emb,
+            padding=padding,
+            masked_indices=masked_indices,
+        )
+        return x, layer_outputs
 
     @torch.no_grad()
     def layers(
