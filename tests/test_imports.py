@@ -40,7 +40,7 @@ ALLOWED = {
     "report": FOUNDATION | {"cli", "pages", "probing"},
     "probe": {"hydra_plugins", "errors", "cli", "probing", "report", "runtime"},
     "map": FOUNDATION | {"cli", "data", "jobs", "manifests_tools", "pages", "probing"},
-    "models": FOUNDATION | {"bands", "compat", "modules", "probing"},
+    "models": FOUNDATION | {"bands", "compat", "fast", "modules", "probing"},
     "criterions": FOUNDATION | {"compat", "probing"},
     "optim": FOUNDATION | {"compat"},
     "training": FOUNDATION | {"hydra_plugins", "compat"},

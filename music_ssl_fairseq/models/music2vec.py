@@ -11,8 +11,8 @@ from fairseq.models import register_model
 from torch import Tensor, nn
 
 from music_ssl_fairseq.errors import InputError
+from music_ssl_fairseq.fast.dispatch import Execution
 from music_ssl_fairseq.models.unit_prediction import UnitPrediction, UnitPredictionConfig
-from music_ssl_fairseq.modules.audio_encoder import Execution
 from music_ssl_fairseq.modules.dropout import Drop, drop
 from music_ssl_fairseq.modules.ema_teacher import EMATeacher, annealed_decay
 from music_ssl_fairseq.modules.views import indices_in_crops, repeat_crops

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from music_ssl_fairseq.errors import InputError
-from music_ssl_fairseq.modules.audio_encoder import AudioEncoder, AudioEncoderConfig, Execution
+from music_ssl_fairseq.fast.dispatch import Execution
+from music_ssl_fairseq.modules.audio_encoder import AudioEncoder
+from music_ssl_fairseq.modules.encoder_config import AudioEncoderConfig
 from music_ssl_fairseq.modules.unit_head import UnitHead
 from music_ssl_fairseq.runtime.settings import ABOVE_0, FROM_1, setting
 
