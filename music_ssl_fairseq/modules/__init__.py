@@ -3,7 +3,7 @@
 It leads from a waveform to encoded frames: `conv_extractor`, `positional_conv`, `transformer`. On
 its output, both models may have a `unit_head`, and music2vec has an `ema_teacher`; `decoder` fills
 in masked frames that the encoder has not seen. An `Execution` (`fast.dispatch`) says how operations
-run; `PLAIN` runs each as it is written here.
+run; `PLAIN` runs each as it is written here. docs/architecture.md has the meaning of its methods.
 """
 
 # First, because it imports fairseq and leaves Python's logging as it is.
