@@ -1,6 +1,6 @@
 """Prepare Python for a command of fairseq that names the package, when Python starts.
 
-`resolve` finds the folder where the package is installed, without importing it. `begin_quietly`
+`resolve` finds the folder where the package is installed, without importing it. `prepare_command`
 refuses wrong commands before fairseq's imports take seconds.
 
 fairseq takes `--user-dir` for a path, and looks in the current folder, in its own and beside that.
@@ -61,7 +61,7 @@ def put_settings_last(arguments: list[str]) -> None:
     arguments[1:] = [*options, *settings]
 
 
-def begin_quietly(arguments: list[str]) -> None:
+def prepare_command(arguments: list[str]) -> None:
     """Prepare a training or validation of fairseq's, before fairseq is imported.
 
     Its imports take seconds, in which Ctrl-C would end in a traceback, and print warnings that
@@ -83,6 +83,10 @@ def begin_quietly(arguments: list[str]) -> None:
 
         sys.excepthook = _end_quietly
         keep_for_the_log()
+
+
+begin_quietly = prepare_command
+"""Its name in a music_ssl_fairseq.pth that was installed before."""
 
 
 def _end_quietly(

@@ -204,7 +204,7 @@ def _refuse_a_number_for_a_list(error: Exception) -> None:
 
 
 @functools.cache
-def say_what_cannot_be_set() -> None:
+def patch_refusals() -> None:
     """Let hydra and fairseq refuse a setting, or its value, in two lines."""
     from fairseq_cli import hydra_train, train
     from hydra._internal.hydra import Hydra

@@ -23,8 +23,8 @@ from omegaconf import OmegaConf
 
 from hydra_plugins._music_ssl_fairseq_choice import check_choice
 from hydra_plugins._music_ssl_fairseq_command import PACKAGE, is_ours, package_dir
-from hydra_plugins._music_ssl_fairseq_folder import begin_quietly
-from hydra_plugins._music_ssl_fairseq_refusals import say_what_cannot_be_set
+from hydra_plugins._music_ssl_fairseq_folder import prepare_command
+from hydra_plugins._music_ssl_fairseq_refusals import patch_refusals
 
 
 def _slug(path: str) -> str:
@@ -138,9 +138,9 @@ class MusicSSLConfigPlugin(SearchPathPlugin):
                 _add_to_help()
         if args.config_dir and is_ours(args.config_dir):
             if os.path.basename(sys.argv[0]) == "fairseq-hydra-train":
-                begin_quietly(sys.argv)
+                prepare_command(sys.argv)
             name = (args.config_name or "config").removesuffix(".yaml")
-            say_what_cannot_be_set()
+            patch_refusals()
             path = f"file://{os.path.abspath(args.config_dir)}"
             search_path.prepend(provider=PACKAGE, path=path, anchor="main")
             if name != "config":

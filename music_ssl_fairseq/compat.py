@@ -95,7 +95,7 @@ def check_unpickler() -> None:
         )
 
 
-def refuse_bad_checkpoints_in_one_line() -> None:
+def patch_checkpoint_reading() -> None:
     """Let fairseq refuse a checkpoint in one line; torch would recommend weights_only=False.
 
     This affects resuming, `checkpoint.restore_file`, `checkpoint.finetune_from_model` and
@@ -218,7 +218,7 @@ def _message_of_loading(error: Exception) -> str | None:
 
 
 @functools.cache
-def say_what_does_not_fit() -> None:
+def patch_resuming() -> None:
     """Let fairseq's trainer refuse a checkpoint of another model or optimizer in one line.
 
     It drops torch's message about the tensors that differ, and asserts the rest.
@@ -270,7 +270,7 @@ def _tensors_that_differ(error: BaseException) -> str:
     return one_line("; ".join(reason[1:3] or reason), _MAX_CHARACTERS)
 
 
-def ask_for_a_batch_size(command: Any) -> None:
+def patch_validation(command: Any) -> None:
     """Let the module `fairseq_cli.validate` ask for --batch-size in two lines; it asserts."""
     validate = command.main
 
@@ -287,6 +287,6 @@ with _logging_as_it_was():
     Dictionary = import_module("fairseq.data").Dictionary
     """fairseq's, of units."""
     allow_fairseq_checkpoints()
-    refuse_bad_checkpoints_in_one_line()
+    patch_checkpoint_reading()
 if (_validate := sys.modules.get("fairseq_cli.validate")) is not None:
-    ask_for_a_batch_size(_validate)
+    patch_validation(_validate)

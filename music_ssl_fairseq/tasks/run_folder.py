@@ -10,7 +10,7 @@ import torch
 from fairseq.tasks import FairseqTask
 from omegaconf import OmegaConf
 
-from music_ssl_fairseq.compat import say_what_does_not_fit
+from music_ssl_fairseq.compat import patch_resuming
 from music_ssl_fairseq.data.run_identity import Identity, differences, settings_identity
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.files import hold
@@ -72,7 +72,7 @@ class RunFolder:
         forget_earlier_run()
         if cfg.checkpoint.no_save:
             return
-        say_what_does_not_fit()
+        patch_resuming()
         check_schedule(cfg)
         if cfg.checkpoint.write_checkpoints_asynchronously:  # makes no checkpoint_last.pt
             cfg.checkpoint.write_checkpoints_asynchronously = False

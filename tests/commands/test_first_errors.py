@@ -423,7 +423,7 @@ def test_validation_without_a_batch_size(monkeypatch):
     monkeypatch.setattr(sys, "orig_argv", ["python", "/bin/fairseq-validate", "manifests"])
     monkeypatch.setattr(sys, "argv", ["/bin/fairseq-validate", "manifests"])
     command = SimpleNamespace(main=lambda cfg: "validated")
-    compat.ask_for_a_batch_size(command)
+    compat.patch_validation(command)
     size = SimpleNamespace(max_tokens=None, batch_size=2)
     assert command.main(SimpleNamespace(dataset=size)) == "validated"
     size.batch_size = None
@@ -448,7 +448,7 @@ def test_validation_without_a_task(words, missing, end, capsys, monkeypatch):
     monkeypatch.setattr(choice.os, "_exit", sys.exit)
     command = ["fairseq-validate", *words.split(), "--path", "my run/checkpoints/best.pt"]
     with pytest.raises(SystemExit, match="1"):
-        folder.begin_quietly(command)
+        folder.prepare_command(command)
     message, right = capsys.readouterr().err.splitlines()
     assert message == f"error: {missing} missing"
     assert right.startswith(shlex.join(command))
@@ -464,10 +464,10 @@ def test_training_with_the_command_of_fairseq(capsys, monkeypatch):
         ("music_probing", "probing"),
     ):
         with pytest.raises(SystemExit, match="1"):
-            folder.begin_quietly(["/bin/fairseq-train", "data", "--task", task])
+            folder.prepare_command(["/bin/fairseq-train", "data", "--task", task])
         assert last(capsys).endswith(f"/examples/{family}")
-    folder.begin_quietly(["fairseq-train", "data", "--task", "translation"])
-    folder.begin_quietly(["fairseq-train", "data", "--task=music_probing", "--user-dir=x"])
+    folder.prepare_command(["fairseq-train", "data", "--task", "translation"])
+    folder.prepare_command(["fairseq-train", "data", "--task=music_probing", "--user-dir=x"])
 
 
 @pytest.mark.parametrize(
@@ -645,7 +645,7 @@ class TestSettings:
         monkeypatch.setattr(choice.os, "_exit", sys.exit)
         words, end = (text.replace("OURS", self.options[1]) for text in (words, end))
         with pytest.raises(SystemExit, match="1"):
-            folder.begin_quietly(["fairseq-hydra-train", *words.split()])
+            folder.prepare_command(["fairseq-hydra-train", *words.split()])
         assert last(capsys).endswith(end)
 
     def test_configurations_of_a_package_without_its_clone(self, capsys, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from hydra_plugins import _music_ssl_fairseq_console as module
-from hydra_plugins._music_ssl_fairseq_folder import _end_quietly, begin_quietly
+from hydra_plugins._music_ssl_fairseq_folder import _end_quietly, prepare_command
 from music_ssl_fairseq.training import narration
 from tests import EXAMPLES
 
@@ -81,9 +81,9 @@ def test_what_comes_before_the_log_is_logged_later(tmp_path, monkeypatch):
     monkeypatch.setattr(logging, "getLogger", lambda *_: root)
     monkeypatch.setattr(logging, "captureWarnings", lambda _: None)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    begin_quietly(["fairseq-hydra-train", "--config-dir", str(tmp_path), "task=translation"])
+    prepare_command(["fairseq-hydra-train", "--config-dir", str(tmp_path), "task=translation"])
     assert root.handlers == []  # not a configuration of ours
-    begin_quietly(["fairseq-hydra-train", f"--config-dir={EXAMPLES / 'music2vec'}"])
+    prepare_command(["fairseq-hydra-train", f"--config-dir={EXAMPLES / 'music2vec'}"])
     root.warning("deprecated")
     root.handlers = [logging.FileHandler(tmp_path / "log")]
     module.replay()
