@@ -25,7 +25,7 @@ _LABELS_OF_EXAMPLES = {
     f"--checkpoint runs/music_hubert/k2000/{_LAST}",
     "deep": f"--k 500 --features deep --layer 10 --checkpoint runs/music2vec/harmonic/{_LAST}",
 }
-"""Name of a folder in `examples/music_hubert/*.yaml`: the options that make its labels."""
+"""Folder of a recipe in examples/music_hubert: its options, equal to the header's (tested)."""
 
 
 class LabelSets:
