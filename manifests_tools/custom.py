@@ -156,10 +156,10 @@ class _Csv:
             self.a.kind,
             self.a.metric or kind.choosing[0],
             classes,
-            self._targets(splits["train"]) if kind.numbers else (),
+            self._targets(splits["train"]) if kind.has_numbers else (),
             source=str(self.file.absolute()),
         )
-        return DataSet(task, splits, beats_within if kind.beats else as_it_is)
+        return DataSet(task, splits, beats_within if kind.has_beats else as_it_is)
 
     def _warn_of_separators(self, labels: set[str]) -> None:
         """Name what looks like several labels in one, where no file has more than one."""
@@ -211,7 +211,7 @@ class _Csv:
             if places.setdefault(place, number) != number:
                 self._refuse(number, f"{item.name} is in line {places[place]} already")
             width = width or len(item.label)
-            if self.of_kind.numbers and len(item.label) != width:
+            if self.of_kind.has_numbers and len(item.label) != width:
                 self._refuse(number, f"{len(item.label)} numbers, but {width} in the lines above")
             if drawn:
                 song = row.get("artist") or row.get("group") or row["path"]
@@ -292,9 +292,9 @@ class _Csv:
         try:
             if self.a.kind == "key":
                 labels = tuple(normalise_key(label) for label in labels)
-            elif self.of_kind.numbers:
+            elif self.of_kind.has_numbers:
                 labels = tuple(str(parse_number(label)) for label in labels)
-            elif self.of_kind.beats:
+            elif self.of_kind.has_beats:
                 labels = self._beats(labels)
         except ValueError as error:
             self._refuse(number, str(error))

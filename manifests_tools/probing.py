@@ -156,7 +156,7 @@ def _examples(data: DataSet, tracks: dict[str, ExaminedTrack]) -> tuple[Splits, 
                 examples[split] += lines
                 if not lines:
                     empty.append(LeftOut(item.name, "too short: holds nothing that is labelled"))
-        if data.task.of_kind.beats:
+        if data.task.of_kind.has_beats:
             _name_late_beats(split, [i for i in items if i.name in tracks], examples[split])
         if not examples[split]:
             raise InputError(f"{split}: no file is long enough to be used")

@@ -66,7 +66,7 @@ class Deep:
         self.dimension = self.upstream.dimension
         self.windowing = windowing or Windowing()
         window = self.windowing.seconds - self.windowing.overlap
-        self.together = round(window * self.grid.rate)
+        self.min_chunk_frames = round(window * self.grid.rate)
         self._batch = 1 if self.upstream.device.type == "cpu" else _WINDOWS_PER_GPU_BATCH
 
     def features(self, waveform: np.ndarray) -> np.ndarray:

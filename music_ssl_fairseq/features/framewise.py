@@ -29,7 +29,7 @@ class Framewise:
     dimension: int  # values per frame
     context: int  # frames on either side that a frame's values depend on
     chunk_frames = 6000  # of a long track to ask for at once: a minute, 1 to 2 MB
-    together = 1000  # the fewest to ask for, ten seconds: seeking takes as long as reading fewer
+    min_chunk_frames = 1000  # ten seconds: seeking takes as long as reading fewer
     fingerprint: str | None = None  # of the checkpoint whose layer this is; None for others
 
     def features(self, waveform: np.ndarray) -> np.ndarray:

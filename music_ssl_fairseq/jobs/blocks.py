@@ -40,9 +40,9 @@ class BlockJob:
         self.blocks = cut_blocks(self.num_samples)
 
     def run(
-        self, checkpoints: CheckpointDir, numbers: Sequence[int], work: Any, pool: WorkerPool
+        self, checkpoint_dir: CheckpointDir, numbers: Sequence[int], work: Any, pool: WorkerPool
     ) -> None:
-        """Do those blocks of `numbers` that are not in `checkpoints` yet.
+        """Do those blocks of `numbers` that are not in `checkpoint_dir` yet.
 
         Blocks that another process is doing are left to it, and waited for.
 
@@ -54,21 +54,21 @@ class BlockJob:
                 returns an array `[n, ...]`, or the AudioError of a track that cannot be read.
         """
         # Those of other shards as well: one shard may be done before files are replaced.
-        checkpoints.remove_outdated(self.name, len(self.blocks), self._source)
-        with self._bar(checkpoints, numbers) as bar:
-            busy = self._run(checkpoints, numbers, work, pool, bar)
+        checkpoint_dir.remove_outdated(self.name, len(self.blocks), self._source)
+        with self._bar(checkpoint_dir, numbers) as bar:
+            busy = self._run(checkpoint_dir, numbers, work, pool, bar)
             while busy:
-                with checkpoints.locked(checkpoints.block(self.name, busy[0]).stem):
+                with checkpoint_dir.locked(checkpoint_dir.block(self.name, busy[0]).stem):
                     pass
-                busy = self._run(checkpoints, busy, work, pool, bar)
+                busy = self._run(checkpoint_dir, busy, work, pool, bar)
         if self.errors and not self.skip_unreadable:
             raise self._unreadable()
 
     def _source(self, number: int) -> str:
         return self.source(self.blocks[number]) or ""
 
-    def _bar(self, checkpoints: CheckpointDir, numbers: Sequence[int]) -> tqdm:
-        exist = [number for number in numbers if checkpoints.block(self.name, number).exists()]
+    def _bar(self, checkpoint_dir: CheckpointDir, numbers: Sequence[int]) -> tqdm:
+        exist = [number for number in numbers if checkpoint_dir.block(self.name, number).exists()]
         return tqdm(
             desc=self.description,
             total=round(sum(map(self._seconds, numbers)), 1),
@@ -84,7 +84,7 @@ class BlockJob:
 
     def _run(
         self,
-        checkpoints: CheckpointDir,
+        checkpoint_dir: CheckpointDir,
         numbers: Sequence[int],
         work: Any,
         pool: WorkerPool,
@@ -93,7 +93,7 @@ class BlockJob:
         """Do the blocks that no other process is doing; return the numbers of the others."""
         held: Held = deque()
         busy: list[int] = []
-        claimed = checkpoints.claim_blocks(self.name, numbers, held, busy)
+        claimed = checkpoint_dir.claim_blocks(self.name, numbers, held, busy)
         try:
             groups = (g for number in claimed for g in self._groups(number, pool.group_size))
             results: list[np.ndarray | AudioError] = []
@@ -107,7 +107,7 @@ class BlockJob:
                 bar.update(0)
                 results += found
                 if len(results) == len(block):
-                    self._save(checkpoints, number, results)
+                    self._save(checkpoint_dir, number, results)
                     held.popleft()
                     release()
                     results = []
@@ -124,7 +124,7 @@ class BlockJob:
             yield [self.item(i) for i in range(start, min(start + size, block.stop))]
 
     def _save(
-        self, checkpoints: CheckpointDir, number: int, results: Sequence[np.ndarray | AudioError]
+        self, checkpoint_dir: CheckpointDir, number: int, results: Sequence[np.ndarray | AudioError]
     ) -> None:
         errors = {i: e for i, e in enumerate(results) if isinstance(e, AudioError)}
         for place, error in errors.items():
@@ -138,7 +138,7 @@ class BlockJob:
             places = np.array(list(errors), np.int64)
             source = np.array(self._sources.pop(number))
             block = Block(np.concatenate(values), np.array(lengths, np.int64), places, source)
-            checkpoints.save_block(self.name, number, block)
+            checkpoint_dir.save_block(self.name, number, block)
         elif len(self.errors) >= _MAX_UNREADABLE:
             raise self._unreadable()
 

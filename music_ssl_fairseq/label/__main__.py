@@ -279,7 +279,7 @@ def _assign(job: "Job", splits: dict[str, "Manifest"]) -> bool:
         print(f"{folder.path}: finished already, by the same recipe from the same manifests")
     finished = [label_split(job, split, manifest) for split, manifest in todo.items()]
     if all(finished):
-        folder.checkpoints.remove()
+        folder.checkpoint_dir.remove()
     else:
         print(f"{job.shard} is done; the last shard to end joins all parts")
     return all(finished)

@@ -14,7 +14,7 @@ from music_ssl_fairseq.features.chunk_features import Track
 from music_ssl_fairseq.frames import SAMPLE_RATE
 from music_ssl_fairseq.jobs.blocks import BlockJob
 from music_ssl_fairseq.jobs.checkpoint_dir import CheckpointDir
-from music_ssl_fairseq.label.fit_stage import FIT_LOCK
+from music_ssl_fairseq.label.fit_stage import LABELS_LOCK
 from music_ssl_fairseq.label.job import Job
 from music_ssl_fairseq.label.join import join
 from music_ssl_fairseq.label.nearest_centroid import Labeler
@@ -28,7 +28,7 @@ def label_split(job: Job, split: str, manifest: Manifest) -> bool:
 
     Raises InputError if a track cannot be read; what is done is kept.
     """
-    folder, checkpoints = job.folder, job.folder.checkpoints
+    folder, checkpoint_dir = job.folder, job.folder.checkpoint_dir
     centroids = folder.centroids()
     if centroids is None:
         raise InputError(
@@ -37,19 +37,19 @@ def label_split(job: Job, split: str, manifest: Manifest) -> bool:
         )
     name = folder.block_name(split, manifest)
     labeler = Labeler(job.features, (centroids,))
-    num_blocks = assign_blocks(job, split, manifest, name, checkpoints, labeler)
-    with checkpoints.locked(FIT_LOCK):
+    num_blocks = assign_blocks(job, split, manifest, name, checkpoint_dir, labeler)
+    with checkpoint_dir.locked(LABELS_LOCK):
         folder.reload()
         if folder.is_finished(split, manifest):
             return True
-        if missing := checkpoints.missing(name, num_blocks):
+        if missing := checkpoint_dir.missing(name, num_blocks):
             print(
                 f"{job.shard}: its part of {split} is done; {len(missing)} of {num_blocks} "
                 "blocks are left to other shards",
                 file=sys.stderr,
             )
             return False
-        joined = join(checkpoints, name, num_blocks, folder.target(split), len(centroids))
+        joined = join(checkpoint_dir, name, num_blocks, folder.target(split), len(centroids))
         silent = [track for track in joined.monotonous if _is_silent(manifest, track)]
         folder.finish(split, manifest, joined, silent)
     return True
@@ -60,10 +60,10 @@ def assign_blocks(
     split: str,
     manifest: Manifest,
     name: str,
-    checkpoints: CheckpointDir,
+    checkpoint_dir: CheckpointDir,
     labeler: Labeler,
 ) -> int:
-    """Assign units in this shard's blocks of a split, saved in `done`; return the number of all."""
+    """Save the units of this shard's blocks of a split; return the number of all blocks."""
 
     def track(index: int) -> Track:
         return Track(manifest.path(index), int(manifest.num_samples[index]))
@@ -72,7 +72,7 @@ def assign_blocks(
     labelling = BlockJob(name, split, manifest.num_samples, track, source, job.skip_unreadable)
     num_blocks = len(labelling.blocks)
     mine = range(job.shard.index, num_blocks, job.shard.count)
-    labelling.run(checkpoints, mine, labeler, job.pool)
+    labelling.run(checkpoint_dir, mine, labeler, job.pool)
     return num_blocks
 
 

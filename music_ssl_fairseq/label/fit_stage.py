@@ -20,14 +20,14 @@ from music_ssl_fairseq.label import kmeans, kmeans_in_batches
 from music_ssl_fairseq.label.external_centroids import centroids_file, load_centroids
 from music_ssl_fairseq.label.job import Job
 from music_ssl_fairseq.label.kmeans import KMeansState
-from music_ssl_fairseq.label.sample import Reader, Sample
+from music_ssl_fairseq.label.sample import Sample, SampleFeatures
 from music_ssl_fairseq.runtime import hub
 from music_ssl_fairseq.runtime.files import checksum
 from music_ssl_fairseq.runtime.metadata import METADATA
 from music_ssl_fairseq.runtime.texts import read_object
 
 SAMPLE = "sample"
-FIT_LOCK = "fit"
+LABELS_LOCK = "fit"  # held to fit centroids, and to join blocks
 
 
 def fit_centroids(job: Job, manifest: Manifest) -> None:
@@ -41,8 +41,8 @@ def fit_centroids(job: Job, manifest: Manifest) -> None:
     sample, whole = choose_sample(job, manifest)
     warn(kmeans.check_enough(whole.total, recipe.k))
     folder.make()
-    num_blocks = sample_blocks(job, sample, folder.checkpoints, Reader(job.features))
-    with folder.checkpoints.locked(FIT_LOCK):
+    num_blocks = sample_blocks(job, sample, folder.checkpoint_dir, SampleFeatures(job.features))
+    with folder.checkpoint_dir.locked(LABELS_LOCK):
         folder.reload()
         if folder.centroids() is not None:
             return
@@ -55,15 +55,17 @@ def fit_centroids(job: Job, manifest: Manifest) -> None:
         folder.save_fit(fit, num_frames, front, by, audio_identity(manifest))
 
 
-def sample_blocks(job: Job, sample: Sample, checkpoints: CheckpointDir, reader: Reader) -> int:
-    """Sample the frames of all blocks, saved in `checkpoints`; return how many blocks there are."""
+def sample_blocks(
+    job: Job, sample: Sample, checkpoint_dir: CheckpointDir, work: SampleFeatures
+) -> int:
+    """Save the sampled frames of all blocks; return the number of blocks."""
     tracks = sample.manifest
     source = partial(audio_digest, tracks)
     sampling = BlockJob(
         SAMPLE, "sampling", tracks.num_samples, sample.part, source, job.skip_unreadable
     )
     num_blocks = len(sampling.blocks)
-    sampling.run(checkpoints, in_own_order(num_blocks, job.shard), reader, job.pool)
+    sampling.run(checkpoint_dir, in_own_order(num_blocks, job.shard), work, job.pool)
     return num_blocks
 
 
@@ -91,7 +93,7 @@ def take_centroids(job: Job, file: Path) -> None:
         )
     _refuse_others(job, file)
     job.folder.make()
-    with job.folder.checkpoints.locked(FIT_LOCK):
+    with job.folder.checkpoint_dir.locked(LABELS_LOCK):
         job.folder.reload()
         if job.folder.centroids() is None:
             # A model on the hub is recorded with its commit.
@@ -118,7 +120,7 @@ def _refuse_others(job: Job, given: Path) -> None:
 
 def _load_sample(job: Job, num_blocks: int) -> np.ndarray:
     """Return `[n, D]` float32 in random order, so that any part of it is a sample as well."""
-    blocks = job.folder.checkpoints
+    blocks = job.folder.checkpoint_dir
     lengths = [int(blocks.load_lengths(SAMPLE, number).sum()) for number in range(num_blocks)]
     places = np.random.default_rng((job.recipe.seed, 1)).permutation(sum(lengths))
     frames = np.empty((sum(lengths), job.front.dimension), np.float32)
@@ -134,22 +136,22 @@ def _load_sample(job: Job, num_blocks: int) -> np.ndarray:
 
 def _state_file(job: Job, name: str, manifest: Manifest) -> Path:
     """Return the file of unfinished K-means, which differs by the audio."""
-    return job.folder.checkpoints.path / f"{name}-{audio_identity(manifest)}.npz"
+    return job.folder.checkpoint_dir.path / f"{name}-{audio_identity(manifest)}.npz"
 
 
 def _fit_at_once(job: Job, frames: np.ndarray, manifest: Manifest) -> tuple[KMeansState, str]:
     """Return centroids of all frames, and the library that fitted them."""
-    checkpoints, recipe = job.folder.checkpoints, job.recipe
+    checkpoint_dir, recipe = job.folder.checkpoint_dir, job.recipe
     size = f"{len(frames)} frames of {frames.shape[1]} values"
     print(f"K-means: k = {recipe.k}, {size}", file=sys.stderr)
     if recipe.algorithm == "minibatch":
         return kmeans.fit_as_fairseq(frames, recipe)
     file = _state_file(job, "fit", manifest)
-    found = checkpoints.load_arrays(file)
+    found = checkpoint_dir.load_arrays(file)
     lloyd, by = kmeans.choose_lloyd(job.device, job.threads)
 
     def watch(state: KMeansState) -> None:
-        checkpoints.save_arrays(file, **state._asdict())
+        checkpoint_dir.save_arrays(file, **state._asdict())
 
     begun = KMeansState(**found) if found else None
     return kmeans.fit(frames, recipe, lloyd, watch, begun), by
@@ -157,10 +159,10 @@ def _fit_at_once(job: Job, frames: np.ndarray, manifest: Manifest) -> tuple[KMea
 
 def _fit_in_batches(job: Job, num_blocks: int, whole: Sample) -> tuple[KMeansState, int, str]:
     """Return centroids of a sample moved by all of `whole`, its number of frames, the library."""
-    checkpoints, size = job.folder.checkpoints, job.recipe.minibatch
+    checkpoint_dir, size = job.folder.checkpoint_dir, job.recipe.minibatch
     assert size is not None
     file = _state_file(job, "batches", whole.manifest)
-    if found := checkpoints.load_arrays(file):
+    if found := checkpoint_dir.load_arrays(file):
         state = kmeans_in_batches.Progress(**found)
     else:
         frames = _load_sample(job, num_blocks)
@@ -173,7 +175,7 @@ def _fit_in_batches(job: Job, num_blocks: int, whole: Sample) -> tuple[KMeansSta
         bar.update(sum(sizes[: state.batches]))
 
         def watch(state: kmeans_in_batches.Progress) -> None:
-            checkpoints.save_arrays(file, **state._asdict())
+            checkpoint_dir.save_arrays(file, **state._asdict())
             bar.set_postfix_str(f"inertia {state.curve[-1]:.4g}", refresh=False)
             bar.update(sizes[state.batches - 1])
 
@@ -188,7 +190,7 @@ def _read_batches(job: Job, batches: kmeans_in_batches.Batches, done: int) -> It
     numbers = range(done, len(batches))
     parts = chain.from_iterable(map(batches.parts, numbers))
     groups = iter(lambda: list(islice(parts, job.pool.group_size)), [])
-    results = chain.from_iterable(ordered(Reader(job.features), groups, job.pool))
+    results = chain.from_iterable(ordered(SampleFeatures(job.features), groups, job.pool))
     for number in numbers:
         frames = [np.empty((0, job.front.dimension), np.float32)]
         for result in islice(results, batches.num_parts(number)):

@@ -56,7 +56,7 @@ class Joined:
         }
 
 
-def join(checkpoints: CheckpointDir, name: str, num_blocks: int, target: Path, k: int) -> Joined:
+def join(checkpoint_dir: CheckpointDir, name: str, num_blocks: int, target: Path, k: int) -> Joined:
     """Write `SPLIT.km`, `SPLIT.units.npy` and `SPLIT.offsets.npy`, in this order.
 
     `target` is the `.km`; the others are written beside it. One block of the job `name` is held at
@@ -64,7 +64,7 @@ def join(checkpoints: CheckpointDir, name: str, num_blocks: int, target: Path, k
 
     Raises InputError if not a single track could be read.
     """
-    lengths = [checkpoints.load_lengths(name, number) for number in range(num_blocks)]
+    lengths = [checkpoint_dir.load_lengths(name, number) for number in range(num_blocks)]
     offsets = np.cumsum(np.concatenate([[0], *lengths])).astype(np.int64)
     joined = Joined(k)
     words = [str(unit) for unit in range(k)]  # looked up in half the time of making them
@@ -79,7 +79,7 @@ def join(checkpoints: CheckpointDir, name: str, num_blocks: int, target: Path, k
         with text_file.open("wb") as text, units_file.open("wb") as array:
             write_header(array, np.dtype(unit_type(k)), (int(offsets[-1]),))
             for number in range(num_blocks):
-                block = checkpoints.load_block(name, number)
+                block = checkpoint_dir.load_block(name, number)
                 joined.unreadable += (joined.tracks + block.unreadable).tolist()
                 array.write(block.values.tobytes())
                 for units in np.split(block.values.ravel(), np.cumsum(block.lengths)[:-1]):

@@ -45,7 +45,7 @@ class LabelFolder:
     """`labels/`: what exists of a recipe, and what is written next.
 
     With `force`, what exists is disregarded, and removed only when there are new centroids.
-    `remarks` are recorded in the metadata. `checkpoints` has the blocks of what is not finished.
+    `remarks` are recorded in the metadata. `checkpoint_dir` has the blocks of what is not finished.
 
     Raises InputError if labels exist that this recipe did not make, unless `force`.
     """
@@ -56,11 +56,11 @@ class LabelFolder:
         self.path = path
         self.recipe = recipe
         self._remarks = remarks or {}
-        self.checkpoints = CheckpointDir(path / f".work-{recipe.identity}")
+        self.checkpoint_dir = CheckpointDir(path / f".work-{recipe.identity}")
         self._overwrite = force
         self.metadata: dict[str, Any] = {}
         if force:
-            self.checkpoints.remove()
+            self.checkpoint_dir.remove()
         self.reload()
 
     def reload(self) -> None:
@@ -121,7 +121,7 @@ class LabelFolder:
         for outdated in self._outputs():
             outdated.unlink()
         for unfinished in self.path.glob(".work-*"):
-            if unfinished != self.checkpoints.path:
+            if unfinished != self.checkpoint_dir.path:
                 CheckpointDir(unfinished).remove()
         remove_temporary(self.path)  # the caller holds the lock of this folder
         # Six digits: a sum's last ones may depend on the number of threads.

@@ -7,10 +7,10 @@ on other frames of the same music 1.5 % higher, in runs of 25 4.3 %.
 
 Of a large corpus that would be one frame every few seconds, and computing them would take as long
 as labelling everything. Where frames would lie more than a second apart, only some chunks of each
-track are read, each of `FrontEnd.together` frames, which are computed together anyway, and one
-frame per second is taken from them. For k = 100 and 8,000 MFCC frames, 10 s at a time, that makes
-the inertia 0.7 % higher on the same tracks, and no higher on others; the difference shrinks with
-more frames per cluster. Audio far from any chosen frame is not decoded.
+track are read, each of `FrontEnd.min_chunk_frames` frames, which are computed together anyway.
+One frame per second is taken from them. For k = 100 and 8,000 MFCC frames, 10 s at a time, that
+makes the inertia 0.7 % higher on the same tracks, and no higher on others; the difference shrinks
+with more frames per cluster. Audio far from any chosen frame is not decoded.
 
 Each track's length is known beforehand, so the sample is exact; a reservoir would read all frames
 to keep some. A track's frames follow from the seed and its place in the manifest alone, so blocks
@@ -52,21 +52,21 @@ def quotas(num_frames: np.ndarray, max_frames: int, seed: int) -> np.ndarray:
 
 
 def places(
-    num_frames: int, quota: int, seed: int, index: int, together: int = 1, apart: int = 1
+    num_frames: int, quota: int, seed: int, index: int, chunk_frames: int = 1, spacing: int = 1
 ) -> np.ndarray:
     """Choose the frames of a track that make up its quota: `[quota]` int64, ascending.
 
     Args:
         quota: from 1 to `num_frames`.
         index: the track's place in the manifest; the choice depends on it and `seed` alone.
-        together: frames per chunk of a track that gives few; by default they lie all over it.
-        apart: frames from one that is taken to the next within a chunk, about.
+        chunk_frames: size of a chunk of a track that gives few; by default they lie all over it.
+        spacing: frames from one that is taken to the next within a chunk, about.
     """
     rng = np.random.default_rng((seed, index))
-    if quota * apart >= num_frames:
+    if quota * spacing >= num_frames:
         return _one_of_each(rng, 0, num_frames, quota)
-    count = max(1, num_frames // together)
-    wanted = min(count, -(-quota * apart // together))
+    count = max(1, num_frames // chunk_frames)
+    wanted = min(count, -(-quota * spacing // chunk_frames))
     shares = np.diff(np.arange(wanted + 1) * quota // wanted)
     chosen = _one_of_each(rng, 0, count, wanted)
     edges = np.arange(count + 1) * num_frames // count
@@ -92,7 +92,7 @@ class Sample:
         self.num_frames = np.array(
             [front.grid.num_frames(n) for n in manifest.num_samples.tolist()]
         )
-        self._chunks = front.together, round(_SPACING_SECONDS * front.grid.rate)
+        self._chunks = front.min_chunk_frames, round(_SPACING_SECONDS * front.grid.rate)
         self.quotas = quotas(self.num_frames, max_frames, seed)
         self.seed = seed
 
@@ -112,12 +112,12 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Reader(FeatureWork):
-    """A job of workers: parts to their features."""
+class SampleFeatures(FeatureWork):
+    """Work for a pool: the features of tracks' sampled frames."""
 
     def requests(self, part: SampledTrack) -> list[Request]:
         """Return requests for a part's frames."""
-        runs = _runs(part.frames, self.front.chunk_frames, self.front.together // 2)
+        runs = _runs(part.frames, self.front.chunk_frames, self.front.min_chunk_frames // 2)
         return [Request(part.track, int(run[0]), int(run[-1]) + 1, run) for run in runs]
 
     def collect(self, part: SampledTrack, features: Iterator) -> np.ndarray:

@@ -18,7 +18,7 @@ from music_ssl_fairseq.label.assign_stage import assign_blocks
 from music_ssl_fairseq.label.fit_stage import SAMPLE, choose_sample, sample_blocks
 from music_ssl_fairseq.label.job import Job
 from music_ssl_fairseq.label.nearest_centroid import Labeler
-from music_ssl_fairseq.label.sample import Reader
+from music_ssl_fairseq.label.sample import SampleFeatures
 
 
 def sample_together(jobs: Sequence[Job], manifest: Manifest) -> None:
@@ -32,7 +32,7 @@ def sample_together(jobs: Sequence[Job], manifest: Manifest) -> None:
     for job in jobs:
         job.folder.make()
     shared = _shared(jobs, [SAMPLE] * len(jobs), [job.front.dimension for job in jobs])
-    sample_blocks(jobs[0], samples[0], shared, Reader(_spec(jobs)))
+    sample_blocks(jobs[0], samples[0], shared, SampleFeatures(_spec(jobs)))
 
 
 def label_together(jobs: Sequence[Job], split: str, manifest: Manifest) -> None:
@@ -76,5 +76,5 @@ class _SharedDir(CheckpointDir):
 
 
 def _shared(jobs: Sequence[Job], names: list[str], widths: list[int]) -> _SharedDir:
-    folders = [job.folder.checkpoints for job in jobs]
+    folders = [job.folder.checkpoint_dir for job in jobs]
     return _SharedDir(folders[-1].path, folders, names, widths)

@@ -20,4 +20,4 @@ class MusicProbeModel(HeadGrid):
         if not probe.unfreeze:
             return cls(cfg, probe.inputs())
         encoder = probe.encoder()  # refuses a front end
-        return FineTunedProbe(cfg, probe.inputs(), encoder, probe.plan.frames)
+        return FineTunedProbe(cfg, probe.inputs(), encoder, probe.plan.per_frame)

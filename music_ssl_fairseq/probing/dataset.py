@@ -48,7 +48,7 @@ class ProbingDataset(FairseqDataset):
         self._epoch = 1
         self._at_once = batches_at_once
         self.batch_size = len(clips)  # of a mini-batch, in windows
-        self._frames = plan.frames
+        self._per_frame = plan.per_frame
         counts = [plan.vector_counts(clip) for clip in clips]
         self._clip_of = np.repeat(np.arange(len(clips)), [len(count) for count in counts])
         self._count = np.concatenate([np.array(count, np.int64) for count in counts])
@@ -118,7 +118,7 @@ class ProbingDataset(FairseqDataset):
         }
 
     def _targets(self, windows: np.ndarray) -> np.ndarray:
-        if not self._frames:
+        if not self._per_frame:
             targets = self.split.targets[self._clip_of[windows]]
             return targets.astype(np.float32) if targets.dtype == bool else targets
         ends = zip(self._first[windows], self._first[windows] + self._count[windows], strict=True)
@@ -185,11 +185,11 @@ class WaveformDataset(ProbingDataset):
     def features(self, index: int) -> np.ndarray:
         """Return the samples of a window, `[T]` float32 at 16 kHz."""
         number = int(self._clip_of[index])
-        clip, frames = self.clips[number], self._plan.frames
+        clip, per_frame = self.clips[number], self._plan.per_frame
         window = self._plan.windows(clip)[index - int(self._begins[number])]
-        stop = min(clip.stop, window.start + length_of(window, self._grid, frames))
+        stop = min(clip.stop, window.start + length_of(window, self._grid, per_frame))
         samples = read_part(self._grid, clip, window.start, stop)
-        return samples_of(samples, 0, window, self._grid, frames)
+        return samples_of(samples, 0, window, self._grid, per_frame)
 
     def net_input(self, windows: np.ndarray) -> dict[str, Any]:
         """Return `waveform` `[B, T]`, zeros after each window's end, `lengths` and `counts`."""

@@ -67,8 +67,8 @@ class ProbeExperiment:
                 with_options({"--config-name": None}),
             )
         batch_seconds = 40.0 if self.device == "cpu" else 640.0
-        self.plan = WindowPlan(cfg.window_seconds, self.spec.of_kind.beats, batch_seconds)
-        if self.plan.frames and samples_in(cfg.window_seconds) % FRAME_HOP:
+        self.plan = WindowPlan(cfg.window_seconds, self.spec.of_kind.has_beats, batch_seconds)
+        if self.plan.per_frame and samples_in(cfg.window_seconds) % FRAME_HOP:
             # Frames of later windows would lag behind the beats, more from window to window.
             raise InputError(
                 f"task.window_seconds={cfg.window_seconds:g}: windows of beats consist of frames "
@@ -97,7 +97,7 @@ class ProbeExperiment:
     @property
     def batches_at_once(self) -> int:
         """Mini-batches per training batch of the dataset; frames of beats are many in any case."""
-        many = self.device == "cpu" and not (self.plan.frames or self.unfreeze)
+        many = self.device == "cpu" and not (self.plan.per_frame or self.unfreeze)
         return _BATCHES_AT_ONCE if many else 1
 
     def encoder(self) -> Upstream:
@@ -143,7 +143,7 @@ class ProbeExperiment:
         placeholders for those of a checkpoint.
         """
         source, outputs = self.source, self.spec.num_outputs
-        dimension = source.frame_dimension if self.plan.frames else source.dimension
+        dimension = source.frame_dimension if self.plan.per_frame else source.dimension
         shape = len(source.layer_names), dimension
         found = {
             "feature_mean": np.zeros(shape),
@@ -156,7 +156,7 @@ class ProbeExperiment:
             vectors = np.concatenate([train.features(i) for i in range(len(train))])
             found["feature_mean"] = vectors.mean(axis=0, dtype=np.float64)
             found["feature_deviation"] = vectors.std(axis=0, dtype=np.float64) + 1e-6
-        if train is not None and self.spec.of_kind.numbers:
+        if train is not None and self.spec.of_kind.has_numbers:
             deviation = train.split.targets.std(axis=0)
             found["target_mean"] = train.split.targets.mean(axis=0)
             found["target_deviation"] = np.where(deviation > 0, deviation, 1.0)
@@ -186,7 +186,7 @@ class ProbeExperiment:
         predictions = results.final_predictions(collector, DECODERS[self.cfg.decoder])
         scores = evaluate(self.spec, predictions)
         about = self.about() | self._audio(split)
-        if self.spec.of_kind.beats:
+        if self.spec.of_kind.has_beats:
             about["decoder"] = self.cfg.decoder
         file = results.write_scores(self.output_dir, split, about, scores, predictions)
         if scores.absent:

@@ -73,9 +73,9 @@ class ProbingSplit:
         lines = read_cells(self.labels_file, self.manifest)
         self.beats: list[Beats] = []
         self.targets = np.zeros((len(lines), 0), np.float64)
-        if spec.of_kind.beats:
+        if spec.of_kind.has_beats:
             self.beats = [self._beats(i, cells) for i, cells in enumerate(lines)]
-        elif spec.of_kind.numbers:
+        elif spec.of_kind.has_numbers:
             self.targets = np.array([self._numbers(i, cells) for i, cells in enumerate(lines)])
         else:
             self.targets = self._classes(lines)
@@ -98,14 +98,14 @@ class ProbingSplit:
                 raise self._error(
                     int(differ[0]), "another label than other parts of its song (.groups)"
                 )
-        elif self.spec.of_kind.numbers:
+        elif self.spec.of_kind.has_numbers:
             for name, values in zip(self.spec.targets, self.targets.T, strict=True):
                 if (values == values[0]).all():
                     raise InputError(
                         f"{self.labels_file}: {name} is {values[0]:g} in all {len(self)} lines, so "
                         "R2 is not defined: a split needs files with other values"
                     )
-        elif self.spec.of_kind.beats:
+        elif self.spec.of_kind.has_beats:
             parts = (self.segments / SAMPLE_RATE).tolist()
             pairs = zip(self.beats, parts, strict=True)
             if not any(((a <= beats.times) & (beats.times < b)).any() for beats, (a, b) in pairs):

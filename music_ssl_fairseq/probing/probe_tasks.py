@@ -105,7 +105,7 @@ def probe_identity(cfg: DictConfig, source: FeatureSource, split: str) -> Identi
     for group in _GROUPS:
         settings |= {f"{group}.{name}": str(value) for name, value in plain[group].items()}
     settings["common.seed"] = str(cfg.common.seed)
-    if spec.of_kind.beats:
+    if spec.of_kind.has_beats:
         settings["task.decoder"] = cfg.task.decoder
     data = probing_identity(cfg.task.data, spec, splits)
     return {**settings, **data, "upstream": source.fingerprint[:16]}

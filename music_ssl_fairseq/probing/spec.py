@@ -37,8 +37,8 @@ class Kind:
     metrics: tuple[Metric, ...]
     one_class: bool = False  # a label is one class, and a song has one
     many_classes: bool = False  # a label is any number of classes
-    numbers: bool = False  # a label is a number per target
-    beats: bool = False  # a label is a list of times, and a head answers for each frame
+    has_numbers: bool = False  # a label is a number per target
+    has_beats: bool = False  # a label is a list of times, and a head answers for each frame
 
     @property
     def choosing(self) -> tuple[str, ...]:
@@ -70,7 +70,7 @@ KINDS = {
         ),
         one_class=True,
     ),
-    "regression": Kind((Metric("r2", shown=False),), numbers=True),  # shown for each target
+    "regression": Kind((Metric("r2", shown=False),), has_numbers=True),  # shown for each target
     "beats": Kind(
         (
             Metric("f_measure"),
@@ -78,7 +78,7 @@ KINDS = {
             Metric("f_measure_20ms", selects=False, shown=False),
             Metric("f_measure_per_file_20ms", selects=False, shown=False),
         ),
-        beats=True,
+        has_beats=True,
     ),
 }
 """Name in `task.json` -> kind."""
@@ -114,7 +114,7 @@ class ProbingSpec:
                 f"one of {', '.join(kind.choosing)}",
                 with_other("--metric", kind.choosing[0]),
             )
-        wanted = "targets" if kind.numbers else None if kind.beats else "classes"
+        wanted = "targets" if kind.has_numbers else None if kind.has_beats else "classes"
         for name in ("classes", "targets"):
             values = getattr(self, name)
             if bool(values) != (name == wanted):

@@ -57,7 +57,7 @@ def settings(overrides: dict[str, Any]) -> DictConfig:
             OmegaConf.update(found, name, value)
         except OmegaConfBaseException as error:
             reason = str(error).splitlines()[0]
-            known = [f"{group}.{key}" for group in found for key in found[group] if key != "_name"]
+            known = [f"{group!s}.{key}" for group in found for key in found[group] if key[0] != "_"]
             if name not in known:
                 near = [other for other in known if other.startswith(name.split(".")[0])]
                 reason += f"; there are {', '.join(near or known)}"

@@ -93,9 +93,9 @@ def hint(probes: Sequence[Probe]) -> str:
 def constant(metric: str, predictions: Predictions, probe: Probe) -> float:
     """Compute the score of the best answer that is the same for every clip; NaN for beats."""
     kind, classes = KINDS[probe.about["kind"]], tuple(probe.about["classes"])
-    if kind.beats:
+    if kind.has_beats:
         return math.nan
-    if kind.numbers:
+    if kind.has_numbers:
         return 0.0  # of R2, by its definition
     answers = np.zeros((1, len(classes))) if kind.many_classes else np.eye(len(classes))
     once = np.ones((1, predictions.num_groups), np.int64)

@@ -149,14 +149,14 @@ def _compare(folder: Path, split: str, metric: str, value: float, found: float) 
 def _content(about: dict[str, Any], predictions: Predictions) -> str:
     parts = [about["kind"], about["classes"], about["targets"], predictions.names]
     digest = hashlib.sha256(repr(parts).encode("utf-8", "surrogateescape"))
-    if not KINDS[about["kind"]].beats:  # whose targets are scores
+    if not KINDS[about["kind"]].has_beats:  # whose targets are scores
         digest.update(predictions.targets.tobytes())
     return digest.hexdigest()
 
 
 def _shown(about: dict[str, Any], grouped: bool) -> Sequence[str]:
     kind = KINDS[about["kind"]]
-    if kind.numbers:
+    if kind.has_numbers:
         # Valence comes first in published tables.
         return [f"r2_{name}" for name in sorted(about["targets"], reverse=True)]
     grouped = grouped and about["groups"] != about["files"]

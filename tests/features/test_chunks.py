@@ -12,7 +12,7 @@ from music_ssl_fairseq.features import FeatureSpec
 from music_ssl_fairseq.features.chunk_features import FeatureWork, Request, Track
 from music_ssl_fairseq.label.__main__ import main
 from music_ssl_fairseq.label.nearest_centroid import Labeler
-from music_ssl_fairseq.label.sample import Reader, SampledTrack
+from music_ssl_fairseq.label.sample import SampledTrack, SampleFeatures
 from tests import checkpoints
 from tests.audio_files import write_tone
 
@@ -79,15 +79,15 @@ def test_jobs_of_a_gpu(deep, tracks, as_on_a_gpu):
         assert found.dtype == np.uint16
         assert (found == expected).mean() > 0.98
     parts = [SampledTrack(track, np.array([3, 20, 40])) for track in tracks]
-    (many,) = as_on_a_gpu(Reader(deep), [parts])
+    (many,) = as_on_a_gpu(SampleFeatures(deep), [parts])
     for found, part in zip(many, parts, strict=True):
-        np.testing.assert_allclose(found, Reader(deep)([part])[0], atol=1e-5)
+        np.testing.assert_allclose(found, SampleFeatures(deep)([part])[0], atol=1e-5)
 
 
 def test_a_job_on_a_gpu_of_its_own(deep):
     labeler = Labeler(deep, (np.zeros((2, 32), np.float32),))
     assert labeler.on("cuda:1").features == replace(deep, device="cuda:1")
-    assert Reader(deep).on("cuda:1").features.device == "cuda:1"
+    assert SampleFeatures(deep).on("cuda:1").features.device == "cuda:1"
 
 
 def test_deep_labels(deep, tracks, tmp_path, labels_here):

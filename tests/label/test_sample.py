@@ -8,7 +8,7 @@ from music_ssl_fairseq.data.manifest import Manifest, write_manifest
 from music_ssl_fairseq.errors import AudioError
 from music_ssl_fairseq.features import FeatureSpec, front_end
 from music_ssl_fairseq.features.chunk_features import Track
-from music_ssl_fairseq.label.sample import Reader, Sample, SampledTrack, places, quotas
+from music_ssl_fairseq.label.sample import Sample, SampledTrack, SampleFeatures, places, quotas
 from tests.audio_files import write_tone
 
 CHUNKS = 1000, 100  # frames together, and apart
@@ -89,7 +89,7 @@ def test_reader_gives_the_whole_tracks_frames(tmp_path):
     track = Track(str(path), 14 * 16_000)
     missing = SampledTrack(Track(str(tmp_path / "b.flac"), 16_000), np.array([3, 5]))
     nothing = SampledTrack(track, np.zeros(0, np.int64))
-    found = Reader(FeatureSpec("mfcc"))([missing, SampledTrack(track, wanted), nothing])
+    found = SampleFeatures(FeatureSpec("mfcc"))([missing, SampledTrack(track, wanted), nothing])
     assert isinstance(found[0], AudioError)
     np.testing.assert_allclose(found[1], whole[wanted], atol=2e-3)
     assert found[2].shape == (0, 39)

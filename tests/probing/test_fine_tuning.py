@@ -59,7 +59,7 @@ def probe_of(home: Path, kind: str = "multi-class", **settings) -> ProbeExperime
     assert check_settings(cfg)
     probe.unfreeze = cfg.unfreeze
     probe.dataset("train")
-    probe.model = FineTunedProbe(cfg, probe.inputs(), probe.encoder(), probe.plan.frames)
+    probe.model = FineTunedProbe(cfg, probe.inputs(), probe.encoder(), probe.plan.per_frame)
     return probe
 
 

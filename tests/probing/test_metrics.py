@@ -190,7 +190,7 @@ def truth(rng: np.random.Generator, kind: str, clips: int) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("kind", "metric"),
-    [(k, m) for k, v in KINDS.items() for m in v.choosing if not v.beats],
+    [(k, m) for k, v in KINDS.items() for m in v.choosing if not v.has_beats],
 )
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_selects_is_what_is_reported(rng, kind, metric, bad):

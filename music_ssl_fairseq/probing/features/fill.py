@@ -30,18 +30,18 @@ class WindowPlan:
     """The cut of clips into windows, and of windows into vectors."""
 
     seconds: float  # length of a window; 0 for the whole clip
-    frames: bool  # one vector per frame (50 per second) instead of one per window
+    per_frame: bool  # one vector per frame (50 per second) instead of one per window
     batch_seconds: float = 40.0  # audio per batch of the encoder
 
     def windows(self, clip: Clip) -> list[ClipWindow]:
         """Cut a clip into windows."""
         size = samples_in(self.seconds)
-        least = MIN_WINDOW_SAMPLES if self.frames else -(-size // 2)
+        least = MIN_WINDOW_SAMPLES if self.per_frame else -(-size // 2)
         return cut_windows(clip.start, clip.stop, size, least)
 
     def vector_counts(self, clip: Clip) -> list[int]:
         """Count the vectors of each window of a clip."""
-        return [frames_of(window) if self.frames else 1 for window in self.windows(clip)]
+        return [frames_of(window) if self.per_frame else 1 for window in self.windows(clip)]
 
 
 def feature_identity(source: FeatureSource, plan: WindowPlan) -> dict[str, object]:
@@ -50,7 +50,7 @@ def feature_identity(source: FeatureSource, plan: WindowPlan) -> dict[str, objec
         "fingerprint": source.fingerprint,
         "precision": source.precision,
         "window_seconds": plan.seconds,
-        "kind": "frames" if plan.frames else "windows",
+        "kind": "frames" if plan.per_frame else "windows",
         "layers": len(source.layer_names),
     }
 
@@ -69,9 +69,9 @@ def fill(
     missing = list({clip.key: clip for clip in clips if clip.key not in cache}.values())
     if not missing:
         return
-    dimension = source.frame_dimension if plan.frames else source.dimension
+    dimension = source.frame_dimension if plan.per_frame else source.dimension
     vectors = sum(sum(plan.vector_counts(clip)) for clip in missing)
-    cache.make_room(vectors * len(source.layer_names) * dimension * (2 if plan.frames else 4))
+    cache.make_room(vectors * len(source.layer_names) * dimension * (2 if plan.per_frame else 4))
     workers = available_cpus()
 
     def read(clip: Clip) -> tuple[Clip, np.ndarray]:
@@ -123,7 +123,9 @@ def _encode(
         windows = plan.windows(clip)
         results.append([np.zeros(0)] * len(windows))
         for i, window in enumerate(windows):
-            part = samples_of(samples, window.start - clip.start, window, source.grid, plan.frames)
+            part = samples_of(
+                samples, window.start - clip.start, window, source.grid, plan.per_frame
+            )
             by_shape.setdefault((len(part), frames_of(window)), []).append((number, i, part))
     for (length, num_frames), parts in by_shape.items():
         size = max(1, int(plan.batch_seconds * SAMPLE_RATE) // length)
@@ -132,7 +134,7 @@ def _encode(
             batch = np.stack([part for *_, part in chosen])
             features = (
                 source.frame_features(batch, num_frames)
-                if plan.frames
+                if plan.per_frame
                 else source.clip_features(batch)[:, None]
             )
             for (number, i, _), vectors in zip(chosen, features, strict=True):
@@ -142,10 +144,10 @@ def _encode(
 
 
 def samples_of(
-    samples: np.ndarray, start: int, window: ClipWindow, grid: FrameGrid, frames: bool
+    samples: np.ndarray, start: int, window: ClipWindow, grid: FrameGrid, per_frame: bool
 ) -> np.ndarray:
     """Cut out a window; for frames, with the samples beyond its end that the last one covers."""
-    return _padded(samples[start : start + length_of(window, grid, frames)], grid.window)
+    return _padded(samples[start : start + length_of(window, grid, per_frame)], grid.window)
 
 
 def _padded(samples: np.ndarray, length: int) -> np.ndarray:
@@ -154,6 +156,6 @@ def _padded(samples: np.ndarray, length: int) -> np.ndarray:
     return np.pad(samples, (0, missing)) if missing > 0 else samples
 
 
-def length_of(window: ClipWindow, grid: FrameGrid, frames: bool) -> int:
+def length_of(window: ClipWindow, grid: FrameGrid, per_frame: bool) -> int:
     """Return the samples that a window needs, which may be more than its clip has."""
-    return window.num_samples + (max(0, grid.window - grid.hop) if frames else 0)
+    return window.num_samples + (max(0, grid.window - grid.hop) if per_frame else 0)

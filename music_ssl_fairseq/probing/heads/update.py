@@ -27,7 +27,7 @@ def head_losses(kind: Kind, outputs: Tensor, target: Tensor) -> Tensor:
         repeated = target.repeat(len(outputs))
         each = F.cross_entropy(outputs.flatten(0, 1), repeated, reduction="none")
         return each.view(len(outputs), -1).sum(1)
-    if kind.numbers:
+    if kind.has_numbers:
         return (outputs - target).square().mean(-1).sum(1)
     target = target.reshape(outputs.shape[1:]).expand_as(outputs)
     each = F.binary_cross_entropy_with_logits(outputs, target, reduction="none")
@@ -45,7 +45,7 @@ def loss_and_logs(
     """
     outputs = model(**sample["net_input"])
     target = sample["target"]
-    if kind.numbers:
+    if kind.has_numbers:
         target = model.normalised_target(target)
     losses = head_losses(kind, outputs, target)
     finite = losses.detach().isfinite()
@@ -58,7 +58,7 @@ def loss_and_logs(
     if not model.training:
         outputs = outputs.detach().float()
         logs["predictions"] = {
-            "outputs": (model.in_units(outputs) if kind.numbers else outputs).cpu(),
+            "outputs": (model.in_units(outputs) if kind.has_numbers else outputs).cpu(),
             "clip": sample["clip"].cpu(),
             "first": sample["first"].cpu(),
             "sizes": sample["sizes"],

@@ -34,7 +34,7 @@ class Collector:
 
     def __init__(self, dataset: ProbingDataset):
         self.dataset = dataset
-        self._beats = dataset.split.spec.of_kind.beats
+        self._beats = dataset.split.spec.of_kind.has_beats
         self._sums: np.ndarray | None = None
         self._counts = np.zeros(len(dataset.clips), np.int64)
         self._frames: dict[int, list[tuple[int, np.ndarray]]] = {}
@@ -85,7 +85,7 @@ def final_predictions(
     split = dataset.split
     names = [split.manifest.name(i) for i in range(len(split))]
     windows = dataset.windows_per_clip
-    if not split.spec.of_kind.beats:
+    if not split.spec.of_kind.has_beats:
         sums, counts = collector.sums()
         outputs = sums[0] / counts[:, None]
         return Predictions(names, split.group_index, outputs, split.targets, windows)
@@ -110,7 +110,7 @@ def head_scores(collector: Collector) -> np.ndarray:
     Returns `[heads]` float64; NaN for a head with an output that is not finite.
     """
     split = collector.dataset.split
-    if split.spec.of_kind.beats:
+    if split.spec.of_kind.has_beats:
         counts = np.ones(len(collector.dataset.clips), np.int64)
         outputs = _peak_counts(collector)
     else:
