@@ -88,11 +88,6 @@ class ConvExtractor(nn.Module):
 
     def forward(self, waveform: Tensor, execution: Execution = PLAIN) -> Tensor:
         """Map `[B, T]` to features `[B, frames, channels]`."""
-        # Long tracks are encoded in windows; `group_norm` holds the statistics of the whole track.
-        if execution.is_fast(waveform) or execution.group_norm is not None:
-            return execution.extract(list(self.conv_layers), waveform)
-        # Channels last: norms run along them, and nothing has to be transposed for the encoder.
-        x = waveform.unsqueeze(-1)
-        for layer in self.conv_layers:
-            x = layer(x)
-        return x
+        # The plain execution calls each layer in turn, on `[B, T, C]`. Channels are last because
+        # norms run along them, and so that nothing has to be transposed for the encoder.
+        return execution.extract(list(self.conv_layers), waveform)
