@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.fast.dispatch import Execution
-from music_ssl_fairseq.models.unit_prediction import UnitPrediction, UnitPredictionConfig
+from music_ssl_fairseq.models.unit_prediction import EncoderWithUnitHeads, UnitHeadsConfig
 from music_ssl_fairseq.modules.dropout import Drop, drop
 from music_ssl_fairseq.modules.ema_teacher import EMATeacher, annealed_decay
 from music_ssl_fairseq.modules.views import indices_in_crops, repeat_crops
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Music2VecConfig(UnitPredictionConfig):
+class Music2VecConfig(UnitHeadsConfig):
     extractor_mode: str = setting(
         "layer_norm", "default or layer_norm; data2vec's base model has layer_norm"
     )
@@ -70,7 +70,7 @@ class Music2VecConfig(UnitPredictionConfig):
 
 
 @register_model("music2vec", dataclass=Music2VecConfig)
-class Music2VecModel(UnitPrediction):
+class Music2VecModel(EncoderWithUnitHeads):
     """Predicts, at masked frames, the representation by a slowly moving copy of the whole crop.
 
     Tensors have the names of fairseq's Data2VecAudioModel, the teacher's under `_ema`. With label

@@ -14,8 +14,8 @@ from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.frames import FrameGrid
 from music_ssl_fairseq.models.random_projection import RandomProjection
 from music_ssl_fairseq.models.unit_prediction import (
-    UnitPrediction,
-    UnitPredictionConfig,
+    EncoderWithUnitHeads,
+    UnitHeadsConfig,
     frames_at,
 )
 from music_ssl_fairseq.modules.dropout import Drop, drop
@@ -27,7 +27,7 @@ _MEL_BANDS = 64  # bands whose random projections are units
 
 
 @dataclass
-class MusicHubertConfig(UnitPredictionConfig):
+class MusicHubertConfig(UnitHeadsConfig):
     mask_prob: float = setting(
         0.80,
         "share of frames covered by mask spans if spans did not overlap; fairseq's field has "
@@ -58,7 +58,7 @@ class MusicHubertConfig(UnitPredictionConfig):
 
 
 @register_model("music_hubert", dataclass=MusicHubertConfig)
-class MusicHubertModel(UnitPrediction):
+class MusicHubertModel(EncoderWithUnitHeads):
     """Predicts the unit of each masked frame. Tensors have the names of fairseq's HubertModel.
 
     With several label sets, each has its own projection and unit embeddings, like fairseq's

@@ -12,13 +12,13 @@ from torch.nn import functional as F
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.fast.dispatch import Execution
 from music_ssl_fairseq.modules.audio_encoder import AudioEncoder
+from music_ssl_fairseq.modules.cosine_logits import CosineLogits
 from music_ssl_fairseq.modules.encoder_config import AudioEncoderConfig
-from music_ssl_fairseq.modules.unit_head import UnitHead
 from music_ssl_fairseq.runtime.settings import ABOVE_0, FROM_1, setting
 
 
 @dataclass
-class UnitPredictionConfig(AudioEncoderConfig):
+class UnitHeadsConfig(AudioEncoderConfig):
     final_dim: int = setting(256, "dimension in which frames and units are compared", FROM_1)
     logit_temp: float = setting(0.1, "temperature: cosine similarities are divided by it", ABOVE_0)
     unit_init: ChoiceEnum(["uniform", "normal"]) = setting(  # type: ignore[valid-type]
@@ -34,8 +34,8 @@ class UnitPredictionConfig(AudioEncoderConfig):
     )
 
 
-class UnitPrediction(AudioEncoder):
-    """An encoder with a projection and unit embeddings per label set."""
+class EncoderWithUnitHeads(AudioEncoder):
+    """An encoder with a head per label set: a projection and unit embeddings."""
 
     projection_name = "final_proj"
     """Attribute with the projections of all sets, one after the other."""
@@ -63,7 +63,7 @@ class UnitPrediction(AudioEncoder):
         embeddings = torch.empty(sum(self.classes_per_set), cfg.final_dim)
         draw = nn.init.normal_ if str(cfg.unit_init) == "normal" else nn.init.uniform_
         self.label_embs_concat = nn.Parameter(draw(embeddings))
-        self.head = UnitHead(cfg.logit_temp)
+        self.cosine_logits = CosineLogits(cfg.logit_temp)
 
     def _check_label_layers(self) -> None:
         layers, number = self.cfg.label_layers, self.cfg.encoder_layers
@@ -98,13 +98,17 @@ class UnitPrediction(AudioEncoder):
     def logits(self, frames: list[Tensor], execution: Execution | None = None) -> list[Tensor]:
         """Map `prediction_frames` to each set's scores `[N, classes]`, float32."""
         projection: nn.Linear = getattr(self, self.projection_name)
-        heads = projection, self.label_embs_concat, self.classes_per_set, self.head
+        heads = projection, self.label_embs_concat, self.classes_per_set, self.cosine_logits
         with self.autocast(frames[0].device):
             return (execution or self.execution).run(_score, frames, *heads)
 
 
 def _score(
-    frames: list[Tensor], project: nn.Linear, units: Tensor, classes: list[int], head: UnitHead
+    frames: list[Tensor],
+    project: nn.Linear,
+    units: Tensor,
+    classes: list[int],
+    cosine_logits: CosineLogits,
 ) -> list[Tensor]:
     # No configuration is read here, because OmegaConf cannot be compiled.
     dim = project.out_features // len(classes)
@@ -113,7 +117,7 @@ def _score(
     else:
         parameters = zip(frames, project.weight.split(dim), project.bias.split(dim), strict=True)
         projected = tuple(F.linear(*of_set) for of_set in parameters)
-    return [head(*pair) for pair in zip(projected, units.split(classes), strict=True)]
+    return [cosine_logits(*pair) for pair in zip(projected, units.split(classes), strict=True)]
 
 
 def frames_at(x: Tensor, indices: Tensor) -> Tensor:

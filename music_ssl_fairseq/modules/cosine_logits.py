@@ -1,11 +1,11 @@
-"""Scores of units (HuBERT, equation 3) as one matrix product."""
+"""Scores of units (HuBERT, equation 3) as one matrix product, without parameters."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class UnitHead(nn.Module):
+class CosineLogits(nn.Module):
     """Cosine similarity of frames and unit embeddings, divided by a temperature.
 
     fairseq builds a tensor `[units + 1, frames, D]` with the true unit first and all units behind
