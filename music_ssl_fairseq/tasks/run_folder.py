@@ -11,6 +11,7 @@ from fairseq.tasks import FairseqTask
 from omegaconf import OmegaConf
 
 from music_ssl_fairseq.compat import patch_resuming
+from music_ssl_fairseq.criterions.collapse import warmup_updates
 from music_ssl_fairseq.data.run_identity import Identity, differences, settings_identity
 from music_ssl_fairseq.errors import InputError
 from music_ssl_fairseq.runtime.files import hold
@@ -108,6 +109,14 @@ class RunFolder:
             if cfg.get(name) is not None
         }
         self.identity = settings_identity(settings, configs_of(cfg)) | data(cfg)
+        warmup, updates = warmup_updates(cfg), cfg.optimization.max_update
+        if 0 < updates <= warmup:
+            logger.warning(
+                "optimization.max_update=%d: the learning rate never reaches its peak, because "
+                "lr_scheduler warms up for %d updates; give more updates, or a shorter warm-up",
+                updates,
+                warmup,
+            )
         file, state = _checkpoint_to_continue(cfg.checkpoint)
         if file is None:
             return
