@@ -13,6 +13,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 
 from hydra_plugins._music_ssl_fairseq_command import (
@@ -103,7 +104,7 @@ def _refuse_missing_bases(folder: str, name: str) -> None:
 
 
 def _setting(key: str, folder: str, name: str) -> str:
-    """Return the dotted name of a setting in a configuration's file, or in config.yaml, or ""."""
+    """Return `group.key` of a setting that the configuration's file or config.yaml has, or ""."""
     group = ""
     for file in (f"{name}.yaml", "config.yaml"):
         with contextlib.suppress(OSError, UnicodeDecodeError):
@@ -169,13 +170,12 @@ def _configurations(folder: str) -> list[str]:
 
 
 def _other_arguments(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments that do not choose a configuration."""
-    found, skip = [], True
-    for argument in arguments:
-        if not (skip or argument.partition("=")[0] in _OPTIONS):
-            found.append(argument)
-        skip = argument in _OPTIONS
-    return found
+    """Return the arguments, without the program, that do not choose a configuration."""
+    return [
+        argument
+        for before, argument in pairwise(arguments)
+        if before not in _OPTIONS and argument.partition("=")[0] not in _OPTIONS
+    ]
 
 
 def _command(folder: str, name: str) -> list[str]:

@@ -31,14 +31,12 @@ def target_names(names: list[str]) -> dict[str, str]:
     (`a.wav.flac`).
     """
     targets = {name: os.path.splitext(name)[0] + ".flac" for name in names}
+    longer = {name: f"{name}.flac" for name in names}
     clashing = names
-    while clashing:
+    while clashing:  # again, because a longer name may be that of another copy
         counts = Counter(targets.values())
-        # Those that already keep their suffix stay.
-        clashing = [
-            n for n, target in targets.items() if counts[target] > 1 and target != f"{n}.flac"
-        ]
-        targets |= {name: f"{name}.flac" for name in clashing}
+        clashing = [n for n in names if counts[targets[n]] > 1 and targets[n] != longer[n]]
+        targets |= {name: longer[name] for name in clashing}
     return targets
 
 

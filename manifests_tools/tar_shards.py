@@ -189,7 +189,10 @@ def _finished(job: _Shard, root: str, texts: list[bytes | None]) -> Lines | None
 
 
 def _read_back(file: Path) -> tuple[Lines, list[bytes | None]]:
-    """Return a shard's lines of the manifest, by name of the source, and the text of its labels."""
+    """Read an existing shard: its manifest lines by source, and each track's labels, if any.
+
+    A track is three members in this order: audio, `.json` with its source, text of its labels.
+    """
     lines: Lines = {}
     texts: list[bytes | None] = []
     place = ""

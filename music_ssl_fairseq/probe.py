@@ -1,4 +1,4 @@
-"""Command line that trains, tests and reports probes of encoders on any number of tasks."""
+"""Command line that trains, tests and reports probes of upstreams on any number of tasks."""
 
 import shlex
 import sys
@@ -48,7 +48,7 @@ def get_parser() -> Parser:
     add = parser.option
     add(
         "--upstream X",
-        f"encoders: {CHECKPOINT}; random:CHECKPOINT for the same model with random weights; "
+        f"what to probe: {CHECKPOINT}; random:CHECKPOINT for the same model with random weights; "
         "or a front end without training: mfcc, chroma, logmel, cqt",
         nargs="+",
         required=True,
@@ -118,7 +118,7 @@ def _report(out: Path, folders: Sequence[Path], split: str) -> None:
 
 
 def _say_what_next(upstream: Sequence[str], task: Sequence[Path], out: Path) -> None:
-    """Print the command that compares a lone encoder with what it must exceed."""
+    """Print the command that compares a lone upstream with what it must exceed."""
     if len(upstream) > 1 or not Path(upstream[0]).exists():
         return
     others = [*upstream, f"random:{upstream[0]}", "mfcc", "chroma"]

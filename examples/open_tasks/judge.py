@@ -78,7 +78,7 @@ def run(
     chosen = tasks.chosen(tasks_named, data)
     for task in chosen:
         tasks.build(task, data, out / form / "tasks" / task.name, small)
-    if jobs is None and at_once > 1 and not _is_roomy_gpu():  # which imports torch
+    if jobs is None and at_once > 1 and not _is_roomy_gpu():  # asked late, as it imports torch
         at_once = 1
     require_sources(upstreams)
     groups = [chosen] if at_once == 1 else tasks.side_by_side(chosen)

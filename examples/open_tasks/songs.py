@@ -195,8 +195,8 @@ def key_of(song: Song) -> str | None:
 
 
 def families_of(song: Song) -> list[str]:
-    """Return the families that sound, in alphabetical order."""
-    stop = song.start + song.seconds / song.quarter
+    """Return the families that sound for half a second or more, in alphabetical order."""
+    stop = song.start + song.seconds / song.quarter  # in quarter notes, as notes are
     heard = set()
     for voice, (program, _) in enumerate(song.voices):
         notes = song.piece.parts[voice % len(song.piece.parts)]

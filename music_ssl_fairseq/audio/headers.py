@@ -153,6 +153,7 @@ class _Chunks:
         return any(self._chunk_follows(start) for start in {end + end % 2, end})
 
     def _chunk_follows(self, position: int) -> bool:
+        """Tell whether chunks with possible names and lengths follow, to the end or to a tag."""
         for letters, length, start in self._walk(position):
             if self._size - start < _SLACK_BYTES or letters[:3] in (b"TAG", b"ID3", b"APE"):
                 break
@@ -209,12 +210,15 @@ def _xing_samples(head: bytes) -> tuple[int | None, int]:
     if tag[:4] not in (b"Xing", b"Info") or len(tag) < 12 or not tag[7] & 1:
         return None, frame_samples
     num_frames = int.from_bytes(tag[8:12], "big")
-    # LAME notes the samples of delay before the music and of padding behind it.
+    # LAME's part of the tag has the samples of delay before the music and of padding behind it,
+    # twelve bits each.
     flags = tag[7]
-    behind = 12 + (4 if flags & 2 else 0) + (100 if flags & 4 else 0) + (4 if flags & 8 else 0)
-    padding = tag[behind + 21 : behind + 24]
-    both = int.from_bytes(padding, "big") if len(padding) == 3 else 0
-    return num_frames * frame_samples - (both >> 12) - (both & 0xFFF), frame_samples
+    lame = 12 + (4 if flags & 2 else 0) + (100 if flags & 4 else 0) + (4 if flags & 8 else 0)
+    numbers = tag[lame + 21 : lame + 24]
+    delay, padding = (
+        divmod(int.from_bytes(numbers, "big"), 1 << 12) if len(numbers) == 3 else (0, 0)
+    )
+    return num_frames * frame_samples - delay - padding, frame_samples
 
 
 def _is_layer_3(head: bytes) -> bool:

@@ -78,17 +78,17 @@ def resampled_part(
     """
     up, down = _ratio(source.sample_rate, sample_rate)
     _, half = _filter(up, down)
-    # Every `up` output samples meet an input sample. Start on such a meeting point, so that the
-    # filter's phase is that of the whole file, and early enough for its full length.
-    block = max(0, start // up - ceil(half / up / down))
+    # `down` input samples become `up` output samples. Reading begins after a whole number of such
+    # blocks, for the filter's phase in the whole file, and early enough for the filter's length.
+    blocks = max(0, start // up - ceil(half / up / down))
     end = None if stop is None else ceil(stop * down / up) + half // up + 1
-    known = source.read(block * down, end)
+    known = source.read(blocks * down, end)
     if source.num_samples is not None:
         length = resampled_length(source.num_samples, source.sample_rate, sample_rate)
         stop = length if stop is None else min(stop, length)
     assert stop is not None  # without one, all was read, and the length is known
     part = resample(known, source.sample_rate, sample_rate)
-    return part[start - block * up : max(start, stop) - block * up]
+    return part[start - blocks * up : max(start, stop) - blocks * up]
 
 
 def _ratio(rate: int, sample_rate: int) -> tuple[int, int]:

@@ -19,18 +19,17 @@ def find_copies(paths: Iterable[str], others: Iterable[str] | None = None) -> di
     Returns path -> the first of `others`, or of the paths before it, that it is a copy of.
     """
     originals, paths = list(others or ()), list(paths)
-    among = set(originals)
-    times = Counter(paths) if others is None else dict.fromkeys(among, 2)
-    twice = {path: path for path in paths if times.get(path, 0) > 1}
-    groups = [list(dict.fromkeys([*originals, *paths]))]
+    others_set = set(originals)
+    counts = Counter(paths)
+    of_itself = others_set if others is not None else {path for path in paths if counts[path] > 1}
+    groups = [list(dict.fromkeys([*originals, *paths]))]  # of equal files, as far as is known
     for key in (_size, _middle, _whole_file):
         parts = [part for group in groups for part in _divide(group, key)]
-        if others is not None:
-            groups = [part for part in parts if part[0] in among and part[-1] not in among]
-        else:
-            groups = [part for part in parts if len(part) > 1]
-    copies = {path: group[0] for group in groups for path in group[1:] if path not in among}
-    return twice | copies
+        groups = [part for part in parts if len(part) > 1]
+        if others is not None:  # which come first in each group
+            groups = [g for g in groups if g[0] in others_set and g[-1] not in others_set]
+    copies = {path: group[0] for group in groups for path in group[1:] if path not in others_set}
+    return {path: path for path in paths if path in of_itself} | copies
 
 
 def _divide(group: list[str], key: Callable[[str], Hashable]) -> Iterable[list[str]]:

@@ -133,7 +133,7 @@ def _is_of(units: _Units, text: Path) -> bool:
 
 
 def _parsed(km_file: Path) -> _Units:
-    """Write the units of a text as numbers into a file without a name."""
+    """Return the units of a text, as int64 in a temporary file whose name is removed here."""
     offsets = array("q", [0])
     with km_file.open("rb") as text, tempfile.NamedTemporaryFile() as numbers:
         lines = iter(lambda: text.readline(_MAX_LINE_BYTES), b"")

@@ -196,16 +196,16 @@ def _extraction(a: argparse.Namespace, tracks: "Manifest") -> "Extraction":
     from music_ssl_fairseq.upstream.windows import Windowing
 
     windowing = Windowing(a.window, whole=1.5 * a.window)
-    where = torch.device(choose_device(a.device or "auto"))
-    on_gpu = where.type == "cuda"
-    upstream = load(a.checkpoint, where, a.precision)
+    device = torch.device(choose_device(a.device or "auto"))
+    on_gpu = device.type == "cuda"
+    upstream = load(a.checkpoint, device, a.precision)
     layers = upstream.check_layers(range(upstream.num_layers + 1) if a.layer is None else a.layer)
     frames = a.dtype if a.pool == "frames" else None
-    long = int(tracks.num_samples.sum()) > _COMPILE_SECONDS * SAMPLE_RATE
-    asked = a.compile == "on" or (a.compile == "auto" and long)
     batch_seconds = a.batch_seconds or (480 if on_gpu else 30)
-    compiles = on_gpu and asked and can_compile()
-    return Extraction(upstream, layers, frames, windowing, batch_seconds, compiles)
+    worthwhile = int(tracks.num_samples.sum()) > _COMPILE_SECONDS * SAMPLE_RATE
+    wanted = a.compile == "on" or (a.compile == "auto" and worthwhile)
+    compiled = on_gpu and wanted and can_compile()
+    return Extraction(upstream, layers, frames, windowing, batch_seconds, compiled)
 
 
 def main(argv: list[str] | None = None) -> int:

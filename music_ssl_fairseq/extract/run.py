@@ -36,7 +36,7 @@ from music_ssl_fairseq.upstream.windows import Windowing
 _OF_THE_MODEL = (
     "family", "fingerprint", "dimension", "sample_rate", "frame_rate", "normalise", "precision",
 )  # fmt: skip
-_BATCHES_IN_FLIGHT = 2  # whose results are copied while the next is computed
+_BATCHES_IN_FLIGHT = 2  # their results are copied while the next batch is computed
 
 
 @dataclass
@@ -80,16 +80,17 @@ class Extraction:
         }
 
     def run(self, manifest: Manifest, store: Store, workers: int, bar: tqdm) -> Outcome:
-        """Extract every track that the store does not have."""
+        """Extract every track that the store does not have.
+
+        Tracks that are too short or unreadable, or whose features are not finite, are left out.
+        """
         cut = store.cut
         outcome = Outcome(left_out=store.left_out)
-        todo = []
-        for track in (track for track in range(len(manifest)) if not store.has(track)):
-            if cut.num_frames(track):
-                todo.append(track)
-            else:
-                samples = int(manifest.num_samples[track])
-                store.leave_out(track, too_short(samples, SAMPLE_RATE, cut.grid))
+        missing = [track for track in range(len(manifest)) if not store.has(track)]
+        todo = [track for track in missing if cut.num_frames(track)]
+        for track in sorted(set(missing) - set(todo)):
+            samples = int(manifest.num_samples[track])
+            store.leave_out(track, too_short(samples, SAMPLE_RATE, cut.grid))
         bar.reset(total=round(sum(cut.num_frames(t) for t in todo) / self.upstream.frame_rate))
         begin = time.perf_counter()
         loads = read_loads(manifest, cut.loads(todo), workers, self.upstream.device)

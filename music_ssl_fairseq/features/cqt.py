@@ -57,14 +57,14 @@ def magnitudes(waveform: np.ndarray) -> np.ndarray:
     """
     num_frames = GRID.num_frames(len(waveform))
     output = np.empty((num_frames, NUM_BINS), np.float32)
+    # Of a block, `_REACH` frames at each end are discarded: their filters reach beyond the block.
     step = _BLOCK_FRAMES - 2 * _REACH
     # Sample 0 of a block is the centre of its frame 0.
     before = _REACH * GRID.hop - GRID.window // 2
     blocks = ceil(num_frames / step)
     padded = np.zeros((blocks * step + 2 * _REACH) * GRID.hop, np.float32)
-    padded[before : before + GRID.num_samples(num_frames)] = waveform[
-        : GRID.num_samples(num_frames)
-    ]
+    covered = waveform[: GRID.num_samples(num_frames)]
+    padded[before : before + len(covered)] = covered
     for start in range(0, num_frames, step):
         samples = padded[start * GRID.hop :][: _BLOCK_FRAMES * GRID.hop]
         bands = np.abs(_filtered(samples)).T

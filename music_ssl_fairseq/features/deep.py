@@ -124,6 +124,7 @@ class Deep:
             yield together
 
     def _jobs(self, number: int, chunk: Chunk) -> Iterator[_Job]:
+        """Yield a job per window that the chunk's frames need, with its audio on the device."""
         for section in self._sections(chunk.num_samples, chunk.first, chunk.last):
             start = section.start - chunk.start
             audio = torch.from_numpy(chunk.waveform[None, start : start + section.num_samples])

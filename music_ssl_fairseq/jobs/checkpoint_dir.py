@@ -144,9 +144,10 @@ class CheckpointDir:
     def claim_blocks(
         self, name: str, numbers: Sequence[int], held: Held, busy: list[int]
     ) -> Iterator[int]:
-        """Yield the blocks that are to be done here, and take each one's lock when asked for it.
+        """Yield the numbers of unfinished blocks, each locked when it is asked for.
 
-        `held` gets the block, and what releases it; `busy` those that another process is doing.
+        A yielded block is appended to `held`, with the function that releases its lock. Blocks
+        that another process has locked are appended to `busy`.
         """
         for number in numbers:
             file = self.block(name, number)

@@ -82,14 +82,15 @@ def _exchange(
     items: Iterator[Any], workers: list["_Worker"], held: int, ahead: int
 ) -> Iterator[Any]:
     """Hand out items, at most `held` per worker and `ahead` in all; yield results in order."""
-    done: dict[int, Any] = {}
-    sent = due = 0
+    done: dict[int, Any] = {}  # number of an item: its result, which is not due yet
+    sent = due = 0  # numbers of the next item to send, and of the next result to yield
     more = True
     while more or due < sent:
         while more and sent < due + ahead:
             worker = min(workers, key=lambda worker: len(worker.numbers))
             if len(worker.numbers) >= held:
                 break
+            # An item is sent in a tuple, because None ends a worker.
             message = next(((item,) for item in items), None)
             if message is None:
                 more = False
@@ -110,7 +111,7 @@ def _exchange(
 
 
 class _Worker:
-    """A worker process, seen from its parent; `numbers` are of the items it has yet to answer."""
+    """A worker process, seen from its parent; `numbers` are those of its unfinished items."""
 
     def __init__(self, work: Any, device: str | None, pool: WorkerPool):
         context: Any = multiprocessing.get_context("fork" if pool.fork else "forkserver")

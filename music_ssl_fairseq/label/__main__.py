@@ -299,15 +299,15 @@ def _manifests(where: Path) -> dict[str, "Manifest"]:
 
 
 def _summarise(folder: "LabelFolder", splits: dict[str, "Manifest"]) -> None:
+    """Print how the centroids were fitted, a line per split, and warnings."""
     from music_ssl_fairseq.label.assign_stage import notices
 
     metadata = folder.metadata
     if not metadata:
         raise InputError(f"{folder.path}: nothing there yet; run --stage fit, then --stage assign")
     rate = metadata["label_rate"]
-    fitted = "of given centroids"
-    if metadata["train_inertia"] is not None:
-        inertia = metadata["train_inertia"]
+    fitted, inertia = "of given centroids", metadata["train_inertia"]
+    if inertia is not None:
         fitted = f"fitted on {metadata['frames_fitted']:,} frames, inertia {inertia:.4g}"
     what = f"{metadata['k']} units of {metadata['features']}, {rate:g} per second"
     print(f"{folder.path}: {what}, {fitted}")
@@ -315,12 +315,12 @@ def _summarise(folder: "LabelFolder", splits: dict[str, "Manifest"]) -> None:
         record = metadata["splits"].get(split)
         if record is None:
             raise InputError(f"{folder.target(split)}: not finished; run --stage assign first")
-        length = 1000 * record["mean_run_length"] / rate
+        unit_ms = 1000 * record["mean_run_length"] / rate
         music = f"{counted(record['tracks'], 'track')}, {amount(record['labels'] / rate / 3600)}"
         print(
             f"  {split}: {music}; "
             f"{record['used_clusters']} units used, perplexity {record['perplexity']:.0f}; "
-            f"most frequent {100 * record['majority_share']:.2f} %; a unit lasts {length:.0f} ms"
+            f"most frequent {100 * record['majority_share']:.2f} %; a unit lasts {unit_ms:.0f} ms"
         )
         if record["unreadable"]:
             lost = counted(len(record["unreadable"]), "track")

@@ -38,6 +38,7 @@ def fit_centroids(job: Job, manifest: Manifest) -> None:
     Raises InputError if there are fewer frames than clusters, or a track cannot be read.
     """
     folder, recipe, front = job.folder, job.recipe, job.front
+    # They differ with --minibatch: centroids of `sample` are then moved by batches of `whole`.
     sample, whole = choose_sample(job, manifest)
     warn(kmeans.check_enough(whole.total, recipe.k))
     folder.make()
@@ -46,13 +47,13 @@ def fit_centroids(job: Job, manifest: Manifest) -> None:
         folder.reload()
         if folder.centroids() is not None:
             return
-        if sample is not whole:
-            fit, num_frames, by = _fit_in_batches(job, num_blocks, whole)
-        else:
+        if sample is whole:
             frames = _load_sample(job, num_blocks)
-            fit, by = _fit_at_once(job, frames, manifest)
+            fit, fitted_by = _fit_at_once(job, frames, manifest)
             num_frames = len(frames)
-        folder.save_fit(fit, num_frames, front, by, audio_identity(manifest))
+        else:
+            fit, num_frames, fitted_by = _fit_in_batches(job, num_blocks, whole)
+        folder.save_fit(fit, num_frames, front, fitted_by, audio_identity(manifest))
 
 
 def sample_blocks(
@@ -135,7 +136,7 @@ def _load_sample(job: Job, num_blocks: int) -> np.ndarray:
 
 
 def _state_file(job: Job, name: str, manifest: Manifest) -> Path:
-    """Return the file of unfinished K-means, which differs by the audio."""
+    """Return the state file of an interrupted K-means. Its name contains the audio's digest."""
     return job.folder.checkpoint_dir.path / f"{name}-{audio_identity(manifest)}.npz"
 
 

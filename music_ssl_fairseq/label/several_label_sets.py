@@ -66,9 +66,8 @@ class _SharedDir(CheckpointDir):
         return self.folders[-1].block(self.names[-1], number)
 
     def save_block(self, name: str, number: int, block: Block) -> None:
-        parts: list[np.ndarray] = [block.values] * len(
-            self.folders
-        )  # of unreadable tracks alone: of no columns
+        # A block of unreadable tracks has a 1-d empty array, so it cannot be split into columns.
+        parts: list[np.ndarray] = [block.values] * len(self.folders)
         if block.values.ndim > 1:
             parts = np.split(block.values, np.cumsum(self.widths)[:-1], axis=1)
         for folder, own_name, own in zip(self.folders, self.names, parts, strict=True):

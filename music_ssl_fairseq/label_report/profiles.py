@@ -86,7 +86,10 @@ def _profile(samples: ReportSamples, here: np.ndarray) -> dict[str, Any]:
 
 
 def _clips(samples: ReportSamples, k: int, label_rate: float) -> list[dict[str, Any]]:
-    """Return for each unit its longest runs, from as many excerpts as possible, and their mean."""
+    """Return each unit's clips, and the mean length of all its runs in milliseconds.
+
+    A clip is a run with its context: the longest of each excerpt first, then the next longest.
+    """
     begins, ends = runs(samples.units, samples.excerpt)
     unit_of = samples.units[begins]
     lengths = ends - begins + 1
@@ -95,11 +98,10 @@ def _clips(samples: ReportSamples, k: int, label_rate: float) -> list[dict[str, 
     found = []
     for unit in range(k):
         own = order[edges[unit] : edges[unit + 1]]
-        _, first = np.unique(samples.excerpt[begins[own]], return_index=True)
-        later = np.setdiff1d(np.arange(len(own)), first)
-        chosen = own[np.r_[np.sort(first), later][:CLIPS]]
-        # [sound, seconds from, to, of the run itself from, to]
-        clips = []
+        _, longest = np.unique(samples.excerpt[begins[own]], return_index=True)
+        others = np.setdiff1d(np.arange(len(own)), longest)
+        chosen = own[np.r_[np.sort(longest), others][:CLIPS]]
+        clips = []  # [excerpt, seconds of the clip's start and end, of the run's start and end]
         for begin, end in zip(begins[chosen], ends[chosen], strict=True):
             start, stop = samples.seconds[begin], samples.seconds[end] + 1 / label_rate
             context = max(0.0, start - _CONTEXT_SECONDS), stop + _CONTEXT_SECONDS

@@ -47,27 +47,28 @@ def _middle_clip(seconds: float, path: str) -> SongClip:
 
 
 def write_page(
-    a: Namespace,
+    options: Namespace,
     songs: Sequence[str],
     vectors: Mapping[str, np.ndarray],
     description: str,
     left_out: Sequence[LeftOut],
 ) -> str:
-    """Write the page that the command line asks for; return its name and size.
+    """Write the page; return its name and size.
 
     Raises AudioError if a song has gone since its vector was computed.
 
     Args:
+        options: of the command line.
         songs: names below the folder; `left_out` have no vector.
         description: of the model.
     """
-    folder, clip_seconds = a.folder, a.clip_seconds
+    folder, clip_seconds = options.folder, options.clip_seconds
     if clip_seconds is None:
         clip_seconds = max(_MIN_CLIP_SECONDS, min(_CLIP_SECONDS, _MAX_PAGE_SECONDS / len(songs)))
     paths = [str(folder / name) for name in songs]
-    clips = list(ordered(partial(_middle_clip, clip_seconds), paths, WorkerPool(a.workers)))
+    clips = list(ordered(partial(_middle_clip, clip_seconds), paths, WorkerPool(options.workers)))
     comparable = standardised(np.stack([vectors[name] for name in songs]))
-    distances, others = nearest(comparable, a.neighbours)
+    distances, others = nearest(comparable, options.neighbours)
     similarity = (1 - distances**2 / 2).round(3)  # of vectors of length 1
     plane = flat_map(comparable).round(4).tolist()
     music = amount(sum(clip.seconds for clip in clips) / 3600)
@@ -95,7 +96,7 @@ def write_page(
     )
     if clip_seconds:
         page.give_sounds([clip.sound for clip in clips])
-    return page.write(a.out)
+    return page.write(options.out)
 
 
 def standardised(vectors: np.ndarray) -> np.ndarray:

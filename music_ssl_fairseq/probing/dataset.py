@@ -180,13 +180,13 @@ class WaveformDataset(ProbingDataset):
         super().__init__(split, clips, None, plan, *order)
         self._grid = grid
         self._plan = plan
-        self._begins = np.concatenate([[0], np.cumsum(self.windows_per_clip)])
+        self._first_window = np.concatenate([[0], np.cumsum(self.windows_per_clip)])  # of a clip
 
     def features(self, index: int) -> np.ndarray:
         """Return the samples of a window, `[T]` float32 at 16 kHz."""
-        number = int(self._clip_of[index])
-        clip, per_frame = self.clips[number], self._plan.per_frame
-        window = self._plan.windows(clip)[index - int(self._begins[number])]
+        place = int(self._clip_of[index])
+        clip, per_frame = self.clips[place], self._plan.per_frame
+        window = self._plan.windows(clip)[index - int(self._first_window[place])]
         stop = min(clip.stop, window.start + length_of(window, self._grid, per_frame))
         samples = read_part(self._grid, clip, window.start, stop)
         return samples_of(samples, 0, window, self._grid, per_frame)

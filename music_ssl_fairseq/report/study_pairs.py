@@ -47,7 +47,7 @@ def differences(rows: Rows, pairs: Sequence[tuple[str, str, str]] = QUESTIONS) -
     """
     from scipy.stats import t as student
 
-    found, parts = [], []
+    found, variances = [], []
     for question, one, other in pairs:
         for task in tasks_of(rows):
             first, second = (_draws(rows.get(name, []), task) for name in (one, other))
@@ -55,22 +55,25 @@ def differences(rows: Rows, pairs: Sequence[tuple[str, str, str]] = QUESTIONS) -
                 continue
             drawn = first.mean(0) - second.mean(0)
             counts = [len(first), len(second)]  # random weights are a seed's as well
-            clips, (seeds, known) = float(drawn[1:].var(ddof=1)), _seed_variance(rows, task)
-            of_seeds = sum(seeds / count for count in counts)
-            error = math.sqrt(clips + of_seeds)
-            freedom = known * (error**2 / of_seeds) ** 2 if of_seeds else math.inf
+            of_clips = float(drawn[1:].var(ddof=1))
+            per_seed, seed_freedom = _seed_variance(rows, task)
+            of_seeds = sum(per_seed / count for count in counts)
+            error = math.sqrt(of_clips + of_seeds)
+            freedom = seed_freedom * (error**2 / of_seeds) ** 2 if of_seeds else math.inf
             p = float(2 * student.sf(abs(drawn[0]) / error, freedom)) if error else 1.0
             found.append(Difference(question, one, other, task, float(drawn[0]), error, p))
-            parts.append((freedom, clips, seeds, known))
+            variances.append((freedom, of_clips, per_seed, seed_freedom))
     level = LEVEL / 2 / max(1, len(found))  # Holm's strictest, on one side
     return [
         replace(
             d,
             corrected=p,
             detectable=float(student.isf(level, freedom)) * d.error,
-            seeds=_seeds_needed(abs(d.value), level, *scatter),
+            seeds=_seeds_needed(abs(d.value), level, *others),
         )
-        for d, p, (freedom, *scatter) in zip(found, holm([d.p for d in found]), parts, strict=True)
+        for d, p, (freedom, *others) in zip(
+            found, holm([d.p for d in found]), variances, strict=True
+        )
     ]
 
 

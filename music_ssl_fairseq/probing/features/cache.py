@@ -91,9 +91,9 @@ class FeatureCache:
         self._about = {"upstream": upstream, **identity}
         self._limit = limit
         self._places: dict[str, tuple[Path, slice]] = {}  # a clip's file, and vectors in it
-        self._arrays: dict[Path, np.ndarray] = {}
-        self._indices: dict[Path, _Index] = {}
-        self._waiting: list[tuple[str, np.ndarray]] = []
+        self._arrays: dict[Path, np.ndarray] = {}  # of the files opened so far
+        self._indices: dict[Path, _Index] = {}  # of all files
+        self._waiting: list[tuple[str, np.ndarray]] = []  # clips for the next file
         self._waiting_bytes = 0
         self._writer = ThreadPoolExecutor(1)  # its thread starts with the first file
         self._writing: Future[tuple[Path, _Index]] | None = None

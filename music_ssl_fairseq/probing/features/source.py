@@ -129,5 +129,5 @@ FeatureSource = EncoderSource | FrontEndSource
 
 
 def _halves(frames: Tensor) -> np.ndarray:
-    """Round to half precision where the frames are: half of the bytes leave the device."""
+    """Round to half precision before the copy from the GPU, which then takes half of the bytes."""
     return frames.half().clamp_(-_LARGEST_HALF, _LARGEST_HALF).cpu().numpy()
