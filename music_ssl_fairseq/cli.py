@@ -56,6 +56,8 @@ BEGINS = "interrupted; to begin again, run"
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are two lines: what is wrong, and a command that is right."""
 
+    substitutes: Mapping[str, str] = {}
+    """Option -> the word that replaces it and a wrong value, if it cannot be left out."""
     _given: Sequence[str] = ()
     _trying = False
 
@@ -108,7 +110,7 @@ class Parser(argparse.ArgumentParser):
             for near in get_close_matches(choice[1].lower(), re.findall(r"[^\s,']+", choice[2])):
                 yield [word.replace(choice[1], near) for word in words]
         if wrong := re.match(r"argument (-\S+): ", message):
-            yield from _without_option(words, wrong[1])
+            yield from _without_option(words, wrong[1], self.substitutes.get(wrong[1]))
         if missing := re.search(r"are required: (-.+)$", message):
             names = [option.partition("/")[0] for option in missing[1].split(", ")]
             yield from _with_options(words, names)
@@ -135,15 +137,12 @@ def _with_quoted_paths(words: list[str]) -> Iterator[list[str]]:
                 yield [*words[:first], path, *words[end:]]
 
 
-def _without_option(words: list[str], option: str) -> Iterator[list[str]]:
-    """Leave out an option and its value; --features deep needs a --layer."""
+def _without_option(words: list[str], option: str, instead: str | None) -> Iterator[list[str]]:
+    """Leave out an option and its value, or give another word for both."""
     for i, word in enumerate(words):
         name, is_one_word, _ = word.partition("=")
         if name == option:
-            before, after = words[:i], words[i + (1 if is_one_word else 2) :]
-            if option == "--layer" and "deep" in "=".join(words).split("="):
-                yield [*before, "--layer=1", *after]
-            yield before + after
+            yield [*words[:i], *filter(None, [instead]), *words[i + (1 if is_one_word else 2) :]]
 
 
 def _with_options(words: list[str], options: list[str]) -> Iterator[list[str]]:

@@ -65,6 +65,7 @@ The manifests come from `python -m manifests_tools pretrain --root MUSIC_DIR`, a
 
 def get_parser() -> Parser:
     parser = new_parser("music_ssl_fairseq label", DESCRIPTION, EXAMPLES)
+    parser.substitutes = {"--layer": "--layer=1"}  # --features deep needs one
     _add_features(parser)
     _add_places(parser)
     _add_kmeans(parser)
