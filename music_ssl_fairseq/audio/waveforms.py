@@ -72,7 +72,7 @@ def resample(waveform: np.ndarray, rate: int, sample_rate: int = SAMPLE_RATE) ->
 def resampled_part(
     source: "Libsndfile | PyAVDecoder", start: int, stop: int | None, sample_rate: int
 ) -> np.ndarray:
-    """Read the samples `[start, stop)` at `sample_rate`, and beside them what the filter needs.
+    """Return the samples `[start, stop)` at `sample_rate`, from as much as the filter needs.
 
     The result, `[T]` float32, is shorter only where the file ends.
     """

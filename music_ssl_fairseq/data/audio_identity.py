@@ -94,7 +94,7 @@ def audio_digest(manifest: Manifest, tracks: range, most: int = 200) -> str | No
 
 
 def changed_audio(manifest: Manifest, noted: object, made: str) -> str | None:
-    """Say that the audio is not what it was; None if it is, or if that is not known.
+    """Return a sentence if the audio has changed; None if it has not, or if that is unknown.
 
     `noted` is the `audio_identity` of when `made` was made, if any was noted.
     """

@@ -94,7 +94,7 @@ class Store:
         raise NotImplementedError
 
     def _remove(self, track: int) -> bool:
-        """Remove what there is of a track; return whether there was anything."""
+        """Remove all that is stored of a track; return whether there was any."""
         raise NotImplementedError
 
 

@@ -173,7 +173,7 @@ def check_length(track: Track) -> None:
 
 
 def read_chunk(front_end: FrontEnd, track: Track, first: int, last: int) -> Chunk:
-    """Decode what frames `[first, last)` of a track need, and no more.
+    """Decode the samples that frames `[first, last)` of a track need, and no more.
 
     A file that ends earlier than the manifest says (`check_length` bounds by how much) is padded
     with zeros, so that frames and manifest agree.

@@ -71,7 +71,7 @@ def sample_blocks(
 
 
 def choose_sample(job: Job, manifest: Manifest) -> tuple[Sample, Sample]:
-    """Return the frames that K-means holds at once, and all that it goes through."""
+    """Return the sample that K-means holds at once, and the sample of all frames it uses."""
     recipe = job.recipe
     whole = Sample(manifest, job.front, recipe.max_frames, recipe.seed)
     held = recipe.minibatch or whole.total

@@ -43,7 +43,7 @@ class Job:
 
     @property
     def front(self) -> FrontEnd:
-        """The front end, to ask about; workers have their own."""
+        """The front end of this process, on the CPU. Workers make their own."""
         return front_end(replace(self.features, device="cpu"))
 
 
@@ -70,7 +70,7 @@ def make_jobs(arguments: Namespace, parser: ArgumentParser, train: Manifest) -> 
 
 
 def make_job(arguments: Namespace, parser: ArgumentParser, train: Manifest) -> Job:
-    """Check what can be checked before any work is done.
+    """Return a job, after all checks that need no audio.
 
     Raises InputError if options contradict each other, the manifest or existing labels.
     """

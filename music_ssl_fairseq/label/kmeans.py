@@ -55,7 +55,7 @@ class KMeansState(NamedTuple):
 
 
 def check_enough(num_frames: int, k: int) -> str | None:
-    """Check that there are enough frames for `k` clusters; return a warning if there hardly are.
+    """Check that there are enough frames for `k` clusters; return a warning if they are few.
 
     Raises InputError if there are fewer frames than clusters.
     """
@@ -145,7 +145,7 @@ def _start(frames: np.ndarray, options: Options, rng: np.random.Generator) -> np
 
 
 def choose_lloyd(device: str, threads: int) -> tuple[Lloyd, str]:
-    """Return what iterates, and the library's name and version: faiss, or torch on a GPU."""
+    """Return the function that iterates, of faiss or torch, and that library's name and version."""
     if device != "cpu":
         import torch
 

@@ -42,7 +42,7 @@ _FORMATS = ("km", "units.npy", "offsets.npy")
 
 
 class LabelFolder:
-    """`labels/`: what exists of a recipe, and what is written next.
+    """The folder of labels: a recipe's results so far, and the files to write.
 
     With `force`, what exists is disregarded, and removed only when there are new centroids.
     `remarks` are recorded in the metadata. `checkpoint_dir` has the blocks of what is not finished.
@@ -84,7 +84,7 @@ class LabelFolder:
         return [self.path / name for name in names if (self.path / name).exists()]
 
     def make(self) -> None:
-        """Make the folder, so that one that cannot be written is found before any work is done."""
+        """Make the folder, so that a folder that cannot be written is an error before any work."""
         require_writable(self.path, "--labels")
         self.path.mkdir(parents=True, exist_ok=True)
 

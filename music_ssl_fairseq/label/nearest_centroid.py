@@ -64,7 +64,7 @@ def unit_type(k: int) -> type[np.unsignedinteger]:
 
 @dataclass(frozen=True)
 class Labeler(FeatureWork):
-    """A job of workers: tracks to their units, of each label set.
+    """Work for a pool: the units of tracks, of each label set.
 
     Chunks start at the same frames whatever the workers, so that a label never depends on how the
     work is shared out.

@@ -44,7 +44,7 @@ class UnitExcerpt(NamedTuple):
 
 
 def read_excerpt(place: ExcerptPlace) -> UnitExcerpt | AudioError:
-    """Read an excerpt and compute its values; a job of workers."""
+    """Read an excerpt and compute its values, in a worker."""
     num_samples = GRID.num_samples(place.last - place.first)
     try:
         waveform = audio.read(place.path, place.first * GRID.hop, num_samples)

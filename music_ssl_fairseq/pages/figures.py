@@ -23,7 +23,7 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def figure(drawn: "Figure", alt: str, caption: str = "") -> str:
-    """Format a figure as HTML: its SVG in the text's colour, `alt` for who cannot see it."""
+    """Format a figure as HTML: its SVG in the text's colour, `alt` for screen readers."""
     from matplotlib import rc_context
 
     out = io.StringIO()

@@ -104,7 +104,7 @@ def unknown_judge(about: Mapping[str, Any]) -> bool:
 
 
 def other_judges(rows: Rows) -> dict[str, list[str]]:
-    """Name what a result was judged by otherwise than most of them, per `NAME-sSEED`."""
+    """Name, per `NAME-sSEED`, how its judging differs from that of most results."""
     judges = {
         f"{name}-s{run.about['seed']}": flat(run.about["made_of"]["judge"])
         for name, runs in rows.items()

@@ -34,7 +34,7 @@ Points = dict[int, dict[str, float]]
 
 @dataclass
 class Curves:
-    """One run's log. Of a run that was resumed or begun anew, what came after that update."""
+    """One run's log. Where a run was resumed or begun again, the later lines count."""
 
     folder: Path
     train: Points
