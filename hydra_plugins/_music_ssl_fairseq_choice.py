@@ -142,7 +142,10 @@ def check_validation(arguments: list[str]) -> None:
 
 
 def _task_of(arguments: list[str]) -> str:
-    """Return the task of the run that --path belongs to; of a probe, where data are a probe's."""
+    """Return the task name: `music_probing` if the data folder has a task.json.
+
+    Otherwise it is the task in the run's `.hydra/config.yaml`, by default musicHuBERT's.
+    """
     if any(os.path.isfile(os.path.join(word, "task.json")) for word in arguments[1:]):
         return "music_probing"
     for path in values(arguments, "--path"):

@@ -246,7 +246,10 @@ def _add_defaults(original: Any, config: Any, is_checked: bool = False) -> None:
 
 
 def _refuse_before_the_task(config: Any) -> None:
-    """Refuse what fairseq asserts before it makes the task, which checks all else."""
+    """Refuse two settings on which fairseq fails before our task exists.
+
+    The task checks the others.
+    """
     seed, most = config.common.seed, 2**32 - 1
     if not 0 <= seed <= most:
         _refuse(

@@ -128,8 +128,9 @@ def _init_process_group(init: Any, seconds: float, *args: Any, **kwargs: Any) ->
 def _infer_init_method(original: Any, cfg: Any, *args: Any, **kwargs: Any) -> None:
     """Call fairseq's infer_init_method, also for torchrun with one GPU per node, and without GPUs.
 
-    With a world size of 1, its default there, fairseq would not look at torchrun's. Without GPUs it
-    would choose one, divide by their number, and start as many processes; and NCCL needs them.
+    If the world size is 1, fairseq ignores torchrun's WORLD_SIZE. So set it from the environment
+    first. Without GPUs, fairseq would still choose a GPU, divide by the number of GPUs, start as
+    many processes, and use NCCL, which needs GPUs.
     """
     import torch
 

@@ -221,7 +221,7 @@ def _message_of_loading(error: Exception) -> str | None:
 def patch_resuming() -> None:
     """Let fairseq's trainer refuse a checkpoint of another model or optimizer in one line.
 
-    It drops torch's message about the tensors that differ, and asserts the rest.
+    fairseq drops torch's message about the tensors that differ, and asserts what else must fit.
     """
     from fairseq.optim.lr_scheduler import FairseqLRScheduler
     from fairseq.trainer import Trainer
@@ -271,7 +271,7 @@ def _tensors_that_differ(error: BaseException) -> str:
 
 
 def patch_validation(command: Any) -> None:
-    """Let the module `fairseq_cli.validate` ask for --batch-size in two lines; it asserts."""
+    """Let the module `fairseq_cli.validate` ask for --batch-size in two lines, not assert it."""
     validate = command.main
 
     @functools.wraps(validate)

@@ -45,8 +45,9 @@ class Execution:
     Args:
         setting: `model.fast`: layouts and algorithms for GPUs, auto (on GPUs), on or off.
         compiled: whether to use compiled functions, fused kernels and CUDA graphs, on a GPU.
-        group_norm: filters and shifts of `fold_moments` for the extractor's first layer, if its
-            group norm has the statistics of longer waveforms.
+        group_norm: filters and shifts of `fold_moments`: the extractor's first convolution with
+            its group norm. Long tracks are encoded in windows, and this norm needs the statistics
+            of the whole track. None: each waveform has its own statistics.
         ahead: compile the next batch's kernels in background threads.
     """
 
@@ -83,7 +84,7 @@ class Execution:
         return self.setting == "on" or (self.setting == "auto" and x.is_cuda)
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a function, compiled or not."""
+        """Return `function(*args)`, computed by a compiled function if this execution compiles."""
         return compiled(function, self.compiled)(*args)
 
     def replay(

@@ -19,7 +19,7 @@ def compiled_gelu(x: Tensor) -> Tensor:
     """Apply GELU in half as many operations as torch's; fp32 and wider get torch's.
 
     The error function is Abramowitz and Stegun's 7.1.26, off by 1.5e-7 at most, far below what
-    bf16 and fp16 resolve. Torch's has branches and takes half as long again.
+    bf16 and fp16 resolve. Torch's function has branches, and takes half as long again.
     """
     if x.dtype not in (torch.bfloat16, torch.float16):
         return F.gelu(x)
@@ -30,7 +30,8 @@ def kernel_gelu(x: Tensor, frames: int, skip: int = 0, lead: int = 0) -> Tensor:
     """Apply GELU to some frames, by our kernel for contiguous bf16 or fp16 on a GPU.
 
     It leaves out rows that the next layer does not read, and writes rows of zeros that the next
-    layer needs before a crop's frames. Later this would take a copy, and another for the gradient.
+    layer needs before a crop's frames. Padding afterwards would copy the activations once in the
+    forward pass and once in the backward pass.
 
     Args:
         x: `[B, T, D]`.
