@@ -93,7 +93,7 @@ class PitchFilters(ConstantQ):
         """Make the filter bank, with the arguments of `ConstantQ`."""
         super().__init__(bands_per_octave, taps, grid)
         filters = self.filters
-        del self.filters
+        del self.filters  # the buffer of `ConstantQ`; a parameter takes its name
         self.filters = nn.Parameter(filters)
         self.norm = nn.LayerNorm(self.bands)
 

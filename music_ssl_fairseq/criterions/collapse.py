@@ -72,17 +72,18 @@ class Patience:
     _reported: bool = False
 
     def exhausted(self, update: int, bad: bool, learned: bool = False) -> bool:
-        """Return True once when the state has lasted too long, and again only after it has passed.
+        """Return whether the state has just lasted too long: True once, until it has passed.
 
         Args:
-            bad: whether the state holds at this update.
-            learned: whether the model has done better, after which the state counts at once.
+            bad: whether the model is in the state at this update.
+            learned: whether the model has done better. From then on `start` no longer matters.
         """
         if learned:
             self.start = 0
         if not bad:
             self._since, self._reported = None, False
-        if not bad or update < self.start or self._reported:
+            return False
+        if update < self.start or self._reported:
             return False
         if self._since is None:
             self._since = update

@@ -67,6 +67,7 @@ class MusicHubertCriterion(FairseqCriterion):
         logs: dict[str, Any] = {"ntokens": sample["ntokens"], "nsentences": sample["nsentences"]}
         loss_m = score_units(output, "m", self.cfg.label_weights, logs)
         loss = self.cfg.pred_masked_weight * loss_m
+        # The number of frames whose loss counts, by which fairseq divides the sum.
         sample_size = logs["count_m"] if self.cfg.pred_masked_weight > 0 else 0
         if output["logits_u"] is not None:
             loss_u = score_units(output, "u", self.cfg.label_weights, logs)

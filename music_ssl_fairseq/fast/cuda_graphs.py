@@ -207,29 +207,29 @@ def _capture_layers(
     """Capture all layers; return them and what their forward passes keep for the backward ones."""
     settings = [layer_settings(layer, True) for layer in layers]
     norms = [norm_parameters(layer) for layer in layers]
-    own = list(zip(seeds, settings, weights.of_layers, norms, strict=True))
-    of_layer = [None] * (len(layers) - 1) + [selection]
+    arguments = list(zip(seeds, settings, weights.of_layers, norms, strict=True))
+    selections = [None] * (len(layers) - 1) + [selection]  # the last layer's alone
     shape = x.shape
     inputs = [torch.zeros(shape, dtype=working_dtype(x), device=x.device)]
     forwards, kept = [], []
     with _Capture(x.device) as capture:
         # Run once uncaptured: compiling and loading kernels cannot be captured.
         for i in {0, len(layers) - 1}:
-            steps = forward_steps(inputs[0], *own[i], of_layer[i])
+            steps = forward_steps(inputs[0], *arguments[i], selections[i])
             all_kept = kept_steps(seeds[i], weights.of_layers[i], norms[i], steps)
-            backward_steps(steps[-1], shape, settings[i], all_kept, of_layer[i])
+            backward_steps(steps[-1], shape, settings[i], all_kept, selections[i])
             del steps, all_kept
         for i in range(len(layers)):
-            graph, steps = capture(partial(forward_steps, inputs[i], *own[i], of_layer[i]))
+            graph, steps = capture(partial(forward_steps, inputs[i], *arguments[i], selections[i]))
             forwards.append(graph)
             kept.append(kept_steps(seeds[i], weights.of_layers[i], norms[i], steps))
-            inputs.append(steps[-1].view(shape) if of_layer[i] is None else steps[-1])
+            inputs.append(steps[-1].view(shape) if selections[i] is None else steps[-1])
         grad = torch.zeros_like(inputs[-1])
         captured = []
         for i in reversed(range(len(layers))):
-            function = partial(backward_steps, grad, shape, settings[i], kept[i], of_layer[i])
-            graph, (d_x, gradients) = capture(function)
-            both = (forwards[i], inputs[i + 1], grad, graph)
+            function = partial(backward_steps, grad, shape, settings[i], kept[i], selections[i])
+            backward, (d_x, gradients) = capture(function)
+            both = (forwards[i], inputs[i + 1], grad, backward)
             captured.append(_LayerGraphs(inputs[i], *both, d_x, gradients))
             grad = d_x
     return captured[::-1], kept

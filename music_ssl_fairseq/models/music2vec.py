@@ -47,9 +47,10 @@ class Music2VecConfig(UnitHeadsConfig):
     top_k_updates: int = setting(0, "updates over which top_k_start grows, in equal steps", FROM_0)
     target_norm: ChoiceEnum(["instance", "batch", "layer"]) = setting(  # type: ignore[valid-type]
         "instance",
-        "over what each target layer is normalised, fairseq's *_norm_target_layer: the frames of a "
-        "crop, per channel (data2vec's: takes out what is constant in a crop, such as its timbre); "
-        "the frames of all crops, per channel; or the channels of each frame",
+        "what each target layer is normalised over, fairseq's *_norm_target_layer. instance, "
+        "data2vec's: the frames of a crop, per channel. It takes out what is constant in a crop, "
+        "such as the timbre. batch: the frames of all crops, per channel. layer: the channels of "
+        "each frame",
     )
     ema_decay: float = setting(0.999, "decay of the teacher at the start", UP_TO_1)
     ema_end_decay: float = setting(0.9999, "decay of the teacher after annealing", UP_TO_1)
@@ -213,13 +214,12 @@ class Music2VecModel(EncoderWithUnitHeads):
         execution = execution or self.execution
         teacher: Any = (self.teacher or self.make_teacher()).model
         layers = target_layers(self.cfg, self.num_updates)
-        inputs = source if self._whole_teacher else projected
+        is_whole = self._whole_teacher  # with an extractor: then it takes waveforms
+        inputs, encoder = (source, teacher.encoder) if is_whole else (projected, teacher)
 
         def teach(inputs: Tensor) -> Tensor:
-            encoder = teacher
-            if self._whole_teacher:
+            if is_whole:
                 inputs = teacher.project(teacher.extract(inputs, execution))
-                encoder = teacher.encoder
             _, _, feed_forwards = encoder(inputs, padding, execution)
             outputs = [feed_forwards[layer - 1] for layer in layers]
             return execution.run(_normalised_mean, outputs, _NORM_AXES[str(self.cfg.target_norm)])

@@ -78,11 +78,12 @@ class GradientSums:
     def _await_gradient(self, features: Tensor) -> None:
         if features.requires_grad:
             self._awaited += 1
-            features.register_hook(self._gradient_came)
+            features.register_hook(self._send_after_last)
 
-    def _gradient_came(self, gradient: Tensor) -> None:
-        # Autograd runs the forward pass backwards and adds to `grad` at once, so all gradients
-        # after the features are complete; with several forward passes, after the first one's.
+    def _send_after_last(self, gradient: Tensor) -> None:
+        # Autograd goes from the loss back to the waveform, and adds to `grad` at once. So with the
+        # gradient of the features, those of all later layers are complete. With several forward
+        # passes they are complete with the gradient of the last of their features.
         self._awaited -= 1
         if self._awaited == 0:
             self._parts[0].send()

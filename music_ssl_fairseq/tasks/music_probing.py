@@ -164,8 +164,9 @@ class MusicProbingTask(RunFolderTask):
             self.datasets[split] = self.probe.dataset(split)
 
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return fairseq's iterator, and note the split."""
-        split = self._validating = next(k for k, v in self.datasets.items() if v is dataset)
+        """Return fairseq's iterator; note its split, for the validation that may follow."""
+        split = next(name for name, data in self.datasets.items() if data is dataset)
+        self._validating = split
         iterator = super().get_batch_iterator(dataset, *args, **kwargs)
         self._iterators[split] = note_batching(iterator, kwargs)
         return self._iterators[split]
@@ -183,7 +184,7 @@ class MusicProbingTask(RunFolderTask):
         update_num: int,
         ignore_grad: bool = False,
     ) -> tuple[Any, int, dict[str, Any]]:
-        """Update with each mini-batch of a sample but the last, whose update fairseq makes."""
+        """Update the heads after each mini-batch of a sample; fairseq does so after the last."""
         if self.probe.batches_at_once > 1:
             with one_line_errors():
                 if update_num == self._last_update:
@@ -199,9 +200,9 @@ class MusicProbingTask(RunFolderTask):
         logs = [update(model, optimizer, batch, self.kind) for batch in earlier]
         if earlier:
             optimizer.zero_grad()
-        loss, size, final = criterion(model, last)
+        loss, size, last_log = criterion(model, last)
         optimizer.backward(loss * 0 if ignore_grad else loss)
-        return loss, size, {key: sum(log[key] for log in [*logs, final]) for key in final}
+        return loss, size, {key: sum(log[key] for log in [*logs, last_log]) for key in last_log}
 
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
         """Update the heads in training, each at its own rate."""

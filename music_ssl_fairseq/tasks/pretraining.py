@@ -198,17 +198,17 @@ class PretrainingTask(RunFolderTask):
         return f"python -m music_ssl_fairseq map {shlex.quote(shown(tracks.root))} --upstream {run}"
 
     def can_reuse_epoch_itr(self, dataset: Any) -> bool:
-        """Return whether a later epoch may have this one's iterator; its batches, it may not."""
+        """Return whether later epochs may reuse the iterator. Each epoch still gets new batches."""
         rebuilt = self.cfg.rebuild_batches or not dataset.training
         return rebuilt and super().can_reuse_epoch_itr(dataset)
 
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Return fairseq's iterator, with its batching noted: see `ResumableEpochs`."""
         iterator = super().get_batch_iterator(dataset, *args, **kwargs)
-        # A new iterator per epoch would leave the one before reading ahead.
-        anew = kwargs.get("update_epoch_batch_itr") or kwargs.get("disable_iterator_cache")
-        ahead = dataset.training and self.cfg.rebuild_batches and not anew
-        batches_of = partial(self._batches, dataset, kwargs) if ahead else None
+        # If fairseq replaces the iterator each epoch, the old one would still read ahead.
+        replaced = kwargs.get("update_epoch_batch_itr") or kwargs.get("disable_iterator_cache")
+        reads_ahead = dataset.training and self.cfg.rebuild_batches and not replaced
+        batches_of = partial(self._batches, dataset, kwargs) if reads_ahead else None
         return note_batching(iterator, kwargs, batches_of)
 
     def _batches(self, dataset: Any, settings: dict[str, Any], epoch: int) -> list[Any]:

@@ -99,7 +99,7 @@ def _pinned_like(tensor: Tensor) -> Tensor:
 
 
 class Writer:
-    """Work on the disk, done in order by one thread; or at once, if `on` is False."""
+    """Runs tasks that write files, in order: in one thread, or at once if `on` is False."""
 
     def __init__(self) -> None:
         self.on = False  # whether to work in the background
@@ -114,22 +114,25 @@ class Writer:
         self._pending: list[str] = []
         self._error: BaseException | None = None
 
-    def submit(self, work: Callable[..., Any], *args: Any, path: str = "") -> None:
-        """Do some work, which writes a file, after all that came before; after an error, none."""
+    def submit(self, task: Callable[..., Any], *args: Any, path: str = "") -> None:
+        """Queue a task that writes the file `path`.
+
+        Tasks run in order. After an error, the remaining tasks are skipped.
+        """
         if not self.on:
-            work(*args)
+            task(*args)
             return
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, "checkpoints")
             atexit.register(self._say_error)
         path = os.path.abspath(path)
         self._pending.append(path)
-        self._futures.append(self._executor.submit(self._work, work, args, path))
+        self._futures.append(self._executor.submit(self._run, task, args, path))
 
-    def _work(self, work: Callable[..., Any], args: tuple, path: str) -> None:
+    def _run(self, task: Callable[..., Any], args: tuple, path: str) -> None:
         try:
             if self._error is None:
-                work(*args)
+                task(*args)
         except BaseException as error:  # for the main thread
             self._error = error
         finally:
@@ -141,21 +144,21 @@ class Writer:
         return {name for parent, name in paths if parent == os.path.abspath(folder)}
 
     def check(self) -> None:
-        """Raise the error of any work, once."""
+        """Raise the error of a task, once."""
         error, self._error = self._error, None
         if error is not None:
             self._futures = []
             raise error
 
     def wait(self) -> None:
-        """Wait until all is on the disk, and raise the error of any work."""
-        for work in self._futures:
-            work.result()
+        """Wait until all files are written, and raise the error of a task."""
+        for future in self._futures:
+            future.result()
         self._futures = []
         self.check()
 
     def _say_error(self) -> None:
-        """Print an error of unfinished work, as the program ends for another reason."""
+        """Print the error of a task, as the program ends for another reason."""
         if self._error is not None:
             print(f"error: {self._error}", file=sys.stderr, flush=True)
 

@@ -52,11 +52,13 @@ def exchange_numbers_on_cpu() -> None:
     def all_reduce_dict(data: dict[str, Any], device: torch.device, group: Any) -> dict[str, Any]:
         if not _exchanges_on_cpu(group):
             return reduce_all(data, device, group)
-        there = {
+        on_device = {
             k: v for k, v in data.items() if isinstance(v, Tensor) and v.device.type == device.type
         }
-        here = {k: v for k, v in data.items() if k not in there}
-        sums = {**reduce_all(there, device, group), **reduce_all(here, torch.device("cpu"), group)}
+        on_cpu = {k: v for k, v in data.items() if k not in on_device}
+        sums = reduce_all(on_device, device, group)
+        sums = {**sums, **reduce_all(on_cpu, torch.device("cpu"), group)}
+        # In the order of `data`; what was a number is one again.
         return {k: sums[k] if isinstance(v, Tensor) else sums[k].item() for k, v in data.items()}
 
     def check_grad_norms(self: Any, grad_norm: Tensor) -> None:

@@ -170,7 +170,8 @@ def _backward_keys(
     padded, heads, scale, root, threshold, factor, D: tl.constexpr, BLOCK: tl.constexpr,
     OTHERS: tl.constexpr, BLOCKS: tl.constexpr, DROP: tl.constexpr, SELECTED: tl.constexpr,
 ):  # fmt: skip
-    # Scores have one row per key here, as the products for keys and values need them.
+    # A program computes the gradients of some keys and values, in a loop over the crop's queries.
+    # So scores are transposed here, with one row per key.
     program = tl.program_id(1)
     crop, head = (program // heads).to(tl.int64), program % heads
     row, width = 3 * heads * D, heads * D

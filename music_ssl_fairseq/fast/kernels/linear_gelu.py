@@ -46,8 +46,9 @@ def _product(
     WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
     PIECES: tl.constexpr,
 ):  # fmt: skip
-    """Compute a program's tiles of `x @ w` (`x @ w.t()` unless `ACROSS`), each ended by `store`.
+    """Compute a program's tiles of `x @ w` (`x @ w.t()` unless `ACROSS`).
 
+    For each tile, or a part of it, `store` gets the sums and its own tensors, `own`.
     Tiles computed at the same time lie side by side: they share a few rows of `x`, and all of `w`
     stays in the cache.
     """
