@@ -124,8 +124,7 @@ def _write_copy(source: str, target: str, num_samples: int, rate: int = SAMPLE_R
 def is_copy(path: str, num_samples: int, source: str, rate: int = SAMPLE_RATE) -> bool:
     """Tell whether `path` is a finished copy of `source`: 16 kHz mono, whole, and no older.
 
-    Args:
-        rate: at which the source was read: 16 kHz, unless the speed was changed.
+    The source was read at `rate`: 16 kHz, unless the speed was changed.
     """
     try:
         info = audio.probe(path)

@@ -82,11 +82,10 @@ class ConstantQ(nn.Module):
 
 
 class PitchFilters(ConstantQ):
-    """A constant-Q filter bank whose filters are trained.
+    """A constant-Q filter bank whose `filters` are trained.
 
-    Attributes:
-        filters: a parameter. A larger PEAK makes it change less at a given learning rate, because
-            Adam's steps do not depend on a weight's size.
+    A larger PEAK makes them change less at a given learning rate, because Adam's steps do not
+    depend on a weight's size.
     """
 
     def __init__(self, bands_per_octave: int, taps: int, grid: FrameGrid):

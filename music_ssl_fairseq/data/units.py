@@ -24,12 +24,9 @@ class UnitDictionary:
     """fairseq's `dict.km.txt` (one line `unit count` per unit), with fast encoding."""
 
     def __init__(self, dict_file: str | os.PathLike, command: str = ""):
-        """Read a dictionary.
+        """Read a dictionary; `command` makes the labels, for the message about missing ones.
 
         Raises InputError if it is missing, lists nothing, or its symbols are not cluster numbers.
-
-        Args:
-            command: makes the labels; for the message about missing ones.
         """
         from music_ssl_fairseq.compat import Dictionary  # slow to import
 

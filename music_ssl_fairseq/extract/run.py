@@ -80,10 +80,7 @@ class Extraction:
         }
 
     def run(self, manifest: Manifest, store: Store, workers: int, bar: tqdm) -> Outcome:
-        """Extract every track that the store does not have.
-
-        Tracks that are too short or unreadable, or whose features are not finite, are left out.
-        """
+        """Extract every track that the store does not have, or leave it out with a reason."""
         cut = store.cut
         outcome = Outcome(left_out=store.left_out)
         missing = [track for track in range(len(manifest)) if not store.has(track)]

@@ -61,11 +61,9 @@ class FeatureWork:
         raise NotImplementedError
 
     def collect(self, part: Any, features: Iterator[Any]) -> Any:
-        """Return a part's result.
+        """Return a part's result from the features of its requests, all of which must be taken.
 
-        Args:
-            features: of its requests, all of which have to be taken: `[frames, dimension]` float32,
-                an array or, computed on a GPU, a tensor there.
+        They are `[frames, dimension]` float32, arrays or, computed on a GPU, tensors there.
         """
         raise NotImplementedError
 

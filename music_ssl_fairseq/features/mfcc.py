@@ -18,8 +18,7 @@ DELTA_REACH = 2  # frames on either side of the one whose slope is taken
 class Mfcc(Framewise):
     """Cepstra (C0 first), their slopes and the slopes' slopes: 3 `num_ceps` values every 10 ms.
 
-    Args:
-        num_ceps: 13 as in HuBERT, or up to 23, the number of mel bands.
+    `num_ceps` is 13 as in HuBERT, or up to 23, the number of mel bands.
     """
 
     grid = GRID

@@ -44,14 +44,12 @@ class BlockJob:
     ) -> None:
         """Do those blocks of `numbers` that are not in `checkpoint_dir` yet.
 
-        Blocks that another process is doing are left to it, and waited for.
+        Blocks that another process is doing are left to it, and waited for. `work` is applied to
+        lists of items in the workers (`pool.ordered`). For each item it returns an array
+        `[n, ...]`, or the AudioError of a track that cannot be read.
 
         Raises InputError naming tracks that cannot be read, unless `skip_unreadable`. All other
         blocks are kept.
-
-        Args:
-            work: applied to lists of items in the workers (`pool.ordered`); for each item it
-                returns an array `[n, ...]`, or the AudioError of a track that cannot be read.
         """
         # Those of other shards as well: one shard may be done before files are replaced.
         checkpoint_dir.remove_outdated(self.name, len(self.blocks), self._source)

@@ -90,8 +90,7 @@ def _exchange(
             worker = min(workers, key=lambda worker: len(worker.numbers))
             if len(worker.numbers) >= held:
                 break
-            # An item is sent in a tuple, because None ends a worker.
-            message = next(((item,) for item in items), None)
+            message = next(((item,) for item in items), None)  # a tuple: None ends a worker
             if message is None:
                 more = False
                 for worker in workers:

@@ -197,15 +197,11 @@ def _places(labels: LabelStore, wanted: np.ndarray, seed: int) -> Iterable[tuple
     return sorted(place for several in places for place in several)
 
 
-def runs(units: np.ndarray, apart: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first and the last label of each stretch of equal units.
-
-    Args:
-        apart: `[n]` the excerpt of each unit; a stretch ends where its excerpt does.
-    """
+def runs(units: np.ndarray, excerpts: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first and last label of each stretch of equal units, within excerpts `[n]`."""
     changes = units[1:] != units[:-1]
-    if apart is not None:
-        changes |= apart[1:] != apart[:-1]
+    if excerpts is not None:
+        changes |= excerpts[1:] != excerpts[:-1]
     inner = np.flatnonzero(changes)
     if not len(units):
         return inner, inner

@@ -38,10 +38,9 @@ class FusedAdamW(FairseqOptimizer):
 
     fairseq's Adam loops over the parameters in Python to scale gradients, to clip them and to step.
 
-    Attributes:
-        delayed_norm: see `clip_grad_norm`. On GPUs it also lets `step` scale the gradients, which
-            it reads anyway. Our tasks set it if the trainer uses this optimiser directly; fairseq's
-            fp16 wrappers need the present norm to scale gradients.
+    With `delayed_norm` (see `clip_grad_norm`), `step` scales the gradients on GPUs, as it reads
+    them anyway. Our tasks set it if the trainer uses this optimiser directly; fairseq's fp16
+    wrappers need the present norm to scale gradients.
     """
 
     def __init__(self, cfg: FusedAdamWConfig, params: Iterable[Tensor]):

@@ -142,10 +142,7 @@ _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 
 
 def add_markdown(page: Page, text: str, figures: Mapping[str, str]) -> None:
-    """Add the text before the first `##` as "Scores", then a section per figure and per `##`.
-
-    Figures are HTML, by heading.
-    """
+    """Add the text before the first `##` as "Scores", then a section per figure and per `##`."""
     scores, *others = re.split(r"^## ", text, flags=re.MULTILINE)
     page.add("Scores", _blocks(scores))
     for heading, figure in figures.items():

@@ -97,10 +97,9 @@ class ProbingDataset(FairseqDataset):
     def collater(self, samples: Sequence[int] | np.ndarray) -> dict[str, Any]:
         """Read and batch B windows, given by their numbers.
 
-        Returns:
-            `net_input.features` `[N, layers, D]`, N the vectors of all windows; `target`
-            `[N, ...]`; `clip` and `first` `[B]`, the place of the first vector in its clip;
-            `sizes`, a list of the windows' vectors; `batch_size`, windows per mini-batch.
+        `net_input.features` is `[N, layers, D]`, N the vectors of all windows; `target` `[N, ...]`;
+        `clip` and `first` `[B]`, the place of the first vector in its clip; `sizes` a list of the
+        windows' vectors; `batch_size` the windows per mini-batch.
         """
         if not len(samples):
             return {}

@@ -37,8 +37,8 @@ _MAX_DEVICE_BYTES = 4 << 30
 def settings(overrides: dict[str, Any]) -> DictConfig:
     """Return the default settings with other values, by dotted names.
 
-    The defaults equal those of `examples/probing/config.yaml`, which an installed package lacks.
-    `model.upstream` and the folders of `task` must be among them.
+    The defaults equal those of examples/probing/config.yaml, which is not installed (a test
+    compares them). `model.upstream` and the folders of `task` must be given.
 
     Raises InputError if there is no such setting, or it takes no such value.
     """

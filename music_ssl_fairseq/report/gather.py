@@ -64,10 +64,9 @@ def find(
 ) -> list[Probe]:
     """Find all probes below the folders that were scored on `split`, by task and model.
 
-    Raises InputError if there is none, or a folder does not exist.
+    With `unit`, the bootstrap draws units, not the task's groups, whose metrics are left out.
 
-    Args:
-        unit: what the bootstrap draws instead of the task's groups; metrics of groups are left out.
+    Raises InputError if there is none, or a folder does not exist.
     """
     found: list[Probe] = []
     unscored: list[Path] = []

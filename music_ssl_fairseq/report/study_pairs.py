@@ -47,7 +47,7 @@ def differences(rows: Rows, pairs: Sequence[tuple[str, str, str]] = QUESTIONS) -
     """
     from scipy.stats import t as student
 
-    found, variances = [], []
+    found, noise = [], []
     for question, one, other in pairs:
         for task in tasks_of(rows):
             first, second = (_draws(rows.get(name, []), task) for name in (one, other))
@@ -62,18 +62,16 @@ def differences(rows: Rows, pairs: Sequence[tuple[str, str, str]] = QUESTIONS) -
             freedom = seed_freedom * (error**2 / of_seeds) ** 2 if of_seeds else math.inf
             p = float(2 * student.sf(abs(drawn[0]) / error, freedom)) if error else 1.0
             found.append(Difference(question, one, other, task, float(drawn[0]), error, p))
-            variances.append((freedom, of_clips, per_seed, seed_freedom))
+            noise.append((freedom, of_clips, per_seed, seed_freedom))
     level = LEVEL / 2 / max(1, len(found))  # Holm's strictest, on one side
     return [
         replace(
             d,
             corrected=p,
             detectable=float(student.isf(level, freedom)) * d.error,
-            seeds=_seeds_needed(abs(d.value), level, *others),
+            seeds=_seeds_needed(abs(d.value), level, *rest),
         )
-        for d, p, (freedom, *others) in zip(
-            found, holm([d.p for d in found]), variances, strict=True
-        )
+        for d, p, (freedom, *rest) in zip(found, holm([d.p for d in found]), noise, strict=True)
     ]
 
 

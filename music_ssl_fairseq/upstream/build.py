@@ -123,11 +123,10 @@ logger = logging.getLogger(__name__)
 def initialise(model: AudioEncoder, contents: Contents, normalise: bool) -> None:
     """Start pre-training from a checkpoint's encoder (`model.init_from`); heads keep their weights.
 
+    If `normalise`, the new run's `task.normalize`, is not the checkpoint's, there is a warning.
+
     Raises InputError if the checkpoint is of another sample rate, or the encoder has another
     architecture; the message names the settings that would make it fit.
-
-    Args:
-        normalise: `task.normalize` of the new run; one other than the checkpoint's is warned of.
     """
     check_sample_rate(contents)
     different = [

@@ -16,14 +16,13 @@ _MAX_RUNS = 6
 
 
 def locate(path: str | os.PathLike) -> Path:
-    """Return a file, or a Hugging Face folder.
+    """Return the checkpoint file, or the Hugging Face folder, that a path stands for.
+
+    The folder of a run, or one that has a single run in it, stands for the run's best checkpoint
+    (the last, if it was never validated). `hf:USER/NAME`, also with `@REVISION`, is fetched from
+    the Hugging Face hub.
 
     Raises InputError if a folder has neither, or several runs, or the hub no safetensors.
-
-    Args:
-        path: either of these. The folder of a run, or one that has a single run in it, stands for
-            the run's best checkpoint (the last, if it was never validated). `hf:USER/NAME`, also
-            with `@REVISION`, is fetched from the Hugging Face hub.
     """
     if hub.is_name(path):
         folder = hub.snapshot(path)
