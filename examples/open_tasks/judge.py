@@ -72,18 +72,18 @@ def run(
         raise InputError(f"--jobs {jobs}: give the number of processes, at least 1")
     _refuse_copies(upstreams)
     form = "small" if small else "full"
-    at_once = jobs or (1 if cpu or available_cpus() < 2 * _JOBS else _JOBS)
-    if at_once > 1:  # it imports while the tasks' folders are made
+    processes = jobs or (1 if cpu or available_cpus() < 2 * _JOBS else _JOBS)
+    if processes > 1:  # the server imports while the tasks' folders are made
         start_server(["music_ssl_fairseq.probing.probe_tasks"])
     chosen = tasks.chosen(tasks_named, data)
     for task in chosen:
         tasks.build(task, data, out / form / "tasks" / task.name, small)
-    if jobs is None and at_once > 1 and not _is_roomy_gpu():  # asked late, as it imports torch
-        at_once = 1
+    if jobs is None and processes > 1 and not _is_roomy_gpu():  # asked late, as it imports torch
+        processes = 1
     require_sources(upstreams)
-    groups = [chosen] if at_once == 1 else tasks.side_by_side(chosen)
+    groups = [chosen] if processes == 1 else tasks.side_by_side(chosen)
     items = [(name, group) for name in upstreams for group in groups]
-    workers = 0 if at_once == 1 else min(at_once, len(items))
+    workers = 0 if processes == 1 else min(processes, len(items))
     pool = WorkerPool(workers, advice="the same command continues; give fewer --jobs")
     job = partial(judge, out=out.resolve(), form=form, cpu=cpu, seeds=seeds)
     began, folders = time.monotonic(), {}
