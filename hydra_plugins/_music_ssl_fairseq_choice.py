@@ -158,7 +158,7 @@ def _task_of(arguments: list[str]) -> str:
 
 
 def _is_configuration(folder: str, name: str) -> bool:
-    """Tell whether there is such a file; fairseq's own config.yaml alone trains nothing."""
+    """Return whether a configuration exists. fairseq's own config.yaml does not count."""
     if os.path.isabs(name):
         return False
     fairseq = importlib.util.find_spec("fairseq")

@@ -92,7 +92,7 @@ class Patience:
 
 
 class UnitWatch:
-    """Watches musicHuBERT: predictions of nearly one unit, no more accurate than always that unit.
+    """Watches musicHuBERT: predictions of nearly one unit, no more accurate than naming it always.
 
     This follows from too high a learning rate (fairseq issue 5534): the loss stays at the entropy
     of the labels. Features need not shrink, and do not without their penalty. `warmup` and `advice`

@@ -64,7 +64,7 @@ class DelayedTotals:
         self._numbers: dict[str, Any] = {}
 
     def __call__(self, logging_outputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return the totals of the previous call; of this one at the first and without a GPU."""
+        """Return the totals of the previous call, or of this one if it is the first or on a CPU."""
         on_gpu = any(isinstance(v, Tensor) and v.is_cuda for v in logging_outputs[0].values())
         sums = totals(logging_outputs, self._fetch)
         if not on_gpu:

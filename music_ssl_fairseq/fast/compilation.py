@@ -50,7 +50,7 @@ class ShapeGate:
         self._admitted: dict[Hashable, tuple[int, ...]] = {}
 
     def is_new(self, mode: Hashable) -> bool:
-        """Return whether no shape has come in a mode."""
+        """Return whether a mode has had no shape yet."""
         return mode not in self._modes
 
     def __call__(self, mode: Hashable, shape: tuple[int, ...]) -> bool:

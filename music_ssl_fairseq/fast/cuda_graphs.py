@@ -35,9 +35,10 @@ _graphed: "WeakKeyDictionary[nn.Module, Any]" = WeakKeyDictionary()
 
 
 def _cached(module: nn.Module, key: Any, capture: Callable[[], Any], what: str) -> Any:
-    """Return what was captured of a module, if it has this key, or else capture it anew.
+    """Return a module's graphs: those captured with this key, or else new ones.
 
-    None if that fails, for instance because memory is short; then it is not tried again.
+    Returns None if capturing fails, for instance because memory is short. Later calls do not try
+    again.
     """
     found = _graphed.get(module)
     if found is not None and found.key == key:

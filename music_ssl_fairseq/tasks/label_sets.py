@@ -78,7 +78,7 @@ class LabelSets:
 
 
 def _label_command(folder: str, manifests: str) -> str:
-    """Return the command that makes missing labels, as the folder's name says, or of MFCC."""
+    """Return the command that makes missing labels: of the folder's name, or else of MFCC."""
     name = os.path.basename(os.path.abspath(folder))
     options = _LABELS_OF_EXAMPLES.get(name, "--k 500")
     if name != "mfcc" and all(part in FRONT_ENDS for part in name.split("+")):

@@ -99,7 +99,7 @@ def refuse_impossible(cfg: Any) -> None:
 
 
 def _refuse_unknown(cfg: Any) -> None:
-    """Refuse names that nothing is registered under, which fairseq answers with a KeyError."""
+    """Refuse names that are not registered, which fairseq answers with a KeyError."""
     known = {group: REGISTRIES[group]["registry"] for group in _GROUPS} | {"model": MODEL_REGISTRY}
     for group, names in known.items():
         name = OmegaConf.select(cfg, f"{group}._name")
@@ -110,7 +110,7 @@ def _refuse_unknown(cfg: Any) -> None:
 
 
 def _require_file(name: str, path: str) -> None:
-    """Refuse what is no checkpoint file. fairseq would start anew from a folder, without a word."""
+    """Refuse a path that is no checkpoint file. From a folder, fairseq silently starts anew."""
     if path and Path(path).is_dir():
         file = locate(path)
         last = file.with_name(LAST)
@@ -125,7 +125,7 @@ def _require_file(name: str, path: str) -> None:
 
 
 def refuse_in_probes(cfg: Any) -> None:
-    """Refuse what would train or choose heads in another way, or end in a traceback."""
+    """Refuse settings that would train or choose heads in another way, or end in a traceback."""
     _refuse_others(cfg, _FIXED_IN_PROBES, "not for a probe: ")
 
 

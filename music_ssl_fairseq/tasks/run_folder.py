@@ -183,9 +183,9 @@ def _noted(state: dict[str, Any], name: str) -> Any:
 
 
 def _beginning(cfg: Any, own: str) -> str:
-    """Return the checkpoint, or the resets, that a command begins a run with; or empty.
+    """Return the checkpoint or the resets with which a command begins a run, or an empty string.
 
-    `own` is the file by which a run resumes.
+    `own` is the file from which a run resumes.
     """
     if cfg.restore_file != own:
         return os.path.realpath(cfg.restore_file)
@@ -195,8 +195,8 @@ def _beginning(cfg: Any, own: str) -> str:
 def _continue_own(cfg: Any, began_with: str, own: str) -> None:
     """Let a run that began with a file or resets continue with its own checkpoint, whole.
 
-    fairseq begins so whenever the command runs: an interrupted and resubmitted run would lose what
-    it has trained.
+    fairseq begins with them whenever the command runs: an interrupted and resubmitted run would
+    lose what it has trained.
     """
     file, state = _checkpoint_to_continue(OmegaConf.merge(cfg, {"restore_file": own}))
     if file is None or _noted(state, BEGAN_WITH) != began_with:
@@ -213,7 +213,7 @@ def _continue_own(cfg: Any, began_with: str, own: str) -> None:
 def _checkpoint_to_continue(cfg: Any) -> tuple[Path | None, dict[str, Any]]:
     """Return the checkpoint that will be loaded, and its content.
 
-    An unreadable one counts as none here: loading it reports the error.
+    An unreadable checkpoint counts as none here: fairseq's loading reports the error.
     """
     suffix = cfg.checkpoint_suffix
     try:

@@ -30,8 +30,8 @@ class HostCopies:
     def __call__(self, state: Any) -> tuple[Any, torch.cuda.Event | None]:
         """Copy a state; the copies of the last call are overwritten.
 
-        Returns the copies, and the event after which they are complete: None if they are so
-        already. A GPU makes them between two of its updates, and the caller need not wait.
+        Returns the copies, and the event after which they are complete: None if they are complete
+        already. A GPU copies between two updates, so that the caller need not wait.
         """
         from fairseq.utils import apply_to_sample
 

@@ -29,9 +29,9 @@ class Interruption:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None  # the first signal, or None
-        self.agreed = False  # whether all processes of a training know that one has received any
-        self.training = False  # whether there is an update to finish; else a signal ends at once
-        self.saved = False  # whether all is saved, so that the process may exit with RESUBMIT
+        self.agreed = False  # whether all processes of a training know of one's signal
+        self.training = False  # whether an update must end first; else a signal exits at once
+        self.saved = False  # whether the checkpoint is written, so that RESUBMIT is true
         self._handlers: dict[Any, Any] = {}
         self._pipe: tuple[int, int] | None = None
 

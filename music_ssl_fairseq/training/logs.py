@@ -53,7 +53,7 @@ def _excepthook(hook: Callable[..., Any], args: Any) -> Any:
 
 
 def _update_config(bar: Any, update: Callable[..., None], config: dict[str, Any]) -> None:
-    """Show a run's settings under HPARAMS in TensorBoard, where fairseq has a TODO; once."""
+    """Show a run's settings under HPARAMS in TensorBoard, once. fairseq does not show them."""
     from torch.utils.tensorboard.summary import hparams
 
     update(bar, config)
@@ -135,7 +135,7 @@ def choose_tracker(cfg: Any) -> None:
 
 
 class _Trackio:
-    """The part of wandb that fairseq uses, by trackio. A resumed run keeps its name and curves."""
+    """Trackio with wandb's functions that fairseq calls. A resumed run keeps name and curves."""
 
     def __init__(self, module: Any):
         self._module = module

@@ -57,7 +57,7 @@ def patch_stopping() -> None:
 
 
 def _load_checkpoint(load: Callable[..., Any], cfg: Any, trainer: Any, **kwargs: Any) -> Any:
-    """Keep what a checkpoint says is still due after its update."""
+    """Load a checkpoint, and note what is still due after its update."""
     interruption.install()
     extra_state, epoch_itr = load(cfg, trainer, **kwargs)
     if not trainer.get_num_updates():  # weights alone: their training is no part of this one
@@ -95,7 +95,7 @@ def _train(
 ) -> Any:
     """Train an epoch with fairseq's function, after what is pending from the run before.
 
-    Nothing if the run is finished: fairseq's loop would make and save one more update.
+    A finished run is not trained: fairseq's loop would make and save one more update.
     """
     if getattr(task, "finished", ""):
         return [None], True

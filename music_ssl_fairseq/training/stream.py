@@ -15,11 +15,11 @@ import torch
 from fairseq.data.iterators import BufferedIterator, CountingIterator
 
 Plan = list[Any]
-"""Batches of indices of an epoch, of this process; an empty one where it has run out."""
+"""This process's batches of an epoch, as indices. A batch is empty where they have run out."""
 
 
 class Plans:
-    """Each epoch's batches, made when first asked for; any thread may ask."""
+    """The plan of each epoch, made at its first use, in any thread."""
 
     def __init__(self, make: Callable[[int], Plan]):
         self._make = make
@@ -38,7 +38,7 @@ class Plans:
 
 
 class _Items(torch.utils.data.Dataset):
-    """Items by epoch and index."""
+    """Maps an epoch and an index to the dataset's item."""
 
     def __init__(self, dataset: Any):
         self._dataset = dataset
@@ -49,7 +49,7 @@ class _Items(torch.utils.data.Dataset):
 
 
 def _places(plans: Plans, epoch: int, first: int) -> Iterator[list[tuple[int, int]]]:
-    """Yield the places of each batch from a position on, without end: a loader's sampler."""
+    """Yield each batch from a position on, as (epoch, index), without end: a loader's sampler."""
     while True:
         for batch in plans[epoch][first:]:
             yield [(epoch, int(index)) for index in batch]
