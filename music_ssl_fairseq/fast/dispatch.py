@@ -259,25 +259,23 @@ def _run_convs(layers: Sequence[Any], x: Tensor, fast: bool) -> Tensor:
 
 
 def _encoder_input(model: Any, inputs: list[Tensor], mask: Tensor, seed: Tensor | None) -> Any:
-    if seed is None:
-        return model.encoder_input(inputs, mask)
-    return model.encoder_input(inputs, mask, hashed([seed]))
+    return model.encoder_input(inputs, mask, **_hashed_drop(seed))
 
 
 def _decode(decoder: Any, x: Tensor, inputs: dict[str, Any], seed: Tensor | None) -> Tensor:
-    return decoder(x, **inputs) if seed is None else decoder(x, **inputs, drop=hashed([seed]))
+    return decoder(x, **inputs, **_hashed_drop(seed))
 
 
 def _embed(
-    encoder: Any,
-    x: Tensor,
-    packing: Any,
-    execution: Execution,
-    seeds: Tensor | None,
+    encoder: Any, x: Tensor, packing: Any, execution: Execution, seeds: Tensor | None
 ) -> Tensor:
-    if seeds is None:
-        return encoder.embed(x, packing, execution)
-    return encoder.embed(x, packing, execution, hashed([seeds[0]]))
+    seed = None if seeds is None else seeds[0]
+    return encoder.embed(x, packing, execution, **_hashed_drop(seed))
+
+
+def _hashed_drop(seed: Tensor | None) -> dict[str, Any]:
+    """Return the argument for hashed dropout; none without a seed, as in evaluation."""
+    return {} if seed is None else {"drop": hashed([seed])}
 
 
 def _run_layer(

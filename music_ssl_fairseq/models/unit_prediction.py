@@ -104,11 +104,7 @@ class EncoderWithUnitHeads(AudioEncoder):
 
 
 def _score(
-    frames: list[Tensor],
-    project: nn.Linear,
-    units: Tensor,
-    classes: list[int],
-    cosine_logits: CosineLogits,
+    frames: list[Tensor], project: nn.Linear, units: Tensor, classes: list[int], score: CosineLogits
 ) -> list[Tensor]:
     # No configuration is read here, because OmegaConf cannot be compiled.
     dim = project.out_features // len(classes)
@@ -117,7 +113,7 @@ def _score(
     else:
         parameters = zip(frames, project.weight.split(dim), project.bias.split(dim), strict=True)
         projected = tuple(F.linear(*of_set) for of_set in parameters)
-    return [cosine_logits(*pair) for pair in zip(projected, units.split(classes), strict=True)]
+    return [score(*pair) for pair in zip(projected, units.split(classes), strict=True)]
 
 
 def frames_at(x: Tensor, indices: Tensor) -> Tensor:

@@ -1,13 +1,8 @@
 """Patches of fairseq's training loop, so that nothing is lost: applied once, by our tasks.
 
-`checkpoints` writes a state to a path, whole or not at all, `background` does so while training
-continues, and `saving` makes fairseq use both. `logs` continues without logs on a full disk, and
-has the experiment trackers. `epoch` resumes within an epoch, of any batching, and `stream` reads
-ahead into the next ones. `interruption` receives signals, and `stopping` stops at an update.
-`non_finite` names the tracks of a loss that is not finite. `run_state` is what fairseq keeps of a
-run, and `processes` is about those that train together or load data.
-`hydra_plugins/music_ssl_fairseq_launch.py` starts and ends several processes, which must be set up
-before fairseq imports a task.
+docs/architecture.md has a table of all patches. They use `checkpoints`, which writes a state whole
+or not at all, `background`, which does so while training continues, `stream`, which reads ahead,
+and `interruption`, which receives signals. `run_state` has what fairseq keeps of a run.
 """
 
 import functools
