@@ -1,4 +1,4 @@
-"""What a process runs on: CPUs, the device of models, torch's defaults, a stack for signals."""
+"""CPUs, the device of models, torch's defaults, and a stack for signals."""
 
 import faulthandler
 import os
