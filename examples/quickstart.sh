@@ -129,7 +129,7 @@ done
 train() { # name title model config override...
   local name=$1 title=$2 model=$3 config=$4
   shift 4
-  step "$name-$config" "$title" '^(writes to|trained|finished|next|warning)' \
+  step "train-$name-$config" "$title" '^(writes to|trained|finished|next|warning)' \
     fairseq-hydra-train --config-dir "examples/$model" --config-name "$config" \
     "task.data=$(quoted "$out/manifests")" "hydra.run.dir=$(quoted "$runs/$config/$model")" "$@"
 }
