@@ -102,6 +102,6 @@ def changed_audio(manifest: Manifest, noted: object, made: str) -> str | None:
     if found in (None, noted):
         return None
     return (
-        f"{manifest.file}: its audio files have been replaced since {made} made from them; unless "
-        "only their tags are others, make again what is older, with --force"
+        f"{manifest.file}: its audio files have been replaced since {made} made from them. If "
+        "more than tags has changed, run the command that made it again, with --force"
     )
